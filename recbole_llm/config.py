@@ -1,0 +1,261 @@
+"""RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
+
+Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- properties/model <- properties/llm <- the
+user's files <- dict <- command line. A partial ``eval_args``, ``candidates`` or other dict is merged into the default
+instead of replacing it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recbole.config import Config
+from recbole.utils import ModelType
+from recbole.utils.argument_list import (
+    dataset_arguments,
+    evaluation_arguments,
+    general_arguments,
+    training_arguments,
+)
+
+from recbole_llm import compat, registry
+from recbole_llm.training.checkpoint import fingerprint
+
+# keys that RecBole reads and documents nowhere in its property files
+_RECBOLE_KEYS = {
+    "model", "dataset", "config_files", "nproc", "world_size", "local_rank", "ip", "port", "offset", "single_spec",
+    "transform", "neg_sampling", "training_neg_sample_num", "fusion_type", "wandb_project", "selected_features",
+}  # fmt: skip
+# model families that RecBole measures by click labels (AUC, log-loss) keep its evaluation as it is
+_LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
+# what only changes where or how a run is shown or kept, not its result
+_BOOKKEEPING = {
+    "checkpoint_dir", "config_files", "data_path", "device", "gpu_id", "log_wandb", "save_dataloaders", "save_dataset",
+    "show_progress", "state", "wandb_project", "worker",
+}  # fmt: skip
+
+
+def properties_folder() -> Path:
+    """``properties/``: inside the package in a wheel, at the top of a checkout otherwise."""
+    package = Path(__file__).parent
+    for folder in (package / "properties", package.parent / "properties"):
+        if (folder / "overall.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"properties/overall.yaml is neither in {package} nor beside it; reinstall recbole-llm")
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as Python reads a literal, YAML's true/false/null included; anything else is a string."""
+    simple = {"true": True, "false": False, "none": None, "null": None, "~": None}
+    if text.strip().lower() in simple:
+        return simple[text.strip().lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+class LLMConfig(Config):
+    """Configuration of one run; a drop-in for RecBole's ``Config``.
+
+    Args:
+        model: name of one of our models or of RecBole's.
+        dataset: name of an atomic dataset.
+        config_file_list: the user's YAML files.
+        config_dict: values set from Python; strings are read as literals, never evaluated.
+        cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read here.
+
+    Raises:
+        ValueError: an unknown key, model or value; names the key, its file and the nearest known key.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        cmd_line: Sequence[str] = (),
+    ):
+        compat.check_pandas()
+        self._cmd_line = tuple(cmd_line)
+        self._key_source: dict[str, str] = {}
+        super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
+
+    # -- what the user gave --------------------------------------------------------------------------------------------
+
+    def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for file in file_list or []:
+            values = self._read_yaml(file)
+            self._key_source.update(dict.fromkeys(values, str(file)))
+            merged.update(values)
+        return merged
+
+    def _read_yaml(self, file: str | Path) -> dict[str, Any]:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"--config_files: {file} does not exist (read from {Path.cwd()})")
+        with open(file, encoding="utf-8") as stream:
+            values = yaml.load(stream, Loader=self.yaml_loader)
+        if values is not None and not isinstance(values, dict):
+            raise ValueError(f"{file}: a property file holds `key: value` lines, not a {type(values).__name__}")
+        return values or {}
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        for key, value in config_dict.items():
+            self._key_source.setdefault(key, "config_dict")
+            if isinstance(value, str):
+                config_dict[key] = parse_value(value)
+        return config_dict
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        values: dict[str, str] = {}
+        for argument in self._cmd_line:
+            key, equals, value = argument.removeprefix("--").partition("=")
+            if not argument.startswith("--") or not equals:
+                raise ValueError(f"command line: {argument!r} is not of the form --key=value")
+            if values.get(key, value) != value:
+                raise ValueError(f"command line: --{key} is given twice, as {values[key]!r} and {value!r}")
+            values[key] = value
+            self._key_source[key] = "the command line"
+        return self._convert_config_dict(values)
+
+    # -- defaults ------------------------------------------------------------------------------------------------------
+
+    def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
+        model = model or self.external_config_dict.get("model")
+        dataset = dataset or self.external_config_dict.get("dataset")
+        for key, value in (("model", model), ("dataset", dataset)):
+            if value is None:
+                raise ValueError(f"--{key} is missing: give it on the command line or in a property file")
+        return str(model), registry.get_model(str(model)), str(dataset)
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        folder = properties_folder()
+        labelled = self.internal_config_dict["MODEL_TYPE"] in _LABELLED
+        overall = self._read_yaml(folder / "overall.yaml")
+        protocol = overall.pop("protocol")
+        load_col = overall.pop("load_col")
+        self._ours = {**overall, **protocol}
+        self.internal_config_dict.update(overall if labelled else self._ours)
+        if self.internal_config_dict["load_col"] == {"inter": ["user_id", "item_id"]}:
+            # RecBole's default leaves out the time that its own ordering needs (RUCAIBox/RecBole#1616)
+            self.internal_config_dict["load_col"] = load_col
+        for file in (folder / "dataset" / f"{dataset}.yaml", folder / "model" / f"{model}.yaml", self._llm_file(folder)):
+            if file is not None and file.is_file():
+                values = self._read_yaml(file)
+                self._ours.update(values)
+                self.internal_config_dict.update(values)
+        self._check_keys()
+
+    def _llm_file(self, folder: Path) -> Path | None:
+        """properties/llm/<llm>.yaml for ``--llm=<llm>``: one file per backbone."""
+        name = self.external_config_dict.get("llm")
+        if name is None:
+            return None
+        file = folder / "llm" / f"{name}.yaml"
+        if not file.is_file():
+            known = ", ".join(sorted(path.stem for path in (folder / "llm").glob("*.yaml")))
+            raise ValueError(f"--llm={name}: {file} does not exist; known: {known}; or give --llm_path=FOLDER or a hub id")
+        return file
+
+    def _check_keys(self) -> None:
+        quick = set(self.internal_config_dict) | _RECBOLE_KEYS
+        quick.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
+        unknown = [key for key in self.external_config_dict if key not in quick]
+        if not unknown:
+            return
+        known = quick | _all_property_keys(self.yaml_loader)  # one file may serve several models
+        for key in unknown:
+            if key not in known:
+                near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
+                raise ValueError(f"unknown key `{key}` in {self._key_source.get(key)}; did you mean `{near[0]}`?")
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = dict(self.internal_config_dict)
+        for key, value in self.external_config_dict.items():
+            default = final.get(key)
+            # `load_col: {inter: [...]}` means just these columns; everything else is a partial change
+            merge = isinstance(default, dict) and isinstance(value, dict) and key not in ("load_col", "unload_col")
+            final[key] = {**default, **value} if merge else value  # type: ignore[dict-item]
+        self._settle_evaluation(final)
+        return final
+
+    def _settle_evaluation(self, final: dict[str, Any]) -> None:
+        """``eval_args: {mode: candidates}`` is our protocol; to RecBole it looks like full ranking, one row per user."""
+        mode = final["eval_args"]["mode"]
+        modes = {"valid": mode, "test": mode} if isinstance(mode, str) else dict(mode)
+        final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
+        final["eval_args"] = {
+            **final["eval_args"],
+            "mode": {phase: "full" if value == "candidates" else value for phase, value in modes.items()},
+        }
+        split = final["eval_args"].get("split")
+        if final["candidate_phases"] and split != {"LS": "valid_and_test"}:
+            raise ValueError(
+                f"eval_args: candidates need one target a user, split: {{'LS': 'valid_and_test'}}, not {split}; "
+                f"for another split give eval_args: {{'mode': 'full'}}"
+            )
+
+    def _init_device(self) -> None:
+        # RecBole overwrites CUDA_VISIBLE_DEVICES with gpu_id; what the shell says wins unless gpu_id was given
+        shell = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if shell is not None and "gpu_id" not in self.external_config_dict:
+            self.final_config_dict["gpu_id"] = shell
+        super()._init_device()
+
+    def compatibility_settings(self) -> None:
+        compat.apply()
+        super().compatibility_settings()
+
+    def for_dataset(self, name: str) -> LLMConfig:
+        """The configuration of another dataset in the same run: its own property file, this run's other settings."""
+        about_dataset = {key for file in (properties_folder() / "dataset").glob("*.yaml") for key in self._read_yaml(file)}
+        values = {key: value for key, value in self.external_config_dict.items() if key not in about_dataset | {"dataset"}}
+        return LLMConfig(self.model, name, config_dict=values)
+
+    # -- views ---------------------------------------------------------------------------------------------------------
+
+    def plain(self) -> dict[str, Any]:
+        """The final values as JSON-able data."""
+        return {key: _plain(value) for key, value in sorted(self.final_config_dict.items())}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of every value that can change a result."""
+        return fingerprint({key: value for key, value in self.plain().items() if key not in _BOOKKEEPING})
+
+    def log_ours(self) -> None:
+        """Show our own settings in RecBole's manner."""
+        getLogger().info("\n".join(f"{key} = {self[key]}" for key in self._ours))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _all_property_keys(loader: Any) -> set[str]:
+    """Every key that any property file of ours or of RecBole's sets."""
+    import recbole
+
+    files: Iterable[Path] = [
+        *(Path(recbole.__file__).parent / "properties").rglob("*.yaml"),
+        *properties_folder().rglob("*.yaml"),
+    ]
+    keys: set[str] = set()
+    for file in files:
+        if file.name not in ("url.yaml", "kg_url.yaml"):
+            keys.update((yaml.load(file.read_text(encoding="utf-8"), Loader=loader) or {}).keys())
+    return keys

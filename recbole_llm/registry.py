@@ -1,0 +1,65 @@
+"""Model name -> model class and trainer class: ours first, then RecBole's own.
+
+A model file registers nothing by itself; the table below is the whole list, and names are looked up lazily, so that
+``--help`` and the classical baselines import neither transformers nor peft.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.resources
+import pkgutil
+from typing import Any
+
+MODELS = {
+    "LoRACocktail": "recbole_llm.model.loracocktail",
+    "MoLoRec": "recbole_llm.model.molorec",
+    "TALLRec": "recbole_llm.model.tallrec",
+}
+
+
+def recbole_model_names() -> list[str]:
+    """File names (lower case) of the models that RecBole ships, lightgbm and xgboost ones left out."""
+    families = ["general", "context_aware", "sequential", "knowledge_aware"]
+    names = []
+    for family in families:
+        package = importlib.import_module(f"recbole.model.{family}_recommender")
+        names += [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return sorted(names)
+
+
+def get_model(name: str) -> type[Any]:
+    """The class of a model, by its CamelCase name.
+
+    Raises:
+        ValueError: no such model, here or in RecBole; names the nearest ones.
+    """
+    if name in MODELS:
+        return getattr(importlib.import_module(MODELS[name]), name)
+    from recbole.utils import get_model as recbole_get_model
+
+    # asked first: RecBole falls through to lightgbm, which nobody has installed
+    if name.lower() in recbole_model_names():
+        try:
+            return recbole_get_model(name)
+        except AttributeError:
+            pass  # right letters, wrong case: 'sasrec'
+    known = list(MODELS) + _recbole_class_names()
+    by_lower = {other.lower(): other for other in known}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    raise ValueError(f"--model={name}: no such model. Did you mean {', '.join(near) or ', '.join(MODELS)}?")
+
+
+def _recbole_class_names() -> list[str]:
+    import recbole
+
+    folder = importlib.resources.files(recbole) / "properties" / "model"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def get_trainer(config: Any) -> type[Any]:
+    """The trainer class of a configured model: RecBole's own trainer under our candidate protocol, or ours."""
+    from recbole_llm.training.trainer import trainer_class
+
+    return trainer_class(config)
