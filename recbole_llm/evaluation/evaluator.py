@@ -1,0 +1,78 @@
+"""Candidate scores -> RecBole's Collector and metrics, with every user's rank kept.
+
+The candidate protocol looks like full ranking to RecBole: one row per user, a score for each item of the catalogue, minus
+infinity outside the candidates. All of RecBole's metrics then work untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from recbole.evaluator import Collector
+from torch import Tensor
+
+
+class SafeCollector(Collector):
+    """RecBole's collector without the crash of ItemCoverage, Gini and others: plain numbers have no ``.cpu()``.
+
+    Goes away with RUCAIBox/RecBole#2131.
+    """
+
+    def get_data_struct(self) -> Any:
+        plain = {key: value for key, value in self.data_struct._data_dict.items() if not isinstance(value, Tensor)}
+        for key in plain:
+            del self.data_struct._data_dict[key]
+        struct = super().get_data_struct()
+        self.data_struct._data_dict.update(plain)
+        struct._data_dict.update(copy.deepcopy(plain))
+        return struct
+
+
+@dataclass
+class Ranks:
+    """Rank of the target among the candidates for each evaluated user of one pass, in order of evaluation.
+
+    Attributes:
+        users: internal user ids.
+        ranks: 1 is best; ties are broken by the candidates' shuffled slots, so a constant scorer is at chance.
+        ties: how many other candidates had exactly the target's score.
+    """
+
+    users: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    ties: list[int] = field(default_factory=list)
+
+    def add(self, users: Tensor, scores: Tensor, slots: Tensor) -> None:
+        """Add a batch: users [B], scores [B, C], the target's slot [B]."""
+        target = scores.gather(1, slots[:, None])  # [B, 1]
+        place = torch.arange(scores.size(1), device=scores.device)[None, :]  # [1, C]
+        equal = scores == target  # [B, C]
+        better = (scores > target) | (equal & (place < slots[:, None]))  # [B, C]
+        self.users += users.tolist()
+        self.ranks += (better.sum(1) + 1).tolist()
+        self.ties += (equal.sum(1) - 1).tolist()
+
+    @property
+    def tie_rate(self) -> float:
+        """Share of users whose target ties with another candidate."""
+        return sum(tie > 0 for tie in self.ties) / max(len(self.ties), 1)
+
+
+def spread(scores: Tensor, candidates: Tensor, item_count: int) -> Tensor:
+    """Candidate scores [B, C] as a catalogue row [B, item_count] that RecBole's top-k orders without a tie.
+
+    Scores become minus their rank, so that equal scores keep the order of the candidate file instead of an order that
+    depends on ``torch.topk``.
+
+    Raises:
+        ValueError: a score is not a number.
+    """
+    if torch.isnan(scores).any():
+        raise ValueError("a model gave scores that are not numbers (NaN) for some candidates; nothing can be ranked")
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices  # [B, C]
+    places = torch.empty_like(order).scatter_(1, order, torch.arange(scores.size(1), device=scores.device).expand_as(order))
+    row = torch.full((scores.size(0), item_count), -torch.inf, device=scores.device)  # [B, I]
+    return row.scatter_(1, candidates, -places.float())

@@ -1,0 +1,89 @@
+"""The candidate protocol of a run: which users are evaluated, on which candidates; the same for every model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.data.candidates import CandidateSet, candidate_path, draw, load_or_draw, read_candidates
+from recbole_llm.data.dataset import Histories
+
+logger = getLogger()
+
+
+def attach_candidates(config: Any, dataset: Any, valid_data: Any, test_data: Any) -> None:
+    """Give both evaluation loaders their ``candidates`` (None in RecBole's own modes), drawn or read from disk."""
+    for phase, loader in (("valid", valid_data), ("test", test_data)):
+        loader.candidates = None
+        if phase in config["candidate_phases"]:
+            found = candidate_set(config, dataset, phase)
+            logger.info(f"candidates ({phase}): {len(found.users)} users x {found.items.size(1)}, SHA-256 {found.sha256}")
+            loader.candidates = _sampled(found, config["eval_users"], config["candidates"]["seed"])
+
+
+def candidate_set(config: Any, dataset: Any, phase: str) -> CandidateSet:
+    """The candidates of one phase, by ``config["candidates"]``.
+
+    Raises:
+        ValueError: an unknown source, or a file that is missing or does not fit the dataset.
+    """
+    settings, histories = config["candidates"], dataset.histories
+    users = torch.from_numpy(histories.evaluated_users)  # [N]
+    if not len(users):
+        raise ValueError(f"candidates: no user of {config['dataset']} has the four interactions that a split needs")
+    targets = torch.tensor([histories.target(user, phase) for user in users.tolist()])  # [N]
+    source = settings["source"]
+    if source == "file":
+        return _from_file(settings["file"], phase, users, targets, histories)
+    if source not in ("uniform", "popularity"):
+        raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity or file")
+    number, seed = settings["number"], settings["seed"]
+    folder = Path(config["checkpoint_dir"]) / "candidates"
+    path = candidate_path(folder, dataset=config["dataset"], split=phase, source=source, number=number, seed=seed)
+    draw_items = partial(_draw, users, targets, histories, dataset.catalogue_titles, phase, source, number, seed)
+    return load_or_draw(path, users, targets, histories.user_ids, histories.item_ids, draw_items)
+
+
+def _draw(
+    users: Tensor, targets: Tensor, histories: Histories, titles: list[str], phase: str, source: str, number: int, seed: int
+) -> Tensor:
+    """LongTensor[N, number + 1]; what is excluded is what is known at that phase: no test label touches validation."""
+    known = [histories.before(user, phase) for user in users.tolist()]
+    weights = None
+    if source == "popularity":
+        train = np.concatenate([histories.train(user) for user in range(1, len(histories.items))])
+        weights = np.bincount(train, minlength=len(histories.item_ids)).astype(np.float64)
+    names = [histories.user_ids[user] for user in users.tolist()]
+    return draw(
+        names, targets.tolist(), known, titles, histories.item_ids, number=number, seed=seed, split=phase, weights=weights
+    )
+
+
+def _from_file(
+    files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories
+) -> CandidateSet:
+    if not files or phase not in files:
+        raise ValueError(f"candidates: source file needs file: {{'valid': PATH, 'test': PATH}}, not {files}")
+    found = read_candidates(Path(files[phase]), histories.user_ids, histories.item_ids)
+    covered = torch.isin(users, found.users)
+    if not covered.any():
+        raise ValueError(f"candidates: {files[phase]} has no user of this dataset's {phase} split")
+    found.lookup(users[covered], targets[covered])  # raises where the file means other targets
+    return found
+
+
+def _sampled(candidates: CandidateSet, number: int | None, seed: int) -> CandidateSet:
+    """A seeded choice of users; the same for every model, since it depends on the file alone."""
+    if number is None or number >= len(candidates.users):
+        return candidates
+    chosen = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(candidates.users))[:number]))
+    return replace(
+        candidates, users=candidates.users[chosen], targets=candidates.targets[chosen], items=candidates.items[chosen]
+    )

@@ -1,0 +1,186 @@
+"""Files that are either whole or absent: safetensors and JSON, checked by SHA-256, nothing pickled.
+
+A file or folder is written under a temporary name, flushed to disk and renamed, so that a killed process leaves the old
+one or the new one, never half of one. A folder carries a manifest of SHA-256 sums, written last; what does not match its
+manifest is refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+MANIFEST = "MANIFEST.json"
+
+
+class DamagedError(ValueError):
+    """A file on disk is not what was written: named, refused, to be rebuilt."""
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path | str, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        _flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path``, with its manifest, when the block ends without an error.
+
+    An existing ``path`` is replaced (moved aside first: a folder cannot be renamed over another).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _write_manifest(temporary)
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old.tmp")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _flush(path.parent)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+
+
+def _write_manifest(folder: Path) -> None:
+    sums = {}
+    for file in _files(folder):
+        _flush(file)
+        sums[file.relative_to(folder).as_posix()] = sha256_file(file)
+    (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
+    _flush(folder / MANIFEST)
+    _flush(folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` was written to its end (it may still have been damaged since: :func:`verify`)."""
+    return (folder / MANIFEST).is_file()
+
+
+def verify(folder: Path) -> None:
+    """Check every file of ``folder`` against its manifest.
+
+    Raises:
+        DamagedError: names the folder, the file and what is wrong with it.
+    """
+    try:
+        sums = json.loads((folder / MANIFEST).read_text())
+        expected = {str(name): str(digest) for name, digest in sums.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{folder}: its {MANIFEST} is missing or unreadable ({error}); delete the folder") from error
+    for name, digest in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise DamagedError(f"{folder}: the file {name} is missing; delete the folder to have it rebuilt")
+        if sha256_file(file) != digest:
+            raise DamagedError(f"{file}: its SHA-256 is not the one in {MANIFEST}; delete the folder to have it rebuilt")
+
+
+# -- states ------------------------------------------------------------------------------------------------------------
+
+
+def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON-able values as one atomic folder."""
+    with atomic_folder(folder) as temporary:
+        # safetensors refuses shared storage, and views would be written whole
+        save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, temporary / "tensors.safetensors")
+        (temporary / "values.json").write_text(json.dumps(values))
+
+
+def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what :func:`save_state` wrote, after checking it.
+
+    Raises:
+        DamagedError: the folder does not match its manifest.
+    """
+    verify(folder)
+    return load_file(folder / "tensors.safetensors"), json.loads((folder / "values.json").read_text())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's per-parameter state as flat named tensors (``<index>.<key>``)."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` took; groups keep their present hyper-parameters."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def rng_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State of the torch (CPU and every GPU), numpy and Python generators, as tensors and JSON values."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
+    return tensors, {
+        "numpy": [name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def restore_rng(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+    """Put back what :func:`rng_state` took."""
+    torch.set_rng_state(tensors["cpu"])
+    if torch.cuda.is_available():
+        states = [tensors[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in tensors]
+        torch.cuda.set_rng_state_all(states)
+    name, keys, position, has_gauss, gauss = values["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = values["python"]
+    random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,100 @@
+"""Stages: what a run trains or merges, each result kept in a folder that is named after everything it depends on.
+
+A stage is trained once and found again by every later run with the same data, settings and upstream stages; a killed run
+repeats only the stage it died in, from that stage's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from recbole.utils import init_seed
+
+from recbole_llm.training.checkpoint import DamagedError, atomic_folder, fingerprint, is_complete, verify
+
+logger = getLogger()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kept result.
+
+    Args:
+        name: shown in the log and the folder's name.
+        depends: JSON-able values that determine the result: settings, fingerprints of data.
+        build: ``build(out, scratch)`` writes the result into the folder ``out``; ``scratch`` is where it may keep the
+            state of unfinished work, which is deleted once the stage is done.
+        inputs: stages whose results must be there first.
+        version: raised when the code changes what the stage computes.
+    """
+
+    name: str
+    depends: Mapping[str, Any]
+    build: Callable[[Path, Path], None] = field(compare=False)
+    inputs: tuple[Stage, ...] = ()
+    version: int = 1
+
+    @property
+    def fingerprint(self) -> str:
+        upstream = [stage.fingerprint for stage in self.inputs]
+        return fingerprint({"name": self.name, "version": self.version, "depends": self.depends, "inputs": upstream})
+
+
+@dataclass
+class StageKeeper:
+    """Runs stages whose result is not kept yet, under ``root`` (``<checkpoint_dir>/stages``)."""
+
+    root: Path
+    seed: int = 2020
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def folder(self, stage: Stage) -> Path:
+        """Where the stage's result is, or will be."""
+        return self.root / f"{stage.name}-{stage.fingerprint[:12]}"
+
+    def run(self, stage: Stage) -> Path:
+        """The folder of the stage's result, built first where it is not there yet or is damaged."""
+        for upstream in stage.inputs:
+            self.run(upstream)
+        folder = self.folder(stage)
+        self.root.mkdir(parents=True, exist_ok=True)
+        # of two runs that need the same stage, one builds and one waits; a killed process holds no lock
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if self._kept(folder):
+                logger.info(f"stage {stage.name}: kept in {folder}")
+                self.seconds.setdefault(stage.name, 0.0)
+                return folder
+            self._build(stage, folder)
+        return folder
+
+    def _kept(self, folder: Path) -> bool:
+        if not is_complete(folder):
+            return False
+        try:
+            verify(folder)
+        except DamagedError as error:
+            logger.warning(f"{error}; rebuilt now")
+            shutil.rmtree(folder)
+            return False
+        return True
+
+    def _build(self, stage: Stage, folder: Path) -> None:
+        logger.info(f"stage {stage.name}: started")
+        began = time.monotonic()
+        # a stage's result must not depend on which of the stages before it were kept
+        init_seed(self.seed, True)
+        scratch = folder.with_name(f".{folder.name}.unfinished")
+        scratch.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as out:
+            stage.build(out, scratch)
+        shutil.rmtree(scratch)
+        self.seconds[stage.name] = time.monotonic() - began
+        logger.info(f"stage {stage.name}: done in {self.seconds[stage.name]:.1f} s, kept in {folder}")
+
