@@ -1,0 +1,110 @@
+"""Shared fixtures: a tiny atomic dataset whose titles tell what comes next, and a tiny causal LM in a folder.
+
+Everything is made on the fly under a temporary folder; nothing is downloaded, and a test that tries is told so.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+import recbole_llm  # noqa: F401 - its shims must be in place before any test touches RecBole
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"tests do not use the network, but something connects to {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write log/ and saved/ where they stand: never into the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int = 40, seed: int = 0) -> Path:
+    """An atomic dataset with titles, years and two categories; item i is mostly followed by item i + 1."""
+    rng = np.random.default_rng(seed)
+    target = folder / name
+    target.mkdir(parents=True)
+    words = ["red", "blue", "green", "old", "new"], ["river", "house", "wolf", "train", "song", "winter", "king", "sea"]
+    rows = [f"i{i}\tThe {words[0][i % 5]} {words[1][i // 5]}\t{1980 + i}\t{'drama' if i % 2 else 'comedy'} film" for i in range(items)]
+    (target / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tyear:token\tgenre:token_seq", *rows]) + "\n")
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(users):
+        item, seen = int(rng.integers(items)), []
+        for step in range(int(rng.integers(5, 14))):
+            seen.append(item)
+            lines.append(f"u{user}\ti{item}\t{1_000_000_000 + user * 7 + step * 3}")
+            item = (item + 1) % items if rng.random() < 0.8 else int(rng.integers(items))
+            while item in seen:
+                item = (item + 1) % items
+    (target / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_lm(folder: Path, hidden: int = 32, layers: int = 2) -> Path:
+    """A random Llama of a few thousand weights with a byte-level tokenizer, in the ordinary folder layout."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["The red river", "The blue house", "green wolf", "old train", "new song winter king"], trainer)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the datasets ``tiny`` and ``other``."""
+    folder = write_dataset(tmp_path_factory.mktemp("data"))
+    return write_dataset(folder, "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny causal LM."""
+    return write_lm(tmp_path_factory.mktemp("lm") / "tiny-llama")
+
+
+@pytest.fixture
+def settings(data_path: Path, tiny_lm: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings that make any model run on ``tiny`` in seconds."""
+    return {
+        "data_path": str(data_path), "checkpoint_dir": str(tmp_path / "saved"), "show_progress": False, "epochs": 1,
+        "train_batch_size": 64, "year_field": "year", "category_field": "genre", "llm_path": str(tiny_lm),
+        "candidates": {"number": 9}, "train_samples": 32, "lora_epochs": 1, "lora_batch_size": 8, "r": 4, "max_history": 5,
+        "valid_users": 20, "merge_prompts": 8, "merge_steps": 2, "merge_points": 3, "domain_min_users": 5, "topk": [1, 5],
+        "valid_metric": "NDCG@5", "lora_train_mode": "sequence",
+    }  # fmt: skip
