@@ -1,0 +1,275 @@
+"""``train_mode: sequence``: train RecBole's causal models on whole sequences, one forward pass for many targets.
+
+RecBole cuts a history ``i1 i2 ... in`` into its n - 1 prefixes and runs the model on each, to read one state and
+predict one next item. In a causal model the state at position j depends on the first j items alone, so a single pass
+over a window of ``MAX_ITEM_LIST_LENGTH`` items yields the states of all its prefixes, and the same (prefix, next item)
+pairs cost a fraction of the work: the way SASRec was trained in its paper (Kang & McAuley, ICDM 2018, section III-E).
+
+Nothing of RecBole is copied. For the length of one call, two of the model's own methods are stood in for: its
+``gather_indexes`` keeps every position instead of the last, and its ``forward`` hands these states to its own
+``calculate_loss``. Whatever the model adds to its loss stays (NextItNet's regulariser), and where windows and prefixes
+coincide the loss is RecBole's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import SequentialDataset
+    from recbole.data.interaction import Interaction
+
+
+# ---------------------------------------------------------------------------------------------- states and loss
+
+
+@contextmanager
+def _standing_in(model: nn.Module, **methods: Callable[..., Tensor]) -> Iterator[None]:
+    """Let ``methods`` stand in for those of this one instance; its class and its parameters stay as they are."""
+    attributes = vars(model)
+    before = {name: attributes[name] for name in methods if name in attributes}
+    attributes.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del attributes[name]
+        attributes.update(before)
+
+
+def _before_gather(model: nn.Module, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+    """States of a model whose ``forward`` ends by gathering the last position."""
+    with _standing_in(model, gather_indexes=lambda output, _: output):
+        return model(item_seq, item_seq_len)  # [B, L, H]
+
+
+def _nextitnet(model: Any, item_seq: Tensor, _: Tensor) -> Tensor:
+    """States of NextItNet, which reads its last column with no gathering."""
+    hidden = model.residual_blocks(model.item_embedding(item_seq))  # [B, L, H]
+    return model.final_layer(hidden)
+
+
+def _nextitnet_forward(model: Any, item_seq: Tensor) -> Tensor:
+    last = (item_seq != 0).sum(dim=1) - 1  # [B]
+    return model.gather_indexes(_nextitnet(model, item_seq, last), last)  # [B, H]
+
+
+CAUSAL_MODELS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "SASRec": _before_gather,
+    "GRU4Rec": _before_gather,
+    "NextItNet": _nextitnet,
+    "SASRecF": _before_gather,
+    "GRU4RecF": _before_gather,
+    "FDSA": _before_gather,
+}
+"""Class name -> how its states ``[B, L, H]`` are read. Add a causal model of your own here."""
+
+
+def make_causal(model: nn.Module) -> nn.Module:
+    """Return ``model``, ready for whole sequences; to be called wherever a model of ``train_mode: sequence`` is built.
+
+    It changes NextItNet only. RecBole pads on the right, and its NextItNet reads the last column, pads included, so
+    that its states depend on the padding's length. Here it reads the last item, in training and in evaluation alike.
+
+    Raises:
+        ValueError: the model is not causal, or its loss is neither CE nor BPR.
+    """
+    name = type(model).__name__
+    if name not in CAUSAL_MODELS:
+        raise ValueError(
+            f"train_mode: sequence needs a model whose states never see a later item; {name} is not one of "
+            f"{', '.join(CAUSAL_MODELS)}. Use train_mode: prefix."
+        )
+    loss_type = getattr(model, "loss_type", None)
+    if loss_type not in ("CE", "BPR"):
+        raise ValueError(f"train_mode: sequence does not know loss_type: {loss_type!r}, only CE and BPR.")
+    if name == "NextItNet":
+        vars(model)["forward"] = MethodType(_nextitnet_forward, model)
+    return model
+
+
+def sequence_states(model: nn.Module, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+    """The model's user state after every item.
+
+    Args:
+        model: a RecBole model of ``CAUSAL_MODELS``.
+        item_seq: internal item ids, padded on the right with 0, ``[B, L]``.
+        item_seq_len: numbers of items, ``[B]``.
+
+    Returns:
+        ``[B, L, H]``: at ``j``, what the model's ``forward`` gives for the first ``j + 1`` items; of no use at padding.
+    """
+    return CAUSAL_MODELS[type(model).__name__](model, item_seq, item_seq_len)
+
+
+def sequence_loss(model: Any, interaction: "Interaction") -> Tensor:
+    """The model's own ``calculate_loss`` over all prefixes of a batch of windows, from one forward pass.
+
+    Args:
+        model: a RecBole model of ``CAUSAL_MODELS``.
+        interaction: as RecBole's training batches, ``item_id_list [B, L]`` and ``item_length [B]``, but with one target
+            per position, ``item_id [B, L]``, 0 where none is trained; for BPR ``neg_item_id [B, L]`` too.
+
+    Returns:
+        Scalar, the mean over the targets (plus what the model adds, such as NextItNet's regulariser).
+    """
+    states = sequence_states(model, interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])  # [B, L, H]
+    trained = interaction[model.POS_ITEM_ID] != 0  # [B, L]
+    states = states[trained]  # [T, H]
+    prefixes = {
+        model.ITEM_SEQ: interaction[model.ITEM_SEQ],
+        model.ITEM_SEQ_LEN: interaction[model.ITEM_SEQ_LEN],
+        model.POS_ITEM_ID: interaction[model.POS_ITEM_ID][trained],  # [T]
+    }
+    if model.NEG_ITEM_ID in interaction:
+        prefixes[model.NEG_ITEM_ID] = interaction[model.NEG_ITEM_ID][trained]  # [T]
+    with _standing_in(model, forward=lambda *_: states):
+        return model.calculate_loss(prefixes)
+
+
+# ---------------------------------------------------------------------------------------------- windows
+
+
+class Windows(NamedTuple):
+    """Rows of consecutive items: ``items[n, j]`` and all before it in the row are to predict ``targets[n, j]``."""
+
+    items: Tensor
+    """``[N, L]``, padded on the right with 0."""
+    lengths: Tensor
+    """``[N]``"""
+    targets: Tensor
+    """``[N, L]``, 0 where the target belongs to another window, or to none."""
+
+
+def windows(histories: Sequence[Tensor], max_len: int) -> Windows:
+    """Cut histories (item ids in time order, ``[n]`` each) into windows; every next item is a target exactly once.
+
+    A history of n items has n - 1 targets and takes ``ceil((n - 1) / max_len)`` windows, the fewest possible. The first
+    holds its first ``max_len`` targets, each with its whole prefix. The rest is shared evenly between the others, and
+    each of these begins early enough to be full: of every target, the shortest context is as long as this cost allows.
+    """
+    rows, targets, lengths = [], [], []
+    for history in histories:
+        count = len(history) - 1
+        done = 0
+        for end in _ends(count, max_len):
+            start = max(end - max_len, 0)
+            fresh = history[start + 1 : end + 1].clone()
+            fresh[: done - start] = 0
+            blank = max_len - (end - start)
+            rows.append(pad(history[start:end], (0, blank)))
+            targets.append(pad(fresh, (0, blank)))
+            lengths.append(end - start)
+            done = end
+    if not rows:
+        raise ValueError("no user has two interactions to train on")
+    return Windows(torch.stack(rows), torch.tensor(lengths), torch.stack(targets))
+
+
+def _ends(count: int, max_len: int) -> list[int]:
+    """Where the windows over ``count`` targets end: ``max_len``, then evenly on to ``count``."""
+    others = -(-count // max_len) - 1
+    if others < 1:
+        return [count] if count > 0 else []
+    return [max_len + (count - max_len) * k // others for k in range(others + 1)]
+
+
+def training_histories(dataset: "SequentialDataset") -> list[Tensor]:
+    """Every user's training items in time order, read back from the rows of RecBole's augmented training split.
+
+    Raises:
+        ValueError: the rows of a user are not one unbroken history (files that were split elsewhere).
+    """
+    rows = dataset.inter_feat
+    order = torch.sort(rows[dataset.uid_field], stable=True).indices  # [R]
+    users = rows[dataset.uid_field][order]
+    targets = rows[dataset.iid_field][order]
+    lengths = rows[dataset.item_list_length_field][order]
+    lists = rows[dataset.item_id_list_field][order]  # [R, L]
+    before = lists.gather(1, lengths[:, None] - 1).squeeze(1)  # [R]
+    first = torch.ones_like(users, dtype=torch.bool)
+    first[1:] = users[1:] != users[:-1]
+    follows = torch.where(first, lengths == 1, before == targets.roll(1))  # [R]
+    if not follows.all():
+        user = dataset.id2token(dataset.uid_field, users[~follows][0].item())
+        raise ValueError(
+            f"train_mode: sequence needs the whole training history of each user, but rows of user {user!r} are "
+            "missing or out of order (benchmark_filename?). Use train_mode: prefix."
+        )
+    counts = torch.unique_consecutive(users, return_counts=True)[1].tolist()
+    return [torch.cat([start[None], items]) for start, items in zip(before[first], targets.split(counts), strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class SequenceLoader:
+    """Batches of windows as RecBole interactions (see ``sequence_loss``), in an order drawn from ``(seed, epoch)``.
+
+    ``pairs_per_batch`` is RecBole's ``train_batch_size``, counted as RecBole counts it: in (prefix, next item) pairs.
+    So an epoch takes about as many optimiser steps as RecBole's own.
+    """
+
+    def __init__(self, data: Windows, model: Any, pairs_per_batch: int, seed: int):
+        self.data, self.model, self.seed, self.epoch = data, model, seed, 0
+        pairs_per_window = (data.targets != 0).sum().item() / len(data.items)
+        self.batch_size = max(1, round(pairs_per_batch / pairs_per_window))
+
+    def __len__(self) -> int:
+        return -(-len(self.data.items) // self.batch_size)
+
+    def __iter__(self) -> Iterator["Interaction"]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        for rows in torch.randperm(len(self.data.items), generator=generator).split(self.batch_size):
+            yield self._batch(rows, generator)
+
+    def _batch(self, rows: Tensor, generator: torch.Generator) -> "Interaction":
+        from recbole.data.interaction import Interaction
+
+        items, lengths, targets = (part[rows] for part in self.data)
+        longest = int(lengths.max())
+        items, targets = items[:, :longest], targets[:, :longest]
+        batch = {self.model.ITEM_SEQ: items, self.model.ITEM_SEQ_LEN: lengths, self.model.POS_ITEM_ID: targets}
+        if self.model.loss_type == "BPR":  # uniform over all items but the target, as RecBole's RepeatableSampler
+            negatives = torch.randint(1, self.model.n_items - 1, targets.shape, generator=generator)
+            batch[self.model.NEG_ITEM_ID] = negatives + (negatives >= targets)
+        return Interaction(batch)
+
+
+class SequenceTraining:
+    """Mixin before RecBole's ``Trainer``, ``class T(SequenceTraining, Trainer)``: its epochs run over windows.
+
+    All else is RecBole's: the loop, the optimiser, mixed precision, the log lines, validation, early stopping.
+    """
+
+    _batches: SequenceLoader | None = None
+
+    def __init__(self, config: Any, model: Any):
+        make_causal(model)
+        sampling = config["train_neg_sample_args"] or {}
+        drawn = (sampling.get("distribution"), sampling.get("sample_num"), bool(sampling.get("dynamic")))
+        refused = {
+            "transform": config["transform"] is not None,
+            "single_spec": not config["single_spec"],
+            "train_neg_sample_args": model.loss_type == "BPR" and drawn != ("uniform", 1, False),
+        }
+        for key in filter(refused.get, refused):
+            raise ValueError(f"train_mode: sequence does not know {key}: {config[key]!r}. Use train_mode: prefix.")
+        super().__init__(config, model)  # type: ignore[call-arg]
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
+    ) -> float | tuple[float, ...]:
+        model, config = self.model, self.config  # type: ignore[attr-defined]
+        if self._batches is None:
+            data = windows(training_histories(train_data.dataset), config["MAX_ITEM_LIST_LENGTH"])
+            self._batches = SequenceLoader(data, model, config["train_batch_size"], config["seed"])
+        self._batches.epoch = epoch_idx
+        loss_func = loss_func or partial(sequence_loss, model)
+        return super()._train_epoch(self._batches, epoch_idx, loss_func, show_progress)  # type: ignore[misc]
