@@ -10,6 +10,7 @@ quirk of RecBole 1.2.1                      where it is answered
 ``Config`` evaluates strings, reads argv    :class:`recbole_llm.config.LLMConfig`
 ``torch.load`` without ``weights_only``     :class:`recbole_llm.training.trainer.ProtocolTrainer`
 datasets are unpickled from ``saved/``      :func:`recbole_llm.data.dataset.create_dataset`
+loaders are unpickled from ``saved/``       :func:`recbole_llm.data.dataset.data_preparation`
 download ends in a barrier error, asks      :meth:`recbole_llm.data.dataset.RankedTime._download`
 timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.RankedTime.build`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.evaluator.SafeCollector`
@@ -60,6 +61,17 @@ def check_pandas() -> None:
         raise ImportError(
             f"RecBole 1.2 reads atomic files wrongly with pandas {pandas.__version__}; run: pip install 'pandas>=2.2,<3'"
         )
+
+
+def stop_anomaly_detection() -> None:
+    """Turn off what importing RecBole's SINE turns on for the whole process (recbole/model/sequential_recommender/sine.py:25).
+
+    Autograd's anomaly detection checks every tensor for NaN and takes a third of a training step or more. Goes away when
+    that line does.
+    """
+    import torch
+
+    torch.autograd.set_detect_anomaly(False)
 
 
 def init_logger(config: Any) -> None:

@@ -37,8 +37,9 @@ _RECBOLE_KEYS = {
 _LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 # what only changes where or how a run is shown or kept, not its result
 _BOOKKEEPING = {
-    "checkpoint_dir", "config_files", "data_path", "device", "gpu_id", "log_wandb", "save_dataloaders", "save_dataset",
-    "show_progress", "state", "wandb_project", "worker",
+    "checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id",
+    "log_wandb", "save_dataloaders", "save_dataset",
+    "save_every_seconds", "show_progress", "state", "wandb_project", "worker",
 }  # fmt: skip
 
 
@@ -57,9 +58,10 @@ def parse_value(text: str) -> Any:
     if text.strip().lower() in simple:
         return simple[text.strip().lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+    return value if isinstance(value, (str, int, float, list, tuple, dict)) else text  # `...` is a separator, not an Ellipsis
 
 
 class LLMConfig(Config):
@@ -103,7 +105,10 @@ class LLMConfig(Config):
         if not Path(file).is_file():
             raise FileNotFoundError(f"--config_files: {file} does not exist (read from {Path.cwd()})")
         with open(file, encoding="utf-8") as stream:
-            values = yaml.load(stream, Loader=self.yaml_loader)
+            try:
+                values = yaml.load(stream, Loader=self.yaml_loader)
+            except yaml.YAMLError as error:
+                raise ValueError(f"{file}: not a YAML file ({error})") from error
         if values is not None and not isinstance(values, dict):
             raise ValueError(f"{file}: a property file holds `key: value` lines, not a {type(values).__name__}")
         return values or {}
@@ -135,7 +140,9 @@ class LLMConfig(Config):
         for key, value in (("model", model), ("dataset", dataset)):
             if value is None:
                 raise ValueError(f"--{key} is missing: give it on the command line or in a property file")
-        return str(model), registry.get_model(str(model)), str(dataset)
+        model_class = registry.get_model(str(model))
+        compat.stop_anomaly_detection()
+        return str(model), model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -186,8 +193,20 @@ class LLMConfig(Config):
             # `load_col: {inter: [...]}` means just these columns; everything else is a partial change
             merge = isinstance(default, dict) and isinstance(value, dict) and key not in ("load_col", "unload_col")
             final[key] = {**default, **value} if merge else value  # type: ignore[dict-item]
+        if final.get("loss_type") == "CE" and "train_neg_sample_args" not in self.external_config_dict:
+            if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+                final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
         self._settle_evaluation(final)
         return final
+
+    def _set_default_parameters(self) -> None:
+        super()._set_default_parameters()
+        final = self.final_config_dict
+        name, _, k = final["valid_metric"].partition("@")
+        if name.lower() not in map(str.lower, final["metrics"]) or (k and int(k) not in final["topk"]):
+            raise ValueError(
+                f"valid_metric: {final['valid_metric']} is not measured; metrics are {final['metrics']}, topk is {final['topk']}"
+            )
 
     def _settle_evaluation(self, final: dict[str, Any]) -> None:
         """``eval_args: {mode: candidates}`` is our protocol; to RecBole it looks like full ranking, one row per user."""
@@ -198,11 +217,11 @@ class LLMConfig(Config):
             **final["eval_args"],
             "mode": {phase: "full" if value == "candidates" else value for phase, value in modes.items()},
         }
-        split = final["eval_args"].get("split")
-        if final["candidate_phases"] and split != {"LS": "valid_and_test"}:
+        split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
+        if final["candidate_phases"] and (split != {"LS": "valid_and_test"} or order != "TO"):
             raise ValueError(
-                f"eval_args: candidates need one target a user, split: {{'LS': 'valid_and_test'}}, not {split}; "
-                f"for another split give eval_args: {{'mode': 'full'}}"
+                f"eval_args: candidates need the last item of each user as target, split: {{'LS': 'valid_and_test'}} and "
+                f"order: TO, not {split} and {order}; for another split give eval_args: {{'mode': 'full'}}"
             )
 
     def _init_device(self) -> None:
@@ -220,6 +239,8 @@ class LLMConfig(Config):
         """The configuration of another dataset in the same run: its own property file, this run's other settings."""
         about_dataset = {key for file in (properties_folder() / "dataset").glob("*.yaml") for key in self._read_yaml(file)}
         values = {key: value for key, value in self.external_config_dict.items() if key not in about_dataset | {"dataset"}}
+        # strings are final by now, and a literal of a string is read as that string
+        values = {key: repr(value) if isinstance(value, str) else value for key, value in values.items()}
         return LLMConfig(self.model, name, config_dict=values)
 
     # -- views ---------------------------------------------------------------------------------------------------------
