@@ -1,0 +1,168 @@
+"""Item texts, read straight from RecBole's atomic ``.item`` file.
+
+RecBole's own reader is not made for titles: it honours quotation marks, so one unbalanced quote swallows the items
+after it, and it turns titles such as ``NA`` or ``null`` into missing values. An atomic file is a plain table: one line
+per item, cells apart by tabs, ``name:type`` in the first line, so we split lines at tabs and leave every cell as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from logging import getLogger
+from pathlib import Path
+
+logger = getLogger()
+
+_BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control characters
+# "Usual Suspects, The (1995)", "Promise, The (Versprechen, Das)": the article stands at the end of the title, or of an
+# alternative title in brackets.
+_ARTICLE = re.compile(
+    r"(^|\((?:a\.k\.a\. )?)([^()]+?), (The|An?|L[aeo]s?|Les|L'|El|Il|Der|Die|Das|Det|Une?)(?=$|[):]| [(\[-])"
+)
+
+
+@dataclass(frozen=True)
+class ItemTexts:
+    """What is known about each item in words: lists by RecBole's internal item id, whose entry 0 is ``""``.
+
+    Attributes:
+        titles: the clean title; for an item without one its other texts, or else ``item <id>``.
+        names: the title as prompts show it; unique, because equal titles are told apart by year, brand or id.
+        fields: every other column of the file by name, cleaned in the same way; ``""`` where there is no value.
+    """
+
+    titles: list[str]
+    names: list[str]
+    fields: dict[str, list[str]]
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        *,
+        item_ids: Sequence[str],
+        id_field: str,
+        title_field: str,
+        year_field: str | None = None,
+        brand_field: str | None = None,
+        category_field: str | None = None,
+        article_suffix: bool = False,
+        no_value: Iterable[str] = (),
+    ) -> ItemTexts:
+        """Read the texts of ``item_ids``, the item tokens by internal id (``item_ids[0]`` is the padding item).
+
+        With ``article_suffix`` inverted articles are put back: "Usual Suspects, The" reads "The Usual Suspects".
+        ``no_value`` lists words that stand for a missing value in this file (``unknown``).
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a named column is absent, or the file is not a UTF-8 table.
+        """
+        wanted = {"title_field": title_field, "year_field": year_field, "brand_field": brand_field}
+        wanted |= {"category_field": category_field, "ITEM_ID_FIELD": id_field}
+        columns = _read_columns(Path(path), wanted, id_field, item_ids, frozenset(no_value))
+        raw_titles = columns.pop(title_field)
+        if article_suffix:
+            raw_titles = [restore_article(title) for title in raw_titles]
+
+        years, brands, categories = (
+            columns.get(field or "", [""] * len(item_ids)) for field in (year_field, brand_field, category_field)
+        )
+        untitled = raw_titles[1:].count("")
+        if untitled:
+            logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {path}; other texts stand in")
+        others = zip(raw_titles, brands, categories, years, item_ids, strict=True)
+        titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
+        titles[0] = ""
+        return cls(titles, _tell_apart(titles, years, brands, item_ids), columns)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of every text: equal on every machine, different as soon as one character is."""
+        content = json.dumps([self.titles, self.names, self.fields], sort_keys=True)
+        return sha256(content.encode()).hexdigest()
+
+
+def restore_article(title: str) -> str:
+    """Put an inverted article back in front: ``"Postino, Il (The Postman)"`` becomes ``"Il Postino (The Postman)"``."""
+
+    def in_front(match: re.Match[str]) -> str:
+        opening, noun, article = match.groups()
+        return f"{opening}{article}{noun}" if article.endswith("'") else f"{opening}{article} {noun}"
+
+    return _ARTICLE.sub(in_front, title)
+
+
+def title_key(title: str) -> str:
+    """What makes two titles the same to a reader: letter case and spacing do not count."""
+    return " ".join(title.split()).casefold()
+
+
+def _read_columns(
+    path: Path, wanted: dict[str, str | None], id_field: str, item_ids: Sequence[str], no_value: frozenset[str]
+) -> dict[str, list[str]]:
+    """Every column but the id as clean texts by internal id. The first line of an item counts, as in RecBole."""
+    rows = _rows(path)
+    header = [column.rsplit(":", 1)[0] for column in next(rows, [])]
+    for key, field in wanted.items():
+        if field and field not in header:
+            raise ValueError(f"{key}: there is no column {field!r} in {path}; its columns are {', '.join(header)}")
+
+    place = header.index(id_field)
+    internal = {token: item for item, token in enumerate(item_ids) if item}
+    columns = {field: [""] * len(item_ids) for field in header if field != id_field}
+    for cells in rows:
+        item = internal.pop(cells[place], 0) if len(cells) > place else 0
+        if not item:
+            continue
+        for field, cell in zip(header, cells, strict=False):  # trailing cells may be left out
+            if field != id_field and cell not in no_value:
+                columns[field][item] = _BLANK.sub(" ", cell).strip()
+    return columns
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"title_field: item texts are read from {path}, which does not exist")
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); convert it, e.g. with iconv -t utf-8") from error
+    width = lines[0].count("\t") + 1
+    for number, line in enumerate(lines, start=1):
+        cells = line.rstrip("\r").split("\t")
+        if len(cells) > width:
+            raise ValueError(f"{path}, line {number}: {len(cells)} cells, but {width} columns; a text contains a tab")
+        if cells != [""]:
+            yield cells
+
+
+def _tell_apart(
+    titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]
+) -> list[str]:
+    names = list(titles)
+    shared = _shared(names)
+    if not shared:
+        return names
+    logger.info(f"{len(shared)} items share their title with another one: told apart by year, brand or id in prompts")
+    for texts in (years, brands):
+        for item in _shared(names):
+            if texts[item] and texts[item] not in names[item]:
+                names[item] += f" ({texts[item]})"
+    while shared := _shared(names):  # again only where a title looks like another one with its id
+        for item in shared:
+            names[item] += f" ({item_ids[item]})"
+    return names
+
+
+def _shared(names: Sequence[str]) -> list[int]:
+    """Items whose name another item has, too."""
+    bearers: dict[str, list[int]] = defaultdict(list)
+    for item, name in enumerate(names):
+        if item:
+            bearers[title_key(name)].append(item)
+    return [item for items in bearers.values() if len(items) > 1 for item in items]

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recbole_llm.data.items import ItemTexts, restore_article
+
+HEADER = "item_id:token\ttitle:token_seq\tyear:token\tbrand:token\tgenre:token_seq"
+FIELDS = {"year_field": "year", "brand_field": "brand", "category_field": "genre"}
+
+
+def read(folder: Path, lines: list[str], header: str = HEADER, **options: object) -> ItemTexts:
+    path = folder / "toy.item"
+    path.write_text("\n".join([header, *lines, ""]), encoding="utf-8")
+    tokens = list(dict.fromkeys(line.split("\t")[0] for line in lines if line))
+    arguments = {"item_ids": ["[PAD]", *tokens], "id_field": "item_id", "title_field": "title", **FIELDS, **options}
+    return ItemTexts.read(path, **arguments)  # type: ignore[arg-type]
+
+
+def test_titles_that_recboles_reader_loses(tmp_path: Path) -> None:
+    titles = ['"Unbalanced', '"Weird Al" Yankovic', "NA", "nan", "null", "None", "1984", "x" * 200_000]
+    items = read(tmp_path, [f"i{place}\t{title}\t1999\t\tDrama" for place, title in enumerate(titles)])
+    assert items.titles == ["", *titles]
+    assert items.fields["year"] == ["", *["1999"] * len(titles)]
+    assert set(items.fields) == {"year", "brand", "genre"}
+
+
+def test_order_is_that_of_the_internal_ids(tmp_path: Path) -> None:
+    items = read(tmp_path, ["a\tAlien", "b\tBrazil", "c\tCube"], item_ids=["[PAD]", "c", "a", "not in the file"])
+    assert items.titles == ["", "Cube", "Alien", "item not in the file"]
+
+
+def test_first_line_of_an_item_counts(tmp_path: Path) -> None:
+    assert read(tmp_path, ["a\tAlien", "a\tAliens"]).titles == ["", "Alien"]
+
+
+def test_windows_line_ends_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
+    items = read(
+        tmp_path,
+        ["a\tAlien\t1979\t\tHorror\r", "", "b\tBrazil\r", "c\tn/a\r"],
+        no_value=["n/a"],
+        header=f"\ufeff{HEADER}\r",
+    )
+    assert items.titles == ["", "Alien", "Brazil", "item c"]
+    assert items.fields["genre"] == ["", "Horror", "", ""]
+
+
+def test_white_space_and_control_characters_become_one_space(tmp_path: Path) -> None:
+    assert read(tmp_path, ["a\t Toy\x00\x1b \u2028\r Story\u00a0 \x07"]).titles == ["", "Toy Story"]
+
+
+def test_items_without_a_title(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = ["a\t\t1999\tOPI\tNail polish", "b\t \t\t\tNail polish", "c", "d\tDune", "e\tunknown\tunknown"]
+    items = read(tmp_path, lines, no_value=["unknown"])
+    assert items.titles == ["", "OPI, Nail polish, 1999", "Nail polish", "item c", "Dune", "item e"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and warnings[0].startswith("4 of 5 items have no title")
+
+
+def test_duplicate_titles_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [
+        "1\tCape Fear\t1962", "2\tCape Fear\t1991", "3\tHeat\t1995\tWarner", "4\tHeat\t1995\tRegency",
+        "5\tSoap", "6\tsoap", "7\tSolo\t2018", "8\tDawn (2002)\t2002", "9\tDawn (2002)\t2002",
+    ]  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        items = read(tmp_path, lines)
+    assert items.names[1:] == [
+        "Cape Fear (1962)", "Cape Fear (1991)", "Heat (1995) (Warner)", "Heat (1995) (Regency)",
+        "Soap (5)", "soap (6)", "Solo", "Dawn (2002) (8)", "Dawn (2002) (9)",
+    ]  # fmt: skip
+    assert items.titles[1] == items.titles[2] == "Cape Fear"
+    assert [record.getMessage()[:21] for record in caplog.records] == ["8 items share their t"]
+
+
+def test_names_are_unique_even_against_titles_that_look_told_apart(tmp_path: Path) -> None:
+    names = read(tmp_path, ["7\tA", "8\tA", "9\tA (7)", "10\tA (7) (7)", "11\tA (7) (9)"]).names
+    assert len(set(names)) == len(names)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(titles=st.lists(st.text(st.characters(exclude_characters="\t\n", exclude_categories=["Cs"])), min_size=1))
+def test_any_title_keeps_to_its_line(tmp_path: Path, titles: list[str]) -> None:
+    items = read(tmp_path, [f"i{place}\t{title}" for place, title in enumerate(titles)])
+    assert len(items.titles) == len(titles) + 1
+    assert len(set(items.names)) == len(items.names)
+    for given_title, title in zip(titles, items.titles[1:], strict=True):
+        assert title == " ".join(title.split()) and title
+        if given_title.isalnum():
+            assert title == given_title
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("Usual Suspects, The", "The Usual Suspects"),
+        ("Fish Called Wanda, A (1988)", "A Fish Called Wanda (1988)"),
+        ("American in Paris, An", "An American in Paris"),
+        ("Lion King, The: Special Edition", "The Lion King: Special Edition"),
+        ("Adventures of Priscilla, Queen of the Desert, The", "The Adventures of Priscilla, Queen of the Desert"),
+        ("Star Maker, The (Uomo delle stelle, L')", "The Star Maker (L'Uomo delle stelle)"),
+        ("Double vie, La (Double Life, The)", "La Double vie (The Double Life)"),
+        ("Good, The Bad and The Ugly, The", "The Good, The Bad and The Ugly"),
+        ("Strike! (a.k.a. All I Wanna Do, The Hairy Bird)", "Strike! (a.k.a. All I Wanna Do, The Hairy Bird)"),
+        ("Love, Actually", "Love, Actually"),
+        ("Plan, Another", "Plan, Another"),
+        (", The", ", The"),
+    ],
+)
+def test_restore_article(title: str, expected: str) -> None:
+    assert restore_article(title) == expected
+
+
+def test_article_suffix_is_a_choice(tmp_path: Path) -> None:
+    assert read(tmp_path, ["a\tPostino, Il"]).titles[1] == "Postino, Il"
+    assert read(tmp_path, ["a\tPostino, Il"], article_suffix=True).titles[1] == "Il Postino"
+
+
+@pytest.mark.parametrize("key", ["title_field", "year_field", "brand_field", "category_field"])
+def test_absent_column_is_named_with_those_there_are(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}: there is no column 'name'.*item_id, title, year, brand, genre"):
+        read(tmp_path, ["a\tAlien"], **{key: "name"})
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    arguments = {"item_ids": ["[PAD]", "a"], "id_field": "item_id", "title_field": "title"}
+    with pytest.raises(FileNotFoundError, match=r"title_field: .*none\.item"):
+        ItemTexts.read(tmp_path / "none.item", **arguments)  # type: ignore[arg-type]
+    (tmp_path / "latin.item").write_bytes("item_id:token\ttitle:token\na\tAmélie".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.item is not UTF-8"):
+        ItemTexts.read(tmp_path / "latin.item", **arguments)  # type: ignore[arg-type]
+    (tmp_path / "empty.item").write_bytes(b"")
+    with pytest.raises(ValueError, match="title_field"):
+        ItemTexts.read(tmp_path / "empty.item", **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"toy\.item, line 3: 6 cells, but 5 columns"):
+        read(tmp_path, ["a\tAlien", "b\tBra\tzil\t1985\t\tComedy"])
+
+
+def test_fingerprint_is_of_the_texts(tmp_path: Path) -> None:
+    first, again = read(tmp_path, ["a\tAlien\t1979"]), read(tmp_path, ["a\tAlien\t1979"])
+    assert first.fingerprint() == again.fingerprint()
+    assert len(first.fingerprint()) == 64
+    for other in (["a\tAliens\t1979"], ["a\tAlien\t1986"], ["a\tAlien\t1979", "b\tBrazil"]):
+        assert read(tmp_path, other).fingerprint() != first.fingerprint()
+
+
+def test_same_as_csv_without_quoting(tmp_path: Path) -> None:
+    items = read(tmp_path, ['a\t"A" b "\t1999', "b\t'\"\t2000"])
+    with (tmp_path / "toy.item").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert items.titles[1:] == [row[1] for row in rows[1:]]
