@@ -1,0 +1,207 @@
+"""Merging against what it replaces, as ratios measured in one run: ``python benchmarks/merging.py``.
+
+A random Llama (8 layers, 512 wide, 26 M parameters) with K LoRA adapters of rank 16 on every linear layer. One JSON
+line per comparison. CPU seconds of one thread; the sides take turns, round after round, and medians are compared.
+
+    step     one entropy-gradient step on the coefficients: through ``scaling``, against rebuilding W0 + sum_i w_i dW_i
+             with full deltas (AdaMerging, FusionBench); for one coefficient per adapter and one per module
+    memory   growth of the peak resident size over two such steps, each way in a process of its own (Linux)
+    folded   inference with the merged adapter folded into the base, against a single adapter folded
+    linear   seconds of the exact sum for 1, 2, 4 and 8 adapters, and the exponent of their growth
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recbole_llm.backbone.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter  # noqa: E402
+from recbole_llm.merging.arithmetic import read_adapter, weighted_sum, write_adapter  # noqa: E402
+from recbole_llm.merging.coefficients import MergeProblem  # noqa: E402
+from recbole_llm.merging.objectives import token_entropy  # noqa: E402
+
+VOCABULARY, LAYERS, BATCH, LENGTH, RANK = 1500, 8, 4, 128, 16
+
+
+def build_model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=LAYERS, tie_word_embeddings=True, **sizes))
+    return model.eval().requires_grad_(False)
+
+
+def write_adapters(root: Path, count: int) -> dict[str, Path]:
+    """``count`` adapters with random B, on disk."""
+    model = build_model()
+    for i in range(count):
+        name = f"e{i}"
+        model = attach_lora(model, name=name, r=RANK, lora_alpha=32, lora_dropout=0.0, seed=i)
+        for layer in lora_modules(model).values():
+            layer.lora_B[name].weight.data.normal_(std=0.02, generator=torch.Generator().manual_seed(i))
+        save_adapter(model, name, root / name)
+    return {f"e{i}": root / f"e{i}" for i in range(count)}
+
+
+def through_scaling(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Our way: weights ``[K]`` or ``[M, K]`` -> entropy, coefficients in peft's own scaling."""
+    live = load_adapters(build_model(), folders)
+    problem = MergeProblem(list(folders), list(lora_modules(live)), "module")
+
+    def entropy(weights: torch.Tensor) -> torch.Tensor:
+        with mixture(live, problem.by_name(weights)):
+            return token_entropy(live(input_ids=IDS, logits_to_keep=1).logits)
+
+    return entropy
+
+
+def by_rebuilding(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """AdaMerging's way: the K full deltas are kept, and every weight is rebuilt in every step."""
+    model = build_model()
+    adapters = [read_adapter(folder) for folder in folders.values()]
+    deltas = {}
+    for module in lora_modules(load_adapters(build_model(), dict([next(iter(folders.items()))]))):
+        pairs = [adapter.factors(module) for adapter in adapters]
+        deltas[f"{module}.weight"] = torch.stack([b @ a for a, b in pairs])  # [K, D_out, D_in]
+    base = dict(model.named_parameters())
+
+    def entropy(weights: torch.Tensor) -> torch.Tensor:
+        rows = weights.expand(len(deltas), -1)  # [M, K]
+        rebuilt = {
+            key: base[key] + sum(w * d for w, d in zip(row, delta, strict=True))
+            for row, (key, delta) in zip(rows, deltas.items(), strict=True)
+        }
+        out = torch.func.functional_call(model, rebuilt, kwargs={"input_ids": IDS, "logits_to_keep": 1})
+        return token_entropy(out.logits)
+
+    return entropy
+
+
+WAYS = {"scaling": through_scaling, "rebuild": by_rebuilding}
+IDS = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))  # [B, L]
+
+
+def gradient(entropy: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    weights = torch.full(shape, 1 / shape[-1], requires_grad=True)
+    return torch.autograd.grad(entropy(weights), weights)[0]
+
+
+def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median CPU seconds of each side, taken in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side()
+    for turn in range(rounds):
+        for name in sorted(sides, reverse=bool(turn % 2)):
+            began = time.process_time()
+            sides[name]()
+            seconds[name].append(time.process_time() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(**fields) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def step(folders: dict[str, Path], rounds: int) -> None:
+    count = len(folders)
+    entropies = {name: way(folders) for name, way in WAYS.items()}
+    for granularity, shape in (("global", (count,)), ("module", (7 * LAYERS, count))):
+        ours, theirs = (gradient(entropies[name], shape) for name in WAYS)
+        took = medians({name: lambda e=e, s=shape: gradient(e, s) for name, e in entropies.items()}, rounds)
+        report(
+            benchmark="step", granularity=granularity, adapters=count,
+            scaling_s=round(took["scaling"], 4), rebuild_s=round(took["rebuild"], 4),
+            speedup=round(took["rebuild"] / took["scaling"], 3),
+            gradient_difference=float((ours - theirs).norm() / theirs.norm()),
+        )  # fmt: skip
+
+
+def memory(root: Path, count: int) -> None:
+    grown = {}
+    for way in WAYS:
+        command = [sys.executable, __file__, "--memory-of", way, "--root", str(root), "--adapters", str(count)]
+        grown[way] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    report(benchmark="memory", adapters=count, scaling_mib=round(grown["scaling"]), rebuild_mib=round(grown["rebuild"]),
+           ratio=round(grown["rebuild"] / grown["scaling"], 2))  # fmt: skip
+
+
+def memory_of(way: str, folders: dict[str, Path]) -> float:
+    """MiB by which the peak grows from the bare model to two finished steps."""
+    with torch.no_grad():
+        build_model()(input_ids=IDS, logits_to_keep=1)  # libraries and their buffers, paid by both ways
+    before = peak_mib()
+    entropy = WAYS[way](folders)
+    for _ in range(2):
+        gradient(entropy, (len(folders),))
+    return peak_mib() - before
+
+
+def peak_mib() -> float:
+    """VmHWM; ``getrusage`` would not do, since a child process starts with its parent's peak."""
+    status = Path("/proc/self/status").read_text()
+    return float(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def folded(folders: dict[str, Path], root: Path, rounds: int) -> None:
+    adapters = [read_adapter(folder) for folder in folders.values()]
+    merged = weighted_sum(adapters, torch.full((len(adapters),), 1 / len(adapters)))
+    write_adapter(merged, root / "merged", {})
+    models = {
+        name: load_adapters(build_model(), {"m": folder}).merge_and_unload()
+        for name, folder in (("merged", root / "merged"), ("single", folders["e0"]))
+    }
+    with torch.no_grad():
+        took = medians({name: lambda m=m: m(input_ids=IDS) for name, m in models.items()}, 5 * rounds)
+    report(benchmark="folded", adapters=len(adapters), merged_s=round(took["merged"], 4),
+           single_s=round(took["single"], 4), ratio=round(took["merged"] / took["single"], 4))  # fmt: skip
+
+
+def linear(folders: dict[str, Path], rounds: int) -> None:
+    adapters = [read_adapter(folder) for folder in folders.values()]
+    counts = (1, 2, 4, 8)
+
+    def merge(n: int) -> Callable[[], object]:
+        chosen = [adapters[i % len(adapters)] for i in range(n)]
+        return lambda: weighted_sum(chosen, torch.full((n,), 0.5))
+
+    took = medians({str(n): merge(n) for n in counts}, rounds)
+    exponent = math.log(took["8"] / took["1"]) / math.log(8)
+    mib = sum(tensor.nbytes for tensor in adapters[0].tensors.values()) / 2**20
+    report(benchmark="linear", adapter_mib=round(mib, 1), seconds={n: round(s, 4) for n, s in took.items()},
+           exponent=round(exponent, 2))  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory_of:
+        folders = {f"e{i}": options.root / f"e{i}" for i in range(options.adapters)}
+        print(memory_of(options.memory_of, folders))
+        return
+    with tempfile.TemporaryDirectory() as root:
+        folders = write_adapters(Path(root), options.adapters)
+        step(folders, options.rounds)
+        memory(Path(root), options.adapters)
+        folded(folders, Path(root), options.rounds)
+        linear(folders, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

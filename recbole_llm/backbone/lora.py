@@ -1,0 +1,235 @@
+"""LoRA adapters through peft's public API: attach, save, load, select, mix.
+
+A mixture ``h = W x + sum_i w_i s_i B_i A_i x`` needs no copy of any weight: all adapters are active and the coefficient
+``w_i`` is a tensor inside peft's own ``layer.scaling[name]``, so gradients reach it. Merged for good, the same mixture
+is :mod:`recbole_llm.merging.arithmetic`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+KEY_PREFIX = "base_model.model."
+
+Coefficient = Tensor | Mapping[str, Tensor]
+"""A scalar for the whole adapter, or one scalar for each LoRA module by name."""
+
+
+def attach_lora(
+    model: nn.Module,
+    *,
+    name: str,
+    r: int,
+    lora_alpha: int,
+    lora_dropout: float,
+    target_modules: str | Sequence[str] = "all-linear",
+    use_rslora: bool = False,
+    seed: int,
+) -> PeftModel:
+    """Add a fresh adapter (``B = 0``), make it the active one and the only thing that trains.
+
+    Args:
+        model: a causal LM, or a PeftModel that gets one more adapter.
+        seed: of the initial ``A``; the global random state is left as it was.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(
+        base_model_name_or_path=getattr(model, "name_or_path", None) or None,
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        use_rslora=use_rslora,
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        if not isinstance(model, PeftModel):
+            return get_peft_model(model, config, adapter_name=name)  # type: ignore[arg-type]
+        if name in model.peft_config:
+            raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
+        model.add_adapter(name, config)
+    _tuner(model).enable_adapter_layers()
+    model.set_adapter(name)  # in peft, what is set also trains
+    return model
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters an optimizer should see."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Write one adapter as an ordinary PEFT folder that ``PeftModel.from_pretrained(base, folder)`` reads."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    _check_names(model, [name])
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    config: Any = copy.copy(model.peft_config[name])
+    config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # sets print in another order in each process
+    config.save_pretrained(str(folder))
+
+
+def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
+    """Load several adapters next to each other, frozen, in eval mode; the first is active.
+
+    Raises:
+        FileNotFoundError: a folder is not a PEFT folder.
+        ValueError: two adapters differ in base model or in target modules, or one does not fit ``model``.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    keys = {name: _adapter_keys(Path(folder)) for name, folder in folders.items()}
+    _check_alike(folders, keys)
+    for name, folder in folders.items():
+        if isinstance(model, PeftModel):
+            if name in model.peft_config:
+                raise ValueError(f"adapter {name!r} is already loaded; give {folder} another name")
+            model.load_adapter(str(folder), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)  # type: ignore[arg-type]
+        expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+        if expected != keys[name]:
+            odd = min(expected ^ keys[name])
+            raise ValueError(f"adapter {name!r} in {folder} does not fit this model: {odd} is in one of them only")
+    activate(model, next(iter(folders)))  # type: ignore[arg-type]
+    return model.eval()  # type: ignore[return-value]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of a PEFT folder; pickled ``.bin`` weights are refused.
+
+    Raises:
+        FileNotFoundError: names the file that is missing.
+    """
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} is not a PEFT adapter in safetensors format: it has no {file}")
+    return json.loads((folder / CONFIG_FILE).read_text())
+
+
+def _adapter_keys(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    read_config(folder)
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        return set(file.keys())
+
+
+def _check_alike(folders: Mapping[str, Path], keys: Mapping[str, set[str]]) -> None:
+    if not folders:
+        raise ValueError("no adapter to load: folders is empty")
+    bases = {name: read_config(Path(folder)).get("base_model_name_or_path") for name, folder in folders.items()}
+    first, *others = folders
+    for other in others:
+        if bases[other] != bases[first]:
+            raise ValueError(
+                f"adapters {first!r} and {other!r} have different base models: {bases[first]!r} and {bases[other]!r}"
+            )
+        if keys[other] != keys[first]:
+            odd = min(keys[other] ^ keys[first])
+            raise ValueError(f"adapters {first!r} and {other!r} have different target modules: only one has {odd}")
+
+
+# -- selection and mixture ---------------------------------------------------------------------------------------------
+
+
+def lora_modules(model: PeftModel) -> dict[str, Any]:
+    """Module name within the base model -> peft's LoRA layer, in the model's order."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in _tuner(model).model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def activate(model: PeftModel, name: str | None) -> None:
+    """Compute with one adapter, or with the base model alone (``None``); what trains does not change."""
+    if name is not None:
+        _check_names(model, [name])
+    _select(model, None if name is None else [name])
+
+
+def set_mixture(model: PeftModel, weights: Mapping[str, Coefficient]) -> None:
+    """Compute with all the named adapters at once, each times its coefficient; see :func:`mixture`, which undoes it.
+
+    Args:
+        weights: adapter -> scalar tensor, or adapter -> {module -> scalar tensor}. Gradients reach them. Scalars on the
+            CPU serve modules on any device.
+
+    Raises:
+        ValueError: an unknown adapter, or per-module coefficients that do not name exactly the adapter's modules.
+    """
+    _check_names(model, list(weights))
+    layers = lora_modules(model)
+    for name, coefficient in weights.items():
+        targeted = {module for module, layer in layers.items() if name in layer.scaling}
+        if isinstance(coefficient, Mapping) and set(coefficient) != targeted:
+            odd = min(set(coefficient) ^ targeted)
+            raise ValueError(f"coefficients of adapter {name!r} must name exactly its modules; {odd!r} does not match")
+    _select(model, list(weights))
+    for name, coefficient in weights.items():
+        for module, layer in layers.items():
+            if name in layer.scaling:
+                layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
+
+
+@contextlib.contextmanager
+def mixture(model: PeftModel, weights: Mapping[str, Coefficient]) -> Iterator[None]:
+    """:func:`set_mixture` within a block; scalings and active adapters are put back whatever happens in it."""
+    layers = list(lora_modules(model).values())
+    scalings = [dict(layer.scaling) for layer in layers]
+    active, disabled = list(model.active_adapters), layers[0].disable_adapters
+    try:
+        set_mixture(model, weights)
+        yield
+    finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling.clear()
+            layer.scaling.update(scaling)
+        _select(model, active)
+        if disabled:
+            _select(model, None)
+
+
+def _tuner(model: PeftModel) -> Any:
+    return model.base_model  # peft's LoraModel: it takes several active adapters, PeftModel only one
+
+
+def _check_names(model: PeftModel, names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in model.peft_config]
+    if unknown or not names:
+        raise ValueError(f"no adapter named {unknown or '(none given)'}; loaded are {sorted(model.peft_config)}")
+
+
+def _select(model: PeftModel, names: list[str] | None) -> None:
+    """Set the active adapters. peft would also make them trainable; selecting is not training, so that is undone."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    if names is None:
+        _tuner(model).disable_adapter_layers()
+    else:
+        _tuner(model).enable_adapter_layers()
+        _tuner(model).set_adapter(names)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)

@@ -1,0 +1,246 @@
+"""Exact sums of LoRA adapters: ``dW = sum_i w_i s_i B_i A_i``, with ``s_i = alpha_i / r_i`` (rsLoRA: ``/ sqrt(r_i)``).
+
+Stacking the factors, ``A = [w_1 s_1 A_1; ...]`` and ``B = [B_1, ...]``, gives that sum to the last bit of fp32, as one
+ordinary adapter of rank ``sum r_i``. Adding A's to A's and B's to B's instead (RecCocktail's equation 7 read literally,
+peft's ``combination_type="linear"``) adds cross terms ``B_i A_j`` that belong to no adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_llm.backbone.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, read_config
+
+MERGE_FILE = "merge.json"
+
+# the settings of peft's LoraConfig under which an adapter is still exactly s * B A
+_EXACT_KEYS = {
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "qalora_group_size"),
+    *("megatron_config", "megatron_core", "runtime_config", "ensure_weight_tying", "loftq_config", "eva_config"),
+    "inference_mode",
+}
+_EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others (PiSSA, OLoRA, ...) also change the base
+_FACTOR = re.compile(re.escape(KEY_PREFIX) + r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter out of any model.
+
+    Args:
+        config: peft's ``adapter_config.json``.
+        tensors: peft's keys -> ``lora_A`` ``[r, D_in]`` and ``lora_B`` ``[D_out, r]``.
+        name: for messages and the model card.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    name: str
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the adapted modules within the base model, in the order of the file."""
+        return list(dict.fromkeys(_parse(self, key)[0] for key in self.tensors))
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """``s A`` ``[r, D_in]`` and ``B`` ``[D_out, r]`` of one module in fp32: their product is its ``dW``."""
+        a, b = (self.tensors[_key(module, factor)].float() for factor in "AB")
+        return a * self.scaling(module), b
+
+    def scaling(self, module: str) -> float:
+        """``s`` of one module, with peft's rules for ``alpha_pattern`` and rsLoRA."""
+        rank = self.tensors[_key(module, "A")].shape[0]
+        alpha = self.config.get("lora_alpha", 8)
+        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+
+def read_adapter(folder: Path, name: str | None = None) -> Adapter:
+    """Read a PEFT folder (safetensors only).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the adapter is more than ``s B A`` (DoRA, biases, full modules, ...), so no exact sum exists.
+    """
+    from safetensors.torch import load_file
+
+    adapter = Adapter(read_config(folder), dict(sorted(load_file(folder / WEIGHTS_FILE).items())), name or folder.name)
+    _check_exact(adapter)
+    return adapter
+
+
+def write_adapter(adapter: Adapter, folder: Path, card: Mapping[str, Any]) -> None:
+    """Write a PEFT folder with ``merge.json`` (the card) and a README that tells where the weights come from.
+
+    Args:
+        card: JSON-able; its ``sources`` (a list of ``{"name", "sha256"}``), ``weights`` and ``method`` fill the README.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter.tensors.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(adapter.config, indent=2, sort_keys=True))
+    (folder / MERGE_FILE).write_text(json.dumps(dict(card), indent=1))
+    (folder / "README.md").write_text(_readme(adapter, card), encoding="utf-8")
+
+
+def weighted_sum(adapters: Sequence[Adapter], weights: Tensor | Mapping[str, Tensor], name: str = "merged") -> Adapter:
+    """The adapter whose ``dW`` is the weighted sum of the adapters' ``dW``, exactly.
+
+    Args:
+        adapters: K adapters of one base model; ranks, alphas and target modules may differ (a missing module adds 0).
+        weights: ``[K]``, or module -> ``[K]`` for every module of any adapter. Negative and zero are allowed.
+
+    Returns:
+        fp32, ``r = lora_alpha = sum of ranks`` (of the adapters whose weight is not 0), for vanilla peft.
+
+    Raises:
+        ValueError: different base models, a wrong number of weights or modules without weights.
+    """
+    _check_summable(adapters)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for module in dict.fromkeys(module for adapter in adapters for module in adapter.modules):
+        row = _weights_of(module, weights, len(adapters))
+        have = [(w, adapter) for w, adapter in zip(row, adapters, strict=True) if _key(module, "A") in adapter.tensors]
+        # with nothing but zeros, one zero part keeps the adapter well-formed
+        parts = [(w, *adapter.factors(module)) for w, adapter in have if w != 0] or [(0.0, *have[0][1].factors(module))]
+        a = torch.cat([w * a for w, a, _ in parts])  # [sum r, D_in]
+        b = torch.cat([b for *_, b in parts], dim=1)  # [D_out, sum r]
+        factors[module] = a, b
+    return _assemble(adapters, factors, name)
+
+
+def compress(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """The best approximation of rank ``rank`` in each module, and the share of ``sum ||dW||^2`` that it keeps.
+
+    The SVD of ``B A`` is taken through the QR of the thin factors: ``[R, R]`` is decomposed, never ``[D_out, D_in]``.
+    """
+    if rank < 1:
+        raise ValueError(f"compress: rank must be at least 1, got {rank}")
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    kept = total = 0.0
+    for module in adapter.modules:
+        a, b = (factor.double() for factor in adapter.factors(module))
+        q_a, r_a = torch.linalg.qr(a.T)  # [D_in, R], [R, R]
+        q_b, r_b = torch.linalg.qr(b)  # [D_out, R], [R, R]
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T)  # [R, R], [R], [R, R]
+        top = min(rank, len(s))
+        root = s[:top].sqrt()  # shared between the factors, which keeps them of one size
+        a = (root[:, None] * (vh[:top] @ q_a.T)).float()  # [top, D_in]
+        b = ((q_b @ u[:, :top]) * root).float()  # [D_out, top]
+        factors[module] = a, b
+        kept += s[:top].square().sum().item()
+        total += s.square().sum().item()
+    return _assemble([adapter], factors, adapter.name), kept / total if total else 1.0
+
+
+def _key(module: str, factor: str) -> str:
+    return f"{KEY_PREFIX}{module}.lora_{factor}.weight"
+
+
+def _parse(adapter: Adapter, key: str) -> tuple[str, str]:
+    match = _FACTOR.fullmatch(key)
+    if match is None:
+        raise ValueError(f"adapter {adapter.name!r}: {key} is not a LoRA factor of a linear layer; no exact sum exists")
+    return match["module"], match["factor"]
+
+
+def _check_exact(adapter: Adapter) -> None:
+    from peft import LoraConfig
+
+    config = adapter.config
+    if config.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"adapter {adapter.name!r}: peft_type {config['peft_type']!r} cannot be summed, only LORA can")
+    defaults = LoraConfig().to_dict()
+    for key, value in config.items():
+        exact = value in _EXACT_INITS if key == "init_lora_weights" else not value or value == defaults.get(key)
+        if key not in _EXACT_KEYS and not exact:
+            raise ValueError(f"adapter {adapter.name!r}: with {key}={value!r} it is not s * B A; no exact sum exists")
+    for key, tensor in adapter.tensors.items():
+        module, factor = _parse(adapter, key)
+        if tensor.dim() != 2 or _key(module, "AB".replace(factor, "")) not in adapter.tensors:
+            raise ValueError(f"adapter {adapter.name!r}: {key} is not one of two matrices A and B")
+
+
+def _check_summable(adapters: Sequence[Adapter]) -> None:
+    if not adapters:
+        raise ValueError("weighted_sum: no adapter given")
+    first = adapters[0]
+    for other in adapters[1:]:
+        for key, what in (("base_model_name_or_path", "base models"), ("fan_in_fan_out", "weight layouts")):
+            if (one := first.config.get(key)) != (two := other.config.get(key)):
+                raise ValueError(
+                    f"adapters {first.name!r} and {other.name!r} have different {what}: {key} is {one!r} and {two!r}"
+                )
+
+
+def _weights_of(module: str, weights: Tensor | Mapping[str, Tensor], count: int) -> list[float]:
+    if isinstance(weights, Mapping):
+        if module not in weights:
+            raise ValueError(f"weighted_sum: no weights for the module {module!r}")
+        weights = weights[module]
+    if weights.shape != (count,):
+        raise ValueError(f"weighted_sum: {count} adapters need weights of shape [{count}], got {list(weights.shape)}")
+    return weights.tolist()
+
+
+def _assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Tensor]], name: str) -> Adapter:
+    """An adapter of the given factors, with the first source's config made to say ``s = 1`` and just these modules."""
+    ranks = {module: len(a) for module, (a, _) in factors.items()}
+    rank = max(ranks.values())
+    pattern = {module: r for module, r in ranks.items() if r != rank}
+    config = dict(sources[0].config) | {
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
+    if any(set(source.modules) != set(factors) for source in sources):
+        # no short list of name endings need describe a union; full names always do
+        config |= {"target_modules": sorted(factors), "exclude_modules": None}
+        config |= {"layers_to_transform": None, "layers_pattern": None}
+    tensors = {_key(module, factor): t for module, ab in factors.items() for factor, t in zip("AB", ab, strict=True)}
+    return Adapter(config, tensors, name)
+
+
+def _readme(adapter: Adapter, card: Mapping[str, Any]) -> str:
+    base = adapter.config.get("base_model_name_or_path")
+    base_line = [f"base_model: {json.dumps(base)}"] if base else []
+    head = ["---", "library_name: peft", *base_line, "tags: [lora, merge]", "---"]
+    sources = [f"| {source['name']} | `{source['sha256']}` |" for source in card.get("sources", [])]
+    weights = card.get("weights", {})
+    return "\n".join(
+        [
+            *head,
+            f"# {adapter.name}",
+            "",
+            f"A LoRA adapter of rank {adapter.config['r']}: the weighted sum of the adapters below "
+            f"(method `{card.get('method', 'given')}`), made by RecBole-LLM.",
+            "",
+            "| source | SHA-256 of its weights |",
+            "|---|---|",
+            *sources,
+            "",
+            f"Coefficients: {json.dumps(weights) if len(json.dumps(weights)) < 500 else 'one per module'}; "
+            f"`{MERGE_FILE}` has every number, and all the points that were tried.",
+            "",
+        ]
+    )

@@ -1,0 +1,200 @@
+"""How the adapters of a mixture are weighted: uniform, fixed, by a labelled grid, or by least entropy (RecCocktail).
+
+Every method is one function from a :class:`MergeProblem` to a :class:`MergeResult`, and every result carries all the
+points that were measured, the uniform one and each single adapter always among them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MergeProblem:
+    """What a method may look at.
+
+    Args:
+        names: K adapters.
+        modules: M adapted modules.
+        granularity: ``global`` (weights ``[K]``) or ``module`` (weights ``[M, K]``).
+        objective: weights, ``[K]`` or ``[M, K]`` -> mean entropy on unlabelled prompts, a differentiable scalar.
+        valid_score: weights -> a metric on labelled validation data, bigger is better; only ``grid`` reads it.
+        settings: what the user set for the method.
+    """
+
+    names: list[str]
+    modules: list[str]
+    granularity: str = "global"
+    objective: Callable[[Tensor], Tensor] | None = None
+    valid_score: Callable[[Tensor], float] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.granularity not in ("global", "module"):
+            raise ValueError(f"merge_granularity must be 'global' or 'module', got {self.granularity!r}")
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"the adapters of a merge need different names, got {self.names}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weights: ``[K]`` or ``[M, K]``."""
+        return (len(self.names),) if self.granularity == "global" else (len(self.modules), len(self.names))
+
+    def expand(self, point: Tensor) -> Tensor:
+        """A global point ``[K]`` in the shape of the problem."""
+        return point.expand(self.shape).clone()
+
+    def by_name(self, weights: Tensor) -> dict[str, Tensor | Mapping[str, Tensor]]:
+        """What :func:`recbole_llm.backbone.lora.mixture` takes: adapter -> scalar, or adapter -> module -> scalar."""
+        if weights.dim() == 1:
+            return dict(zip(self.names, weights.unbind(), strict=True))
+        columns = weights.unbind(1)
+        return {n: dict(zip(self.modules, c.unbind(), strict=True)) for n, c in zip(self.names, columns, strict=True)}
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The chosen weights, ``[K]`` or ``[M, K]``, and every measured point.
+
+    A point has a ``phase`` (uniform, single, grid, adam or fixed), ``weights`` and, as far as measured, ``entropy`` and
+    ``score``.
+    """
+
+    weights: Tensor
+    trace: list[dict[str, Any]]
+
+
+def uniform(problem: MergeProblem) -> MergeResult:
+    """``1 / K`` each (WeaveRec's published weights)."""
+    trace = [_measure(problem, point) for point in _controls(problem)]
+    return MergeResult(torch.tensor(trace[0]["weights"]), trace)
+
+
+def fixed(problem: MergeProblem) -> MergeResult:
+    """The user's own ``weights``: a list in the order of the adapters, or adapter -> weight."""
+    given = problem.settings.get("weights")
+    if isinstance(given, Mapping):
+        if set(given) != set(problem.names):
+            raise ValueError(f"merge_weights name {sorted(given)}, but the adapters are {sorted(problem.names)}")
+        given = [given[name] for name in problem.names]
+    if given is None or len(given) != len(problem.names):
+        raise ValueError(f"merge: fixed needs one of merge_weights for each of {problem.names}, got {given}")
+    weights = problem.expand(torch.tensor([float(weight) for weight in given]))
+    check_weights(problem, weights)
+    return MergeResult(weights, [_measure(problem, point) for point in (*_controls(problem), ("fixed", weights))])
+
+
+def grid(problem: MergeProblem) -> MergeResult:
+    """The point of the simplex lattice with the best labelled validation score; the same weights in every module."""
+    if problem.valid_score is None:
+        raise ValueError("merge: grid needs a labelled validation score; without labels use 'entropy' or 'uniform'")
+    trace = [_measure(problem, point, scored=True) for point in _lattice(problem)]
+    return MergeResult(torch.tensor(_best(trace, "score", largest=True)["weights"]), trace)
+
+
+def entropy(problem: MergeProblem) -> MergeResult:
+    """The least mean entropy on unlabelled prompts: a lattice without gradients, then Adam from its best point.
+
+    Mixtures need not be unimodal in their weights, hence the lattice. Adam moves raw logits in fp32 (softmax over the
+    adapters), for ``granularity: module`` one vector per module. The answer is the least of all measured points, so it
+    is never above the start, the uniform mixture or a single adapter.
+
+    Settings: ``points`` (11) of the lattice at most, ``steps`` (20) of Adam, ``lr`` (0.1).
+    """
+    if problem.objective is None:
+        raise ValueError("merge: entropy needs an objective; use 'uniform' or 'fixed' without prompts")
+    trace = [_measure(problem, point) for point in _lattice(problem)]
+    start = torch.tensor(_best(trace, "entropy")["weights"])
+    if len(problem.names) > 1:
+        trace += _descend(problem, start)
+    return MergeResult(torch.tensor(_best(trace, "entropy")["weights"]), trace)
+
+
+def simplex_lattice(count: int, most: int) -> list[Tensor]:
+    """The finest regular lattice ``{i / n}`` on the simplex of ``count`` weights with at most ``most`` points.
+
+    Its corners, the single adapters, are always there, even where ``count > most``.
+    """
+    n = 1
+    while count > 1 and math.comb(n + count, count - 1) <= most:
+        n += 1
+    cuts = itertools.combinations(range(n + count - 1), count - 1)
+    parts = ([b - a - 1 for a, b in itertools.pairwise((-1, *cut, n + count - 1))] for cut in cuts)
+    return [torch.tensor(part) / n for part in parts]
+
+
+def check_weights(problem: MergeProblem, weights: Tensor) -> None:
+    """Refuse weights of a wrong shape, not finite, or outside [0, 1] unless ``extrapolate`` is set."""
+    if tuple(weights.shape) != problem.shape:
+        raise ValueError(f"merge weights must have shape {list(problem.shape)}, got {list(weights.shape)}")
+    if not torch.isfinite(weights).all():
+        raise ValueError(f"merge weights must be finite, got {weights.tolist()}")
+    if not problem.settings.get("extrapolate", False) and ((weights < 0) | (weights > 1)).any():
+        raise ValueError(f"merge weights outside [0, 1]: {weights.tolist()}; set merge_extrapolate: true to allow them")
+
+
+def _descend(problem: MergeProblem, start: Tensor) -> list[dict[str, Any]]:
+    assert problem.objective is not None
+    # [K] or [M, K]; a little inside the simplex, since the softmax is flat at its corners
+    raw = start.clamp(min=0.05).log().requires_grad_()
+    optimizer = torch.optim.Adam([raw], lr=float(problem.settings.get("lr", 0.1)))
+    trace = []
+    for _ in range(int(problem.settings.get("steps", 20))):
+        with torch.enable_grad():
+            weights = torch.softmax(raw, dim=-1)
+            value = problem.objective(weights)
+            (raw.grad,) = torch.autograd.grad(value, raw)  # reaches nothing else, so no weight collects a .grad
+        trace.append(_point("adam", weights, entropy=value.item()))
+        optimizer.step()
+    return trace
+
+
+def _controls(problem: MergeProblem) -> list[tuple[str, Tensor]]:
+    """The uniform mixture, then each adapter alone: phases and weights."""
+    count = len(problem.names)
+    points = [("uniform", torch.full((count,), 1 / count)), *(("single", corner) for corner in torch.eye(count))]
+    return [(phase, problem.expand(point)) for phase, point in points]
+
+
+def _lattice(problem: MergeProblem) -> list[tuple[str, Tensor]]:
+    """The controls, then the rest of the lattice: phases and weights."""
+    points = _controls(problem)
+    for point in map(problem.expand, simplex_lattice(len(problem.names), int(problem.settings.get("points", 11)))):
+        if not any(torch.equal(point, known) for _, known in points):
+            points.append(("grid", point))
+    return points
+
+
+@torch.no_grad()
+def _measure(problem: MergeProblem, point: tuple[str, Tensor], scored: bool = False) -> dict[str, Any]:
+    phase, weights = point
+    measured = {}
+    if problem.objective is not None:
+        measured["entropy"] = float(problem.objective(weights))
+    if scored and problem.valid_score is not None:
+        measured["score"] = float(problem.valid_score(weights))
+    return _point(phase, weights, **measured)
+
+
+def _point(phase: str, weights: Tensor, **measured: float) -> dict[str, Any]:
+    for what, value in measured.items():
+        if not math.isfinite(value):
+            raise ValueError(f"merge: the {what} is {value} at the weights {weights.tolist()}; is an adapter damaged?")
+    return {"phase": phase, "weights": weights.tolist(), **measured}
+
+
+def _best(trace: list[dict[str, Any]], what: str, largest: bool = False) -> dict[str, Any]:
+    """The least (or largest) point; of equals the most even, which no order of the adapters decides."""
+
+    def rank(point: dict[str, Any]) -> tuple[float, float]:
+        value = -point[what] if largest else point[what]
+        return value, torch.tensor(point["weights"]).square().sum().item()
+
+    return min(trace, key=rank)

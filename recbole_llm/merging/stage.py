@@ -1,0 +1,129 @@
+"""The merge stage: coefficients by a named or user-given method, the exact sum, one ordinary PEFT folder.
+
+``merge: uniform | fixed | grid | entropy`` in a property file, or a dotted path to any function from a
+:class:`~recbole_llm.merging.coefficients.MergeProblem` to a :class:`~recbole_llm.merging.coefficients.MergeResult`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from recbole_llm.backbone.lora import WEIGHTS_FILE
+from recbole_llm.merging import coefficients
+from recbole_llm.merging.arithmetic import compress, read_adapter, weighted_sum, write_adapter
+from recbole_llm.merging.coefficients import MergeProblem, MergeResult, check_weights
+
+logger = getLogger()
+
+MergeMethod = Callable[[MergeProblem], MergeResult]
+
+_METHODS: dict[str, MergeMethod] = {
+    "uniform": coefficients.uniform,
+    "fixed": coefficients.fixed,
+    "grid": coefficients.grid,
+    "entropy": coefficients.entropy,
+}
+
+
+def merge_method(name: str) -> Callable[[MergeMethod], MergeMethod]:
+    """Register a function under a name of its own, for ``merge: <name>``."""
+
+    def register(method: MergeMethod) -> MergeMethod:
+        if _METHODS.get(name, method) is not method:
+            raise ValueError(f"a merge method named {name!r} is there already; choose another name")
+        _METHODS[name] = method
+        return method
+
+    return register
+
+
+def resolve(name: str) -> MergeMethod:
+    """The method behind a registered name, ``package.module:function`` or ``package.module.function``.
+
+    Raises:
+        ValueError: unknown name (the nearest known one is named), no such module or function.
+    """
+    if name in _METHODS:
+        return _METHODS[name]
+    module_name, _, function = name.replace(":", ".").rpartition(".")
+    if not module_name or not function:
+        near = difflib.get_close_matches(name, _METHODS, n=1, cutoff=0.0)
+        raise ValueError(
+            f"merge: {name!r} is unknown; did you mean {near[0]!r}? Known are {sorted(_METHODS)}, "
+            "or a function of your own as 'package.module:function'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"merge: {name!r}: {error}; the module must be on the Python path") from error
+    method = getattr(module, function, None)
+    if not callable(method):
+        raise ValueError(f"merge: the module {module_name!r} has no function {function!r}")
+    return method
+
+
+def merge_adapters(
+    folders: Mapping[str, Path],
+    method: str,
+    problem: MergeProblem,
+    out: Path,
+    *,
+    split: str = "valid",
+    compress_rank: int | None = None,
+) -> MergeResult:
+    """Choose weights, sum the adapters exactly and write one PEFT folder with ``merge.json`` beside it.
+
+    Args:
+        folders: adapter name -> PEFT folder, the names (and their order) of ``problem``.
+        method: see :func:`resolve`.
+        out: written whole or not at all.
+        split: where the objective's unlabelled prompts come from, for the record (``test`` is transductive).
+        compress_rank: an SVD back to this rank; the record keeps the retained energy.
+
+    Raises:
+        ValueError: unknown method, weights out of range, adapters that cannot be summed exactly.
+    """
+    from recbole_llm.training.checkpoint import atomic_folder, sha256_file
+
+    if list(folders) != problem.names:
+        raise ValueError(f"the folders are named {list(folders)}, but the merge problem {problem.names}")
+    adapters = [read_adapter(Path(folder), name) for name, folder in folders.items()]
+    result = resolve(method)(problem)
+    check_weights(problem, result.weights)
+    per_module = result.weights.dim() == 2
+    weights = dict(zip(problem.modules, result.weights, strict=True)) if per_module else result.weights
+    merged, energy = weighted_sum(adapters, weights), None
+    if compress_rank is not None:
+        merged, energy = compress(merged, compress_rank)
+        logger.info(f"merge: rank {compress_rank} keeps {energy:.4f} of the squared norm")
+    card = {
+        "method": method,
+        "granularity": problem.granularity,
+        "split": split,
+        "settings": problem.settings,
+        "sources": [{"name": n, "sha256": sha256_file(Path(f) / WEIGHTS_FILE)} for n, f in folders.items()],
+        "weights": _named(problem, result.weights),
+        "compress_rank": compress_rank,
+        "retained_energy": energy,
+        "trace": result.trace,
+    }
+    with atomic_folder(out) as folder:
+        write_adapter(merged, folder, card)
+    means = result.weights.reshape(-1, len(problem.names)).mean(0)  # [K]
+    logger.info(f"merge: {method}, mean weights {dict(zip(problem.names, means.tolist(), strict=True))}, in {out}")
+    return result
+
+
+def _named(problem: MergeProblem, weights: Tensor) -> dict[str, Any]:
+    """Adapter -> weight, or module -> adapter -> weight."""
+    if weights.dim() == 1:
+        return dict(zip(problem.names, weights.tolist(), strict=True))
+    rows = weights.tolist()
+    return {m: dict(zip(problem.names, row, strict=True)) for m, row in zip(problem.modules, rows, strict=True)}

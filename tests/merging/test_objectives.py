@@ -1,0 +1,96 @@
+"""Entropies: means of entropies, padding-blind, one gradient forward, and the memory-flat mean over batches."""
+
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches, token_entropy
+
+
+def test_mean_of_entropies_not_entropy_of_mean():
+    sure = 50.0 * torch.eye(4)  # [B, C]: each user sure of another candidate; the mean is uniform
+    assert candidate_entropy(sure) < 1e-6
+    assert token_entropy(sure.reshape(2, 2, 4)) < 1e-6
+    assert candidate_entropy(sure.mean(0, keepdim=True)) == pytest.approx(math.log(4))
+
+
+def test_entropy_values_and_half_precision():
+    scores = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
+    expected = (math.log(2) - 0.75 * math.log(0.75) - 0.25 * math.log(0.25)) / 2
+    assert candidate_entropy(scores).item() == pytest.approx(expected, abs=1e-6)
+    assert candidate_entropy(scores.bfloat16()).dtype == torch.float32
+
+
+def test_absent_candidates_count_for_nothing():
+    scores = torch.tensor([[0.0, 1.0, -torch.inf]], requires_grad=True)
+    entropy = candidate_entropy(scores)
+    assert entropy.item() == pytest.approx(candidate_entropy(scores[:, :2]).item())
+    entropy.backward()
+    assert torch.isfinite(scores.grad).all() and scores.grad[0, 2] == 0
+
+
+def test_ended_answers_are_not_counted():
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([[True, True, False], [True, False, False]])
+    expected = sum(token_entropy(logits[i, j][None, None]) for i, j in ((0, 0), (0, 1), (1, 0))) / 3
+    torch.testing.assert_close(token_entropy(logits, counted), expected)
+
+
+@pytest.fixture(scope="module", params=["relative", "absolute"])
+def model(request):
+    """Rotary positions forgive a shift by the padding; learned ones do not."""
+    torch.manual_seed(0)
+    if request.param == "absolute":
+        config = GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=32, initializer_range=0.4)
+        return GPT2LMHeadModel(config).eval()
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, initializer_range=0.4, **sizes)).eval()
+
+
+PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [3, 11, 12, 13]]
+
+
+def by_generation(model, prompt, k, eos=None):
+    """The same k entropies, one whole forward a token."""
+    ids, entropies = list(prompt), []
+    for _ in range(k):
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        entropies.append(torch.distributions.Categorical(logits=logits).entropy())
+        ids.append(int(logits.argmax()))
+        if ids[-1] == eos:
+            break
+    return entropies, ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_first_k_equals_token_by_token_generation(model, k):
+    expected = torch.stack([h for prompt in PROMPTS for h in by_generation(model, prompt, k)[0]]).mean()
+    got = first_k_entropy(model, PROMPTS, k, pad_token_id=0)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert got.requires_grad
+
+
+def test_first_k_stops_at_the_end_token(model):
+    eos = by_generation(model, PROMPTS[0], 3)[1][0]
+    expected = torch.stack([h for prompt in PROMPTS for h in by_generation(model, prompt, 3, eos)[0]]).mean()
+    torch.testing.assert_close(first_k_entropy(model, PROMPTS, 3, 0, eos), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_first_k_refuses_nothing_to_read(model):
+    for prompts, k in (([], 3), ([[]], 3), (PROMPTS, 0)):
+        with pytest.raises(ValueError, match="needs k >= 1 and non-empty prompts"):
+            first_k_entropy(model, prompts, k, 0)
+
+
+def test_mean_over_batches_has_the_value_and_gradient_of_the_mean():
+    data = torch.randn(7, 5, 2, generator=torch.Generator().manual_seed(1))  # [users, C, K]
+    batched = mean_over_batches(lambda w, batch: candidate_entropy(batch @ w), data.split(3))
+    weights = torch.tensor([0.3, 0.7], requires_grad=True)
+    expected, got = candidate_entropy(data @ weights), batched(weights * 1)
+    torch.testing.assert_close(got, expected)
+    (one,), (two,) = torch.autograd.grad(expected, weights), torch.autograd.grad(got, weights)
+    torch.testing.assert_close(two, one)
+    with torch.no_grad():
+        torch.testing.assert_close(batched(weights), expected)
