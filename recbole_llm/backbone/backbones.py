@@ -1,0 +1,44 @@
+"""The backbone of a run: the builtin LM, trained as a kept stage, or any causal LM by folder or hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_llm.backbone.causal_lm import fingerprint, load_causal_lm
+from recbole_llm.data.domains import Domain
+from recbole_llm.training.stages import StageKeeper
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen causal LM with its tokenizer; ``name`` is what tables show, ``fingerprint`` what stages depend on."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+
+
+def load_backbone(config: Any, domain: Domain, keeper: StageKeeper) -> Backbone:
+    """The LM that ``config`` names; the builtin one is trained on ``domain`` first, unless it is kept."""
+    path, name = config["llm_path"], None
+    if path == "builtin":
+        from recbole_llm.backbone.builtin_lm import builtin_stage
+
+        path = keeper.run(builtin_stage(config["builtin_lm"], domain, config["seed"], config["show_progress"]))
+    loaded = load_causal_lm(
+        path,
+        revision=config["llm_revision"],
+        dtype=config["dtype"],
+        device=config["device"],
+        device_map=config["device_map"],
+        attn_implementation=config["attn_implementation"],
+        load_in_4bit=config["load_in_4bit"],
+    )
+    if config["llm_path"] == "builtin":
+        name = f"builtin {sum(p.numel() for p in loaded.model.parameters()) / 1e6:.1f}M"
+    identity = fingerprint(path, loaded.revision or config["llm_revision"])
+    return Backbone(loaded.model, loaded.tokenizer, name or loaded.name, f"{identity}/{config['dtype']}")
+
+
