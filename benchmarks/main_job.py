@@ -29,18 +29,22 @@ def timed(arguments: list[str], folder: str) -> tuple[float, float]:
     return time.monotonic() - began, usage.ru_maxrss / 2**20
 
 
+def show(what: str, **facts: object) -> None:
+    """One measurement as one JSON line."""
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in facts.items()}
+    print(json.dumps({"what": what, **rounded}), flush=True)
+
+
 def main() -> None:
     given = sys.argv[1:]
     arguments = [*given, *(f"--{key}={value}" for key, value in DEFAULTS.items() if f"--{key}=" not in " ".join(given))]
     with tempfile.TemporaryDirectory() as folder:
         seconds, _ = timed(["--help"], folder)
-        print(json.dumps({"what": "--help", "seconds": round(seconds, 2), "bar": 2}), flush=True)
+        show("--help", seconds=seconds, bar=2)
         first, memory = timed(arguments, folder)
-        print(json.dumps({"what": "first run", "arguments": arguments, "seconds": round(first, 1), "peak_gib": round(memory, 2), "bar": 480}), flush=True)
+        show("first run", arguments=arguments, seconds=first, peak_gib=memory, bar=480)
         again, memory = timed(arguments, folder)
-        record = json.loads(next(Path(folder).glob("saved/runs/*/record.json")).read_text())
-        print(json.dumps({"what": "stages of the last run", "seconds": record["stage_seconds"]}))
-        print(json.dumps({"what": "again, stages kept", "seconds": round(again, 1), "peak_gib": round(memory, 2), "ratio": round(again / first, 3), "bar": 60}))
+        show("again, stages kept", seconds=again, peak_gib=memory, ratio=again / first, bar=60)
 
 
 DEFAULTS = {"model": "LoRACocktail", "dataset": "ml-100k"}

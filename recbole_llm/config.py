@@ -164,10 +164,11 @@ class LLMConfig(Config):
         self._check_keys()
 
     def _llm_file(self, folder: Path) -> Path | None:
-        """properties/llm/<llm>.yaml for ``--llm=<llm>``: one file per backbone."""
+        """properties/llm/<llm>.yaml for ``--llm=<llm>``: one file per backbone; builtin unless a backbone is given."""
         name = self.external_config_dict.get("llm")
-        if name is None:
+        if name is None and "llm_path" in self.external_config_dict:
             return None
+        name = name or "builtin"
         file = folder / "llm" / f"{name}.yaml"
         if not file.is_file():
             known = ", ".join(sorted(path.stem for path in (folder / "llm").glob("*.yaml")))
@@ -193,9 +194,9 @@ class LLMConfig(Config):
             # `load_col: {inter: [...]}` means just these columns; everything else is a partial change
             merge = isinstance(default, dict) and isinstance(value, dict) and key not in ("load_col", "unload_col")
             final[key] = {**default, **value} if merge else value  # type: ignore[dict-item]
-        if final.get("loss_type") == "CE" and "train_neg_sample_args" not in self.external_config_dict:
-            if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-                final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
+        refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
+        if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
+            final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
         self._settle_evaluation(final)
         return final
 
@@ -242,6 +243,13 @@ class LLMConfig(Config):
         # strings are final by now, and a literal of a string is read as that string
         values = {key: repr(value) if isinstance(value, str) else value for key, value in values.items()}
         return LLMConfig(self.model, name, config_dict=values)
+
+    def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
+        """The configuration of another model on the same data in the same run, with ``values`` for it."""
+        about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
+        about_data |= set(dataset_arguments) | {"MAX_ITEM_LIST_LENGTH"}
+        kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
+        return LLMConfig(name, self.dataset, config_dict={**kept, **values})
 
     # -- views ---------------------------------------------------------------------------------------------------------
 

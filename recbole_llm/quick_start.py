@@ -9,12 +9,11 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole.data import data_preparation
 from recbole.utils import init_seed, set_color
 
 from recbole_llm import compat, registry
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.dataset import create_dataset
+from recbole_llm.data.dataset import create_dataset, data_preparation
 from recbole_llm.evaluation.protocol import attach_candidates
 from recbole_llm.evaluation.record import RunRecord, table
 
@@ -48,10 +47,10 @@ def run_recbole_llm(
     data = create_dataset(config)
     logger.info(data)
     train_data, valid_data, test_data = data_preparation(config, data)
-    attach_candidates(config, data, valid_data, test_data)
+    attach_candidates(config, data, train_data, valid_data, test_data)
 
     init_seed(config["seed"], config["reproducibility"])  # whatever was drawn so far, every model starts alike
-    network = config.model_class(config, train_data.dataset).to(config["device"])
+    network = config.model_class(config, train_data._dataset).to(config["device"])
     logger.info(network)
     trainer = registry.get_trainer(config)(config, network)
     best_valid_score, best_valid_result = trainer.fit(

@@ -5,9 +5,12 @@ Everything is made on the fly under a temporary folder; nothing is downloaded, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -47,8 +50,13 @@ def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int 
     target = folder / name
     target.mkdir(parents=True)
     words = ["red", "blue", "green", "old", "new"], ["river", "house", "wolf", "train", "song", "winter", "king", "sea"]
-    rows = [f"i{i}\tThe {words[0][i % 5]} {words[1][i // 5]}\t{1980 + i}\t{'drama' if i % 2 else 'comedy'} film" for i in range(items)]
-    (target / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tyear:token\tgenre:token_seq", *rows]) + "\n")
+    rows = [
+        f"i{i}\tThe {words[0][i % 5]} {words[1][i // 5]}\t{1980 + i}\t{'drama' if i % 2 else 'comedy'} film"
+        for i in range(items)
+    ]
+    (target / f"{name}.item").write_text(
+        "\n".join(["item_id:token\ttitle:token_seq\tyear:token\tgenre:token_seq", *rows]) + "\n"
+    )
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
     for user in range(users):
         item, seen = int(rng.integers(items)), []
@@ -71,12 +79,14 @@ def write_lm(folder: Path, hidden: int = 32, layers: int = 2) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(["The red river", "The blue house", "green wolf", "old train", "new song winter king"], trainer)
+    texts = ["The red river", "The blue house", "green wolf old train", "new song winter king", " A B C D E F G H I J"]
+    trainer = trainers.BpeTrainer(vocab_size=310, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden, intermediate_size=2 * hidden,
+        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.2,  # large enough for scores to differ
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     PreTrainedTokenizerFast(
@@ -98,13 +108,56 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lm(tmp_path_factory.mktemp("lm") / "tiny-llama")
 
 
+def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any]:
+    """Settings that make any model run on ``tiny`` in seconds, and learn something."""
+    return {
+        "data_path": str(data_path), "checkpoint_dir": str(folder / "saved"), "show_progress": False, "epochs": 1,
+        "train_batch_size": 64, "year_field": "year", "category_field": "genre", "llm_path": str(tiny_lm),
+        "candidates": {"number": 9}, "train_samples": 32, "lora_epochs": 4, "lora_batch_size": 8, "r": 4,
+        "prompt": "history", "lora_train_mode": "sequence", "lora_learning_rate": 5e-2, "max_history": 5, "valid_users": 20,
+        "merge_prompts": 8, "merge_steps": 2, "merge_points": 3, "domain_min_users": 5, "topk": [1, 5],
+        "valid_metric": "NDCG@5",
+    }  # fmt: skip
+
+
 @pytest.fixture
 def settings(data_path: Path, tiny_lm: Path, tmp_path: Path) -> dict[str, Any]:
-    """Settings that make any model run on ``tiny`` in seconds."""
-    return {
-        "data_path": str(data_path), "checkpoint_dir": str(tmp_path / "saved"), "show_progress": False, "epochs": 1,
-        "train_batch_size": 64, "year_field": "year", "category_field": "genre", "llm_path": str(tiny_lm),
-        "candidates": {"number": 9}, "train_samples": 32, "lora_epochs": 1, "lora_batch_size": 8, "r": 4, "max_history": 5,
-        "valid_users": 20, "merge_prompts": 8, "merge_steps": 2, "merge_points": 3, "domain_min_users": 5, "topk": [1, 5],
-        "valid_metric": "NDCG@5", "lora_train_mode": "sequence",
-    }  # fmt: skip
+    """:func:`tiny_settings` for one test."""
+    return tiny_settings(data_path, tiny_lm, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_settings(
+    data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """:func:`tiny_settings` for runs that the tests of a file share."""
+    folder = tmp_path_factory.mktemp("runs")
+    with contextlib.chdir(folder):
+        yield tiny_settings(data_path, tiny_lm, folder)
+
+
+def assembled(name: str, settings: dict[str, Any], dataset: str = "tiny", **changes: Any) -> SimpleNamespace:
+    """A model with its config, loaders and trainer, as ``run_recbole_llm`` puts them together, not yet trained."""
+    from recbole.utils import init_seed
+
+    from recbole_llm import compat, registry
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.data.dataset import create_dataset, data_preparation
+    from recbole_llm.evaluation.protocol import attach_candidates
+
+    config = LLMConfig(name, dataset, config_dict={**settings, **changes})
+    init_seed(config["seed"], config["reproducibility"])
+    compat.init_logger(config)
+    data = create_dataset(config)
+    train, valid, test = data_preparation(config, data)
+    attach_candidates(config, data, train, valid, test)
+    init_seed(config["seed"], config["reproducibility"])
+    model = config.model_class(config, train._dataset).to(config["device"])
+    trainer = registry.get_trainer(config)(config, model)
+    return SimpleNamespace(config=config, model=model, trainer=trainer, train=train, valid=valid, test=test)
+
+
+@pytest.fixture(scope="session")
+def assemble() -> Callable[..., SimpleNamespace]:
+    """:func:`assembled`, for tests that look inside a model or a loader."""
+    return assembled

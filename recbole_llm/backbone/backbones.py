@@ -26,7 +26,11 @@ def load_backbone(config: Any, domain: Domain, keeper: StageKeeper) -> Backbone:
     if path == "builtin":
         from recbole_llm.backbone.builtin_lm import builtin_stage
 
-        path = keeper.run(builtin_stage(config["builtin_lm"], domain, config["seed"], config["show_progress"]))
+        stage = builtin_stage(
+            config["builtin_lm"], domain, config["seed"],
+            save_every=config["save_every_seconds"], show_progress=config["show_progress"],
+        )  # fmt: skip
+        path = keeper.run(stage)
     loaded = load_causal_lm(
         path,
         revision=config["llm_revision"],

@@ -131,6 +131,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG_FILE).read_text())
 
 
+def base_model_name(config: Mapping[str, Any]) -> str | None:
+    """The base model of an adapter without the folders it stood in: a backbone that was moved is the same backbone."""
+    base = config.get("base_model_name_or_path")
+    return base and Path(base).name
+
+
 def _adapter_keys(folder: Path) -> set[str]:
     from safetensors import safe_open
 
@@ -142,7 +148,7 @@ def _adapter_keys(folder: Path) -> set[str]:
 def _check_alike(folders: Mapping[str, Path], keys: Mapping[str, set[str]]) -> None:
     if not folders:
         raise ValueError("no adapter to load: folders is empty")
-    bases = {name: read_config(Path(folder)).get("base_model_name_or_path") for name, folder in folders.items()}
+    bases = {name: base_model_name(read_config(Path(folder))) for name, folder in folders.items()}
     first, *others = folders
     for other in others:
         if bases[other] != bases[first]:

@@ -5,9 +5,12 @@ Any RecBole dataset class is extended by :class:`RankedTime`; nothing under ``sa
 
 from __future__ import annotations
 
-import urllib.error
+import hashlib
+import os
+import shutil
+import zipfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,14 @@ class Histories:
     user_ids: list[str]
     item_ids: list[str]
     items: list[np.ndarray]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all users, items and their order."""
+        digest = hashlib.sha256("\t".join([*self.user_ids, "", *self.item_ids]).encode())
+        for items in self.items:
+            digest.update(len(items).to_bytes(8, "little") + items.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def train(self, user: int) -> np.ndarray:
         """What the user did before the validation item (leave-one-out)."""
@@ -61,20 +72,23 @@ class RankedTime:
 
     def _rank_time(self: Any) -> None:
         """Replace timestamps by their dense rank: float32 keeps 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
-        time = self.time_field
-        if self.config["eval_args"]["order"] == "TO" and self.config["eval_args"]["split"].keys() == {"LS"}:
-            if time not in self.inter_feat:
-                raise ValueError(
-                    f"TIME_FIELD: {time} is not loaded from {self.dataset_path}; name the time column of the .inter file "
-                    f"and list it in load_col (columns loaded: {', '.join(self.inter_feat)})"
-                )
-            self.inter_feat[time] = np.unique(self.inter_feat[time].to_numpy(), return_inverse=True)[1].astype(np.float64)
+        if _leaves_one_out(self.config):
+            self.inter_feat[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
+
+    @property
+    def _times(self: Any) -> np.ndarray:
+        if self.time_field not in self.inter_feat:
+            raise ValueError(
+                f"TIME_FIELD: {self.time_field} is not loaded from {self.dataset_path}; name the time column of the .inter "
+                f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)})"
+            )
+        return self.inter_feat[self.time_field].to_numpy()
 
     @cached_property
     def histories(self: Any) -> Histories:
         """Whole histories; first asked for before :meth:`build`, and carried over to the splits."""
         frame = self.inter_feat
-        order = np.lexsort((frame[self.time_field].to_numpy(), frame[self.uid_field].to_numpy()))  # stable
+        order = np.lexsort((self._times, frame[self.uid_field].to_numpy()))  # stable
         users = frame[self.uid_field].to_numpy()[order]
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
         starts = np.searchsorted(users, np.arange(1, self.user_num))
@@ -97,7 +111,7 @@ class RankedTime:
             no_value=self.config["no_value"],
         )
 
-    @property
+    @cached_property
     def catalogue_titles(self: Any) -> list[str]:
         """Titles to keep candidates apart; item tokens where the dataset has no titles (classical models need none)."""
         try:
@@ -107,10 +121,7 @@ class RankedTime:
             return list(map(str, self.field2id_token[self.iid_field]))
 
     def _download(self: Any) -> None:
-        """RecBole's download without its two faults: a question on standard input, and a barrier that no process group answers."""
-        import os
-        import shutil
-
+        """RecBole's download without its faults: a question on standard input, a barrier that no process group answers."""
         from recbole.utils.url import download_url, extract_zip, rename_atomic_files
 
         folder = Path(self.dataset_path)
@@ -119,6 +130,7 @@ class RankedTime:
         except ValueError as error:
             raise FileNotFoundError(_advice(self.dataset_name, folder, "RecBole knows no download of that name")) from error
         partial = folder.with_name(f".{folder.name}.download")
+        shutil.rmtree(partial, ignore_errors=True)  # RecBole would take half an archive, left by a kill, for the whole
         getLogger().info(f"downloading [{self.dataset_name}] from [{url}]")
         try:
             archive = Path(download_url(url, str(partial)))
@@ -126,7 +138,7 @@ class RankedTime:
             archive.unlink()
             rename_atomic_files(str(partial), archive.stem, self.dataset_name)
             os.replace(partial, folder)
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, zipfile.BadZipFile) as error:
             raise ConnectionError(_advice(self.dataset_name, folder, f"{url} could not be fetched ({error})")) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -146,6 +158,16 @@ def _advice(name: str, folder: Path, reason: str) -> str:
     )
 
 
+def _leaves_one_out(config: Any) -> bool:
+    return config["eval_args"]["order"] == "TO" and "LS" in config["eval_args"]["split"]
+
+
+@cache
+def _ranked(base: type) -> type:
+    """``base`` extended; findable in this module, since checkpoints of DIN and others pickle the dataset they hold."""
+    return globals().setdefault(base.__name__, type(base.__name__, (RankedTime, base), {"__module__": __name__}))
+
+
 def create_dataset(config: Any) -> Any:
     """The dataset that RecBole would build for ``config``, extended by :class:`RankedTime` and never unpickled.
 
@@ -158,7 +180,16 @@ def create_dataset(config: Any) -> Any:
     by_type = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
     own = f"{config['model']}Dataset"
     base = getattr(classes, own if hasattr(classes, own) else by_type.get(config["MODEL_TYPE"], "Dataset"))
-    dataset = type(base.__name__, (RankedTime, base), {})(config)
-    if config["candidate_phases"]:
-        dataset.histories  # noqa: B018 - read now: build() turns the table into RecBole's augmented rows
+    dataset = _ranked(base)(config)
+    if _leaves_one_out(config):
+        # read now: build() turns the table into RecBole's augmented rows, and its splits are copies of this dataset
+        _ = dataset.histories, dataset.catalogue_titles
     return dataset
+
+
+def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
+    """RecBole's train, valid and test loaders, split anew: it would unpickle ``saved/<dataset>-for-<model>-dataloader.pth``."""
+    from recbole.data import data_preparation as recbole_data_preparation
+
+    config["dataloaders_save_path"] = f"{os.devnull}/pickles are not read"  # what cannot exist is not looked for elsewhere
+    return recbole_data_preparation(config, dataset)

@@ -45,15 +45,18 @@ class Ranks:
     ranks: list[int] = field(default_factory=list)
     ties: list[int] = field(default_factory=list)
 
-    def add(self, users: Tensor, scores: Tensor, slots: Tensor) -> None:
-        """Add a batch: users [B], scores [B, C], the target's slot [B]."""
+    def add(self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> None:
+        """Add a batch: users [B], scores [B, C], the target's slot [B]; a ``missed`` target [B] ranks behind all."""
         target = scores.gather(1, slots[:, None])  # [B, 1]
         place = torch.arange(scores.size(1), device=scores.device)[None, :]  # [1, C]
         equal = scores == target  # [B, C]
         better = (scores > target) | (equal & (place < slots[:, None]))  # [B, C]
+        ranks, ties = better.sum(1) + 1, equal.sum(1) - 1  # [B]
+        if missed is not None:
+            ranks, ties = ranks.masked_fill(missed, scores.size(1) + 1), ties.masked_fill(missed, 0)
         self.users += users.tolist()
-        self.ranks += (better.sum(1) + 1).tolist()
-        self.ties += (equal.sum(1) - 1).tolist()
+        self.ranks += ranks.tolist()
+        self.ties += ties.tolist()
 
     @property
     def tie_rate(self) -> float:

@@ -18,14 +18,19 @@ from recbole_llm.data.dataset import Histories
 logger = getLogger()
 
 
-def attach_candidates(config: Any, dataset: Any, valid_data: Any, test_data: Any) -> None:
-    """Give both evaluation loaders their ``candidates`` (None in RecBole's own modes), drawn or read from disk."""
+def attach_candidates(config: Any, dataset: Any, train_data: Any, valid_data: Any, test_data: Any) -> None:
+    """Give both evaluation loaders their ``candidates`` (None in RecBole's own modes), drawn or read from disk.
+
+    The training dataset, which is what a model is built from, gets them by phase.
+    """
+    train_data._dataset.candidates = {}
     for phase, loader in (("valid", valid_data), ("test", test_data)):
         loader.candidates = None
         if phase in config["candidate_phases"]:
             found = candidate_set(config, dataset, phase)
             logger.info(f"candidates ({phase}): {len(found.users)} users x {found.items.size(1)}, SHA-256 {found.sha256}")
             loader.candidates = _sampled(found, config["eval_users"], config["candidates"]["seed"])
+            train_data._dataset.candidates[phase] = loader.candidates
 
 
 def candidate_set(config: Any, dataset: Any, phase: str) -> CandidateSet:
@@ -42,10 +47,12 @@ def candidate_set(config: Any, dataset: Any, phase: str) -> CandidateSet:
     source = settings["source"]
     if source == "file":
         return _from_file(settings["file"], phase, users, targets, histories)
-    if source not in ("uniform", "popularity"):
-        raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity or file")
     number, seed = settings["number"], settings["seed"]
     folder = Path(config["checkpoint_dir"]) / "candidates"
+    if source == "retriever":
+        return _retrieved(config, folder, phase, users, targets, histories)
+    if source not in ("uniform", "popularity"):
+        raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity, retriever or file")
     path = candidate_path(folder, dataset=config["dataset"], split=phase, source=source, number=number, seed=seed)
     draw_items = partial(_draw, users, targets, histories, dataset.catalogue_titles, phase, source, number, seed)
     return load_or_draw(path, users, targets, histories.user_ids, histories.item_ids, draw_items)
@@ -64,6 +71,29 @@ def _draw(
     return draw(
         names, targets.tolist(), known, titles, histories.item_ids, number=number, seed=seed, split=phase, weights=weights
     )
+
+
+def _retrieved(
+    config: Any, folder: Path, phase: str, users: Tensor, targets: Tensor, histories: Histories
+) -> CandidateSet:
+    """The retriever's top ``number + 1`` of each user, in an order drawn by the seed; a target that is not there is missed."""
+    from recbole_llm.backbone.collaborative import Retriever
+    from recbole_llm.training.stages import StageKeeper
+
+    number, seed = config["candidates"]["number"], config["candidates"]["seed"]
+    retriever = Retriever(config, StageKeeper(folder.parent / "stages", seed=config["seed"]))
+    source = f"{retriever.config['model']}-{retriever.identity[:8]}-"
+    path = candidate_path(folder, dataset=config["dataset"], split=phase, source=source, number=number, seed=seed)
+
+    def top() -> Tensor:
+        found = retriever.top(phase, number + 1)
+        rng = np.random.default_rng(seed)  # the retriever's order would give its ranking away to a list-wise prompt
+        return torch.tensor([rng.permutation(found[user]).tolist() for user in users.tolist()])  # [N, C]
+
+    drawn = load_or_draw(path, users, targets, histories.user_ids, histories.item_ids, top, target_required=False)
+    inside = (drawn.items == drawn.targets[:, None]).any(1).float().mean()
+    logger.info(f"candidates ({phase}): {inside:.1%} of the targets are among the top {number + 1}; no re-ranker can hit more")
+    return drawn
 
 
 def _from_file(

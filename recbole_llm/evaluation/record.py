@@ -51,8 +51,9 @@ class RunRecord:
         """What the table is about: backbone, dataset, candidates."""
         backbone = getattr(self._model, "backbone_name", None)
         users = len(self.rows[0].ranks.users)
-        protocol = f"candidates {self._candidates['test'][:12]}" if "test" in self._candidates else "full ranking"
-        return f"{self._config['dataset']}, {users} users, {protocol}" + (f", backbone: {backbone}" if backbone else "")
+        mode = self._config["eval_args"]["mode"]["test"]
+        protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
+        return f"{self._config['dataset']}, {protocol}" + (f", backbone: {backbone}" if backbone else "")
 
     def write(self, **facts: Any) -> Path:
         """Write ``<checkpoint_dir>/runs/<Model>-<dataset>-<fingerprint>/record.json``; returns its path."""

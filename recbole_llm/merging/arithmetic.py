@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, read_config
+from recbole_llm.backbone.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, base_model_name, read_config
 
 MERGE_FILE = "merge.json"
 
@@ -181,11 +181,13 @@ def _check_summable(adapters: Sequence[Adapter]) -> None:
         raise ValueError("weighted_sum: no adapter given")
     first = adapters[0]
     for other in adapters[1:]:
-        for key, what in (("base_model_name_or_path", "base models"), ("fan_in_fan_out", "weight layouts")):
-            if (one := first.config.get(key)) != (two := other.config.get(key)):
-                raise ValueError(
-                    f"adapters {first.name!r} and {other.name!r} have different {what}: {key} is {one!r} and {two!r}"
-                )
+        pairs = {
+            "base models": (base_model_name(first.config), base_model_name(other.config)),
+            "weight layouts": (first.config.get("fan_in_fan_out"), other.config.get("fan_in_fan_out")),
+        }
+        for what, (one, two) in pairs.items():
+            if one != two:
+                raise ValueError(f"adapters {first.name!r} and {other.name!r} have different {what}: {one!r} and {two!r}")
 
 
 def _weights_of(module: str, weights: Tensor | Mapping[str, Tensor], count: int) -> list[float]:

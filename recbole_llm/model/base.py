@@ -15,8 +15,8 @@ Legend: B users, L history items, C candidates.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.backbone.backbones import load_backbone
+from recbole_llm.backbone.collaborative import Retriever
 from recbole_llm.backbone.lora import activate, attach_lora, load_adapters
 from recbole_llm.backbone.scoring import Scorer, lm_loss
 from recbole_llm.data import domains
-from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain, Row
 from recbole_llm.data.prompts import PromptBuilder
+from recbole_llm.evaluation.asked_users import AskedUsers
+from recbole_llm.training.checkpoint import fingerprint
 from recbole_llm.training.finetune import LoRARecipe, finetune
 from recbole_llm.training.stages import Stage, StageKeeper
 
@@ -49,13 +51,14 @@ class LLMRanker(SequentialRecommender):
     uses_item_text = True
     uses_cf_model = False
     scores_unseen_items = True
-    scores_full_catalogue = False
+    scores_full_catalogue = False  # it re-ranks what a retriever finds
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         if "valid" not in dataset.candidates:
             raise ValueError(
-                f"eval_args: {type(self).__name__} ranks candidates and is stopped on them; leave `mode: candidates`"
+                f"eval_args: {type(self).__name__} is stopped on validation candidates; for a full ranking of the test items "
+                "give eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}}"
             )
         self.keeper = StageKeeper(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         self.domain = domains.of_dataset(config, dataset)
@@ -69,15 +72,24 @@ class LLMRanker(SequentialRecommender):
         self.prompt_settings = _prompt_settings(config, self.letters)
         self.prompts = self._prompt_builder(self.domain)
         self.scorer = Scorer(config["scorer"], config["normalize"], self.pad_token_id, config["score_batch_tokens"])
-        self.recipe = _recipe(config)
+        self.recipe = LoRARecipe.of(config)
+        if self.recipe.train_mode == "sequence" and (self.prompts.shows_candidates or not self.prompts.is_continuation):
+            raise ValueError(
+                "lora_train_mode: sequence needs a prompt that ends in {history} and lists no candidates, unlike "
+                f"{self.prompt_settings['template']!r}; give --lora_train_mode=prefix"
+            )
         self.negatives = config["candidates"]["number"]
         self.valid_users = config["valid_users"]
         self.seed = config["seed"]
         self.save_every = config["save_every_seconds"]
         self.show_progress = config["show_progress"]
+        self.retriever_top = config["retriever_top"]
+        self._config = config  # for the retriever, which is configured as a run of its own
         self.top_k_target = config["top_k_target"] or 1
         self.asked = {phase: AskedUsers(self, phase, found) for phase, found in dataset.candidates.items()}
         self.adapters: dict[str, Path] = {}
+        self.answering = type(self).__name__
+        self.stages_fingerprint: str | None = None
         self._fresh_adapter()
 
     def __str__(self) -> str:
@@ -112,16 +124,22 @@ class LLMRanker(SequentialRecommender):
         """RecBole's ``predict``: the score [B] of one item a row, as the only candidate."""
         return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)  # [B]
 
+    @torch.no_grad()
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Scores [B, I] of the whole catalogue.
+        """Scores [B, I] of the whole catalogue: the retriever's, its top ``retriever_top`` put in the LLM's order.
 
-        Raises:
-            ValueError: an LLM ranker reads each title for each user; a full ranking would take days and is refused.
+        The re-ranked items keep the retriever's highest scores among themselves, so nothing crosses the seam below them.
         """
-        raise ValueError(
-            f"eval_args: {type(self).__name__} ranks candidates; full ranking would score all {self.n_items - 1} titles for "
-            "every user. Leave `mode: candidates`, or rank the catalogue with a classical model"
-        )
+        scores = self.retriever.scores(interaction).float()  # [B, I]
+        scores[:, 0] = -torch.inf
+        best, items = scores.topk(self.retriever_top, dim=1)  # [B, N]
+        order = self.score_candidates(interaction, items).argsort(dim=1, descending=True, stable=True)  # [B, N]
+        return scores.scatter(1, items.gather(1, order), best)  # [B, I]
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """Trained when a full ranking is first asked for."""
+        return Retriever(self._config, self.keeper)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -173,7 +191,7 @@ class LLMRanker(SequentialRecommender):
         self._bare()
         self.adapters = self.finished(self.keeper.run(stage))
         self.lm = load_adapters(self._bare(), self.adapters)
-        self.lm.eval()
+        self.stages_fingerprint = stage.fingerprint
 
     def lora_stage(
         self, name: str, sources: Sequence[Domain], *, stop_on_target: bool = True, samples: int | None = None
@@ -254,51 +272,36 @@ class LLMRanker(SequentialRecommender):
     def answer_with(self, name: str | None) -> Iterator[None]:
         """Let one adapter answer, or the LM alone, within a block."""
         activate(self.lm, name)
+        with self._answering(name or "no adapter"):
+            try:
+                yield
+            finally:
+                activate(self.lm, next(iter(self.adapters)))
+
+    @contextlib.contextmanager
+    def _answering(self, name: str) -> Iterator[None]:
+        before, self.answering = self.answering, name
         try:
             yield
         finally:
-            activate(self.lm, next(iter(self.adapters)))
-
-
-class AskedUsers:
-    """The users of a phase with their candidates, in an order drawn by the run's seed: for early stopping and merging."""
-
-    def __init__(self, model: LLMRanker, phase: str, candidates: CandidateSet):
-        self._model, self._phase, self._candidates = model, phase, candidates
-        self._order = torch.from_numpy(np.random.default_rng(model.seed).permutation(len(candidates.users)))
+            self.answering = before
 
     @property
-    def fingerprint(self) -> str:
-        """What the order and the candidates depend on."""
-        return f"{self._candidates.sha256}/{len(self._order)}/{self._model.seed}"
-
-    def prompts(self, number: int) -> tuple[list[list[int]], Tensor, Tensor]:
-        """Histories, candidates [N, C] and targets [N] of at most ``number`` users."""
-        chosen = self._order[:number]
-        users = self._candidates.users[chosen].tolist()
-        histories = [self._model.histories.before(user, self._phase).tolist() for user in users]
-        return histories, self._candidates.items[chosen], self._candidates.targets[chosen]
-
-    @torch.no_grad()
-    def score(self) -> float:
-        """Mean NDCG of the target over all candidates, ``1 / log2(1 + rank)``, of ``valid_users`` users."""
-        histories, candidates, targets = self.prompts(self._model.valid_users)
-        scores = self._model.score_histories(histories, candidates).cpu()  # [N, C]
-        if not torch.isfinite(scores).all():
-            return math.nan
-        target = scores[candidates == targets[:, None]][:, None]  # [N, 1]
-        better = (scores > target).sum(1) + 0.5 * ((scores == target).sum(1) - 1)  # [N]
-        return float((1 / torch.log2(2 + better)).mean())
+    def answer_fingerprint(self) -> str | None:
+        """What the scores depend on besides the candidates; None before the stages have run."""
+        settings = [self.scorer, self.prompt_settings, self.backbone_fingerprint]
+        return self.stages_fingerprint and fingerprint([self.stages_fingerprint, self.answering, settings])
 
 
 def _listed(target: int, known: set[int], item_count: int, number: int, rng: np.random.Generator) -> list[int]:
     """Training candidates: the target at a random place among ``number`` items outside the history."""
     others: list[int] = []
     taken = known | {target, 0}
-    if item_count - len(taken) < number:
+    left = item_count - len(taken)
+    if left < number:
         raise ValueError(
-            f"candidates.number: {number} is too large for list-wise training, a history leaves {item_count - len(taken)} of "
-            f"the catalogue's {item_count - 1} items to list"
+            f"candidates.number: {number} is too large for list-wise training, a history leaves {left} of the catalogue's "
+            f"{item_count - 1} items to list"
         )
     while len(others) < number:
         item = int(rng.integers(1, item_count))
@@ -327,24 +330,3 @@ def _prompt_settings(config: Any, letters: bool) -> dict[str, Any]:
         "max_title_tokens": config["max_title_tokens"],
         "max_prompt_tokens": config["max_prompt_tokens"],
     }
-
-
-def _recipe(config: Any) -> LoRARecipe:
-    return LoRARecipe(
-        r=config["r"],
-        lora_alpha=config["lora_alpha"],
-        lora_dropout=config["lora_dropout"],
-        target_modules=config["target_modules"],
-        use_rslora=config["use_rslora"],
-        train_mode=config["lora_train_mode"],
-        samples=config["train_samples"],
-        epochs=config["lora_epochs"],
-        batch_size=config["lora_batch_size"],
-        accumulation=config["gradient_accumulation_steps"],
-        learning_rate=config["lora_learning_rate"],
-        warmup_ratio=config["warmup_ratio"],
-        max_grad_norm=config["max_grad_norm"],
-        eval_steps=config["lora_eval_steps"],
-        patience=config["lora_patience"],
-        seed=config["seed"],
-    )

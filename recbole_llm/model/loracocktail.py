@@ -151,5 +151,5 @@ class LoRACocktail(LLMRanker):
     @contextlib.contextmanager
     def _uniform(self) -> Iterator[None]:
         share = torch.tensor(1 / len(self.sources))
-        with mixture(self.lm, dict.fromkeys(self.sources, share)):
+        with mixture(self.lm, dict.fromkeys(self.sources, share)), self._answering("uniform mix"):
             yield

@@ -46,6 +46,28 @@ class LoRARecipe:
     patience: int
     seed: int
 
+    @classmethod
+    def of(cls, config: Any) -> LoRARecipe:
+        """The recipe that a configuration asks for."""
+        return cls(
+            r=config["r"],
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config["lora_dropout"],
+            target_modules=config["target_modules"],
+            use_rslora=config["use_rslora"],
+            train_mode=config["lora_train_mode"],
+            samples=config["train_samples"],
+            epochs=config["lora_epochs"],
+            batch_size=config["lora_batch_size"],
+            accumulation=config["gradient_accumulation_steps"],
+            learning_rate=config["lora_learning_rate"],
+            warmup_ratio=config["warmup_ratio"],
+            max_grad_norm=config["max_grad_norm"],
+            eval_steps=config["lora_eval_steps"],
+            patience=config["lora_patience"],
+            seed=config["seed"],
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -61,6 +83,7 @@ def finetune(
     validate: Callable[[Any], float] | None,
     out: Path,
     scratch: Path,
+    save_every: float = 20.0,
     show_progress: bool = True,
 ) -> None:
     """Train one adapter on ``rows`` and write it to ``out`` as a PEFT folder; ``model`` comes back without it.
@@ -68,7 +91,7 @@ def finetune(
     Args:
         model: the frozen causal LM.
         validate: score (bigger is better) of the PeftModel in eval mode; the best weights are kept.
-        scratch: where the state of an unfinished training is kept.
+        scratch: where the state of an unfinished training is kept, saved every ``save_every`` seconds.
     """
     peft_model = attach_lora(
         model,
@@ -87,8 +110,8 @@ def finetune(
 
     def loss(micro: int) -> torch.Tensor:
         peft_model.train()
-        token_rows, masks = batches[micro]
-        return lm_loss(peft_model, token_rows, masks, pad_token_id)
+        token_rows, masks, share = batches[micro]
+        return share * lm_loss(peft_model, token_rows, masks, pad_token_id)
 
     def score() -> float:
         assert validate is not None
@@ -103,15 +126,19 @@ def finetune(
         scheduler=cosine_with_warmup(optimizer, total, recipe.warmup_ratio),
         loss=loss,
         total_steps=total,
-        accumulate=recipe.accumulation,
+        accumulate=batches.parts,
         clip_grad_norm=recipe.max_grad_norm,
         validate=score if validate else None,
         eval_every=recipe.eval_steps or max(1, -(-total // 4)),
         patience=recipe.patience,
         folder=scratch / "loop",
+        save_every=save_every,
+        learning_rate_key="lora_learning_rate",
         show_progress=show_progress,
     )
-    logger.info(f"{name}: {len(rows)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
+    logger.info(
+        f"{name}: {len(rows)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights"
+    )
     try:
         loop.run()
         save_adapter(peft_model, name, out)
@@ -120,7 +147,11 @@ def finetune(
 
 
 class Batches:
-    """Micro-batches by index: micro-batch ``i`` depends on (seed, i) alone, so that training can resume anywhere."""
+    """Micro-batches by index: micro-batch ``i`` depends on (seed, i) alone, so that training can resume anywhere.
+
+    Each is token rows, their answer masks and the weight that makes the mean loss over the ``parts`` of a step the mean
+    over all its answer tokens, however unevenly the parts hold them.
+    """
 
     def __init__(self, rows: Sequence[Row], encode: Encode, batch_size: int, accumulation: int, seed: int):
         if batch_size % accumulation:
@@ -128,15 +159,18 @@ class Batches:
                 f"gradient_accumulation_steps: {accumulation} parts do not divide lora_batch_size: {batch_size}"
             )
         self._rows, self._encode, self._seed = rows, encode, seed
-        self._batch_size, self._accumulation = min(batch_size, len(rows)), accumulation
-        self.steps_per_epoch = max(1, len(rows) // self._batch_size)
+        self._batch_size = min(batch_size, len(rows))
+        self.parts = min(accumulation, self._batch_size)
+        self.steps_per_epoch = len(rows) // self._batch_size
 
-    def __getitem__(self, micro: int) -> tuple[list[list[int]], list[list[int]]]:
-        step, part = divmod(micro, self._accumulation)
+    def __getitem__(self, micro: int) -> tuple[list[list[int]], list[list[int]], float]:
+        step, part = divmod(micro, self.parts)
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
         chosen = order[place * self._batch_size : (place + 1) * self._batch_size]
         encoded = [self._encode(self._rows[i], np.random.default_rng([self._seed, epoch, int(i)])) for i in chosen]
         encoded.sort(key=lambda pair: len(pair[0]))  # parts of like length, less padding
-        encoded = encoded[part :: self._accumulation]
-        return [ids for ids, _ in encoded], [mask for _, mask in encoded]
+        size = len(encoded)
+        taken = encoded[part * size // self.parts : (part + 1) * size // self.parts]
+        answers, all_answers = (sum(sum(mask) for _, mask in some) for some in (taken, encoded))
+        return [ids for ids, _ in taken], [mask for _, mask in taken], answers / all_answers * self.parts

@@ -1,14 +1,16 @@
-"""One training loop for everything that a stage trains: resumable to the bit, with accumulation, clipping and early stopping.
+"""One training loop for all that stages train: resumable to the bit, with accumulation, clipping and early stopping.
 
-A step is a function of its index, the weights and the random state alone, so a killed run goes on from its last checkpoint
-and ends, on CPU, with exactly the weights of a run that was not killed. Saving only observes: when it happens (by the
-clock) changes nothing.
+A step is a function of its index, the weights and the random state alone, so a killed run goes on from its last
+checkpoint and ends, on CPU, with exactly the weights of a run that was not killed. Saving only observes: when it
+happens (by the clock) changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from logging import getLogger
@@ -53,7 +55,8 @@ class TrainingLoop:
         patience: validations without a gain after which training stops; 0 never stops early. Where ``validate`` is
             given, the weights of the best validation are kept, also with patience 0.
         folder: where the state of an unfinished loop is kept; None keeps nothing.
-        save_every: seconds between two saves.
+        save_every: seconds between two saves; 0 saves after every step.
+        learning_rate_key: what the user would lower, named where training diverges.
     """
 
     name: str
@@ -69,6 +72,7 @@ class TrainingLoop:
     patience: int = 0
     folder: Path | None = None
     save_every: float = 20.0
+    learning_rate_key: str = "learning_rate"
     show_progress: bool = True
     state: LoopState = field(default_factory=LoopState)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -99,8 +103,7 @@ class TrainingLoop:
             loss = self.loss(micro) / self.accumulate
             loss.backward()
             total = total + loss.detach().cpu()
-        if not torch.isfinite(total):
-            raise ValueError(f"{self.name}: the loss is {total.item()} at step {self.state.step}; lower `learning_rate`")
+        self._check_finite("loss", total.item())
         if self.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_grad_norm)
         self.optimizer.step()
@@ -108,6 +111,12 @@ class TrainingLoop:
             self.scheduler.step()
         self.state.step += 1
         return total
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{self.name}: the {what} is {value} at step {self.state.step}; lower `{self.learning_rate_key}`"
+            )
 
     # -- early stopping ------------------------------------------------------------------------------------------------
 
@@ -121,6 +130,7 @@ class TrainingLoop:
         random_state = checkpoint.rng_state()
         score = self.validate()
         checkpoint.restore_rng(*random_state)  # looking must not change what follows
+        self._check_finite("validation score", score)
         self.state.validations.append({"step": self.state.step, "score": score})
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
@@ -183,8 +193,10 @@ class TrainingLoop:
     def _forward_scheduler(self) -> None:
         """Bring a schedule that depends on the step alone to the step at which training goes on."""
         assert self.scheduler is not None
-        for _ in range(self.state.step):
-            self.scheduler.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the optimiser's steps, which the killed process took
+            for _ in range(self.state.step):
+                self.scheduler.step()
 
 
 def cosine_with_warmup(optimizer: torch.optim.Optimizer, total_steps: int, warmup_ratio: float) -> Any:

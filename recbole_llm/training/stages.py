@@ -1,7 +1,7 @@
 """Stages: what a run trains or merges, each result kept in a folder that is named after everything it depends on.
 
-A stage is trained once and found again by every later run with the same data, settings and upstream stages; a killed run
-repeats only the stage it died in, from that stage's last checkpoint.
+A stage is trained once and found again by every later run with the same data, settings and upstream stages; a killed
+run repeats only the stage it died in, from that stage's last checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from recbole.utils import init_seed
 
@@ -67,12 +68,18 @@ class StageKeeper:
         self.root.mkdir(parents=True, exist_ok=True)
         # of two runs that need the same stage, one builds and one waits; a killed process holds no lock
         with FileLock(folder.with_name(f".{folder.name}.lock")):
+            self._sweep(folder, "tmp")  # of a process killed while it wrote
             if self._kept(folder):
                 logger.info(f"stage {stage.name}: kept in {folder}")
                 self.seconds.setdefault(stage.name, 0.0)
-                return folder
-            self._build(stage, folder)
+            else:
+                self._build(stage, folder)
+            self._sweep(folder, "unfinished")
         return folder
+
+    def _sweep(self, folder: Path, suffix: str) -> None:
+        for leftover in self.root.glob(f".{folder.name}.*{suffix}"):
+            shutil.rmtree(leftover)
 
     def _kept(self, folder: Path) -> bool:
         if not is_complete(folder):
@@ -92,9 +99,7 @@ class StageKeeper:
         init_seed(self.seed, True)
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as out:
+        with torch.enable_grad(), atomic_folder(folder) as out:  # the first to ask may be an evaluation
             stage.build(out, scratch)
-        shutil.rmtree(scratch)
         self.seconds[stage.name] = time.monotonic() - began
         logger.info(f"stage {stage.name}: done in {self.seconds[stage.name]:.1f} s, kept in {folder}")
-

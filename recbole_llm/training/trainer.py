@@ -20,6 +20,8 @@ from torch import Tensor
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.evaluator import Ranks, SafeCollector, spread
+from recbole_llm.evaluation.kept_scores import KeptScores
+from recbole_llm.training.checkpoint import fingerprint
 from recbole_llm.training.sequence import CAUSAL_MODELS, SequenceTraining
 
 logger = getLogger()
@@ -73,12 +75,15 @@ class ProtocolTrainer(Trainer):
         interaction = interaction.to(self.device)
         scores = self._candidate_scores(interaction, listed).float()  # [B, C]
         target = positive_i.to(self.device)
-        self.ranks.add(users, scores, (listed == target[:, None]).int().argmax(1))
+        found = listed == target[:, None]  # [B, C]; a retriever may have missed the target
+        self.ranks.add(users, scores, found.int().argmax(1), missed=~found.any(1))
         assert self.tot_item_num is not None
         return interaction, spread(scores, listed, self.tot_item_num), torch.arange(len(users)), positive_i
 
     def _candidate_scores(self, interaction: Any, candidates: Tensor) -> Tensor:
         """Scores [B, C] of candidates [B, C]: by the LLM, by gathering a full ranking, or item by item."""
+        if not len(candidates):  # eval_users leaves some batches without a user, and few models take an empty one
+            return candidates.float()
         if hasattr(self.model, "score_candidates"):
             return self.model.score_candidates(interaction, candidates)
         try:
@@ -131,6 +136,10 @@ class ProtocolTrainer(Trainer):
         self.model.load_other_parameter(state.get("other_parameter"))
         logger.info(f"Loading model structure and parameters from {file}")
 
+    def load_best(self) -> None:
+        """Put the best weights of this trainer's ``fit`` back into the model."""
+        self._load_weights(self.saved_model_file)
+
     def resume_checkpoint(self, resume_file: str) -> None:
         """Go on from a checkpoint that this class wrote."""
         self.saved_model_file = str(resume_file)
@@ -147,6 +156,8 @@ class ProtocolTrainer(Trainer):
 class StageTrainer(ProtocolTrainer):
     """Trainer of our models: ``fit`` runs the stages that are not kept yet, then validates once."""
 
+    _scores: KeptScores | None = None
+
     def _build_optimizer(self, **kwargs: Any) -> Any:
         return None  # each stage has its own, over what it trains
 
@@ -161,7 +172,7 @@ class StageTrainer(ProtocolTrainer):
     ) -> tuple[float, Any]:
         """Run the model's stages; returns RecBole's (best valid score, best valid result)."""
         self.eval_collector.data_collect(train_data)
-        self.model.run_stages(valid_data)
+        self.model.run_stages()
         if not valid_data:
             return -1, None
         self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
@@ -171,20 +182,39 @@ class StageTrainer(ProtocolTrainer):
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: str | None = None, show_progress: bool = False
     ) -> Any:
-        """As RecBole's; the kept stages are the best model, so there is nothing to load."""
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        """As RecBole's; the kept stages are the best model, so there is nothing to load, and kept scores are found again."""
+        candidates = getattr(eval_data, "candidates", None)
+        if not candidates or not self.model.answer_fingerprint:
+            return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        name = fingerprint([self.model.answer_fingerprint, candidates.sha256, candidates.users.tolist()])
+        self._scores = KeptScores(Path(self.checkpoint_dir) / "scores" / name[:16])
+        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        self._scores.close()
+        return result
+
+    def _candidate_scores(self, interaction: Any, candidates: Tensor) -> Tensor:
+        if self._scores is None:
+            return super()._candidate_scores(interaction, candidates)
+        users = interaction[self.config["USER_ID_FIELD"]]
+        scores = self._scores.find(users)
+        if scores is None:
+            scores = super()._candidate_scores(interaction, candidates)
+            self._scores.add(users, scores)
+        return scores.to(candidates.device)
 
 
 def trainer_class(config: Any) -> type[Any]:
     """The trainer for a configured model.
 
     Raises:
-        ValueError: ``train_mode: sequence`` for a model that is not causal.
+        ValueError: an unknown ``train_mode``.
     """
     if hasattr(config.model_class, "run_stages"):
         return StageTrainer
     base = recbole_get_trainer(config["MODEL_TYPE"], config["model"])
     bases: tuple[type, ...] = (ProtocolTrainer,) if base is Trainer else (ProtocolTrainer, base)
+    if config["train_mode"] not in ("auto", "sequence", "prefix"):
+        raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
     if config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):
         logger.info(f"train_mode: sequence ({config['model']} is causal; --train_mode=prefix is RecBole's own loop)")
         bases = (SequenceTraining, *bases)

@@ -1,0 +1,130 @@
+"""One list of checks for every model of the table, ours and RecBole's own."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.registry import MODELS
+
+BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
+ours_only = pytest.mark.parametrize("name", [*MODELS], indirect=True, scope="module")
+CAPABILITIES = ["uses_item_text", "uses_cf_model", "scores_unseen_items", "scores_full_catalogue"]
+
+
+@pytest.fixture(scope="module", params=[*MODELS, *BASELINES])
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(name, module_settings, tmp_path_factory, assemble) -> SimpleNamespace:
+    """A model trained and tested once, for all checks."""
+    folder = tmp_path_factory.mktemp(name)
+    settings = {**module_settings, "checkpoint_dir": str(folder)}
+    made = assemble(name, settings)
+    made.trainer.fit(made.train, made.valid)
+    made.result = made.trainer.evaluate(made.test)
+    made.name, made.folder, made.settings, made.ranks = name, folder, settings, made.trainer.ranks
+    return made
+
+
+@pytest.fixture(scope="module")
+def asked(made) -> tuple:
+    """The first batch of the test split, with its candidates."""
+    interaction, history, positive_u, positive_i = next(iter(made.test))
+    candidates = made.test.candidates.lookup(interaction["user_id"], positive_i)
+    return (interaction, history, positive_u, positive_i), candidates
+
+
+# -- every model -------------------------------------------------------------------------------------------------------
+
+
+def test_every_evaluated_user_has_a_rank_and_every_metric_is_finite(made):
+    assert all(np.isfinite(value) for value in made.result.values())
+    users = sorted(made.test.candidates.users.tolist())
+    assert sorted(made.ranks.users) == users and len(users) == 60
+    assert all(1 <= rank <= 10 for rank in made.ranks.ranks)
+    assert made.result["hit@1"] == pytest.approx(np.mean(np.array(made.ranks.ranks) == 1))
+
+
+def test_candidates_are_the_same_for_every_model(made, module_settings, assemble):
+    reference = assemble("Pop", module_settings)
+    for phase in ("valid", "test"):
+        assert getattr(made, phase).candidates.sha256 == getattr(reference, phase).candidates.sha256
+
+
+def test_the_same_seed_gives_bit_equal_metrics(made, tmp_path):
+    again = run_recbole_llm(made.name, "tiny", config_dict={**made.settings, "checkpoint_dir": str(tmp_path)})
+    assert dict(again["test_result"]) == dict(made.result)
+
+
+def test_what_is_kept_gives_bit_equal_ranks(made, assemble):
+    loaded = assemble(made.name, made.settings)
+    if made.name in MODELS:
+        loaded.trainer.fit(loaded.train, loaded.valid)
+        assert not any(loaded.model.keeper.seconds.values())
+        result = loaded.trainer.evaluate(loaded.test)
+    else:
+        loaded.trainer.eval_collector.data_collect(loaded.train)
+        result = loaded.trainer.evaluate(loaded.test, model_file=made.trainer.saved_model_file)
+    assert dict(result) == dict(made.result) and loaded.trainer.ranks.ranks == made.ranks.ranks
+
+
+def test_evaluation_leaves_its_input_as_it_was(made, asked):
+    batch, _ = asked
+    before = {key: tensor.clone() for key, tensor in batch[0].interaction.items()}
+    made.trainer._full_sort_batch_eval(batch)
+    after = batch[0].interaction
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+@torch.no_grad()
+def test_a_users_scores_depend_on_nobody_else(made, asked):
+    (interaction, *_), candidates = asked
+    together = made.trainer._candidate_scores(interaction[:7], candidates[:7])
+    alone = [made.trainer._candidate_scores(interaction[i : i + 1], candidates[i : i + 1]) for i in range(7)]
+    torch.testing.assert_close(torch.cat(alone), together, atol=1e-4, rtol=0)
+    assert torch.isfinite(together).all()
+
+
+# -- our own -----------------------------------------------------------------------------------------------------------
+
+
+@ours_only
+def test_what_a_model_needs_and_can_do_stands_in_its_class(made):
+    assert all(isinstance(getattr(type(made.model), flag), bool) for flag in CAPABILITIES)
+
+
+@ours_only
+def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, assemble):
+    model = assemble(made.name, made.settings).model.train()
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert 0 < len(trained) < len(before)
+    batch = next(iter(made.train))[:16]
+    optimizer = torch.optim.AdamW(trained.values(), lr=2e-2, weight_decay=0.0)
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[key]) != (key in trained), key
+
+
+@ours_only
+def test_nothing_of_the_base_model_is_kept_on_disk(made, tiny_lm):
+    base = (tiny_lm / "model.safetensors").stat().st_size
+    kept = list((made.folder / "stages").rglob("*.safetensors"))
+    assert kept and all(file.stat().st_size < base / 2 for file in kept)
+    for file in kept:
+        with safe_open(file, framework="pt") as tensors:
+            assert all("lora_" in key for key in tensors.keys())  # noqa: SIM118 - not a dict
+    assert not [path.name for path in (made.folder / "stages").iterdir() if path.suffix in (".unfinished", ".tmp")]

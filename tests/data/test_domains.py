@@ -1,0 +1,145 @@
+"""Domains hold training items only, and their rows cover every target as asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_llm.config import LLMConfig
+from recbole_llm.data import domains
+from recbole_llm.data.dataset import create_dataset
+from recbole_llm.data.domains import Domain
+from recbole_llm.data.items import ItemTexts
+
+
+def catalogue(categories: list[str]) -> ItemTexts:
+    titles = ["", *(f"t{i}" for i in range(1, len(categories) + 1))]
+    return ItemTexts(titles, titles, {"genre": ["", *categories]})
+
+
+def domain(histories: list[list[int]], categories: list[str] | None = None, **values: Any) -> Domain:
+    items = catalogue(categories or ["a"] * 9)
+    arrays = [np.array(history, dtype=np.int64) for history in histories]
+    return Domain(**{"name": "d", "items": items, "histories": arrays, "noun": "film", "verb": "seen", **values})
+
+
+@pytest.fixture
+def config(settings: dict[str, Any]) -> LLMConfig:
+    return LLMConfig("LoRACocktail", "tiny", config_dict=settings)
+
+
+@pytest.fixture
+def tiny(config: LLMConfig) -> Domain:
+    return domains.of_dataset(config, create_dataset(config))
+
+
+def last_two(data_path: Path, name: str) -> dict[str, set[str]]:
+    lines = [line.split("\t") for line in (data_path / name / f"{name}.inter").read_text().splitlines()[1:]]
+    histories: dict[str, list[str]] = {}
+    for user, item, _ in sorted(lines, key=lambda line: int(line[2])):
+        histories.setdefault(user, []).append(item)
+    return {user: set(items[-2:]) for user, items in histories.items()}
+
+
+# -- what a domain is --------------------------------------------------------------------------------------------------
+
+
+def test_no_held_out_item_stands_in_any_domain(config: LLMConfig, tiny: Domain, data_path: Path) -> None:
+    other = domains.load(["other"], config)[0]
+    for found in (tiny, other):
+        dataset = create_dataset(LLMConfig("Pop", found.name, config_dict={"data_path": str(data_path)}))
+        held_out = last_two(data_path, found.name)
+        assert len(found.histories) == dataset.user_num - 1
+        for user, history in enumerate(found.histories, start=1):
+            tokens = set(dataset.id2token("item_id", history))
+            assert not tokens & held_out[dataset.id2token("user_id", user)]
+    for view in domains.views(tiny, "genre", at_least=5, at_most=8):
+        whole = [set(history.tolist()) for history in tiny.histories]
+        assert all(any(set(history.tolist()) <= items for items in whole) for history in view.histories)
+
+
+def test_other_datasets_are_read_with_their_own_texts(config: LLMConfig, tiny: Domain) -> None:
+    other = domains.load(["other"], config)[0]
+    assert other.name == "other" and other.items.titles[1].startswith("The ")
+    assert len(other.histories) == 60 and other.fingerprint != tiny.fingerprint
+
+
+def test_fingerprint_follows_texts_words_and_histories() -> None:
+    changed = [
+        domain([[1, 2], [3]]), domain([[1, 3], [3]]), domain([[1, 2, 3]]), domain([[1], [2, 3]]),
+        domain([[1, 2], [3]], noun="book"), domain([[1, 2], [3]], verb="read"), domain([[1, 2], [3]], name="e"),
+        domain([[1, 2], [3]], ["b"] * 9),
+    ]  # fmt: skip
+    assert len({found.fingerprint for found in changed}) == len(changed)
+    assert domain([[1, 2], [3]]).fingerprint == changed[0].fingerprint
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_the_largest_categories_reduced_to_their_items() -> None:
+    kinds = ["a b", "a", "b", "c", "a b"]  # items 1 to 5
+    found = domains.views(domain([[1, 2, 3, 4], [5, 4, 1], [3, 4, 3]], kinds), "genre", at_least=2, at_most=8)
+    assert {view.name: [history.tolist() for history in view.histories] for view in found} == {
+        "d/a": [[1, 2], [5, 1]],
+        "d/b": [[1, 3], [5, 1], [3, 3]],
+    }
+    assert [view.name for view in domains.views(domain([[1, 2, 5]], kinds), "genre", at_least=1, at_most=1)] == ["d/a"]
+
+
+def test_a_category_of_nearly_everything_is_no_view() -> None:
+    kinds = ["film a"] * 5 + ["film"] * 5
+    found = domains.views(domain([[1, 2, 7]] * 3, kinds), "genre", at_least=1, at_most=8)
+    assert [view.name for view in found] == ["d/a"]
+
+
+@pytest.mark.parametrize(
+    ("field", "at_least", "message"),
+    [
+        (None, 1, r"general_datasets: none given, and d has no category_field .*--general_datasets.*--category_field"),
+        ("nosuch", 1, r"domain_field: d\.item has no column 'nosuch', only genre"),
+        ("genre", 9, r"domain_field: no category of `genre` in d has 9 users"),
+    ],
+)
+def test_views_that_cannot_be_cut(field: str | None, at_least: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        domains.views(domain([[1, 2]], ["a", "a", "b"]), field, at_least=at_least, at_most=8)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+lengths = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=5), min_size=1, max_size=3).filter(
+    lambda mixture: any(length > 1 for sizes in mixture for length in sizes)
+)
+
+
+@given(mixture=lengths, window=st.one_of(st.none(), st.integers(1, 8)), seed=st.integers(0, 5))
+def test_every_target_is_covered_exactly_once(mixture: list[list[int]], window: int | None, seed: int) -> None:
+    sources = [domain([list(range(size)) for size in sizes]) for sizes in mixture]
+    rows = domains.training_rows(sources, window=window, samples=None, seed=seed)
+    covered = Counter(
+        (row.domain, row.user, target) for row in rows for target in range(row.end, max(0, row.end - (window or 1)), -1)
+    )
+    expected = {(d, u, t) for d, sizes in enumerate(mixture) for u, size in enumerate(sizes) for t in range(1, size)}
+    assert covered == dict.fromkeys(expected, 1)
+
+
+def test_samples_are_drawn_by_the_seed_without_repeating() -> None:
+    source = [domain([list(range(9))] * 20)]
+    whole = domains.training_rows(source, window=None, samples=None, seed=1)
+    some = domains.training_rows(source, window=None, samples=30, seed=1)
+    assert some == domains.training_rows(source, window=None, samples=30, seed=1) == whole[:30]
+    assert some != domains.training_rows(source, window=None, samples=30, seed=2)
+    assert len(set(some)) == 30 and len(whole) == 160
+    assert domains.training_rows(source, window=None, samples=10_000, seed=1) == whole
+
+
+def test_a_mixture_without_a_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match="d, e: no user has two training interactions"):
+        domains.training_rows([domain([[1]]), domain([[]], name="e")], window=None, samples=None, seed=0)

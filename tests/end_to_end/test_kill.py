@@ -1,0 +1,147 @@
+"""A run that is killed at any moment and started again ends with the record and the weights of one that was not.
+
+Every killed run is a fork of this process, so that RecBole, torch and transformers are imported once. It dies of
+SIGKILL, which no code can catch, in place of a certain call; or from outside, wherever it happens to be.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.training.checkpoint import sha256_file
+
+pytestmark = pytest.mark.slow
+
+STEP, SAVE = "recbole_llm.training.loop:TrainingLoop._step", "recbole_llm.training.loop:TrainingLoop._save"
+MOMENTS = {  # the call that the process does not live to make: which function, which call, of what path
+    "candidates are written": ("os:replace", 1, "tiny.test"),
+    "base spirit: a step": (STEP, 7, ""),
+    "base spirit: a save is renamed": ("os:replace", 1, "step-5"),
+    "base spirit: the save before is removed": ("shutil:rmtree", 1, "step-5"),
+    "base spirit: its result is renamed": ("os:replace", 1, "base-spirit-"),
+    "ingredient: between a step and its save": (SAVE, 19, ""),
+    "ingredient: a validation": ("recbole_llm.evaluation.asked_users:AskedUsers.score", 2, ""),
+    "ingredient: the last step": (STEP, 28, ""),
+    "ingredient: its result is renamed": ("os:replace", 1, "ingredient-"),
+    "cocktail: the entropy is measured": ("recbole_llm.model.loracocktail:LoRACocktail._entropy", 4, ""),
+    "cocktail: the mixture is renamed": ("os:replace", 1, "merged"),
+    "evaluation": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 2, ""),
+    "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 4, ""),
+    "the record is renamed": ("os:replace", 1, "record.json"),
+}
+FLEETING = {"seconds", "peak_memory_bytes", "written", "stage_seconds", "config"}
+
+
+@pytest.fixture
+def cpu_settings(settings) -> dict[str, Any]:
+    return {**settings, "use_gpu": False, "save_every_seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def whole(module_settings) -> tuple[dict[str, Any], dict[str, str], float]:
+    """What an uninterrupted run leaves: its record, its files, its seconds."""
+    began = time.monotonic()
+    record = run({**module_settings, "use_gpu": False})
+    return record, kept(module_settings), time.monotonic() - began
+
+
+def run(settings: dict[str, Any], model: str = "LoRACocktail") -> dict[str, Any]:
+    return json.loads(Path(run_recbole_llm(model, "tiny", config_dict=settings)["record"]).read_text())
+
+
+def kept(settings: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of every file of the stages; what is unfinished or left over is there under its name, too."""
+    folder = Path(settings["checkpoint_dir"]) / "stages"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
+def die_before(target: str, call: int, name: str) -> None:
+    """Make this process die in place of the ``call``-th call whose last argument is a path named ``name...``."""
+    module, _, path = target.partition(":")
+    owner = importlib.import_module(module)
+    *classes, function = path.split(".")
+    for attribute in classes:
+        owner = getattr(owner, attribute)
+    original, calls = getattr(owner, function), count(1)
+
+    def dying(*arguments: Any, **keywords: Any) -> Any:
+        if (not name or Path(arguments[-1]).name.startswith(name)) and next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+
+    setattr(owner, function, dying)
+
+
+def fork(settings: dict[str, Any], prepare: Callable[[], None], model: str = "LoRACocktail") -> Any:
+    def child() -> None:
+        prepare()
+        run(settings, model)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    return process
+
+
+def killed(settings: dict[str, Any], moment: tuple[str, int, str], model: str = "LoRACocktail") -> None:
+    process = fork(settings, lambda: die_before(*moment), model)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the moment never came"
+
+
+def lasting(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in FLEETING}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_started_again_is_as_if_nothing_had_been(cpu_settings, whole, moment, caplog):
+    killed(cpu_settings, MOMENTS[moment])
+    assert not list(Path(cpu_settings["checkpoint_dir"]).glob("runs/*/record.json"))
+    with caplog.at_level("INFO"):
+        record = run(cpu_settings)
+    assert lasting(record) == lasting(whole[0]) and kept(cpu_settings) == whole[1]
+    # nothing is trained twice: where a training was killed, it goes on from its last save
+    in_training = moment.startswith(("base spirit", "ingredient"))
+    assert sum("goes on from step" in message for message in caplog.messages) == in_training
+
+
+def test_killed_again_and_again_each_run_goes_on_where_the_last_one_died(cpu_settings, whole):
+    killed(cpu_settings, (STEP, 7, ""))  # after 6 of the base spirit's 12 steps
+    killed(cpu_settings, (STEP, 11, ""))  # after the other 6 and 4 of the ingredient's 16
+    killed(cpu_settings, ("os:replace", 1, "merged"))
+    record = run(cpu_settings)
+    assert record["stage_seconds"]["ingredient"] == 0.0 < record["stage_seconds"]["cocktail"]
+    assert lasting(record) == lasting(whole[0]) and kept(cpu_settings) == whole[1]
+
+
+def test_killed_from_outside_wherever_it_is(cpu_settings, whole):
+    for _ in range(6):
+        process = fork(cpu_settings, lambda: None)
+        process.join(0.4 * whole[2])
+        process.kill()
+        process.join()
+    assert lasting(run(cpu_settings)) == lasting(whole[0]) and kept(cpu_settings) == whole[1]
+
+
+def test_killed_while_the_builtin_lm_is_trained(cpu_settings, tmp_path):
+    small = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 4000, "batch_tokens": 256, "vocab_size": 300}
+    settings = {**cpu_settings, "llm_path": "builtin", "builtin_lm": small}
+    untouched = {**settings, "checkpoint_dir": str(tmp_path / "untouched")}
+    killed(settings, (STEP, 5, ""), "TALLRec")
+    assert lasting(run(settings, "TALLRec")) == lasting(run(untouched, "TALLRec"))
+    # an adapter's config names the folder of its base model, and so where it stands: weights are compared
+    weights = [
+        {name: digest for name, digest in kept(some).items() if ".safetensors" in name}
+        for some in (settings, untouched)
+    ]
+    assert weights[0] == weights[1] and len(weights[0]) == 2  # the builtin LM and its adapter

@@ -1,0 +1,75 @@
+"""The commands of the README, each in a process of its own, and what a wheel holds."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    line = [sys.executable, str(ROOT / "run_recbole_llm.py"), *arguments]
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def table(output: str) -> str:
+    """The table of results that ends the log, without the path of the record."""
+    return output[output.rindex("tiny, 60 users") :].split("run record:")[0]
+
+
+def test_the_command_trains_then_keeps_every_stage_and_answers_alike(settings, tmp_path):
+    data_path = settings.pop("data_path")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    arguments = ["--model=LoRACocktail", "--dataset=tiny", f"--data_path={data_path}", "--config_files=tiny.yaml"]
+    first = command(*arguments, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    second = command(*arguments, folder=tmp_path)
+    assert second.returncode == 0, second.stderr
+    first, second = first.stdout + first.stderr, second.stdout + second.stderr
+    for stage in ("base-spirit", "ingredient", "cocktail"):
+        assert f"stage {stage}: done in" in first and f"stage {stage}: kept in" not in first
+        assert f"stage {stage}: kept in" in second and f"stage {stage}: started" not in second
+    assert table(first) == table(second)
+    for row in ("LoRACocktail", "uniform mix", "base spirit", "ingredient", "no adapter"):
+        assert re.search(rf"^{row} +0\.\d", table(second), re.MULTILINE)
+
+
+def test_a_mistake_ends_in_one_line_and_exit_code_1(tmp_path):
+    done = command("--model=LoRACocktail", "--dataset=tiny", "--lora_learnig_rate=1", folder=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "lora_learning_rate" in errors[0]
+
+
+def test_help_says_how_to_start_without_loading_anything(tmp_path):
+    done = command("--help", folder=tmp_path)
+    assert done.returncode == 0 and "--model" in done.stdout and "--dataset" in done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
+def test_a_wheel_holds_the_property_files_and_every_module(tmp_path):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    names = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "recbole_llm", "properties"]
+    subprocess.run(
+        ["cp", "-r", *(str(ROOT / name) for name in names if (ROOT / name).exists()), str(checkout)], check=True
+    )
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('..'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"recbole_llm/{path.relative_to(ROOT)}" for path in (ROOT / "properties").rglob("*.yaml")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llm").rglob("*.py")}
+    assert expected <= held, sorted(expected - held)
+    assert not [name for name in held if name.startswith(("tests/", "benchmarks/", "properties/"))]

@@ -1,0 +1,236 @@
+"""Two adapters from one pre-trained LM, mixed without a label, kept as one ordinary adapter."""
+
+import json
+import linecache
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recbole_llm.backbone.lora import WEIGHTS_FILE, mixture
+from recbole_llm.model.loracocktail import LoRACocktail
+from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.training import finetune
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS_FILE)
+
+
+def equal(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def made(module_settings, assemble) -> SimpleNamespace:
+    """A trained cocktail; ``starts`` are the adapters and the base as each training found them."""
+    made = assemble("LoRACocktail", module_settings)
+    attach, made.starts = finetune.attach_lora, {}
+
+    def spy(model, *, name, **recipe):
+        base = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        peft_model = attach(model, name=name, **recipe)
+        named = peft_model.named_parameters()
+        fresh = {key.replace(name, ""): tensor.detach().clone() for key, tensor in named if tensor.requires_grad}
+        made.starts[name] = base, fresh
+        return peft_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "attach_lora", spy)
+        made.trainer.fit(made.train, made.valid)
+    return made
+
+
+@pytest.fixture
+def run(module_settings, made):
+    """Run on the stages that ``made`` has kept; returns the result and its record."""
+
+    def run(model: str = "LoRACocktail", **changes):
+        result = run_recbole_llm(model, "tiny", config_dict={**module_settings, **changes})
+        return result, json.loads(Path(result["record"]).read_text())
+
+    return run
+
+
+# -- the three stages --------------------------------------------------------------------------------------------------
+
+
+def test_base_spirit_and_ingredient_start_alike_from_the_pretrained_lm(made, tiny_lm):
+    (base, fresh), (other_base, other_fresh) = made.starts["base-spirit"], made.starts["ingredient"]
+    assert equal(fresh, other_fresh) and equal(base, other_base)
+    pretrained = load_file(tiny_lm / "model.safetensors")
+    assert set(pretrained) <= set(base) and all(torch.equal(base[key], tensor) for key, tensor in pretrained.items())
+    trained = [adapter(made.model.adapters[name]) for name in ("base spirit", "ingredient")]
+    assert not equal(*trained)
+
+
+def test_the_merged_adapter_answers_alike_in_vanilla_peft_and_as_the_live_mixture(made, tiny_lm):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tokens, model = torch.arange(10, 30)[None], made.model
+    with torch.no_grad():
+        ours = model.lm(tokens).logits
+        base = AutoModelForCausalLM.from_pretrained(tiny_lm).eval()
+        plain = base(tokens).logits
+        vanilla = PeftModel.from_pretrained(base, str(model.adapters["merged"])).eval()(tokens).logits
+        weights = {name: torch.tensor(value) for name, value in model.merge_report["weights"].items()}
+        with mixture(model.lm, weights):
+            live = model.lm(tokens).logits
+    torch.testing.assert_close(ours, vanilla, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, live, atol=1e-4, rtol=0)
+    assert (ours - plain).abs().max() > 1e-2
+
+
+def test_the_mixture_is_never_less_sure_than_the_uniform_one_or_a_single_adapter(made):
+    trace = made.model.merge_report["trace"]
+    chosen = next(p["entropy"] for p in trace if p["weights"] == list(made.model.merge_report["weights"].values()))
+    assert {point["phase"] for point in trace} == {"uniform", "single", "adam"}  # merge_points: 3 are the first two
+    assert chosen == min(point["entropy"] for point in trace)
+    assert sum(made.model.merge_report["weights"].values()) == pytest.approx(1)
+
+
+def test_the_weights_do_not_change_with_the_labels(made, tmp_path, monkeypatch):
+    """Targets become any other candidate; the candidates, all that an unlabelled prompt may show, stay."""
+    garbage = {}
+    for phase, asked in made.model.asked.items():
+        found = asked._candidates
+        slots = (found.items == found.targets[:, None]).int().argmax(1)
+        wrong = found.items.gather(1, ((slots + 3) % found.items.size(1))[:, None]).squeeze(1)
+        assert (wrong != found.targets).all()
+        garbage[phase] = type(asked)(made.model, phase, replace(found, targets=wrong))
+    monkeypatch.setattr(made.model, "asked", garbage)
+    made.model._mix(tmp_path, tmp_path)
+    made.model.run_stages()  # puts the kept adapters back
+    report = json.loads((tmp_path / "merged" / "merge.json").read_text())
+    assert report["trace"] == made.model.merge_report["trace"]
+    assert equal(adapter(tmp_path / "merged"), adapter(made.model.adapters["merged"]))
+
+
+def test_every_control_answers_differently_and_the_cocktail_answers_again_after_them(made):
+    interaction, _, _, targets = next(iter(made.test))
+    candidates = made.test.candidates.lookup(interaction["user_id"], targets)[:5]
+    interaction, answers = interaction[:5], {}
+    with torch.no_grad():
+        answers["cocktail"] = made.model.score_candidates(interaction, candidates)
+        for name, control in made.model.controls().items():
+            with control():
+                answers[name] = made.model.score_candidates(interaction, candidates)
+            assert torch.equal(made.model.score_candidates(interaction, candidates), answers["cocktail"]), name
+    assert list(answers) == ["cocktail", "uniform mix", "base spirit", "ingredient", "no adapter"]
+    distinct = {tuple(scores.flatten().tolist()) for name, scores in answers.items() if name != "cocktail"}
+    assert len(distinct) == 4
+
+
+# -- the ways to mix ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [
+        ({"merge": "uniform"}, [0.5, 0.5]),
+        ({"merge": "fixed", "merge_weights": [0.2, 0.8]}, [0.2, 0.8]),
+        ({"merge": "fixed", "merge_weights": [-0.5, 1.5], "merge_extrapolate": True}, [-0.5, 1.5]),
+        ({"merge": "fixed", "merge_weights": {"ingredient": 1, "base spirit": 0}, "merge_compress_rank": 4}, [0, 1]),
+        ({"merge": "grid", "merge_granularity": "module"}, None),
+        ({"merge": "entropy", "merge_first_tokens": 2, "merge_split": "test"}, None),
+    ],
+    ids=lambda value: value["merge"] if isinstance(value, dict) else "",
+)
+def test_every_method_runs_on_the_adapters_that_are_kept(run, changes, weights):
+    result, record = run(**changes)
+    report = record["merge"]
+    assert report["method"] == changes["merge"] and report["split"] == changes.get("merge_split", "valid")
+    if weights:
+        assert list(report["weights"].values()) == pytest.approx(weights)
+    assert record["stage_seconds"]["ingredient"] == record["stage_seconds"]["base-spirit"] == 0  # kept
+    assert set(result["controls"]) == {"uniform mix", "base spirit", "ingredient", "no adapter"}
+    if changes["merge"] == "uniform":
+        assert record["ranks"]["uniform mix"] == record["ranks"]["LoRACocktail"]
+    if weights == [0, 1]:
+        assert record["ranks"]["ingredient"] == record["ranks"]["LoRACocktail"] and report["retained_energy"] > 0.9999
+
+
+def test_a_function_of_the_users_mixes_and_a_change_of_it_mixes_anew(run, tmp_path, monkeypatch):
+    code = "import torch\nfrom recbole_llm.merging.coefficients import MergeResult\n\n\ndef mix(problem):\n"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for weights in ([0.25, 0.75], [0.5, 0.5]):
+        (tmp_path / "mine.py").write_text(f"{code}    return MergeResult(torch.tensor({weights}), [])\n")
+        monkeypatch.delitem(sys.modules, "mine", raising=False)  # as in a new process
+        linecache.clearcache()
+        _, record = run(merge="mine:mix")
+        assert list(record["merge"]["weights"].values()) == weights
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"merge": "entropi"}, "merge: 'entropi' is unknown; did you mean 'entropy'"),
+        ({"merge_granularity": "layer"}, "merge_granularity: layer is neither global nor module"),
+        ({"merge_split": "train"}, "merge_split: train is not one of valid, test"),
+        ({"category_field": None}, "general_datasets: none given, and tiny has no category_field"),
+        ({"domain_min_users": 1000}, "no category of `genre` in tiny has 1000 users"),
+        ({"general_datasets": ["nowhere"]}, "--dataset=nowhere"),
+    ],
+)
+def test_mistakes_are_told_before_anything_trains(module_settings, changes, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        changes = {"checkpoint_dir": str(tmp_path), **changes}
+        run_recbole_llm("LoRACocktail", "tiny", config_dict={**module_settings, **changes})
+    assert not list(tmp_path.glob("stages/*-*"))
+
+
+# -- domains -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_base_spirit_can_learn_from_another_dataset(run, made, caplog):
+    _, record = run(general_datasets=["other"])
+    assert record["stage_seconds"]["base-spirit"] > 0 and record["stage_seconds"]["ingredient"] == 0
+    assert "domain other: reading" in caplog.messages
+    assert record["ranks"]["ingredient"].keys() == record["ranks"]["LoRACocktail"].keys()
+
+
+def test_test_labels_touch_no_adapter_and_no_weight(settings, data_path, tmp_path, made):
+    """The same run on a file in which users exchange their test items: everything that is kept is bit-equal."""
+    folder = tmp_path / "data" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "tiny.item").write_text((data_path / "tiny" / "tiny.item").read_text())
+    header, *lines = (data_path / "tiny" / "tiny.inter").read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    last = [row for row, following in zip(rows, [*rows[1:], [None]], strict=True) if row[0] != following[0]]
+    known = {user: {row[1] for row in rows if row[0] == user} for user, *_ in last}
+    for row, (_, item, _) in zip(last, [tuple(row) for row in last[1:] + last[:1]], strict=True):
+        if item not in known[row[0]]:
+            row[1] = item
+    (folder / "tiny.inter").write_text("\n".join([header, *map("\t".join, rows)]) + "\n")
+
+    changes = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "saved")}
+    result = run_recbole_llm("LoRACocktail", "tiny", config_dict={**settings, **changes})
+    record = json.loads(Path(result["record"]).read_text())
+    original = made.model.asked["test"]._candidates.sha256
+    assert record["candidates_sha256"]["test"] != original  # the labels did change
+    assert record["candidates_sha256"]["valid"] == made.model.asked["valid"]._candidates.sha256
+    stages = (tmp_path / "saved" / "stages").glob("[!.]*")
+    kept = {path.name.rsplit("-", 1)[0]: path for path in stages}
+    assert equal(adapter(kept["ingredient"]), adapter(made.model.adapters["ingredient"]))
+    assert equal(adapter(kept["base-spirit"]), adapter(made.model.adapters["base spirit"]))
+    assert equal(adapter(kept["cocktail"] / "merged"), adapter(made.model.adapters["merged"]))
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"prompt": "listwise"}, {"scorer": "letter"}], ids=["listwise", "letter"])
+def test_prompts_that_list_candidates_work_end_to_end(run, changes):
+    result, record = run(lora_train_mode="prefix", train_samples=16, lora_epochs=1, **changes)
+    assert 0 <= result["test_result"]["hit@1"] <= 1 and len(record["ranks"]["LoRACocktail"]) == 60
+    assert record["tie_rate"]["LoRACocktail"] < 0.5
+
+
+def test_the_model_is_what_the_contract_reads_off_its_class():
+    assert LoRACocktail.uses_item_text and not LoRACocktail.uses_cf_model and LoRACocktail.scores_unseen_items

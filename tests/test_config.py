@@ -1,0 +1,298 @@
+"""What wins over what, what is refused, and what is never evaluated."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recbole_llm import registry
+from recbole_llm.config import LLMConfig, parse_value, properties_folder
+
+PROPERTIES = sorted(properties_folder().rglob("*.yaml"), key=str)
+
+
+@pytest.fixture(autouse=True)
+def _shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole writes CUDA_VISIBLE_DEVICES at every Config; put it back afterwards."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of properties/ that a test may change."""
+    copy = tmp_path / "properties"
+    for file in PROPERTIES:
+        target = copy / file.relative_to(properties_folder())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text(encoding="utf-8"))
+    monkeypatch.setattr("recbole_llm.config.properties_folder", lambda: copy)
+    return copy
+
+
+def write(path: Path, **values: Any) -> str:
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+# -- precedence --------------------------------------------------------------------------------------------------------
+
+
+def test_later_sources_win(folder: Path, tmp_path: Path) -> None:
+    def value(*, model: str = "TALLRec", **given: Any) -> Any:
+        return LLMConfig(model, "tiny", **given)["stopping_step"]
+
+    def add(file: str, number: int) -> None:
+        with (folder / file).open("a") as stream:
+            stream.write(f"\nstopping_step: {number}\n")
+
+    assert value() == 10  # RecBole's own
+    (folder / "dataset" / "tiny.yaml").write_text("")
+    for number, file in enumerate(["overall.yaml", "dataset/tiny.yaml", "model/TALLRec.yaml"], start=1):
+        add(file, number)
+        assert value() == number
+    assert value(model="Pop") == 2  # another model's file does not count
+    add("llm/builtin.yaml", 4)
+    given: dict[str, Any] = {"config_dict": {"llm": "builtin"}}
+    assert value(**given) == 4
+    given["config_file_list"] = [write(tmp_path / "a.yaml", stopping_step=5)]
+    assert value(**given) == 5
+    given["config_file_list"].append(write(tmp_path / "b.yaml", stopping_step=6))
+    assert value(**given) == 6
+    given["config_dict"] = {"llm": "builtin", "stopping_step": 7}
+    assert value(**given) == 7
+    assert value(**given, cmd_line=["--stopping_step=8"]) == 8
+
+
+def test_a_partial_dict_changes_its_keys_only() -> None:
+    config = LLMConfig("Pop", "tiny", config_dict={"candidates": {"number": 9}})
+    assert config["candidates"] == {"source": "uniform", "number": 9, "seed": 2020, "file": None}
+    config = LLMConfig("Pop", "tiny", cmd_line=["--candidates={'source': 'popularity'}"])
+    assert config["candidates"]["source"] == "popularity" and config["candidates"]["number"] == 19
+
+
+def test_load_col_is_replaced_as_a_whole() -> None:
+    config = LLMConfig("Pop", "tiny", config_dict={"load_col": {"inter": ["user_id", "item_id"]}})
+    assert config["load_col"] == {"inter": ["user_id", "item_id"]}
+    assert LLMConfig("Pop", "tiny")["load_col"]["inter"] == ["user_id", "item_id", "timestamp"]
+
+
+@pytest.mark.parametrize("model", ["Pop", "SASRec"])
+def test_a_partial_eval_args_keeps_leave_one_out_by_time(model: str) -> None:
+    args = LLMConfig(model, "tiny", config_dict={"eval_args": {"mode": "full"}})["eval_args"]
+    assert args["split"] == {"LS": "valid_and_test"} and args["order"] == "TO"
+    assert args["mode"] == {"valid": "full", "test": "full"}
+
+
+def test_modes() -> None:
+    candidates = LLMConfig("Pop", "tiny")
+    assert candidates["candidate_phases"] == ["valid", "test"]
+    assert candidates["eval_args"]["mode"] == {"valid": "full", "test": "full"}  # as RecBole sees it
+    uni = LLMConfig("Pop", "tiny", config_dict={"eval_args": {"mode": "uni20"}})
+    assert uni["candidate_phases"] == [] and uni["test_neg_sample_args"]["sample_num"] == 20
+    both = LLMConfig("Pop", "tiny", config_dict={"eval_args": {"mode": {"valid": "full", "test": "candidates"}}})
+    assert both["candidate_phases"] == ["test"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"split": {"RS": [0.8, 0.1, 0.1]}}, {"split": {"LS": "test_only"}}, {"order": "RO"}]
+)
+def test_candidates_with_another_split_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="eval_args: candidates need .*'mode': 'full'"):
+        LLMConfig("Pop", "tiny", config_dict={"eval_args": change})
+    LLMConfig("Pop", "tiny", config_dict={"eval_args": {**change, "mode": "full"}})
+
+
+def test_sequential_models_with_cross_entropy_need_no_negatives() -> None:
+    """RecBole's own default is refused by its own SASRec."""
+    assert LLMConfig("SASRec", "tiny")["train_neg_sample_args"]["distribution"] == "none"
+    assert LLMConfig("SASRec", "tiny", config_dict={"loss_type": "BPR"})["train_neg_sample_args"]["sample_num"] == 1
+    assert LLMConfig("BPR", "tiny")["train_neg_sample_args"]["distribution"] == "uniform"
+
+
+def test_labelled_models_keep_recboles_evaluation() -> None:
+    config = LLMConfig("FM", "tiny")
+    assert config["candidate_phases"] == [] and config["metrics"] == ["AUC", "LogLoss"]
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3), ("1e-3", 1e-3), ("True", True), ("false", False), ("None", None), ("null", None), ("~", None),
+        ("[1, 'a']", [1, "a"]), ("{'a': 1}", {"a": 1}), ("'3'", "3"),
+        *((text, text) for text in ("1+1", "1/0", "...", "{{1}}", "{history}", "b'x'", "a b", "", "(" * 300, "\0")),
+    ],
+)  # fmt: skip
+def test_values_are_read_as_literals(text: str, value: Any) -> None:
+    assert parse_value(text) == value and type(parse_value(text)) is type(value)
+
+
+def test_nothing_is_evaluated() -> None:
+    code = "__import__('os').system('touch x')"
+    assert LLMConfig("Pop", "tiny", config_dict={"system": code})["system"] == code
+    assert LLMConfig("Pop", "tiny", cmd_line=[f"--system={code}"])["system"] == code
+    Path("own.yaml").write_text("system: !!python/object/apply:os.system ['touch x']\n")
+    with pytest.raises(ValueError, match="own.yaml: not a YAML file"):
+        LLMConfig("Pop", "tiny", ["own.yaml"])
+    assert not Path("x").exists()
+
+
+def test_sys_argv_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pytest", "--stopping_step=7", "--nonsense=1", "-x"])
+    assert LLMConfig("Pop", "tiny")["stopping_step"] == 10
+
+
+def test_a_value_may_hold_equals_signs() -> None:
+    assert LLMConfig("Pop", "tiny", cmd_line=["--system=a=b=c"])["system"] == "a=b=c"
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="--seed is given twice, as '1' and '2'"):
+        LLMConfig("Pop", "tiny", cmd_line=["--seed=1", "--seed=2"])
+    assert LLMConfig("Pop", "tiny", cmd_line=["--seed=1", "--seed=1"])["seed"] == 1
+
+
+@pytest.mark.parametrize("argument", ["seed=1", "--seed", "-s", "--seed 1"])
+def test_arguments_of_another_form_are_refused(argument: str) -> None:
+    with pytest.raises(ValueError, match="is not of the form --key=value"):
+        LLMConfig("Pop", "tiny", cmd_line=[argument])
+
+
+def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.yaml", max_histroy=5)
+    with pytest.raises(ValueError, match=r"unknown key `max_histroy` in .*mine\.yaml; did you mean `max_history`\?"):
+        LLMConfig("TALLRec", "tiny", [file])
+    with pytest.raises(ValueError, match="unknown key `lerning_rate` in config_dict; did you mean `learning_rate`"):
+        LLMConfig("Pop", "tiny", config_dict={"lerning_rate": 1})
+    with pytest.raises(ValueError, match="unknown key `epoch` in the command line; did you mean `epochs`"):
+        LLMConfig("Pop", "tiny", cmd_line=["--epoch=1"])
+
+
+def test_one_file_may_serve_several_models(tmp_path: Path) -> None:
+    """A key of LoRACocktail or of SASRec in a shared file is no typing error when another model runs."""
+    LLMConfig("Pop", "tiny", [write(tmp_path / "shared.yaml", merge="uniform", n_heads=1)])
+
+
+def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
+        LLMConfig("Pop", "tiny", ["nowhere.yaml"])
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match=r"list\.yaml: a property file holds `key: value` lines, not a list"):
+        LLMConfig("Pop", "tiny", [str(tmp_path / "list.yaml")])
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ValueError, match=r"broken\.yaml: not a YAML file"):
+        LLMConfig("Pop", "tiny", [str(tmp_path / "broken.yaml")])
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    LLMConfig("Pop", "tiny", [str(tmp_path / "empty.yaml")])
+
+
+def test_model_and_dataset_may_stand_in_a_file_and_must_stand_somewhere(tmp_path: Path) -> None:
+    config = LLMConfig(config_file_list=[write(tmp_path / "run.yaml", model="BPR", dataset="tiny")])
+    assert (config["model"], config["dataset"]) == ("BPR", "tiny")
+    with pytest.raises(ValueError, match="--dataset is missing"):
+        LLMConfig("BPR")
+    with pytest.raises(ValueError, match="--model is missing"):
+        LLMConfig(dataset="tiny")
+
+
+def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"valid_metric: NDCG@10 is not measured; .*topk is \[5\]"):
+        LLMConfig("Pop", "tiny", config_dict={"topk": 5})
+    with pytest.raises(ValueError, match=r"valid_metric: NDCG@10 is not measured; metrics are \['Hit'\]"):
+        LLMConfig("Pop", "tiny", config_dict={"metrics": "Hit"})
+    LLMConfig("Pop", "tiny", config_dict={"topk": 5, "valid_metric": "hit@5"})
+
+
+def test_unknown_llm_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="--llm=qwen9: .*known: builtin.*qwen2.5-0.5b.*--llm_path"):
+        LLMConfig("TALLRec", "tiny", config_dict={"llm": "qwen9"})
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "3,5"), ({"gpu_id": "1"}, "1"), ({"gpu_id": 0}, "0")])
+def test_the_shells_choice_of_gpus_holds_unless_another_is_given(
+    given: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    config = LLMConfig("Pop", "tiny", config_dict=given)
+    assert config["gpu_id"] == os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_follows_results_not_bookkeeping() -> None:
+    def fingerprint(**values: Any) -> str:
+        return LLMConfig("TALLRec", "tiny", config_dict=values).fingerprint
+
+    same = fingerprint()
+    for values in (
+        {"checkpoint_dir": "elsewhere"}, {"data_path": "elsewhere"}, {"show_progress": False}, {"gpu_id": 1},
+        {"worker": 2}, {"state": "ERROR"}, {"save_dataset": True}, {"candidates": {"seed": 2020}},
+    ):  # fmt: skip
+        assert fingerprint(**values) == same, values
+    changes = (
+        {"seed": 1},
+        {"r": 8},
+        {"candidates": {"seed": 1}},
+        {"llm_path": "x"},
+        {"eval_users": 5},
+        {"noun": "book"},
+    )
+    assert len({same, *(fingerprint(**values) for values in changes)}) == 1 + len(changes)
+
+
+def test_another_dataset_of_the_run_has_its_own_words_and_the_runs_settings(tmp_path: Path) -> None:
+    given = {"title_field": "movie_title", "noun": "film", "r": 2, "data_path": "here", "candidates": {"number": 3}}
+    text = write(tmp_path / "own.yaml", llm_revision="1234567", system="[1]")
+    config = LLMConfig("LoRACocktail", "ml-100k", [text], given, cmd_line=["--general_datasets=['amazon-beauty']"])
+    other = config.for_dataset("amazon-beauty")
+    assert (other["dataset"], other["title_field"], other["noun"], other["verb"]) == (
+        "amazon-beauty", "title", "product", "bought",
+    )  # fmt: skip
+    assert (other["r"], other["candidates"]["number"], other["data_path"]) == (2, 3, "here/amazon-beauty")
+    assert (other["llm_revision"], other["system"]) == ("1234567", "[1]")  # text stays text
+    assert config["noun"] == "film"
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+
+def test_every_model_has_a_property_file_and_no_other_has() -> None:
+    assert {file.stem for file in (properties_folder() / "model").glob("*.yaml")} == set(registry.MODELS)
+
+
+@pytest.mark.parametrize("file", PROPERTIES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_property_files_parse_and_set_known_keys(file: Path) -> None:
+    model = file.stem if file.parent.name == "model" else "LoRACocktail"
+    dataset = file.stem if file.parent.name == "dataset" else "tiny"
+    llm = {"llm": file.stem} if file.parent.name == "llm" else {}
+    config = LLMConfig(model, dataset, config_dict=llm)
+    values = yaml.load(file.read_text(encoding="utf-8"), Loader=config.yaml_loader)
+    values.pop("protocol", None)
+    assert values and {key: config[key] for key in values} == values
+    # as a user's file the keys are checked: none is misspelt
+    if file.name != "overall.yaml":
+        LLMConfig(model, dataset, [str(file)])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in PROPERTIES if file.name == "overall.yaml" or file.parent.name == "model"],
+    ids=lambda file: file.name,
+)
+def test_every_key_carries_a_comment(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").split("\n")
+    bare = [
+        line
+        for before, line in zip(["", *lines], lines, strict=False)
+        if re.match(r"\w+:", line) and " #" not in line and not before.startswith("#")
+    ]
+    assert not bare

@@ -1,0 +1,225 @@
+"""A training that was interrupted and resumed ends with exactly the weights of one that was not."""
+
+import logging
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from recbole_llm.training.loop import TrainingLoop, cosine_with_warmup
+
+STEPS = 8
+
+
+class Interrupted(Exception):
+    """Stands for a kill: nothing in the loop catches it."""
+
+
+def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, accumulate=2, **settings):
+    """A loop over a tiny network whose loss draws from the global generator (dropout), and what it saw on the way."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1, bias=False))
+    scale = nn.Parameter(torch.tensor(1.0))
+    data = torch.randn(steps * accumulate, 5, 3)
+    seen = SimpleNamespace(micro=[], checks=0, rates=[])
+
+    def loss(micro):
+        if die_at is not None and micro == die_at * accumulate + accumulate - 1:
+            raise Interrupted
+        seen.micro.append(micro)
+        seen.rates.append(optimizer.param_groups[0]["lr"])
+        return (F.relu(model(data[micro])) * scale - 1).square().mean()
+
+    def validate():
+        seen.checks += 1
+        torch.rand(seen.checks)  # a validation may draw, in whatever amount
+        return float(-abs(loop.state.step - best_at))
+
+    optimizer = torch.optim.AdamW([*model.parameters(), scale], lr=0.1)
+    loop = TrainingLoop(
+        name="test",
+        parameters=dict(model.named_parameters()) | {"scale": scale},
+        optimizer=optimizer,
+        scheduler=cosine_with_warmup(optimizer, steps, 0.25),
+        loss=loss,
+        total_steps=steps,
+        accumulate=accumulate,
+        clip_grad_norm=0.1,
+        validate=None if best_at is None else validate,
+        eval_every=2 if best_at is not None else 0,
+        patience=patience,
+        folder=folder,
+        show_progress=False,
+        **settings,
+    )
+    return loop, seen
+
+
+def weights(loop):
+    return {name: parameter.detach().clone() for name, parameter in loop.parameters.items()}
+
+
+def trained(**settings):
+    loop, _ = make(**settings)
+    loop.run()
+    return weights(loop)
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("die_at", [0, 1, 2, 5, 7])
+@pytest.mark.parametrize("validation", [{}, {"best_at": 4}, {"best_at": 2, "patience": 2}], ids=["no", "best", "stop"])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, die_at, validation):
+    whole = trained(**validation)
+    loop, seen = make(tmp_path / "loop", die_at=die_at, save_every=0, **validation)
+    try:
+        loop.run()
+    except Interrupted:
+        assert max(seen.micro, default=0) <= 2 * die_at
+    loop, resumed = make(tmp_path / "loop", save_every=0, **validation)
+    loop.run()
+    assert_equal(weights(loop), whole)
+    if not validation:
+        assert min(resumed.micro) == 2 * die_at  # nothing is trained twice
+    assert len(list((tmp_path / "loop").iterdir())) == 1  # only the last save is kept
+
+
+def test_interrupted_again_and_again_equals_uninterrupted(tmp_path):
+    for die_at in range(STEPS):
+        with pytest.raises(Interrupted):
+            make(tmp_path / "loop", die_at=die_at, save_every=0, best_at=6)[0].run()
+    loop, _ = make(tmp_path / "loop", save_every=0, best_at=6)
+    state = loop.run()
+    assert_equal(weights(loop), trained(best_at=6))
+    assert [entry["step"] for entry in state.validations] == [2, 4, 6, 8] and state.best_step == 6
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
+def test_interrupted_within_a_save_equals_uninterrupted(tmp_path, monkeypatch, moment):
+    from recbole_llm.training import checkpoint
+    from recbole_llm.training import loop as module
+
+    rename, names = checkpoint.os.replace, []
+
+    def replace(source, target):
+        names.append(target.name)
+        if moment == "before the rename" and len(names) == 3:
+            raise Interrupted
+        rename(source, target)
+
+    def rmtree(*_, **__):
+        if moment == "after the rename" and len(names) == 3:
+            raise Interrupted  # two saves are on disk now
+
+    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    if moment == "after the rename":
+        monkeypatch.setattr(module.shutil, "rmtree", rmtree)
+    with pytest.raises(Interrupted):
+        make(tmp_path / "loop", save_every=0)[0].run()
+    monkeypatch.undo()
+    loop, seen = make(tmp_path / "loop", save_every=0)
+    loop.run()
+    assert seen.micro[0] == (4 if moment == "before the rename" else 6)
+    assert_equal(weights(loop), trained())
+
+
+def test_saving_changes_nothing_and_needs_its_time(tmp_path):
+    assert_equal(trained(folder=tmp_path / "often", save_every=0), trained())
+    trained(folder=tmp_path / "seldom", save_every=3600)
+    assert not (tmp_path / "seldom").exists()
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "values.json", "MANIFEST.json"])
+def test_a_damaged_save_is_skipped_with_a_warning(tmp_path, caplog, file):
+    with pytest.raises(Interrupted):
+        make(tmp_path / "loop", die_at=4, save_every=0)[0].run()
+    (save,) = (tmp_path / "loop").iterdir()
+    older = tmp_path / "loop" / "step-2"
+    with pytest.raises(Interrupted):
+        make(tmp_path / "other", die_at=2, save_every=0)[0].run()
+    (tmp_path / "other" / "step-2").rename(older)
+    (save / file).write_bytes((save / file).read_bytes()[:-1])
+
+    loop, seen = make(tmp_path / "loop", save_every=0)
+    with caplog.at_level(logging.WARNING):
+        loop.run()
+    assert any(str(save) in message and "not resumed" in message for message in caplog.messages)
+    assert seen.micro[0] == 4  # from the save before it
+    assert_equal(weights(loop), trained())
+
+
+def test_resuming_brings_the_schedule_along_without_a_warning(tmp_path):
+    with pytest.raises(Interrupted):
+        make(tmp_path / "loop", die_at=3, save_every=0)[0].run()
+    loop, whole = make()
+    loop.run()
+    loop, resumed = make(tmp_path / "loop", save_every=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.run()
+    assert whole.rates[6:] == resumed.rates
+    assert len(set(whole.rates)) > 4
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_weights_are_kept_and_training_stops_when_patience_ends():
+    loop, seen = make(best_at=2, patience=2, steps=20)
+    state = loop.run()
+    assert (state.best_step, state.step, seen.checks) == (2, 6, 3)
+    assert_equal(weights(loop), loop.best)
+    patient, seen = make(best_at=2, patience=0)
+    assert patient.run().best_step == 2 and seen.checks == 4
+
+
+def test_the_last_step_is_validated_even_between_two_checks():
+    loop, seen = make(best_at=7, steps=7)
+    state = loop.run()
+    assert state.best_step == 7 and seen.checks == 4
+
+
+def test_validation_does_not_disturb_the_random_stream():
+    assert_equal(trained(best_at=STEPS), trained())  # the best step is the last one, so the weights are comparable
+
+
+def test_accumulation_averages_and_clipping_limits_the_gradient():
+    def one_step(accumulate, batches, clip):
+        parameter = nn.Parameter(torch.zeros(2))
+        loss = lambda micro: (parameter * batches[micro]).sum()  # noqa: E731 - its gradient is the batch
+        TrainingLoop(
+            name="test", parameters={"p": parameter}, optimizer=torch.optim.SGD([parameter], lr=1.0), loss=loss,
+            total_steps=1, accumulate=accumulate, clip_grad_norm=clip, show_progress=False,
+        ).run()  # fmt: skip
+        return -parameter.detach()
+
+    batches = torch.tensor([[3.0, 0.0], [0.0, 8.0]])
+    torch.testing.assert_close(one_step(2, batches, None), torch.tensor([1.5, 4.0]))
+    torch.testing.assert_close(one_step(1, batches, 1.0), torch.tensor([1.0, 0.0]))
+    assert one_step(2, batches, 1.0).norm() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_names_the_step_and_the_key_to_lower(bad):
+    loop, _ = make(learning_rate_key="lora_learning_rate")
+    before, sound = weights(loop), loop.loss
+    loop.loss = lambda micro: sound(micro) * bad
+    with pytest.raises(ValueError, match="test: the loss is (nan|inf) at step 0; lower `lora_learning_rate`"):
+        loop.run()
+    assert_equal(weights(loop), before)
+
+
+def test_a_validation_score_that_is_no_number_is_never_the_best():
+    loop, _ = make(best_at=2)
+    loop.validate = lambda: float("nan")
+    with pytest.raises(ValueError, match="validation score is nan at step 2; lower `learning_rate`"):
+        loop.run()

@@ -1,0 +1,194 @@
+"""A stage is built once, found again while nothing it depends on changes, and never half there."""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm.training import stages
+from recbole_llm.training.stages import Stage, StageKeeper
+
+fork = multiprocessing.get_context("fork")
+
+
+class Builder:
+    """Writes a result and counts, on disk and so across processes, how often."""
+
+    def __init__(self, counter: Path):
+        self.counter = counter
+
+    def __call__(self, out: Path, scratch: Path) -> None:
+        with self.counter.open("a") as file:
+            file.write("built\n")
+        (out / "result").write_text("result")
+
+    @property
+    def count(self) -> int:
+        return len(self.counter.read_text().splitlines()) if self.counter.exists() else 0
+
+
+@pytest.fixture
+def build(tmp_path) -> Builder:
+    return Builder(tmp_path / "counter")
+
+
+@pytest.fixture
+def keeper(tmp_path) -> StageKeeper:
+    return StageKeeper(tmp_path / "stages")
+
+
+def visible(keeper: StageKeeper) -> list[str]:
+    """What a stage leaves behind, lock files aside."""
+    return sorted(path.name for path in keeper.root.iterdir() if path.suffix != ".lock")
+
+
+def test_a_kept_result_is_found_again_also_by_another_keeper(keeper, build):
+    stage = Stage("a", {"r": 1}, build)
+    folder = keeper.run(stage)
+    assert keeper.run(stage) == folder and StageKeeper(keeper.root).run(Stage("a", {"r": 1}, build)) == folder
+    assert build.count == 1 and (folder / "result").read_text() == "result"
+    assert visible(keeper) == [folder.name]  # nothing unfinished stays
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"depends": {"r": 2}}, {"depends": {"r": 1, "s": 1}}, {"version": 2}, {"name": "b"}, {"inputs": ()}],
+    ids=["value", "key", "version", "name", "inputs"],
+)
+def test_whatever_a_stage_depends_on_makes_it_another_stage(keeper, build, change):
+    upstream = Stage("up", {}, build)
+    stage = Stage("a", {"r": 1}, build, inputs=(upstream,))
+    keeper.run(stage)
+    assert build.count == 2
+    assert keeper.run(replace(stage, **change)) != keeper.folder(stage)
+    assert build.count == 3
+
+
+def test_a_change_upstream_reaches_every_stage_below(keeper, build):
+    def chain(value: int) -> Stage:
+        top = Stage("top", {"value": value}, build)
+        return Stage("below", {}, build, inputs=(Stage("middle", {}, build, inputs=(top,)),))
+
+    keeper.run(chain(1))
+    keeper.run(chain(2))
+    keeper.run(chain(1))
+    assert build.count == 6 and len(visible(keeper)) == 6
+
+
+def test_the_result_of_an_input_is_there_when_a_stage_is_built(keeper, build):
+    upstream = Stage("up", {}, build)
+    found = []
+    keeper.run(
+        Stage("a", {}, lambda out, scratch: found.append((keeper.folder(upstream) / "result").exists()), (upstream,))
+    )
+    assert found == [True]
+
+
+def test_a_stage_draws_the_same_numbers_whichever_stages_were_kept(keeper, tmp_path):
+    drawn = []
+
+    def draw(out: Path, scratch: Path) -> None:
+        drawn.append((torch.rand(2).tolist(), np.random.rand(2).tolist()))
+
+    first, second = Stage("first", {}, draw), Stage("second", {}, draw)
+    keeper.run(first), keeper.run(second)
+    torch.rand(7)
+    StageKeeper(tmp_path / "others").run(second)
+    StageKeeper(tmp_path / "seeded", seed=1).run(second)
+    assert drawn[1] == drawn[2] != drawn[3]
+
+
+def test_a_stage_that_an_evaluation_asks_for_can_train(keeper):
+    def train(out: Path, scratch: Path) -> None:
+        torch.zeros(1, requires_grad=True).sum().backward()
+
+    with torch.no_grad():
+        assert keeper.run(Stage("a", {}, train)).is_dir()
+
+
+def test_a_damaged_result_is_rebuilt_with_a_warning(keeper, build, caplog):
+    stage = Stage("a", {}, build)
+    folder = keeper.run(stage)
+    (folder / "result").write_text("resulT")
+    keeper.run(stage)
+    assert build.count == 2 and (folder / "result").read_text() == "result"
+    assert any(str(folder / "result") in message and "rebuilt" in message for message in caplog.messages)
+
+
+def test_a_folder_without_its_manifest_is_not_a_result(keeper, build):
+    stage = Stage("a", {}, build)
+    keeper.folder(stage).mkdir(parents=True)
+    (keeper.folder(stage) / "result").write_text("half")
+    assert (keeper.run(stage) / "result").read_text() == "result"
+
+
+def test_a_stage_that_fails_leaves_no_result_but_its_unfinished_work(keeper, build):
+    def fail(out: Path, scratch: Path) -> None:
+        (out / "result").write_text("half")
+        (scratch / "step").write_text("3")
+        raise ValueError("trouble")
+
+    stage = Stage("a", {}, fail)
+    with pytest.raises(ValueError, match="trouble"):
+        keeper.run(stage)
+    assert visible(keeper) == [f".{keeper.folder(stage).name}.unfinished"]
+
+    found = []
+    keeper.run(replace(stage, build=lambda out, scratch: found.append((scratch / "step").read_text())))
+    assert found == ["3"] and visible(keeper) == [keeper.folder(stage).name]
+
+
+def test_a_killed_stage_leaves_no_half_folder_and_no_lock(keeper, build):
+    def die(out: Path, scratch: Path) -> None:
+        (out / "result").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    stage = Stage("a", {}, build)
+    child = fork.Process(target=keeper.run, args=(replace(stage, build=die),))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not keeper.folder(stage).exists()
+    assert (keeper.run(stage) / "result").read_text() == "result"
+    assert visible(keeper) == [keeper.folder(stage).name]  # what the killed process wrote is swept away
+
+
+def test_a_stage_killed_after_its_last_rename_is_kept_and_swept(keeper, build, monkeypatch):
+    stage = Stage("a", {}, build)
+    monkeypatch.setattr(stages.shutil, "rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    child = fork.Process(target=keeper.run, args=(stage,))
+    child.start()
+    child.join()
+    monkeypatch.undo()
+    keeper.run(stage)
+    assert build.count == 1 and visible(keeper) == [keeper.folder(stage).name]
+
+
+def test_of_two_processes_that_need_a_stage_one_builds_and_one_waits(keeper, build, monkeypatch):
+    inside, waiting = fork.Event(), fork.Event()
+
+    def slowly(out: Path, scratch: Path) -> None:
+        inside.set()
+        waiting.wait(10)
+        build(out, scratch)
+
+    class Lock(stages.FileLock):
+        def acquire(self, *args, **kwargs):
+            if inside.is_set():
+                waiting.set()
+            return super().acquire(*args, **kwargs)
+
+    monkeypatch.setattr(stages, "FileLock", Lock)
+    stage = Stage("a", {}, slowly)
+    children = [fork.Process(target=keeper.run, args=(stage,)) for _ in range(2)]
+    children[0].start()
+    assert inside.wait(10)
+    children[1].start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0] and waiting.is_set()
+    assert build.count == 1
