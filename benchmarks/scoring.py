@@ -6,14 +6,14 @@ On a crowded machine use one thread and processor time: ``OMP_NUM_THREADS=1 pyth
 
     shortcut   tree and prefix against naive, and the largest difference of their scores
     letter     candidates listed in the prompt, one label each, against naive over the full titles
-    generate   greedy decoding of one answer per user, two users at a time, as A-LLMRec evaluates, against both
+    generate   greedy decoding of one answer per user, two users at a time, as A-LLMRec evaluates, against both; for these
+               prompts and for those of the builtin LM (45 tokens, titles of 4)
     linear     tree's seconds for 1, 2 and 4 times the candidates, and the users
     memory     growth of the peak resident size from few to many users, each in a process of its own
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +28,7 @@ from recbole_llm.backbone.scoring import Scorer  # noqa: E402
 
 VOCABULARY, PROMPT, CANDIDATES, ANSWER = 1500, 300, 20, 10
 NEW_TOKENS = (16, 212)  # a title, and an answer that does not end before the published max_length of 512
+BUILTIN = (45, 4)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -40,10 +41,10 @@ def build_model():
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def draw(users: int, candidates: int = CANDIDATES):
+def draw(users: int, candidates: int = CANDIDATES, prompt: int = PROMPT, answer: int = ANSWER):
     tokens = torch.Generator().manual_seed(users)
-    prompts = torch.randint(3, VOCABULARY, (users, PROMPT), generator=tokens).tolist()
-    answers = torch.randint(3, VOCABULARY, (users, candidates, ANSWER), generator=tokens).tolist()
+    prompts = torch.randint(3, VOCABULARY, (users, prompt), generator=tokens).tolist()
+    answers = torch.randint(3, VOCABULARY, (users, candidates, answer), generator=tokens).tolist()
     return prompts, answers
 
 
@@ -77,8 +78,8 @@ def shortcuts(model, users: int, *timing) -> None:
     report("letter", times_naive=taken["naive"] / taken["letter"], users_per_s=users / taken["letter"])
 
 
-def generation(model, users: int, new_tokens: int, *timing) -> None:
-    prompts, answers = draw(users)
+def generation(model, users: int, new_tokens: int, lengths: tuple[int, int], *timing) -> None:
+    prompts, answers = draw(users, CANDIDATES, *lengths)
     labels = [[answer[:1] for answer in row] for row in answers]
 
     def generate():
@@ -90,7 +91,7 @@ def generation(model, users: int, new_tokens: int, *timing) -> None:
     taken = seconds({"generate": generate, "tree": lambda: Scorer("tree")(model, prompts, answers),
                      "letter": lambda: Scorer("letter")(model, prompts, labels)}, *timing)
     report("generate", users_per_s=users / taken["generate"], tree_times=taken["generate"] / taken["tree"],
-           letter_times=taken["generate"] / taken["letter"], new_tokens=new_tokens)
+           letter_times=taken["generate"] / taken["letter"], prompt=lengths[0], answer=lengths[1], new_tokens=new_tokens)
 
 
 def linearity(model, users: int, *timing) -> None:
@@ -119,14 +120,17 @@ def main() -> None:
     with torch.no_grad():
         if options.memory_probe:
             Scorer("tree")(model, *draw(options.memory_probe))
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            # not ru_maxrss, which starts at the parent's
+            peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+            print(int(peak.split()[1]) / 1024)
             return
         timing = options.rounds, CLOCKS[options.clock]
         report("setting", parameters=sum(p.numel() for p in model.parameters()), prompt=PROMPT, answer=ANSWER,
                candidates=CANDIDATES, clock=options.clock, threads=torch.get_num_threads(), torch=torch.__version__)
         shortcuts(model, options.users, *timing)
         for new_tokens in NEW_TOKENS:
-            generation(model, options.users, new_tokens, *timing)
+            generation(model, options.users, new_tokens, (PROMPT, ANSWER), *timing)
+        generation(model, options.users, NEW_TOKENS[0], BUILTIN, *timing)
         linearity(model, options.users, *timing)
     few, many = 4 * options.users, 32 * options.users
     before, after = peak_memory(few), peak_memory(many)

@@ -1,0 +1,43 @@
+"""The documents keep their promises: every model has its page, its settings and a true row in the capability table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from recbole_llm import registry
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_a_model_has_the_same_stem_everywhere(name: str) -> None:
+    assert (ROOT / "recbole_llm" / "model" / f"{name.lower()}.py").is_file()
+    assert (ROOT / "properties" / "model" / f"{name}.yaml").is_file()
+    assert (ROOT / "docs" / "models" / f"{name.lower()}.md").is_file()
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_the_capability_table_is_true(name: str) -> None:
+    lines = (ROOT / "docs" / "architecture.md").read_text().splitlines()
+    head = next(line for line in lines if line.startswith("| model | uses_item_text"))
+    row = next(line for line in lines if line.startswith(f"| `{name}` "))
+    attributes, cells = ([cell.strip() for cell in line.strip("|").split("|")][1:] for line in (head, row))
+    model = registry.get_model(name)
+    assert {key: cell == "yes" for key, cell in zip(attributes, cells, strict=True)} == {
+        key: getattr(model, key) for key in attributes
+    }
+
+
+def test_readme_has_two_set_up_commands() -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2 and all(block.count("\n") == 1 for block in blocks)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
