@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         run_recbole_llm(known.model, known.dataset, known.config_files.split() or None, cmd_line=others)
-    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as error:
+    except (ValueError, NotImplementedError, FileNotFoundError, ConnectionError, ImportError) as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):
             raise
         sys.exit(f"error: {error}\n(set RECBOLE_LLM_TRACEBACK=1 for the traceback)")

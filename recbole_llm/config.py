@@ -240,16 +240,14 @@ class LLMConfig(Config):
         """The configuration of another dataset in the same run: its own property file, this run's other settings."""
         about_dataset = {key for file in (properties_folder() / "dataset").glob("*.yaml") for key in self._read_yaml(file)}
         values = {key: value for key, value in self.external_config_dict.items() if key not in about_dataset | {"dataset"}}
-        # strings are final by now, and a literal of a string is read as that string
-        values = {key: repr(value) if isinstance(value, str) else value for key, value in values.items()}
-        return LLMConfig(self.model, name, config_dict=values)
+        return LLMConfig(self.model, name, config_dict=_as_literals(values))
 
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data in the same run, with ``values`` for it."""
         about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
-        about_data |= set(dataset_arguments) | {"MAX_ITEM_LIST_LENGTH"}
+        about_data |= set(dataset_arguments)
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
-        return LLMConfig(name, self.dataset, config_dict={**kept, **values})
+        return LLMConfig(name, self.dataset, config_dict=_as_literals({**kept, **values}))
 
     # -- views ---------------------------------------------------------------------------------------------------------
 
@@ -265,6 +263,11 @@ class LLMConfig(Config):
     def log_ours(self) -> None:
         """Show our own settings in RecBole's manner."""
         getLogger().info("\n".join(f"{key} = {self[key]}" for key in self._ours))
+
+
+def _as_literals(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that were parsed once, so that parsing them again changes nothing."""
+    return {key: repr(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -142,6 +142,10 @@ class PromptBuilder:
             row += self._candidates[item]
         return row + self.answers[best][-1:]
 
+    def first_of_ranking(self, item: int) -> list[int]:
+        """How a :meth:`ranking` of several titles begins: its best title and the separator, where an answer would end."""
+        return self.answers[item][:-1] + self._gap
+
     def _list_history(self, history: Sequence[int], room: int) -> list[int]:
         kept: list[list[int]] = []
         room += self._surplus

@@ -111,14 +111,19 @@ class LLMRanker(SequentialRecommender):
     def score_histories(self, histories: Sequence[Sequence[int]], candidates: Tensor) -> Tensor:
         """Scores [B, C] in fp32 for B histories of internal item ids, old to new; differentiable."""
         rows = candidates.tolist()
-        shown = [rows_ if self.prompts.shows_candidates else None for rows_ in rows]
+        shown = rows if self.prompts.shows_candidates else [None] * len(rows)
         prompts = [self.prompts.prompt(history, listed) for history, listed in zip(histories, shown, strict=True)]
         if self.letters:
             labels = [[token] for token in self.prompts.label_tokens[: candidates.size(1)]]
             answers = [labels] * len(rows)
         else:
-            answers = [[self.prompts.answers[item] for item in row] for row in rows]
+            answers = [[self._title(item) for item in row] for row in rows]
         return self.scorer(self.lm, prompts, answers)  # [B, C]
+
+    def _title(self, item: int) -> list[int]:
+        """A title as the LM learned to answer it: followed by its end, or by the separator of a longer answer."""
+        longer = self.top_k_target > 1 and self.prompts.shows_candidates
+        return self.prompts.first_of_ranking(item) if longer else self.prompts.answers[item]
 
     def predict(self, interaction: Any) -> Tensor:
         """RecBole's ``predict``: the score [B] of one item a row, as the only candidate."""

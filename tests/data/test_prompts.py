@@ -274,6 +274,8 @@ def test_ranking(tokenizer: PreTrainedTokenizerFast) -> None:
     builder = build(tokenizer)
     assert tokenizer.decode(builder.ranking([3, 5, 1])) == " Heat || Brazil || Toy Story</s>"
     assert builder.ranking([3]) == builder.answers[3]
+    begin = builder.first_of_ranking(3)
+    assert builder.ranking([3, 5])[: len(begin)] == begin and tokenizer.decode(begin) == " Heat ||"
     for options in ({"template": CONTINUATION}, {"labels": "ABC", "template": "{history} {candidates}\n"}):
         with pytest.raises(ValueError, match="top_k_target"):
             build(tokenizer, **options).ranking([3, 5])
