@@ -273,7 +273,8 @@ def test_every_model_has_a_property_file_and_no_other_has() -> None:
 def test_property_files_parse_and_set_known_keys(file: Path) -> None:
     model = file.stem if file.parent.name == "model" else "LoRACocktail"
     dataset = file.stem if file.parent.name == "dataset" else "tiny"
-    llm = {"llm": file.stem} if file.parent.name == "llm" else {}
+    # a backbone that is given keeps properties/llm/builtin.yaml out
+    llm = {"llm": file.stem} if file.parent.name == "llm" else {"llm_path": "builtin"}
     config = LLMConfig(model, dataset, config_dict=llm)
     values = yaml.load(file.read_text(encoding="utf-8"), Loader=config.yaml_loader)
     values.pop("protocol", None)

@@ -132,9 +132,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def base_model_name(config: Mapping[str, Any]) -> str | None:
-    """The base model of an adapter without the folders it stood in: a backbone that was moved is the same backbone."""
+    """The base model of an adapter: a hub id, or the name of a folder, since a backbone that was moved is the same one."""
     base = config.get("base_model_name_or_path")
-    return base and Path(base).name
+    if not base or (base.count("/") <= 1 and not Path(base).is_absolute()):
+        return base
+    return Path(base).name
 
 
 def _adapter_keys(folder: Path) -> set[str]:

@@ -206,3 +206,10 @@ def test_gradient_reaches_coefficients_only(folders):
         model(input_ids=IDS).logits.square().mean().backward()
     assert all(weight.grad is not None and weight.grad != 0 for weight in weights.values())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_base_model_that_was_moved_is_the_same_one() -> None:
+    from recbole_llm.backbone.lora import base_model_name
+
+    names = [base_model_name({"base_model_name_or_path": base}) for base in ("/a/lm", "/b/c/lm", "org/lm", None)]
+    assert names == ["lm", "lm", "org/lm", None]
