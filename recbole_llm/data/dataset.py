@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from recbole.utils import ModelType
 
-from recbole_llm.data.items import ItemTexts
+from recbole_llm.data.items import ItemTexts, first_column
 
 _PACKAGED = "ml-100k"  # ships inside the recbole wheel
 
@@ -99,11 +99,12 @@ class RankedTime:
     @cached_property
     def item_texts(self: Any) -> ItemTexts:
         """Texts of the catalogue by internal item id, read from the ``.item`` file by ourselves."""
+        path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         return ItemTexts.read(
-            Path(self.dataset_path) / f"{self.dataset_name}.item",
+            path,
             item_ids=list(map(str, self.field2id_token[self.iid_field])),
             id_field=self.iid_field,
-            title_field=self.config["title_field"],
+            title_field=first_column(path, self.config["title_field"]),
             year_field=self.config["year_field"],
             brand_field=self.config["brand_field"],
             category_field=self.config["category_field"],

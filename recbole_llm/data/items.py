@@ -87,6 +87,14 @@ class ItemTexts:
         return sha256(content.encode()).hexdigest()
 
 
+def first_column(path: Path, names: str | Sequence[str]) -> str:
+    """The first of ``names`` that is a column of the file: one data set has gone by several headers. Else the first name."""
+    if isinstance(names, str):
+        return names
+    header = {column.rsplit(":", 1)[0] for column in next(_rows(path), [])}
+    return next((name for name in names if name in header), names[0])
+
+
 def restore_article(title: str) -> str:
     """Put an inverted article back in front: ``"Postino, Il (The Postman)"`` becomes ``"Il Postino (The Postman)"``."""
 

@@ -97,8 +97,9 @@ def hit_interval(ranks: Ranks) -> float | None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as plain text; the interval beside Hit@1 is over users."""
-    keys = list(rows[0].metrics)
+    """Rows as plain text; the interval beside Hit@1 is over users. NDCG@1 and MRR@1 are Hit@1 and left out beside it."""
+    same = {"ndcg@1", "mrr@1"} if "hit@1" in rows[0].metrics else set()
+    keys = [key for key in rows[0].metrics if key not in same]
     lines = []
     for row in rows:
         cells = [f"{row.metrics[key]:.4f}" for key in keys]

@@ -153,3 +153,12 @@ def test_same_as_csv_without_quoting(tmp_path: Path) -> None:
     with (tmp_path / "toy.item").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert items.titles[1:] == [row[1] for row in rows[1:]]
+
+
+def test_a_title_may_go_by_several_names(tmp_path: Path) -> None:
+    from recbole_llm.data.items import first_column
+
+    path = tmp_path / "x.item"
+    path.write_text("item_id:token\ttitle:token_seq\n1\tHeat\n")
+    assert first_column(path, ["movie_title", "title"]) == "title"
+    assert first_column(path, ["movie_title", "name"]) == "movie_title" == first_column(path, "movie_title")
