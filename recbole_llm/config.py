@@ -26,6 +26,8 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_llm import compat, registry
+from recbole_llm.data import scenarios
+from recbole_llm.evaluation import slices
 from recbole_llm.training.checkpoint import fingerprint
 
 # keys that RecBole reads and documents nowhere in its property files
@@ -146,6 +148,7 @@ class LLMConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
+        self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, "train_mode"}
         folder = properties_folder()
         labelled = self.internal_config_dict["MODEL_TYPE"] in _LABELLED
         overall = self._read_yaml(folder / "overall.yaml")
@@ -156,24 +159,27 @@ class LLMConfig(Config):
         if self.internal_config_dict["load_col"] == {"inter": ["user_id", "item_id"]}:
             # RecBole's default leaves out the time that its own ordering needs (RUCAIBox/RecBole#1616)
             self.internal_config_dict["load_col"] = load_col
-        for file in (folder / "dataset" / f"{dataset}.yaml", folder / "model" / f"{model}.yaml", self._llm_file(folder)):
-            if file is not None and file.is_file():
+        for file in (folder / "dataset" / f"{dataset}.yaml", folder / "model" / f"{model}.yaml", *self._llm_files(folder, model)):
+            if file.is_file():
                 values = self._read_yaml(file)
                 self._ours.update(values)
                 self.internal_config_dict.update(values)
         self._check_keys()
 
-    def _llm_file(self, folder: Path) -> Path | None:
-        """properties/llm/<llm>.yaml for ``--llm=<llm>``: one file per backbone; builtin unless a backbone is given."""
+    def _llm_files(self, folder: Path, model: str) -> list[Path]:
+        """properties/llm/<llm>.yaml for ``--llm=<llm>``: one file per backbone; builtin unless a backbone is given.
+
+        properties/llm/<llm>/<Model>.yaml, where there is one, is what that backbone wants of one model alone.
+        """
         name = self.external_config_dict.get("llm")
         if name is None and "llm_path" in self.external_config_dict:
-            return None
+            return []
         name = name or "builtin"
         file = folder / "llm" / f"{name}.yaml"
         if not file.is_file():
             known = ", ".join(sorted(path.stem for path in (folder / "llm").glob("*.yaml")))
             raise ValueError(f"--llm={name}: {file} does not exist; known: {known}; or give --llm_path=FOLDER or a hub id")
-        return file
+        return [file, folder / "llm" / name / f"{model}.yaml"]
 
     def _check_keys(self) -> None:
         quick = set(self.internal_config_dict) | _RECBOLE_KEYS
@@ -192,12 +198,14 @@ class LLMConfig(Config):
         for key, value in self.external_config_dict.items():
             default = final.get(key)
             # `load_col: {inter: [...]}` means just these columns; everything else is a partial change
-            merge = isinstance(default, dict) and isinstance(value, dict) and key not in ("load_col", "unload_col")
+            merge = isinstance(default, dict) and isinstance(value, dict) and key not in ("load_col", "unload_col", "slices")
             final[key] = {**default, **value} if merge else value  # type: ignore[dict-item]
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
         self._settle_evaluation(final)
+        slices.check(final["slices"])  # now: after a training is late for a typing error
+        self._settle_scenario(final)
         return final
 
     def _set_default_parameters(self) -> None:
@@ -225,6 +233,13 @@ class LLMConfig(Config):
                 f"order: TO, not {split} and {order}; for another split give eval_args: {{'mode': 'full'}}"
             )
 
+    def _settle_scenario(self, final: dict[str, Any]) -> None:
+        """One at most; with ``train_dataset`` this run reads the two datasets as one, whose columns are ours."""
+        scenarios.check({**final, "dataset": self.dataset})
+        if final["train_dataset"]:
+            fields = [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+            final.update(scenarios.UNITED, load_col={"inter": fields})
+
     def _init_device(self) -> None:
         # RecBole overwrites CUDA_VISIBLE_DEVICES with gpu_id; what the shell says wins unless gpu_id was given
         shell = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -236,17 +251,29 @@ class LLMConfig(Config):
         compat.apply()
         super().compatibility_settings()
 
-    def for_dataset(self, name: str) -> LLMConfig:
-        """The configuration of another dataset in the same run: its own property file, this run's other settings."""
+    def for_dataset(self, name: str, *, whole: bool = False) -> LLMConfig:
+        """The configuration of another dataset in the same run: its own property file, this run's other settings.
+
+        A scenario holds nothing out of another dataset; out of this run's own, unless it is asked for as a ``whole``.
+        """
         about_dataset = {key for file in (properties_folder() / "dataset").glob("*.yaml") for key in self._read_yaml(file)}
-        values = {key: value for key, value in self.external_config_dict.items() if key not in about_dataset | {"dataset"}}
+        dropped, other = {"dataset"}, name != self.dataset
+        if other:
+            dropped |= about_dataset
+        if other or whole:
+            dropped |= set(scenarios.SETTINGS)
+        values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
         return LLMConfig(self.model, name, config_dict=_as_literals(values))
 
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
-        """The configuration of another model on the same data in the same run, with ``values`` for it."""
+        """The configuration of another model on the same data and scenario in the same run, with ``values`` for it."""
         about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
-        about_data |= set(dataset_arguments)
+        about_data |= {*dataset_arguments, *scenarios.SETTINGS}
+        if self["train_dataset"]:
+            about_data |= set(scenarios.UNITED)  # the same texts make the same files
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
+        if scenarios.active(self):
+            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # it draws what is held out
         return LLMConfig(name, self.dataset, config_dict=_as_literals({**kept, **values}))
 
     # -- views ---------------------------------------------------------------------------------------------------------
@@ -259,6 +286,12 @@ class LLMConfig(Config):
     def fingerprint(self) -> str:
         """SHA-256 of every value that can change a result."""
         return fingerprint({key: value for key, value in self.plain().items() if key not in _BOOKKEEPING})
+
+    @property
+    def recbole_fingerprint(self) -> str:
+        """SHA-256 of every value that can change what RecBole trains; it reads nothing of what is said about LLMs."""
+        known = self._recbole_knows - _BOOKKEEPING
+        return fingerprint({key: value for key, value in self.plain().items() if key in known})
 
     def log_ours(self) -> None:
         """Show our own settings in RecBole's manner."""

@@ -82,6 +82,24 @@ def test_load_col_is_replaced_as_a_whole() -> None:
     assert LLMConfig("Pop", "tiny")["load_col"]["inter"] == ["user_id", "item_id", "timestamp"]
 
 
+def test_slices_are_replaced_as_a_whole() -> None:
+    assert LLMConfig("Pop", "tiny")["slices"] == {"cold": 0.35, "warm": 0.35}
+    assert LLMConfig("Pop", "tiny", config_dict={"slices": {"warm": 0.1}})["slices"] == {"warm": 0.1}
+    assert LLMConfig("Pop", "tiny", cmd_line=["--slices={}"])["slices"] == {}
+
+
+def test_a_run_on_two_datasets_reads_the_columns_that_they_share() -> None:
+    given = {"train_dataset": "amazon-beauty", "title_field": "caption", "user_inter_num_interval": "[5,inf)"}
+    config = LLMConfig("Pop", "ml-100k", config_dict=given)
+    assert (config["title_field"], config["year_field"], config["category_field"]) == ("title", "year", "category")
+    assert (config["no_value"], config["article_suffix"], config["user_inter_num_interval"]) == ([], False, None)
+    assert config["load_col"] == {"inter": ["user_id", "item_id", "timestamp"]}
+    assert (config["noun"], config["verb"]) == ("movie", "watched")  # prompts speak of the tested dataset
+    tested, trained = (config.for_dataset(name, whole=True) for name in ("ml-100k", "amazon-beauty"))
+    assert (tested["title_field"], tested["year_field"], trained["title_field"]) == ("caption", "release_year", "title")
+    assert tested["user_inter_num_interval"] == trained["user_inter_num_interval"] == "[5,inf)"
+
+
 @pytest.mark.parametrize("model", ["Pop", "SASRec"])
 def test_a_partial_eval_args_keeps_leave_one_out_by_time(model: str) -> None:
     args = LLMConfig(model, "tiny", config_dict={"eval_args": {"mode": "full"}})["eval_args"]

@@ -87,6 +87,8 @@ def draw(
     seed: int,
     split: str,
     weights: np.ndarray | None = None,
+    new: Collection[int] = frozenset(),
+    new_number: int = 0,
 ) -> torch.Tensor:
     """Draw ``number`` negatives for each of N targets and put the target among them: LongTensor[N, number + 1].
 
@@ -101,6 +103,7 @@ def draw(
         titles: clean title by internal item id.
         item_ids: item token by internal id; entry 0 is the padding item, which is never drawn.
         weights: chance of each item by internal id (popularity); None for equal chances.
+        new: items of which exactly ``new_number`` are drawn.
 
     Raises:
         ValueError: the catalogue is too small.
@@ -108,17 +111,21 @@ def draw(
     if number < 1:
         raise ValueError(f"candidates.number: {number} must be at least 1")
     catalogue = _Catalogue(titles, item_ids, weights)
+    wanted = {True: new_number, False: number - new_number}  # negatives in and outside ``new``
     rows = np.empty((len(users), number + 1), dtype=np.int64)  # [N, C]
     for row, user, target, known in zip(rows, users, targets, exclude, strict=True):
         key = "\t".join((str(seed), split, user, item_ids[target]))
         rng = np.random.default_rng(int.from_bytes(sha256(key.encode()).digest()))
         slot = int(rng.integers(number + 1))
-        negatives = catalogue.draw(rng, number, int(target), frozenset(map(int, known)))
+        negatives = catalogue.draw(rng, wanted, int(target), frozenset(map(int, known)), new)
         if len(negatives) < number:
             raise ValueError(
                 f"candidates.number: {number} is too large, user {user!r} has only {len(negatives)} items left to draw "
                 f"({len(item_ids) - 1} items, {len(known)} of them in the history, titles taken once)"
+                + (f"; {new_number} of them from {len(new)} held-out items, the others from the rest" if new else "")
             )
+        if new_number:  # the scarcer kind is found later: a new item at an early slot would likely be the target
+            negatives = rng.permutation(negatives).tolist()
         row[:] = [*negatives[:slot], target, *negatives[slot:]]
     return torch.from_numpy(rows)
 
@@ -137,14 +144,18 @@ class _Catalogue:
             cumulative = np.cumsum(self.weights)
             self.cumulative = cumulative / cumulative[-1]  # ends in 1 exactly, so a weight of 0 is never drawn
 
-    def draw(self, rng: np.random.Generator, number: int, target: int, known: frozenset[int]) -> list[int]:
-        """At most ``number`` items; less only if there are no more."""
+    def draw(
+        self, rng: np.random.Generator, wanted: Mapping[bool, int], target: int, known: frozenset[int], new: Collection[int]
+    ) -> list[int]:
+        """At most ``wanted[True]`` items of ``new`` and ``wanted[False]`` others; less only if there are no more."""
         chosen: list[int] = []
         taken = {self.groups[target]}
+        left, number = dict(wanted), sum(wanted.values())
         for item in self._stream(rng, 2 * number):
-            if item not in known and self.groups[item] not in taken:
+            if left[item in new] and item not in known and self.groups[item] not in taken:
                 taken.add(self.groups[item])
                 chosen.append(item)
+                left[item in new] -= 1
                 if len(chosen) == number:
                     break
         return chosen
@@ -168,9 +179,11 @@ class _Catalogue:
         yield from self.order[places[np.isfinite(times[places])]].tolist()
 
 
-def candidate_path(folder: Path, *, dataset: str, split: str, source: str, number: int, seed: int) -> Path:
-    """Where the candidates of a data set and split are kept."""
-    return Path(folder) / f"{dataset}.{split}.{source}{number}-{seed}.candidates"
+def candidate_path(
+    folder: Path, *, dataset: str, split: str, source: str, number: int, seed: int, scenario: str = ""
+) -> Path:
+    """Where the candidates of a data set, scenario and split are kept."""
+    return Path(folder) / ".".join(filter(None, [dataset, scenario, split, f"{source}{number}-{seed}", "candidates"]))
 
 
 def load_or_draw(

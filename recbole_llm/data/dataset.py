@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.utils import ModelType
 
+from recbole_llm.data import scenarios
 from recbole_llm.data.items import ItemTexts, first_column
+from recbole_llm.data.scenarios import Scenario
 
 _PACKAGED = "ml-100k"  # ships inside the recbole wheel
 
@@ -31,23 +34,27 @@ class Histories:
         user_ids: token of each user by internal id; [0] is padding.
         item_ids: token of each item by internal id; [0] is padding.
         items: internal item ids of each user, by internal user id; [0] is empty.
+        scenario: what is held out of training and validation; by default nothing but leave-one-out's two items a user.
     """
 
     user_ids: list[str]
     item_ids: list[str]
     items: list[np.ndarray]
+    scenario: Scenario = Scenario()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all users, items and their order."""
+        """SHA-256 of all users, items and their order, and of what is held out."""
         digest = hashlib.sha256("\t".join([*self.user_ids, "", *self.item_ids]).encode())
         for items in self.items:
             digest.update(len(items).to_bytes(8, "little") + items.astype("<i8").tobytes())
+        if self.scenario.label:
+            digest.update(self.scenario.fingerprint.encode())
         return digest.hexdigest()
 
     def train(self, user: int) -> np.ndarray:
-        """What the user did before the validation item (leave-one-out)."""
-        return self.items[user][:-2]
+        """What the user did before the validation item (leave-one-out); nothing for a user held out of training."""
+        return self.items[user][: 0 if user in self.scenario.untrained else -2]
 
     def before(self, user: int, phase: str) -> np.ndarray:
         """What precedes the user's ``valid`` or ``test`` target; the validation item belongs to the test history."""
@@ -57,18 +64,56 @@ class Histories:
         """The user's held-out item of a phase."""
         return int(self.items[user][-2 if phase == "valid" else -1])
 
+    def evaluated(self, phase: str) -> np.ndarray:
+        """Users who are asked at ``valid`` or ``test``: those whom general and sequential RecBole models alike split so.
+
+        That takes four interactions, for a train, a valid and a test row; three where only a test row is needed.
+        """
+        untrained, tested = self.scenario.untrained, self.scenario.tested
+        found = [user for user, items in enumerate(self.items) if len(items) >= (3 if user in untrained else 4)]
+        if phase == "valid":
+            found = [user for user in found if user not in untrained]
+        elif tested is not None:
+            found = [user for user in found if user in tested]
+        return np.array(found, dtype=np.int64)
+
     @cached_property
-    def evaluated_users(self) -> np.ndarray:
-        """Users whom general and sequential RecBole models alike split into train, valid and test: 4 interactions or more."""
-        return np.array([user for user, items in enumerate(self.items) if len(items) >= 4], dtype=np.int64)
+    def train_counts(self) -> np.ndarray:
+        """Training interactions of each item, by internal id."""
+        rows = [self.train(user) for user in range(len(self.items))]
+        return np.bincount(np.concatenate(rows), minlength=len(self.item_ids))
 
 
 class RankedTime:
     """Mixin for a RecBole dataset class; see the module."""
 
-    def build(self) -> Any:
-        self._rank_time()  # type: ignore[attr-defined]
-        return super().build()  # type: ignore[misc]
+    scenario = Scenario()
+
+    def _get_preset(self: Any) -> None:
+        super()._get_preset()  # type: ignore[misc]
+        if self.config["train_dataset"]:
+            self.dataset_name, self.dataset_path = scenarios.unite(self.config)
+
+    def _data_processing(self: Any) -> None:
+        """After RecBole's filters and its numbering of tokens, the scenario's cut: ids stay as they were."""
+        super()._data_processing()  # type: ignore[misc]
+        if scenarios.active(self.config):
+            order = self._order
+            users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
+            kept, self.scenario = scenarios.hold_out(self.config, users, items, *self._tokens)
+            self.inter_feat = self.inter_feat.iloc[order[kept]].reset_index(drop=True)
+
+    def build(self: Any) -> Any:
+        self._rank_time()
+        splits = super().build()  # type: ignore[misc]
+        if self.scenario.label:
+            histories = self.histories
+            trained = [user for user in range(self.user_num) if user not in self.scenario.untrained]
+            asked = (histories.evaluated(phase) for phase in ("valid", "test"))
+            for split, users in zip(splits, (trained, *asked), strict=True):
+                rows = np.isin(split.inter_feat[self.uid_field].numpy(), users)
+                split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
+        return splits
 
     def _rank_time(self: Any) -> None:
         """Replace timestamps by their dense rank: float32 keeps 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
@@ -87,14 +132,24 @@ class RankedTime:
     @cached_property
     def histories(self: Any) -> Histories:
         """Whole histories; first asked for before :meth:`build`, and carried over to the splits."""
-        frame = self.inter_feat
-        order = np.lexsort((self._times, frame[self.uid_field].to_numpy()))  # stable
+        frame, order = self.inter_feat, self._order
         users = frame[self.uid_field].to_numpy()[order]
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
         starts = np.searchsorted(users, np.arange(1, self.user_num))
         by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
+        user_ids, item_ids = self._tokens
+        return Histories(user_ids, item_ids, by_user, self.scenario)
+
+    @property
+    def _order(self: Any) -> np.ndarray:
+        """Rows by user, then in time order; those of one moment in the order of the file."""
+        return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
+
+    @property
+    def _tokens(self: Any) -> tuple[list[str], list[str]]:
+        """Users and items by internal id."""
         user_ids, item_ids = (list(map(str, self.field2id_token[field])) for field in (self.uid_field, self.iid_field))
-        return Histories(user_ids, item_ids, by_user)
+        return user_ids, item_ids
 
     @cached_property
     def item_texts(self: Any) -> ItemTexts:
@@ -185,6 +240,8 @@ def create_dataset(config: Any) -> Any:
     if _leaves_one_out(config):
         # read now: build() turns the table into RecBole's augmented rows, and its splits are copies of this dataset
         _ = dataset.histories, dataset.catalogue_titles
+    if dataset.scenario.label:
+        getLogger().info(scenarios.report(config, dataset.histories))
     return dataset
 
 
@@ -193,4 +250,9 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     from recbole.data import data_preparation as recbole_data_preparation
 
     config["dataloaders_save_path"] = f"{os.devnull}/pickles are not read"  # what cannot exist is not looked for elsewhere
-    return recbole_data_preparation(config, dataset)
+    train, valid, test = recbole_data_preparation(config, dataset)
+    if hasattr(test, "uid2history_item"):  # its mask is read off the splits, where a user held out of training has no history
+        for user in dataset.scenario.untrained.intersection(test.uid_list.tolist()):
+            known = np.setdiff1d(dataset.histories.before(user, "test"), dataset.histories.target(user, "test"))
+            test.uid2history_item[user] = torch.from_numpy(known)
+    return train, valid, test

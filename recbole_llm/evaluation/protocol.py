@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.data import scenarios
 from recbole_llm.data.candidates import CandidateSet, candidate_path, draw, load_or_draw, read_candidates
 from recbole_llm.data.dataset import Histories
 
@@ -22,10 +23,18 @@ def attach_candidates(config: Any, dataset: Any, train_data: Any, valid_data: An
     """Give both evaluation loaders their ``candidates`` (None in RecBole's own modes), drawn or read from disk.
 
     The training dataset, which is what a model is built from, gets them by phase.
+
+    Raises:
+        ValueError: a full ranking across the two catalogues of ``train_dataset``; or as :func:`candidate_set`.
     """
     train_data._dataset.candidates = {}
     for phase, loader in (("valid", valid_data), ("test", test_data)):
         loader.candidates = None
+        if config["train_dataset"] and phase not in config["candidate_phases"]:
+            raise ValueError(
+                f"eval_args: a full ranking at {phase} would put the items of {config['train_dataset']} and "
+                f"{config['dataset']} in one list; train_dataset needs eval_args: {{'mode': 'candidates'}}"
+            )
         if phase in config["candidate_phases"]:
             found = candidate_set(config, dataset, phase)
             logger.info(f"candidates ({phase}): {len(found.users)} users x {found.items.size(1)}, SHA-256 {found.sha256}")
@@ -40,20 +49,25 @@ def candidate_set(config: Any, dataset: Any, phase: str) -> CandidateSet:
         ValueError: an unknown source, or a file that is missing or does not fit the dataset.
     """
     settings, histories = config["candidates"], dataset.histories
-    users = torch.from_numpy(histories.evaluated_users)  # [N]
+    users = torch.from_numpy(histories.evaluated(phase))  # [N]
     if not len(users):
         raise ValueError(f"candidates: no user of {config['dataset']} has the four interactions that a split needs")
     targets = torch.tensor([histories.target(user, phase) for user in users.tolist()])  # [N]
     source = settings["source"]
     if source == "file":
         return _from_file(settings["file"], phase, users, targets, histories)
+    if histories.scenario.new and source in ("retriever", "popularity"):
+        raise ValueError(
+            f"candidates: source {source} draws by what training knows, which is nothing of the items that "
+            f"{scenarios.active(config)} holds out; choose uniform, or file"
+        )
     number, seed = settings["number"], settings["seed"]
     folder = Path(config["checkpoint_dir"]) / "candidates"
     if source == "retriever":
         return _retrieved(config, folder, phase, users, targets, histories)
     if source not in ("uniform", "popularity"):
         raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity, retriever or file")
-    path = candidate_path(folder, dataset=config["dataset"], split=phase, source=source, number=number, seed=seed)
+    path = _path(config, folder, phase, source, histories)
     draw_items = partial(_draw, users, targets, histories, dataset.catalogue_titles, phase, source, number, seed)
     return load_or_draw(path, users, targets, histories.user_ids, histories.item_ids, draw_items)
 
@@ -63,14 +77,22 @@ def _draw(
 ) -> Tensor:
     """LongTensor[N, number + 1]; what is excluded is what is known at that phase: no test label touches validation."""
     known = [histories.before(user, phase) for user in users.tolist()]
-    weights = None
-    if source == "popularity":
-        train = np.concatenate([histories.train(user) for user in range(1, len(histories.items))])
-        weights = np.bincount(train, minlength=len(histories.item_ids)).astype(np.float64)
+    weights = histories.train_counts.astype(np.float64) if source == "popularity" else None
     names = [histories.user_ids[user] for user in users.tolist()]
+    scenario = histories.scenario
+    new_number = int(number * scenario.new_share) if phase == "test" else 0
     return draw(
-        names, targets.tolist(), known, titles, histories.item_ids, number=number, seed=seed, split=phase, weights=weights
-    )
+        names, targets.tolist(), known, titles, histories.item_ids, number=number, seed=seed, split=phase, weights=weights,
+        new=scenario.new, new_number=new_number,
+    )  # fmt: skip
+
+
+def _path(config: Any, folder: Path, phase: str, source: str, histories: Histories) -> Path:
+    number, seed = config["candidates"]["number"], config["candidates"]["seed"]
+    return candidate_path(
+        folder, dataset=config["dataset"], split=phase, source=source, number=number, seed=seed,
+        scenario=histories.scenario.label,
+    )  # fmt: skip
 
 
 def _retrieved(
@@ -83,7 +105,7 @@ def _retrieved(
     number, seed = config["candidates"]["number"], config["candidates"]["seed"]
     retriever = Retriever(config, StageKeeper(folder.parent / "stages", seed=config["seed"]))
     source = f"{retriever.config['model']}-{retriever.identity[:8]}-"
-    path = candidate_path(folder, dataset=config["dataset"], split=phase, source=source, number=number, seed=seed)
+    path = _path(config, folder, phase, source, histories)
 
     def top() -> Tensor:
         found = retriever.top(phase, number + 1)

@@ -92,6 +92,21 @@ def test_internal_ids_do_not_count(weights: np.ndarray | None) -> None:
     assert as_tokens(draw(**renumbered), renumbered["item_ids"]) == as_tokens(draw(**arguments), IDS)
 
 
+def test_so_many_of_the_new_items_and_at_any_slot() -> None:
+    users = [f"u{user}" for user in range(3_000)]
+    new, titles = frozenset(range(51, ITEMS + 1)), [f"t{item}" for item in range(ITEMS + 1)]
+    arguments: dict[str, Any] = {"number": 5, "seed": 1, "split": "test", "new": new}
+    rows = draw(users, [60] * len(users), [{1, 51}] * len(users), titles, IDS, new_number=2, **arguments)
+    others = rows[rows != 60].view(-1, 5) > 50  # [N, 5], in order of slots
+    assert (others.sum(1) == 2).all() and not torch.isin(rows, torch.tensor([1, 51])).any()
+    assert chisquare(others.sum(0)).pvalue > 0.001  # else a new item at the first slot would be the target
+    for number, drawn in ((0, set(range(2, 51))), (5, set(range(52, 60)))):
+        rows = draw(users, [60] * len(users), [{1, 51}] * len(users), titles, IDS, new_number=number, **arguments)
+        assert set(rows[rows != 60].tolist()) == drawn
+    with pytest.raises(ValueError, match=r"only 13 items left .*; 9 of them from 10 held-out items, the others from"):
+        draw(["u"], [60], [{51}], titles, IDS, new_number=9, **arguments | {"number": 14})
+
+
 def test_global_random_state_is_neither_read_nor_changed() -> None:
     np.random.seed(1)
     first, after = draw(**toy()), np.random.random()
@@ -150,6 +165,9 @@ def test_bad_weights(bad: float) -> None:
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, CandidateSet]:
     path = candidate_path(tmp_path, dataset="toy", split="test", source="uniform", number=19, seed=2020)
+    assert candidate_path(tmp_path, dataset="toy", split="test", source="uniform", number=19, seed=2020, scenario="new0.1") == (
+        tmp_path / "toy.new0.1.test.uniform19-2020.candidates"
+    )
     arguments = toy()
     users, targets = torch.arange(1, 41), torch.tensor(arguments["targets"])
     return path, load_or_draw(path, users, targets, USER_IDS, IDS, lambda: draw(**arguments))

@@ -116,11 +116,28 @@ def test_evaluated_users_are_those_whom_every_model_splits(tmp_path: Path) -> No
     rows = [(f"u{n}", f"i{n}{step}", step) for n in range(2, 7) for step in range(n)]
     write_inter(tmp_path, "short", rows)
     histories = load("Pop", "short", tmp_path).histories
-    evaluated = {histories.user_ids[user] for user in histories.evaluated_users}
-    assert evaluated == {"u4", "u5", "u6"}
+    valid, test = ({histories.user_ids[user] for user in histories.evaluated(phase)} for phase in ("valid", "test"))
+    assert valid == test == {"u4", "u5", "u6"}
     for model in ("BPR", "SASRec"):
         for split in targets(model, "short", tmp_path):
-            assert evaluated <= split.keys()
+            assert test <= split.keys()
+
+
+def test_a_user_held_out_of_training_needs_a_test_row_only(tmp_path: Path) -> None:
+    rows = [(f"u{n}{twin}", f"i{n}{step}", step) for n in range(2, 7) for twin in "abcdef" for step in range(n)]
+    write_inter(tmp_path, "short", rows)
+    config = {"data_path": str(tmp_path), "cold_users": 0.5}
+    for model in ("BPR", "SASRec"):
+        made = LLMConfig(model, "short", config_dict=config)
+        dataset = create_dataset(made)
+        histories = dataset.histories
+        cold = {histories.user_ids[user] for user in histories.scenario.untrained}
+        asked = {phase: {histories.user_ids[user] for user in histories.evaluated(phase)} for phase in ("valid", "test")}
+        assert asked["test"] == cold and {token[1] for token in cold} == set("3456")
+        assert asked["valid"] == {user for user, _, _ in rows if user[1] in "456"} - cold
+        for phase, loader in zip(("valid", "test"), data_preparation(made, dataset)[1:], strict=True):
+            data = loader._dataset
+            assert sorted(data.id2token("user_id", data.inter_feat["user_id"])) == sorted(asked[phase])
 
 
 # -- pickles -----------------------------------------------------------------------------------------------------------

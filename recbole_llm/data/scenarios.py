@@ -1,0 +1,257 @@
+"""Scenarios: what a run holds out of training and validation, to ask about it at test; the same for every model.
+
+A scenario cuts the interaction table before RecBole splits it and says which users and items are held out, so RecBole's
+models run under it as ours do, and leave-one-out stays the only split:
+
+======================  ================================  ===========================================  ===================
+key                     held out                          asked at test                                candidates at test
+======================  ================================  ===========================================  ===================
+``new_items: 0.1``      a tenth of the items              users who met one after three other items    half of them new
+``cold_users: 0.1``     a tenth of the users, all but     these users                                  all items
+                        their first three interactions
+``train_users: 128``    all users but 128                 all users                                    all items
+``train_dataset: X``    ``dataset``; X is trained on      all users of ``dataset``                     items of ``dataset``
+======================  ================================  ===========================================  ===================
+
+Who or what is held out depends on ``candidates.seed`` and its token alone: not on internal ids, the order of rows or what
+else is in the data. So the 256 users of ``train_users: 256`` hold the 128 of ``train_users: 128``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+
+from recbole_llm.training.checkpoint import DamagedError, atomic_folder, fingerprint, verify
+
+if TYPE_CHECKING:
+    from recbole_llm.data.dataset import Histories
+
+logger = getLogger()
+
+KEYS = ("new_items", "cold_users", "train_users", "train_dataset")
+SETTINGS = (*KEYS, "cold_user_length")
+TEXTS = {"title_field": "title", "year_field": "year", "brand_field": "brand", "category_field": "category"}
+# how the files that `unite` writes are read: their texts are clean, and each dataset went through its own filters
+UNITED: dict[str, Any] = {
+    **TEXTS, "no_value": [], "article_suffix": False, "rm_dup_inter": None, "val_interval": None, "unload_col": None,
+    "user_inter_num_interval": None, "item_inter_num_interval": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is held out, in internal ids; nothing by default.
+
+    Attributes:
+        label: its short name, which candidate files bear; "" where there is none.
+        untrained: users on whom no model is trained or stopped.
+        new: items that neither training nor validation shows.
+        tested: users who may be asked at test; None for all.
+        new_share: share of a test target's negatives that is drawn from ``new``; the rest is drawn from the other items.
+    """
+
+    label: str = ""
+    untrained: frozenset[int] = frozenset()
+    new: frozenset[int] = frozenset()
+    tested: frozenset[int] | None = None
+    new_share: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all of it."""
+        tested = None if self.tested is None else sorted(self.tested)
+        return fingerprint([self.label, sorted(self.untrained), sorted(self.new), tested, self.new_share])
+
+
+def active(settings: Any) -> str | None:
+    """The key of the scenario that is on, if one is."""
+    return next((key for key in KEYS if settings[key] is not None), None)
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse what no data could make sense of.
+
+    Raises:
+        ValueError: names key, value and remedy.
+    """
+    key = active(settings)
+    if key is None:
+        return
+    value = settings[key]
+    also = [other for other in KEYS if other != key and settings[other] is not None]
+    if also:
+        raise ValueError(f"{key}: {value} and {also[0]}: {settings[also[0]]}: a run has one scenario, leave one of them out")
+    if key in ("new_items", "cold_users") and not (isinstance(value, (int, float)) and 0 < value < 1):
+        raise ValueError(f"{key}: {value!r} is not a share between 0 and 1; give for instance 0.1")
+    if key == "train_users" and not (isinstance(value, int) and value >= 2):
+        raise ValueError(f"train_users: {value!r} is not a number of users, at least 2; give for instance 128")
+    if key == "train_dataset" and (not isinstance(value, str) or value == settings["dataset"]):
+        raise ValueError(f"train_dataset: {value!r} must name another dataset than the tested one, {settings['dataset']!r}")
+    length = settings["cold_user_length"]
+    if key == "cold_users" and not (isinstance(length, int) and length >= 3):
+        raise ValueError(f"cold_user_length: {length!r} must be 3 or more: a history of two interactions and a target")
+    if settings.get("benchmark_filename"):
+        raise ValueError(f"benchmark_filename: {key} holds out of one .inter file what files split beforehand have split")
+    arguments = settings["eval_args"]
+    if arguments.get("split") != {"LS": "valid_and_test"} or arguments.get("order") != "TO":
+        raise ValueError(
+            f"eval_args: {key} needs the last item of each user as target, split: {{'LS': 'valid_and_test'}} and order: TO, "
+            f"not {arguments.get('split')} and {arguments.get('order')}"
+        )
+    if set(arguments["mode"].values()) != {"full"}:  # candidates look like full ranking here
+        raise ValueError(
+            f"eval_args: {key} needs mode: candidates or full, not {arguments['mode']}; RecBole's own draws know of no scenario"
+        )
+
+
+def hold_out(
+    config: Any, users: np.ndarray, items: np.ndarray, user_ids: Sequence[str], item_ids: Sequence[str]
+) -> tuple[np.ndarray, Scenario]:
+    """Which interactions stay, BoolArray[R], and what is held out, under the scenario of ``config``.
+
+    Args:
+        users, items: internal ids [R] of all interactions, sorted by user, then in time order.
+        user_ids, item_ids: tokens by internal id; [0] is padding.
+
+    Raises:
+        ValueError: there are fewer users than ``train_users`` asks for.
+    """
+    key, seed = active(config), config["candidates"]["seed"]
+    start = np.searchsorted(users, users)  # [R], the first row of the row's user
+    place = np.arange(len(users)) - start  # [R], in the user's history
+    lengths = np.bincount(users, minlength=len(user_ids))  # [U]
+    whole = np.ones(len(users), dtype=bool)  # [R]
+    if key == "new_items":
+        new = draw_lots(item_ids, seed, key) < config[key]  # [I]
+        kept, tested = _end_in_new(users, new[items], start, len(user_ids))
+        return kept, Scenario(f"new{config[key]:g}", new=_ids(new), tested=_ids(tested), new_share=0.5)
+    if key == "cold_users":
+        length = config["cold_user_length"]
+        cold = (draw_lots(user_ids, seed, key) < config[key]) & (lengths >= length)  # [U]
+        kept = ~cold[users] | (place < length)
+        return kept, Scenario(f"cold{config[key]:g}x{length}", untrained=_ids(cold), tested=_ids(cold))
+    if key == "train_users":
+        able = lengths >= 4  # [U]
+        if config[key] > able.sum():
+            raise ValueError(f"train_users: {config[key]} is more than the {able.sum()} users with four interactions; lower it")
+        lots = np.where(able, draw_lots(user_ids, seed, key), np.inf)  # [U]
+        trained = np.isin(np.arange(len(user_ids)), np.argsort(lots, kind="stable")[: config[key]])
+        return whole, Scenario(f"few{config[key]}", untrained=_ids(~trained), tested=_ids(able))
+    prefix = _prefix(config["dataset"])
+    own_users, own_items = (np.array([token.startswith(prefix) for token in ids]) for ids in (user_ids, item_ids))
+    own = _ids(own_users)
+    return whole, Scenario(f"from-{config[key]}", untrained=own, new=_ids(own_items), tested=own, new_share=1.0)
+
+
+def draw_lots(tokens: Sequence[str], seed: int, purpose: str) -> np.ndarray:
+    """A number in [0, 1) for each token, FloatArray[N], from nothing but seed, purpose and token."""
+    digests = (sha256(f"{seed}\t{purpose}\t{token}".encode()).digest() for token in tokens)
+    return np.array([int.from_bytes(digest[:6]) / 2**48 for digest in digests])
+
+
+def _end_in_new(users: np.ndarray, new: np.ndarray, start: np.ndarray, user_num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [R] that stay so that only a user's last one is new, and the users [U] who have such a one.
+
+    It is the last of the user's new items with three others before it; what follows goes, and so do all other new ones.
+    """
+    others = np.concatenate([[0], np.cumsum(~new)])  # [R + 1], rows before that are not new
+    known = others[:-1] - others[start]  # [R], of the same user
+    possible = np.flatnonzero(new & (known >= 3))
+    end = np.full(user_num, -1)  # [U]
+    np.maximum.at(end, users[possible], possible)
+    row, last = np.arange(len(users)), end[users]  # [R]
+    return (~new & ((row < last) | (last < 0))) | (row == last), end >= 0
+
+
+def _ids(mask: np.ndarray) -> frozenset[int]:
+    """Internal ids that a mask holds; 0 is padding."""
+    return frozenset((np.flatnonzero(mask[1:]) + 1).tolist())
+
+
+def report(config: Any, histories: Histories) -> str:
+    """What the scenario did, in a line.
+
+    Raises:
+        ValueError: it leaves nobody to be asked.
+    """
+    key, scenario = active(config), histories.scenario
+    valid, test = (len(histories.evaluated(phase)) for phase in ("valid", "test"))
+    if not valid or not test:
+        raise ValueError(
+            f"{key}: {config[key]} leaves {valid} users to validate on and {test} to test on; give another value, or another "
+            "candidates.seed"
+        )
+    return (
+        f"{key}: {config[key]} holds {len(scenario.new)} of {len(histories.item_ids) - 1} items and {len(scenario.untrained)} of "
+        f"{len(histories.user_ids) - 1} users out of training; {test} users are asked at test, {valid} at validation"
+    )
+
+
+# -- two datasets as one -----------------------------------------------------------------------------------------------
+
+
+def unite(config: Any) -> tuple[str, str]:
+    """Name and folder of ordinary atomic files that hold ``train_dataset`` and ``dataset`` side by side; written once.
+
+    Tokens begin with the name of their dataset, so nothing is shared. The time is the place in the user's history, which
+    is all of it that leave-one-out reads. Texts are those that each dataset's own settings give.
+    """
+    from recbole_llm.data.dataset import create_dataset
+
+    parts = {}
+    for name in (config["train_dataset"], config["dataset"]):
+        logger.info(f"train_dataset: reading {name}")
+        parts[name] = create_dataset(config.for_dataset(name, whole=True))
+    name = "+".join(parts)
+    files = {f"{name}.inter": _interactions(config, parts), f"{name}.item": _texts(config, parts)}
+    folder = Path(config["checkpoint_dir"]) / "datasets" / f"{name}-{fingerprint(files)[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with suppress(DamagedError):
+            verify(folder)
+            return name, str(folder)
+        with atomic_folder(folder) as out:
+            for file, lines in files.items():
+                if lines:
+                    (out / file).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return name, str(folder)
+
+
+def _prefix(dataset: str) -> str:
+    return f"{dataset}/"  # no folder's name holds a slash
+
+
+def _interactions(config: Any, parts: Mapping[str, Any]) -> list[str]:
+    lines = [f"{config['USER_ID_FIELD']}:token\t{config['ITEM_ID_FIELD']}:token\t{config['TIME_FIELD']}:float"]
+    for name, dataset in parts.items():
+        prefix, histories = _prefix(name), dataset.histories
+        for user, items in zip(histories.user_ids, histories.items, strict=True):
+            lines += [
+                f"{prefix}{user}\t{prefix}{histories.item_ids[item]}\t{place}" for place, item in enumerate(items, start=1)
+            ]
+    return lines
+
+
+def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
+    """Lines of the ``.item`` file; none where a dataset has no titles, which classical models do without."""
+    lines = [f"{config['ITEM_ID_FIELD']}:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq"]
+    for name, dataset in parts.items():
+        try:
+            texts = dataset.item_texts
+        except (FileNotFoundError, ValueError) as error:
+            logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, since {name} has none: {error}")
+            return []
+        blank = [""] * len(texts.titles)
+        fields = [texts.fields.get(dataset.config[key] or "", blank) for key in TEXTS if key != "title_field"]
+        rows = list(zip(dataset.histories.item_ids, texts.titles, *fields, strict=True))[1:]
+        lines += [_prefix(name) + "\t".join(row) for row in rows]
+    return lines
