@@ -8,6 +8,10 @@ On a crowded machine use one thread and processor time: ``OMP_NUM_THREADS=1 pyth
     letter     candidates listed in the prompt, one label each, against naive over the full titles
     generate   greedy decoding of one answer per user, two users at a time, as A-LLMRec evaluates, against both; for these
                prompts and for those of the builtin LM (45 tokens, titles of 4)
+    allmrec    ALLMRec's evaluation, from histories to scores, against a loop of A-LLMRec's published kind on the same LM,
+               prompts and soft tokens; with answers that end behind a title, and that run to the published max_length.
+               times_limit is the ratio of a scorer that would do nothing but read the prompts, prompt_share what that
+               takes of ours, max_diff the largest difference between the prompts that the two sides read
     linear     tree's seconds for 1, 2 and 4 times the candidates, and the users
     memory     growth of the peak resident size from few to many users, each in a process of its own
 """
@@ -17,18 +21,25 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from allmrec import PublishedLoop, assemble  # noqa: E402
+
 from recbole_llm.backbone.scoring import Scorer  # noqa: E402
 
 VOCABULARY, PROMPT, CANDIDATES, ANSWER = 1500, 300, 20, 10
-NEW_TOKENS = (16, 212)  # a title, and an answer that does not end before the published max_length of 512
+MAX_LENGTH = 512  # of prompt and answer, as published
+NEW_TOKENS = (16, MAX_LENGTH - PROMPT)  # a title, and an answer that does not end before
 BUILTIN = (45, 4)
+ALLMREC = {"published": (9, {}), "builtin": (4, {"llm": "builtin"})}  # prompt: tokens of a title, settings
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -94,6 +105,57 @@ def generation(model, users: int, new_tokens: int, lengths: tuple[int, int], *ti
            letter_times=taken["generate"] / taken["letter"], prompt=lengths[0], answer=lengths[1], new_tokens=new_tokens)
 
 
+def allmrec(lm, users: int, prompt: str, *timing) -> None:
+    title, settings = ALLMREC[prompt]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+        model = assemble(lm, Path(folder), max(users, 50), title, **settings)  # enough for every item to be met
+        asked = model.asked["test"].draw(users)
+        scored = partial(model.score_histories, asked.histories, asked.candidates, asked.users)
+        read = prompt_calls(model.lm, scored)
+        seen, theirs = prompts_of(read), prompts_of(prompt_calls(model.lm, lambda: PublishedLoop(model, 1)(*asked)))
+        difference = max(nearest(row, theirs) for row in seen)
+        if len(seen) != len(theirs) or difference > 1e-4:
+            raise AssertionError(f"{prompt}: both sides must read the same prompts, but they differ by {difference}")
+        lengths = [len(row) for row in seen]
+        lasting = {"title": title + 1, "max_length": MAX_LENGTH - max(lengths)}
+        sides = {name: partial(PublishedLoop(model, new_tokens), *asked) for name, new_tokens in lasting.items()}
+        sides |= {"ours": scored, "prompts": lambda: [model.lm(**call) for call in read]}
+        taken = seconds(sides, *timing)
+    for name, new_tokens in lasting.items():
+        report("allmrec", prompts=prompt, answer_ends=name, times_published=taken[name] / taken["ours"],
+               times_limit=taken[name] / taken["prompts"], users_per_s=users / taken["ours"],
+               published_users_per_s=users / taken[name], prompt_share=taken["prompts"] / taken["ours"],
+               prompt=statistics.mean(lengths), new_tokens=new_tokens, max_diff=difference)
+
+
+def prompt_calls(lm, run: Callable[[], object]) -> list[dict]:
+    """The arguments of each call of ``lm`` that reads embeddings, in the course of ``run``."""
+    calls: list[dict] = []
+
+    def note(_, __, arguments):
+        if arguments.get("inputs_embeds") is not None:
+            calls.append({key: value for key, value in arguments.items() if key != "past_key_values"})
+
+    hook = lm.register_forward_pre_hook(note, with_kwargs=True)
+    run()
+    hook.remove()
+    return calls
+
+
+def prompts_of(calls: list[dict]) -> list[torch.Tensor]:
+    """The rows [L, D] that such calls read, without padding."""
+    rows = []
+    for call in calls:
+        inputs, mask = call["inputs_embeds"], call.get("attention_mask")  # [B, L, D]; generate drops a mask of ones
+        rows += list(inputs) if mask is None else [row[real.bool()] for row, real in zip(inputs, mask, strict=True)]
+    return rows
+
+
+def nearest(row: torch.Tensor, rows: list[torch.Tensor]) -> float:
+    """Largest difference of ``row`` [L, D] from the most similar of ``rows``; infinite if all have other lengths."""
+    return min((float((row - other).abs().max()) for other in rows if len(other) == len(row)), default=float("inf"))
+
+
 def linearity(model, users: int, *timing) -> None:
     for what, sizes in (("candidates", [(users, CANDIDATES * k) for k in (1, 2, 4)]),
                         ("users", [(users * k, CANDIDATES) for k in (1, 2, 4)])):
@@ -131,6 +193,8 @@ def main() -> None:
         for new_tokens in NEW_TOKENS:
             generation(model, options.users, new_tokens, (PROMPT, ANSWER), *timing)
         generation(model, options.users, NEW_TOKENS[0], BUILTIN, *timing)
+        for prompt in ALLMREC:
+            allmrec(model, options.users, prompt, *timing)
         linearity(model, options.users, *timing)
     few, many = 4 * options.users, 32 * options.users
     before, after = peak_memory(few), peak_memory(many)

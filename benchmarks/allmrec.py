@@ -1,0 +1,125 @@
+"""ALLMRec on a catalogue of random words, and an evaluation loop of the published kind on the same model: for ``scoring.py``.
+
+Nothing is trained: LM, SASRec, projectors and joint codes are random, which changes no cost. Every word is one token, so that
+a prompt tokenised as one text, as published, has the ids of a prompt put together from tokenised parts, as here.
+"""
+
+import itertools
+import random
+import re
+from pathlib import Path
+
+import torch
+
+WORDS = ["".join(syllables) for syllables in itertools.product(("ba", "de", "ki", "lo", "mu", "na", "po", "ri"), repeat=3)]
+USER, HISTORY, CANDIDATE = MARKERS = ("[UserRep]", "[HistoryEmb]", "[CandidateEmb]")
+ITEMS = 500
+
+
+def assemble(lm, folder: Path, users: int, title: int, **settings):
+    """An ALLMRec on ``lm`` as a run puts it together, in an empty folder, with titles of about ``title`` tokens."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.data.dataset import create_dataset, data_preparation
+    from recbole_llm.evaluation.protocol import attach_candidates
+
+    disable_progress_bar()
+    titles = _write_dataset(folder / "words", users, title)
+    settings |= {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "llm_path": str(folder / "lm")}
+    config = LLMConfig("ALLMRec", "words", config_dict={**settings, "use_gpu": False, "show_progress": False})
+    lm.save_pretrained(folder / "lm")
+    _tokenizer(titles, config, lm.config.vocab_size).save_pretrained(folder / "lm")
+    data = create_dataset(config)
+    loaders = data_preparation(config, data)
+    attach_candidates(config, data, *loaders)
+    torch.manual_seed(0)
+    model = config.model_class(config, loaders[0]._dataset).eval()
+    model.joint_codes.uniform_()  # stage 1 would leave them
+    return model
+
+
+def _write_dataset(folder: Path, users: int, title: int) -> list[str]:
+    draw = random.Random(0)
+    spread = title // 4
+    titles = [" ".join(draw.choices(WORDS, k=title + draw.randint(-spread, spread))) for _ in range(ITEMS)]
+    items = [f"{item}\t{text}\n" for item, text in enumerate(titles)]
+    rows = [f"{user}\t{item}\t{time}\n" for user in range(users)
+            for time, item in enumerate(draw.sample(range(ITEMS), draw.randint(25, 50)))]
+    folder.mkdir()
+    (folder / "words.item").write_text("".join(["item_id:token\ttitle:token_seq\n", *items]))
+    (folder / "words.inter").write_text("".join(["user_id:token\titem_id:token\ttimestamp:float\n", *rows]))
+    return titles
+
+
+def _tokenizer(titles: list[str], config, vocab_size: int):
+    """A token for each word with and each without a blank before it, as in byte-level vocabularies, and for punctuation."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+| ?[^\s\w]+|\s"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    templates = [*config["prompts"].values(), *(config[key] for key in ("user_text", "history_separator", "candidate_separator"))]
+    literals = [*re.split(r"\{\w*\}", "{}".join(templates)), f" {config['noun']} {config['verb']}", "a"]
+    words = {word for title in titles for word in title.split(" ")}
+    specials = ["<pad>", "<s>", "</s>", "<unk>", *MARKERS]
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=specials)
+    tokenizer.train_from_iterator([*literals, *sorted(words), *(f" {word}" for word in sorted(words))], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=list(MARKERS), clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+class PublishedLoop:
+    """Two users at a time: state, prompt text, tokens, soft tokens one by one, greedy ``generate``, a comparison of strings.
+
+    It shares with ``model`` every weight, the template and the codes of the items. Answers have ``new_tokens`` tokens: a
+    random LM does not know where a title ends, so a trained one's stop at EOS is put where the caller wants it.
+    """
+
+    def __init__(self, model, new_tokens: int):
+        self.model, self.new_tokens = model, new_tokens
+        self.lm, self.tokenizer, self.names = model.lm, model.tokenizer, model.domain.items.names
+        self.settings, self.codes = model.prompt_settings, model.item_codes  # [I, Z]
+        self.markers = self.tokenizer.convert_tokens_to_ids(MARKERS)
+
+    def __call__(self, users, histories, candidates, targets) -> list[bool]:
+        """Whether each user's target stands in the answer."""
+        hits = []
+        for start in range(0, len(users), 2):
+            two = slice(start, start + 2)
+            answers = self._answers(users[two], histories[two], candidates[two].tolist())
+            hits += [self.names[item] in answer for item, answer in zip(targets[two].tolist(), answers, strict=True)]
+        return hits
+
+    def _answers(self, users, histories, candidates) -> list[str]:
+        states = self.model.project_user(self.model.cf.user_states(users, histories))  # [2, D]
+        recent = [history[-self.settings["max_history"]:] for history in histories]
+        texts = [self._text(*lists) for lists in zip(recent, candidates, strict=True)]
+        tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
+        inputs = self.lm.get_input_embeddings()(tokens.input_ids)  # [2, L, D]
+        for row, (state, *lists) in enumerate(zip(states, recent, candidates, strict=True)):
+            vectors = [state[None], *(self.model.project_item(self.codes[items]) for items in lists)]  # 3 x [N, D]
+            for marker, some in zip(self.markers, vectors, strict=True):
+                places = (tokens.input_ids[row] == marker).nonzero().flatten().tolist()
+                for place, vector in zip(places, some, strict=False):  # a prompt of the history alone has no candidates
+                    inputs[row, place] = vector
+        found = self.lm.generate(
+            inputs_embeds=inputs, attention_mask=tokens.attention_mask, do_sample=False, num_beams=1, use_cache=True,
+            repetition_penalty=1.5, max_new_tokens=self.new_tokens, min_new_tokens=self.new_tokens,
+            eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        return self.tokenizer.batch_decode(found, skip_special_tokens=True)
+
+    def _text(self, history: list[int], candidates: list[int]) -> str:
+        parts = (("history", history, HISTORY), ("candidate", candidates, CANDIDATE))
+        told, listed = (self.settings[f"{name}_separator"].join(f"{self.names[item]}{marker}" for item in items)
+                        for name, items, marker in parts)
+        if self.model.prompts.is_continuation:
+            told += self.settings["history_separator"]
+        words = {"noun": self.model.domain.noun, "verb": self.model.domain.verb}
+        # the last blank belongs to the answer
+        return self.settings["template"].format(user=USER, history=told, candidates=listed, **words).removesuffix(" ")
