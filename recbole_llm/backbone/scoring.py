@@ -10,6 +10,8 @@ others read each prompt once, take the first token of every answer off its last 
 ``C`` answers of ``A`` tokens after a prompt of ``L`` cost ``C(L+A)`` tokens naively and ``L+CA`` otherwise. The last
 token of an answer is never fed, and ``lm_head`` runs only where a logit is read.
 
+A prompt may hold soft tokens, vectors in a token's place: the id ``-1 - k`` reads row k of a table ``soft`` [S, D].
+
 Legend: B users, C candidates, L prompt tokens, A answer tokens, S answer tokens fed per user, D width, V vocabulary.
 """
 
@@ -23,7 +25,6 @@ from torch.nn import functional as F
 
 from recbole_llm.backbone.packing import Branches, pad_answers, pad_left, token_batches
 
-Prompt = Sequence[int] | Tensor
 STRATEGIES = ("naive", "prefix", "tree", "letter")
 NORMALIZATIONS = ("sum", "mean")
 LOGITS_AT_ONCE = 2**18  # logits upcast together: 1 MB in fp32, which a CPU's cache holds
@@ -52,24 +53,27 @@ class Scorer:
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
 
-    def __call__(self, model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    def __call__(self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]],
+                 soft: Tensor | None = None) -> Tensor:
         """``log P(answer | prompt)`` for each user's candidates.
 
-        prompts: B rows of token ids, or of input embeddings FloatTensor[L, D] where a prompt holds soft tokens.
+        prompts: B rows of token ids; ids below zero read ``soft`` [S, D].
         answers: B x C rows of token ids, none of them empty.
         Raises ValueError where the two do not fit each other, the strategy or the model's context.
         """
         self._check(model, prompts, answers)
         lengths = [len(prompt) for prompt in prompts]
         batches = token_batches(lengths, [self._fed(row) for row in answers], self.batch_tokens)
-        scores = [self._score(model, [prompts[i] for i in batch], [answers[i] for i in batch]) for batch in batches]
+        scores = [self._score(model, [prompts[i] for i in batch], [answers[i] for i in batch], soft) for batch in batches]
         order = torch.tensor([i for batch in batches for i in batch])
         return torch.cat(scores)[order.argsort()]  # [B, C]
 
-    def _score(self, model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    def _score(self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]],
+               soft: Tensor | None) -> Tensor:
         embed = model.get_input_embeddings()
-        inputs = [_embedded(embed, prompt) for prompt in prompts]  # B x [L, D]
-        tokens, real = pad_answers(answers, self.pad_token_id, embed.weight.device)  # [B, C, A]
+        device = embed.weight.device
+        inputs = [embedded(embed, torch.tensor(prompt, device=device), soft) for prompt in prompts]  # B x [L, D]
+        tokens, real = pad_answers(answers, self.pad_token_id, device)  # [B, C, A]
         if self.strategy == "naive":
             logp = _naive(model, inputs, tokens)  # [B, C, A]
         else:
@@ -87,7 +91,7 @@ class Scorer:
         fed = [len(answer) - 1 for answer in answers]
         return sum(fed) if self.strategy == "tree" else len(fed) * max(fed)
 
-    def _check(self, model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[Sequence[int]]]) -> None:
+    def _check(self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> None:
         if not prompts or len(prompts) != len(answers):
             raise ValueError(f"{len(prompts)} prompts and {len(answers)} rows of answers; give one row per prompt")
         if len({len(row) for row in answers}) != 1 or not answers[0]:
@@ -106,17 +110,17 @@ class Scorer:
 
 
 def lm_loss(model: Any, rows: Sequence[Sequence[int]], answer_mask: Sequence[Sequence[int]], pad_token_id: int, *,
-            embeddings: Sequence[Tensor] | None = None) -> Tensor:
+            soft: Tensor | None = None) -> Tensor:
     """Mean next-token loss, in nats, over the tokens whose mask is 1; what precedes the first of them gets no logits.
 
-    rows: token ids, of any lengths. answer_mask: 0 or 1 per token; a row's first token is never a target.
-    embeddings: FloatTensor[T, D] per row, fed in place of the row's own where it holds soft tokens.
+    rows: token ids, of any lengths; ids below zero read ``soft`` [S, D] and are never targets.
+    answer_mask: 0 or 1 per token; a row's first token is never a target.
     Raises ValueError if no token is masked.
     """
     embed = model.get_input_embeddings()
     tokens, seen = pad_left([torch.tensor(row, device=embed.weight.device) for row in rows], pad_token_id)  # [B, T]
     wanted, _ = pad_left([torch.tensor(mask, device=seen.device) for mask in answer_mask])  # [B, T]
-    inputs = embed(tokens) if embeddings is None else pad_left([_embedded(embed, row) for row in embeddings])[0]
+    inputs = embedded(embed, tokens, soft)  # [B, T, D]
     wanted = wanted[:, 1:].bool() & seen[:, :-1]  # [B, T - 1]
     if not wanted.any():
         raise ValueError("no row has an answer token after its first, so there is no loss; check the answer mask")
@@ -127,12 +131,13 @@ def lm_loss(model: Any, rows: Sequence[Sequence[int]], answer_mask: Sequence[Seq
     return F.cross_entropy(logits[wanted].float(), tokens[:, -keep:][wanted])
 
 
-def _embedded(embed: Any, prompt: Prompt) -> Tensor:
-    """Input embeddings [L, D] of token ids; embeddings pass through."""
-    weight = embed.weight
-    if isinstance(prompt, Tensor) and prompt.is_floating_point():
-        return prompt.to(weight.device, weight.dtype)
-    return embed(torch.as_tensor(prompt, device=weight.device))  # [L, D]
+def embedded(embed: Any, tokens: Tensor, soft: Tensor | None = None) -> Tensor:
+    """Input embeddings [..., D] of tokens [...]; the id ``-1 - k`` is row k of ``soft`` [S, D]."""
+    if soft is None:
+        return embed(tokens)
+    hard = embed(tokens.clamp(min=0))  # [..., D]
+    rows = soft.to(hard.device, hard.dtype)[(-1 - tokens).clamp(min=0)]  # [..., D]
+    return torch.where((tokens < 0).unsqueeze(-1), rows, hard)
 
 
 def _positions(seen: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from recbole_llm.data.items import ItemTexts
 
 logger = getLogger()
 
+LAST_ONLY = 10**9  # a window that gives each user's last training item alone
 
 @dataclass(frozen=True)
 class Domain:
@@ -45,6 +46,11 @@ class Domain:
         for history in self.histories:
             digest.update(len(history).to_bytes(8, "little") + history.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def trained_items(self) -> np.ndarray:
+        """Internal ids of the items that occur in the training split, in their order."""
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.histories]))
 
 
 class Row(NamedTuple):

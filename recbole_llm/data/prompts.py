@@ -4,6 +4,9 @@ A template is plain data with slots: ``{history}`` (once), ``{candidates}`` (at 
 Its literal text and every title are tokenised once, apart from each other, and a prompt is a concatenation of such
 lists. So a title never takes part in string replacement or in a chat template: whatever stands in it is only text.
 
+A soft token, a vector that a model puts in a token's place (A-LLMRec, arXiv 2404.11343), stands in a prompt as an id below
+zero, which no tokenizer gives: ``item_token(i)`` behind a title of item i, and in ``{user}`` whatever id the caller gives.
+
 Where the separator of a slot ends in a space, its titles take that space over, because byte-level tokenizers know words
 with their leading space; the text before the slot gives its own up. The answer does so where the cue ends in a space.
 
@@ -26,7 +29,12 @@ if TYPE_CHECKING:
 logger = getLogger()
 
 _WORD = re.compile(r"\{(\w+)\}")
-_SLOT = re.compile(r"\{(history|candidates)\}")
+_SLOT = re.compile(r"\{(history|candidates|user)\}")
+
+
+def item_token(item: int) -> int:
+    """The id below zero that stands for the soft token of an item."""
+    return -1 - item
 
 
 class PromptBuilder:
@@ -42,14 +50,15 @@ class PromptBuilder:
         system: text before it: the system message of a chat, otherwise a first line.
         history_separator, candidate_separator: what stands between two titles.
         labels: where given, candidates are listed as ``label. title`` and the answer is a label.
+        item_tokens: put ``item_token(i)`` behind each title of the history and of the candidates (never of an answer).
         chat: render system and template through the tokenizer's own chat template.
         max_prompt_tokens: longest prompt, not counting its answer.
 
     Attributes:
         answers: item id -> tokens of its title and the end.
         label_tokens: the one token that answers with each label.
-        is_continuation: the template ends in ``{history}``.
-        shows_candidates: the template has a slot for candidates.
+        is_continuation: the template ends in ``{history}``, or in ``{history}{user}``.
+        shows_candidates, shows_user: the template has a slot for candidates, or for the user's soft token.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class PromptBuilder:
         history_separator: str = "\n",
         candidate_separator: str = "\n",
         labels: Sequence[str] | None = None,
+        item_tokens: bool = False,
         chat: bool = False,
         max_history: int = 20,
         max_title_tokens: int = 32,
@@ -72,12 +82,13 @@ class PromptBuilder:
         self.max_history, self.max_prompt_tokens = max_history, max_prompt_tokens
         self._text = text = _Text(tokenizer, names, max_title_tokens)
         texts, self._slots = _split(tokenizer, _fill(template, noun=noun, verb=verb), system, chat)
-        self.is_continuation = self._slots[-1] == "history" and not texts[-1]
-        self.shows_candidates = "candidates" in self._slots
+        closing = self._slots[-2:] == ["history", "user"] and not any(texts[-2:])  # the user's token ends the list
+        self.is_continuation = closing or (self._slots[-1] == "history" and not texts[-1])
+        self.shows_candidates, self.shows_user = "candidates" in self._slots, "user" in self._slots
 
         separator, history_spaced = text.separator("history_separator", history_separator)
         self._gap, listed_spaced = text.separator("candidate_separator", candidate_separator)
-        spaced = {"history": history_spaced, "candidates": listed_spaced}
+        spaced = {"history": history_spaced, "candidates": listed_spaced, "user": False}
         answer_spaced = history_spaced if self.is_continuation else texts[-1].endswith(" ")
         takes_space = [*(spaced[slot] for slot in self._slots), answer_spaced]
         bare = [part.removesuffix(" ") if taken else part for part, taken in zip(texts, takes_space, strict=True)]
@@ -85,27 +96,36 @@ class PromptBuilder:
 
         end = separator if self.is_continuation else text.end()
         self.answers = [title + end for title in text.titles(answer_spaced)]
-        self._history = [title + separator for title in text.titles(history_spaced)]
+        soft = [[item_token(item)] if item_tokens else [] for item in range(len(names))]
+        self._history = [title + s + separator for title, s in zip(text.titles(history_spaced), soft, strict=True)]
         self._surplus = 0 if self.is_continuation else len(separator)  # the separator after the last title
-        self._candidates = text.titles(bool(labels) or listed_spaced) if self.shows_candidates else []
+        self._listed = text.titles(bool(labels) or listed_spaced) if self.shows_candidates else []
+        self._candidates = [title + s for title, s in zip(self._listed, soft, strict=False)]
         self._labels = [text.literal(text.spaced(f"{label}.", listed_spaced)) for label in labels or ()]
         self.label_tokens = self._answer_with(labels, answer_spaced)
 
-    def prompt(self, history: Sequence[int], candidates: Sequence[int] | None = None) -> list[int]:
-        """Token ids of the prompt for item ids from old to new; ``candidates`` are used where the template shows them.
+    def prompt(
+        self, history: Sequence[int], candidates: Sequence[int] | None = None, user: int | None = None
+    ) -> list[int]:
+        """Token ids of the prompt for item ids from old to new; ``candidates`` and ``user``, a soft token's id below
+        zero, are used where the template shows them.
 
         Raises:
-            ValueError: it does not fit into ``max_prompt_tokens`` even without history, or candidates are missing.
+            ValueError: it does not fit into ``max_prompt_tokens`` even without history, or something shown is missing.
         """
         listed = self._list_candidates(candidates) if self.shows_candidates else []
-        fixed = sum(map(len, self._literals)) + len(listed)
+        if self.shows_user and (user is None or user >= 0):
+            raise ValueError(f"prompt_template: it has a slot {{user}}, which needs a soft token's id below zero, not {user}")
+        asking = [user] if self.shows_user and user is not None else []
+        fixed = sum(map(len, self._literals)) + len(listed) + len(asking)
         if fixed > self.max_prompt_tokens:
             raise ValueError(
                 f"max_prompt_tokens: {self.max_prompt_tokens} is too small, the prompt has {fixed} tokens without any "
                 f"history, {len(listed)} of them in its candidates; raise it, or lower "
                 "max_title_tokens or the number of candidates"
             )
-        parts = {"history": self._list_history(history, self.max_prompt_tokens - fixed), "candidates": listed}
+        told = self._list_history(history, self.max_prompt_tokens - fixed)
+        parts = {"history": told, "candidates": listed, "user": asking}
         row = list(self._literals[0])
         for slot, literal in zip(self._slots, self._literals[1:], strict=True):
             row += parts[slot]
@@ -117,9 +137,9 @@ class PromptBuilder:
 
         It is the prompt of all items but the last and the answer with the last one: at most ``max_history + 1`` titles.
         """
-        if not self.is_continuation or self.shows_candidates:
+        if not self.is_continuation or self.shows_candidates or self.shows_user:
             raise ValueError(
-                "train_mode: 'sequence' needs a template that ends in {history} and has no {candidates}, without chat"
+                "train_mode: 'sequence' needs a template that ends in {history}, with no other slot and without chat"
             )
         if not len(history):
             return list(self._literals[0]), [0] * len(self._literals[0])
@@ -139,7 +159,7 @@ class PromptBuilder:
         row = self.answers[best][:-1]
         for item in rest:
             row += self._gap
-            row += self._candidates[item]
+            row += self._listed[item]
         return row + self.answers[best][-1:]
 
     def first_of_ranking(self, item: int) -> list[int]:
@@ -259,10 +279,10 @@ def tokenise_as_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
 
 
 def _fill(template: str, **words: str) -> str:
-    unknown = {found[1] for found in _WORD.finditer(template)} - {*words, "history", "candidates"}
+    unknown = {found[1] for found in _WORD.finditer(template)} - {*words, "history", "candidates", "user"}
     if unknown:
         raise ValueError(
-            f"prompt_template: unknown slots {sorted(unknown)}; known: history, candidates, noun and verb: {template!r}"
+            f"prompt_template: unknown slots {sorted(unknown)}; known: history, candidates, user, noun, verb: {template!r}"
         )
     return _WORD.sub(lambda found: words.get(found[1], found[0]), template)
 
@@ -274,9 +294,9 @@ def _split(
     text = _render_chat(tokenizer, template, system) if chat else "\n".join(filter(None, (system, template)))
     parts = _SLOT.split(text)
     slots = parts[1::2]
-    if slots.count("history") != 1 or slots.count("candidates") > 1:
+    if slots.count("history") != 1 or slots.count("candidates") > 1 or slots.count("user") > 1:
         raise ValueError(
-            f"prompt_template: {{history}} must stand in it once and {{candidates}} at most once: {template!r}"
+            f"prompt_template: {{history}} must stand in it once, {{candidates}} and {{user}} at most once: {template!r}"
         )
     return parts[::2], slots
 

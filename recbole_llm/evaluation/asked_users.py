@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,15 @@ from recbole_llm.data.candidates import CandidateSet
 
 if TYPE_CHECKING:
     from recbole_llm.model.base import LLMRanker
+
+
+class Asked(NamedTuple):
+    """N users as a ranker is asked about them: ids [N], histories, candidates [N, C] and targets [N]."""
+
+    users: list[int]
+    histories: list[list[int]]
+    candidates: Tensor
+    targets: Tensor
 
 
 class AskedUsers:
@@ -27,18 +36,18 @@ class AskedUsers:
         """What the order and the candidates depend on."""
         return f"{self._candidates.sha256}/{len(self._order)}/{self._model.seed}"
 
-    def prompts(self, number: int) -> tuple[list[list[int]], Tensor, Tensor]:
-        """Histories, candidates [N, C] and targets [N] of at most ``number`` users."""
+    def draw(self, number: int) -> Asked:
+        """At most ``number`` users of the drawn order."""
         chosen = self._order[:number]
         users = self._candidates.users[chosen].tolist()
         histories = [self._model.histories.before(user, self._phase).tolist() for user in users]
-        return histories, self._candidates.items[chosen], self._candidates.targets[chosen]
+        return Asked(users, histories, self._candidates.items[chosen], self._candidates.targets[chosen])
 
     @torch.no_grad()
     def score(self) -> float:
         """Mean NDCG of the target over all candidates, ``1 / log2(1 + rank)``, of ``valid_users`` users."""
-        histories, candidates, targets = self.prompts(self._model.valid_users)
-        scores = self._model.score_histories(histories, candidates).cpu()  # [N, C]
+        users, histories, candidates, targets = self.draw(self._model.valid_users)
+        scores = self._model.score_histories(histories, candidates, users).cpu()  # [N, C]
         if not torch.isfinite(scores).all():
             return math.nan
         target = candidates == targets[:, None]  # [N, C]; no slot where a retriever missed it

@@ -3,13 +3,14 @@
 ::
 
     interaction (item_id_list, item_length) --histories--> PromptBuilder --token ids--+
-                                                                                      +--> Scorer --> scores [B, C]
+                                                                 soft tokens [S, D] --+--> Scorer --> scores [B, C]
     candidates [B, C] -------------------------------------> answers (titles) --------+
 
-A model of the family says how its stages make adapters (:meth:`LLMRanker.plan`) and which of them answers
-(:meth:`LLMRanker.answer_with`); all else is here and in ``backbone/``.
+A model of the family says which stages it has (:meth:`LLMRanker.plan`) and how it takes up what the last of them left
+(:meth:`LLMRanker.load`). What is trained differs: an adapter of the LM (``model/lora_ranker.py``), or what stands in front
+of a frozen one (``model/allmrec.py``), which fills the soft tokens of a prompt (:meth:`LLMRanker.soft_tokens`).
 
-Legend: B users, L history items, C candidates.
+Legend: B users, L history items, C candidates, S soft tokens, D width of the LM.
 """
 
 from __future__ import annotations
@@ -27,15 +28,13 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.backbone.backbones import load_backbone
-from recbole_llm.backbone.collaborative import Retriever
-from recbole_llm.backbone.lora import activate, attach_lora, load_adapters
-from recbole_llm.backbone.scoring import Scorer, lm_loss
+from recbole_llm.backbone.collaborative import CollaborativeModel, Retriever
+from recbole_llm.backbone.scoring import Scorer
 from recbole_llm.data import domains
-from recbole_llm.data.domains import Domain, Row
+from recbole_llm.data.domains import Domain
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.evaluation.asked_users import AskedUsers
 from recbole_llm.training.checkpoint import fingerprint
-from recbole_llm.training.finetune import LoRARecipe, finetune
 from recbole_llm.training.stages import Stage, StageKeeper
 
 LETTERS = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
@@ -69,15 +68,13 @@ class LLMRanker(SequentialRecommender):
         self.tokenizer = backbone.tokenizer
         self.pad_token_id = int(self.tokenizer.pad_token_id)
         self.letters = config["scorer"] == "letter"
-        self.prompt_settings = _prompt_settings(config, self.letters)
+        self.prompt_settings: dict[str, Any] = self._prompt_settings(config)
         self.prompts = self._prompt_builder(self.domain)
-        self.scorer = Scorer(config["scorer"], config["normalize"], self.pad_token_id, config["score_batch_tokens"])
-        self.recipe = LoRARecipe.of(config)
-        if self.recipe.train_mode == "sequence" and (self.prompts.shows_candidates or not self.prompts.is_continuation):
-            raise ValueError(
-                "lora_train_mode: sequence needs a prompt that ends in {history} and lists no candidates, unlike "
-                f"{self.prompt_settings['template']!r}; give --lora_train_mode=prefix"
-            )
+        self.normalize = config["normalize"]
+        length = "sum" if self.normalize == "pmi" else self.normalize
+        on_cpu = self.lm.get_input_embeddings().weight.device.type == "cpu"
+        batch_tokens = config["score_batch_tokens"] or (2048 if on_cpu else 16384)
+        self.scorer = Scorer(config["scorer"], length, self.pad_token_id, batch_tokens)
         self.negatives = config["candidates"]["number"]
         self.valid_users = config["valid_users"]
         self.seed = config["seed"]
@@ -87,38 +84,85 @@ class LLMRanker(SequentialRecommender):
         self._config = config  # for the retriever, which is configured as a run of its own
         self.top_k_target = config["top_k_target"] or 1
         self.asked = {phase: AskedUsers(self, phase, found) for phase, found in dataset.candidates.items()}
-        self.adapters: dict[str, Path] = {}
         self.answering = type(self).__name__
         self.stages_fingerprint: str | None = None
-        self._fresh_adapter()
 
     def __str__(self) -> str:
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in self.parameters())
-        return f"{type(self).__name__} on {self.backbone_name}: {trained:,} of {whole:,} parameters in an adapter"
+        return f"{type(self).__name__} on {self.backbone_name}: {trained:,} of {whole:,} parameters are trained"
 
-    def _prompt_builder(self, domain: Domain) -> PromptBuilder:
-        return PromptBuilder(
-            self.tokenizer, domain.items.names, noun=domain.noun, verb=domain.verb, **self.prompt_settings
-        )
+    def _prompt_settings(self, config: Any) -> dict[str, Any]:
+        """How prompts are built, as :class:`PromptBuilder` names it; stages depend on all of it."""
+        name = "lettered" if self.letters else config["prompt"]
+        return {
+            "template": template(config, name),
+            "system": config["system"],
+            "history_separator": config["history_separator"],
+            "candidate_separator": config["candidate_separator"],
+            "labels": LETTERS[: config["candidates"]["number"] + 1] if self.letters else None,
+            "chat": config["chat"],
+            "max_history": config["max_history"],
+            "max_title_tokens": config["max_title_tokens"],
+            "max_prompt_tokens": config["max_prompt_tokens"],
+        }
+
+    def _prompt_builder(self, domain: Domain, settings: dict[str, Any] | None = None) -> PromptBuilder:
+        settings = settings or self.prompt_settings
+        return PromptBuilder(self.tokenizer, domain.items.names, noun=domain.noun, verb=domain.verb, **settings)
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
     def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
         """Scores [B, C] in fp32 of candidates [B, C] for the histories of a RecBole interaction."""
-        return self.score_histories(self._histories_of(interaction), candidates)
+        return self.score_histories(self._histories_of(interaction), candidates, interaction[self.USER_ID].tolist())
 
-    def score_histories(self, histories: Sequence[Sequence[int]], candidates: Tensor) -> Tensor:
-        """Scores [B, C] in fp32 for B histories of internal item ids, old to new; differentiable."""
+    def score_histories(
+        self, histories: Sequence[Sequence[int]], candidates: Tensor, users: Sequence[int] | None = None
+    ) -> Tensor:
+        """Scores [B, C] in fp32 for B histories of internal item ids, old to new; differentiable.
+
+        ``normalize: pmi`` takes off what the title's likelihood is without a history, so that a title is not put behind for
+        being rare, or unseen (Holtzman et al., EMNLP 2021, arXiv 2104.08315).
+
+        ``users`` holds internal user ids, for models to whom a user is more than a history.
+        """
+        scores = self._likelihoods(histories, candidates, users)  # [B, C]
+        return scores - self._prior(candidates) if self.normalize == "pmi" else scores
+
+    def _likelihoods(
+        self, histories: Sequence[Sequence[int]], candidates: Tensor, users: Sequence[int] | None = None
+    ) -> Tensor:
         rows = candidates.tolist()
         shown = rows if self.prompts.shows_candidates else [None] * len(rows)
-        prompts = [self.prompts.prompt(history, listed) for history, listed in zip(histories, shown, strict=True)]
+        asking = self._user_tokens(len(rows))
+        prompts = [self.prompts.prompt(*parts) for parts in zip(histories, shown, asking, strict=True)]
         if self.letters:
             labels = [[token] for token in self.prompts.label_tokens[: candidates.size(1)]]
             answers = [labels] * len(rows)
         else:
             answers = [[self._title(item) for item in row] for row in rows]
-        return self.scorer(self.lm, prompts, answers)  # [B, C]
+        prompts, soft = self.soft_tokens(prompts, histories, users)
+        return self.scorer(self.lm, prompts, answers, soft)  # [B, C]
+
+    def _prior(self, candidates: Tensor) -> Tensor:
+        """How likely titles are without any history, [B, C]."""
+        if self.prompts.shows_candidates:
+            return self._likelihoods([[]] * len(candidates), candidates)
+        items, place = candidates.cpu().unique(return_inverse=True)  # [N], [B, C]
+        width = candidates.size(1)
+        rows = torch.cat([items, items[:1].expand(-len(items) % width)]).view(-1, width)  # each item once, then a filler
+        return self._likelihoods([[]] * len(rows), rows).flatten()[place.to(self.device)]  # [B, C]
+
+    def _user_tokens(self, number: int) -> list[int]:
+        """Ids of the soft tokens of the users of a call, behind those of the items."""
+        return [-1 - self.n_items - row for row in range(number)]
+
+    def soft_tokens(
+        self, prompts: list[list[int]], histories: Sequence[Sequence[int]], users: Sequence[int] | None
+    ) -> tuple[list[list[int]], Tensor | None]:
+        """Prompts whose soft tokens are numbered as the scorer wants them, and their vectors [S, D]; here, there are none."""
+        return prompts, None
 
     def _title(self, item: int) -> list[int]:
         """A title as the LM learned to answer it: followed by its end, or by the separator of a longer answer."""
@@ -142,36 +186,31 @@ class LLMRanker(SequentialRecommender):
         return scores.scatter(1, items.gather(1, order), best)  # [B, I]
 
     @cached_property
-    def retriever(self) -> Retriever:
+    def retriever(self) -> CollaborativeModel:
         """Trained when a full ranking is first asked for."""
         return Retriever(self._config, self.keeper)
 
-    # -- training ------------------------------------------------------------------------------------------------------
-
-    def calculate_loss(self, interaction: Any) -> Tensor:
-        """LM loss of a batch of RecBole's (history, next item) rows: a scalar."""
-        rng = np.random.default_rng(self.seed)
-        targets = interaction[self.ITEM_ID].tolist()
-        pairs = zip(self._histories_of(interaction), targets, strict=True)
-        encoded = [self._encode([*history, target], self.prompts, self.domain, rng) for history, target in pairs]
-        return lm_loss(self.lm, [ids for ids, _ in encoded], [mask for _, mask in encoded], self.pad_token_id)
+    # -- training rows -------------------------------------------------------------------------------------------------
 
     def _histories_of(self, interaction: Any) -> list[list[int]]:
         items, lengths = interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist()
         return [row[:length] for row, length in zip(items, lengths, strict=True)]
 
     def _encode(
-        self, items: Sequence[int], prompts: PromptBuilder, domain: Domain, rng: np.random.Generator
+        self,
+        items: Sequence[int],
+        prompts: PromptBuilder,
+        domain: Domain,
+        rng: np.random.Generator,
+        user: int | None = None,
     ) -> tuple[list[int], list[int]]:
         """A history whose last item is the target, as a training row: token ids and answer mask."""
         *history, target = items
-        if self.recipe.train_mode == "sequence":
-            return prompts.sequence(items)
         if not prompts.shows_candidates:
-            prompt, answer = prompts.prompt(history), prompts.answers[target]
+            prompt, answer = prompts.prompt(history, None, user), prompts.answers[target]
         else:
-            listed = _listed(target, set(items), len(domain.items.names), self.negatives, rng)
-            prompt = prompts.prompt(history, listed)
+            listed = _listed(target, set(items), domain.trained_items, self.negatives, rng)
+            prompt = prompts.prompt(history, listed, user)
             answer = self._answer(target, listed, prompts, rng)
         return prompt + answer, [0] * len(prompt) + [1] * len(answer)
 
@@ -186,102 +225,21 @@ class LLMRanker(SequentialRecommender):
         """The last stage of the model; it names the stages before it as its inputs."""
         raise NotImplementedError
 
-    def finished(self, folder: Path) -> dict[str, Path]:
-        """Adapters by name once the last stage is kept in ``folder``; the first answers, the others are controls."""
+    def load(self, folder: Path) -> None:
+        """Take up the result of the last stage, kept in ``folder``."""
         raise NotImplementedError
 
     def run_stages(self) -> None:
-        """Train or find every stage, then load the adapters."""
+        """Train or find every stage, then take up the last one's result."""
         stage = self.plan()
-        self._bare()
-        self.adapters = self.finished(self.keeper.run(stage))
-        self.lm = load_adapters(self._bare(), self.adapters)
+        self.load(self.keeper.run(stage))
         self.stages_fingerprint = stage.fingerprint
-
-    def lora_stage(
-        self, name: str, sources: Sequence[Domain], *, stop_on_target: bool = True, samples: int | None = None
-    ) -> Stage:
-        """A stage that trains one adapter from the pre-trained LM on a mixture of domains.
-
-        Args:
-            stop_on_target: keep the weights that rank the target's validation candidates best; otherwise those with the
-                least loss on rows held out of the mixture.
-            samples: how many rows; None takes the recipe's number.
-        """
-        samples = samples or self.recipe.samples
-        valid = self.asked["valid"] if stop_on_target else None
-        depends = {
-            "backbone": self.backbone_fingerprint,
-            "domains": [domain.fingerprint for domain in sources],
-            "prompts": self.prompt_settings,
-            "recipe": self.recipe.as_dict() | {"samples": samples},
-            "listed": [self.negatives, self.top_k_target] if self.prompts.shows_candidates else None,
-            "valid": valid and [valid.fingerprint, self.valid_users, self.scorer.normalize],
-        }
-        return Stage(name, depends, lambda out, scratch: self._train(name, sources, valid, samples, out, scratch))
-
-    def _train(
-        self, name: str, sources: Sequence[Domain], valid: AskedUsers | None, samples: int | None, out: Path, scratch: Path
-    ) -> None:
-        window = self.prompts.max_history + 1 if self.recipe.train_mode == "sequence" else None
-        rows = domains.training_rows(sources, window=window, samples=samples, seed=self.seed)
-        builders = [self._prompt_builder(domain) for domain in sources]
-
-        def encode(row: Row, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-            history = sources[row.domain].histories[row.user]
-            start = max(0, row.end - self.prompts.max_history)
-            return self._encode(history[start : row.end + 1].tolist(), builders[row.domain], sources[row.domain], rng)
-
-        held_out: list[Row] = []
-        if valid is None:  # the recipe's own split: 2 % of the mixture, at most 500 rows
-            size = min(500, max(1, len(rows) // 50))
-            rows, held_out = rows[size:] or rows, rows[:size]
-
-        def score(model: Any) -> float:
-            self.lm = model
-            if valid is not None:
-                return valid.score()
-            encoded = [encode(row, np.random.default_rng([self.seed, i])) for i, row in enumerate(held_out)]
-            parts = [encoded[i : i + 32] for i in range(0, len(encoded), 32)]
-            losses = [lm_loss(model, [r for r, _ in part], [m for _, m in part], self.pad_token_id) for part in parts]
-            return -float(torch.stack(losses).mean())
-
-        finetune(
-            self._bare(), name, rows, encode, self.recipe, pad_token_id=self.pad_token_id, validate=score, out=out,
-            scratch=scratch, save_every=self.save_every, show_progress=self.show_progress,
-        )  # fmt: skip
-
-    def _fresh_adapter(self) -> None:
-        """An untrained adapter (it changes nothing), so that RecBole's own loop has something to train."""
-        recipe = self.recipe
-        self.lm = attach_lora(
-            self.lm, name="default", r=recipe.r, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout,
-            target_modules=recipe.target_modules, use_rslora=recipe.use_rslora, seed=recipe.seed,
-        )  # fmt: skip
-
-    def _bare(self) -> Any:
-        """The frozen LM without any adapter."""
-        if hasattr(self.lm, "peft_config"):
-            self.lm = self.lm.unload()
-        return self.lm
 
     # -- controls ------------------------------------------------------------------------------------------------------
 
     def controls(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[None]]]:
         """What is always reported beside the model, by name: a context in which the model answers as that control."""
-        others = list(self.adapters)[1:]
-        named: dict[str, Any] = {name: lambda name=name: self.answer_with(name) for name in others}
-        return {**named, "no adapter": lambda: self.answer_with(None)}
-
-    @contextlib.contextmanager
-    def answer_with(self, name: str | None) -> Iterator[None]:
-        """Let one adapter answer, or the LM alone, within a block."""
-        activate(self.lm, name)
-        with self._answering(name or "no adapter"):
-            try:
-                yield
-            finally:
-                activate(self.lm, next(iter(self.adapters)))
+        return {}
 
     @contextlib.contextmanager
     def _answering(self, name: str) -> Iterator[None]:
@@ -294,44 +252,31 @@ class LLMRanker(SequentialRecommender):
     @property
     def answer_fingerprint(self) -> str | None:
         """What the scores depend on besides the candidates; None before the stages have run."""
-        settings = [self.scorer, self.prompt_settings, self.backbone_fingerprint]
+        settings = [self.scorer, self.normalize, self.prompt_settings, self.backbone_fingerprint]
         return self.stages_fingerprint and fingerprint([self.stages_fingerprint, self.answering, settings])
 
 
-def _listed(target: int, known: set[int], item_count: int, number: int, rng: np.random.Generator) -> list[int]:
-    """Training candidates: the target at a random place among ``number`` items outside the history."""
+def template(config: Any, name: str) -> str:
+    """A template of ``prompts`` by name."""
+    if name not in config["prompts"]:
+        raise ValueError(f"prompt: {name} is not a key of `prompts` ({', '.join(config['prompts'])})")
+    return config["prompts"][name]
+
+
+def _listed(target: int, known: set[int], items: np.ndarray, number: int, rng: np.random.Generator) -> list[int]:
+    """Training candidates: the target at a random place among ``number`` of ``items`` outside the history."""
     others: list[int] = []
-    taken = known | {target, 0}
-    left = item_count - len(taken)
+    taken = known | {target}
+    left = len(items) - len(taken)
     if left < number:
         raise ValueError(
-            f"candidates.number: {number} is too large for list-wise training, a history leaves {left} of the catalogue's "
-            f"{item_count - 1} items to list"
+            f"candidates.number: {number} is too large for list-wise training, a history leaves {left} of the "
+            f"{len(items)} items of the training split to list"
         )
     while len(others) < number:
-        item = int(rng.integers(1, item_count))
+        item = int(items[rng.integers(len(items))])
         if item not in taken:
             taken.add(item)
             others.append(item)
     others.insert(int(rng.integers(number + 1)), target)
     return others
-
-
-def _prompt_settings(config: Any, letters: bool) -> dict[str, Any]:
-    name = "lettered" if letters else config["prompt"]
-    if name not in config["prompts"]:
-        raise ValueError(f"prompt: {name} is not a key of `prompts` ({', '.join(config['prompts'])})")
-    template = config["prompts"][name]
-    if config["lora_train_mode"] not in ("prefix", "sequence"):
-        raise ValueError(f"lora_train_mode: {config['lora_train_mode']} is neither prefix nor sequence")
-    return {
-        "template": template,
-        "system": config["system"],
-        "history_separator": config["history_separator"],
-        "candidate_separator": config["candidate_separator"],
-        "labels": LETTERS[: config["candidates"]["number"] + 1] if letters else None,
-        "chat": config["chat"],
-        "max_history": config["max_history"],
-        "max_title_tokens": config["max_title_tokens"],
-        "max_prompt_tokens": config["max_prompt_tokens"],
-    }

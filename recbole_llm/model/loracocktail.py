@@ -33,11 +33,11 @@ from recbole_llm.data import domains
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
-from recbole_llm.model.base import LLMRanker
+from recbole_llm.model.lora_ranker import LoRARanker
 from recbole_llm.training.stages import Stage
 
 
-class LoRACocktail(LLMRanker):
+class LoRACocktail(LoRARanker):
     """Base spirit + ingredient, mixed by entropy-guided coefficients."""
 
     def __init__(self, config: Any, dataset: Any):
@@ -89,7 +89,7 @@ class LoRACocktail(LLMRanker):
             "method": [self.method, self.method_source],  # a function of the user's changes as its file does
             "granularity": self.granularity,
             "prompts": [self.split, self.asked[self.split].fingerprint, self.prompt_count],
-            "scores": [self.scorer.normalize, self.first_tokens],
+            "scores": [self.normalize, self.first_tokens],
             "settings": self.settings,
             "compress_rank": self.compress_rank,
         }
@@ -122,8 +122,8 @@ class LoRACocktail(LLMRanker):
 
     def _prompt_batches(self) -> list[list[tuple[list[int], Tensor]]]:
         """Unlabelled prompts as batches of (history, candidates [C]); the targets are dropped here."""
-        histories, candidates, _ = self.asked[self.split].prompts(self.prompt_count)
-        pairs = list(zip(histories, candidates, strict=True))
+        asked = self.asked[self.split].draw(self.prompt_count)
+        pairs = list(zip(asked.histories, asked.candidates, strict=True))
         return [pairs[i : i + 25] for i in range(0, len(pairs), 25)]
 
     def _entropy(self, weights: Tensor, batch: list[tuple[list[int], Tensor]]) -> Tensor:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_llm.model.base import LLMRanker
+from recbole_llm.model.lora_ranker import LoRARanker
 from recbole_llm.training.stages import Stage
 
 
-class TALLRec(LLMRanker):
+class TALLRec(LoRARanker):
     """One LoRA, trained from the pre-trained LM on the target's training split."""
 
     def plan(self) -> Stage:

@@ -17,7 +17,7 @@ import torch
 from recbole_llm.backbone.lora import attach_lora, save_adapter
 from recbole_llm.backbone.scoring import lm_loss
 from recbole_llm.data.domains import Row
-from recbole_llm.training.loop import TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
 
 logger = getLogger()
 
@@ -159,15 +159,13 @@ class Batches:
                 f"gradient_accumulation_steps: {accumulation} parts do not divide lora_batch_size: {batch_size}"
             )
         self._rows, self._encode, self._seed = rows, encode, seed
-        self._batch_size = min(batch_size, len(rows))
-        self.parts = min(accumulation, self._batch_size)
-        self.steps_per_epoch = len(rows) // self._batch_size
+        self._epochs = Epochs(len(rows), batch_size, seed)
+        self.parts = min(accumulation, batch_size, len(rows))
+        self.steps_per_epoch = self._epochs.steps
 
     def __getitem__(self, micro: int) -> tuple[list[list[int]], list[list[int]], float]:
         step, part = divmod(micro, self.parts)
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
-        chosen = order[place * self._batch_size : (place + 1) * self._batch_size]
+        epoch, chosen = step // self.steps_per_epoch, self._epochs[step]
         encoded = [self._encode(self._rows[i], np.random.default_rng([self._seed, epoch, int(i)])) for i in chosen]
         encoded.sort(key=lambda pair: len(pair[0]))  # parts of like length, less padding
         size = len(encoded)

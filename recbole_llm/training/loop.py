@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,36 @@ from recbole_llm.training import checkpoint
 from recbole_llm.training.progress import progress_bar
 
 logger = getLogger()
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Which samples a step takes: every epoch in an order drawn from (seed, epoch), so that training can resume anywhere.
+
+    Args:
+        count: samples; a rest that fills no batch is left out of an epoch.
+        batch_size: samples of a step; at most all of them.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.count // min(self.batch_size, self.count)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Indices of the samples of a step."""
+        epoch, place = divmod(step, self.steps)
+        size = min(self.batch_size, self.count)
+        return _order(self.count, self.seed, epoch)[place * size : (place + 1) * size]
+
+
+@lru_cache(maxsize=2)  # a step asks for the order that the step before it has asked for
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 @dataclass

@@ -66,8 +66,9 @@ def test_mean_divides_by_the_answers_length(build_model, strategy):
 def test_soft_tokens_score_as_the_tokens_they_embed(build_model, strategy):
     model, (prompts, answers) = build_model("opt"), users()
     answers, scorer = answers_for(strategy, answers), Scorer(strategy)
-    soft = [model.get_input_embeddings()(torch.tensor(prompt)) for prompt in prompts]  # B x [L, D]
-    torch.testing.assert_close(scorer(model, soft, answers), scorer(model, prompts, answers), atol=1e-5, rtol=0)
+    soft = model.get_input_embeddings()(torch.arange(60))  # [S, D]: soft token -1 - t is the token t
+    mixed = [[-1 - token if place % 3 else token for place, token in enumerate(prompt)] for prompt in prompts]
+    torch.testing.assert_close(scorer(model, mixed, answers, soft), scorer(model, prompts, answers), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -79,12 +80,14 @@ def test_gradients_reach_soft_tokens_and_lora_alike(build_model, strategy):
                                                                 init_lora_weights=False))
     prompts, answers = users(3)
     answers = answers_for(strategy, answers)
-    soft = [model.get_input_embeddings()(torch.tensor(prompt)).requires_grad_() for prompt in prompts]
+    soft = model.get_input_embeddings()(torch.arange(60)).requires_grad_()  # [S, D]
+    prompts = [[-1 - token if place % 3 else token for place, token in enumerate(prompt)] for prompt in prompts]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     pull = torch.arange(12.0).view(3, 4)  # [B, C]
 
     def gradients(name):
-        return torch.autograd.grad((Scorer(name, batch_tokens=60)(model, soft, answers) * pull).sum(), soft + weights)
+        scores = Scorer(name, batch_tokens=60)(model, prompts, answers, soft)
+        return torch.autograd.grad((scores * pull).sum(), [soft, *weights])
 
     for found, expected in zip(gradients(strategy), gradients("naive"), strict=True):
         assert expected.abs().max() > 0
@@ -194,17 +197,16 @@ def test_loss_equals_the_models_own(build_model, family):
     torch.testing.assert_close(lm_loss(model, rows, mask, 0), expected, atol=1e-5, rtol=0)
 
 
-def test_loss_of_soft_rows_and_of_every_token(build_model):
+def test_loss_of_rows_with_soft_tokens(build_model):
     model, (prompts, _) = build_model("llama"), users()
-    rows = [prompt + [4] for prompt in prompts]
-    ones = [[1] * len(row) for row in rows]
-    soft = [model.get_input_embeddings()(torch.tensor(row)).requires_grad_() for row in rows]
-    loss = lm_loss(model, rows, ones, 0, embeddings=soft)
-    expected = torch.cat([F.cross_entropy(model(torch.tensor([row])).logits[0, :-1], torch.tensor(row[1:]),
-                                          reduction="none") for row in rows]).mean()
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    soft = model.get_input_embeddings()(torch.tensor([7, 9])).requires_grad_()  # [2, D]
+    rows = [[-1, *prompt, -2, 4, 5] for prompt in prompts]
+    masks = [[0] * (len(prompt) + 2) + [1, 1] for prompt in prompts]
+    loss = lm_loss(model, rows, masks, 0, soft=soft)
+    plain = [[7, *prompt, 9, 4, 5] for prompt in prompts]
+    torch.testing.assert_close(loss, lm_loss(model, plain, masks, 0), atol=1e-5, rtol=0)
     loss.backward()
-    assert all(row.grad.abs().sum() > 0 for row in soft)
+    assert (soft.grad.abs().sum(-1) > 0).all()
 
 
 def test_loss_without_a_target_is_refused(build_model):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from recbole_llm.data.prompts import PromptBuilder, tokenise_as_text
+from recbole_llm.data.prompts import PromptBuilder, item_token, tokenise_as_text
 
 Make = Callable[..., PreTrainedTokenizerFast]
 NAMES = ["", "Toy Story", "Cape Fear (1962)", "Heat", "The Usual Suspects", "Brazil"]
@@ -247,6 +247,7 @@ def test_bad_labels(tokenizer: PreTrainedTokenizerFast) -> None:
         ("{candidates}", "must stand in it once"),
         ("{history} {history}", "must stand in it once"),
         ("{history} {candidates} {candidates}", "at most once"),
+        ("{user} {history} {user}", "at most once"),
     ],
 )
 def test_bad_templates(tokenizer: PreTrainedTokenizerFast, template: str, message: str) -> None:
@@ -308,3 +309,102 @@ def test_a_tokenizer_that_sets_the_space_by_itself() -> None:
     assert tokenizer.convert_ids_to_tokens(builder.prompt([1, 2])) == [
         "▁next", ":", "▁Heat", "▁", ",", "▁Brazil", "▁", ",",
     ]  # fmt: skip
+
+
+# -- soft tokens -------------------------------------------------------------------------------------------------------
+
+SOFT = "{user}This user has {verb} these {noun}s: {history}. The next one of {candidates} is: "
+USER = -1000
+
+
+def soft(tokenizer: PreTrainedTokenizerFast, names: list[str] | None = None, **options: Any) -> PromptBuilder:
+    return build(tokenizer, names, **{"template": SOFT, "item_tokens": True, **options})
+
+
+def slots(prompt: list[int]) -> list[int]:
+    return [token for token in prompt if token < 0]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("template", [SOFT, "{history}{user}", "{candidates}: {history} for {user}."])
+def test_soft_tokens_stand_behind_their_titles_and_in_the_users_slot(
+    tokenizer: PreTrainedTokenizerFast, template: str, chat: bool
+) -> None:
+    builder, marks = soft(tokenizer, template=template, chat=chat), {USER: " [user]"}
+    marks |= {item_token(item): f" [{name}]" for item, name in enumerate(NAMES)}
+    prompt = builder.prompt([1, 3], [5, 2], USER)
+    pieces = "".join(marks[token] if token < 0 else tokenizer.decode(token) for token in prompt)
+    assert "Toy Story [Toy Story], Heat [Heat]" in pieces.replace(",  ", ", ")
+    assert ("Brazil [Brazil] || Cape Fear (1962) [Cape Fear (1962)]" in pieces) == ("{candidates}" in template)
+    assert pieces.count(" [user]") == 1
+    bare = build(tokenizer, template=template.replace("{user}", ""), chat=chat)
+    assert [token for token in prompt if token >= 0] == bare.prompt([1, 3], [5, 2])
+    assert not any(slots(answer) for answer in builder.answers)
+
+
+@pytest.mark.parametrize("template", [SOFT, "{history}{user}"])
+@pytest.mark.parametrize("title", [*HOSTILE, "{user}", "{user} is a user", "-2", "[UserRep] [CandidateEmb]"])
+def test_no_title_makes_or_moves_a_soft_token(tokenizer: PreTrainedTokenizerFast, title: str, template: str) -> None:
+    hostile, plain = (
+        soft(tokenizer, ["", first, "Heat", "Brazil"], template=template, max_title_tokens=10**6, max_prompt_tokens=10**6)
+        for first in (title, "Alien")
+    )
+    prompt, calm = (builder.prompt([2, 1, 1], [3, 1], USER) for builder in (hostile, plain))
+    assert slots(prompt) == slots(calm) and len(slots(prompt)) == 1 + 3 + 2 * plain.shows_candidates
+    for token in {*slots(calm)}:  # what stands around each, but for the title itself
+        assert prompt.count(token) == calm.count(token)
+    before = [tokenizer.decode([t for t in row[: row.index(USER)] if t >= 0]) for row in (prompt, calm)]
+    assert before[0] == before[1].replace("Alien", title)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(titles=st.lists(st.text(max_size=20) | st.sampled_from([*HOSTILE, "{user}"]), min_size=2, max_size=4))
+def test_soft_tokens_are_where_the_items_are_whatever_the_titles(
+    tokenizer: PreTrainedTokenizerFast, titles: list[str]
+) -> None:
+    items = range(1, len(titles) + 1)
+    builder = soft(tokenizer, ["", *titles], max_prompt_tokens=10**6)
+    prompt = builder.prompt(list(items), [len(titles), 1], USER)
+    assert slots(prompt) == [USER, *map(item_token, items), item_token(len(titles)), item_token(1)]
+
+
+@pytest.mark.parametrize("template", [SOFT, "{history}{user}"])
+def test_truncation_keeps_soft_tokens_with_their_titles(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    history, candidates, found = [1, 2, 3, 4, 5], [5, 1], set()
+    roomy = soft(tokenizer, template=template)
+    wanted = [roomy.prompt(history[5 - kept :], candidates, USER) for kept in range(6)]
+    for limit in range(len(wanted[0]), len(wanted[5]) + 1):
+        prompt = soft(tokenizer, template=template, max_prompt_tokens=limit).prompt(history, candidates, USER)
+        kept = wanted.index(prompt)
+        assert len(prompt) <= limit and (kept == 5 or len(wanted[kept + 1]) > limit)
+        found.add(kept)
+    assert found == {0, 1, 2, 3, 4, 5}
+    cut = soft(tokenizer, template=template, max_title_tokens=2).prompt(history, candidates, USER)
+    assert slots(cut) == slots(wanted[5]) and len(cut) < len(wanted[5])
+    least = len(wanted[0])
+    with pytest.raises(ValueError, match=f"max_prompt_tokens: {least - 1} is too small, the prompt has {least} tokens"):
+        soft(tokenizer, template=template, max_prompt_tokens=least - 1).prompt([], candidates, USER)
+
+
+def test_a_users_token_closes_a_list_that_the_answer_continues(tokenizer: PreTrainedTokenizerFast) -> None:
+    builder = soft(tokenizer, template="{history}{user}")
+    plain = build(tokenizer, template="{history}")
+    assert builder.is_continuation and builder.shows_user and builder.answers == plain.answers
+    assert builder.prompt([1, 3], None, USER)[-1] == USER
+    for template in ("{history} {user}", "{history}{user}.", "{user}{history}.", "{candidates}{user}{history} is: "):
+        assert not soft(tokenizer, template=template).is_continuation
+    assert soft(tokenizer, template="{user}{history}").is_continuation
+    with pytest.raises(ValueError, match="train_mode: 'sequence' needs .* no other slot"):
+        builder.sequence([1, 2])
+
+
+@pytest.mark.parametrize("user", [None, 0, 7])
+def test_a_users_slot_needs_an_id_that_no_token_has(tokenizer: PreTrainedTokenizerFast, user: int | None) -> None:
+    with pytest.raises(ValueError, match=f"slot {{user}}, which needs a soft token's id below zero, not {user}"):
+        soft(tokenizer).prompt([1], [2], user)
+    assert build(tokenizer).prompt([1], [2], user) == build(tokenizer).prompt([1], [2])  # no slot, nothing to fill
+
+
+def test_an_answer_of_several_titles_has_no_soft_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert soft(tokenizer).ranking([3, 5, 1]) == build(tokenizer).ranking([3, 5, 1])
+    assert soft(tokenizer).first_of_ranking(3) == build(tokenizer).first_of_ranking(3)

@@ -138,8 +138,8 @@ LISTWISE = {"prompt": "listwise", "lora_train_mode": "prefix", "top_k_target": 2
 def test_no_validation_or_test_item_is_ever_an_answer(module_settings, assemble, monkeypatch, changes, tmp_path):
     made = assemble("TALLRec", module_settings, checkpoint_dir=str(tmp_path), **changes)
     histories, encoded = made.model.histories, []
-    encode = made.model._encode
-    monkeypatch.setattr(made.model, "_encode", lambda items, *rest: (encoded.append(items), encode(items, *rest))[1])
+    encode = made.model._row
+    monkeypatch.setattr(made.model, "_row", lambda items, *rest: (encoded.append(items), encode(items, *rest))[1])
     made.trainer.fit(made.train, made.valid)
     pairs = {(int(a), int(b)) for user in histories.items[1:] for a, b in zip(user[:-2], user[1:-2], strict=False)}
     assert len(encoded) > 60
@@ -148,7 +148,7 @@ def test_no_validation_or_test_item_is_ever_an_answer(module_settings, assemble,
 
 def test_listed_candidates_hold_the_target_once_at_any_place_and_nothing_known():
     rng = np.random.default_rng(0)
-    rows = [base._listed(7, {7, 1, 2}, 40, 9, rng) for _ in range(500)]
+    rows = [base._listed(7, {7, 1, 2}, np.arange(1, 40), 9, rng) for _ in range(500)]
     assert all(len(set(row)) == 10 and row.count(7) == 1 and not {0, 1, 2} & set(row) for row in rows)
     places = np.bincount([row.index(7) for row in rows], minlength=10)
     assert places.min() > 25  # 50 expected
@@ -156,22 +156,40 @@ def test_listed_candidates_hold_the_target_once_at_any_place_and_nothing_known()
 
 
 def test_a_catalogue_too_small_to_list_from_is_an_error_and_not_an_endless_search():
-    with pytest.raises(ValueError, match="candidates.number: 9 .* leaves 8 of the catalogue.s 11 items"):
-        base._listed(3, {1, 2, 3}, 12, 9, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="candidates.number: 9 .* leaves 8 of the 11 items"):
+        base._listed(3, {1, 2, 3}, np.arange(1, 12), 9, np.random.default_rng(0))
 
 
 def test_the_stopping_score_is_the_ndcg_of_the_validation_targets(made, monkeypatch):
     users = made.model.asked["valid"]
-    _, candidates, targets = users.prompts(20)
+    _, _, candidates, targets = users.draw(20)
     perfect = (candidates == targets[:, None]).float()
-    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows: perfect)
+    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows, users: perfect)
     assert users.score() == 1.0
-    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows: -perfect)
+    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows, users: -perfect)
     assert users.score() == pytest.approx(1 / np.log2(11))
-    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows: 0 * perfect)
+    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows, users: 0 * perfect)
     assert users.score() == pytest.approx(1 / np.log2(2 + 4.5))  # ties count half, so a constant is at chance
-    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows: perfect / 0)
+    monkeypatch.setattr(made.model, "score_histories", lambda histories, rows, users: perfect / 0)
     assert np.isnan(users.score())
+
+
+def test_the_stopping_score_asks_about_drawn_users_with_what_they_did_before(made, monkeypatch):
+    asked = []
+
+    def spy(*arguments):
+        asked.append(arguments)
+        return torch.zeros(len(arguments[1]), 10)
+
+    monkeypatch.setattr(made.model, "score_histories", spy)
+    made.model.asked["valid"].score()
+    ((histories, candidates, users),) = asked
+    drawn = made.model.asked["valid"].draw(20)  # valid_users
+    assert users == drawn.users and len({*users}) == 20 and users != sorted(users)
+    assert histories == [made.model.histories.items[user][:-2].tolist() for user in users]
+    targets = torch.tensor([made.model.histories.target(user, "valid") for user in users])
+    assert torch.equal(targets, drawn.targets) and (candidates == targets[:, None]).any(1).all()
+    assert made.model.asked["valid"].draw(7).users == users[:7]
 
 
 def test_an_adapter_is_trained_anew_for_whatever_changes_it_and_for_nothing_else(made, module_settings, assemble):

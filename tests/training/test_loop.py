@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_llm.training.loop import TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
 
 STEPS = 8
 
@@ -223,3 +223,40 @@ def test_a_validation_score_that_is_no_number_is_never_the_best():
     loop.validate = lambda: float("nan")
     with pytest.raises(ValueError, match="validation score is nan at step 2; lower `learning_rate`"):
         loop.run()
+
+
+# -- which samples a step takes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "size", "steps"), [(12, 4, 3), (14, 4, 3), (5, 1, 5), (7, 7, 1), (3, 10, 1), (1, 1, 1)])
+def test_an_epoch_takes_each_sample_once_but_for_a_rest_that_fills_no_batch(count, size, steps):
+    epochs = Epochs(count, size, seed=3)
+    assert epochs.steps == steps
+    for epoch in range(4):
+        batches = [epochs[epoch * steps + step].tolist() for step in range(steps)]
+        assert {len(batch) for batch in batches} == {min(size, count)}
+        taken = sum(batches, [])
+        assert len(set(taken)) == len(taken) == steps * min(size, count) and set(taken) <= set(range(count))
+
+
+def test_a_rest_is_left_out_of_one_epoch_and_not_of_all():
+    epochs = Epochs(5, 2, seed=0)
+    left = [({*range(5)} - {*epochs[2 * epoch].tolist(), *epochs[2 * epoch + 1].tolist()}).pop() for epoch in range(40)]
+    assert {*left} == {0, 1, 2, 3, 4}
+
+
+def test_every_epoch_has_an_order_of_its_own_drawn_from_the_seed_alone():
+    def order(seed, epoch):
+        return sum((Epochs(30, 10, seed)[3 * epoch + step].tolist() for step in range(3)), [])
+
+    orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert len({tuple(found) for found in orders}) == 9
+    torch.manual_seed(1)
+    assert order(1, 1) == orders[4]
+
+
+def test_a_step_is_the_same_whichever_were_asked_for_before_it():
+    forward = [Epochs(9, 2, seed=5)[step].tolist() for step in range(20)]
+    epochs = Epochs(9, 2, seed=5)
+    backward = {step: epochs[step].tolist() for step in reversed(range(20))}
+    assert forward == [backward[step] for step in range(20)]
