@@ -1,63 +1,178 @@
-"""A classical RecBole model as a frozen, kept part of a run: the retriever whose top N an LLM re-ranks.
+"""A classical RecBole model as a frozen, kept part of a run: item vectors and user states for a language model to read,
+or the retriever whose top N it re-ranks.
 
-Any RecBole model with a full ranking will do (``retriever: SASRec``); it is trained once, as a stage, by the same trainer that
-would train it as a baseline, on the same training split, and stopped by RecBole's own full ranking of the validation items.
+Any RecBole model with item embeddings will do. It is trained once, as a stage, by the same trainer that would train it as
+a baseline (on whole sequences where it is causal, by RecBole's own loop otherwise), on the same training split, and
+stopped by RecBole's own full ranking of the validation items; or it is read from a checkpoint, without executing anything
+in it. From then on it is frozen and stays in ``eval()``, whatever the model around it does.
+
+Legend: B users, I items, L history items, H width of the collaborative model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from inspect import signature
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from recbole.data.interaction import Interaction
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_llm.data.dataset import create_dataset, data_preparation
+from recbole_llm.evaluation.evaluator import gather_scores
+from recbole_llm.training.checkpoint import sha256_file
+from recbole_llm.training.sequence import SequenceTraining, make_causal
 from recbole_llm.training.stages import Stage, StageKeeper
 
 logger = getLogger()
 
 
-class Retriever:
-    """A trained RecBole model that ranks the whole catalogue.
+class CollaborativeModel:
+    """A trained RecBole model, frozen.
 
     Args:
-        config: of the run it serves; ``retriever`` names the model, ``retriever_config`` holds keys for it.
-        keeper: where its stage is kept.
+        config: of the run it serves.
+        name: of the RecBole model.
+        values: keys for it, which win over those of a checkpoint.
+        checkpoint: file of a trained model, saved by plain RecBole or by us; None trains one.
+
+    Attributes:
+        stage: what trains it, or takes over the checkpoint. Its result has to be there before anything is asked:
+            :meth:`load`.
     """
 
-    def __init__(self, config: Any, keeper: StageKeeper):
-        self.config = config.for_model(config["retriever"], {**config["retriever_config"], "eval_args": {"mode": "full"}})
+    def __init__(
+        self, config: Any, name: str, values: Mapping[str, Any] | None = None, checkpoint: str | Path | None = None
+    ):
+        self.name = name
+        self._checkpoint = checkpoint and Path(checkpoint).expanduser()
+        values = {**(_checkpoint_settings(name, checkpoint) if checkpoint else {}), **(values or {})}
+        self.config = config.for_model(name, {**values, "eval_args": {"mode": "full"}})
         data = create_dataset(self.config)
         self.histories = data.histories
         self.loaders = data_preparation(self.config, data)
-        self.model = self.config.model_class(self.config, self.loaders[0]._dataset).to(self.config["device"])
-        stage = self._stage()
-        self.identity = stage.fingerprint
-        self.model.load_state_dict(load_file(keeper.run(stage) / "model.safetensors"))
+        self.device = self.config["device"]
+        self.model = self._fresh_model().requires_grad_(False).eval()
+        self.stage = Stage(f"cf-{name}", self._depends(), self._take_over if checkpoint else self._train)
+
+    def _depends(self) -> dict[str, Any]:
+        depends = {"config": self.config.recbole_fingerprint, "histories": self.histories.fingerprint}
+        return depends | ({"checkpoint": sha256_file(self._checkpoint)} if self._checkpoint else {})
+
+    def _fresh_model(self) -> Any:
+        return self.config.model_class(self.config, self.loaders[0]._dataset).to(self.device)
+
+    # -- its stage -----------------------------------------------------------------------------------------------------
+
+    def load(self, folder: Path) -> None:
+        """Take up the stage's result."""
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        if issubclass(self._trainer_class, SequenceTraining):
+            make_causal(self.model)  # it is read as it was trained
         self.model.requires_grad_(False).eval()
 
-    def _stage(self) -> Stage:
-        depends = {"config": self.config.fingerprint, "histories": self.histories.fingerprint}
-        return Stage(f"retriever-{self.config['model']}", depends, self._train)
-
-    def _train(self, out: Path, scratch: Path) -> None:
+    @property
+    def _trainer_class(self) -> type[Any]:
         from recbole_llm.registry import get_trainer
 
+        return get_trainer(self.config)
+
+    def _train(self, out: Path, scratch: Path) -> None:
         self.config["checkpoint_dir"] = str(scratch)
-        trainer = get_trainer(self.config)(self.config, self.model)
+        self.model = self._fresh_model()  # from the stage's own seed, whatever was drawn before
+        trainer = self._trainer_class(self.config, self.model)
         train, valid, _ = self.loaders
         score, _ = trainer.fit(train, valid, show_progress=self.config["show_progress"])
         trainer.load_best()
-        logger.info(f"retriever {self.config['model']}: best validation {self.config['valid_metric']} {score:.4f}")
-        save_file({name: t.contiguous().clone() for name, t in self.model.state_dict().items()}, out / "model.safetensors")
+        logger.info(f"cf-{self.name}: best validation {self.config['valid_metric']} {score:.4f} under full ranking")
+        self._save(self.model.state_dict(), out)
+
+    def _take_over(self, out: Path, scratch: Path) -> None:
+        from recbole_llm.training.foreign import read_checkpoint
+
+        found = read_checkpoint(str(self._checkpoint)).state_dict
+        try:
+            self.model.load_state_dict(found)
+        except RuntimeError as error:
+            reason = str(error).split("\n")[1].strip()
+            raise ValueError(
+                f"cf_checkpoint: {self._checkpoint} does not fit {self.name} on {self.config['dataset']} ({reason}). Give the "
+                f"dataset and filters that it was trained with, and --cf_model and --cf_config as they were"
+            ) from error
+        logger.info(f"cf-{self.name}: taken over from {self._checkpoint}")
+        self._save(found, out)
+
+    def _save(self, state: Mapping[str, Tensor], out: Path) -> None:
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in state.items()}, out / "model.safetensors")
+
+    # -- what it knows -------------------------------------------------------------------------------------------------
+
+    @property
+    def item_table(self) -> Tensor:
+        """Item vectors [I, H]."""
+        return _read(_ITEMS, self.model)[: self.model.n_items].detach()
+
+    @torch.no_grad()
+    def user_states(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> Tensor:
+        """User states [B, H]: of a sequential model after each history, of any other the user's own vector.
+
+        A user without history has no state in a sequential model and gets zeros.
+        """
+        if not hasattr(self.model, "ITEM_SEQ"):
+            return _read(_USERS, self.model)[torch.tensor(users, device=self.device)]
+        asked = self._interaction(users, histories)
+        items, lengths = asked[self.model.ITEM_SEQ], asked[self.model.ITEM_SEQ_LEN]  # [B, L], [B]
+        known = items[:, :1].ne(0)  # [B, 1]
+        return _read_states(self.model, items.where(known, 1), lengths) * known  # [B, H]
+
+    @torch.no_grad()
+    def candidate_scores(
+        self, users: Sequence[int], histories: Sequence[Sequence[int]], candidates: Tensor
+    ) -> Tensor:
+        """Its own scores [B, C] of candidates [B, C]."""
+        asked = self._interaction(users, histories)
+        return gather_scores(self.model, asked, candidates.to(self.device), self.config["ITEM_ID_FIELD"])
 
     @torch.no_grad()
     def scores(self, interaction: Any) -> Tensor:
-        """Scores [B, I] of the whole catalogue for a RecBole interaction."""
-        return self.model.full_sort_predict(interaction.to(self.config["device"])).view(len(interaction), -1).clone()
+        """Scores [B, I] of the whole catalogue for a RecBole interaction, cut to as much history as the model has room for."""
+        histories: list[list[int]] = [[]] * len(interaction)
+        if hasattr(self.model, "ITEM_SEQ"):
+            items, lengths = interaction[self.model.ITEM_SEQ].tolist(), interaction[self.model.ITEM_SEQ_LEN].tolist()
+            histories = [row[:length] for row, length in zip(items, lengths, strict=True)]
+        catalogue = torch.arange(self.model.n_items).expand(len(interaction), -1)  # [B, I]
+        return self.candidate_scores(interaction[self.config["USER_ID_FIELD"]].tolist(), histories, catalogue)
+
+    def _interaction(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> Interaction:
+        """What RecBole would hand to the model: the last ``MAX_ITEM_LIST_LENGTH`` items, padded on the right."""
+        fields = {self.config["USER_ID_FIELD"]: torch.tensor(users)}
+        if hasattr(self.model, "ITEM_SEQ"):
+            items = torch.zeros(len(histories), self.model.max_seq_length, dtype=torch.long)  # [B, L]
+            for row, history in zip(items, histories, strict=True):
+                recent = torch.tensor(list(history[-len(row) :]), dtype=torch.long)
+                row[: len(recent)] = recent
+            # an empty history is read as one padding item: a length of 0 has no last position
+            fields |= {self.model.ITEM_SEQ: items, self.model.ITEM_SEQ_LEN: items.ne(0).sum(1).clamp(min=1)}
+        return Interaction(fields).to(self.device)
+
+
+class Retriever(CollaborativeModel):
+    """The model that ``retriever`` names, trained at once: it ranks the whole catalogue."""
+
+    def __init__(self, config: Any, keeper: StageKeeper):
+        super().__init__(config, config["retriever"], config["retriever_config"])
+        self.load(keeper.run(self.stage))
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of all that its scores depend on."""
+        return self.stage.fingerprint
 
     @torch.no_grad()
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
@@ -72,3 +187,64 @@ class Retriever:
                 row[torch.from_numpy(self.histories.before(user, phase)).to(row.device)] = -torch.inf
             found.update(zip(users, scores.topk(number).indices.tolist(), strict=True))
         return found
+
+
+# -- where RecBole's models keep what they know: all others name it as most do, or are refused --------------------------
+
+
+def _bert4rec_states(model: Any, items: Tensor, lengths: Tensor) -> Tensor:
+    """States [B, H] at the mask that stands for the next item."""
+    masked = model.reconstruct_test_data(items, lengths)  # [B, L], the oldest column dropped
+    return model.gather_indexes(model(masked), lengths - 1)
+
+
+_STATES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "NextItNet": lambda model, items, _: model(items),
+    "BERT4Rec": _bert4rec_states,
+}
+_ITEMS: dict[str, Callable[[Any], Tensor]] = {
+    "NeuMF": lambda model: torch.cat([model.item_mf_embedding.weight, model.item_mlp_embedding.weight], 1),
+    "LightGCN": lambda model: model()[1],
+    "": lambda model: model.item_embedding.weight,
+}
+_USERS: dict[str, Callable[[Any], Tensor]] = {
+    "NeuMF": lambda model: torch.cat([model.user_mf_embedding.weight, model.user_mlp_embedding.weight], 1),
+    "LightGCN": lambda model: model()[0],
+    "": lambda model: model.user_embedding.weight,
+}
+
+
+_CHOOSE = "choose SASRec, GRU4Rec, NextItNet, BERT4Rec, BPR, NeuMF or LightGCN, or add it to backbone/collaborative.py"
+
+
+def _read(places: Mapping[str, Callable[[Any], Tensor]], model: Any) -> Tensor:
+    name = type(model).__name__
+    try:
+        return places.get(name, places[""])(model)
+    except AttributeError as error:
+        raise ValueError(f"cf_model: {name} keeps no vectors that could be read ({error}); {_CHOOSE}") from error
+
+
+def _read_states(model: Any, items: Tensor, lengths: Tensor) -> Tensor:
+    """States [B, H] after histories items [B, L] of lengths [B]."""
+    name = type(model).__name__
+    if name in _STATES:
+        return _STATES[name](model, items, lengths)
+    read = [*signature(model.forward).parameters]
+    if read != ["item_seq", "item_seq_len"]:
+        raise ValueError(f"cf_model: {name} reads {', '.join(read)}, not a history alone; {_CHOOSE}")
+    return model(items, lengths)
+
+
+def _checkpoint_settings(name: str, checkpoint: str | Path) -> dict[str, Any]:
+    """The hyper-parameters that a checkpoint was trained with, as far as it tells: its sizes need not be given again.
+
+    Plain RecBole has no ``train_mode``: its models are read as its own loop trains them.
+    """
+    import recbole
+
+    from recbole_llm.training.foreign import read_checkpoint
+
+    file = files(recbole) / "properties" / "model" / f"{name}.yaml"
+    known = {"MAX_ITEM_LIST_LENGTH", "train_mode", *(yaml.safe_load(file.read_text()) or {})} if file.is_file() else set()
+    return {"train_mode": "prefix"} | {key: v for key, v in read_checkpoint(checkpoint).config.items() if key in known}

@@ -64,6 +64,17 @@ class Ranks:
         return sum(tie > 0 for tie in self.ties) / max(len(self.ties), 1)
 
 
+def gather_scores(model: Any, interaction: Any, candidates: Tensor, item_field: str) -> Tensor:
+    """Scores [B, C] of candidates [B, C] by a RecBole model: out of its full ranking, or item by item where it has none."""
+    try:
+        full = model.full_sort_predict(interaction)
+    except NotImplementedError:
+        rows = interaction.repeat_interleave(candidates.size(1))  # B * C
+        rows.interaction[item_field] = candidates.flatten()
+        return model.predict(rows).view_as(candidates)  # [B, C]
+    return full.view(len(candidates), -1).gather(1, candidates)  # [B, I] -> [B, C]
+
+
 def spread(scores: Tensor, candidates: Tensor, item_count: int) -> Tensor:
     """Candidate scores [B, C] as a catalogue row [B, item_count] that RecBole's top-k orders without a tie.
 

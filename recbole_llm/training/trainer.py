@@ -19,7 +19,7 @@ from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor
 
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.evaluation.evaluator import Ranks, SafeCollector, spread
+from recbole_llm.evaluation.evaluator import Ranks, SafeCollector, gather_scores, spread
 from recbole_llm.evaluation.kept_scores import KeptScores
 from recbole_llm.training.checkpoint import fingerprint
 from recbole_llm.training.sequence import CAUSAL_MODELS, SequenceTraining
@@ -86,13 +86,7 @@ class ProtocolTrainer(Trainer):
             return candidates.float()
         if hasattr(self.model, "score_candidates"):
             return self.model.score_candidates(interaction, candidates)
-        try:
-            full = self.model.full_sort_predict(interaction)
-        except NotImplementedError:
-            rows = interaction.repeat_interleave(candidates.size(1))  # B * C
-            rows.interaction[self.config["ITEM_ID_FIELD"]] = candidates.flatten()
-            return self._spilt_predict(rows, len(rows)).view_as(candidates)  # [B, C]
-        return full.view(len(candidates), -1).gather(1, candidates)  # [B, I] -> [B, C]
+        return gather_scores(self.model, interaction, candidates, self.config["ITEM_ID_FIELD"])
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

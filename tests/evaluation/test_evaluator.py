@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_llm.evaluation.evaluator import Ranks, spread
+from recbole_llm.evaluation.evaluator import Ranks, gather_scores, spread
 
 USERS, WIDTH = 7, 5
 
@@ -126,3 +126,38 @@ def test_beyond_accuracy_metrics_run_beside_the_others(run: Callable[..., Any]) 
         assert 0 <= result["test_result"][key] <= 1
     assert result["test_result"]["averagepopularity@5"] > 1
     assert result["test_result"]["ndcg@5"] == run("BPR")[0]["test_result"]["ndcg@5"]  # nothing else changes
+
+
+# -- scores of candidates ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["BPR", "SASRec", "BERT4Rec"])
+def test_scores_gathered_of_a_full_ranking_are_those_asked_for_one_by_one(
+    model: str, settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = assemble(model, settings)
+    made.model.eval()
+    interaction, _, _, targets = next(iter(made.test))
+    interaction, candidates = interaction[:6], made.test.candidates.lookup(interaction["user_id"], targets)[:6]
+    before = {key: tensor.clone() for key, tensor in interaction.interaction.items()}
+
+    def refuse(_: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    with torch.no_grad():
+        gathered = gather_scores(made.model, interaction, candidates, "item_id")
+        monkeypatch.setattr(made.model, "full_sort_predict", refuse)  # as NeuMF's
+        singly = gather_scores(made.model, interaction, candidates, "item_id")
+    assert gathered.shape == candidates.shape == (6, 10) and gathered.std(1).min() > 0
+    torch.testing.assert_close(singly, gathered, atol=1e-5, rtol=0)
+    after = interaction.interaction
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_a_candidate_listed_twice_has_its_score_twice() -> None:
+    class Places:
+        def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+            return torch.arange(12.0)  # RecBole's models give two users of six items as one row
+
+    scores = gather_scores(Places(), None, torch.tensor([[5, 0, 5], [1, 2, 3]]), "item_id")
+    assert scores.tolist() == [[5, 0, 5], [7, 8, 9]]
