@@ -13,6 +13,7 @@ import pkgutil
 from typing import Any
 
 MODELS = {
+    "ALLMRec": "recbole_llm.model.allmrec",
     "LoRACocktail": "recbole_llm.model.loracocktail",
     "MoLoRec": "recbole_llm.model.molorec",
     "TALLRec": "recbole_llm.model.tallrec",

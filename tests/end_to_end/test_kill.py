@@ -39,6 +39,30 @@ MOMENTS = {  # the call that the process does not live to make: which function, 
     "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 4, ""),
     "the record is renamed": ("os:replace", 1, "record.json"),
 }
+EPOCH = "recbole.trainer.trainer:Trainer._train_epoch"
+ALLMREC_MOMENTS = {
+    "collaborative model: between two epochs": (EPOCH, 2, ""),
+    "collaborative model: its checkpoint is renamed": ("os:replace", 1, "SASRec-"),
+    "collaborative model: its result is renamed": ("os:replace", 1, "cf-SASRec-"),
+    "text encoder: its result is renamed": ("os:replace", 1, "builtin-text-encoder-"),
+    "alignment: a step": (STEP, 4, ""),
+    "alignment: a save is renamed": ("os:replace", 1, "step-3"),
+    "alignment: the save before is removed": ("shutil:rmtree", 1, "step-3"),
+    "alignment: between a step and its save": (SAVE, 5, ""),
+    "between alignment and projection": ("os:replace", 1, "alignment-"),
+    "projection: its first step": (STEP, 7, ""),
+    "projection: a later step": (STEP, 9, ""),
+    "projection: between a step and its save": (SAVE, 9, ""),
+    "projection: a validation": ("recbole_llm.evaluation.asked_users:AskedUsers.score", 3, ""),
+    "projection: its result is renamed": ("os:replace", 1, "projection-"),
+    "evaluation": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 2, ""),
+    "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 4, ""),
+}
+GOES_ON = {  # moments at which a training has a save to go on from
+    "alignment: a step", "alignment: a save is renamed", "alignment: the save before is removed",
+    "alignment: between a step and its save", "between alignment and projection", "projection: a later step",
+    "projection: between a step and its save", "projection: a validation", "projection: its result is renamed",
+}  # fmt: skip
 FLEETING = {"seconds", "peak_memory_bytes", "written", "stage_seconds", "config"}
 
 
@@ -145,3 +169,45 @@ def test_killed_while_the_builtin_lm_is_trained(cpu_settings, tmp_path):
         for some in (settings, untouched)
     ]
     assert weights[0] == weights[1] and len(weights[0]) == 2  # the builtin LM and its adapter
+
+
+# -- a frozen LM and a frozen collaborative model ----------------------------------------------------------------------
+
+
+def allmrec(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Three epochs of SASRec, then six steps of alignment and four of projection."""
+    return {**settings, "use_gpu": False, "cf_config": {**settings["cf_config"], "epochs": 3}, **changes}
+
+
+@pytest.fixture(scope="module")
+def whole_allmrec(module_settings) -> tuple[dict[str, Any], dict[str, str]]:
+    settings = allmrec(module_settings, checkpoint_dir=f"{module_settings['checkpoint_dir']}/allmrec")
+    return run(settings, "ALLMRec"), kept(settings)
+
+
+@pytest.mark.parametrize("moment", ALLMREC_MOMENTS)
+def test_killed_between_two_frozen_models_and_started_again_is_as_if_nothing_had_been(
+    cpu_settings, whole_allmrec, moment, caplog
+):
+    settings = allmrec(cpu_settings)
+    killed(settings, ALLMREC_MOMENTS[moment], "ALLMRec")
+    assert not list(Path(settings["checkpoint_dir"]).glob("runs/*/record.json"))
+    with caplog.at_level("INFO"):
+        record = run(settings, "ALLMRec")
+    assert lasting(record) == lasting(whole_allmrec[0]) and kept(settings) == whole_allmrec[1]
+    assert sum("goes on from step" in message for message in caplog.messages) == (moment in GOES_ON)
+
+
+def test_killed_in_every_stage_of_the_same_run(cpu_settings, whole_allmrec):
+    settings = allmrec(cpu_settings)
+    for moment in ((EPOCH, 3, ""), ("os:replace", 1, "builtin-text-encoder-"), (STEP, 3, ""), (STEP, 5, ""), (STEP, 3, "")):
+        killed(settings, moment, "ALLMRec")
+    assert lasting(run(settings, "ALLMRec")) == lasting(whole_allmrec[0]) and kept(settings) == whole_allmrec[1]
+
+
+def test_a_collaborative_model_trained_beside_a_new_or_a_kept_builtin_lm_is_the_same(cpu_settings, tmp_path):
+    small = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 4000, "batch_tokens": 256, "vocab_size": 300}
+    settings = allmrec(cpu_settings, llm_path="builtin", builtin_lm=small)
+    untouched = {**settings, "checkpoint_dir": str(tmp_path / "untouched")}
+    killed(settings, (EPOCH, 2, ""), "ALLMRec")
+    assert lasting(run(settings, "ALLMRec")) == lasting(run(untouched, "ALLMRec")) and kept(settings) == kept(untouched)

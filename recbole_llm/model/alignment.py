@@ -1,0 +1,267 @@
+"""Stage 1 of A-LLMRec (arXiv 2404.11343, section 3.1): two autoencoders whose codes of an item are pulled together.
+
+::
+
+    E_i [H]  collaborative vector --item encoder--> e_i [Z] --item decoder--> E'_i [H]      x_u . E'_i: recommendation
+                                                     |  matching
+    Q_i [T]  text vector -----------text encoder--> q_i [Z] --text decoder--> Q'_i [T]
+
+An item is then its joint vector ``e_i``, or ``q_i`` where nobody has met it yet.
+
+Legend: B users, H width of the collaborative model, T of the text encoder, Z of the joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_llm.backbone.collaborative import CollaborativeModel
+from recbole_llm.backbone.text_encoder import TextEncoder, cached_vectors
+from recbole_llm.data import domains
+from recbole_llm.data.domains import Domain
+from recbole_llm.training.loop import Epochs, TrainingLoop
+
+logger = getLogger()
+
+LARGE = 500_000  # interactions: the paper's beta is .5 on Games (598,509) and Movies, .2 on Beauty and Toys (282,213)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What stage 1 minimises (eq. 6); 0 takes a term out.
+
+    Attributes:
+        recommendation, matching: 1 in the paper.
+        item_reconstruction, text_reconstruction: the paper's alpha and beta.
+        match_negatives: match the codes of sampled items, too, as the published code does.
+        logits: ``sum`` of the products of user state and item vector (the paper's dot product), or their ``mean`` (its code).
+    """
+
+    recommendation: float = 1.0
+    matching: float = 1.0
+    item_reconstruction: float = 0.5
+    text_reconstruction: float = 0.2
+    match_negatives: bool = False
+    logits: str = "sum"
+
+    def __post_init__(self) -> None:
+        if self.logits not in ("sum", "mean"):
+            raise ValueError(f"logits: {self.logits!r} is neither sum (the paper) nor mean (its code)")
+
+    @classmethod
+    def of(cls, config: Any, domain: Domain) -> LossWeights:
+        """What a configuration asks for; where it leaves beta open, the paper's for a data set of this size."""
+        beta = config["beta"]
+        if beta is None:
+            beta = 0.5 if sum(map(len, domain.histories)) >= LARGE else 0.2
+        return cls(
+            recommendation=config["recommendation_weight"],
+            matching=config["matching_weight"],
+            item_reconstruction=config["alpha"],
+            text_reconstruction=beta,
+            match_negatives=config["match_negatives"],
+            logits=config["logits"],
+        )
+
+
+@dataclass(frozen=True)
+class AlignmentRecipe:
+    """How stage 1 is trained; without ``all_positions`` on the last training item of each user alone, as published."""
+
+    joint_size: int
+    weights: LossWeights
+    tune_text_encoder: bool
+    all_positions: bool
+    samples: int | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: Any, domain: Domain) -> AlignmentRecipe:
+        """The recipe that a configuration asks for."""
+        return cls(
+            joint_size=config["joint_size"],
+            weights=LossWeights.of(config, domain),
+            tune_text_encoder=config["tune_text_encoder"],
+            all_positions=config["all_positions"],
+            samples=config["stage1_samples"],
+            epochs=config["stage1_epochs"],
+            batch_size=config["stage1_batch_size"],
+            learning_rate=config["stage1_learning_rate"],
+            seed=config["seed"],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Codes(NamedTuple):
+    """An item batch in the joint space with what is decoded from it: [B, Z], [B, H], [B, Z], [B, T]."""
+
+    item: Tensor
+    item_decoded: Tensor
+    text: Tensor
+    text_decoded: Tensor
+
+
+class Alignment(nn.Module):
+    """The item and the text autoencoder: one linear layer and a sigmoid in, one linear layer out."""
+
+    def __init__(self, item_size: int, text_size: int, joint_size: int):
+        super().__init__()
+        self.item_encoder, self.item_decoder = nn.Linear(item_size, joint_size), nn.Linear(joint_size, item_size)
+        self.text_encoder, self.text_decoder = nn.Linear(text_size, joint_size), nn.Linear(joint_size, text_size)
+
+    def item_codes(self, vectors: Tensor) -> Tensor:
+        """``e_i`` [B, Z] of collaborative vectors [B, H]."""
+        return torch.sigmoid(self.item_encoder(vectors))
+
+    def text_codes(self, vectors: Tensor) -> Tensor:
+        """``q_i`` [B, Z] of text vectors [B, T]."""
+        return torch.sigmoid(self.text_encoder(vectors))
+
+    def forward(self, items: Tensor, texts: Tensor) -> Codes:
+        item, text = self.item_codes(items), self.text_codes(texts)  # [B, Z], [B, Z]
+        return Codes(item, self.item_decoder(item), text, self.text_decoder(text))
+
+    def loss(
+        self, states: Tensor, items: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor], weights: LossWeights
+    ) -> Tensor:
+        """The loss of eq. 6 of users with one target and one sampled item each: a scalar.
+
+        Args:
+            states: user states before the target [B, H].
+            items: collaborative vectors of the targets and of the sampled items, [B, H] each.
+            texts: their text vectors, [B, T] each.
+        """
+        target, sampled = self(items[0], texts[0]), self(items[1], texts[1])
+        matched = (target, sampled) if weights.match_negatives else (target,)
+        reconstructed = list(zip((target, sampled), items, texts, strict=True))
+        return (
+            weights.recommendation * _recommendation(states, target, sampled, weights.logits)  # eq. 5
+            + weights.matching * sum(F.mse_loss(codes.item, codes.text) for codes in matched)  # eq. 2
+            + weights.item_reconstruction * sum(F.mse_loss(codes.item_decoded, item) for codes, item, _ in reconstructed)  # eq. 3
+            + weights.text_reconstruction
+            * sum(F.mse_loss(codes.text_decoded, text.detach()) for codes, _, text in reconstructed)  # eq. 4
+        )
+
+
+def _recommendation(states: Tensor, target: Codes, sampled: Codes, logits: str) -> Tensor:
+    """Binary cross-entropy of the user's next item against a sampled one, from decoded item vectors."""
+    products = [states * codes.item_decoded for codes in (target, sampled)]  # [B, H] each
+    positive, negative = (some.sum(-1) if logits == "sum" else some.mean(-1) for some in products)  # [B] each
+    return F.binary_cross_entropy_with_logits(positive, torch.ones_like(positive)) + F.binary_cross_entropy_with_logits(
+        negative, torch.zeros_like(negative)
+    )
+
+
+def train_alignment(
+    recipe: AlignmentRecipe,
+    domain: Domain,
+    cf: CollaborativeModel,
+    encoder: TextEncoder,
+    sentences: Sequence[str],
+    *,
+    out: Path,
+    scratch: Path,
+    vectors: Path,
+    save_every: float = 20.0,
+    show_progress: bool = True,
+) -> None:
+    """Stage 1: write the codes of all items to ``out``, with the weights and, where it was tuned, the text encoder.
+
+    Args:
+        sentences: the text of each item by internal id.
+        vectors: folder in which text vectors are kept for every run.
+    """
+    items = cf.item_table  # [I, H]
+    fixed = None if recipe.tune_text_encoder else cached_vectors(encoder, sentences, vectors).to(cf.device)  # [I, T]
+    alignment = Alignment(items.shape[1], encoder.dim, recipe.joint_size).to(cf.device)
+    parameters = {f"alignment.{name}": p for name, p in alignment.named_parameters()}
+    if fixed is None:
+        encoder.model.requires_grad_(True).train()
+        parameters |= {f"text_encoder.{name}": p for name, p in encoder.model.named_parameters()}
+
+    def texts(batch: Sequence[int]) -> Tensor:
+        return fixed[list(batch)] if fixed is not None else encoder([sentences[item] for item in batch])  # [B, T]
+
+    pairs = _Pairs(domain, recipe)
+
+    def loss(step: int) -> Tensor:
+        users, histories, targets, sampled = pairs[step]
+        described = texts([*targets, *sampled]).split(len(targets))  # 2 x [B, T]
+        states = cf.user_states(users, histories)  # [B, H]
+        return alignment.loss(states, (items[targets], items[sampled]), (described[0], described[1]), recipe.weights)
+
+    logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
+    TrainingLoop(
+        name="alignment",
+        parameters=parameters,
+        optimizer=torch.optim.Adam(parameters.values(), lr=recipe.learning_rate, betas=(0.9, 0.98)),
+        loss=loss,
+        total_steps=len(pairs),
+        folder=scratch / "loop",
+        save_every=save_every,
+        learning_rate_key="stage1_learning_rate",
+        show_progress=show_progress,
+    ).run()
+    encoder.model.requires_grad_(False).eval()
+    described = fixed if fixed is not None else encoder.encode(sentences, show_progress=show_progress).to(cf.device)  # [I, T]
+    with torch.no_grad():
+        codes = {"joint": alignment.item_codes(items).cpu(), "text": alignment.text_codes(described).cpu()}  # [I, Z] each
+    save_file(codes, out / "codes.safetensors")
+    save_file({name: t.cpu().contiguous() for name, t in alignment.state_dict().items()}, out / "alignment.safetensors")
+    if fixed is None:
+        encoder.save(out / "text_encoder")
+
+
+class _Pairs:
+    """Batches by step: users, their histories, their next items and as many sampled ones from outside their histories."""
+
+    def __init__(self, domain: Domain, recipe: AlignmentRecipe):
+        self._domain, self._seed = domain, recipe.seed
+        window = None if recipe.all_positions else domains.LAST_ONLY
+        self._rows = domains.training_rows([domain], window=window, samples=recipe.samples, seed=recipe.seed)
+        self._epochs = Epochs(len(self._rows), recipe.batch_size, recipe.seed)
+        self._steps = self._epochs.steps * recipe.epochs
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+        rows = [self._rows[i] for i in self._epochs[step]]
+        rng = np.random.default_rng([self._seed, step])
+        known = [self._domain.histories[row.user] for row in rows]
+        histories = [history[: row.end].tolist() for history, row in zip(known, rows, strict=True)]
+        targets = [int(history[row.end]) for history, row in zip(known, rows, strict=True)]
+        return [row.user + 1 for row in rows], histories, targets, [self._outside(history, rng) for history in known]
+
+    def _outside(self, history: np.ndarray, rng: np.random.Generator) -> int:
+        """An item of the training split that is not in ``history``, each as likely; any, where there is none."""
+        for _ in range(100):
+            item = self._domain.trained_items[rng.integers(len(self._domain.trained_items))]
+            if item not in history:
+                break
+        return int(item)
+
+
+class Projector(nn.Sequential):
+    """``F_U`` and ``F_I`` of stage 2: from a user state or an item code to the LM's input space, [B, N] -> [B, D]."""
+
+    def __init__(self, size: int, width: int, activation: nn.Module):
+        first, last = nn.Linear(size, width), nn.Linear(width, width)
+        super().__init__(first, nn.LayerNorm(width), activation, last)
+        for layer in (first, last):
+            nn.init.xavier_normal_(layer.weight)
