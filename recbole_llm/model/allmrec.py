@@ -151,11 +151,8 @@ class ALLMRec(LLMRanker):
         return self.cf
 
     def controls(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[None]]]:
-        return {
-            self.cf.name: lambda: self._answering(self.cf.name),
-            TEXT_ONLY: lambda: self._answering(TEXT_ONLY),
-            LLM_ONLY: self._without_soft_tokens,
-        }
+        text = {TEXT_ONLY: lambda: self._answering(TEXT_ONLY)} if self.item_vectors == "joint" else {}
+        return {self.cf.name: lambda: self._answering(self.cf.name), **text, LLM_ONLY: self._without_soft_tokens}
 
     @contextlib.contextmanager
     def _without_soft_tokens(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ def _nextitnet(model: Any, item_seq: Tensor, _: Tensor) -> Tensor:
 
 
 def _nextitnet_forward(model: Any, item_seq: Tensor) -> Tensor:
-    last = (item_seq != 0).sum(dim=1) - 1  # [B]
+    last = ((item_seq != 0).sum(dim=1) - 1).clamp(min=0)  # [B]; an empty history is read at its first padding
     return model.gather_indexes(_nextitnet(model, item_seq, last), last)  # [B, H]
 
 

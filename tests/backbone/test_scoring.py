@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from recbole_llm.backbone.packing import Branches, token_batches
 from recbole_llm.backbone.scoring import STRATEGIES, Scorer, lm_loss

@@ -296,7 +296,7 @@ def test_missing_folder_is_refused_before_the_network(tmp_path):
 def test_hub_id_offline_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="text_encoder_path.*no-owner/no-model@v1.*HF_HOME.*hf download no-owner.*builtin"):
+    with pytest.raises(FileNotFoundError, match="path.*no-owner/no-model@v1.*HF_HOME.*hf download no-owner.*builtin"):
         load_text_encoder("no-owner/no-model", revision="v1")
     with pytest.raises(FileNotFoundError, match="sentence-transformers/no-model "):
         load_text_encoder("no-model")
