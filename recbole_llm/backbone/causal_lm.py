@@ -122,7 +122,7 @@ def _not_found(source: str, revision: str | None, error: OSError) -> str:
                 "tokenizer's files and *.safetensors; pickled weights (*.bin) are not read: save_pretrained() converts")
     wanted = f"{source}@{revision}" if revision else source
     return (f"llm_path: cannot load {wanted} ({reason}). Tried the folder of that name, the local cache (HF_HOME) and "
-            f"the hub. Download it where there is a network, `huggingface-cli download {source}`, and point HF_HOME or "
+            f"the hub. Download it where there is a network, `hf download {source}`, and point HF_HOME or "
             "llm_path to it; or use llm_path: builtin, which needs no download")
 
 

@@ -29,9 +29,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recbole_llm.backbone.builtin_text_encoder import builtin_stage
 from recbole_llm.backbone.collaborative import CollaborativeModel
 from recbole_llm.backbone.scoring import lm_loss
-from recbole_llm.backbone.text_encoder import builtin_stage, item_sentences, load_text_encoder
+from recbole_llm.backbone.text_encoder import item_sentences, load_text_encoder
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Row
 from recbole_llm.model.alignment import AlignmentRecipe, Projector, train_alignment

@@ -68,7 +68,7 @@ def test_missing_folder_is_refused_before_the_network(tmp_path):
 
 def test_hub_id_offline_says_what_to_do(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="no-such-owner/no-such-model@v1.*HF_HOME.*huggingface-cli.*builtin"):
+    with pytest.raises(FileNotFoundError, match="no-such-owner/no-such-model@v1.*HF_HOME.*hf download.*builtin"):
         load_causal_lm("no-such-owner/no-such-model", revision="v1")
 
 

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from recbole_llm.backbone.text_encoder import TextEncoder, builtin_stage, cached_vectors, item_sentences, load_text_encoder
+from recbole_llm.backbone.builtin_text_encoder import builtin_stage, train_word_tokenizer
+from recbole_llm.backbone.text_encoder import TextEncoder, cached_vectors, item_sentences, load_text_encoder
 from recbole_llm.data.items import ItemTexts
 from recbole_llm.training.stages import StageKeeper
 
 GENRES = {"space": ["alien", "rocket", "planet", "laser"], "love": ["heart", "kiss", "wedding", "rose"],
           "crime": ["detective", "murder", "gun", "heist"]}  # fmt: skip
-TEXTS = ["", *(f"The {a} and the {b}, {genre} film" for genre, words in GENRES.items() for a in words for b in words if a != b)]
+PAIRS = [(a, b, genre) for genre, words in GENRES.items() for a in words for b in words if a != b]
+TEXTS = ["", *(f"The {a} and the {b}, {genre} film" for a, b, genre in PAIRS), "Gun", "The gun and the gun and the gun film"]
 ODD = ["", " ", "[MASK]", "</s>", "<s> [PAD] [UNK]", "😀🚀", "שלום עולם", "映画", "ẞ½ﬁ\x00\u200b", "x" * 10_000, "heart " * 1700]
 
 
@@ -120,18 +122,24 @@ def test_builtin_knows_which_words_stand_together(tmp_path):
     assert cosine_similarity(love, more_love, dim=0) > 0.9 > 0.3 > cosine_similarity(more_space, more_love, dim=0)
 
 
-def test_builtin_mean_of_tokens_points_where_the_lsa_vector_does(builtin):
+@pytest.mark.parametrize("dim", [3, 16])
+def test_builtin_mean_of_tokens_points_where_the_lsa_vector_does(tmp_path, dim):
     """Against the definition: TF-IDF times the leading right singular vectors, up to a rotation."""
-    tokens = [builtin.model.tokenizer.encode(text).ids for text in TEXTS[1:]]
-    counts = np.zeros((len(tokens), builtin.model.tokenizer.get_vocab_size()))
+    words = [*GENRES, *sum(GENRES.values(), [])]
+    chance = np.random.default_rng(0)
+    often = chance.dirichlet(np.ones(len(words)))  # some words are rare
+    texts = [" ".join(chance.choice(words, 1 + i % 20, p=often)) for i in range(60)]  # of all lengths
+    encoder = load_text_encoder(build(tmp_path / "encoder", texts, dim=dim), device="cpu")
+    tokens = [encoder.model.tokenizer.encode(text).ids for text in texts]
+    counts = np.zeros((len(tokens), encoder.model.tokenizer.get_vocab_size()))
     for row, ids in enumerate(tokens):
         np.add.at(counts[row], ids, 1)
     idf = np.log((1 + len(tokens)) / np.maximum((counts > 0).sum(0), 1))
     tfidf = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * idf
     _, _, right = np.linalg.svd(tfidf / np.linalg.norm(tfidf, axis=1, keepdims=True), full_matrices=False)
-    lsa = torch.tensor(counts * idf @ right[:16].T)
+    lsa = torch.tensor(counts * idf @ right[:dim].T)
     angles = cosine_similarity(lsa[:, None], lsa[None], dim=-1)
-    ours = builtin.encode(TEXTS[1:]).double()
+    ours = encoder.encode(texts).double()
     torch.testing.assert_close(cosine_similarity(ours[:, None], ours[None], dim=-1), angles, atol=2e-3, rtol=0)
 
 
@@ -160,6 +168,8 @@ def test_builtin_of_a_catalogue_smaller_than_dim_has_the_width_all_the_same(tmp_
         vectors = encoder.encode(texts)
         assert vectors.shape == (len(texts), 64) and vectors.isfinite().all()
         assert (vectors.norm(dim=1) > 0).tolist() == [bool(text) for text in texts]
+        columns = encoder.model[0].embedding.weight.any(dim=0)
+        assert columns.sum() == len(set(texts) - {""})  # what there is beyond the rank would be rounding errors
     near, far = cosine_similarity(vectors[1], vectors[2:])
     assert near > far + 0.1
 
@@ -179,6 +189,8 @@ def test_words_are_the_same_wherever_they_stand_and_rare_ones_fall_apart(builtin
     tokenizer = builtin.model.tokenizer
     assert tokenizer.encode("Heart").ids == tokenizer.encode(" heart ").ids == tokenizer.encode("a heart").ids[1:]
     assert len(tokenizer.encode("heart").ids) == 1 < len(tokenizer.encode("hearty").ids)
+    once = train_word_tokenizer(["heart rose", "heart"], 400)
+    assert len(once.encode("heart").ids) == 1 < len(once.encode("rose").ids)
 
 
 def test_builtin_names_what_it_cannot_be_made_from():
@@ -214,6 +226,14 @@ def test_nothing_is_tokenised_twice_and_equal_texts_are_encoded_once(encoder, mo
     assert sorted(tokenised) == ["a", "film"] and len(batches) == 2
     encoder(["film", "the", "a", "the"])
     assert sorted(tokenised) == ["a", "film", "the"]
+
+
+def test_a_text_keeps_no_padding_of_the_batch_it_was_tokenised_in(bert, monkeypatch):
+    shapes, forward = [], bert.model.forward
+    monkeypatch.setattr(bert.model, "forward", lambda batch: shapes.append(batch["input_ids"].shape) or forward(batch))
+    bert(["film", "the film and the gun"])
+    bert(["film"])
+    assert shapes == [(2, 7), (1, 3)]
 
 
 def test_default_prompt_of_a_model_goes_before_every_text(encoder):
@@ -270,7 +290,8 @@ def test_fingerprint_follows_everything_that_changes_vectors_and_nothing_else(be
         return load_text_encoder(copied, device="cpu").fingerprint
 
     seen = [fingerprint()]
-    (copied / "README.md").write_text("a note")
+    (copied / "notes").mkdir()
+    (copied / "notes" / "README.md").write_text("a note")
     assert seen == [fingerprint()] and len(seen[0]) == 64
     config = copied / "1_Pooling" / "config.json"
     config.write_text(config.read_text().replace('"mean"', '"cls"'))
@@ -283,6 +304,9 @@ def test_fingerprint_follows_everything_that_changes_vectors_and_nothing_else(be
 
 
 def test_half_precision_is_trained_in_full(copied, bert):
+    config = copied / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float32"', '"dtype": "float16"'))  # the tensors are in full
+    assert torch.equal(load_text_encoder(copied, device="cpu").encode(TEXTS), bert.encode(TEXTS))
     bert.model.half().save(str(copied), create_model_card=False)
     assert {p.dtype for p in load_text_encoder(copied, device="cpu").model.parameters()} == {torch.float32}
 
@@ -331,6 +355,10 @@ def test_pickled_weights_are_never_read(copied, builtin, tmp_path, monkeypatch):
     for folder in (copied, tmp_path / "static"):
         with pytest.raises(FileNotFoundError, match="text_encoder_path.*pytorch_model.bin.*pickled weights.*save"):
             load_text_encoder(folder, device="cpu")
+    os.rename(copied / "pytorch_model.bin", copied / "part.bin")
+    (copied / "pytorch_model.bin.index.json").write_text('{"metadata": {}, "weight_map": {"x": "part.bin"}}')
+    with pytest.raises(FileNotFoundError, match="no complete model"):
+        load_text_encoder(copied, device="cpu")
 
 
 def test_code_of_a_model_is_never_run(copied):
@@ -343,11 +371,14 @@ def test_code_of_a_model_is_never_run(copied):
 
 def test_model_that_reads_texts_in_another_way_is_named(tmp_path):
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import BoW
+    from sentence_transformers.sentence_transformer.modules import BoW, Pooling, WordEmbeddings
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
-    SentenceTransformer(modules=[BoW(["gun", "kiss"])], device="cpu").save(str(tmp_path / "bow"), create_model_card=False)
-    with pytest.raises(ValueError, match="text_encoder_path.*reads texts as sentence_embedding.*Transformer"):
-        load_text_encoder(tmp_path / "bow", device="cpu")
+    words = WordEmbeddings(WhitespaceTokenizer(["gun", "kiss", "item"]), np.eye(3, dtype=np.float32))
+    for modules, read_as in ([BoW(["gun", "kiss"])], "sentence_embedding"), ([words, Pooling(3)], "input_ids, .*"):
+        SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "model"), create_model_card=False)
+        with pytest.raises(ValueError, match=f"text_encoder_path.*reads texts as {read_as} is not.*Transformer"):
+            load_text_encoder(tmp_path / "model", device="cpu")
 
 
 def test_damaged_or_empty_folder_is_named(copied, tmp_path):

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recbole_llm.backbone.text_encoder import TextEncoder, builtin_stage, load_text_encoder
+from recbole_llm.backbone.builtin_text_encoder import builtin_stage
+from recbole_llm.backbone.text_encoder import TextEncoder, load_text_encoder
 from recbole_llm.data.domains import Domain
 from recbole_llm.model import alignment
 from recbole_llm.model.alignment import Alignment, AlignmentRecipe, LossWeights, Projector, train_alignment
