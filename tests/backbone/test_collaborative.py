@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -251,6 +252,9 @@ def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
+NUMBERS = itertools.count()
+
+
 @pytest.fixture
 def plain(module_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, Any]]:
     """Train a model with nothing but RecBole; returns the file that it saved and the model."""
@@ -271,7 +275,8 @@ def plain(module_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> C
         model = get_model(name)(config, train._dataset)
         trainer = Trainer(config, model)
         trainer.fit(train, valid, show_progress=False)
-        return trainer.saved_model_file, model.eval()
+        file = Path(trainer.saved_model_file)  # RecBole's names have a resolution of one second, at which tests collide
+        return str(file.rename(file.with_stem(f"{file.stem}-{next(NUMBERS)}"))), model.eval()
 
     return plain
 
