@@ -35,6 +35,7 @@ from recbole_llm.backbone.scoring import lm_loss
 from recbole_llm.backbone.text_encoder import item_sentences, load_text_encoder
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Row
+from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.model.alignment import AlignmentRecipe, Projector, train_alignment
 from recbole_llm.model.base import LLMRanker, template
 from recbole_llm.training.checkpoint import fingerprint
@@ -155,10 +156,15 @@ class ALLMRec(LLMRanker):
         text = {TEXT_ONLY: lambda: self._answering(TEXT_ONLY)} if self.item_vectors == "joint" else {}
         return {self.cf.name: lambda: self._answering(self.cf.name), **text, LLM_ONLY: self._without_soft_tokens}
 
+    @cached_property
+    def plain_prompts(self) -> PromptBuilder:
+        """The same prompts without any soft token."""
+        return self._prompt_builder(self.domain, self.plain_settings)
+
     @contextlib.contextmanager
     def _without_soft_tokens(self) -> Iterator[None]:
         """The LM alone, on the same prompts."""
-        before, self.prompts = self.prompts, self._prompt_builder(self.domain, self.plain_settings)
+        before, self.prompts = self.prompts, self.plain_prompts
         try:
             with self._answering(LLM_ONLY):
                 yield
