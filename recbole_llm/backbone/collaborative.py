@@ -169,11 +169,6 @@ class Retriever(CollaborativeModel):
         super().__init__(config, config["retriever"], config["retriever_config"])
         self.load(keeper.run(self.stage))
 
-    @property
-    def identity(self) -> str:
-        """Fingerprint of all that its scores depend on."""
-        return self.stage.fingerprint
-
     @torch.no_grad()
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
         """Internal user id -> its ``number`` best items that are not in its history, best first."""

@@ -104,7 +104,7 @@ def _retrieved(
 
     number, seed = config["candidates"]["number"], config["candidates"]["seed"]
     retriever = Retriever(config, StageKeeper(folder.parent / "stages", seed=config["seed"]))
-    source = f"{retriever.config['model']}-{retriever.identity[:8]}-"
+    source = f"{retriever.config['model']}-{retriever.stage.fingerprint[:8]}-"
     path = _path(config, folder, phase, source, histories)
 
     def top() -> Tensor:

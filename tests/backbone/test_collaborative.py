@@ -242,7 +242,7 @@ def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(
     keeper = StageKeeper(tmp_path)
     retriever = Retriever(config, keeper)
     cf = CollaborativeModel(config, "SASRec", SMALL)
-    assert retriever.identity == cf.stage.fingerprint and cf.stage.name == "cf-SASRec"
+    assert retriever.stage.fingerprint == cf.stage.fingerprint and cf.stage.name == "cf-SASRec"
     again = StageKeeper(tmp_path)
     cf.load(again.run(cf.stage))
     assert again.seconds == {"cf-SASRec": 0.0}
