@@ -125,7 +125,7 @@ def lm_loss(model: Any, rows: Sequence[Sequence[int]], answer_mask: Sequence[Seq
     if not wanted.any():
         raise ValueError("no row has an answer token after its first, so there is no loss; check the answer mask")
     keep = wanted.shape[1] - int(wanted.any(0).int().argmax())  # columns from the first target of any row on
-    logits = model(inputs_embeds=inputs, attention_mask=seen.long(), position_ids=_positions(seen), use_cache=False,
+    logits = model(inputs_embeds=inputs, attention_mask=seen.long(), position_ids=positions(seen), use_cache=False,
                    logits_to_keep=keep + 1).logits[:, :-1]  # [B, keep, V]
     wanted = wanted[:, -keep:]  # [B, keep]
     return F.cross_entropy(logits[wanted].float(), tokens[:, -keep:][wanted])
@@ -140,7 +140,7 @@ def embedded(embed: Any, tokens: Tensor, soft: Tensor | None = None) -> Tensor:
     return torch.where((tokens < 0).unsqueeze(-1), rows, hard)
 
 
-def _positions(seen: Tensor) -> Tensor:
+def positions(seen: Tensor) -> Tensor:
     """Position ids [B, L] that count real tokens only, so that padding moves nobody."""
     return (seen.cumsum(-1) - 1).clamp(min=0)
 
@@ -181,7 +181,7 @@ def _naive(model: Any, prompts: Sequence[Tensor], tokens: Tensor) -> Tensor:
 def _read_prompts(model: Any, prompts: Sequence[Tensor], tokens: Tensor, use_cache: bool) -> tuple[Tensor, Tensor, Any]:
     """One pass over the prompts: log P of the first tokens [B, C], which columns are real [B, L], the KV cache."""
     inputs, seen = pad_left(prompts)  # [B, L, D], [B, L]
-    output = model(inputs_embeds=inputs, attention_mask=seen.long(), position_ids=_positions(seen),
+    output = model(inputs_embeds=inputs, attention_mask=seen.long(), position_ids=positions(seen),
                    use_cache=use_cache, logits_to_keep=1)
     users = torch.arange(len(tokens), device=tokens.device).unsqueeze(-1)  # [B, 1]
     return _log_prob(output.logits, users, torch.zeros_like(users), tokens), seen, output.past_key_values

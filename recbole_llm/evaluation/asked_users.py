@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_llm.data.candidates import CandidateSet
 
 if TYPE_CHECKING:
-    from recbole_llm.model.base import LLMRanker
+    from recbole_llm.model.ranker import LLMRanker
 
 
 class Asked(NamedTuple):

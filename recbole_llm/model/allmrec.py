@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recbole_llm.backbone.builtin_text_encoder import builtin_stage
@@ -37,8 +37,9 @@ from recbole_llm.data import domains
 from recbole_llm.data.domains import Row
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.model.alignment import AlignmentRecipe, Projector, train_alignment
-from recbole_llm.model.base import LLMRanker, template
-from recbole_llm.training.checkpoint import fingerprint
+from recbole_llm.model.base import template
+from recbole_llm.model.ranker import LLMRanker
+from recbole_llm.training.checkpoint import fingerprint, save_tensors
 from recbole_llm.training.finetune import Batches
 from recbole_llm.training.loop import TrainingLoop
 from recbole_llm.training.stages import Stage
@@ -55,15 +56,7 @@ class ALLMRec(LLMRanker):
         if config["scorer"] == "letter":
             raise ValueError("scorer: letter asks for a label, ALLMRec for a title; choose tree, prefix or naive")
         super().__init__(config, dataset)
-        self.cf = CollaborativeModel(config, config["cf_model"], config["cf_config"], config["cf_checkpoint"])
-        if self.cf.histories.item_ids != self.histories.item_ids:
-            raise ValueError(f"cf_config: {self.cf.name} must be trained on the same items; leave filters to the run's own keys")
-        longest = getattr(self.cf.model, "max_seq_length", 0)
-        if longest > self.max_seq_length:
-            raise ValueError(
-                f"MAX_ITEM_LIST_LENGTH: {self.cf.name} reads {longest} items of a history, and this run cuts them to "
-                f"{self.max_seq_length} when it evaluates; give --MAX_ITEM_LIST_LENGTH={longest}"
-            )
+        self.cf = self._collaborative(config)
         self.recipe = AlignmentRecipe.of(config, self.domain)
         self.encoder = {key: config[f"text_encoder_{key}"] for key in ("path", "revision")}
         self.builtin_encoder = config["builtin_text_encoder"]
@@ -262,7 +255,7 @@ class ALLMRec(LLMRanker):
             learning_rate_key="stage2_learning_rate",
             show_progress=self.show_progress,
         ).run()
-        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, out / "projectors.safetensors")
+        save_tensors(out / "projectors.safetensors", parameters)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Stage 2's loss of a batch of RecBole's (history, next item) rows: a scalar."""

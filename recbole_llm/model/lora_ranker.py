@@ -21,7 +21,7 @@ from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain, Row
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.evaluation.asked_users import AskedUsers
-from recbole_llm.model.base import LLMRanker
+from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.training.finetune import LoRARecipe, finetune
 from recbole_llm.training.stages import Stage
 

@@ -128,11 +128,16 @@ def verify(folder: Path) -> None:
 # -- states ------------------------------------------------------------------------------------------------------------
 
 
+def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write named tensors, as they are, to a safetensors file of a folder that is still being made."""
+    # safetensors refuses shared storage, and views would be written whole
+    save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, file)
+
+
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
     """Write named tensors and JSON-able values as one atomic folder."""
     with atomic_folder(folder) as temporary:
-        # safetensors refuses shared storage, and views would be written whole
-        save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, temporary / "tensors.safetensors")
+        save_tensors(temporary / "tensors.safetensors", tensors)
         (temporary / "values.json").write_text(json.dumps(values))
 
 

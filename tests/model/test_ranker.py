@@ -9,7 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.backbone.scoring import Scorer
-from recbole_llm.model import base
+from recbole_llm.model import ranker
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_no_validation_or_test_item_is_ever_an_answer(module_settings, assemble,
 
 def test_listed_candidates_hold_the_target_once_at_any_place_and_nothing_known():
     rng = np.random.default_rng(0)
-    rows = [base._listed(7, {7, 1, 2}, np.arange(1, 40), 9, rng) for _ in range(500)]
+    rows = [ranker._listed(7, {7, 1, 2}, np.arange(1, 40), 9, rng) for _ in range(500)]
     assert all(len(set(row)) == 10 and row.count(7) == 1 and not {0, 1, 2} & set(row) for row in rows)
     places = np.bincount([row.index(7) for row in rows], minlength=10)
     assert places.min() > 25  # 50 expected
@@ -157,7 +157,7 @@ def test_listed_candidates_hold_the_target_once_at_any_place_and_nothing_known()
 
 def test_a_catalogue_too_small_to_list_from_is_an_error_and_not_an_endless_search():
     with pytest.raises(ValueError, match="candidates.number: 9 .* leaves 8 of the 11 items"):
-        base._listed(3, {1, 2, 3}, np.arange(1, 12), 9, np.random.default_rng(0))
+        ranker._listed(3, {1, 2, 3}, np.arange(1, 12), 9, np.random.default_rng(0))
 
 
 def test_the_stopping_score_is_the_ndcg_of_the_validation_targets(made, monkeypatch):
