@@ -6,12 +6,14 @@ a baseline (on whole sequences where it is causal, by RecBole's own loop otherwi
 stopped by RecBole's own full ranking of the validation items; or it is read from a checkpoint, without executing anything
 in it. From then on it is frozen and stays in ``eval()``, whatever the model around it does.
 
-Legend: B users, I items, L history items, H width of the collaborative model.
+Legend: B users, I items, L history items a model has room for, N those of the longest history asked about, H width of the
+collaborative model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from importlib.resources import files
 from inspect import signature
 from logging import getLogger
@@ -21,16 +23,20 @@ from typing import Any
 import torch
 import yaml
 from recbole.data.interaction import Interaction
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from recbole_llm.data.dataset import create_dataset, data_preparation
 from recbole_llm.evaluation.evaluator import gather_scores
-from recbole_llm.training.checkpoint import sha256_file
-from recbole_llm.training.sequence import SequenceTraining, make_causal
+from recbole_llm.training.checkpoint import save_tensors, sha256_file
+from recbole_llm.training.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
 from recbole_llm.training.stages import Stage, StageKeeper
 
 logger = getLogger()
+
+PREFIXES = 512
+"""Prefixes that go through a model at once, where each has to be read by itself."""
 
 
 class CollaborativeModel:
@@ -76,8 +82,9 @@ class CollaborativeModel:
         if issubclass(self._trainer_class, SequenceTraining):
             make_causal(self.model)  # it is read as it was trained
         self.model.requires_grad_(False).eval()
+        vars(self).pop("item_table", None)  # of the weights before
 
-    @property
+    @cached_property
     def _trainer_class(self) -> type[Any]:
         from recbole_llm.registry import get_trainer
 
@@ -91,7 +98,7 @@ class CollaborativeModel:
         score, _ = trainer.fit(train, valid, show_progress=self.config["show_progress"])
         trainer.load_best()
         logger.info(f"cf-{self.name}: best validation {self.config['valid_metric']} {score:.4f} under full ranking")
-        self._save(self.model.state_dict(), out)
+        save_tensors(out / "model.safetensors", self.model.state_dict())
 
     def _take_over(self, out: Path, scratch: Path) -> None:
         from recbole_llm.training.foreign import read_checkpoint
@@ -106,17 +113,23 @@ class CollaborativeModel:
                 f"dataset and filters that it was trained with, and --cf_model and --cf_config as they were"
             ) from error
         logger.info(f"cf-{self.name}: taken over from {self._checkpoint}")
-        self._save(found, out)
-
-    def _save(self, state: Mapping[str, Tensor], out: Path) -> None:
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in state.items()}, out / "model.safetensors")
+        save_tensors(out / "model.safetensors", found)
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def item_table(self) -> Tensor:
-        """Item vectors [I, H]."""
+        """Item vectors [I, H], read once: LightGCN's are a walk over the whole graph."""
         return _read(_ITEMS, self.model)[: self.model.n_items].detach()
+
+    @cached_property
+    def state_width(self) -> int:
+        """H of :meth:`sequence_states`.
+
+        Raises:
+            ValueError: the model has no states that could be read.
+        """
+        return self.sequence_states([[1]])[0].shape[-1]
 
     @torch.no_grad()
     def user_states(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> Tensor:
@@ -130,6 +143,31 @@ class CollaborativeModel:
         items, lengths = asked[self.model.ITEM_SEQ], asked[self.model.ITEM_SEQ_LEN]  # [B, L], [B]
         known = items[:, :1].ne(0)  # [B, 1]
         return _read_states(self.model, items.where(known, 1), lengths) * known  # [B, H]
+
+    @torch.no_grad()
+    def sequence_states(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Its state at every item of each history, and where there is an item: [B, N, H] and, as bool, [B, N].
+
+        N is the longest history of the call and at least 1; a sequential model reads no more than its ``max_seq_length``
+        most recent items. A causal model's state at an item is its user state after it, BERT4Rec's has seen the items
+        behind it too; any other sequential model reads each prefix by itself. A model that is not sequential has the
+        item's own vector there. Padding, on the right, is zeros, and changes no state.
+
+        Raises:
+            ValueError: the model has no states that could be read.
+        """
+        if not hasattr(self.model, "ITEM_SEQ"):
+            return self.item_states(histories)
+        items = _padded(histories, min(_longest(histories), self.model.max_seq_length)).to(self.device)  # [B, N]
+        known = items.ne(0)  # [B, N]
+        items[:, 0].clamp_(min=1)  # an empty history is read as item 1: no model knows a length of 0
+        return _read_positions(self.model, items).where(known[..., None], 0), known  # [B, N, H]
+
+    def item_states(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """The items' own vectors in the place of :meth:`sequence_states`."""
+        items = _padded(histories, _longest(histories)).to(self.device)  # [B, N]
+        known = items.ne(0)  # [B, N]
+        return self.item_table[items].where(known[..., None], 0), known  # [B, N, H]
 
     @torch.no_grad()
     def candidate_scores(
@@ -153,10 +191,7 @@ class CollaborativeModel:
         """What RecBole would hand to the model: the last ``MAX_ITEM_LIST_LENGTH`` items, padded on the right."""
         fields = {self.config["USER_ID_FIELD"]: torch.tensor(users)}
         if hasattr(self.model, "ITEM_SEQ"):
-            items = torch.zeros(len(histories), self.model.max_seq_length, dtype=torch.long)  # [B, L]
-            for row, history in zip(items, histories, strict=True):
-                recent = torch.tensor(list(history[-len(row) :]), dtype=torch.long)
-                row[: len(recent)] = recent
+            items = _padded(histories, self.model.max_seq_length)  # [B, L]
             # an empty history is read as one padding item: a length of 0 has no last position
             fields |= {self.model.ITEM_SEQ: items, self.model.ITEM_SEQ_LEN: items.ne(0).sum(1).clamp(min=1)}
         return Interaction(fields).to(self.device)
@@ -229,6 +264,47 @@ def _read_states(model: Any, items: Tensor, lengths: Tensor) -> Tensor:
     if read != ["item_seq", "item_seq_len"]:
         raise ValueError(f"cf_model: {name} reads {', '.join(read)}, not a history alone; {_CHOOSE}")
     return model(items, lengths)
+
+
+def _read_positions(model: Any, items: Tensor) -> Tensor:
+    """States [B, N, H] at each item of histories items [B, N], none of them empty; of no use at padding."""
+    name = type(model).__name__
+    if name == "BERT4Rec":
+        return model(items)
+    # RecBole's own NextItNet reads the last column of the padded history, so that no other column is a state of it
+    if name in CAUSAL_MODELS and (name != "NextItNet" or "forward" in vars(model)):
+        return sequence_states(model, items, items.ne(0).sum(1))
+    return _read_prefixes(model, items)
+
+
+def _read_prefixes(model: Any, items: Tensor) -> Tensor:
+    """States [B, N, H] of a model that has one state for a whole history: P prefixes, each a history of its own.
+
+    They are padded to the model's full length, on which a state may depend.
+    """
+    known = items.ne(0)  # [B, N]
+    rows, ends = known.nonzero(as_tuple=True)  # [P], [P]
+    columns = torch.arange(items.shape[1], device=items.device)  # [N]
+    prefixes = items[rows].where(columns <= ends[:, None], 0)  # [P, N]
+    prefixes = pad(prefixes, (0, model.max_seq_length - items.shape[1]))  # [P, L]
+    parts = zip(prefixes.split(PREFIXES), (ends + 1).split(PREFIXES), strict=True)
+    found = torch.cat([_read_states(model, part, lengths) for part, lengths in parts])  # [P, H]
+    states = found.new_zeros(*items.shape, found.shape[1])  # [B, N, H]
+    states[known] = found
+    return states
+
+
+def _longest(histories: Sequence[Sequence[int]]) -> int:
+    return max([1, *map(len, histories)])
+
+
+def _padded(histories: Sequence[Sequence[int]], width: int) -> Tensor:
+    """The last ``width`` items of each history [B, width], padded on the right with 0."""
+    items = torch.zeros(len(histories), width, dtype=torch.long)  # [B, width]
+    for row, history in zip(items, histories, strict=True):
+        recent = torch.tensor(list(history[-width:]), dtype=torch.long)
+        row[: len(recent)] = recent
+    return items
 
 
 def _checkpoint_settings(name: str, checkpoint: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.config import Config
@@ -17,6 +18,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 from safetensors.torch import save_file
 
+from recbole_llm.backbone import collaborative
 from recbole_llm.backbone.collaborative import CollaborativeModel, Retriever
 from recbole_llm.config import LLMConfig
 from recbole_llm.training.sequence import sequence_states
@@ -174,13 +176,98 @@ def test_in_another_process_it_answers_as_where_it_was_trained(make: Make, modul
     assert torch.equal(again.scores(interaction), trained.scores(interaction))
 
 
+# -- states at every item ----------------------------------------------------------------------------------------------
+
+SEEN = [[3, 1, 4, 15, 9], [7], [], [2, 6]]
+BY_PREFIX = ["STAMP", "LightSANs"]  # LightSANs mixes all columns: it is read at its full length or not at all
+AS_RECBOLE = {"train_mode": "prefix"}  # its NextItNet reads the padding
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [(name, {}) for name in ["SASRec", "GRU4Rec", "NextItNet", *BY_PREFIX]] + [("NextItNet", AS_RECBOLE)]
+)
+def test_the_state_at_an_item_is_the_user_state_after_it(
+    make: Make, name: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collaborative, "PREFIXES", 3)
+    cf = make(name, **values)
+    states, known = cf.sequence_states(SEEN)  # [B, N, H], [B, N]
+    assert known.tolist() == [[place < len(history) for place in range(5)] for history in SEEN]
+    assert states.shape == (4, 5, cf.state_width) and not states[~known].any() and not states.requires_grad
+    prefixes = [history[: end + 1] for history in SEEN for end in range(len(history))]
+    close(states[known], cf.user_states([1] * len(prefixes), prefixes))
+    assert len({*map(tuple, states[known].tolist())}) == len(prefixes)
+
+
+@torch.no_grad()
+def test_bert4rec_sees_the_whole_history_from_each_of_its_items(make: Make) -> None:
+    cf = make("BERT4Rec")
+    states, known = cf.sequence_states(SEEN)
+    assert known.sum(1).tolist() == [5, 1, 0, 2] and not states[~known].any() and cf.state_width == 16
+    for row, history in zip(states, SEEN, strict=True):
+        padded = torch.tensor([[*history, *[0] * (50 - len(history))]])
+        close(row[: len(history)], cf.model(padded)[0, : len(history)])
+    shorter, _ = cf.sequence_states([SEEN[0][:4]])
+    assert not torch.allclose(states[0, :4], shorter[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_without_a_history_of_its_own_a_model_has_the_items_vectors_there(make: Make, name: str) -> None:
+    cf, long = make(name, MAX_ITEM_LIST_LENGTH=4), [3, 1, 4, 15, 9]
+    states, known = cf.sequence_states([long, [], [7]])
+    close(states[0], cf.item_table[long])
+    close(states[2, 0], cf.item_table[7])
+    assert known.sum(1).tolist() == [5, 0, 1] and not states[~known].any()
+    assert cf.state_width == states.shape[-1] == cf.item_table.shape[1]
+
+
+@pytest.mark.parametrize("name", [*SEQUENTIAL, *BY_PREFIX, "BPR"])
+def test_a_row_of_states_is_the_same_in_any_company(make: Make, name: str) -> None:
+    cf = make(name)
+    states, _ = cf.sequence_states([*SEEN, list(range(1, 41))])
+    for row, history in zip(states, SEEN, strict=False):
+        alone, known = cf.sequence_states([np.array(history, dtype=int)])  # an empty one has one column of padding
+        assert alone.shape == (1, max(len(history), 1), cf.state_width) and known.sum() == len(history)
+        close(alone[0, : len(history)], row[: len(history)])
+    nothing, known = cf.sequence_states([[], []])
+    assert nothing.shape == (2, 1, cf.state_width) and not nothing.any() and not known.any()
+
+
+@pytest.mark.parametrize("name", [*SEQUENTIAL, *BY_PREFIX])
+def test_of_a_long_history_the_states_are_those_of_its_last_items(make: Make, name: str) -> None:
+    cf, recent = make(name, MAX_ITEM_LIST_LENGTH=5), [7, 8, 9, 10, 11]
+    states, known = cf.sequence_states([[1, 2, 3, *recent], recent, recent[1:]])
+    assert states.shape[1] == 5 and known.sum(1).tolist() == [5, 5, 4]
+    assert torch.equal(states[0], states[1]) and not torch.allclose(states[0, 1:], states[2, :4])
+
+
+@pytest.mark.parametrize(("name", "read"), [*((name, [(4, 5)]) for name in SEQUENTIAL), ("STAMP", [(9, 50)])])
+def test_one_pass_over_no_more_than_the_longest_history_where_that_is_enough(
+    make: Make, name: str, read: list[tuple[int, ...]]
+) -> None:
+    cf, passes = make(name), []
+    hook = cf.model.item_embedding.register_forward_pre_hook(lambda _, inputs: passes.append(tuple(inputs[0].shape)))
+    cf.sequence_states(SEEN)
+    hook.remove()
+    assert passes == read
+
+
+def test_the_items_are_those_of_the_weights_that_were_loaded(make: Make, module_settings: dict[str, Any]) -> None:
+    trained = make("LightGCN")
+    again = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=module_settings), "LightGCN", SMALL)
+    assert not torch.allclose(again.item_table, trained.item_table)  # asked before its stage is there
+    again.load(trained.folder)  # type: ignore[attr-defined]
+    assert torch.equal(again.item_table, trained.item_table)
+    assert torch.equal(again.sequence_states([[3]])[0], trained.sequence_states([[3]])[0])
+
+
 # -- which models ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Pop", "ItemKNN"])
 def test_a_model_without_vectors_is_refused_by_name(module_settings: dict[str, Any], name: str) -> None:
     cf = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=module_settings), name, SMALL)
-    for ask in (lambda: cf.item_table, lambda: cf.user_states([1], [[2]])):
+    for ask in (lambda: cf.item_table, lambda: cf.user_states([1], [[2]]), lambda: cf.sequence_states([[2]])):
         with pytest.raises(ValueError, match=f"cf_model: {name} keeps no vectors .* choose SASRec, .*collaborative.py"):
             ask()
 
@@ -190,8 +277,9 @@ def test_a_model_whose_forward_reads_more_or_less_is_refused_and_not_misread(
     module_settings: dict[str, Any], name: str, reads: str
 ) -> None:
     cf = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=module_settings), name, SMALL)
-    with pytest.raises(ValueError, match=f"cf_model: {name} reads {reads}, not a history alone; choose SASRec"):
-        cf.user_states([1], [[2]])
+    for ask in (lambda: cf.user_states([1], [[2]]), lambda: cf.sequence_states([[2], []]), lambda: cf.state_width):
+        with pytest.raises(ValueError, match=f"cf_model: {name} reads {reads}, not a history alone; choose SASRec"):
+            ask()
 
 
 # -- its stage ---------------------------------------------------------------------------------------------------------
