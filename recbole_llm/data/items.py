@@ -81,6 +81,22 @@ class ItemTexts:
         titles[0] = ""
         return cls(titles, _tell_apart(titles, years, brands, item_ids), columns)
 
+    def described(self, fields: Sequence[str]) -> list[str]:
+        """``name (brand: Kaytee, category: Hay)`` by item id: the name and those of the columns that have a value.
+
+        Raises:
+            ValueError: a named column is absent.
+        """
+        for field in fields:
+            if field not in self.fields:
+                there = ", ".join(self.fields) or "none"
+                raise ValueError(f"text_fields: beside the title there is no column {field!r}; there is {there}")
+        texts = []
+        for item, name in enumerate(self.names):
+            known = [f"{f.replace('_', ' ')}: {text}" for f in fields if (text := self.fields[f][item])]
+            texts.append(f"{name} ({', '.join(known)})" if known else name)
+        return texts
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every text: equal on every machine, different as soon as one character is."""
         content = json.dumps([self.titles, self.names, self.fields], sort_keys=True)

@@ -9,6 +9,7 @@ zero, which no tokenizer gives: ``item_token(i)`` behind a title of item i, and 
 
 Where the separator of a slot ends in a space, its titles take that space over, because byte-level tokenizers know words
 with their leading space; the text before the slot gives its own up. The answer does so where the cue ends in a space.
+A label in front of a title stands between the two: it takes the separator's space over, and the title takes the label's.
 
 The answer of the model is a title and an end. In a template that ends in ``{history}`` the next title continues the
 list: each title is followed by the separator, and the separator ends the answer, too. So the score of a continuation is
@@ -18,8 +19,8 @@ exactly the distribution that :meth:`PromptBuilder.sequence` trains. In all othe
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice, repeat
 from logging import getLogger
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ class PromptBuilder:
         template: the user's text, see the module.
         system: text before it: the system message of a chat, otherwise a first line.
         history_separator, candidate_separator: what stands between two titles.
+        history_label: where given, what stands before each title of the history, with its number, from 1 for the oldest
+            that is kept, in place of ``{k}``.
         labels: where given, candidates are listed as ``label. title`` and the answer is a label.
         item_tokens: put ``item_token(i)`` behind each title of the history and of the candidates (never of an answer).
         chat: render system and template through the tokenizer's own chat template.
@@ -72,6 +75,7 @@ class PromptBuilder:
         verb: str = "chosen",
         history_separator: str = "\n",
         candidate_separator: str = "\n",
+        history_label: str = "",
         labels: Sequence[str] | None = None,
         item_tokens: bool = False,
         chat: bool = False,
@@ -97,7 +101,9 @@ class PromptBuilder:
         end = separator if self.is_continuation else text.end()
         self.answers = [title + end for title in text.titles(answer_spaced)]
         soft = [[item_token(item)] if item_tokens else [] for item in range(len(names))]
-        self._history = [title + s + separator for title, s in zip(text.titles(history_spaced), soft, strict=True)]
+        self._numbers = self._number_history(history_label, history_spaced)
+        told = text.titles(history_label.endswith(" ") if history_label else history_spaced)
+        self._history = [title + s + separator for title, s in zip(told, soft, strict=True)]
         self._surplus = 0 if self.is_continuation else len(separator)  # the separator after the last title
         self._listed = text.titles(bool(labels) or listed_spaced) if self.shows_candidates else []
         self._candidates = [title + s for title, s in zip(self._listed, soft, strict=False)]
@@ -169,13 +175,28 @@ class PromptBuilder:
     def _list_history(self, history: Sequence[int], room: int) -> list[int]:
         kept: list[list[int]] = []
         room += self._surplus
-        for item in islice(reversed(history), self.max_history):
-            room -= len(self._history[item])
+        # of n titles the numbers are 1 to n, whichever they are: one title more costs the tokens of the next number
+        for number, item in zip(self._numbers, islice(reversed(history), self.max_history), strict=False):
+            room -= len(number) + len(self._history[item])
             if room < 0:
                 break
             kept.append(self._history[item])
-        row = list(chain.from_iterable(reversed(kept)))
+        row = [token for parts in zip(self._numbers, reversed(kept), strict=False) for token in chain(*parts)]
         return row[: len(row) - self._surplus] if kept else row
+
+    def _number_history(self, label: str, spaced: bool) -> Iterable[list[int]]:
+        """What stands before the first title of the history, the second, and so on; nothing where there is no label."""
+        if not label:
+            return repeat([])
+        if {*_WORD.findall(label)} != {"k"}:
+            raise ValueError(f"history_label: a title's number stands in place of {{k}}, the one slot there is: {label!r}")
+        if self.is_continuation:
+            raise ValueError(
+                f"history_label: the answer continues the history and would lack its number after {label!r}; let the "
+                "template go on behind {history}, or leave the label out"
+            )
+        texts = [label.removesuffix(" ").replace("{k}", str(place)) for place in range(1, self.max_history + 1)]
+        return [self._text.literal(self._text.spaced(text, spaced)) for text in texts]
 
     def _list_candidates(self, candidates: Sequence[int] | None) -> list[int]:
         if candidates is None or not len(candidates):

@@ -140,6 +140,20 @@ def test_bad_files(tmp_path: Path) -> None:
         read(tmp_path, ["a\tAlien", "b\tBra\tzil\t1985\t\tComedy"])
 
 
+def test_an_item_described_by_the_columns_that_say_something(tmp_path: Path) -> None:
+    header = "item_id:token\ttitle:token_seq\tbrand:token\tmain_category:token_seq"
+    lines = ["a\tHay\tKaytee\tFood, hay", "b\tCage\t\tHomes", "c\tBall", "d\tHay\tOxbow\t", "e"]
+    items = read(tmp_path, lines, header, year_field=None, category_field=None)
+    assert items.described(["brand", "main_category"]) == [
+        "", "Hay (Kaytee) (brand: Kaytee, main category: Food, hay)", "Cage (main category: Homes)", "Ball",
+        "Hay (Oxbow) (brand: Oxbow)", "item e",
+    ]  # fmt: skip
+    assert items.described(["main_category", "brand"])[1] == "Hay (Kaytee) (main category: Food, hay, brand: Kaytee)"
+    assert items.described([]) == items.names
+    with pytest.raises(ValueError, match="text_fields: .* no column 'title'; there is brand, main_category"):
+        items.described(["brand", "title"])
+
+
 def test_fingerprint_is_of_the_texts(tmp_path: Path) -> None:
     first, again = read(tmp_path, ["a\tAlien\t1979"]), read(tmp_path, ["a\tAlien\t1979"])
     assert first.fingerprint() == again.fingerprint()
