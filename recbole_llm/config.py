@@ -1,8 +1,8 @@
 """RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
 
-Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- properties/model <- properties/llm <- the
-user's files <- dict <- command line. A partial ``eval_args``, ``candidates`` or other dict is merged into the default
-instead of replacing it.
+Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- properties/model <- properties/llm <- the run
+of ``load_from`` <- the user's files <- dict <- command line. A partial ``eval_args``, ``candidates`` or other dict is merged
+into the default instead of replacing it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from recbole.utils.argument_list import (
 from recbole_llm import compat, registry
 from recbole_llm.data import scenarios
 from recbole_llm.evaluation import slices
+from recbole_llm.evaluation.record import KeptRun
 from recbole_llm.training.checkpoint import fingerprint
 
 # keys that RecBole reads and documents nowhere in its property files
@@ -42,6 +43,11 @@ _BOOKKEEPING = {
     "checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id",
     "log_wandb", "save_dataloaders", "save_dataset",
     "save_every_seconds", "show_progress", "state", "wandb_project", "worker",
+}  # fmt: skip
+# what is said about a run's data and how it is measured: all else of ours is about its model, and taken up by `load_from`
+_ABOUT_DATA = {
+    *evaluation_arguments, *_BOOKKEEPING, *scenarios.SETTINGS, *scenarios.TEXTS, "candidates", "eval_users", "slices",
+    "cf_checkpoint", "load_col", "load_from", "retriever", "retriever_config", "retriever_top",
 }  # fmt: skip
 
 
@@ -76,9 +82,14 @@ class LLMConfig(Config):
         config_dict: values set from Python; strings are read as literals, never evaluated.
         cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read here.
 
+    Attributes:
+        kept_run: the run that this one takes up, with ``load_from``.
+
     Raises:
         ValueError: an unknown key, model or value; names the key, its file and the nearest known key.
     """
+
+    kept_run: KeptRun | None = None
 
     def __init__(
         self,
@@ -164,6 +175,7 @@ class LLMConfig(Config):
                 values = self._read_yaml(file)
                 self._ours.update(values)
                 self.internal_config_dict.update(values)
+        self._take_up(model, model_class)
         self._check_keys()
 
     def _llm_files(self, folder: Path, model: str) -> list[Path]:
@@ -180,6 +192,31 @@ class LLMConfig(Config):
             known = ", ".join(sorted(path.stem for path in (folder / "llm").glob("*.yaml")))
             raise ValueError(f"--llm={name}: {file} does not exist; known: {known}; or give --llm_path=FOLDER or a hub id")
         return [file, folder / "llm" / name / f"{model}.yaml"]
+
+    def _take_up(self, model: str, model_class: type) -> None:
+        """``load_from``: what a kept run says about its model becomes this run's defaults.
+
+        Raises:
+            ValueError: the model takes up no run, the run is of another model or backbone, or as :meth:`KeptRun.read`.
+        """
+        given, llm = self.external_config_dict.get("load_from"), self.external_config_dict.get("llm")
+        if given is None:
+            return
+        if not getattr(model_class, "takes_up_runs", False):
+            raise ValueError(f"load_from: {model} takes up no other run; leave load_from={given} out")
+        self.kept_run = KeptRun.read(str(given))
+        theirs, trained = self.kept_run.record["model"], self.kept_run.record["config"]
+        if theirs != model:
+            raise ValueError(f"load_from: {given} is a run of {theirs}, which {model} cannot take up; give a run of {model}")
+        backbone = trained["llm"] or trained["llm_path"]
+        if llm not in (None, backbone):  # the run's llm_path would win over that of properties/llm
+            raise ValueError(f"--llm={llm}: load_from={given} was trained on {backbone}; leave llm out")
+        taken = self._ours.keys() - _ABOUT_DATA - self._dataset_keys()
+        self.internal_config_dict.update({key: value for key, value in trained.items() if key in taken})
+
+    def _dataset_keys(self) -> set[str]:
+        """What property files say about datasets."""
+        return {key for file in (properties_folder() / "dataset").glob("*.yaml") for key in self._read_yaml(file)}
 
     def _check_keys(self) -> None:
         quick = set(self.internal_config_dict) | _RECBOLE_KEYS
@@ -256,10 +293,9 @@ class LLMConfig(Config):
 
         A scenario holds nothing out of another dataset; out of this run's own, unless it is asked for as a ``whole``.
         """
-        about_dataset = {key for file in (properties_folder() / "dataset").glob("*.yaml") for key in self._read_yaml(file)}
         dropped, other = {"dataset"}, name != self.dataset
         if other:
-            dropped |= about_dataset
+            dropped |= self._dataset_keys()
         if other or whole:
             dropped |= set(scenarios.SETTINGS)
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
@@ -285,7 +321,8 @@ class LLMConfig(Config):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of every value that can change a result."""
-        return fingerprint({key: value for key, value in self.plain().items() if key not in _BOOKKEEPING})
+        values = {**self.plain(), "load_from": self.kept_run and self.kept_run.record["stages"]}  # wherever it lies
+        return fingerprint({key: value for key, value in values.items() if key not in _BOOKKEEPING})
 
     @property
     def recbole_fingerprint(self) -> str:

@@ -30,6 +30,8 @@ def run_recbole_llm(
 ) -> dict[str, Any]:
     """Train and evaluate one model, ours or RecBole's, and write its run record.
 
+    A model with ``report(folder) -> list[str]`` may then write into the record's folder; the log shows the lines it returns.
+
     Args:
         model, dataset, config_file_list, config_dict, saved: as RecBole's ``run_recbole``.
         cmd_line: ``--key=value`` arguments; they win over everything else.
@@ -73,11 +75,13 @@ def run_recbole_llm(
     logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
     logger.info(set_color("test result", "yellow") + f": {test_result}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}")
+    for line in network.report(path.parent) if hasattr(network, "report") else ():
+        logger.info(line)
     return {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_valid_result,
-        "test_result": test_result,
+        "test_result": record.rows[0].metrics,
         "controls": {row.name: row.metrics for row in record.rows[1:]},
         "record": str(Path(path)),
     }

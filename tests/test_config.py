@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -13,6 +14,8 @@ import yaml
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig, parse_value, properties_folder
+from recbole_llm.model.allmrec import ALLMRec
+from recbole_llm.model.tallrec import TALLRec
 
 PROPERTIES = sorted(properties_folder().rglob("*.yaml"), key=str)
 
@@ -136,6 +139,90 @@ def test_sequential_models_with_cross_entropy_need_no_negatives() -> None:
 def test_labelled_models_keep_recboles_evaluation() -> None:
     config = LLMConfig("FM", "tiny")
     assert config["candidate_phases"] == [] and config["metrics"] == ["AUC", "LogLoss"]
+
+
+# -- a run that another one takes up -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``kept(**given)``: the folder of a run on ml-100k with these settings, which TALLRec and ALLMRec may take up."""
+    for model_class in (TALLRec, ALLMRec):
+        monkeypatch.setattr(model_class, "takes_up_runs", True, raising=False)
+
+    def kept(stages: dict[str, str] | None = None, name: str = "run", model: str = "TALLRec", **given: Any) -> str:
+        folder = tmp_path / "saved" / "runs" / name
+        folder.mkdir(parents=True)
+        config = LLMConfig(model, "ml-100k", config_dict=given).plain()
+        record = {"model": model, "dataset": "ml-100k", "config": config, "stages": stages or {}}
+        (folder / "record.json").write_text(json.dumps(record))
+        return str(folder)
+
+    return kept
+
+
+def test_settings_of_a_kept_run_win_over_files_and_yours_over_these(kept: Any, tmp_path: Path) -> None:
+    texts = {"system": "'[1]'", "prompts": {"own": "{history}"}}  # text stays text
+    run = kept(r=3, llm="qwen2.5-0.5b", lora_epochs=9, max_history=7, builtin_lm={"tokens": 5}, top_k_target=2, **texts)
+    config = LLMConfig("TALLRec", "tiny", [write(tmp_path / "own.yaml", r=4)], {"load_from": run}, ["--lora_epochs=8"])
+    assert config.kept_run is not None and config.kept_run.root == tmp_path / "saved"
+    assert (config["r"], config["lora_epochs"], config["max_history"], config["top_k_target"]) == (4, 8, 7, 2)
+    assert (config["llm"], config["llm_path"], config["lora_batch_size"]) == ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 128)
+    assert config["system"] == "[1]" and {"own", "listwise"} < config["prompts"].keys() and config["builtin_lm"]["tokens"] == 5
+    other = config.for_dataset("amazon-beauty")
+    assert (other["r"], other["lora_epochs"], other["max_history"], other["noun"]) == (4, 8, 7, "product")
+    assert config.for_model("SASRec", {}).kept_run is None
+
+
+def test_what_a_kept_run_says_about_its_data_and_measurement_is_left_to_it(kept: Any) -> None:
+    about_data = {
+        "candidates": {"number": 3, "seed": 1}, "eval_users": 5, "slices": {}, "metrics": ["Hit", "NDCG"], "topk": [5],
+        "valid_metric": "NDCG@5", "eval_args": {"mode": "full"}, "eval_batch_size": 7, "metric_decimal_place": 3,
+        "new_items": 0.2, "cold_user_length": 4, "retriever": "BPR", "retriever_config": {"epochs": 1}, "retriever_top": 3,
+        "title_field": "t", "year_field": "y", "brand_field": "b", "category_field": "c", "no_value": ["x"], "noun": "n",
+        "article_suffix": False, "verb": "v", "load_col": {"inter": ["user_id"]}, "show_progress": False, "seed": 3,
+        "save_every_seconds": 1.0, "checkpoint_dir": "there", "data_path": "there", "cf_checkpoint": "there",
+    }  # fmt: skip
+    run = kept(model="ALLMRec", max_history=7, **about_data)
+    own, taken = (LLMConfig("ALLMRec", "amazon-beauty", config_dict={"load_from": given}) for given in (None, run))
+    changed = {key for key, value in taken.plain().items() if value != own.plain()[key]}
+    assert changed == {"max_history", "load_from"}
+
+
+@pytest.mark.parametrize("llm", [None, "builtin"])
+def test_a_backbone_beside_a_kept_run_is_refused_unless_it_is_that_runs(kept: Any, llm: str | None) -> None:
+    run = kept(llm=llm)
+    for given in ({}, {"llm": "builtin"}, {"llm_path": "here"}):
+        config = LLMConfig("TALLRec", "tiny", config_dict={"load_from": run, **given})
+        assert config["llm_path"] == given.get("llm_path", "builtin")
+    with pytest.raises(ValueError, match="--llm=qwen2.5-0.5b: load_from=.* was trained on builtin; leave llm out"):
+        LLMConfig("TALLRec", "tiny", config_dict={"load_from": run, "llm": "qwen2.5-0.5b"})
+    run = kept(llm_path="there", name="another")
+    with pytest.raises(ValueError, match="--llm=builtin: load_from=.* was trained on there; leave llm out"):
+        LLMConfig("TALLRec", "tiny", config_dict={"load_from": run, "llm": "builtin"})
+
+
+def test_only_some_models_take_up_runs_and_only_their_own(kept: Any) -> None:
+    run = kept()
+    for model in ("LoRACocktail", "SASRec"):
+        with pytest.raises(ValueError, match=f"load_from: {model} takes up no other run; leave load_from=.*run out"):
+            LLMConfig(model, "tiny", config_dict={"load_from": run})
+    file = Path(run) / "record.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model": "Laser"}))
+    with pytest.raises(ValueError, match="load_from: .*run is a run of Laser, which TALLRec cannot take up; give .* of TALLRec"):
+        LLMConfig("TALLRec", "tiny", config_dict={"load_from": run})
+    with pytest.raises(ValueError, match="load_from: there is no run at nowhere"):
+        LLMConfig("TALLRec", "tiny", cmd_line=["--load_from=nowhere"])
+    assert LLMConfig("SASRec", "tiny", config_dict={"load_from": None}).kept_run is None
+
+
+def test_a_fingerprint_follows_what_a_kept_run_has_trained_not_where_it_lies(kept: Any) -> None:
+    def fingerprint(run: str | None) -> str:
+        return LLMConfig("TALLRec", "tiny", config_dict={"load_from": run}).fingerprint
+
+    run = kept({"lm": "lm-1"})
+    assert fingerprint(run) == fingerprint(f"{run}/record.json") == fingerprint(kept({"lm": "lm-1"}, name="again"))
+    assert len({fingerprint(None), fingerprint(run), fingerprint(kept({"lm": "lm-2"}, name="other"))}) == 3
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -298,6 +385,8 @@ def test_property_files_parse_and_set_known_keys(file: Path) -> None:
     config = LLMConfig(model, dataset, config_dict=llm)
     values = yaml.load(file.read_text(encoding="utf-8"), Loader=config.yaml_loader)
     values.pop("protocol", None)
+    if "eval_args" in values:
+        values["eval_args"]["mode"] = dict.fromkeys(["valid", "test"], values["eval_args"]["mode"])  # as RecBole sees it
     assert values and {key: config[key] for key in values} == values
     # as a user's file the keys are checked: none is misspelt
     if file.name != "overall.yaml":

@@ -21,9 +21,17 @@ class Backbone:
 
 
 def load_backbone(config: Any, domain: Domain, keeper: StageKeeper) -> Backbone:
-    """The LM that ``config`` names; the builtin one is trained on ``domain`` first, unless it is kept."""
+    """The LM that ``config`` names; the builtin one is trained on ``domain`` first, unless it is kept.
+
+    A run that takes up another (``load_from``) has the builtin LM of that one.
+
+    Raises:
+        ValueError: the other run has none; names ``load_from`` and the remedy.
+    """
     path, name = config["llm_path"], None
-    if path == "builtin":
+    if path == "builtin" and config.kept_run:
+        path = config.kept_run.stage("builtin-lm")
+    elif path == "builtin":
         from recbole_llm.backbone.builtin_lm import builtin_stage
 
         stage = builtin_stage(
@@ -44,5 +52,3 @@ def load_backbone(config: Any, domain: Domain, keeper: StageKeeper) -> Backbone:
         name = f"builtin {sum(p.numel() for p in loaded.model.parameters()) / 1e6:.1f}M"
     identity = fingerprint(path, loaded.revision or config["llm_revision"])
     return Backbone(loaded.model, loaded.tokenizer, name or loaded.name, f"{identity}/{config['dtype']}")
-
-

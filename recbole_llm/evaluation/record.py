@@ -1,4 +1,4 @@
-"""The run record: everything that a table or a test needs of a run, as one JSON file; and the table of a run."""
+"""The run record: everything that a table, a test or a later run needs of a run, as one JSON file; and the table of a run."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 import recbole_llm
 from recbole_llm.evaluation import slices
 from recbole_llm.evaluation.evaluator import Ranks
-from recbole_llm.training.checkpoint import atomic_write
+from recbole_llm.training.checkpoint import DamagedError, atomic_write, verify
 
-_INTERVAL = "hit@1_half_width_95"
+_INTERVAL = "half_width_95"
 _LIBRARIES = ("recbole", "torch", "transformers", "peft", "numpy", "scipy", "pandas")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a model, or one of its controls; ``slices`` holds users and metrics of each slice."""
+    """One line of the table: a model, or one of its controls.
+
+    Attributes:
+        half_width: of the 95 % interval over users, for each metric that the ranks give.
+        slices: users, metrics and half widths of each slice.
+    """
 
     name: str
     metrics: dict[str, float]
     ranks: Ranks
-    half_width: float | None
+    half_width: dict[str, float] = field(default_factory=dict)
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -45,17 +49,25 @@ class RunRecord:
         data, protocol = test_data._dataset, config["eval_args"]
         last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the test target
         self._user_ids = data.field2id_token[config["USER_ID_FIELD"]]
+        self._test_rows = test_data.sample_size
         self._scenario = data.scenario.label
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
         self.rows: list[Row] = []
 
     def add(self, name: str, metrics: Mapping[str, float], ranks: Ranks) -> None:
-        """Add a result with the ranks behind it."""
+        """Add a result with the ranks behind it; those of a full ranking give an uncut ``mrr`` beside it."""
+        values = {key: float(value) for key, value in metrics.items()}
+        told = ranks
+        if "test" not in self._candidates:
+            told = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
+            values |= slices.metrics(told.ranks, ["mrr"])
         parts = {
-            part: {"users": len(own.users), **slices.metrics(own.ranks, self._config["topk"]), _INTERVAL: hit_interval(own)}
-            for part, own in slices.parted(ranks, self._slices).items()
-        }
-        self.rows.append(Row(name, {key: float(value) for key, value in metrics.items()}, ranks, hit_interval(ranks), parts))
+            part: {
+                "users": len(own.users), **slices.metrics(own.ranks, values), _INTERVAL: slices.half_widths(own.ranks, values)
+            }
+            for part, own in slices.parted(told, self._slices).items()
+        }  # fmt: skip
+        self.rows.append(Row(name, values, ranks, slices.half_widths(told.ranks, values), parts))
 
     @property
     def heading(self) -> str:
@@ -89,6 +101,7 @@ class RunRecord:
             "backbone": getattr(self._model, "backbone_name", None),
             "backbone_fingerprint": getattr(self._model, "backbone_fingerprint", None),
             "merge": getattr(self._model, "merge_report", None),
+            "stages": {stage: folder.name for stage, folder in keeper.folders.items()} if keeper else {},
             "stage_seconds": keeper.seconds if keeper else None,
             "config": config.plain(),
             "fingerprint": config.fingerprint,
@@ -101,29 +114,86 @@ class RunRecord:
         return path
 
 
-def hit_interval(ranks: Ranks) -> float | None:
-    """Half width of the 95 % interval of Hit@1 over users (normal approximation)."""
-    if not ranks.ranks:
-        return None
-    hits = np.array(ranks.ranks) == 1
-    return float(1.96 * hits.std() / np.sqrt(len(hits)))
+@dataclass(frozen=True)
+class KeptRun:
+    """A run on disk that another one takes up (``load_from``): its record and its stages, of which nothing is executed.
+
+    Attributes:
+        path: its record.json.
+        record: what stands there.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, given: str | Path) -> KeptRun:
+        """The run of a folder or record.json.
+
+        Raises:
+            ValueError: it is not there, no record, or one that does not name its stages.
+        """
+        path = Path(given).expanduser().resolve()
+        path = path / "record.json" if path.is_dir() else path
+        remedy = "give a run's folder, as saved/runs/Laser-ml-100k-1234abcd, or its record.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"load_from: there is no run at {given} ({path} cannot be read); {remedy}") from error
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not {"model", "dataset", "config"} <= record.keys():
+            raise ValueError(f"load_from: {path} is no record of a run; {remedy}")
+        run = cls(path, record)
+        if "stages" not in record:
+            raise ValueError(f"load_from: {path} is older than records that name their stages; {run._again}")
+        return run
+
+    @property
+    def root(self) -> Path:
+        """The ``checkpoint_dir`` that holds it."""
+        return self.path.parent.parent.parent
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage of the run, checked.
+
+        Raises:
+            ValueError: the run has no such stage, or its folder is gone or damaged.
+        """
+        stages = self.record["stages"]
+        if name not in stages:
+            known = ", ".join(stages) or "none"
+            raise ValueError(f"load_from: {self.path} has no stage {name} (it has: {known}); give the run that trained it")
+        folder = self.root / "stages" / stages[name]
+        try:
+            verify(folder)
+        except DamagedError as error:
+            raise ValueError(f"load_from: the stage {name} of {self.path} is gone or damaged ({error}); {self._again}") from error
+        return folder
+
+    @property
+    def _again(self) -> str:
+        return f"run its command again, --model={self.record['model']} --dataset={self.record['dataset']} and what else it had"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as plain text; the interval beside Hit@1 is over users. NDCG@1 and MRR@1 are Hit@1 and left out beside it.
+    """Rows as plain text; the interval beside the first metric is over users. NDCG@1 and MRR@1 are Hit@1 and left out beside it.
 
-    Hit@1 of each slice, of ``n`` users, stands in the last columns.
+    The first metric of each slice, of ``n`` users, stands in the last columns.
     """
     same = {"ndcg@1", "mrr@1"} if "hit@1" in rows[0].metrics else set()
-    keys = [key for key in rows[0].metrics if key not in same]
-    parts = {name: part["users"] for name, part in rows[0].slices.items() if "hit@1" in keys}
-    lines = []
-    for row in rows:
-        cells = [f"{row.metrics[key]:.4f}" for key in keys]
-        if row.half_width is not None and "hit@1" in keys:
-            cells[keys.index("hit@1")] += f" ±{row.half_width:.3f}"
-        cells += [f"{row.slices[name]['hit@1']:.4f} ±{row.slices[name][_INTERVAL]:.3f}" for name in parts]
-        lines.append([row.name, *cells])
-    return tabulate(
-        lines, headers=["", *keys, *(f"hit@1 {name} (n={users})" for name, users in parts.items())], disable_numparse=True
-    )
+    first, *others = [key for key in rows[0].metrics if key not in same]
+    parts = {name: part["users"] for name, part in rows[0].slices.items() if first in part}
+
+    def cell(values: Mapping[str, float], half_width: Mapping[str, float]) -> str:
+        return f"{values[first]:.4f}" + (f" ±{half_width[first]:.3f}" if first in half_width else "")
+
+    lines = [
+        [
+            row.name, cell(row.metrics, row.half_width), *(f"{row.metrics[key]:.4f}" for key in others),
+            *(cell(row.slices[name], row.slices[name][_INTERVAL]) for name in parts),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    headers = ["", first, *others, *(f"{first} {name} (n={users})" for name, users in parts.items())]
+    return tabulate(lines, headers=headers, disable_numparse=True)

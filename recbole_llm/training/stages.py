@@ -50,11 +50,15 @@ class Stage:
 
 @dataclass
 class StageKeeper:
-    """Runs stages whose result is not kept yet, under ``root`` (``<checkpoint_dir>/stages``)."""
+    """Runs stages whose result is not kept yet, under ``root`` (``<checkpoint_dir>/stages``).
+
+    Of the stages it was asked for, by name, it knows what they took (``seconds``) and where they are (``folders``).
+    """
 
     root: Path
     seed: int = 2020
     seconds: dict[str, float] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
 
     def folder(self, stage: Stage) -> Path:
         """Where the stage's result is, or will be."""
@@ -75,6 +79,7 @@ class StageKeeper:
             else:
                 self._build(stage, folder)
             self._sweep(folder, "unfinished")
+        self.folders.setdefault(stage.name, folder)  # a retriever, asked for last, may be named as the model's own part
         return folder
 
     def _sweep(self, folder: Path, suffix: str) -> None:

@@ -1,18 +1,22 @@
-"""The run record: strict JSON with all that a table or a test needs."""
+"""The run record: strict JSON with all that a table, a test or a later run needs."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from recbole.model.general_recommender import Pop
 
 from recbole_llm.evaluation.evaluator import Ranks
-from recbole_llm.evaluation.record import Row, hit_interval, table
+from recbole_llm.evaluation.record import KeptRun, Row, table
+from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.training.stages import Stage, StageKeeper
 
 Run = Callable[..., Any]
 
@@ -24,10 +28,19 @@ def strict(path: str) -> dict[str, Any]:
     return json.loads(Path(path).read_text(), parse_constant=refuse)
 
 
+def half_width(ranks: dict[str, int], metric: Callable[[np.ndarray], np.ndarray]) -> float:
+    return float(1.96 * metric(np.array(list(ranks.values()))).std() / np.sqrt(len(ranks)))
+
+
 def test_a_record_holds_what_section_3_of_the_design_asks_for(run: Run) -> None:
     result, _ = run("BPR")
     record = strict(result["record"])
     assert record["results"]["BPR"] == pytest.approx(dict(result["test_result"]))
+    assert record["half_width_95"]["BPR"].keys() == result["test_result"].keys()
+    assert record["half_width_95"]["BPR"]["hit@1"] == pytest.approx(half_width(record["ranks"]["BPR"], lambda rank: rank == 1))
+    assert record["half_width_95"]["BPR"]["mrr@5"] == pytest.approx(
+        half_width(record["ranks"]["BPR"], lambda rank: (rank <= 5) / rank)
+    )
     assert record["best_valid_result"] == pytest.approx(dict(result["best_valid_result"]))
     assert (record["model"], record["dataset"], record["seed"]) == ("BPR", "tiny", 2020)
     assert set(record["ranks"]["BPR"]) == {f"u{user}" for user in range(60)}  # tokens, not internal ids
@@ -37,7 +50,7 @@ def test_a_record_holds_what_section_3_of_the_design_asks_for(run: Run) -> None:
     assert {"recbole_llm", "python", "recbole", "torch", "transformers", "peft"} <= record["versions"].keys()
     assert record["seconds"]["train"] > 0 and record["seconds"]["evaluate"] > 0
     assert record["peak_memory_bytes"] > 1e6 and record["written"].endswith("Z")
-    assert record["backbone"] is None and len(record["fingerprint"]) == 64
+    assert record["stages"] == {} and record["backbone"] is None and len(record["fingerprint"]) == 64
     assert Path(result["record"]).parent.name == f"BPR-tiny-{record['fingerprint'][:8]}"
 
 
@@ -46,15 +59,16 @@ def test_a_record_of_an_llm_model_names_its_backbone_and_controls(run: Run) -> N
     record = strict(result["record"])
     assert "tiny-llama" in record["backbone"] and record["backbone_fingerprint"]
     assert list(record["results"]) == ["TALLRec", "no adapter"] == list(record["ranks"])
-    assert record["stage_seconds"].keys() == {"ingredient"}
+    assert record["stage_seconds"].keys() == {"ingredient"} == record["stages"].keys()
+    assert (Path(result["record"]).parents[2] / "stages" / record["stages"]["ingredient"]).is_dir()
     assert result["controls"].keys() == {"no adapter"}
 
 
 def test_recboles_own_modes_are_recorded_as_such(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     record = strict(run("BPR", eval_args={"mode": "uni5"})[0]["record"])
     assert record["candidates_sha256"] == {} and record["ranks"]["BPR"] == {}
-    assert record["hit@1_half_width_95"]["BPR"] is None
-    assert "tiny, mode uni5" in caplog.text
+    assert record["half_width_95"] == {"BPR": {}} and "mrr" not in record["results"]["BPR"]
+    assert "tiny, mode uni5" in caplog.text and "±" not in caplog.text
 
 
 def test_a_record_holds_the_metrics_of_each_slice(run: Run) -> None:
@@ -62,9 +76,40 @@ def test_a_record_holds_the_metrics_of_each_slice(run: Run) -> None:
     assert list(record["slices"]) == ["TALLRec", "no adapter"]
     users = [{name: part.pop("users") for name, part in parts.items()} for parts in record["slices"].values()]
     assert users[0] == users[1] and users[0].keys() == {"cold", "warm"} and sum(users[0].values()) < 60
-    keys = {f"{metric}@{k}" for metric in ("hit", "ndcg", "mrr") for k in (1, 5)} | {"hit@1_half_width_95"}
+    keys = {f"{metric}@{k}" for metric in ("hit", "ndcg", "mrr") for k in (1, 5)}
     for part in (part for parts in record["slices"].values() for part in parts.values()):
-        assert part.keys() == keys and all(0 <= value <= 1 for value in part.values())
+        widths = part.pop("half_width_95")
+        assert part.keys() == widths.keys() == keys and all(0 <= value <= 1 for value in (*part.values(), *widths.values()))
+
+
+def test_a_full_ranking_has_an_mrr_over_the_whole_catalogue(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    result, record = run("BPR", eval_args={"mode": "full"})
+    ranks = np.array(list(record["ranks"]["BPR"].values()))
+    assert ranks.max() > 10 and list(record["results"]["BPR"])[-1] == "mrr"
+    assert record["results"]["BPR"] == result["test_result"]
+    assert record["results"]["BPR"]["mrr"] == pytest.approx(np.mean(1 / ranks)) and len(ranks) == 60
+    assert record["half_width_95"]["BPR"]["mrr"] == pytest.approx(half_width(record["ranks"]["BPR"], lambda rank: 1 / rank))
+    assert all(part["mrr"] > part["mrr@5"] for part in record["slices"]["BPR"].values())
+    assert re.search(r"ndcg@5 +mrr@5 +mrr +hit@1 cold \(n=", caplog.text)
+    assert "mrr" not in run("BPR")[1]["results"]["BPR"]  # of 10 candidates
+
+
+def test_users_with_several_targets_have_no_intervals_and_no_uncut_mrr(run: Run) -> None:
+    args = {"mode": "full", "split": {"RS": [0.5, 0.2, 0.3]}, "order": "RO"}
+    _, record = run("BPR", eval_args=args, eval_batch_size=1)  # a batch a user, some of whom have one target
+    assert 0 < len(record["ranks"]["BPR"]) < 60
+    assert "mrr" not in record["results"]["BPR"] and record["half_width_95"] == {"BPR": {}}
+
+
+def test_the_first_metric_has_the_intervals_and_the_slices(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    values = {"metrics": ["Recall", "NDCG", "MRR"], "topk": [10], "valid_metric": "NDCG@10", "eval_args": {"mode": "full"}}
+    _, record = run("SASRec", **values)
+    assert re.search(r" recall@10 +ndcg@10 +mrr@10 +mrr +recall@10 cold \(n=\d+\) +recall@10 warm \(n=\d+\)", caplog.text)
+    value, width = (record[key]["SASRec"]["recall@10"] for key in ("results", "half_width_95"))
+    parts = [record["slices"]["SASRec"][name] for name in ("cold", "warm")]
+    shown = [f"{part['recall@10']:.4f} ±{part['half_width_95']['recall@10']:.3f}" for part in parts]
+    line = next(line for line in caplog.text.splitlines() if line.startswith("SASRec "))
+    assert line.split("  ")[1].strip() == f"{value:.4f} ±{width:.3f}" and re.search(" +".join(map(re.escape, shown)) + "$", line)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +128,10 @@ def test_the_table_names_scenario_and_slices(run: Run, caplog: pytest.LogCapture
     assert re.search(heading + r" +hit@1 .* hit@1 cold \(n=\d+\) +hit@1 warm \(n=\d+\)", caplog.text)
 
 
-def test_half_width_is_that_of_a_proportion() -> None:
-    assert hit_interval(Ranks(ranks=[1, 1, 2, 3])) == pytest.approx(1.96 * np.sqrt(0.5 * 0.5 / 4))
-    assert hit_interval(Ranks()) is None
-
-
 def test_table() -> None:
     rows = [
-        Row("A", {"hit@1": 0.25, "mrr@5": 0.5}, Ranks(), 0.125),
-        Row("B", {"hit@1": 1.0, "mrr@5": 0.0}, Ranks(), None),
+        Row("A", {"hit@1": 0.25, "mrr@5": 0.5}, Ranks(), {"hit@1": 0.125, "mrr@5": 0.1}),
+        Row("B", {"hit@1": 1.0, "mrr@5": 0.0}, Ranks()),
     ]
     lines = table(rows).splitlines()
     assert lines[0].split() == ["hit@1", "mrr@5"]
@@ -99,8 +139,112 @@ def test_table() -> None:
 
 
 def test_table_with_slices() -> None:
-    parts = {"warm": {"users": 12, "hit@1": 0.5, "hit@1_half_width_95": 0.25}}
-    lines = table([Row("A", {"hit@1": 0.25, "mrr@1": 0.25}, Ranks(), 0.125, parts)]).splitlines()
+    parts = {"warm": {"users": 12, "hit@1": 0.5, "half_width_95": {"hit@1": 0.25}}}
+    lines = table([Row("A", {"hit@1": 0.25, "mrr@1": 0.25}, Ranks(), {"hit@1": 0.125}, parts)]).splitlines()
     assert lines[0].split("  ")[-1].strip() == "hit@1 warm (n=12)"
     assert lines[2].split() == ["A", "0.2500", "±0.125", "0.5000", "±0.250"]
-    assert "warm" not in table([Row("A", {"mrr@5": 0.25}, Ranks(), 0.125, parts)])
+    shown = table([Row("A", {"itemcoverage@5": 0.25, "hit@1": 0.5}, Ranks(), {"hit@1": 0.125}, parts)])
+    assert "warm" not in shown and "±" not in shown  # ranks do not give the first metric
+
+
+# -- what a model reports ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_may_write_beside_its_record(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def report(self: Any, folder: Path) -> list[str]:
+        assert (folder / "record.json").is_file()
+        (folder / "picture").write_text("drawn")
+        return ["one expert", "another one"]
+
+    monkeypatch.setattr(Pop, "report", report, raising=False)
+    path = Path(run_recbole_llm("Pop", "tiny", config_dict=settings)["record"])
+    assert path.with_name("picture").read_text() == "drawn" and caplog.messages[-2:] == ["one expert", "another one"]
+
+
+def test_a_report_that_fails_is_raised_with_the_record_written(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(self: Any, folder: Path) -> list[str]:
+        raise OSError("no paper")
+
+    monkeypatch.setattr(Pop, "report", report, raising=False)
+    with pytest.raises(OSError, match="no paper"):
+        run_recbole_llm("Pop", "tiny", config_dict=settings)
+    (path,) = Path(settings["checkpoint_dir"]).glob("runs/*/record.json")
+    assert strict(str(path))["model"] == "Pop"
+
+
+# -- a run that another one takes up -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """The folder of a run with one stage."""
+
+    def build(out: Path, scratch: Path) -> None:
+        (out / "weights").write_text("weights")
+
+    keeper = StageKeeper(tmp_path / "saved" / "stages")
+    keeper.run(Stage("lm", {}, build))
+    folder = tmp_path / "saved" / "runs" / "Laser-ml-100k-1234abcd"
+    folder.mkdir(parents=True)
+    record = {"model": "Laser", "dataset": "ml-100k", "config": {}, "stages": {"lm": keeper.folders["lm"].name}}
+    (folder / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    file = folder / "record.json"
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def test_a_kept_run_is_read_from_its_folder_or_its_record(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = KeptRun.read(kept)
+    assert run.record["model"] == "Laser" and run.root == kept.parents[1]
+    assert (run.stage("lm") / "weights").read_text() == "weights" and run.stage("lm").parent == run.root / "stages"
+    monkeypatch.chdir(kept)
+    assert all(KeptRun.read(given) == run for given in (str(kept), kept / "record.json", ".", f"../{kept.name}/record.json"))
+
+
+def test_a_kept_run_that_was_moved_with_its_stages_is_found(kept: Path, tmp_path: Path) -> None:
+    kept.parents[1].rename(tmp_path / "elsewhere")
+    moved = KeptRun.read(tmp_path / "elsewhere" / "runs" / kept.name)
+    assert moved.stage("lm").is_relative_to(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("given", ["nowhere", "nowhere/record.json", "saved", ""])
+def test_a_kept_run_that_is_not_there_is_refused(given: str, kept: Path) -> None:
+    with pytest.raises(ValueError, match=f"load_from: there is no run at {given} .* cannot be read.*give a run's folder"):
+        KeptRun.read(given)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"{}", b'{"model": "Laser"}'])
+def test_what_is_no_record_is_refused(content: bytes, kept: Path) -> None:
+    (kept / "record.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"load_from: {kept}/record.json is no record of a run; give a run's folder"):
+        KeptRun.read(kept)
+
+
+def test_a_record_that_names_no_stages_is_refused(kept: Path) -> None:
+    rewrite(kept, stages=None)
+    with pytest.raises(ValueError, match="load_from: .* is older .*; run its command again, --model=Laser --dataset=ml-100k"):
+        KeptRun.read(kept)
+
+
+def test_a_stage_that_is_not_there_or_damaged_is_refused(kept: Path) -> None:
+    run = KeptRun.read(kept)
+    with pytest.raises(ValueError, match=r"load_from: .* has no stage ingredient \(it has: lm\); give the run that trained it"):
+        run.stage("ingredient")
+    (run.stage("lm") / "weights").write_text("weightS")
+    with pytest.raises(ValueError, match="load_from: the stage lm of .*weights: its SHA-256 .*run its command again"):
+        run.stage("lm")
+    shutil.rmtree(run.root / "stages")
+    with pytest.raises(ValueError, match="load_from: the stage lm of .* is gone or damaged .*run its command again"):
+        run.stage("lm")
+
+
+def test_a_run_of_ours_can_be_taken_up(run: Run) -> None:
+    result, record = run("TALLRec")
+    kept = KeptRun.read(Path(result["record"]).parent)
+    assert kept.record == record and (kept.stage("ingredient") / "adapter_config.json").is_file()

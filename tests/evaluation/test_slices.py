@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recbole.evaluator.metrics import MRR, NDCG, Hit
+from recbole.evaluator.metrics import MRR, NDCG, Hit, Recall
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.dataset import create_dataset
 from recbole_llm.evaluation.evaluator import Ranks
-from recbole_llm.evaluation.slices import item_slices, metrics, parted, user_slices
+from recbole_llm.evaluation.slices import half_widths, item_slices, metrics, parted, user_slices
 
 SHARES = {"cold": 0.35, "warm": 0.35}
 
@@ -104,20 +104,36 @@ def test_metrics_are_recboles(ranks: list[int]) -> None:
     lists = np.array([[place == rank for place in range(1, 11)] for rank in ranks])  # [N, k], where the target stands
     sizes = np.ones(len(ranks), dtype=int)
     expected = {}
-    for metric in (Hit, NDCG, MRR):
+    for metric in (Hit, Recall, NDCG, MRR):
         name = metric.__name__.lower()
         made: Any = metric(config)
-        values = made.metric_info(lists, sizes) if metric is NDCG else made.metric_info(lists)
+        values = made.metric_info(lists, sizes) if metric in (NDCG, Recall) else made.metric_info(lists)
         expected.update(made.topk_result(name, values))
-    assert metrics(ranks, config["topk"]) == pytest.approx(expected, abs=1e-9)
+    assert metrics(ranks, expected) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_metric_without_a_k_is_not_cut_and_what_ranks_do_not_give_is_left_out() -> None:
+    assert metrics([1, 4, 50], ["mrr@10", "itemcoverage@10", "mrr", "auc"]) == pytest.approx(
+        {"mrr@10": 1.25 / 3, "mrr": 1.27 / 3}
+    )
+    assert metrics([], ["hit@1", "mrr"]) == half_widths([], ["hit@1", "mrr"]) == {}
+
+
+def test_half_widths_are_those_of_a_mean() -> None:
+    found = half_widths([1, 1, 2, 3], ["hit@1", "recall@2", "mrr", "giniindex@5"])
+    assert found == pytest.approx({
+        "hit@1": 1.96 * np.sqrt(0.5 * 0.5 / 4),
+        "recall@2": 1.96 * np.sqrt(0.75 * 0.25 / 4),
+        "mrr": 1.96 * np.std([1, 1, 1 / 2, 1 / 3]) / 2,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["candidates", "full"])
 def test_slices_of_a_run_are_parts_of_its_result(mode: str, run: Callable[..., Any]) -> None:
     result, record = run("SASRec", eval_args={"mode": mode}, metric_decimal_place=12)
     ranks = record["ranks"]["SASRec"]
-    whole = metrics(list(ranks.values()), [1, 5])
-    assert {key: result["test_result"][key] for key in whole} == pytest.approx(whole, abs=1e-9)
+    whole = metrics(list(ranks.values()), result["test_result"])
+    assert result["test_result"] == pytest.approx(whole, abs=1e-9)
     parts = record["slices"]["SASRec"]
     rest = 60 - sum(part["users"] for part in parts.values())
     for key, value in whole.items():

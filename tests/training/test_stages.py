@@ -55,6 +55,17 @@ def test_a_kept_result_is_found_again_also_by_another_keeper(keeper, build):
     assert visible(keeper) == [folder.name]  # nothing unfinished stays
 
 
+def test_a_keeper_knows_the_folders_of_all_stages_that_it_ran_or_found(keeper, build):
+    upstream = Stage("up", {}, build)
+    stage = Stage("a", {}, build, inputs=(upstream,))
+    expected = {"up": keeper.folder(upstream), "a": keeper.folder(stage)}
+    for again in (keeper, StageKeeper(keeper.root)):
+        again.run(stage)
+        assert again.folders == expected
+    keeper.run(replace(upstream, depends={"of": "a retriever"}))
+    assert keeper.folders == expected and keeper.folders["up"].is_dir()  # the first of a name
+
+
 @pytest.mark.parametrize(
     "change",
     [{"depends": {"r": 2}}, {"depends": {"r": 1, "s": 1}}, {"version": 2}, {"name": "b"}, {"inputs": ()}],
