@@ -14,6 +14,7 @@ from typing import Any
 
 MODELS = {
     "ALLMRec": "recbole_llm.model.allmrec",
+    "Laser": "recbole_llm.model.laser",
     "LoRACocktail": "recbole_llm.model.loracocktail",
     "MoLoRec": "recbole_llm.model.molorec",
     "TALLRec": "recbole_llm.model.tallrec",

@@ -116,9 +116,13 @@ def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any
         "candidates": {"number": 9}, "train_samples": 32, "lora_epochs": 4, "lora_batch_size": 8, "r": 4,
         "prompt": "history", "lora_train_mode": "sequence", "lora_learning_rate": 5e-2, "max_history": 5, "valid_users": 20,
         "merge_prompts": 8, "merge_steps": 2, "merge_points": 3, "domain_min_users": 5, "topk": [1, 5],
-        "valid_metric": "NDCG@5", "soft_prompt": "allmrec_history", "user_text": "{user}", "history_separator": "\n",
+        "eval_args": {"mode": "candidates"}, "metrics": ["Hit", "NDCG", "MRR"], "valid_metric": "NDCG@5",
+        "soft_prompt": "allmrec_history", "user_text": "{user}", "history_separator": "\n", "history_label": "",
         "joint_size": 16, "builtin_text_encoder": {"dim": 16, "vocab_size": 300}, "stage1_epochs": 2, "stage2_epochs": 2,
         "stage1_learning_rate": 1e-2, "stage2_learning_rate": 1e-2, "stage1_batch_size": 16, "stage2_batch_size": 16,
+        "num_experts": 3, "prefix_length": 2, "m_former_hidden_size": 16, "m_former_num_layers": 2, "m_former_num_heads": 2,
+        "laser_batch_size": 8, "phase1_epochs": 2, "phase2_epochs": 1, "phase1_learning_rate": 1e-2,
+        "phase2_learning_rate": 1e-2,
         "cf_config": {"epochs": 1, "train_batch_size": 64, "hidden_size": 16, "inner_size": 32, "n_heads": 2},
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from recbole_llm.registry import MODELS
 
 BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
 BACKBONES = [f"ALLMRec/{cf_model}" for cf_model in ("GRU4Rec", "NextItNet", "BERT4Rec", "NeuMF", "BPR")]
+BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
 every_backbone = pytest.mark.parametrize("name", [*MODELS, *BASELINES, *BACKBONES], indirect=True, scope="module")
 ours_on_every_backbone = pytest.mark.parametrize("name", [*MODELS, *BACKBONES], indirect=True, scope="module")
 ours_only = pytest.mark.parametrize("name", [*MODELS], indirect=True, scope="module")

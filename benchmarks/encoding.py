@@ -1,0 +1,211 @@
+"""What it costs Laser to encode a catalogue and to rank users against it: ``python benchmarks/encoding.py``.
+
+A random Llama between random towers, with the settings of the builtin LM, encodes made-up catalogues of N, 4N and 16N items
+whose titles have 3 to 64 words, few more often than many. Nothing is trained, which changes no cost. One JSON line per
+comparison. Sides are timed in turn, round after round, and medians are compared.
+On a crowded machine use one thread and processor time: ``OMP_NUM_THREADS=1 python benchmarks/encoding.py --clock cpu``.
+
+    linear   seconds of ``encode_items`` for 4N and 16N items, relative to N, and the exponent of their growth
+    memory   by how much the resident size rises at its peak while ``encode_items`` runs, less the bytes of the item matrix
+             that it returns; for N, 4N and 16N items, each in a process of its own (Linux). The model, the tokenised titles
+             and libraries warmed up by a full batch of users are there before and do not count. Everything else does, lists
+             and a second copy of the matrix included: malloc is told to give what is freed back to the system at once, and
+             batches are small, so that what grows with the catalogue is not hidden by what a batch takes
+    sorted   batches of like length, as they are, against batches in the order of the catalogue under the same token budget;
+             the share of real tokens in either, and the largest difference of the two matrices
+    rank     users per second of ``full_sort_predict``, for the same users and titles in catalogues of N and 4N items
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from allmrec import WORDS  # noqa: E402
+from scoring import CLOCKS, report, seconds  # noqa: E402
+
+from recbole_llm.backbone.packing import token_batches  # noqa: E402
+
+GROWTH = (1, 4, 16)
+WIDTH, LAYERS, TITLE, HISTORY = 256, 2, (3, 64), 10  # words of a title, items that a user has met
+PROBE_TOKENS = 256  # of a batch, where memory is measured
+BATCHES = "recbole_llm.model.laser.token_batches"
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # as glibc reads them
+
+
+def assemble(folder: Path, items: int, **settings):
+    """A Laser as a run puts it together, in an empty folder. A catalogue begins with the titles of every smaller one."""
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.data.dataset import create_dataset, data_preparation
+
+    _write_lm(folder / "lm")
+    _write_dataset(folder / "words", items)
+    settings |= {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "llm_path": str(folder / "lm")}
+    config = LLMConfig("Laser", "words", config_dict={**settings, "llm": "builtin", "use_gpu": False, "show_progress": False})
+    loaders = data_preparation(config, create_dataset(config))
+    torch.manual_seed(0)
+    return config.model_class(config, loaders[0]._dataset).eval()
+
+
+def _write_lm(folder: Path) -> None:
+    """A token for each word; whatever else stands in a prompt is unknown, but a token too."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.manual_seed(0)
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "</s>", "<unk>", "\n", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 704, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(vocabulary), max_position_embeddings=1024, tie_word_embeddings=True, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _write_dataset(folder: Path, items: int) -> None:
+    """Item i is called by as many words as are drawn for it; every item is met, and a user meets ten in a row."""
+    draw = random.Random(0)
+    least, most = TITLE
+    titles = [" ".join(draw.choices(WORDS, k=int(least * ((most + 1) / least) ** draw.random()))) for _ in range(items)]
+    rows = [f"{start}\t{(start + step) % items}\t{step}\n" for start in range(0, items, HISTORY // 2) for step in range(HISTORY)]
+    folder.mkdir()
+    lines = [f"{item}\t{title}\n" for item, title in enumerate(titles)]
+    (folder / "words.item").write_text("".join(["item_id:token\ttitle:token_seq\n", *lines]))
+    (folder / "words.inter").write_text("".join(["user_id:token\titem_id:token\ttimestamp:float\n", *rows]))
+
+
+def linear(models: dict[int, object], *timing) -> None:
+    taken = list(seconds({str(size): model.encode_items for size, model in models.items()}, *timing).values())
+    relative = [took / taken[0] for took in taken]
+    sizes = list(models)
+    report("linear", items=sizes, seconds_relative=[round(ratio, 2) for ratio in relative],
+           exponent=math.log(relative[-1]) / math.log(sizes[-1] / sizes[0]), items_per_s=sizes[0] / taken[0])  # fmt: skip
+
+
+def memory(sizes: Sequence[int]) -> None:
+    extra, matrices = [], []
+    for size in sizes:
+        command = [sys.executable, __file__, "--memory-probe", str(size)]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **MALLOC}).stdout
+        grown, matrix = json.loads(found.splitlines()[-1])
+        extra.append((grown - matrix) / 2**20)
+        matrices.append(matrix / 2**20)
+    report("memory", items=sizes, batch_tokens=PROBE_TOKENS, matrix_mib=[round(mib, 2) for mib in matrices],
+           extra_mib=[round(mib, 2) for mib in extra],
+           extra_relative=[round(mib / extra[0], 3) for mib in extra])  # fmt: skip
+
+
+def memory_of(model) -> tuple[int, int]:
+    """Bytes by which the resident size rises at its peak while the catalogue is encoded, and those of the matrix."""
+    model.encode_histories(histories_of(model, 200))
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on, not from when the model was loaded
+    before = resident("VmRSS")
+    matrix = model.encode_items()
+    return resident("VmHWM") - before, matrix.nbytes
+
+
+def resident(name: str) -> int:
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def histories_of(model, users: int) -> list[list[int]]:
+    """Histories with the same titles in every catalogue."""
+    number = {token: item for item, token in enumerate(model.histories.item_ids)}
+    return [[number[str(user + step)] for step in range(HISTORY)] for user in range(users)]
+
+
+def sorting(model, *timing) -> None:
+    matrices: dict[str, torch.Tensor] = {}
+    seen: dict[str, list[list[int]]] = {}
+    lengths: list[int] = []
+
+    def encode(name: str, batched) -> None:
+        def noted(found: Sequence[int], *rest) -> list[list[int]]:
+            lengths[:], seen[name] = found, batched(found, *rest)
+            return seen[name]
+
+        with mock.patch(BATCHES, noted):
+            matrices[name] = model.encode_items()
+
+    sides = {"sorted": token_batches, "unsorted": in_order}
+    taken = seconds({name: partial(encode, name, batched) for name, batched in sides.items()}, *timing)
+    padded = {name: sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) for name, batches in seen.items()}
+    report("sorted", items=len(lengths), times_unsorted=taken["unsorted"] / taken["sorted"],
+           batches={name: len(batches) for name, batches in seen.items()},
+           real_tokens={name: round(sum(lengths) / size, 3) for name, size in padded.items()},
+           max_diff=float((matrices["sorted"] - matrices["unsorted"]).abs().max()))  # fmt: skip
+
+
+def in_order(lengths: Sequence[int], _: Sequence[int], budget: int) -> list[list[int]]:
+    """Batches of neighbours in the catalogue, as many as fit into ``budget`` with their padding."""
+    batches: list[list[int]] = [[]]
+    longest = 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if batches[-1] and (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+            longest = length
+        batches[-1].append(i)
+    return batches
+
+
+def ranking(models: dict[int, object], users: int, *timing) -> None:
+    from recbole.data.interaction import Interaction
+
+    def side(model):
+        histories = torch.tensor(histories_of(model, users))  # [B, L]
+        asked = Interaction({model.ITEM_SEQ: histories, model.ITEM_SEQ_LEN: torch.full((users,), HISTORY)})
+        model.item_matrix  # noqa: B018 - encoded here, kept from here on
+        return partial(model.full_sort_predict, asked)
+
+    taken = list(seconds({str(size): side(model) for size, model in models.items()}, *timing).values())
+    report("rank", items=list(models), users=users, users_per_s=[round(users / took, 1) for took in taken],
+           seconds_relative=[round(took / taken[0], 3) for took in taken])  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=1000, help="N")
+    parser.add_argument("--users", type=int, default=64, help="users per call of full_sort_predict")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds per comparison")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--memory-probe", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sys.argv = sys.argv[:1]  # RecBole's Config reads it
+    warnings.simplefilter("ignore")
+    sizes = [growth * options.items for growth in GROWTH]
+    with tempfile.TemporaryDirectory() as folder:
+        if options.memory_probe:
+            print(json.dumps(memory_of(assemble(Path(folder), options.memory_probe, score_batch_tokens=PROBE_TOKENS))))
+            return
+        models = {size: assemble(Path(folder, str(size)), size) for size in sizes}
+    model, timing = models[sizes[0]], (options.rounds, CLOCKS[options.clock])
+    report("setting", parameters=sum(p.numel() for p in model.lm.parameters()), width=WIDTH, batch_tokens=model.batch_tokens,
+           clock=options.clock, threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    linear(models, *timing)
+    memory(sizes)
+    sorting(model, *timing)
+    ranking({size: models[size] for size in sizes[:2]}, options.users, *timing)
+
+
+if __name__ == "__main__":
+    main()
