@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.evaluation import slices
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.training.checkpoint import fingerprint
 
@@ -30,6 +31,14 @@ class LLMEncoder(LLMRecommender):
     scores_full_catalogue = True
 
     _item_matrix: Tensor | None = None
+
+    def __init__(self, config: Any, dataset: Any):
+        self.valid_metric = config["valid_metric"].lower()
+        if not slices.metrics([1], [self.valid_metric]):
+            raise ValueError(
+                f"valid_metric: {config['valid_metric']} does not follow from a target's rank; choose Hit, Recall, NDCG or MRR"
+            )
+        super().__init__(config, dataset)
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """User vectors [B, D] of unit length for histories of internal item ids, old to new."""
@@ -89,15 +98,17 @@ class LLMEncoder(LLMRecommender):
 
     @torch.no_grad()
     def valid_score(self) -> float:
-        """Mean NDCG of the validation target in the whole catalogue, ``1 / log2(1 + rank)``, of ``valid_users`` users."""
+        """``valid_metric`` of the validation targets in the whole catalogue, of ``valid_users`` users."""
         users = self._asked_users()
         histories = [self.histories.before(user, "valid").tolist() for user in users]
         targets = torch.tensor([self.histories.target(user, "valid") for user in users], device=self.item_matrix.device)
         scores = self.encode_histories(histories) @ self.item_matrix.T  # [N, I]
         scores[:, 0] = -torch.inf
         own = scores.gather(1, targets[:, None])  # [N, 1]
-        better = (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1)  # [N]
-        return float((1 / torch.log2(2 + better)).mean()) if not own.isnan().any() else float("nan")
+        if own.isnan().any():
+            return float("nan")
+        ranks = (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1) + 1  # [N]
+        return slices.metrics(ranks.tolist(), [self.valid_metric])[self.valid_metric]
 
     def _asked_users(self) -> list[int]:
         """Users whom validation asks, drawn by the run's seed."""

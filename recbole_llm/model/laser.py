@@ -245,7 +245,7 @@ class Laser(LLMEncoder):
             inputs = (Stage("m-former", warmup, self._warm_up, inputs=inputs),)
         training |= {
             "loss": [self.tau, self.balance_weight],
-            "valid": [self.valid_users, self.patience, self.refresh_steps],
+            "valid": [self.valid_metric, self.valid_users, self.patience, self.refresh_steps],
         }
         self.phase1 = Stage("phase-1", training | {"phase": self.phases["phase1"]}, self._phase1, inputs=inputs)
         if not self.phases["phase2"]["epochs"]:
