@@ -82,7 +82,7 @@ class LLMEncoder(LLMRecommender):
 
     @torch.no_grad()
     def recommend(self, interaction: Any, k: int) -> tuple[Tensor, Tensor]:
-        """The k best items of each user, best first: scores and internal ids, both [B, k].
+        """The k best items of each user, best first: scores and internal ids, both [B, k]; of fewer items, all of them.
 
         By ``faiss.IndexFlatIP``, exact: no row of I scores is ever made. As in RecBole's ranking for sequential models,
         items of the history are not left out.
@@ -91,7 +91,8 @@ class LLMEncoder(LLMRecommender):
 
         index = faiss.IndexFlatIP(self.item_matrix.size(1))
         index.add(np.ascontiguousarray(self.item_matrix[1:].cpu().numpy()))  # without the padding item
-        scores, items = index.search(np.ascontiguousarray(self.encode_users(interaction).cpu().numpy()), k)
+        users = np.ascontiguousarray(self.encode_users(interaction).cpu().numpy())
+        scores, items = index.search(users, min(k, index.ntotal))
         return torch.from_numpy(scores), torch.from_numpy(items) + 1
 
     # -- validation ----------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class LLMEncoder(LLMRecommender):
         scores = self.encode_histories(histories) @ self.item_matrix.T  # [N, I]
         scores[:, 0] = -torch.inf
         own = scores.gather(1, targets[:, None])  # [N, 1]
-        if own.isnan().any():
+        if scores.isnan().any():
             return float("nan")
         ranks = (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1) + 1  # [N]
         return slices.metrics(ranks.tolist(), [self.valid_metric])[self.valid_metric]

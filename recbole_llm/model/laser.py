@@ -190,8 +190,9 @@ class Laser(LLMEncoder):
         return self._encode(self.tower, histories)
 
     def encode_items(self) -> Tensor:
-        vectors = self._encode(self.item_tower, [[item] for item in range(1, self.n_items)], "item matrix")
-        return F.pad(vectors, (0, 0, 1, 0))  # [I, D]
+        matrix = self._encode(self.item_tower, [[item] for item in range(self.n_items)], "item matrix")  # [I, D]
+        matrix[0] = 0
+        return matrix
 
     # -- its control ---------------------------------------------------------------------------------------------------
 
