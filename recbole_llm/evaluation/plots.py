@@ -17,7 +17,7 @@ def heat_map(
     """A table of numbers [R, C] as a PNG, each written into its cell."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    figure = Figure(figsize=(1.5 + 0.8 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(3 + 0.7 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=0)
     axes.set_xticks(range(len(columns)), [_plain(column) for column in columns])

@@ -96,7 +96,9 @@ class Laser(LLMEncoder):
         self.prompts = self._prompt_builder(self.domain)
         self.cf = self._collaborative(config)
         self.kept_run = config.kept_run
-        self.states, self.transfer_states = config["cf_states"], config["transfer_states"]
+        if self.kept_run:
+            _ = self._run_folders  # refused now where they are gone, not after a training
+        self.states, self.transfer_states = config["cf_states"] or "none", config["transfer_states"]
         self.cold_threshold = config["cold_threshold"]
         self.null_share, self.single_share = config["null_share"], config["single_share"]
         self.pooling = config["pooling"]
@@ -282,10 +284,15 @@ class Laser(LLMEncoder):
 
     def _load_run(self) -> None:
         """Take up both towers of another run."""
-        names = self.kept_run.record["stages"]
-        items, users = (self.kept_run.stage(name) for name in ("phase-1", "phase-2" if "phase-2" in names else "phase-1"))
+        items, users = self._run_folders
         self.item_tower.load_state_dict(load_file(items / "item_tower.safetensors"))
         self.tower.load_state_dict(load_file(users / "user_tower.safetensors"))
+
+    @cached_property
+    def _run_folders(self) -> tuple[Path, Path]:
+        """Where another run keeps the item's and the user's tower."""
+        last = "phase-2" if "phase-2" in self.kept_run.record["stages"] else "phase-1"
+        return self.kept_run.stage("phase-1"), self.kept_run.stage(last)
 
     def _transfer(self, out: Path, scratch: Path) -> None:
         """Another run's item tower reads this catalogue."""
@@ -297,7 +304,7 @@ class Laser(LLMEncoder):
         """Untrained, from the seed of the stage that begins."""
         width = self.lm.get_input_embeddings().weight.shape[1]
         self.tower = Tower(self.recipe, self.cf_width, width, **self.shape).to(self.cf.device)
-        self.item_tower = deepcopy(self.tower).requires_grad_(False)
+        self.item_tower = deepcopy(self.tower).requires_grad_(False).eval()
 
     def _warm_up(self, out: Path, scratch: Path) -> None:
         """The M-Former alone, by contrast of behaviour and text."""
@@ -449,7 +456,7 @@ class Laser(LLMEncoder):
             table / table.sum(1, keepdims=True),
             rows=[f"{group} ({int(count)})" for group, count in zip(largest, table.sum(1), strict=True)],
             columns=[str(expert) for expert in range(self.recipe.experts)],
-            title="Share of the users that the router sends to each expert",
+            title="Share of users by expert",
             row_label=f"most frequent {self.group_field or 'history length'} (users)",
             column_label="expert",
         )
@@ -469,9 +476,10 @@ def _named(prefix: str, module: nn.Module) -> dict[str, nn.Parameter]:
 
 def _check(config: Any) -> None:
     """Refuse what does not fit together before anything is trained."""
-    for key, known in (("pooling", POOLINGS), ("cf_states", STATES)):
-        if config[key] not in known:
-            raise ValueError(f"{key}: {config[key]!r} is unknown; choose {', '.join(known)}")
+    states = config["cf_states"] or "none"  # a configuration reads the word as None
+    for key, value, known in (("pooling", config["pooling"], POOLINGS), ("cf_states", states, STATES)):
+        if value not in known:
+            raise ValueError(f"{key}: {value!r} is unknown; choose {', '.join(known)}")
     if not config["prefix"] and config["pooling"] != "suffix":
         raise ValueError(f"prefix: False leaves nothing to train with pooling: {config['pooling']}; choose pooling: suffix")
     for key in ("null_share", "single_share"):

@@ -1,5 +1,7 @@
 """One list of checks for every model of the table, ours and RecBole's own."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,6 +153,26 @@ def test_nothing_of_the_base_model_is_kept_on_disk(made, tiny_lm):
         assert all(file.stat().st_size < size / 2 for file in kept)
         assert all("lora_" in key for tensors in kept.values() for key in tensors)
     assert not [path.name for path in (made.folder / "stages").iterdir() if path.suffix in (".unfinished", ".tmp")]
+
+
+@pytest.mark.parametrize("name", ["Laser"], indirect=True, scope="module")
+def test_a_full_ranking_of_a_model_and_of_its_collaborative_model_stand_in_one_record(made):
+    full = {"eval_args": {"mode": "full"}, "metrics": ["Recall", "NDCG", "MRR"], "topk": [10], "valid_metric": "NDCG@10"}
+    result = run_recbole_llm(made.name, "tiny", config_dict={**made.settings, **full})
+    record = json.loads(Path(result["record"]).read_text())
+    assert record["candidates_sha256"] == {} and list(record["results"]) == [made.name, "SASRec"]
+    names = {"recall@10", "ndcg@10", "mrr@10", "mrr"}
+    for row, metrics in record["results"].items():
+        ranks = np.array(list(record["ranks"][row].values()))
+        assert len(ranks) == 60 and ranks.min() >= 1 and 10 < ranks.max() <= 40  # items that candidates leave out, too
+        assert metrics.keys() == names and record["half_width_95"][row].keys() == names
+        values = {"recall@10": ranks <= 10, "mrr@10": (ranks <= 10) / ranks, "mrr": 1 / ranks}
+        for metric, by_user in values.items():
+            assert metrics[metric] == pytest.approx(by_user.mean(), abs=1e-4), (row, metric)
+            half_width = 1.96 * by_user.std(ddof=1) / np.sqrt(len(by_user))
+            assert record["half_width_95"][row][metric] == pytest.approx(half_width, rel=0.03), (row, metric)
+        assert metrics["mrr"] > metrics["mrr@10"]
+    assert record["ranks"][made.name] != record["ranks"]["SASRec"]
 
 
 def _content(tensor: torch.Tensor) -> tuple[tuple[int, ...], bytes]:

@@ -19,6 +19,7 @@ import pytest
 
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.training.checkpoint import sha256_file
+from recbole_llm.training.loop import TrainingLoop
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +64,19 @@ GOES_ON = {  # moments at which a training has a save to go on from
     "alignment: between a step and its save", "between alignment and projection", "projection: a later step",
     "projection: between a step and its save", "projection: a validation", "projection: its result is renamed",
 }  # fmt: skip
+VALID = "recbole_llm.model.encoder:LLMEncoder.valid_score"
+BATCH = "recbole_llm.training.trainer:StageTrainer._full_sort_batch_eval"
+LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch, and refreshes the item matrix before the steps 0, 3 and 6; phase 2 has 4
+    "phase 1: a step in an epoch, between two refreshes": (STEP, 6, ""),
+    "phase 1: the item matrix is encoded anew": ("recbole_llm.model.laser:Laser.encode_items", 2, ""),
+    "phase 1: between a step with a refresh and its save": (SAVE, 4, ""),
+    "phase 1: a validation": (VALID, 2, ""),
+    "phase 1: a save is renamed": ("os:replace", 1, "step-5"),
+    "between the phases": ("os:replace", 1, "phase-1-"),
+    "phase 2: a step": (STEP, 11, ""),
+    "phase 2: its result is renamed": ("os:replace", 1, "phase-2-"),
+    "evaluation": (BATCH, 2, ""),
+}
 FLEETING = {"seconds", "peak_memory_bytes", "written", "stage_seconds", "config"}
 
 
@@ -211,3 +225,45 @@ def test_a_collaborative_model_trained_beside_a_new_or_a_kept_builtin_lm_is_the_
     untouched = {**settings, "checkpoint_dir": str(tmp_path / "untouched")}
     killed(settings, (EPOCH, 2, ""), "ALLMRec")
     assert lasting(run(settings, "ALLMRec")) == lasting(run(untouched, "ALLMRec")) and kept(settings) == kept(untouched)
+
+
+# -- two towers, of which one stands still between two refreshes -------------------------------------------------------
+
+
+def laser(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The whole catalogue is ranked, as published; refreshes and epochs do not fall together; late steps are the best."""
+    full = {"eval_args": {"mode": "full"}, "metrics": ["Recall", "NDCG", "MRR"], "topk": [10], "valid_metric": "NDCG@10"}
+    rates = {"phase1_learning_rate": 1e-3, "phase2_learning_rate": 1e-3}
+    return {**settings, **full, **rates, "use_gpu": False, "refresh_steps": 3, "m_former_dropout": 0.1, **changes}
+
+
+@pytest.fixture(scope="module")
+def whole_laser(module_settings) -> tuple[dict[str, Any], dict[str, str]]:
+    settings, states = laser(module_settings, checkpoint_dir=f"{module_settings['checkpoint_dir']}/laser"), []
+    with pytest.MonkeyPatch.context() as patch:
+        trains = TrainingLoop.run
+        patch.setattr(TrainingLoop, "run", lambda loop: states.append(trains(loop)))
+        record = run(settings, "Laser")
+    assert [(state.step, state.best_step) for state in states] == [(8, 8), (4, 3)]  # else a step could be lost unseen
+    return record, kept(settings)
+
+
+@pytest.mark.parametrize("moment", LASER_MOMENTS)
+def test_laser_killed_and_started_again_is_as_if_nothing_had_been(cpu_settings, whole_laser, moment, caplog):
+    settings = laser(cpu_settings)
+    killed(settings, LASER_MOMENTS[moment], "Laser")
+    assert not list(Path(settings["checkpoint_dir"]).glob("runs/*/record.json"))
+    with caplog.at_level("INFO"):
+        record = run(settings, "Laser")
+    assert lasting(record) == lasting(whole_laser[0]) and kept(settings) == whole_laser[1]
+    in_training = moment.startswith(("phase", "between"))
+    assert sum("goes on from step" in message for message in caplog.messages) == in_training
+
+
+def test_laser_killed_in_both_phases_of_the_same_run(cpu_settings, whole_laser):
+    settings = laser(cpu_settings)
+    killed(settings, (STEP, 5, ""), "Laser")  # after 4 steps of phase 1
+    killed(settings, (SAVE, 3, ""), "Laser")  # after 3 more, the last of which is not saved
+    killed(settings, (STEP, 5, ""), "Laser")  # after the other 2, and 2 of phase 2
+    killed(settings, (VALID, 2, ""), "Laser")  # the first one is that of the weights before phase 2
+    assert lasting(run(settings, "Laser")) == lasting(whole_laser[0]) and kept(settings) == whole_laser[1]
