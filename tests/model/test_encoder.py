@@ -1,0 +1,213 @@
+"""Encoders, on a tiny trained Laser: one ranking however it is asked for, and vectors that nothing around them changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from recbole.utils.case_study import full_sort_scores, full_sort_topk
+from torch import Tensor
+
+from recbole_llm.evaluation.evaluator import gather_scores
+
+Made = SimpleNamespace
+FULL = {"eval_args": {"mode": "full"}}
+
+
+@pytest.fixture(scope="module")
+def full(module_settings: dict[str, Any], assemble: Callable[..., Made]) -> Made:
+    """A model that ranks the whole catalogue, with seven test users."""
+    return asked(assemble("Laser", module_settings, **FULL))
+
+
+@pytest.fixture(scope="module")
+def listed(full: Made, module_settings: dict[str, Any], assemble: Callable[..., Made]) -> Made:
+    """The same model, whose kept stages it takes up, asked about candidates."""
+    made = asked(assemble("Laser", module_settings))
+    made.candidates = made.test.candidates.lookup(made.interaction["user_id"], made.targets)
+    return made
+
+
+def asked(made: Made) -> Made:
+    made.trainer.fit(made.train, made.valid)
+    batch = next(iter(made.test))
+    made.interaction, made.targets = batch[0][:7], batch[3][:7]
+    made.histories = made.model._histories_of(made.interaction)
+    return made
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+# -- one ranking -------------------------------------------------------------------------------------------------------
+
+
+def test_the_scores_of_candidates_are_those_of_the_whole_catalogue_in_their_columns(full: Made, listed: Made) -> None:
+    assert [*listed.model.keeper.seconds.values()] == [0.0] * 3  # it is the same model
+    whole = full.model.full_sort_predict(full.interaction)
+    few = listed.model.score_candidates(listed.interaction, listed.candidates)
+    assert whole.shape == (7, 41) and few.shape == (7, 10) and few.std(1).min() > 1e-3
+    close(whole.gather(1, listed.candidates), few)
+    close(gather_scores(full.model, full.interaction, listed.candidates, "item_id"), few)
+
+
+def test_predict_is_the_score_of_the_rows_own_item(full: Made) -> None:
+    model, batch = full.model, next(iter(full.train))[:9]
+    whole = model.full_sort_predict(batch)
+    close(model.predict(batch), whole[torch.arange(9), batch["item_id"]])
+
+
+def test_a_score_is_the_cosine_of_a_users_and_an_items_vector(full: Made) -> None:
+    users, items = full.model.encode_users(full.interaction), full.model.encode_items()
+    whole = full.model.full_sort_predict(full.interaction)
+    for user, row in zip(users, whole, strict=True):
+        close(torch.cosine_similarity(user[None], items[1:]), row[1:])
+    assert not whole[:, 0].any()
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_recommend_is_the_top_of_the_whole_catalogue_without_the_padding_item(full: Made, k: int) -> None:
+    whole = full.model.full_sort_predict(full.interaction)
+    whole[:, 0] = -torch.inf
+    best = whole.topk(k)
+    scores, items = full.model.recommend(full.interaction, k)
+    assert torch.equal(items, best.indices) and items.dtype == torch.long
+    close(scores, best.values)
+
+
+def test_recboles_case_study_ranks_the_catalogue_and_never_the_padding_item(full: Made) -> None:
+    users = full.interaction["user_id"].numpy()
+    scores = full_sort_scores(users, full.model, full.test)
+    best, items = full_sort_topk(users, full.model, full.test, k=40)
+    close(scores[:, 1:], full.model.full_sort_predict(full.interaction)[:, 1:])
+    assert scores[:, 0].eq(-torch.inf).all() and best.isfinite().all()
+    for row in items.tolist():
+        assert sorted(row) == [*range(1, 41)]
+    assert torch.equal(items[:, :5], full.model.recommend(full.interaction, 5)[1])
+
+
+def test_a_full_evaluation_gives_the_metrics_of_the_ranks_in_the_whole_catalogue(full: Made) -> None:
+    hits, users = 0, 0
+    for interaction, _, _, targets in full.test:
+        whole = full.model.full_sort_predict(interaction)
+        whole[:, 0] = -torch.inf
+        hits += sum(target in row for target, row in zip(targets.tolist(), whole.topk(5).indices.tolist(), strict=True))
+        users += len(targets)
+    assert users == 60 and full.trainer.evaluate(full.test)["hit@5"] == pytest.approx(hits / users, abs=1e-4)
+
+
+# -- vectors -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_kept_item_matrix_is_what_encode_items_computes(full: Made, listed: Made) -> None:
+    for made in (full, listed):
+        close(made.model.encode_items(), made.model.item_matrix)
+    assert torch.equal(full.model.item_matrix, listed.model.item_matrix)
+
+
+def test_vectors_have_unit_length_and_the_padding_items_is_zero(full: Made) -> None:
+    items, users = full.model.item_matrix, full.model.encode_histories([[], [3], *full.histories])
+    assert items.shape == (41, 32) and users.shape == (9, 32) and not items[0].any()
+    close(items[1:].norm(dim=1), torch.ones(40))
+    close(users.norm(dim=1), torch.ones(9))
+    assert items[1:].std(0).max() > 1e-2  # and they are not all the same one
+
+
+def test_neither_padding_nor_the_rest_of_the_batch_changes_a_score(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, histories = full.model, [[], [3], [9, 2, 6], *full.histories]
+    assert len({*map(len, histories)}) > 4
+    together, order = model.encode_histories(histories), torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    close(torch.cat([model.encode_histories([history]) for history in histories]), together)
+    close(model.encode_histories([histories[i] for i in order]), together[order])
+    for tokens in (1, 300, 9999):  # one row at a time, a few, all of them
+        monkeypatch.setattr(model, "batch_tokens", tokens)
+        close(model.encode_histories(histories), together)
+        close(model.encode_items(), model.item_matrix)
+    one = [model.full_sort_predict(full.interaction[row : row + 1]) for row in range(7)]
+    close(torch.cat(one), model.full_sort_predict(full.interaction))
+
+
+def test_the_item_matrix_is_encoded_once_and_anew_after_it_was_dropped(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kept, calls = full.model, full.model.item_matrix, []
+    encode_items = model.encode_items
+    monkeypatch.setattr(model, "encode_items", lambda: (calls.append(1), encode_items())[1])
+    model.full_sort_predict(full.interaction)
+    assert model.item_matrix is kept and not calls
+    model.item_matrix = None
+    try:
+        for _ in range(3):
+            model.full_sort_predict(full.interaction)
+        assert calls == [1]
+    finally:
+        model.item_matrix = kept
+
+
+# -- validation --------------------------------------------------------------------------------------------------------
+
+
+def naive_score(model: Any, users: list[int], k: int) -> float:
+    """Mean NDCG@k of validation targets among all items: one user, one item at a time."""
+    total = 0.0
+    for user in users:
+        items = model.histories.items[user].tolist()
+        vector, target = model.encode_histories([items[:-2]])[0], items[-2]
+        own = float(vector @ model.item_matrix[target])
+        rank = 1 + sum(float(vector @ model.item_matrix[item]) > own + 1e-7 for item in range(1, 41) if item != target)
+        total += 1 / math.log2(1 + rank) if rank <= k else 0
+    return total / len(users)
+
+
+def test_the_valid_score_is_that_of_a_naive_loop_over_the_asked_users(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = full.model
+    users = model._asked_users()
+    assert len({*users}) == len(users) == 20 and 0 < model.valid_score() < 1
+    assert model.valid_score() == pytest.approx(naive_score(model, users, 5), abs=1e-4)
+    monkeypatch.setattr(model, "valid_users", 10**6)
+    assert sorted(model._asked_users()) == [*range(1, 61)]
+    assert model.valid_score() == pytest.approx(naive_score(model, [*range(1, 61)], 5), abs=1e-4)
+    assert model.valid_score() == pytest.approx(full.trainer.best_valid_result["ndcg@5"], abs=1e-4)
+
+
+def test_items_of_one_vector_share_their_ranks(full: Made) -> None:
+    model, kept = full.model, full.model.item_matrix
+    model.item_matrix = torch.cat([kept[:1], kept[1:2].expand(40, -1)])
+    try:
+        assert model.valid_score() == 0  # each target is at rank 20.5 of 40, beyond 5
+        model.item_matrix = torch.full_like(kept, torch.nan)
+        assert math.isnan(model.valid_score())
+    finally:
+        model.item_matrix = kept
+
+
+def test_test_items_play_no_part_in_the_valid_score_and_validation_items_do(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    histories, before = full.model.histories, full.model.valid_score()
+    for place, same in ((-1, True), (-2, False)):
+        changed = [items.copy() for items in histories.items]
+        for items in changed[1:]:
+            items[place] = items[place] % 40 + 1
+        with monkeypatch.context() as patch:
+            patch.setitem(vars(histories), "items", changed)
+            assert (full.model.valid_score() == before) == same
+
+
+# -- control -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_control_answers_with_the_collaborative_models_own_scores(full: Made, listed: Made) -> None:
+    model, cf = full.model, full.model.cf.model
+    own, name = model.full_sort_predict(full.interaction), model.answer_fingerprint
+    with model.controls()["SASRec"]():
+        found = model.full_sort_predict(full.interaction)
+        few = model.score_candidates(full.interaction, listed.candidates)
+        assert model.answer_fingerprint != name
+    with torch.no_grad():
+        plain = cf.full_sort_predict(full.interaction)
+    close(found, plain)
+    close(few, plain.gather(1, listed.candidates))
+    assert not torch.allclose(found, own, atol=1e-2) and [*model.controls()] == ["SASRec"]
+    assert torch.equal(model.full_sort_predict(full.interaction), own) and model.answer_fingerprint == name
