@@ -45,14 +45,10 @@ def item_sentences(items: ItemTexts, fields: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a named column is absent.
     """
-    for field in fields:
-        if field not in items.fields:
-            there = ", ".join(items.fields) or "none"
-            raise ValueError(f"text_fields: beside the title there is no column {field!r}; there is {there}")
     sentences = []
-    for item, title in enumerate(items.titles):
+    for title, known in zip(items.titles, items.known(fields), strict=True):
         said = title.split(", ")  # of an item without a title, other columns stand in for it
-        sentences.append(", ".join([title, *(text for f in fields if (text := items.fields[f][item]) and text not in said)]))
+        sentences.append(", ".join([title, *(text for text in known.values() if text not in said)]))
     return sentences
 
 

@@ -81,8 +81,8 @@ class ItemTexts:
         titles[0] = ""
         return cls(titles, _tell_apart(titles, years, brands, item_ids), columns)
 
-    def described(self, fields: Sequence[str]) -> list[str]:
-        """``name (brand: Kaytee, category: Hay)`` by item id: the name and those of the columns that have a value.
+    def known(self, fields: Sequence[str]) -> list[dict[str, str]]:
+        """Those of the named columns that have a value, by item id.
 
         Raises:
             ValueError: a named column is absent.
@@ -91,11 +91,12 @@ class ItemTexts:
             if field not in self.fields:
                 there = ", ".join(self.fields) or "none"
                 raise ValueError(f"text_fields: beside the title there is no column {field!r}; there is {there}")
-        texts = []
-        for item, name in enumerate(self.names):
-            known = [f"{f.replace('_', ' ')}: {text}" for f in fields if (text := self.fields[f][item])]
-            texts.append(f"{name} ({', '.join(known)})" if known else name)
-        return texts
+        return [{f: text for f in fields if (text := self.fields[f][item])} for item in range(len(self.titles))]
+
+    def described(self, fields: Sequence[str]) -> list[str]:
+        """``name (brand: Kaytee, category: Hay)`` by item id: the name and the columns that are :meth:`known`."""
+        told = (", ".join(f"{f.replace('_', ' ')}: {text}" for f, text in known.items()) for known in self.known(fields))
+        return [f"{name} ({text})" if text else name for name, text in zip(self.names, told, strict=True)]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every text: equal on every machine, different as soon as one character is."""

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.backbone.scoring import positions
+
 Batch = TypeVar("Batch")
 
 
@@ -51,7 +53,7 @@ def first_k_entropy(
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)  # [B, L]
     # a distribution is read before its own token, so the k-th token is never an input
     ids, mask = _decode(model, ids, mask, k - 1)  # [B, L + k - 1]
-    out = model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=k)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=k)
     logits = out.logits  # [B, k, V]
     if eos_token_id is None:
         return token_entropy(logits)
@@ -92,10 +94,6 @@ def _entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 
 
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
 @torch.no_grad()
 def _decode(model: nn.Module, ids: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Append ``tokens`` greedy tokens to every row."""
@@ -105,7 +103,7 @@ def _decode(model: nn.Module, ids: Tensor, mask: Tensor, tokens: int) -> tuple[T
         out = model(
             input_ids=ids[:, fresh],
             attention_mask=mask,
-            position_ids=_positions(mask)[:, fresh],
+            position_ids=positions(mask)[:, fresh],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
