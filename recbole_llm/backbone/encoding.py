@@ -27,9 +27,9 @@ def encode(
     mean: average over all tokens of a row instead of reading the last one.
     Raises ValueError where a row is empty or longer than the model's context.
     """
-    longest, context = max(map(len, rows)), getattr(lm.config, "max_position_embeddings", None)
-    if not all(map(len, rows)):
-        raise ValueError("a row has no tokens, so there is nothing to encode")
+    longest, context = max(map(len, rows), default=0), getattr(lm.config, "max_position_embeddings", None)
+    if not longest or not all(map(len, rows)):
+        raise ValueError("a row has no tokens, so there is nothing to encode; check the prompt template")
     if context and longest > context:
         raise ValueError(f"a row has {longest} tokens, the model has room for {context}; lower max_prompt_tokens or max_history")
     embed = lm.get_input_embeddings()

@@ -46,11 +46,13 @@ class MFormerRecipe:
     dropout: float
 
     def __post_init__(self) -> None:
-        for key in ("experts", "length", "num_layers", "num_heads"):
+        for key in ("experts", "length", "hidden_size", "num_layers", "num_heads"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{_KEYS[key]}: {getattr(self, key)} must be at least 1")
         if self.router not in ("gated", "hard"):
             raise ValueError(f"router: {self.router!r} is unknown; choose gated or hard")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"m_former_dropout: {self.dropout} is not a share from 0 to below 1")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"m_former_hidden_size: {self.hidden_size} is not a multiple of m_former_num_heads, {self.num_heads}"

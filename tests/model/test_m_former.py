@@ -59,12 +59,15 @@ def probabilities(m_former: MFormer, states: Tensor) -> np.ndarray:
 
 
 def test_a_row_goes_to_the_expert_of_the_largest_mean_probability_over_its_states(build: Build, batch: Any) -> None:
-    states, known = batch
-    m_former = build()
+    known, m_former = batch[1], build()
+    states = torch.randn(*known.shape, CF, generator=torch.Generator().manual_seed(2))
     _, routing = m_former(states, known)
     gates = [probabilities(m_former, row[mask]).mean(0) for row, mask in zip(states, known, strict=True)]
     assert routing.experts.tolist() == [int(gate.argmax()) for gate in gates] and len({*routing.experts.tolist()}) > 2
     close(m_former._gates(routing).double(), torch.tensor([gate.max() for gate in gates]))
+    likely = routing.probabilities.argmax(-1)  # [B, N]: neither the first state decides nor the most frequent expert
+    votes = [int(torch.bincount(row[mask]).argmax()) for row, mask in zip(likely, known, strict=True)]
+    assert likely[:, 0].tolist() != routing.experts.tolist() != votes
 
 
 def test_the_gate_is_multiplied_onto_the_output(build: Build, batch: Any) -> None:
