@@ -80,6 +80,11 @@ def test_recommend_is_the_top_of_the_whole_catalogue_without_the_padding_item(fu
     close(scores, best.values)
 
 
+def test_of_fewer_items_than_asked_for_all_are_recommended_and_never_the_padding_item(full: Made) -> None:
+    scores, items = full.model.recommend(full.interaction, 50)
+    assert items.sort().values.tolist() == [[*range(1, 41)]] * 7 and scores.isfinite().all()
+
+
 def test_recboles_case_study_ranks_the_catalogue_and_never_the_padding_item(full: Made) -> None:
     users = full.interaction["user_id"].numpy()
     scores = full_sort_scores(users, full.model, full.test)
@@ -173,11 +178,18 @@ def test_the_valid_score_is_that_of_a_naive_loop_over_the_asked_users(full: Made
     assert model.valid_score() == pytest.approx(full.trainer.best_valid_result["ndcg@5"], abs=1e-4)
 
 
-def test_items_of_one_vector_share_their_ranks(full: Made) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_items_of_one_vector_share_their_ranks_and_padding_is_no_item(
+    full: Made, monkeypatch: pytest.MonkeyPatch, sign: int
+) -> None:
+    """Each target is at rank 20.5 of 40, also where the padding item's score of zero is above all of theirs."""
     model, kept = full.model, full.model.item_matrix
-    model.item_matrix = torch.cat([kept[:1], kept[1:2].expand(40, -1)])
+    monkeypatch.setattr(model, "encode_histories", lambda histories: kept[1:2].expand(len(histories), -1))
     try:
-        assert model.valid_score() == 0  # each target is at rank 20.5 of 40, beyond 5
+        model.item_matrix = torch.cat([kept[:1], sign * kept[1:2].expand(40, -1)])
+        assert model.valid_score() == 0  # ndcg@5
+        monkeypatch.setattr(model, "valid_metric", "ndcg@40")
+        assert model.valid_score() == pytest.approx(1 / math.log2(21.5))
         model.item_matrix = torch.full_like(kept, torch.nan)
         assert math.isnan(model.valid_score())
     finally:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recbole_llm.data import domains
+from recbole_llm.model import laser
 from recbole_llm.model.laser import Laser
 from recbole_llm.training.loop import TrainingLoop
 
@@ -146,6 +147,36 @@ def test_missing_states_and_single_items_are_drawn_in_training_alone(
     assert abs(losses[0.6][1] - losses[0.6][0]) > 1e-4
 
 
+@pytest.mark.parametrize(("share", "training"), [(0.5, True), (0.0, True), (0.5, False)])
+def test_the_null_token_is_trained_on_the_share_of_the_histories_that_lose_their_states(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, share: float, training: bool
+) -> None:
+    model, routed = trained(**QUICK).model, []
+    balance = laser.load_balance
+    monkeypatch.setattr(model, "null_share", share)
+    monkeypatch.setattr(laser, "load_balance", lambda routing: (routed.append(routing), balance(routing))[1])
+    torch.manual_seed(0)
+    model.zero_grad(set_to_none=True)
+    model.train(training)._loss([[3, 1, 4]] * 40, [15] * 40)
+    model._loss([[3, 1, 4]] * 40, [15] * 40).backward()
+    reached = model.tower.m_former.null.grad.abs().max() > 0
+    model.eval().zero_grad(set_to_none=True)
+    first, second = (routing.seen.sum(1) for routing in routed)  # 3 states, or the null token alone
+    assert {*first.tolist(), *second.tolist()} == ({1, 3} if training and share else {3})
+    assert (10 < int((second == 1).sum()) < 30 and not torch.equal(first, second)) == reached == bool(training and share)
+
+
+def test_a_single_item_is_the_last_of_its_history(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = trained(**QUICK).model, []
+    embed = model._embed
+    monkeypatch.setattr(model, "single_share", 0.5)
+    monkeypatch.setattr(model, "_embed", lambda tower, rows, *rest: (read.extend(rows), embed(tower, rows, *rest))[1])
+    torch.manual_seed(0)
+    model.train()._loss([[3, 1, 4]] * 40, [15] * 40)
+    model.eval()
+    assert {*map(tuple, read)} == {(3, 1, 4), (4,)} and 10 < read.count([4]) < 30
+
+
 # -- two phases --------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +220,22 @@ def test_refresh_steps_renew_the_matrix_within_an_epoch(
         calls.clear()
         assemble("Laser", module_settings, refresh_steps=steps, laser_patience=0, phase2_epochs=0).model.run_stages()
         assert len(calls) == expected + 1  # and once before the first step
+
+
+def test_both_phases_stop_when_validations_gain_nothing_and_keep_the_best(
+    module_settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = assemble("Laser", module_settings, phase1_epochs=9, phase2_epochs=9, laser_patience=2).model, []
+    told = iter([0.4, 0.5, 0.4, 0.3, 0.5, 0.4, 0.3])  # phase 2 validates what it begins with
+
+    def score() -> float:
+        seen.append((state(model.tower), state(model.item_tower)))
+        return next(told)
+
+    monkeypatch.setattr(model, "valid_score", score)
+    model.run_stages()
+    assert len(seen) == 7 and next(told, None) is None
+    assert (equal(state(model.tower), seen[1][0]), equal(state(model.item_tower), seen[1][1])) == (True, True)
 
 
 @pytest.mark.parametrize("changes", [{}, BAD_PHASE2])
@@ -295,6 +342,21 @@ def test_what_training_never_saw_has_no_state_and_yet_a_vector(trained: Any) -> 
     close(states[1], model.cf.sequence_states([old[:2]])[0][0])
     prefixes = model.tower(*model._cf_states([new[:1], new[1:4], []]))[0]
     assert torch.equal(prefixes[0], prefixes[1]) and torch.equal(prefixes[0], prefixes[2])  # the null token's
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 9])
+def test_an_item_has_a_state_from_so_many_training_interactions_on(
+    assemble: Any, module_settings: dict[str, Any], threshold: int
+) -> None:
+    """But an item that training never saw has none, and neither has the padding item."""
+    model = assemble("Laser", module_settings, cold_threshold=threshold).model
+    met = [0] * 41
+    for items in model.histories.items[1:]:
+        for item in items[:-2].tolist():  # neither the validation nor the test item counts
+            met[item] += 1
+    known = model.has_state.tolist()
+    assert known == [count >= max(1, threshold) for count in met] and sum(known) == {0: 40, 1: 40}.get(threshold, sum(known))
+    assert threshold < 9 or 5 < sum(known) < 35
 
 
 @torch.no_grad()
