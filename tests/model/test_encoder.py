@@ -196,6 +196,18 @@ def test_items_of_one_vector_share_their_ranks_and_padding_is_no_item(
         model.item_matrix = kept
 
 
+def test_a_nan_of_an_item_that_is_nobodys_target_is_not_passed_over(full: Made) -> None:
+    model, kept = full.model, full.model.item_matrix
+    targets = {model.histories.target(user, "valid") for user in model._asked_users()}
+    matrix = kept.clone()
+    matrix[min({*range(1, 41)} - targets)] = torch.nan
+    model.item_matrix = matrix
+    try:
+        assert math.isnan(model.valid_score())
+    finally:
+        model.item_matrix = kept
+
+
 def test_test_items_play_no_part_in_the_valid_score_and_validation_items_do(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     histories, before = full.model.histories, full.model.valid_score()
     for place, same in ((-1, True), (-2, False)):

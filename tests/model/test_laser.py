@@ -256,6 +256,30 @@ def test_training_learns(trained: Any) -> None:
         assert learned.model.calculate_loss(learned.batch) < 0.9 * fresh.model.calculate_loss(learned.batch)
 
 
+def test_a_phases_optimiser_is_as_its_settings_say_and_the_warm_up_balances_too(
+    settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"weight_decay": 0.07, "max_grad_norm": 0.3, "warmup_ratio": 0.5, "load_balance_weight": 5.0}
+    rates = {"warmup_learning_rate": 1e-3, "phase1_learning_rate": 2e-3, "phase2_learning_rate": 3e-3}
+    model, found, balance = assemble("Laser", settings, **QUICK, **asked, **rates, warmup_epochs=1).model, {}, []
+
+    def spy(loop: TrainingLoop) -> Any:
+        (group,) = loop.optimizer.param_groups
+        found[loop.name] = group["weight_decay"], loop.clip_grad_norm, group["initial_lr"], loop.scheduler.get_last_lr()
+        if loop.name == "warmup":
+            for model.balance_weight in (5.0, 0.0):
+                torch.manual_seed(0)  # of the dropout
+                balance.append(loop.loss(0).item())
+        return loop.state
+
+    monkeypatch.setattr(TrainingLoop, "run", spy)
+    model.run_stages()
+    assert found == {  # a rate that rises from zero
+        name: (0.07, 0.3, rates[f"{name}_learning_rate"], [0.0]) for name in ("warmup", "phase1", "phase2")
+    }
+    assert balance[0] - balance[1] > 0.9 * 5  # of experts used alike it is 1
+
+
 @pytest.mark.parametrize("phase", ["warmup", "phase1", "phase2"])
 def test_a_phase_that_diverges_names_its_own_learning_rate(
     module_settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch, phase: str

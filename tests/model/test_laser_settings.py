@@ -126,6 +126,7 @@ def test_every_setting_trains_the_stages_anew_that_depend_on_it_and_no_others(
     ):  # fmt: skip
         assert anew(plain, **change) == both, change
     assert anew(plain, cf_config={"hidden_size": 8}) == anew(plain, seed=1) == {"cf-SASRec", *both}
+    assert anew(planned(pooling="eos"), pooling="mean") == both  # of the same weights
     warm = planned(warmup_epochs=1)
     assert warm.keys() - plain.keys() == {"m-former"} and anew(plain, warmup_epochs=1) == {"m-former", *both}
     for change in ({"temperature": 0.1}, {"phase1_epochs": 3}, {"valid_users": 9}):
