@@ -37,7 +37,7 @@ from recbole_llm.data import domains
 from recbole_llm.data.domains import Row
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.model.alignment import AlignmentRecipe, Projector, train_alignment
-from recbole_llm.model.base import template
+from recbole_llm.model.base import template, text_fields
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.training.checkpoint import fingerprint, save_tensors
 from recbole_llm.training.finetune import Batches
@@ -60,10 +60,7 @@ class ALLMRec(LLMRanker):
         self.recipe = AlignmentRecipe.of(config, self.domain)
         self.encoder = {key: config[f"text_encoder_{key}"] for key in ("path", "revision")}
         self.builtin_encoder = config["builtin_text_encoder"]
-        fields = config["text_fields"]
-        if fields is None:
-            fields = [config[key] for key in ("year_field", "brand_field", "category_field") if config[key]]
-        self.sentences = item_sentences(self.domain.items, fields)
+        self.sentences = item_sentences(self.domain.items, text_fields(config))
         self.vectors = Path(config["checkpoint_dir"]) / "text_vectors"
         self.item_vectors = config["item_vectors"]
         if self.item_vectors not in ("joint", "text", "random"):

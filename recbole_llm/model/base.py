@@ -140,3 +140,9 @@ def template(config: Any, name: str) -> str:
     if name not in config["prompts"]:
         raise ValueError(f"prompt: {name} is not a key of `prompts` ({', '.join(config['prompts'])})")
     return config["prompts"][name]
+
+
+def text_fields(config: Any) -> list[str]:
+    """Columns of the .item file that are read beside the title: ``text_fields``, or all that the dataset names."""
+    given = config["text_fields"]
+    return [config[key] for key in ("year_field", "brand_field", "category_field") if config[key]] if given is None else given

@@ -23,16 +23,13 @@ Legend: B users, N collaborative states, L prefix tokens, T text tokens, I items
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -43,19 +40,17 @@ from recbole_llm.backbone.packing import token_batches
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain, Row
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation import plots
+from recbole_llm.evaluation import experts
+from recbole_llm.model.base import text_fields
 from recbole_llm.model.encoder import LLMEncoder
 from recbole_llm.model.m_former import MFormer, MFormerRecipe, Routing, WarmUp, load_balance
-from recbole_llm.training.checkpoint import atomic_write, fingerprint, save_tensors
+from recbole_llm.training.checkpoint import fingerprint, save_tensors
 from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
 from recbole_llm.training.progress import progress_bar
 from recbole_llm.training.stages import Stage
 
-logger = getLogger()
-
 POOLINGS = ("suffix", "eos", "mean")
 STATES = ("states", "items", "none")
-DEGENERATE = 0.9  # one expert with more of the users than that: there is no mixture
 
 
 class Tower(nn.Module):
@@ -89,10 +84,7 @@ class Laser(LLMEncoder):
     def __init__(self, config: Any, dataset: Any):
         _check(config)
         super().__init__(config, dataset)
-        fields = config["text_fields"]
-        if fields is None:
-            fields = [config[key] for key in ("year_field", "brand_field", "category_field") if config[key]]
-        self.texts = self.domain.items.described(fields)
+        self.texts = self.domain.items.described(text_fields(config))
         self.prompts = self._prompt_builder(self.domain)
         self.cf = self._collaborative(config)
         self.kept_run = config.kept_run
@@ -118,9 +110,9 @@ class Laser(LLMEncoder):
         self._fresh_towers()
 
     def __str__(self) -> str:
-        sizes = Counter({name.split(".")[0]: 0 for name, _ in self.tower.named_parameters()})
+        sizes: Counter[str] = Counter()
         for name, parameter in self.tower.named_parameters():
-            sizes[name.split(".")[0]] += parameter.numel()
+            sizes[name.split(".")[0]] += parameter.numel() * parameter.requires_grad
         return f"{super().__str__()}: {', '.join(f'{name} {size:,}' for name, size in sizes.items())}"
 
     def _prompt_settings(self, config: Any) -> dict[str, Any]:
@@ -285,8 +277,15 @@ class Laser(LLMEncoder):
     def _load_run(self) -> None:
         """Take up both towers of another run."""
         items, users = self._run_folders
-        self.item_tower.load_state_dict(load_file(items / "item_tower.safetensors"))
-        self.tower.load_state_dict(load_file(users / "user_tower.safetensors"))
+        try:
+            self.item_tower.load_state_dict(load_file(items / "item_tower.safetensors"))
+            self.tower.load_state_dict(load_file(users / "user_tower.safetensors"))
+        except RuntimeError as error:
+            reason = str(error).split("\n")[1].strip()
+            raise ValueError(
+                f"load_from: the towers of {self.kept_run.path} do not fit this run ({reason}); leave out what changes the "
+                "M-Former, the backbone, or the width of the collaborative model (cf_config)"
+            ) from error
 
     @cached_property
     def _run_folders(self) -> tuple[Path, Path]:
@@ -414,53 +413,33 @@ class Laser(LLMEncoder):
 
     # -- experts -------------------------------------------------------------------------------------------------------
 
+    @property
+    def _routes(self) -> bool:
+        return self.tower.m_former is not None and self.recipe.experts > 1
+
     @torch.no_grad()
     def experts_of(self, histories: Sequence[Sequence[int]]) -> list[int]:
         """The expert that the router sends each history to."""
         assert self.tower.m_former is not None
-        return self.tower.m_former.routing(*self._cf_states(histories))[1].experts.tolist()
+        parts = (histories[i : i + 512] for i in range(0, len(histories), 512))  # memory does not grow with the users
+        routed = (self.tower.m_former.routing(*self._cf_states(part))[1] for part in parts)
+        return [expert for routing in routed for expert in routing.experts.tolist()]
 
     def _log_experts(self, when: str) -> None:
-        """How many of the validation users go to each expert; said aloud where one takes nearly all."""
-        if self.tower.m_former is None or self.recipe.experts == 1:
-            return
-        users = self._asked_users()
-        chosen = self.experts_of([self.histories.before(user, "valid").tolist() for user in users])
-        shares = np.bincount(chosen, minlength=self.recipe.experts) / len(chosen)  # [K]
-        shown = " ".join(f"{share:.2f}" for share in shares)
-        if shares.max() > DEGENERATE:
-            logger.warning(
-                f"{when}: one expert takes {shares.max():.0%} of the users (shares {shown}), so the mixture is none; raise "
-                f"load_balance_weight, {self.balance_weight}, or lower num_experts, {self.recipe.experts}"
-            )
-        else:
-            logger.info(f"{when}: users by expert {shown}")
+        """How many of the validation users go to each expert; without any states, all of them are one to the router."""
+        if self._routes and self.has_state.any():
+            chosen = self.experts_of([self.histories.before(user, "valid").tolist() for user in self._asked_users()])
+            experts.log_shares(when, chosen, self.recipe.experts, self.balance_weight)
 
     def report(self, folder: Path) -> list[str]:
-        """Which test users go to which expert: ``experts.json``, and a picture by what they mostly consume."""
-        if self.tower.m_former is None or self.recipe.experts == 1:
+        """Which test users go to which expert, by what they mostly consume."""
+        if not self._routes:
             return []
         users = self.histories.evaluated("test").tolist()
         histories = [self.histories.before(user, "test").tolist() for user in users]
-        chosen = self.experts_of(histories)
-        names = [self.histories.user_ids[user] for user in users]
-        atomic_write(folder / "experts.json", json.dumps(dict(zip(names, chosen, strict=True)), indent=1))
-        groups = [self._group(history) for history in histories]
-        largest = [group for group, _ in Counter(groups).most_common(12)]
-        table = np.zeros((len(largest), self.recipe.experts))
-        for group, expert in zip(groups, chosen, strict=True):
-            if group in largest:
-                table[largest.index(group), expert] += 1
-        plots.heat_map(
-            folder / "experts.png",
-            table / table.sum(1, keepdims=True),
-            rows=[f"{group} ({int(count)})" for group, count in zip(largest, table.sum(1), strict=True)],
-            columns=[str(expert) for expert in range(self.recipe.experts)],
-            title="Share of users by expert",
-            row_label=f"most frequent {self.group_field or 'history length'} (users)",
-            column_label="expert",
-        )
-        return [f"experts of {len(users)} users: {folder / 'experts.png'}"]
+        chosen = dict(zip((self.histories.user_ids[user] for user in users), self.experts_of(histories), strict=True))
+        label = f"most frequent {self.group_field or 'history length'}"
+        return [experts.report(folder, chosen, [self._group(history) for history in histories], self.recipe.experts, label)]
 
     def _group(self, history: Sequence[int]) -> str:
         """What a user mostly consumes, by the category field; without one, how much."""

@@ -18,7 +18,7 @@ M-Former, D of the LM.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -61,8 +61,8 @@ class MFormerRecipe:
     @classmethod
     def of(cls, config: Any) -> MFormerRecipe:
         """The recipe that a configuration asks for; without ``moe`` there is one expert."""
-        values = {name: config[key] for name, key in _KEYS.items()}
-        return cls(**values | ({} if config["moe"] else {"experts": 1, "router": "hard"}))
+        recipe = cls(**{name: config[key] for name, key in _KEYS.items()})
+        return recipe if config["moe"] else replace(recipe, experts=1, router="hard")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,6 +98,7 @@ class MFormer(nn.Module):
         self.experts = nn.Parameter(torch.randn(recipe.experts, recipe.length, recipe.hidden_size) * 0.02)  # [K, L, M]
         self.null = nn.Parameter(torch.randn(cf_width) * 0.02)  # [H]: stands for the state of whoever has none
         self.router = nn.Linear(cf_width, recipe.experts, bias=False)
+        self.router.requires_grad_(recipe.experts > 1)  # between one, there is nothing to learn
         self.former = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=recipe.hidden_size,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recbole_llm.evaluation.record import KeptRun
 from recbole_llm.model.laser import Laser
 from recbole_llm.training.stages import Stage
 
@@ -87,7 +88,8 @@ def test_an_ablation_has_no_weights_of_what_it_leaves_out(module_settings: dict[
     whole = found()
     assert whole.keys() == {"suffix", *(f"m_former.{part}" for part in ("experts", "null", "router", "former", "project"))}
     assert whole["suffix"] == 32 and whole["m_former.experts"] == 3 * 2 * 16 and whole["m_former.router"] == 3 * 16
-    assert found(moe=False) == whole | {"m_former.experts": 2 * 16, "m_former.router": 16}
+    alone = found(moe=False)  # between one expert, a router has nothing to learn
+    assert alone == {part: size for part, size in whole.items() if part != "m_former.router"} | {"m_former.experts": 2 * 16}
     assert found(m_former=False) == {"suffix": 32, "prefix": 2 * 32} and found(prefix=False) == {"suffix": 32}
     for pooling in ("eos", "mean"):
         assert found(pooling=pooling) == {part: size for part, size in whole.items() if part != "suffix"}
@@ -236,3 +238,14 @@ def test_settings_that_do_not_fit_are_refused_before_anything_trains(
     with pytest.raises(ValueError, match=message):
         assemble("Laser", settings, **changes)
     assert not list(Path(settings["checkpoint_dir"]).glob("stages/*-*"))
+
+
+def test_a_run_whose_towers_do_not_fit_is_refused_with_what_to_leave_out(
+    run: Any, module_settings: dict[str, Any], assemble: Any
+) -> None:
+    made = run()
+    record = {"model": "Laser", "stages": {name: folder.name for name, folder in made.model.keeper.folders.items()}}
+    other = assemble("Laser", module_settings, prefix_length=5).model
+    other.kept_run = KeptRun(Path(module_settings["checkpoint_dir"]) / "runs" / "some" / "record.json", record)
+    with pytest.raises(ValueError, match="load_from: the towers of .* do not fit this run .*experts.*; leave out"):
+        other._load_run()
