@@ -7,12 +7,15 @@ line per comparison. CPU seconds of one thread; the sides take turns, round afte
              with full deltas (AdaMerging, FusionBench); for one coefficient per adapter and one per module
     memory   growth of the peak resident size over two such steps, each way in a process of its own (Linux)
     folded   inference with the merged adapter folded into the base, against a single adapter folded
-    linear   seconds of the exact sum for 1, 2, 4 and 8 adapters, and the exponent of their growth
+    linear   seconds, and peak MiB beyond inputs and output, of the exact sum, of ties and of dare for 1, 2, 4 and 8
+             adapters, with the exponents of their growth
+    width    the same for two adapters of one square matrix of 1,024, 2,048 and 4,096, against summing dense deltas
 """
 
 import argparse
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -22,13 +25,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes
+import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recbole_llm.backbone.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter  # noqa: E402
-from recbole_llm.merging.arithmetic import read_adapter, weighted_sum, write_adapter  # noqa: E402
+from recbole_llm.merging.arithmetic import Adapter, all_modules, read_adapter, weighted_sum, write_adapter  # noqa: E402
 from recbole_llm.merging.coefficients import MergeProblem  # noqa: E402
 from recbole_llm.merging.objectives import token_entropy  # noqa: E402
+from recbole_llm.merging.stage import resolve  # noqa: E402
 
 VOCABULARY, LAYERS, BATCH, LENGTH, RANK = 1500, 8, 4, 128, 16
 
@@ -169,18 +174,72 @@ def folded(folders: dict[str, Path], root: Path, rounds: int) -> None:
 
 
 def linear(folders: dict[str, Path], rounds: int) -> None:
-    adapters = [read_adapter(folder) for folder in folders.values()]
-    counts = (1, 2, 4, 8)
+    counts, pattern = (1, 2, 4, 8), read_adapter(folders["e0"])
+    adapters = [like(pattern, seed) for seed in range(max(counts))]
+    mib = sum(tensor.nbytes for tensor in pattern.tensors.values()) / 2**20
+    for method in ("sum", "ties", "dare"):
+        sides = {n: lambda n=n, method=method: merged(method, adapters[:n]) for n in counts}
+        report(benchmark="linear", method=method, adapter_mib=round(mib, 1), **growth(sides, rounds))
 
-    def merge(n: int) -> Callable[[], object]:
-        chosen = [adapters[i % len(adapters)] for i in range(n)]
-        return lambda: weighted_sum(chosen, torch.full((n,), 0.5))
 
-    took = medians({str(n): merge(n) for n in counts}, rounds)
-    exponent = math.log(took["8"] / took["1"]) / math.log(8)
-    mib = sum(tensor.nbytes for tensor in adapters[0].tensors.values()) / 2**20
-    report(benchmark="linear", adapter_mib=round(mib, 1), seconds={n: round(s, 4) for n, s in took.items()},
-           exponent=round(exponent, 2))  # fmt: skip
+def width(rounds: int) -> None:
+    pairs = {size: [square(size, seed) for seed in range(2)] for size in (1024, 2048, 4096)}
+    for method in ("sum", "ties", "dare", "dense"):
+        sides = {size: lambda pair=pair, method=method: merged(method, pair) for size, pair in pairs.items()}
+        report(benchmark="width", method=method, adapters=2, rank=RANK, **growth(sides, rounds))
+
+
+def merged(method: str, adapters: list[Adapter]) -> list[torch.Tensor]:
+    if method == "dense":
+        pairs = ([adapter.factors(module) for adapter in adapters] for module in adapters[0].modules)
+        return [sum(0.5 * b @ a for a, b in pair) for pair in pairs]
+    if method == "sum":
+        return list(weighted_sum(adapters, torch.full((len(adapters),), 0.5)).tensors.values())
+    problem = MergeProblem([a.name for a in adapters], all_modules(adapters), adapters=adapters)
+    return list(resolve(method)(problem).merged.tensors.values())
+
+
+def like(pattern: Adapter, seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {key: torch.randn(t.shape, generator=generator) for key, t in pattern.tensors.items()}
+    return Adapter(pattern.config, tensors, f"v{seed}")
+
+
+def square(size: int, seed: int) -> Adapter:
+    shapes = {"A": (RANK, size), "B": (size, RANK)}
+    tensors = {f"base_model.model.wide.lora_{f}.weight": torch.empty(shape) for f, shape in shapes.items()}
+    return like(Adapter({"r": RANK, "lora_alpha": 32, "target_modules": ["wide"]}, tensors, "wide"), seed)
+
+
+def growth(sides: dict[int, Callable[[], list[torch.Tensor]]], rounds: int) -> dict[str, object]:
+    """Seconds and MiB of each side, and the exponents between the first and the last."""
+    took = medians({str(n): side for n, side in sides.items()}, rounds)
+    seconds = [took[str(n)] for n in sides]
+    mib = [extra_mib(side) for side in sides.values()]
+    few, many = min(sides), max(sides)
+    exponents = {
+        f"{what}_exponent": round(math.log(values[-1] / values[0]) / math.log(many / few), 2)
+        for what, values in (("seconds", seconds), ("extra_mib", mib))
+    }
+    return {
+        "seconds": {n: float(f"{s:.3g}") for n, s in zip(sides, seconds, strict=True)},
+        "extra_mib": {n: float(f"{m:.3g}") for n, m in zip(sides, mib, strict=True)},
+        **exponents,
+    }
+
+
+def extra_mib(side: Callable[[], list[torch.Tensor]]) -> float:
+    """Peak of what torch allocates on the CPU while a side runs, beyond what it gives back."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = sum(tensor.nbytes for tensor in side())
+    changes = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    level = peak = 0
+    for change in sorted(changes, key=lambda e: e.start_ns()):
+        level += change.nbytes()
+        peak = max(peak, level)
+    return (peak - kept) / 2**20
 
 
 def main() -> None:
@@ -201,6 +260,7 @@ def main() -> None:
         memory(Path(root), options.adapters)
         folded(folders, Path(root), options.rounds)
         linear(folders, options.rounds)
+        width(20 * options.rounds)  # milliseconds each
 
 
 if __name__ == "__main__":

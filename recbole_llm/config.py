@@ -1,7 +1,7 @@
 """RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
 
-Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- properties/model <- properties/llm <- the run
-of ``load_from`` <- the user's files <- dict <- command line. A partial ``eval_args``, ``candidates`` or other dict is merged
+Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- a property file beside the data <-
+properties/model <- properties/llm <- the run of ``load_from`` <- the user's files <- dict <- command line. A partial ``eval_args``, ``candidates`` or other dict is merged
 into the default instead of replacing it.
 """
 
@@ -170,7 +170,11 @@ class LLMConfig(Config):
         if self.internal_config_dict["load_col"] == {"inter": ["user_id", "item_id"]}:
             # RecBole's default leaves out the time that its own ordering needs (RUCAIBox/RecBole#1616)
             self.internal_config_dict["load_col"] = load_col
-        for file in (folder / "dataset" / f"{dataset}.yaml", folder / "model" / f"{model}.yaml", *self._llm_files(folder, model)):
+        files = [
+            folder / "dataset" / f"{dataset}.yaml", self._beside_the_data(dataset), folder / "model" / f"{model}.yaml",
+            *self._llm_files(folder, model),
+        ]  # fmt: skip
+        for file in files:
             if file.is_file():
                 values = self._read_yaml(file)
                 self._ours.update(values)
@@ -193,6 +197,20 @@ class LLMConfig(Config):
             raise ValueError(f"--llm={name}: {file} does not exist; known: {known}; or give --llm_path=FOLDER or a hub id")
         return [file, folder / "llm" / name / f"{model}.yaml"]
 
+    def _beside_the_data(self, dataset: str) -> Path:
+        """A property file of a dataset's own, ``<data_path>/<dataset>/<dataset>.yaml``: what its texts are, and its filters.
+
+        Raises:
+            ValueError: it says something about another thing than the dataset.
+        """
+        data_path = self.external_config_dict.get("data_path") or self.internal_config_dict["data_path"]
+        file = Path(str(data_path)) / dataset / f"{dataset}.yaml"
+        allowed = self.dataset_keys().union(dataset_arguments)
+        for key in self._read_yaml(file) if file.is_file() else ():
+            if key not in allowed:
+                raise ValueError(f"{file}: `{key}` says nothing about a dataset; give it in a file of --config_files")
+        return file
+
     def _take_up(self, model: str, model_class: type) -> None:
         """``load_from``: what a kept run says about its model becomes this run's defaults.
 
@@ -211,12 +229,13 @@ class LLMConfig(Config):
         backbone = trained["llm"] or trained["llm_path"]
         if llm not in (None, backbone):  # the run's llm_path would win over that of properties/llm
             raise ValueError(f"--llm={llm}: load_from={given} was trained on {backbone}; leave llm out")
-        taken = self._ours.keys() - _ABOUT_DATA - self._dataset_keys()
+        taken = self._ours.keys() - _ABOUT_DATA - self.dataset_keys()
         self.internal_config_dict.update({key: value for key, value in trained.items() if key in taken})
 
-    def _dataset_keys(self) -> set[str]:
+    def dataset_keys(self) -> set[str]:
         """What property files say about datasets."""
-        return {key for file in (properties_folder() / "dataset").glob("*.yaml") for key in self._read_yaml(file)}
+        files = (properties_folder() / "dataset").glob("*.yaml")
+        return set(scenarios.TEXTS).union(*(self._read_yaml(file) for file in files))
 
     def _check_keys(self) -> None:
         quick = set(self.internal_config_dict) | _RECBOLE_KEYS
@@ -295,7 +314,7 @@ class LLMConfig(Config):
         """
         dropped, other = {"dataset"}, name != self.dataset
         if other:
-            dropped |= self._dataset_keys()
+            dropped |= self.dataset_keys()
         if other or whole:
             dropped |= set(scenarios.SETTINGS)
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}

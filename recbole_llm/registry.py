@@ -18,6 +18,7 @@ MODELS = {
     "LoRACocktail": "recbole_llm.model.loracocktail",
     "MoLoRec": "recbole_llm.model.molorec",
     "TALLRec": "recbole_llm.model.tallrec",
+    "WeaveRec": "recbole_llm.model.weaverec",
 }
 
 

@@ -377,12 +377,13 @@ def test_every_model_has_a_property_file_and_no_other_has() -> None:
 @pytest.mark.parametrize("file", PROPERTIES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_property_files_parse_and_set_known_keys(file: Path) -> None:
     inside_llm = file.parent.parent.name == "llm"  # properties/llm/<llm>/<Model>.yaml
-    model = file.stem if file.parent.name == "model" or inside_llm else "LoRACocktail"
+    named = file.parent.name == "weaverec"  # read where --config_files names it
+    model = file.stem if file.parent.name == "model" or inside_llm else "WeaveRec" if named else "LoRACocktail"
     dataset = file.stem if file.parent.name == "dataset" else "tiny"
     # a backbone that is given keeps properties/llm/builtin.yaml out
     llm = {"llm": file.stem} if file.parent.name == "llm" else {"llm_path": "builtin"}
     llm = {"llm": file.parent.name} if inside_llm else llm
-    config = LLMConfig(model, dataset, config_dict=llm)
+    config = LLMConfig(model, dataset, [str(file)] if named else None, config_dict=llm)
     values = yaml.load(file.read_text(encoding="utf-8"), Loader=config.yaml_loader)
     values.pop("protocol", None)
     if "eval_args" in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ class Backbone:
     fingerprint: str
 
 
-def load_backbone(config: Any, domain: Domain, keeper: StageKeeper) -> Backbone:
-    """The LM that ``config`` names; the builtin one is trained on ``domain`` first, unless it is kept.
+def load_backbone(config: Any, domains: Sequence[Domain], keeper: StageKeeper) -> Backbone:
+    """The LM that ``config`` names; the builtin one is trained on ``domains`` first, unless it is kept.
 
     A run that takes up another (``load_from``) has the builtin LM of that one.
 
@@ -35,7 +36,7 @@ def load_backbone(config: Any, domain: Domain, keeper: StageKeeper) -> Backbone:
         from recbole_llm.backbone.builtin_lm import builtin_stage
 
         stage = builtin_stage(
-            config["builtin_lm"], domain, config["seed"],
+            config["builtin_lm"], domains, config["seed"],
             save_every=config["save_every_seconds"], show_progress=config["show_progress"],
         )  # fmt: skip
         path = keeper.run(stage)

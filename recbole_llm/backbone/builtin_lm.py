@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm.backbone.windows import Histories, WindowBatches
+from recbole_llm.data.domains import Domain, united
 from recbole_llm.data.prompts import tokenise_as_text
 from recbole_llm.training.loop import TrainingLoop, cosine_with_warmup
 from recbole_llm.training.muon import MuonAdamW
 
 if TYPE_CHECKING:
-    from recbole_llm.data.domains import Domain
     from recbole_llm.training.stages import Stage
 
 logger = getLogger()
@@ -100,20 +100,22 @@ class BuiltinRecipe:
 
 
 def builtin_stage(
-    settings: dict[str, Any], domain: Domain, seed: int, *, save_every: float = 20.0, show_progress: bool = True
+    settings: dict[str, Any], domains: Sequence[Domain], seed: int, *, save_every: float = 20.0, show_progress: bool = True
 ) -> Stage:
-    """The training of the builtin LM on a domain's training split, as a kept and resumable stage."""
+    """The training of the builtin LM on the domains' training splits, as a kept and resumable stage."""
     from recbole_llm.training.stages import Stage
 
     recipe = BuiltinRecipe.read(settings)
 
     def build(out: Path, scratch: Path) -> None:
+        titles, histories = united(domains)
         train_builtin_lm(
-            out, titles=domain.items.names, histories=domain.histories, recipe=recipe, seed=seed, scratch=scratch,
+            out, titles=titles, histories=histories, recipe=recipe, seed=seed, scratch=scratch,
             save_every=save_every, show_progress=show_progress,
         )  # fmt: skip
 
-    return Stage("builtin-lm", {"recipe": asdict(recipe), "domain": domain.fingerprint, "seed": seed}, build)
+    depends = {"recipe": asdict(recipe), "domains": [domain.fingerprint for domain in domains], "seed": seed}
+    return Stage("builtin-lm", depends, build)
 
 
 def train_builtin_lm(

@@ -1,7 +1,8 @@
-"""Domains: catalogues with training histories, and the mixtures of them that an adapter is trained on.
+"""Domains: catalogues with training histories, and the mixtures of them that an LM or an adapter is trained on.
 
 A domain is another RecBole dataset, or a view of the target by its category field where no other dataset is at hand.
-Nothing but the training split of any of them is ever read here. Users and items of two domains need not overlap.
+Nothing but the training split of any of them is ever trained on. Users and items of two domains need not overlap; where they do,
+the log says so.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recbole_llm.data.items import ItemTexts
+from recbole_llm.data.items import ItemTexts, title_key
+
+if TYPE_CHECKING:
+    from recbole_llm.data.dataset import Histories
 
 logger = getLogger()
 
@@ -69,36 +73,81 @@ def of_dataset(config: Any, dataset: Any) -> Domain:
     return Domain(config["dataset"], dataset.item_texts, rows, config["noun"], config["verb"])
 
 
-def load(names: Sequence[str], config: Any) -> list[Domain]:
+def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
     """Other datasets as domains, each with its own property file, under the data path of this run.
 
+    Args:
+        target: what this run is about; the log says what each of the others shares with it.
+
     Raises:
+        ValueError: a name is given twice, or is the target's.
         FileNotFoundError: a dataset is not on disk; the message says which files are expected where.
     """
     from recbole_llm.data.dataset import create_dataset
 
+    for name, times in Counter([target[0].name, *names]).items():
+        if times > 1:
+            raise ValueError(f"the domains of a run differ, but {name} is there {times} times: --dataset is one of them")
     domains = []
     for name in names:
         logger.info(f"domain {name}: reading")
         other = config.for_dataset(name)
         dataset = create_dataset(other)
         domains.append(of_dataset(other, dataset))
+        _report_overlap(*target, domains[-1], dataset.histories)
     return domains
 
 
-def views(domain: Domain, field: str | None, *, at_least: int, at_most: int) -> list[Domain]:
+def _report_overlap(target: Domain, histories: Histories, other: Domain, theirs: Histories) -> None:
+    """Say what another domain has in common with the target, by user ids and titles; nothing of it is used."""
+    ours, known = set(map(title_key, target.items.titles[1:])), [title_key(title) for title in other.items.titles]
+    users = set(histories.user_ids[1:]).intersection(theirs.user_ids[1:])
+    logger.info(
+        f"domain {other.name}: {len(other.histories)} users, {len(known) - 1} items, {sum(map(len, other.histories))} training "
+        f"interactions; in common with {target.name}: {len(ours.intersection(known[1:]))} titles, {len(users)} user ids"
+    )
+    ids, asked = {token: user for user, token in enumerate(theirs.user_ids)}, 0
+    for user in histories.evaluated("test").tolist():
+        if (token := histories.user_ids[user]) in users:
+            held_out = title_key(target.items.titles[histories.target(user, "test")])
+            asked += held_out in {known[item] for item in theirs.train(ids[token]).tolist()}
+    if asked:
+        logger.warning(
+            f"domain {other.name}: of {asked} users of {target.name} the test item stands in its training data, by user id and "
+            "title; if these ids are the same people, leave this domain out"
+        )
+
+
+def named_or_views(key: str, config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
+    """The datasets that ``config[key]`` names, or :func:`views` of the target where it names none."""
+    if config[key]:
+        return load(config[key], config, target)
+    domain = target[0]
+    found = views(
+        domain, config["domain_field"] or config["category_field"],
+        at_least=config["domain_min_users"], at_most=config["domain_max_views"], key=key,
+    )  # fmt: skip
+    logger.info(
+        f"{key}: none given; {len(found)} views of {domain.name} by category stand in: "
+        f"{', '.join(view.name.split('/')[-1] for view in found)}"
+    )
+    return found
+
+
+def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key: str) -> list[Domain]:
     """Views of a domain, one for each of its most frequent categories: histories reduced to items of that category.
 
-    They stand in for other datasets where none is given. A category counts when at least ``at_least`` users have two
+    They stand in for other datasets where ``key`` names none. A category counts when at least ``at_least`` users have two
     or more of its items; the ``at_most`` largest are taken.
 
     Raises:
         ValueError: no category field, one that the ``.item`` file lacks, or no category with enough users.
     """
+    remedy = f"--{key}=\"['OTHER_DATASET']\""
     if field is None:
         raise ValueError(
-            f"general_datasets: none given, and {domain.name} has no category_field to cut views from; "
-            f"give --general_datasets=\"['OTHER_DATASET']\" or --category_field=COLUMN of the .item file"
+            f"{key}: none given, and {domain.name} has no category_field to cut views from; "
+            f"give {remedy} or --category_field=COLUMN of the .item file"
         )
     if field not in domain.items.fields:
         raise ValueError(f"domain_field: {domain.name}.item has no column {field!r}, only {', '.join(domain.items.fields)}")
@@ -115,26 +164,43 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int) -> 
             break
     if not found:
         raise ValueError(
-            f"domain_field: no category of `{field}` in {domain.name} has {at_least} users with two items; "
-            f"give --general_datasets=\"['OTHER_DATASET']\""
+            f"domain_field: no category of `{field}` in {domain.name} has {at_least} users with two items; give {remedy}"
         )
     return found
 
 
-def training_rows(domains: Sequence[Domain], *, window: int | None, samples: int | None, seed: int) -> list[Row]:
+def united(domains: Sequence[Domain]) -> tuple[list[str], list[np.ndarray]]:
+    """Names by item and training histories of several domains under one numbering, each domain's after the one before."""
+    names: list[str] = []
+    histories: list[np.ndarray] = []
+    for domain in domains:
+        histories += [history + len(names) for history in domain.histories]
+        names += domain.items.names
+    return names, histories
+
+
+def training_rows(
+    domains: Sequence[Domain], *, window: int | None, samples: int | None, seed: int, of_each: bool = False
+) -> list[Row]:
     """Training examples of a mixture, shuffled by ``seed``.
 
     Args:
         window: None gives every prefix of every history (RecBole's samples). A number gives rows for whole-sequence
             training: they end where the history ends and step back by ``window``, so that each item is a target once.
         samples: at most so many rows, drawn without replacement; None takes all.
+        of_each: ``samples`` is meant for each domain, whose draw is the same in every mixture.
     """
-    rows = []
-    for index, domain in enumerate(domains):
-        for user, history in enumerate(domain.histories):
-            ends = range(len(history) - 1, 0, -(window or 1))
-            rows += [Row(index, user, end) for end in ends]
+    parts = [
+        [Row(index, user, end) for user, row in enumerate(domain.histories) for end in range(len(row) - 1, 0, -(window or 1))]
+        for index, domain in enumerate(domains)
+    ]
+    if of_each:
+        parts = [_drawn(rows, samples, seed) for rows in parts]
+    rows = _drawn([row for part in parts for row in part], None if of_each else samples, seed)
     if not rows:
         raise ValueError(f"{', '.join(domain.name for domain in domains)}: no user has two training interactions")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return [rows[i] for i in order[: samples or len(rows)]]
+    return rows
+
+
+def _drawn(rows: list[Row], samples: int | None, seed: int) -> list[Row]:
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[: samples or len(rows)]]

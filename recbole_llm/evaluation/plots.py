@@ -14,17 +14,20 @@ from recbole_llm.training.checkpoint import atomic_write
 def heat_map(
     file: Path, values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, row_label: str, column_label: str
 ) -> None:
-    """A table of numbers [R, C] as a PNG, each written into its cell."""
+    """A table of numbers [R, C] as a PNG, each written into its cell; where there is none (NaN), the cell is empty."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     figure = Figure(figsize=(3 + 0.7 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=0)
-    axes.set_xticks(range(len(columns)), [_plain(column) for column in columns])
+    image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=min(0, np.nanmin(values)))
+    turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if max(map(len, columns)) > 8 else {}
+    axes.set_xticks(range(len(columns)), [_plain(column) for column in columns], **turned)
     axes.set_yticks(range(len(rows)), [_plain(row) for row in rows])
     axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
-    middle = values.max() / 2
+    middle = np.mean(image.get_clim())
     for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black", fontsize=8)
     figure.colorbar(image, ax=axes)
     picture = io.BytesIO()

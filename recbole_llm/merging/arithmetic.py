@@ -52,10 +52,18 @@ class Adapter:
         """Names of the adapted modules within the base model, in the order of the file."""
         return list(dict.fromkeys(_parse(self, key)[0] for key in self.tensors))
 
+    def has(self, module: str) -> bool:
+        """Whether this adapter changes the module."""
+        return _key(module, "A") in self.tensors
+
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
         """``s A`` ``[r, D_in]`` and ``B`` ``[D_out, r]`` of one module in fp32: their product is its ``dW``."""
         a, b = (self.tensors[_key(module, factor)].float() for factor in "AB")
         return a * self.scaling(module), b
+
+    def widths(self, module: str) -> tuple[int, int]:
+        """``(D_out, D_in)`` of one module."""
+        return self.tensors[_key(module, "B")].shape[0], self.tensors[_key(module, "A")].shape[1]
 
     def scaling(self, module: str) -> float:
         """``s`` of one module, with peft's rules for ``alpha_pattern`` and rsLoRA."""
@@ -78,7 +86,7 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
     from safetensors.torch import load_file
 
     adapter = Adapter(read_config(folder), dict(sorted(load_file(folder / WEIGHTS_FILE).items())), name or folder.name)
-    _check_exact(adapter)
+    check_exact(adapter)
     return adapter
 
 
@@ -111,17 +119,15 @@ def weighted_sum(adapters: Sequence[Adapter], weights: Tensor | Mapping[str, Ten
     Raises:
         ValueError: different base models, a wrong number of weights or modules without weights.
     """
-    _check_summable(adapters)
+    check_one_base(adapters)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
-    for module in dict.fromkeys(module for adapter in adapters for module in adapter.modules):
+    for module in all_modules(adapters):
         row = _weights_of(module, weights, len(adapters))
-        have = [(w, adapter) for w, adapter in zip(row, adapters, strict=True) if _key(module, "A") in adapter.tensors]
-        # with nothing but zeros, one zero part keeps the adapter well-formed
-        parts = [(w, *adapter.factors(module)) for w, adapter in have if w != 0] or [(0.0, *have[0][1].factors(module))]
+        parts = [(w, *adapter.factors(module)) for w, adapter in taking_part(module, adapters, row)]
         a = torch.cat([w * a for w, a, _ in parts])  # [sum r, D_in]
         b = torch.cat([b for *_, b in parts], dim=1)  # [D_out, sum r]
         factors[module] = a, b
-    return _assemble(adapters, factors, name)
+    return assemble(adapters, factors, name)
 
 
 def compress(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
@@ -145,63 +151,29 @@ def compress(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
         factors[module] = a, b
         kept += s[:top].square().sum().item()
         total += s.square().sum().item()
-    return _assemble([adapter], factors, adapter.name), kept / total if total else 1.0
+    return assemble([adapter], factors, adapter.name), kept / total if total else 1.0
 
 
-def _key(module: str, factor: str) -> str:
-    return f"{KEY_PREFIX}{module}.lora_{factor}.weight"
+def all_modules(adapters: Sequence[Adapter]) -> list[str]:
+    """The modules of any of the adapters, each once."""
+    return list(dict.fromkeys(module for adapter in adapters for module in adapter.modules))
 
 
-def _parse(adapter: Adapter, key: str) -> tuple[str, str]:
-    match = _FACTOR.fullmatch(key)
-    if match is None:
-        raise ValueError(f"adapter {adapter.name!r}: {key} is not a LoRA factor of a linear layer; no exact sum exists")
-    return match["module"], match["factor"]
+def taking_part(module: str, adapters: Sequence[Adapter], row: Sequence[float]) -> list[tuple[float, Adapter]]:
+    """Weight and adapter of those that change the module and whose weight is not 0.
+
+    With nothing but zeros it is the first adapter with weight 0: one zero part keeps the result well-formed.
+    """
+    have = [(w, adapter) for w, adapter in zip(row, adapters, strict=True) if adapter.has(module)]
+    return [(w, adapter) for w, adapter in have if w != 0] or [(0.0, have[0][1])]
 
 
-def _check_exact(adapter: Adapter) -> None:
-    from peft import LoraConfig
+def assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Tensor]], name: str) -> Adapter:
+    """An adapter of the given factors, with the first source's config made to say ``s = 1`` and just these modules.
 
-    config = adapter.config
-    if config.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"adapter {adapter.name!r}: peft_type {config['peft_type']!r} cannot be summed, only LORA can")
-    defaults = LoraConfig().to_dict()
-    for key, value in config.items():
-        exact = value in _EXACT_INITS if key == "init_lora_weights" else not value or value == defaults.get(key)
-        if key not in _EXACT_KEYS and not exact:
-            raise ValueError(f"adapter {adapter.name!r}: with {key}={value!r} it is not s * B A; no exact sum exists")
-    for key, tensor in adapter.tensors.items():
-        module, factor = _parse(adapter, key)
-        if tensor.dim() != 2 or _key(module, "AB".replace(factor, "")) not in adapter.tensors:
-            raise ValueError(f"adapter {adapter.name!r}: {key} is not one of two matrices A and B")
-
-
-def _check_summable(adapters: Sequence[Adapter]) -> None:
-    if not adapters:
-        raise ValueError("weighted_sum: no adapter given")
-    first = adapters[0]
-    for other in adapters[1:]:
-        pairs = {
-            "base models": (base_model_name(first.config), base_model_name(other.config)),
-            "weight layouts": (first.config.get("fan_in_fan_out"), other.config.get("fan_in_fan_out")),
-        }
-        for what, (one, two) in pairs.items():
-            if one != two:
-                raise ValueError(f"adapters {first.name!r} and {other.name!r} have different {what}: {one!r} and {two!r}")
-
-
-def _weights_of(module: str, weights: Tensor | Mapping[str, Tensor], count: int) -> list[float]:
-    if isinstance(weights, Mapping):
-        if module not in weights:
-            raise ValueError(f"weighted_sum: no weights for the module {module!r}")
-        weights = weights[module]
-    if weights.shape != (count,):
-        raise ValueError(f"weighted_sum: {count} adapters need weights of shape [{count}], got {list(weights.shape)}")
-    return weights.tolist()
-
-
-def _assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Tensor]], name: str) -> Adapter:
-    """An adapter of the given factors, with the first source's config made to say ``s = 1`` and just these modules."""
+    Args:
+        factors: module -> ``A`` ``[r, D_in]`` and ``B`` ``[D_out, r]``; ranks may differ by module.
+    """
     ranks = {module: len(a) for module, (a, _) in factors.items()}
     rank = max(ranks.values())
     pattern = {module: r for module, r in ranks.items() if r != rank}
@@ -223,6 +195,67 @@ def _assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Te
     return Adapter(config, tensors, name)
 
 
+def check_exact(adapter: Adapter) -> None:
+    """Refuse an adapter that is more than ``s B A``, naming the setting or the tensor.
+
+    Raises:
+        ValueError: DoRA, biases, full modules, another kind than LoRA, tensors that are no pair of matrices.
+    """
+    from peft import LoraConfig
+
+    config = adapter.config
+    if config.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"adapter {adapter.name!r}: peft_type {config['peft_type']!r} cannot be summed, only LORA can")
+    defaults = LoraConfig().to_dict()
+    for key, value in config.items():
+        exact = value in _EXACT_INITS if key == "init_lora_weights" else not value or value == defaults.get(key)
+        if key not in _EXACT_KEYS and not exact:
+            raise ValueError(f"adapter {adapter.name!r}: with {key}={value!r} it is not s * B A; no exact sum exists")
+    for key, tensor in adapter.tensors.items():
+        module, factor = _parse(adapter, key)
+        if tensor.dim() != 2 or _key(module, "AB".replace(factor, "")) not in adapter.tensors:
+            raise ValueError(f"adapter {adapter.name!r}: {key} is not one of two matrices A and B")
+
+
+def check_one_base(adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters of different base models, weight layouts or widths, with both names and both values."""
+    if not adapters:
+        raise ValueError("merge: no adapter given")
+    first = adapters[0]
+    for other in adapters[1:]:
+        pairs: dict[str, tuple[Any, Any]] = {
+            "base models": (base_model_name(first.config), base_model_name(other.config)),
+            "weight layouts": (bool(first.config.get("fan_in_fan_out")), bool(other.config.get("fan_in_fan_out"))),
+        }
+        # two folders need not say which base they are of; their widths still do
+        both = [module for module in first.modules if other.has(module)]
+        pairs |= {f"widths of {module}": (first.widths(module), other.widths(module)) for module in both}
+        for what, (one, two) in pairs.items():
+            if one != two:
+                raise ValueError(f"adapters {first.name!r} and {other.name!r} have different {what}: {one!r} and {two!r}")
+
+
+def _key(module: str, factor: str) -> str:
+    return f"{KEY_PREFIX}{module}.lora_{factor}.weight"
+
+
+def _parse(adapter: Adapter, key: str) -> tuple[str, str]:
+    match = _FACTOR.fullmatch(key)
+    if match is None:
+        raise ValueError(f"adapter {adapter.name!r}: {key} is not a LoRA factor of a linear layer; no exact sum exists")
+    return match["module"], match["factor"]
+
+
+def _weights_of(module: str, weights: Tensor | Mapping[str, Tensor], count: int) -> list[float]:
+    if isinstance(weights, Mapping):
+        if module not in weights:
+            raise ValueError(f"weighted_sum: no weights for the module {module!r}")
+        weights = weights[module]
+    if weights.shape != (count,):
+        raise ValueError(f"weighted_sum: {count} adapters need weights of shape [{count}], got {list(weights.shape)}")
+    return weights.tolist()
+
+
 def _readme(adapter: Adapter, card: Mapping[str, Any]) -> str:
     base = adapter.config.get("base_model_name_or_path")
     base_line = [f"base_model: {json.dumps(base)}"] if base else []
@@ -234,8 +267,8 @@ def _readme(adapter: Adapter, card: Mapping[str, Any]) -> str:
             *head,
             f"# {adapter.name}",
             "",
-            f"A LoRA adapter of rank {adapter.config['r']}: the weighted sum of the adapters below "
-            f"(method `{card.get('method', 'given')}`), made by RecBole-LLM.",
+            f"A LoRA adapter of rank {adapter.config['r']}, merged from the adapters below "
+            f"(method `{card.get('method', 'given')}`) by RecBole-LLM.",
             "",
             "| source | SHA-256 of its weights |",
             "|---|---|",

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_llm.merging.arithmetic import Adapter
+
 
 @dataclass(frozen=True)
 class MergeProblem:
@@ -22,11 +24,12 @@ class MergeProblem:
 
     Args:
         names: K adapters.
-        modules: M adapted modules.
+        modules: M adapted modules; where the list is empty, the merge stage fills in those of the adapters.
         granularity: ``global`` (weights ``[K]``) or ``module`` (weights ``[M, K]``).
         objective: weights, ``[K]`` or ``[M, K]`` -> mean entropy on unlabelled prompts, a differentiable scalar.
         valid_score: weights -> a metric on labelled validation data, bigger is better; only ``grid`` reads it.
-        settings: what the user set for the method.
+        settings: what the user set for the method; a key that is absent or None has the method's default.
+        adapters: the K adapters themselves, in the order of ``names``; the merge stage fills them in.
     """
 
     names: list[str]
@@ -35,6 +38,7 @@ class MergeProblem:
     objective: Callable[[Tensor], Tensor] | None = None
     valid_score: Callable[[Tensor], float] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    adapters: list[Adapter] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if self.granularity not in ("global", "module"):
@@ -63,32 +67,34 @@ class MergeProblem:
 class MergeResult:
     """The chosen weights, ``[K]`` or ``[M, K]``, and every measured point.
 
-    A point has a ``phase`` (uniform, single, grid, adam or fixed), ``weights`` and, as far as measured, ``entropy`` and
-    ``score``.
+    A point has a ``phase`` (uniform, single, grid, adam, or the method's name), ``weights`` and, as far as measured,
+    ``entropy`` and ``score``.
+
+    Args:
+        merged: the adapter itself, from a method that is no weighted sum; None: the stage sums by ``weights``.
+        derived: the weights follow from the adapters, as projections do, so they may lie outside [0, 1].
+        settings: what the method used, defaults filled in, for the record.
     """
 
     weights: Tensor
     trace: list[dict[str, Any]]
+    merged: Adapter | None = None
+    derived: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def uniform(problem: MergeProblem) -> MergeResult:
     """``1 / K`` each (WeaveRec's published weights)."""
-    trace = [_measure(problem, point) for point in _controls(problem)]
+    trace = controls(problem)
     return MergeResult(torch.tensor(trace[0]["weights"]), trace)
 
 
 def fixed(problem: MergeProblem) -> MergeResult:
     """The user's own ``weights``: a list in the order of the adapters, or adapter -> weight."""
-    given = problem.settings.get("weights")
-    if isinstance(given, Mapping):
-        if set(given) != set(problem.names):
-            raise ValueError(f"merge_weights name {sorted(given)}, but the adapters are {sorted(problem.names)}")
-        given = [given[name] for name in problem.names]
-    if given is None or len(given) != len(problem.names):
-        raise ValueError(f"merge: fixed needs one of merge_weights for each of {problem.names}, got {given}")
-    weights = problem.expand(torch.tensor([float(weight) for weight in given]))
-    check_weights(problem, weights)
-    return MergeResult(weights, [_measure(problem, point) for point in (*_controls(problem), ("fixed", weights))])
+    if problem.settings.get("weights") is None:
+        raise ValueError(f"merge: fixed needs one of merge_weights for each of {problem.names}, got None")
+    weights = problem.expand(given_weights(problem))
+    return MergeResult(weights, controls(problem, ("fixed", weights)))
 
 
 def grid(problem: MergeProblem) -> MergeResult:
@@ -130,13 +136,40 @@ def simplex_lattice(count: int, most: int) -> list[Tensor]:
     return [torch.tensor(part) / n for part in parts]
 
 
-def check_weights(problem: MergeProblem, weights: Tensor) -> None:
-    """Refuse weights of a wrong shape, not finite, or outside [0, 1] unless ``extrapolate`` is set."""
-    if tuple(weights.shape) != problem.shape:
-        raise ValueError(f"merge weights must have shape {list(problem.shape)}, got {list(weights.shape)}")
+def given_weights(problem: MergeProblem, default: float = math.nan) -> Tensor:
+    """The user's ``weights``, a list or adapter -> weight, as ``[K]``; without them ``default`` each."""
+    given = problem.settings.get("weights")
+    if given is None:
+        return torch.full((len(problem.names),), default)
+    if isinstance(given, Mapping):
+        if set(given) != set(problem.names):
+            raise ValueError(f"merge_weights name {sorted(given)}, but the adapters are {sorted(problem.names)}")
+        given = [given[name] for name in problem.names]
+    if len(given) != len(problem.names):
+        raise ValueError(f"merge: needs one of merge_weights for each of {problem.names}, got {given}")
+    weights = torch.tensor([float(weight) for weight in given])
+    check_weights(problem, weights)
+    return weights
+
+
+def controls(problem: MergeProblem, *more: tuple[str, Tensor]) -> list[dict[str, Any]]:
+    """Measured points: the uniform mixture, each adapter alone, then ``more`` phases and weights."""
+    return [_measure(problem, point) for point in (*_controls(problem), *more)]
+
+
+def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) -> None:
+    """Refuse weights that are neither ``[K]`` nor ``[M, K]``, not finite, or outside [0, 1] unless ``extrapolate`` is set.
+
+    Args:
+        bounded: False for coefficients that a method derives from the adapters, which nobody chose to be in [0, 1].
+    """
+    shapes = (len(problem.names),), (len(problem.modules), len(problem.names))
+    if tuple(weights.shape) not in shapes:
+        one, each = map(list, shapes)
+        raise ValueError(f"merge weights must have shape {one} or, by module, {each}, got {list(weights.shape)}")
     if not torch.isfinite(weights).all():
         raise ValueError(f"merge weights must be finite, got {weights.tolist()}")
-    if not problem.settings.get("extrapolate", False) and ((weights < 0) | (weights > 1)).any():
+    if bounded and not problem.settings.get("extrapolate", False) and ((weights < 0) | (weights > 1)).any():
         raise ValueError(f"merge weights outside [0, 1]: {weights.tolist()}; set merge_extrapolate: true to allow them")
 
 

@@ -1,11 +1,14 @@
-"""The merge stage: coefficients by a named or user-given method, the exact sum, one ordinary PEFT folder.
+"""The merge stage: adapters by a named or user-given method into one ordinary PEFT folder.
 
-``merge: uniform | fixed | grid | entropy`` in a property file, or a dotted path to any function from a
+``merge: uniform | fixed | grid | entropy`` in a property file chooses the weights of an exact sum; ``ties``, ``dare``,
+``dare_ties``, ``magnitude_prune``, ``orthogonal_residual`` and ``factors`` are the methods of
+:mod:`recbole_llm.merging.methods`. A dotted path names any other function from a
 :class:`~recbole_llm.merging.coefficients.MergeProblem` to a :class:`~recbole_llm.merging.coefficients.MergeResult`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
@@ -16,8 +19,16 @@ from typing import Any
 from torch import Tensor
 
 from recbole_llm.backbone.lora import WEIGHTS_FILE
-from recbole_llm.merging import coefficients
-from recbole_llm.merging.arithmetic import compress, read_adapter, weighted_sum, write_adapter
+from recbole_llm.merging import coefficients, methods
+from recbole_llm.merging.arithmetic import (
+    Adapter,
+    all_modules,
+    check_exact,
+    compress,
+    read_adapter,
+    weighted_sum,
+    write_adapter,
+)
 from recbole_llm.merging.coefficients import MergeProblem, MergeResult, check_weights
 
 logger = getLogger()
@@ -29,6 +40,12 @@ _METHODS: dict[str, MergeMethod] = {
     "fixed": coefficients.fixed,
     "grid": coefficients.grid,
     "entropy": coefficients.entropy,
+    "ties": methods.ties,
+    "dare": methods.dare,
+    "dare_ties": methods.dare_ties,
+    "magnitude_prune": methods.magnitude_prune,
+    "orthogonal_residual": methods.orthogonal_residual,
+    "factors": methods.factors,
 }
 
 
@@ -75,16 +92,19 @@ def merge_adapters(
     problem: MergeProblem,
     out: Path,
     *,
-    split: str = "valid",
+    split: str | None = "valid",
     compress_rank: int | None = None,
 ) -> MergeResult:
-    """Choose weights, sum the adapters exactly and write one PEFT folder with ``merge.json`` beside it.
+    """Merge by the method and write one PEFT folder with ``merge.json`` beside it.
+
+    A method's weights are summed exactly, unless it gives the merged adapter itself.
 
     Args:
         folders: adapter name -> PEFT folder, the names (and their order) of ``problem``.
         method: see :func:`resolve`.
         out: written whole or not at all.
-        split: where the objective's unlabelled prompts come from, for the record (``test`` is transductive).
+        split: where the objective's unlabelled prompts come from, for the record (``test`` is transductive; None:
+            no prompts were there).
         compress_rank: an SVD back to this rank; the record keeps the retained energy.
 
     Raises:
@@ -95,19 +115,18 @@ def merge_adapters(
     if list(folders) != problem.names:
         raise ValueError(f"the folders are named {list(folders)}, but the merge problem {problem.names}")
     adapters = [read_adapter(Path(folder), name) for name, folder in folders.items()]
+    problem = dataclasses.replace(problem, adapters=adapters, modules=problem.modules or all_modules(adapters))
     result = resolve(method)(problem)
-    check_weights(problem, result.weights)
-    per_module = result.weights.dim() == 2
-    weights = dict(zip(problem.modules, result.weights, strict=True)) if per_module else result.weights
-    merged, energy = weighted_sum(adapters, weights), None
+    check_weights(problem, result.weights, bounded=not result.derived)
+    merged, energy = _merged(problem, result), None
     if compress_rank is not None:
         merged, energy = compress(merged, compress_rank)
         logger.info(f"merge: rank {compress_rank} keeps {energy:.4f} of the squared norm")
     card = {
         "method": method,
-        "granularity": problem.granularity,
+        "granularity": "module" if result.weights.dim() == 2 else "global",
         "split": split,
-        "settings": problem.settings,
+        "settings": problem.settings | result.settings,
         "sources": [{"name": n, "sha256": sha256_file(Path(f) / WEIGHTS_FILE)} for n, f in folders.items()],
         "weights": _named(problem, result.weights),
         "compress_rank": compress_rank,
@@ -119,6 +138,16 @@ def merge_adapters(
     means = result.weights.reshape(-1, len(problem.names)).mean(0)  # [K]
     logger.info(f"merge: {method}, mean weights {dict(zip(problem.names, means.tolist(), strict=True))}, in {out}")
     return result
+
+
+def _merged(problem: MergeProblem, result: MergeResult) -> Adapter:
+    """The method's own adapter, or the exact sum by its weights."""
+    if result.merged is not None:
+        check_exact(result.merged)
+        return result.merged
+    if result.weights.dim() == 1:
+        return weighted_sum(problem.adapters, result.weights)
+    return weighted_sum(problem.adapters, dict(zip(problem.modules, result.weights, strict=True)))
 
 
 def _named(problem: MergeProblem, weights: Tensor) -> dict[str, Any]:

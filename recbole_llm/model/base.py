@@ -8,7 +8,7 @@ last of them left (:meth:`LLMRecommender.load`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class LLMRecommender(SequentialRecommender):
         self.keeper = StageKeeper(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         self.domain = domains.of_dataset(config, dataset)
         self.histories = dataset.histories
-        backbone = load_backbone(config, self.domain, self.keeper)
+        backbone = load_backbone(config, self._read_domains(config), self.keeper)
         self.backbone_name, self.backbone_fingerprint = backbone.name, backbone.fingerprint
         self.lm: Any = backbone.model
         self.tokenizer = backbone.tokenizer
@@ -57,6 +57,10 @@ class LLMRecommender(SequentialRecommender):
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in self.parameters())
         return f"{type(self).__name__} on {self.backbone_name}: {trained:,} of {whole:,} parameters are trained"
+
+    def _read_domains(self, config: Any) -> Sequence[Domain]:
+        """Whose training data the builtin LM reads."""
+        return [self.domain]
 
     @property
     def _on_cpu(self) -> bool:

@@ -7,7 +7,8 @@ of them answers (:meth:`LoRARanker.finished`); all else is here and in ``backbon
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,16 @@ class LoRARanker(LLMRanker):
         super().run_stages()
 
     def lora_stage(
-        self, name: str, sources: Sequence[Domain], *, stop_on_target: bool = True, samples: int | None = None
-    ) -> Stage:
+        self, name: str, sources: Sequence[Domain], *, stop_on_target: bool = True, samples: int | None = None,
+        of_each: bool = False,
+    ) -> Stage:  # fmt: skip
         """A stage that trains one adapter from the pre-trained LM on a mixture of domains.
 
         Args:
             stop_on_target: keep the weights that rank the target's validation candidates best; otherwise those with the
                 least loss on rows held out of the mixture.
             samples: how many rows; None takes the recipe's number.
+            of_each: so many rows of each domain.
         """
         samples = samples or self.recipe.samples
         valid = self.asked["valid"] if stop_on_target else None
@@ -89,17 +92,17 @@ class LoRARanker(LLMRanker):
             "backbone": self.backbone_fingerprint,
             "domains": [domain.fingerprint for domain in sources],
             "prompts": self.prompt_settings,
-            "recipe": self.recipe.as_dict() | {"samples": samples},
+            "recipe": self.recipe.as_dict() | {"samples": [samples, "of each"] if of_each else samples},
             "listed": [self.negatives, self.top_k_target, "trained items"] if self.prompts.shows_candidates else None,
             "valid": valid and [valid.fingerprint, self.valid_users, self.normalize],
         }
-        return Stage(name, depends, lambda out, scratch: self._train(name, sources, valid, samples, out, scratch))
+        window = self.prompts.max_history + 1 if self.recipe.train_mode == "sequence" else None
+        drawn = partial(domains.training_rows, sources, window=window, samples=samples, seed=self.seed, of_each=of_each)
+        return Stage(name, depends, lambda out, scratch: self._train(name, sources, drawn(), valid, out, scratch))
 
     def _train(
-        self, name: str, sources: Sequence[Domain], valid: AskedUsers | None, samples: int | None, out: Path, scratch: Path
+        self, name: str, sources: Sequence[Domain], rows: list[Row], valid: AskedUsers | None, out: Path, scratch: Path
     ) -> None:
-        window = self.prompts.max_history + 1 if self.recipe.train_mode == "sequence" else None
-        rows = domains.training_rows(sources, window=window, samples=samples, seed=self.seed)
         builders = [self._prompt_builder(domain) for domain in sources]
 
         def encode(row: Row, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -152,8 +155,13 @@ class LoRARanker(LLMRanker):
     def answer_with(self, name: str | None) -> Iterator[None]:
         """Let one adapter answer, or the LM alone, within a block."""
         activate(self.lm, name)
-        with self._answering(name or "no adapter"):
+        with self._answering(self._identity(name, [name] if name else [])):
             try:
                 yield
             finally:
                 activate(self.lm, next(iter(self.adapters)))
+
+    def _identity(self, name: str | None, adapters: Iterable[str]) -> str:
+        """A name for what answers that differs wherever its adapters do."""
+        folders = [self.adapters[adapter] for adapter in adapters]
+        return " ".join([name or "no adapter", *(f"{folder.parent.name}/{folder.name}" for folder in folders)])

@@ -141,14 +141,14 @@ def test_stage_is_kept_and_follows_recipe_seed_and_data(tmp_path: Path) -> None:
     settings = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400}
     keeper = StageKeeper(tmp_path)
     stages = [
-        builtin_stage(settings, domain, 1, show_progress=False),
-        builtin_stage(settings, domain, 2, show_progress=False),
-        builtin_stage(settings, other, 1, show_progress=False),
-        builtin_stage(settings | {"tokens": 401}, domain, 1, show_progress=False),
+        builtin_stage(settings, [domain], 1, show_progress=False),
+        builtin_stage(settings, [domain], 2, show_progress=False),
+        builtin_stage(settings, [other], 1, show_progress=False),
+        builtin_stage(settings | {"tokens": 401}, [domain], 1, show_progress=False),
     ]
     assert len({stage.fingerprint for stage in stages}) == 4
     assert load_causal_lm(keeper.run(stages[0])).model.config.hidden_size == 16
-    assert stages[0].fingerprint == builtin_stage(settings, domain, 1, show_progress=True).fingerprint
+    assert stages[0].fingerprint == builtin_stage(settings, [domain], 1, show_progress=True).fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data import domains
-from recbole_llm.data.dataset import create_dataset
+from recbole_llm.data.dataset import Histories, create_dataset
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.items import ItemTexts
 
@@ -35,8 +35,14 @@ def config(settings: dict[str, Any]) -> LLMConfig:
 
 
 @pytest.fixture
-def tiny(config: LLMConfig) -> Domain:
-    return domains.of_dataset(config, create_dataset(config))
+def target(config: LLMConfig) -> tuple[Domain, Histories]:
+    dataset = create_dataset(config)
+    return domains.of_dataset(config, dataset), dataset.histories
+
+
+@pytest.fixture
+def tiny(target: tuple[Domain, Histories]) -> Domain:
+    return target[0]
 
 
 def last_two(data_path: Path, name: str) -> dict[str, set[str]]:
@@ -50,8 +56,10 @@ def last_two(data_path: Path, name: str) -> dict[str, set[str]]:
 # -- what a domain is --------------------------------------------------------------------------------------------------
 
 
-def test_no_held_out_item_stands_in_any_domain(config: LLMConfig, tiny: Domain, data_path: Path) -> None:
-    other = domains.load(["other"], config)[0]
+def test_no_held_out_item_stands_in_any_domain(
+    config: LLMConfig, target: tuple[Domain, Histories], tiny: Domain, data_path: Path
+) -> None:
+    other = domains.load(["other"], config, target)[0]
     for found in (tiny, other):
         dataset = create_dataset(LLMConfig("Pop", found.name, config_dict={"data_path": str(data_path)}))
         held_out = last_two(data_path, found.name)
@@ -59,13 +67,15 @@ def test_no_held_out_item_stands_in_any_domain(config: LLMConfig, tiny: Domain, 
         for user, history in enumerate(found.histories, start=1):
             tokens = set(dataset.id2token("item_id", history))
             assert not tokens & held_out[dataset.id2token("user_id", user)]
-    for view in domains.views(tiny, "genre", at_least=5, at_most=8):
+    for view in domains.views(tiny, "genre", at_least=5, at_most=8, key="general_datasets"):
         whole = [set(history.tolist()) for history in tiny.histories]
         assert all(any(set(history.tolist()) <= items for items in whole) for history in view.histories)
 
 
-def test_other_datasets_are_read_with_their_own_texts(config: LLMConfig, tiny: Domain) -> None:
-    other = domains.load(["other"], config)[0]
+def test_other_datasets_are_read_with_their_own_texts(
+    config: LLMConfig, target: tuple[Domain, Histories], tiny: Domain
+) -> None:
+    other = domains.load(["other"], config, target)[0]
     assert other.name == "other" and other.items.titles[1].startswith("The ")
     assert len(other.histories) == 60 and other.fingerprint != tiny.fingerprint
 
@@ -85,17 +95,17 @@ def test_fingerprint_follows_texts_words_and_histories() -> None:
 
 def test_views_are_the_largest_categories_reduced_to_their_items() -> None:
     kinds = ["a b", "a", "b", "c", "a b"]  # items 1 to 5
-    found = domains.views(domain([[1, 2, 3, 4], [5, 4, 1], [3, 4, 3]], kinds), "genre", at_least=2, at_most=8)
+    found = domains.views(domain([[1, 2, 3, 4], [5, 4, 1], [3, 4, 3]], kinds), "genre", at_least=2, at_most=8, key="general_datasets")
     assert {view.name: [history.tolist() for history in view.histories] for view in found} == {
         "d/a": [[1, 2], [5, 1]],
         "d/b": [[1, 3], [5, 1], [3, 3]],
     }
-    assert [view.name for view in domains.views(domain([[1, 2, 5]], kinds), "genre", at_least=1, at_most=1)] == ["d/a"]
+    assert [view.name for view in domains.views(domain([[1, 2, 5]], kinds), "genre", at_least=1, at_most=1, key="general_datasets")] == ["d/a"]
 
 
 def test_a_category_of_nearly_everything_is_no_view() -> None:
     kinds = ["film a"] * 5 + ["film"] * 5
-    found = domains.views(domain([[1, 2, 7]] * 3, kinds), "genre", at_least=1, at_most=8)
+    found = domains.views(domain([[1, 2, 7]] * 3, kinds), "genre", at_least=1, at_most=8, key="general_datasets")
     assert [view.name for view in found] == ["d/a"]
 
 
@@ -109,7 +119,7 @@ def test_a_category_of_nearly_everything_is_no_view() -> None:
 )
 def test_views_that_cannot_be_cut(field: str | None, at_least: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        domains.views(domain([[1, 2]], ["a", "a", "b"]), field, at_least=at_least, at_most=8)
+        domains.views(domain([[1, 2]], ["a", "a", "b"]), field, at_least=at_least, at_most=8, key="general_datasets")
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------

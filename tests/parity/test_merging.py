@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recbole_llm.backbone.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter
-from recbole_llm.merging.arithmetic import read_adapter, weighted_sum, write_adapter
+from recbole_llm.merging.arithmetic import Adapter, read_adapter, weighted_sum, write_adapter
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters
@@ -155,3 +155,26 @@ def test_entropy_merge_end_to_end(folders, live, tmp_path, granularity, kind):
         expected = logits(live)
     exported = PeftModel.from_pretrained(tiny_llama(), tmp_path / "merged")
     torch.testing.assert_close(logits(exported), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["ties", "dare", "dare_ties", "magnitude_prune", "orthogonal_residual", "uniform", "factors"]
+)
+def test_export_of_every_method_is_the_base_plus_its_dense_delta(folders, tmp_path, method):
+    chosen = folders
+    if method == "factors":  # equal ranks
+        chosen = {"x": folders["x"], "y": tmp_path / "y"}
+        source = read_adapter(folders["x"])
+        twisted = {key: tensor.flip(1) for key, tensor in source.tensors.items()}
+        write_adapter(Adapter(source.config, twisted, "y"), chosen["y"], {})
+    merge_adapters(chosen, method, MergeProblem(list(chosen), []), tmp_path / "merged")
+    exported = PeftModel.from_pretrained(tiny_llama(), tmp_path / "merged")
+    base = tiny_llama()
+    merged, weights = read_adapter(tmp_path / "merged"), base.state_dict()
+    changed = 0.0
+    for module in merged.modules:
+        a, b = merged.factors(module)
+        weights[f"{module}.weight"] += b @ a
+        changed += (b @ a).norm().item()
+    assert changed > 0.1
+    torch.testing.assert_close(logits(exported), logits(base), atol=1e-5, rtol=1e-5)
