@@ -1,8 +1,8 @@
 """RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
 
 Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- a property file beside the data <-
-properties/model <- properties/llm <- the run of ``load_from`` <- the user's files <- dict <- command line. A partial ``eval_args``, ``candidates`` or other dict is merged
-into the default instead of replacing it.
+properties/model <- properties/llm <- the run of ``load_from`` <- the user's files <- dict <- command line. A partial
+``eval_args``, ``candidates`` or other dict is merged into the default instead of replacing it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
     """Write the views of a dataset below ``out``; returns their folders, the largest category first.
 
     ``domain_field``, ``domain_min_users`` and ``domain_max_views`` choose as they do for in-run views
-    (:func:`recbole_llm.data.domains.views`), by the training split alone. An item of several chosen categories goes to the smallest
-    of them. Lines are those of the dataset's own files, all columns kept, less what RecBole's filters leave out.
+    (:func:`recbole_llm.data.domains.views`), by the training split alone. An item of several chosen categories goes to the
+    smallest of them. Lines are those of the dataset's own files, all columns kept, less what RecBole's filters leave out.
 
     Raises:
         FileExistsError: a view is there already; nothing is overwritten.
@@ -53,18 +53,18 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
             raise FileExistsError(f"{OUT}{out}: {folder} is there already; remove it or give another folder")
 
     of_item = _assigned([set(text.split()) for text in whole.items.fields[field]], chosen)
-    histories = dataset.histories
+    histories, source = dataset.histories, Path(dataset.dataset_path) / dataset.dataset_name
+    keys = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     for category, folder in zip(chosen, folders, strict=True):
-        items = {token for token, own in zip(histories.item_ids, of_item, strict=True) if own == category}
+        items = {(token,) for token, own in zip(histories.item_ids, of_item, strict=True) if own == category}
         pairs = {
             (histories.user_ids[user], token)
             for user, row in enumerate(histories.items)
             for token in np.asarray(histories.item_ids)[row].tolist()
-            if token in items
+            if (token,) in items
         }
-        source, keys = Path(dataset.dataset_path) / dataset.dataset_name, [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
         with atomic_folder(folder) as draft:
-            for suffix, fields, kept in ((".inter", keys, pairs), (".item", keys[1:], {(item,) for item in items})):
+            for suffix, fields, kept in ((".inter", keys, pairs), (".item", keys[1:], items)):
                 lines = _kept_lines(source.with_name(source.name + suffix), fields, kept)
                 (draft / f"{folder.name}{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
             settings = {key: config[key] for key in sorted(config.dataset_keys())}
@@ -80,7 +80,7 @@ def _assigned(categories: Sequence[set[str]], chosen: Sequence[str]) -> list[str
     return [next((category for category in smallest if category in own), None) for own in categories]
 
 
-def _kept_lines(file: Path, fields: Sequence[str], kept: set[tuple[str, ...]]) -> Iterator[str]:
+def _kept_lines(file: Path, fields: Sequence[str], kept: Container[tuple[str, ...]]) -> Iterator[str]:
     """The header of an atomic file and those of its lines whose ``fields`` are among ``kept``."""
     header, *lines = file.read_bytes().decode("utf-8-sig").split("\n")
     columns = [column.rsplit(":", 1)[0] for column in header.rstrip("\r").split("\t")]

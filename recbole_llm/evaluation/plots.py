@@ -20,8 +20,9 @@ def heat_map(
     figure = Figure(figsize=(3 + 0.7 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=min(0, np.nanmin(values)))
-    turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if max(map(len, columns)) > 8 else {}
-    axes.set_xticks(range(len(columns)), [_plain(column) for column in columns], **turned)
+    axes.set_xticks(range(len(columns)), [_plain(column) for column in columns])
+    if max(map(len, columns)) > 8:
+        axes.tick_params(axis="x", labelrotation=60)
     axes.set_yticks(range(len(rows)), [_plain(row) for row in rows])
     axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
     middle = np.mean(image.get_clim())

@@ -11,14 +11,15 @@ A source's own LoRA does badly on the target and would drag a merged model down 
 side: the one of (Beauty, Toys) serves either as target, is kept and found again. So K domains need K + K (K - 1) / 2 adapters
 for all their targets.
 
-``weave`` also names what the paper argues against: ``target`` (theta_0 alone), ``all`` (data merging: one LoRA on all domains) and
-``single`` (naive model merging: the LoRAs of single domains). ``weave_controls`` are trained and shown beside the answer.
+``weave`` also names what the paper argues against: ``target`` (theta_0 alone), ``all`` (data merging: one LoRA on all domains)
+and ``single`` (naive model merging: the LoRAs of single domains). ``weave_controls`` are trained and shown beside the answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,8 @@ class WeaveRec(MergingRanker):
     # -- controls ------------------------------------------------------------------------------------------------------
 
     def controls(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[None]]]:
-        rows = super().controls()
-        for scheme, adapters in self.controls_by_scheme.items():
-            if len(adapters) > 1:
-                name = SCHEMES[scheme]
-                rows = {name: lambda name=name, parts=list(adapters): self.answer_with_mean(name, parts), **rows}
-        return rows
+        merged = {SCHEMES[scheme]: adapters for scheme, adapters in self.controls_by_scheme.items() if len(adapters) > 1}
+        return {name: partial(self.answer_with_mean, name, adapters) for name, adapters in merged.items()} | super().controls()
 
 
 def _in_order(mixture: Iterable[Domain]) -> list[Domain]:

@@ -29,6 +29,10 @@ def domain(histories: list[list[int]], categories: list[str] | None = None, **va
     return Domain(**{"name": "d", "items": items, "histories": arrays, "noun": "film", "verb": "seen", **values})
 
 
+def views(whole: Domain, *, at_least: int, at_most: int, field: str | None = "genre") -> list[Domain]:
+    return domains.views(whole, field, at_least=at_least, at_most=at_most, key="general_datasets")
+
+
 @pytest.fixture
 def config(settings: dict[str, Any]) -> LLMConfig:
     return LLMConfig("LoRACocktail", "tiny", config_dict=settings)
@@ -67,7 +71,7 @@ def test_no_held_out_item_stands_in_any_domain(
         for user, history in enumerate(found.histories, start=1):
             tokens = set(dataset.id2token("item_id", history))
             assert not tokens & held_out[dataset.id2token("user_id", user)]
-    for view in domains.views(tiny, "genre", at_least=5, at_most=8, key="general_datasets"):
+    for view in views(tiny, at_least=5, at_most=8):
         whole = [set(history.tolist()) for history in tiny.histories]
         assert all(any(set(history.tolist()) <= items for items in whole) for history in view.histories)
 
@@ -95,17 +99,17 @@ def test_fingerprint_follows_texts_words_and_histories() -> None:
 
 def test_views_are_the_largest_categories_reduced_to_their_items() -> None:
     kinds = ["a b", "a", "b", "c", "a b"]  # items 1 to 5
-    found = domains.views(domain([[1, 2, 3, 4], [5, 4, 1], [3, 4, 3]], kinds), "genre", at_least=2, at_most=8, key="general_datasets")
+    found = views(domain([[1, 2, 3, 4], [5, 4, 1], [3, 4, 3]], kinds), at_least=2, at_most=8)
     assert {view.name: [history.tolist() for history in view.histories] for view in found} == {
         "d/a": [[1, 2], [5, 1]],
         "d/b": [[1, 3], [5, 1], [3, 3]],
     }
-    assert [view.name for view in domains.views(domain([[1, 2, 5]], kinds), "genre", at_least=1, at_most=1, key="general_datasets")] == ["d/a"]
+    assert [view.name for view in views(domain([[1, 2, 5]], kinds), at_least=1, at_most=1)] == ["d/a"]
 
 
 def test_a_category_of_nearly_everything_is_no_view() -> None:
     kinds = ["film a"] * 5 + ["film"] * 5
-    found = domains.views(domain([[1, 2, 7]] * 3, kinds), "genre", at_least=1, at_most=8, key="general_datasets")
+    found = views(domain([[1, 2, 7]] * 3, kinds), at_least=1, at_most=8)
     assert [view.name for view in found] == ["d/a"]
 
 
@@ -119,7 +123,7 @@ def test_a_category_of_nearly_everything_is_no_view() -> None:
 )
 def test_views_that_cannot_be_cut(field: str | None, at_least: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        domains.views(domain([[1, 2]], ["a", "a", "b"]), field, at_least=at_least, at_most=8, key="general_datasets")
+        views(domain([[1, 2]], ["a", "a", "b"]), at_least=at_least, at_most=8, field=field)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
