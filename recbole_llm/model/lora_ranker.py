@@ -155,13 +155,13 @@ class LoRARanker(LLMRanker):
     def answer_with(self, name: str | None) -> Iterator[None]:
         """Let one adapter answer, or the LM alone, within a block."""
         activate(self.lm, name)
-        with self._answering(self._identity(name, [name] if name else [])):
+        with self._answering(self._identity([name] if name else [])):
             try:
                 yield
             finally:
                 activate(self.lm, next(iter(self.adapters)))
 
-    def _identity(self, name: str | None, adapters: Iterable[str]) -> str:
-        """A name for what answers that differs wherever its adapters do."""
+    def _identity(self, adapters: Iterable[str]) -> str:
+        """What answers, by the folders of the adapters that are mixed evenly: kept scores are found again by it."""
         folders = [self.adapters[adapter] for adapter in adapters]
-        return " ".join([name or "no adapter", *(f"{folder.parent.name}/{folder.name}" for folder in folders)])
+        return " + ".join(f"{folder.parent.name}/{folder.name}" for folder in folders) or "no adapter"

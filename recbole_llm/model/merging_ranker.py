@@ -128,13 +128,13 @@ class MergingRanker(LoRARanker):
         alone = super().controls()
         if self.method == "uniform":  # it would repeat the model's own row
             return alone
-        return {"uniform mix": lambda: self.answer_with_mean("uniform mix", self.sources), **alone}
+        return {"uniform mix": lambda: self.answer_with_mean(self.sources), **alone}
 
     @contextlib.contextmanager
-    def answer_with_mean(self, name: str, adapters: Iterable[str]) -> Iterator[None]:
-        """Let the uniform mixture of some adapters answer, under a name of its own, within a block."""
+    def answer_with_mean(self, adapters: Iterable[str]) -> Iterator[None]:
+        """Let the uniform mixture of some adapters answer within a block."""
         share = torch.tensor(1 / len(list(adapters)))
-        with mixture(self.lm, dict.fromkeys(adapters, share)), self._answering(self._identity(name, adapters)):
+        with mixture(self.lm, dict.fromkeys(adapters, share)), self._answering(self._identity(adapters)):
             yield
 
     # -- report --------------------------------------------------------------------------------------------------------

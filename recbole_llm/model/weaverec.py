@@ -65,7 +65,7 @@ class WeaveRec(MergingRanker):
     def _adapters(self, scheme: str) -> dict[str, Stage]:
         """The adapters that a scheme merges, by name; the target's own comes first."""
         if scheme == "all":
-            return {SCHEMES["all"]: self._lora([self.domain, *self.others], name="lora-all")}
+            return {SCHEMES["all"]: self._lora([self.domain, *self.others])}
         found = {SCHEMES["target"]: self._lora([self.domain])}
         if scheme == "hybrid":
             found |= {f"hybrid {_plain(other)}": self._lora([self.domain, other]) for other in self.others}
@@ -73,11 +73,11 @@ class WeaveRec(MergingRanker):
             found |= {f"{_plain(other)} only": self._lora([other]) for other in self.others}
         return found
 
-    def _lora(self, mixture: Iterable[Domain], name: str | None = None) -> Stage:
-        """An adapter that depends on its domains alone, not on which of them is the target."""
+    def _lora(self, mixture: Iterable[Domain]) -> Stage:
+        """An adapter that depends on its domains alone, not on which of them is the target or what it is called here."""
         ordered = _in_order(mixture)
-        name = name or "lora-" + "+".join(map(_plain, ordered))
-        return self.lora_stage(name, ordered, stop_on_target=False, of_each=True)
+        name = "lora-" + "+".join(map(_plain, ordered))
+        return self.lora_stage(name[:120], ordered, stop_on_target=False, of_each=True)
 
     def _tell(self, schemes: Sequence[dict[str, Stage]]) -> None:
         """How many adapters this run trains, and which of them are there already."""
@@ -95,7 +95,7 @@ class WeaveRec(MergingRanker):
 
     def controls(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[None]]]:
         merged = {SCHEMES[scheme]: adapters for scheme, adapters in self.controls_by_scheme.items() if len(adapters) > 1}
-        return {name: partial(self.answer_with_mean, name, adapters) for name, adapters in merged.items()} | super().controls()
+        return {name: partial(self.answer_with_mean, adapters) for name, adapters in merged.items()} | super().controls()
 
 
 def _in_order(mixture: Iterable[Domain]) -> list[Domain]:
