@@ -367,6 +367,26 @@ def test_another_dataset_of_the_run_has_its_own_words_and_the_runs_settings(tmp_
     assert config["noun"] == "film"
 
 
+def test_a_dataset_may_have_its_property_file_beside_its_data(tmp_path: Path) -> None:
+    for name in ("mine", "amazon-beauty", "plain"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "mine" / "mine.yaml", noun="song", title_field="name", user_inter_num_interval="[5,inf)")
+    write(tmp_path / "amazon-beauty" / "amazon-beauty.yaml", noun="soap")
+    config = LLMConfig("WeaveRec", "mine", config_dict={"data_path": str(tmp_path), "verb": "heard"})
+    assert (config["noun"], config["title_field"], config["verb"]) == ("song", "name", "heard")
+    assert config["user_inter_num_interval"] == "[5,inf)"
+    beauty = config.for_dataset("amazon-beauty")
+    assert (beauty["noun"], beauty["verb"], beauty["user_inter_num_interval"]) == ("soap", "bought", "[0,inf)")
+    assert config.for_dataset("plain")["noun"] == "item"
+
+
+def test_a_property_file_beside_the_data_is_about_the_data(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "mine.yaml", noun="song", checkpoint_dir="/elsewhere")
+    with pytest.raises(ValueError, match=r"mine\.yaml: `checkpoint_dir` says nothing about a dataset"):
+        LLMConfig("Pop", "mine", config_dict={"data_path": str(tmp_path)})
+
+
 # -- properties --------------------------------------------------------------------------------------------------------
 
 

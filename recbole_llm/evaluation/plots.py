@@ -17,12 +17,15 @@ def heat_map(
     """A table of numbers [R, C] as a PNG, each written into its cell; where there is none (NaN), the cell is empty."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    figure = Figure(figsize=(3 + 0.7 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained")
+    longest = max(map(len, columns))
+    turned = longest > 8
+    size = 3 + 0.7 * len(columns), 1.2 + 0.4 * len(rows) + 0.08 * longest * turned  # inches; long labels stand upright
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=min(0, np.nanmin(values)))
     axes.set_xticks(range(len(columns)), [_plain(column) for column in columns])
-    if max(map(len, columns)) > 8:
-        axes.tick_params(axis="x", labelrotation=60)
+    if turned:
+        axes.tick_params(axis="x", labelrotation=90)
     axes.set_yticks(range(len(rows)), [_plain(row) for row in rows])
     axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
     middle = np.mean(image.get_clim())

@@ -94,6 +94,32 @@ def test_fingerprint_follows_texts_words_and_histories() -> None:
     assert domain([[1, 2], [3]]).fingerprint == changed[0].fingerprint
 
 
+def test_what_domains_share_is_told_and_so_is_a_test_item_in_training_data(
+    config: LLMConfig, target: tuple[Domain, Histories], data_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``twin`` is ``tiny`` with two more interactions a user, so that the test items become training data."""
+    folder = tmp_path / "data" / "twin"
+    folder.mkdir(parents=True)
+    (folder / "twin.item").write_text((data_path / "tiny" / "tiny.item").read_text())
+    lines = (data_path / "tiny" / "tiny.inter").read_text().splitlines()
+    held_out = last_two(data_path, "tiny")
+    more = [f"{user}\t{item}\t{2_000_000_000 + place}" for user in held_out for place, item in enumerate(["i0", "i1"])]
+    (folder / "twin.inter").write_text("\n".join([*lines, *more]) + "\n")
+    twins = LLMConfig("LoRACocktail", "tiny", config_dict={**config.external_config_dict, "data_path": str(tmp_path / "data")})
+    domains.load(["twin"], twins, target)
+    assert "in common with tiny: 40 titles, 60 user ids" in caplog.text
+    assert "domain twin: of 60 users of tiny the test item stands in its training data" in caplog.text
+
+
+def test_domains_without_a_held_out_item_in_training_raise_no_alarm(
+    target: tuple[Domain, Histories], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same histories hold out the same items, so nothing leaks."""
+    caplog.set_level("INFO")
+    domains._report_overlap(*target, *target)
+    assert "in common with tiny: 40 titles, 60 user ids" in caplog.text and "test item" not in caplog.text
+
+
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +178,23 @@ def test_samples_are_drawn_by_the_seed_without_repeating() -> None:
     assert some != domains.training_rows(source, window=None, samples=30, seed=2)
     assert len(set(some)) == 30 and len(whole) == 160
     assert domains.training_rows(source, window=None, samples=10_000, seed=1) == whole
+
+
+def test_of_each_domain_as_many_rows_and_the_same_ones_in_every_mixture() -> None:
+    one, other = domain([list(range(9))] * 20), domain([list(range(5))] * 3)  # 160 and 12 rows
+    alone = domains.training_rows([one], window=None, samples=30, seed=1, of_each=True)
+    both = domains.training_rows([other, one], window=None, samples=30, seed=1, of_each=True)
+    assert Counter(row.domain for row in both) == {0: 12, 1: 30}
+    assert {row[1:] for row in alone} == {row[1:] for row in both if row.domain == 1}
+    assert [row.domain for row in both] not in ([0] * 12 + [1] * 30, [1] * 30 + [0] * 12)  # shuffled
+
+
+def test_united_domains_have_one_numbering() -> None:
+    one, other = domain([[1, 2], [3]], ["a"] * 3), domain([[1, 1]], ["a"], name="e")
+    names, histories = domains.united([one, other])
+    assert names == ["", "t1", "t2", "t3", "", "t1"]
+    assert [[names[item] for item in history] for history in histories] == [["t1", "t2"], ["t3"], ["t1", "t1"]]
+    assert histories[2].tolist() == [5, 5]
 
 
 def test_a_mixture_without_a_pair_is_refused() -> None:

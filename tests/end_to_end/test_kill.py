@@ -34,7 +34,7 @@ MOMENTS = {  # the call that the process does not live to make: which function, 
     "ingredient: a validation": ("recbole_llm.evaluation.asked_users:AskedUsers.score", 2, ""),
     "ingredient: the last step": (STEP, 28, ""),
     "ingredient: its result is renamed": ("os:replace", 1, "ingredient-"),
-    "cocktail: the entropy is measured": ("recbole_llm.model.loracocktail:LoRACocktail._entropy", 4, ""),
+    "cocktail: the entropy is measured": ("recbole_llm.model.merging_ranker:MergingRanker._entropy", 4, ""),
     "cocktail: the mixture is renamed": ("os:replace", 1, "merged"),
     "evaluation": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 2, ""),
     "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 4, ""),
@@ -76,6 +76,12 @@ LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch, and refreshes the item mat
     "phase 2: a step": (STEP, 11, ""),
     "phase 2: its result is renamed": ("os:replace", 1, "phase-2-"),
     "evaluation": (BATCH, 2, ""),
+}
+WEAVE_MOMENTS = {  # two views, so two hybrids and two single-domain controls, of 12 to 28 steps
+    "a hybrid: a step": (STEP, 22, ""),
+    "the weave is renamed": ("os:replace", 1, "weave-"),
+    "data merging: its result is renamed": ("os:replace", 1, "lora-tiny+tiny-comedy+tiny-drama-"),
+    "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 5, ""),
 }
 FLEETING = {"seconds", "peak_memory_bytes", "written", "stage_seconds", "config"}
 
@@ -183,6 +189,22 @@ def test_killed_while_the_builtin_lm_is_trained(cpu_settings, tmp_path):
         for some in (settings, untouched)
     ]
     assert weights[0] == weights[1] and len(weights[0]) == 2  # the builtin LM and its adapter
+
+
+# -- adapters that several targets share -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_weave(module_settings) -> tuple[dict[str, Any], dict[str, str]]:
+    settings = {**module_settings, "use_gpu": False, "checkpoint_dir": f"{module_settings['checkpoint_dir']}/weave"}
+    return run(settings, "WeaveRec"), kept(settings)
+
+
+@pytest.mark.parametrize("moment", WEAVE_MOMENTS)
+def test_weave_killed_and_started_again_is_as_if_nothing_had_been(cpu_settings, whole_weave, moment):
+    killed(cpu_settings, WEAVE_MOMENTS[moment], "WeaveRec")
+    assert not list(Path(cpu_settings["checkpoint_dir"]).glob("runs/*/record.json"))
+    assert lasting(run(cpu_settings, "WeaveRec")) == lasting(whole_weave[0]) and kept(cpu_settings) == whole_weave[1]
 
 
 # -- a frozen LM and a frozen collaborative model ----------------------------------------------------------------------

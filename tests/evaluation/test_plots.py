@@ -45,6 +45,17 @@ def test_a_heat_map_is_a_whole_png_that_shows_every_value(tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
+def test_a_cell_without_a_value_is_empty_and_long_labels_have_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: Any
+) -> None:
+    written = cells(monkeypatch)
+    columns = ["target only: q_proj", "a hybrid of a long name: down_proj"]
+    plots.heat_map(
+        tmp_path / "map.png", np.array([[0.5, np.nan], [-0.25, 1.0]]), rows=["0", "1"], columns=columns, **LABELS
+    )
+    assert written == ["0.50", "-0.25", "1.00"] and not recwarn.list
+
+
 def test_other_values_are_another_picture_and_the_same_ones_the_same(tmp_path: Path) -> None:
     one, same, other = (draw(tmp_path / "map.png", [[low, 1.0]]) for low in (0.25, 0.25, 0.75))
     assert np.array_equal(one, same) and not np.array_equal(one, other)
