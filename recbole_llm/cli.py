@@ -11,6 +11,7 @@ _EPILOG = """any other --key=value sets a key of RecBole or of properties/*.yaml
   --data_path=DIR                         folder that holds <dataset>/<dataset>.inter and .item
   --llm=qwen2.5-0.5b                      a backbone of properties/llm; --llm_path=FOLDER_OR_HUB_ID for another one
   --general_datasets="['amazon-toys']"    domains of the base spirit (LoRACocktail, MoLoRec)
+  --source_datasets="['amazon-toys']"     source domains (WeaveRec)
   --eval_args="{'mode': 'full'}"          RecBole's full ranking instead of candidates (classical models, Laser)
   --load_from=saved/runs/RUN              another run's model on this dataset (Laser)
   --new_items=0.1                         scenarios for any model; also --cold_users, --train_users, --train_dataset
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", "-m", help="ALLMRec, Laser, LoRACocktail, MoLoRec, TALLRec, or a RecBole model such as SASRec")
+    parser.add_argument("--model", "-m", help="ALLMRec, Laser, LoRACocktail, MoLoRec, TALLRec, WeaveRec, or a RecBole model")
     parser.add_argument("--dataset", "-d", help="ml-100k comes with RecBole; others are read from --data_path")
     parser.add_argument("--config_files", default="", help="property files, separated by blanks")
     known, others = parser.parse_known_args(arguments)

@@ -80,14 +80,10 @@ def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) ->
         target: what this run is about; the log says what each of the others shares with it.
 
     Raises:
-        ValueError: a name is given twice, or is the target's.
         FileNotFoundError: a dataset is not on disk; the message says which files are expected where.
     """
     from recbole_llm.data.dataset import create_dataset
 
-    for name, times in Counter([target[0].name, *names]).items():
-        if times > 1:
-            raise ValueError(f"the domains of a run differ, but {name} is there {times} times: --dataset is one of them")
     domains = []
     for name in names:
         logger.info(f"domain {name}: reading")
@@ -119,7 +115,15 @@ def _report_overlap(target: Domain, histories: Histories, other: Domain, theirs:
 
 
 def named_or_views(key: str, config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
-    """The datasets that ``config[key]`` names, or :func:`views` of the target where it names none."""
+    """The datasets that ``config[key]`` names, or :func:`views` of the target where it names none.
+
+    Raises:
+        ValueError: a name is given twice, or is the target's; or as :func:`views`.
+        FileNotFoundError: as :func:`load`.
+    """
+    for name, times in Counter([target[0].name, *config[key]]).items():
+        if times > 1:
+            raise ValueError(f"{key}: {name} is there {times} times, --dataset included; name each domain once")
     if config[key]:
         return load(config[key], config, target)
     domain = target[0]
