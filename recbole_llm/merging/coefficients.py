@@ -170,7 +170,10 @@ def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) 
     if not torch.isfinite(weights).all():
         raise ValueError(f"merge weights must be finite, got {weights.tolist()}")
     if bounded and not problem.settings.get("extrapolate", False) and ((weights < 0) | (weights > 1)).any():
-        raise ValueError(f"merge weights outside [0, 1]: {weights.tolist()}; allow them by merge_extrapolate: True (recbole_llm.merging: --extrapolate)")
+        raise ValueError(
+            f"merge weights outside [0, 1]: {weights.tolist()}; allow them by merge_extrapolate: True "
+            "(recbole_llm.merging: --extrapolate)"
+        )
 
 
 def _descend(problem: MergeProblem, start: Tensor) -> list[dict[str, Any]]:
