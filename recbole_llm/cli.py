@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from recbole_llm.registry import MODELS
+
 _EPILOG = """any other --key=value sets a key of RecBole or of properties/*.yaml, for instance:
   --config_files="a.yaml b.yaml"          your own property files, later ones win
   --data_path=DIR                         folder that holds <dataset>/<dataset>.inter and .item
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", "-m", help="ALLMRec, Laser, LoRACocktail, MoLoRec, TALLRec, WeaveRec, or a RecBole model")
+    parser.add_argument("--model", "-m", help=f"{', '.join(MODELS)}, or a RecBole model such as SASRec")
     parser.add_argument("--dataset", "-d", help="ml-100k comes with RecBole; others are read from --data_path")
     parser.add_argument("--config_files", default="", help="property files, separated by blanks")
     known, others = parser.parse_known_args(arguments)

@@ -344,6 +344,12 @@ class LLMConfig(Config):
         return fingerprint({key: value for key, value in values.items() if key not in _BOOKKEEPING})
 
     @property
+    def record_file(self) -> Path:
+        """Where the record of this run is, or will be: ``<checkpoint_dir>/runs/<Model>-<dataset>-<fingerprint>/record.json``."""
+        name = f"{self['model']}-{self['dataset']}-{self.fingerprint[:8]}"
+        return Path(self["checkpoint_dir"]) / "runs" / name / "record.json"
+
+    @property
     def recbole_fingerprint(self) -> str:
         """SHA-256 of every value that can change what RecBole trains; it reads nothing of what is said about LLMs."""
         known = self._recbole_knows - _BOOKKEEPING
@@ -377,6 +383,6 @@ def _all_property_keys(loader: Any) -> set[str]:
     ]
     keys: set[str] = set()
     for file in files:
-        if file.name not in ("url.yaml", "kg_url.yaml"):
+        if file.name not in ("url.yaml", "kg_url.yaml") and file.parent.name != "leaderboard":  # lists of runs
             keys.update((yaml.load(file.read_text(encoding="utf-8"), Loader=loader) or {}).keys())
     return keys

@@ -14,7 +14,9 @@ from typing import Any
 
 MODELS = {
     "ALLMRec": "recbole_llm.model.allmrec",
+    "AlphaRec": "recbole_llm.model.alpharec",
     "Laser": "recbole_llm.model.laser",
+    "LlamaRec": "recbole_llm.model.llamarec",
     "LoRACocktail": "recbole_llm.model.loracocktail",
     "MoLoRec": "recbole_llm.model.molorec",
     "TALLRec": "recbole_llm.model.tallrec",

@@ -31,7 +31,7 @@ from recbole_llm.data.dataset import create_dataset, data_preparation
 from recbole_llm.evaluation.evaluator import gather_scores
 from recbole_llm.training.checkpoint import save_tensors, sha256_file
 from recbole_llm.training.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
-from recbole_llm.training.stages import Stage, StageKeeper
+from recbole_llm.training.stages import Stage, StageKeeper, count_trained
 
 logger = getLogger()
 
@@ -95,6 +95,7 @@ class CollaborativeModel:
         self.model = self._fresh_model()  # from the stage's own seed, whatever was drawn before
         trainer = self._trainer_class(self.config, self.model)
         train, valid, _ = self.loaders
+        count_trained(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
         score, _ = trainer.fit(train, valid, show_progress=self.config["show_progress"])
         trainer.load_best()
         logger.info(f"cf-{self.name}: best validation {self.config['valid_metric']} {score:.4f} under full ranking")

@@ -33,6 +33,8 @@ from recbole_llm.training.progress import progress_bar
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from recbole_llm.training.stages import StageKeeper
+
 logger = getLogger()
 
 NAME = "text_encoder.json"  # keeps the name that tables show, beside the SentenceTransformer's own files
@@ -252,3 +254,16 @@ def _kept_vectors(kept: Path, dim: int) -> tuple[dict[str, int], Tensor]:
         except DamagedError as error:
             logger.warning(f"{error}; its vectors are encoded again now")
     return {}, torch.zeros(0, dim)
+
+
+def catalogue_vectors(config: Any, sentences: Sequence[str], keeper: StageKeeper) -> tuple[str, Tensor]:
+    """Name of the text encoder that ``config`` names and its vectors [I, D] of a catalogue, kept; that of item 0 is zero."""
+    from recbole_llm.backbone.builtin_text_encoder import builtin_stage
+
+    path = config["text_encoder_path"]
+    if path == "builtin":
+        path = keeper.run(builtin_stage(sentences, **config["builtin_text_encoder"], seed=config["seed"]))
+    encoder = load_text_encoder(path, revision=config["text_encoder_revision"], device=config["device"])
+    folder = Path(config["checkpoint_dir"]) / "text_vectors"
+    vectors = cached_vectors(encoder, sentences[1:], folder, show_progress=config["show_progress"])  # [I - 1, D]
+    return encoder.name, torch.cat([torch.zeros(1, encoder.dim), vectors])

@@ -17,12 +17,17 @@ logger = getLogger()
 
 
 class KeptScores:
-    """Scores [N, C] by user, read from ``folder`` if they are there, collected for it otherwise."""
+    """Scores [N, C] by user, read from ``folder`` if they are there, collected for it otherwise.
+
+    Attributes:
+        found: some were.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._collected: list[tuple[Tensor, Tensor]] = []
         self._rows: dict[int, Tensor] = {}
+        self.found = False
         if is_complete(folder):
             try:
                 tensors, _ = load_state(folder)
@@ -33,7 +38,10 @@ class KeptScores:
     def find(self, users: Tensor) -> Tensor | None:
         """Scores [B, C] of users [B], or None where they are not kept."""
         rows = [self._rows.get(user) for user in users.tolist()]
-        return None if any(row is None for row in rows) else torch.stack(rows)  # type: ignore[arg-type]
+        if any(row is None for row in rows):
+            return None
+        self.found = True
+        return torch.stack(rows)  # type: ignore[arg-type]
 
     def add(self, users: Tensor, scores: Tensor) -> None:
         """Collect scores [B, C] of users [B]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class RunRecord:
         self._scenario = data.scenario.label
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
         self.rows: list[Row] = []
+        self._speeds: list[float | None] = []
 
     def add(self, name: str, metrics: Mapping[str, float], ranks: Ranks) -> None:
         """Add a result with the ranks behind it; those of a full ranking give an uncut ``mrr`` beside it."""
@@ -68,6 +70,7 @@ class RunRecord:
             for part, own in slices.parted(told, self._slices).items()
         }  # fmt: skip
         self.rows.append(Row(name, values, ranks, slices.half_widths(told.ranks, values), parts))
+        self._speeds.append(self._trainer.users_per_second)
 
     @property
     def heading(self) -> str:
@@ -80,10 +83,8 @@ class RunRecord:
         return ", ".join(filter(None, parts))
 
     def write(self, **facts: Any) -> Path:
-        """Write ``<checkpoint_dir>/runs/<Model>-<dataset>-<fingerprint>/record.json``; returns its path."""
-        config = self._config
-        name = f"{config['model']}-{config['dataset']}-{config.fingerprint[:8]}"
-        path = Path(config["checkpoint_dir"]) / "runs" / name / "record.json"
+        """Write the record where the configuration says; returns its path."""
+        config, path = self._config, self._config.record_file
         keeper = getattr(self._model, "keeper", None)
         content = {
             "model": config["model"],
@@ -98,6 +99,8 @@ class RunRecord:
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "candidates_sha256": self._candidates,
+            "users_per_second": self._speeds[0],
+            "trained_parameters": _trained_parameters(self._model),
             "backbone": getattr(self._model, "backbone_name", None),
             "backbone_fingerprint": getattr(self._model, "backbone_fingerprint", None),
             "merge": getattr(self._model, "merge_report", None),
@@ -107,11 +110,33 @@ class RunRecord:
             "fingerprint": config.fingerprint,
             "versions": {"recbole_llm": recbole_llm.__version__, "python": platform.python_version()}
             | {library: version(library) for library in _LIBRARIES},
+            "commit": commit(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         }
         atomic_write(path, json.dumps(content, indent=1, default=float))
         return path
+
+
+def _trained_parameters(model: Any) -> int | None:
+    """What all stages of our models have trained; of others, what can be trained."""
+    if hasattr(model, "run_stages"):
+        return model.trained_parameters
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, with a + where files were changed; None where it is in none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie inside the checkout of another project
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @dataclass(frozen=True)

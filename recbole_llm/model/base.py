@@ -52,6 +52,7 @@ class LLMRecommender(SequentialRecommender):
         self.show_progress = config["show_progress"]
         self.answering = type(self).__name__
         self.stages_fingerprint: str | None = None
+        self.trained_parameters: int | None = None  # by all stages of the answer, not by those of controls; not the backbone's
 
     def __str__(self) -> str:
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -118,6 +119,7 @@ class LLMRecommender(SequentialRecommender):
         stage = self.plan()
         self.load(self.keeper.run(stage))
         self.stages_fingerprint = stage.fingerprint
+        self.trained_parameters = self.keeper.trained(stage)
 
     # -- controls ------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from recbole_llm.training import checkpoint
 from recbole_llm.training.progress import progress_bar
+from recbole_llm.training.stages import count_trained
 
 logger = getLogger()
 
@@ -110,6 +111,7 @@ class TrainingLoop:
 
     def run(self) -> LoopState:
         """Train (or go on training) to the end; the parameters then hold the best or the last weights."""
+        count_trained(self.parameters.values())
         self._resume()
         saved = time.monotonic()
         with progress_bar(self.name, self.total_steps, start=self.state.step, show=self.show_progress) as bar:

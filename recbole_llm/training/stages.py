@@ -6,9 +6,11 @@ run repeats only the stage it died in, from that stage's last checkpoint.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -21,6 +23,16 @@ from recbole.utils import init_seed
 from recbole_llm.training.checkpoint import DamagedError, atomic_folder, fingerprint, is_complete, verify
 
 logger = getLogger()
+
+TRAINED_FILE = "trained.json"  # how many parameters a stage has trained
+_trained: ContextVar[list[int] | None] = ContextVar("trained", default=None)
+
+
+def count_trained(parameters: Iterable[torch.Tensor]) -> None:
+    """Tell the stage that is being built, if one is, that it trains these."""
+    counts = _trained.get()
+    if counts is not None:
+        counts.append(sum(parameter.numel() for parameter in parameters))
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,13 @@ class Stage:
     def fingerprint(self) -> str:
         upstream = [stage.fingerprint for stage in self.inputs]
         return fingerprint({"name": self.name, "version": self.version, "depends": self.depends, "inputs": upstream})
+
+    def with_inputs(self) -> Iterator[Stage]:
+        """The stage and all before it, each once."""
+        found = {self.fingerprint: self}
+        for stage in self.inputs:
+            found |= {other.fingerprint: other for other in stage.with_inputs()}
+        yield from found.values()
 
 
 @dataclass
@@ -82,6 +101,13 @@ class StageKeeper:
         self.folders.setdefault(stage.name, folder)  # a retriever, asked for last, may be named as the model's own part
         return folder
 
+    def trained(self, stage: Stage) -> int | None:
+        """How many parameters the kept results of a stage and of all before it have trained; None where that is not kept."""
+        files = [self.folder(part) / TRAINED_FILE for part in stage.with_inputs()]
+        if not all(file.is_file() for file in files):
+            return None
+        return sum(json.loads(file.read_text())["parameters"] for file in files)
+
     def _sweep(self, folder: Path, suffix: str) -> None:
         for leftover in self.root.glob(f".{folder.name}.*{suffix}"):
             shutil.rmtree(leftover)
@@ -105,6 +131,11 @@ class StageKeeper:
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
         with torch.enable_grad(), atomic_folder(folder) as out:  # the first to ask may be an evaluation
-            stage.build(out, scratch)
+            token = _trained.set([])
+            try:
+                stage.build(out, scratch)
+                (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
+            finally:
+                _trained.reset(token)
         self.seconds[stage.name] = time.monotonic() - began
         logger.info(f"stage {stage.name}: done in {self.seconds[stage.name]:.1f} s, kept in {folder}")

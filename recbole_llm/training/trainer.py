@@ -7,6 +7,7 @@ measured by the same code on the same candidates; checkpoints are written whole 
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from logging import getLogger
 from pathlib import Path
@@ -32,6 +33,7 @@ class ProtocolTrainer(Trainer):
 
     candidates: CandidateSet | None = None
     ranks: Ranks
+    users_per_second: float | None = None  # of the last evaluation; None where scores of an earlier one were taken
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
@@ -55,7 +57,9 @@ class ProtocolTrainer(Trainer):
             self._load_weights(model_file or self.saved_model_file)
         self.candidates = getattr(eval_data, "candidates", None)
         self.ranks = Ranks()
+        began = time.monotonic()
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        self.users_per_second = len(self.ranks.users) / (time.monotonic() - began) or None
         if self.ranks.tie_rate > 0.01:
             logger.info(f"ties: the target's score equals another candidate's for {self.ranks.tie_rate:.1%} of the users")
         return result
@@ -184,6 +188,8 @@ class StageTrainer(ProtocolTrainer):
         self._scores = KeptScores(Path(self.checkpoint_dir) / "scores" / name[:16])
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         self._scores.close()
+        if self._scores.found:
+            self.users_per_second = None
         return result
 
     def _candidate_scores(self, interaction: Any, candidates: Tensor) -> Tensor:

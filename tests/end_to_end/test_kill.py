@@ -83,7 +83,7 @@ WEAVE_MOMENTS = {  # two views, so two hybrids and two single-domain controls, o
     "data merging: its result is renamed": ("os:replace", 1, "lora-tiny+tiny-comedy+tiny-drama-"),
     "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 5, ""),
 }
-FLEETING = {"seconds", "peak_memory_bytes", "written", "stage_seconds", "config"}
+FLEETING = {"seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config"}
 
 
 @pytest.fixture

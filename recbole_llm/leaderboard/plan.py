@@ -1,0 +1,110 @@
+"""What a leaderboard measures: one property file -> its tasks, each of which is an ordinary run.
+
+::
+
+    dataset: ml-100k
+    seeds: [2020, 2021, 2022]
+    protocols:                          # name -> keys of that protocol; each is a table of its own
+      candidates: {}
+    settings: {epochs: 30}              # (dict) keys of every run
+    models:
+      Pop: {}
+      SASRec: {settings: {epochs: 15}, note: "searched: dropout .2, .5; 6 runs"}
+      zero-shot: {model: TALLRec, row: no adapter}    # another row of a run of TALLRec, which is not run again
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_llm.config import LLMConfig
+from recbole_llm.leaderboard.table import Cell
+
+_KEYS = ("dataset", "seeds", "protocols", "settings", "models")
+_MODEL_KEYS = ("model", "row", "settings", "note", "protocols")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of one model; ``row`` names the line of its record that is shown, None the model's own."""
+
+    label: str
+    model: str
+    dataset: str
+    seed: int
+    protocol: str
+    settings: Mapping[str, Any] = field(hash=False)
+    row: str | None = None
+    note: str = ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of the run, as ``run_recbole_llm.py`` takes it."""
+        values = {"model": self.model, "dataset": self.dataset, **self.settings, "seed": self.seed}
+        return [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in values.items()]
+
+    @cached_property
+    def record(self) -> Path:
+        """Where the run's record is, or will be: named by everything that can change the result.
+
+        Raises:
+            ValueError: what the run's configuration would raise.
+        """
+        return LLMConfig(self.model, self.dataset, cmd_line=self.arguments[2:]).record_file
+
+    def cell(self, error: str | None = None) -> Cell:
+        """What the leaderboard shows of this task: its record where there is one, else ``error``, the reason why not."""
+        record = None if error else self._read()
+        command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
+        commit = record.get("commit") if record else None
+        name = self.row or self.model  # whose results and ranks are read
+        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, self.note or None)
+
+    def _read(self) -> dict[str, Any] | None:
+        return json.loads(self.record.read_text(encoding="utf-8")) if self.record.is_file() else None
+
+
+def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task]:
+    """The tasks of a property file, model by model, then protocol by protocol, then seed by seed.
+
+    Args:
+        changes: keys for every run that win over the file's, such as ``data_path`` or ``checkpoint_dir``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown or missing key; names it and the file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"--config_files: {file} does not exist (read from {Path.cwd()})")
+    plan = yaml.safe_load(file.read_text(encoding="utf-8"))
+    _check(file, plan, _KEYS, needed=("dataset", "seeds", "models"))
+    protocols = plan.get("protocols") or {"candidates": {}}
+    tasks = []
+    for label, given in plan["models"].items():
+        _check(file, given or {}, _MODEL_KEYS)
+        entry = {"model": label, **(given or {})}
+        for protocol in entry.get("protocols", protocols):
+            parts = (plan.get("settings"), protocols[protocol], entry.get("settings"), changes)
+            settings = {key: value for part in parts for key, value in (part or {}).items()}
+            about = (settings, entry.get("row"), entry.get("note", ""))
+            tasks += [Task(label, entry["model"], plan["dataset"], seed, protocol, *about) for seed in plan["seeds"]]
+    return tasks
+
+
+def _check(file: Path, values: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: {values!r} is no mapping; recbole_llm/leaderboard/plan.py shows the form of the file")
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{file}: unknown key `{key}`; known are {', '.join(known)}")
+    for key in needed:
+        if key not in values:
+            raise ValueError(f"{file}: `{key}` is missing")

@@ -1,0 +1,101 @@
+"""Run the tasks of a leaderboard: each in a process of its own, some side by side, none twice.
+
+A task is done when its record is there. So a leaderboard that was killed goes on, a model that was added is the only one that
+runs, and a row of another task's run costs nothing. A task that fails leaves its reason and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.leaderboard.plan import Task
+from recbole_llm.training.progress import progress_bar
+
+logger = getLogger()
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_tasks(
+    tasks: Sequence[Task], logs: Path, *, jobs: int = 1, engine: str = "process", show_progress: bool = True
+) -> dict[Task, str]:
+    """Run what has no record yet; returns the reason of each task that failed.
+
+    Args:
+        logs: folder for the output of the runs, and for what submitit keeps.
+        jobs: how many run side by side; they divide the cores between them.
+        engine: ``process``: on this machine; ``slurm`` or ``local``: through submitit, which must be installed.
+
+    Raises:
+        ValueError: no such engine, or fewer than one job.
+        ImportError: submitit is not there.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs={jobs}: at least one run at a time")
+    reasons: dict[Task, str] = {}
+    waiting: dict[Path, list[Task]] = {}  # tasks by the run that they share
+    for task in tasks:
+        try:
+            waiting.setdefault(task.record, []).append(task)
+        except (ValueError, FileNotFoundError) as error:  # no configuration, no run
+            reasons[task] = str(error)
+    missing = [shared for record, shared in waiting.items() if not record.is_file()]
+    logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them kept")
+    start = _engine(engine, logs, threads=max(1, (os.cpu_count() or 1) // jobs))
+    with ThreadPoolExecutor(jobs) as pool, progress_bar("leaderboard", len(missing), show=show_progress) as bar:
+        running = {pool.submit(start, shared[0]): shared for shared in missing}
+        for done in as_completed(running):
+            shared = running[done]
+            reason = done.result()
+            if reason or not shared[0].record.is_file():
+                reasons |= dict.fromkeys(shared, reason or "it ended without a record")
+                logger.warning(f"{shared[0].label}, seed {shared[0].seed}: {reasons[shared[0]]}")
+            bar.advance()
+    return reasons
+
+
+def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None:
+    """One run as a process of its own, so that its peak memory is its own; returns why it failed, if it did."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+    with open(log, "w", encoding="utf-8") as out:
+        command = [sys.executable, "-m", "recbole_llm.cli", *arguments]
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if code == 0:
+        return None
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error: ")] or lines[-1:] or [f"exit code {code}"]
+    return f"{told[-1].removeprefix('error: ')} ({log})" if code > 0 else f"killed by signal {-code} ({log})"
+
+
+def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]:
+    def log(task: Task) -> Path:
+        return logs / f"{task.record.parent.name}.log"
+
+    if name == "process":
+        return lambda task: run_process([*task.arguments, "--show_progress=False"], log(task), threads)
+    if name not in ("local", "slurm"):
+        raise ValueError(f"--engine={name}: there is process, local and slurm")
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise ImportError(f"--engine={name} needs submitit: pip install submitit") from error
+    executor: Any = submitit.AutoExecutor(folder=logs / "submitit", cluster=name)
+    executor.update_parameters(name="leaderboard", timeout_min=24 * 60, cpus_per_task=threads)
+
+    def submit(task: Task) -> str | None:
+        arguments = [*task.arguments, "--show_progress=False"]
+        job = executor.submit(run_process, arguments, log(task).absolute(), threads)
+        try:
+            return job.result()
+        except Exception as error:  # of the cluster: preemption, time limit, a node that is gone
+            return f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
+
+    return submit

@@ -1,0 +1,84 @@
+"""A property file becomes tasks, and a task's record is where the run itself puts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recbole_llm.config import properties_folder
+from recbole_llm.leaderboard.plan import read_plan
+from recbole_llm.quick_start import run_recbole_llm
+
+
+def write(file: Path, **values: Any) -> Path:
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return file
+
+
+PLAN: dict[str, Any] = {
+    "dataset": "tiny",
+    "seeds": [1, 2],
+    "protocols": {"candidates": {}, "full": {"eval_args": {"mode": "full"}}},
+    "settings": {"epochs": 3},
+    "models": {
+        "Pop": None,
+        "SASRec": {"settings": {"epochs": 5}, "note": "6 runs"},
+        "zero-shot": {"model": "TALLRec", "row": "no adapter", "protocols": ["candidates"]},
+    },
+}
+
+
+def test_tasks_are_models_by_protocols_by_seeds_and_the_nearer_setting_wins(tmp_path: Path) -> None:
+    tasks = read_plan(write(tmp_path / "plan.yaml", **PLAN), {"data_path": "here"})
+    assert [(t.label, t.protocol, t.seed) for t in tasks] == [
+        ("Pop", "candidates", 1), ("Pop", "candidates", 2), ("Pop", "full", 1), ("Pop", "full", 2),
+        ("SASRec", "candidates", 1), ("SASRec", "candidates", 2), ("SASRec", "full", 1), ("SASRec", "full", 2),
+        ("zero-shot", "candidates", 1), ("zero-shot", "candidates", 2),
+    ]  # fmt: skip
+    assert tasks[0].settings == {"epochs": 3, "data_path": "here"} and tasks[4].settings["epochs"] == 5
+    assert tasks[2].arguments == [
+        "--model=Pop", "--dataset=tiny", "--epochs=3", "--eval_args={'mode': 'full'}", "--data_path=here", "--seed=1",
+    ]  # fmt: skip
+    assert (tasks[-1].model, tasks[-1].row, tasks[4].note) == ("TALLRec", "no adapter", "6 runs")
+
+
+def test_a_records_place_is_known_before_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    given = {key: settings[key] for key in ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric")}
+    plan = {"dataset": "tiny", "seeds": [7], "settings": given, "models": {"Pop": {}}}
+    (task,) = read_plan(write(tmp_path / "plan.yaml", **plan))
+    result = run_recbole_llm("Pop", "tiny", cmd_line=[*task.arguments[2:], "--show_progress=False"])
+    assert Path(result["record"]) == task.record
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modles": {}}, "unknown key `modles`"),
+        ({"seeds": None}, None),
+        ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
+        ({"models": {"Pop": ["epochs"]}}, "is no mapping"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, Any], message: str | None) -> None:
+    plan = {**PLAN, **changes}
+    if message is None:
+        del plan["seeds"]
+        message = r"plan\.yaml: `seeds` is missing"
+    with pytest.raises(ValueError, match=message):
+        read_plan(write(tmp_path / "plan.yaml", **plan))
+
+
+@pytest.mark.parametrize("file", sorted((properties_folder() / "leaderboard").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_leaderboards_that_come_with_the_package_are_runs_of_models_that_there_are(file: Path) -> None:
+    tasks = read_plan(file)
+    records = {task.record for task in tasks if task.seed == 2020}
+    rows_of_others = sum(task.row is not None for task in tasks if task.seed == 2020)
+    assert len(records) == len({task.label for task in tasks}) - rows_of_others
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml does not exist"):
+        read_plan(tmp_path / "nowhere.yaml")
