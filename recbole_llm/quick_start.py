@@ -58,7 +58,8 @@ def run_recbole_llm(
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=config["show_progress"]
     )
-    trained = time.monotonic()
+    waited = network.keeper.waited if hasattr(network, "keeper") else 0.0
+    trained = time.monotonic() - waited
     test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
     record = RunRecord(config, network, trainer, valid_data, test_data)
     record.add(config["model"], test_result, trainer.ranks)
@@ -69,7 +70,7 @@ def run_recbole_llm(
 
     path = record.write(
         best_valid_result=best_valid_result,
-        seconds={"train": trained - began, "evaluate": time.monotonic() - trained},
+        seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
     logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")

@@ -71,13 +71,15 @@ class Stage:
 class StageKeeper:
     """Runs stages whose result is not kept yet, under ``root`` (``<checkpoint_dir>/stages``).
 
-    Of the stages it was asked for, by name, it knows what they took (``seconds``) and where they are (``folders``).
+    Of the stages it was asked for, by name, it knows what they took (``seconds``) and where they are (``folders``); and how long
+    it waited for other processes to build some of them (``waited``, seconds).
     """
 
     root: Path
     seed: int = 2020
     seconds: dict[str, float] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
+    waited: float = 0.0
 
     def folder(self, stage: Stage) -> Path:
         """Where the stage's result is, or will be."""
@@ -90,7 +92,9 @@ class StageKeeper:
         folder = self.folder(stage)
         self.root.mkdir(parents=True, exist_ok=True)
         # of two runs that need the same stage, one builds and one waits; a killed process holds no lock
+        asked = time.monotonic()
         with FileLock(folder.with_name(f".{folder.name}.lock")):
+            self.waited += time.monotonic() - asked
             self._sweep(folder, "tmp")  # of a process killed while it wrote
             if self._kept(folder):
                 logger.info(f"stage {stage.name}: kept in {folder}")

@@ -64,6 +64,18 @@ def test_a_record_of_an_llm_model_names_its_backbone_and_controls(run: Run) -> N
     assert result["controls"].keys() == {"no adapter"}
 
 
+def test_a_record_says_what_its_model_cost(run: Run) -> None:
+    _, cocktail = run("LoRACocktail", category_field="genre", domain_min_users=5, merge="uniform")
+    result, single = run("TALLRec")
+    assert cocktail["trained_parameters"] == 2 * single["trained_parameters"] > 0  # two adapters of one shape; the LM is frozen
+    _, bpr = run("BPR")
+    assert bpr["trained_parameters"] == (61 + 41) * 64  # users and items with padding, RecBole's width
+    assert bpr["users_per_second"] > 0 and bpr["seconds"]["waited"] == 0
+    _, again = run("TALLRec", checkpoint_dir=str(Path(result["record"]).parents[2]))
+    assert again["users_per_second"] is None  # its scores were kept
+    assert again["commit"] is None or len(again["commit"].rstrip("+")) == 40
+
+
 def test_recboles_own_modes_are_recorded_as_such(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     record = strict(run("BPR", eval_args={"mode": "uni5"})[0]["record"])
     assert record["candidates_sha256"] == {} and record["ranks"]["BPR"] == {}

@@ -162,6 +162,8 @@ def test_the_table_shows_every_control_on_the_same_candidates(run: Run) -> None:
     record = run()
     assert set(record["results"]) == {"WeaveRec", *ROWS}
     assert len({frozenset(ranks) for ranks in record["ranks"].values()}) == 1  # the same users
+    one = run(weave="target", weave_controls=[])["trained_parameters"]
+    assert record["trained_parameters"] == 2 * one > 0  # target only and the hybrid, no control
     assert record["ranks"]["naive merging"] != record["ranks"]["WeaveRec"]
 
 

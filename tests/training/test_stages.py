@@ -55,6 +55,26 @@ def test_a_kept_result_is_found_again_also_by_another_keeper(keeper, build):
     assert visible(keeper) == [folder.name]  # nothing unfinished stays
 
 
+def test_a_keeper_knows_what_a_stage_and_all_before_it_have_trained_each_once(keeper):
+    def train(sizes: tuple[int, ...]):
+        return lambda out, scratch: [stages.count_trained([torch.zeros(size, 2)]) for size in sizes]
+
+    root = Stage("root", {}, train((5,)))
+    left, right = (Stage(name, {}, train((1, 2)), inputs=(root,)) for name in ("left", "right"))
+    merged = Stage("merged", {}, train(()), inputs=(left, right))
+    stages.count_trained([torch.zeros(9)])  # nothing is being built
+    assert keeper.trained(merged) is None
+    keeper.run(merged)
+    assert StageKeeper(keeper.root).trained(merged) == 2 * (5 + 3 + 3) and keeper.trained(left) == 2 * 8
+    (keeper.folder(root) / stages.TRAINED_FILE).unlink()  # kept by an earlier version
+    assert keeper.trained(merged) is None
+
+
+def test_waiting_for_another_process_is_told_apart(keeper, build):
+    keeper.run(Stage("a", {}, build))
+    assert 0 <= keeper.waited < 5
+
+
 def test_a_keeper_knows_the_folders_of_all_stages_that_it_ran_or_found(keeper, build):
     upstream = Stage("up", {}, build)
     stage = Stage("a", {}, build, inputs=(upstream,))
