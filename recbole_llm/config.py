@@ -11,6 +11,7 @@ import ast
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ class LLMConfig(Config):
         self._cmd_line = tuple(cmd_line)
         self._key_source: dict[str, str] = {}
         super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
+        _ = self.fingerprint  # as it was asked for: some models (BERT4Rec) put keys of their own into it while they run
 
     # -- what the user gave --------------------------------------------------------------------------------------------
 
@@ -337,9 +339,9 @@ class LLMConfig(Config):
         """The final values as JSON-able data."""
         return {key: _plain(value) for key, value in sorted(self.final_config_dict.items())}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of every value that can change a result."""
+        """SHA-256 of every value that can change a result, as the run was asked for."""
         values = {**self.plain(), "load_from": self.kept_run and self.kept_run.record["stages"]}  # wherever it lies
         return fingerprint({key: value for key, value in values.items() if key not in _BOOKKEEPING})
 

@@ -45,11 +45,12 @@ def test_tasks_are_models_by_protocols_by_seeds_and_the_nearer_setting_wins(tmp_
     assert (tasks[-1].model, tasks[-1].row, tasks[4].note) == ("TALLRec", "no adapter", "6 runs")
 
 
-def test_a_records_place_is_known_before_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
-    given = {key: settings[key] for key in ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric")}
-    plan = {"dataset": "tiny", "seeds": [7], "settings": given, "models": {"Pop": {}}}
+@pytest.mark.parametrize("model", ["Pop", "BERT4Rec"])  # the latter puts keys into its configuration while it runs
+def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    given = {key: settings[key] for key in ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "epochs")}
+    plan = {"dataset": "tiny", "seeds": [7], "settings": given, "models": {model: {}}}
     (task,) = read_plan(write(tmp_path / "plan.yaml", **plan))
-    result = run_recbole_llm("Pop", "tiny", cmd_line=[*task.arguments[2:], "--show_progress=False"])
+    result = run_recbole_llm(model, "tiny", cmd_line=[*task.arguments[2:], "--show_progress=False"])
     assert Path(result["record"]) == task.record
 
 
