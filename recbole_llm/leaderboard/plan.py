@@ -29,6 +29,7 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")
+_COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")  # of a record's own model
 _MODEL_KEYS = ("model", "row", "settings", "note", "protocols")
 
 
@@ -63,6 +64,8 @@ class Task:
     def cell(self, error: str | None = None) -> Cell:
         """What the leaderboard shows of this task: its record where there is one, else ``error``, the reason why not."""
         record = None if error else self._read()
+        if record and self.row:  # what its run has cost is no cost of another row
+            record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
         name = self.row or self.model  # whose results and ranks are read

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from recbole_llm.config import properties_folder
-from recbole_llm.leaderboard.plan import read_plan
+from recbole_llm.leaderboard.plan import Task, read_plan
+from recbole_llm.leaderboard.table import build
 from recbole_llm.quick_start import run_recbole_llm
 
 
@@ -70,6 +71,18 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, A
         message = r"plan\.yaml: `seeds` is missing"
     with pytest.raises(ValueError, match=message):
         read_plan(write(tmp_path / "plan.yaml", **plan))
+
+
+def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, own = read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": {"TALLRec": {}}}))
+    *_, other = read_plan(write(tmp_path / "plan.yaml", **PLAN))
+    record = {"results": {"TALLRec": {"hit@1": 0.5}, "no adapter": {"hit@1": 0.25}}, "trained_parameters": 9, "backbone": "b"}
+    monkeypatch.setattr(Task, "_read", lambda self: record)
+    tables = {cell.model: build([cell]).tables[0].rows[0] for cell in (own.cell(), other.cell())}
+    assert {name: row.metrics["hit@1"] for name, row in tables.items()} == {"TALLRec": 0.5, "no adapter": 0.25}
+    assert {name: row.trained_parameters for name, row in tables.items()} == {"TALLRec": 9, "no adapter": None}
+    assert tables["no adapter"].backbone == "b"
+    assert other.cell("no memory").record is None and other.cell("no memory").error == "no memory"
 
 
 @pytest.mark.parametrize("file", sorted((properties_folder() / "leaderboard").glob("*.yaml")), ids=lambda file: file.stem)
