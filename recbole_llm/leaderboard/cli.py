@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks = read_plan(known.config_files, changes)
         out = known.out or Path(str(changes.get("checkpoint_dir", "saved"))) / "leaderboard" / known.config_files.stem
         reasons = {} if known.show else run_tasks(tasks, out / "logs", jobs=known.jobs, engine=known.engine)
-        leaderboard = build([task.cell(reasons.get(task)) for task in tasks])
+        leaderboard = build([task.cell(reasons.get(task)) for task in tasks], title=f"Leaderboard {known.config_files.stem}")
         files = render.write_all(leaderboard, out)
     except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"error: {error}")
