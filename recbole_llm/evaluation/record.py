@@ -99,7 +99,7 @@ class RunRecord:
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "candidates_sha256": self._candidates,
-            "users_per_second": self._speeds[0],
+            "users_per_second": self._speeds[0] if self._speeds else None,
             "trained_parameters": _trained_parameters(self._model),
             "backbone": getattr(self._model, "backbone_name", None),
             "backbone_fingerprint": getattr(self._model, "backbone_fingerprint", None),

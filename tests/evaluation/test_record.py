@@ -66,7 +66,7 @@ def test_a_record_of_an_llm_model_names_its_backbone_and_controls(run: Run) -> N
 
 def test_a_record_says_what_its_model_cost(run: Run) -> None:
     _, cocktail = run("LoRACocktail", category_field="genre", domain_min_users=5, merge="uniform")
-    result, single = run("TALLRec")
+    result, single = run("TALLRec", save_every_seconds=19)  # in a folder of its own, whose record the next run replaces
     assert cocktail["trained_parameters"] == 2 * single["trained_parameters"] > 0  # two adapters of one shape; the LM is frozen
     _, bpr = run("BPR")
     assert bpr["trained_parameters"] == (61 + 41) * 64  # users and items with padding, RecBole's width
