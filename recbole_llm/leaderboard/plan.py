@@ -63,7 +63,10 @@ class Task:
 
     def cell(self, error: str | None = None) -> Cell:
         """What the leaderboard shows of this task: its record where there is one, else ``error``, the reason why not."""
-        record = None if error else self._read()
+        try:
+            record = None if error else self._read()
+        except (ValueError, FileNotFoundError) as problem:  # no configuration, no record
+            record, error = None, str(problem)
         if record and self.row:  # what its run has cost is no cost of another row
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
@@ -95,6 +98,8 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
         _check(file, given or {}, _MODEL_KEYS)
         entry = {"model": label, **(given or {})}
         for protocol in entry.get("protocols", protocols):
+            if protocol not in protocols:
+                raise ValueError(f"{file}: `{label}` names the protocol {protocol!r}; there is {', '.join(protocols)}")
             parts = (plan.get("settings"), protocols[protocol], entry.get("settings"), changes)
             settings = {key: value for part in parts for key, value in (part or {}).items()}
             about = (settings, entry.get("row"), entry.get("note", ""))

@@ -39,8 +39,10 @@ def test_a_file_becomes_a_leaderboard_and_a_new_model_is_all_that_is_run_next(
     cli.main([write(file, settings, Pop={}, BPR={"settings": {"epochs": 1}})])
     assert started == ["--model=Pop"] * 2 + ["--model=BPR"] * 2
     assert "| BPR" in capsys.readouterr().out
-    cli.main([f"--config_files={file}", "--show"])
-    assert len(started) == 4
+    capsys.readouterr()
+    cli.main([write(file, settings, Pop={}, Wrong={"model": "NoSuchModel"}, LightGCN={}), "--show"])
+    shown = capsys.readouterr().out
+    assert len(started) == 4 and "NoSuchModel: no such model" in shown and "seed 1 has not run" in shown
 
 
 def test_a_mistake_ends_in_one_line(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
         ({"seeds": None}, None),
         ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
         ({"models": {"Pop": ["epochs"]}}, "is no mapping"),
+        ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` names the protocol 'ful'; there is candidates, full"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, Any], message: str | None) -> None:

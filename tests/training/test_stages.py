@@ -70,9 +70,25 @@ def test_a_keeper_knows_what_a_stage_and_all_before_it_have_trained_each_once(ke
     assert keeper.trained(merged) is None
 
 
-def test_waiting_for_another_process_is_told_apart(keeper, build):
+def test_waiting_for_another_process_is_no_building(keeper, build, monkeypatch):
+    clock = [0.0]
+
+    class Held:
+        """A lock that another process gives back after seven seconds."""
+
+        def __init__(self, path):
+            self.path = path
+
+        def __enter__(self):
+            clock[0] += 7
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(stages, "FileLock", Held)
+    monkeypatch.setattr(stages.time, "monotonic", lambda: clock[0])
     keeper.run(Stage("a", {}, build))
-    assert 0 <= keeper.waited < 5
+    assert keeper.waited == 7 and keeper.seconds["a"] == 0
 
 
 def test_a_keeper_knows_the_folders_of_all_stages_that_it_ran_or_found(keeper, build):
