@@ -42,11 +42,11 @@ _LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 # what only changes where or how a run is shown or kept, not its result
 _BOOKKEEPING = {
     "checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id",
-    "log_wandb", "save_dataloaders", "save_dataset",
+    "log_wandb", "note", "save_dataloaders", "save_dataset",
     "save_every_seconds", "show_progress", "state", "wandb_project", "worker",
 }  # fmt: skip
 # what is said about a run's data and how it is measured: all else of ours is about its model, and taken up by `load_from`
-_ABOUT_DATA = {
+ABOUT_DATA = {
     *evaluation_arguments, *_BOOKKEEPING, *scenarios.SETTINGS, *scenarios.TEXTS, "candidates", "eval_users", "slices",
     "cf_checkpoint", "load_col", "load_from", "retriever", "retriever_config", "retriever_top",
 }  # fmt: skip
@@ -231,7 +231,7 @@ class LLMConfig(Config):
         backbone = trained["llm"] or trained["llm_path"]
         if llm not in (None, backbone):  # the run's llm_path would win over that of properties/llm
             raise ValueError(f"--llm={llm}: load_from={given} was trained on {backbone}; leave llm out")
-        taken = self._ours.keys() - _ABOUT_DATA - self.dataset_keys()
+        taken = self._ours.keys() - ABOUT_DATA - self.dataset_keys()
         self.internal_config_dict.update({key: value for key, value in trained.items() if key in taken})
 
     def dataset_keys(self) -> set[str]:

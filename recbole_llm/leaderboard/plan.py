@@ -9,8 +9,10 @@
     settings: {epochs: 30}              # (dict) keys of every run
     models:
       Pop: {}
-      SASRec: {settings: {epochs: 15}, note: "searched: dropout .2, .5; 6 runs"}
+      SASRec: {config_files: properties/tuned/ml-100k/SASRec.yaml, settings: {epochs: 15}}
       zero-shot: {model: TALLRec, row: no adapter}    # another row of a run of TALLRec, which is not run again
+
+The key ``note``, in settings or a property file, stands beside the row: how its settings were found.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,15 @@ from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")
 _COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")  # of a record's own model
-_MODEL_KEYS = ("model", "row", "settings", "note", "protocols")
+_MODEL_KEYS = ("model", "row", "config_files", "settings", "protocols")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of one model; ``row`` names the line of its record that is shown, None the model's own."""
+    """One run of one model; ``row`` names the line of its record that is shown, None the model's own.
+
+    ``config_files`` are the run's property files, over which ``settings`` win.
+    """
 
     label: str
     model: str
@@ -44,35 +49,48 @@ class Task:
     protocol: str
     settings: Mapping[str, Any] = field(hash=False)
     row: str | None = None
-    note: str = ""
+    config_files: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
         """The command line of the run, as ``run_recbole_llm.py`` takes it."""
-        values = {"model": self.model, "dataset": self.dataset, **self.settings, "seed": self.seed}
-        return [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in values.items()]
+        files = {"config_files": " ".join(self.config_files)} if self.config_files else {}
+        values = {"model": self.model, "dataset": self.dataset, **files, **self.settings, "seed": self.seed}
+        return [f"--{key}={_literal(value)}" for key, value in values.items()]
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Task:
+        """The same run with more settings, which win over its own."""
+        return replace(self, settings={**self.settings, **settings})
 
     @cached_property
     def record(self) -> Path:
-        """Where the run's record is, or will be: named by everything that can change the result.
+        """Where the run's record is, or will be: named by everything that can change the result; raises as :attr:`config`."""
+        return self.config.record_file
+
+    @cached_property
+    def config(self) -> LLMConfig:
+        """The configuration that the run will read.
 
         Raises:
-            ValueError: what the run's configuration would raise.
+            ValueError, FileNotFoundError: what the run itself would end with.
         """
-        return LLMConfig(self.model, self.dataset, cmd_line=self.arguments[2:]).record_file
+        values = [f"--{key}={_literal(value)}" for key, value in {**self.settings, "seed": self.seed}.items()]
+        return LLMConfig(self.model, self.dataset, self.config_files, cmd_line=values)
 
     def cell(self, error: str | None = None) -> Cell:
         """What the leaderboard shows of this task: its record where there is one, else ``error``, the reason why not."""
+        note = record = None
         try:
+            note = self.config["note"]
             record = None if error else self._read()
         except (ValueError, FileNotFoundError) as problem:  # no configuration, no record
-            record, error = None, str(problem)
+            error = error or str(problem)
         if record and self.row:  # what its run has cost is no cost of another row
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
         name = self.row or self.model  # whose results and ranks are read
-        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, self.note or None)
+        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note and str(note))
 
     def _read(self) -> dict[str, Any] | None:
         return json.loads(self.record.read_text(encoding="utf-8")) if self.record.is_file() else None
@@ -102,7 +120,8 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
                 raise ValueError(f"{file}: `{label}` names the protocol {protocol!r}; there is {', '.join(protocols)}")
             parts = (plan.get("settings"), protocols[protocol], entry.get("settings"), changes)
             settings = {key: value for part in parts for key, value in (part or {}).items()}
-            about = (settings, entry.get("row"), entry.get("note", ""))
+            files = entry.get("config_files", ())
+            about = (settings, entry.get("row"), tuple(files.split() if isinstance(files, str) else files))
             tasks += [Task(label, entry["model"], plan["dataset"], seed, protocol, *about) for seed in plan["seeds"]]
     return tasks
 
@@ -116,3 +135,7 @@ def _check(file: Path, values: Any, known: tuple[str, ...], needed: tuple[str, .
     for key in needed:
         if key not in values:
             raise ValueError(f"{file}: `{key}` is missing")
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)

@@ -158,7 +158,7 @@ def windows(histories: Sequence[Tensor], max_len: int) -> Windows:
     for history in histories:
         count = len(history) - 1
         done = 0
-        for end in _ends(count, max_len):
+        for end in window_ends(count, max_len):
             start = max(end - max_len, 0)
             fresh = history[start + 1 : end + 1].clone()
             fresh[: done - start] = 0
@@ -172,7 +172,7 @@ def windows(histories: Sequence[Tensor], max_len: int) -> Windows:
     return Windows(torch.stack(rows), torch.tensor(lengths), torch.stack(targets))
 
 
-def _ends(count: int, max_len: int) -> list[int]:
+def window_ends(count: int, max_len: int) -> list[int]:
     """Where the windows over ``count`` targets end: ``max_len``, then evenly on to ``count``."""
     others = -(-count // max_len) - 1
     if others < 1:

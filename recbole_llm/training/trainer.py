@@ -23,6 +23,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.evaluator import Ranks, SafeCollector, gather_scores, spread
 from recbole_llm.evaluation.kept_scores import KeptScores
 from recbole_llm.training.checkpoint import fingerprint
+from recbole_llm.training.masking import MASKED_MODELS, MaskedTraining
 from recbole_llm.training.sequence import CAUSAL_MODELS, SequenceTraining
 
 logger = getLogger()
@@ -215,7 +216,9 @@ def trainer_class(config: Any) -> type[Any]:
     bases: tuple[type, ...] = (ProtocolTrainer,) if base is Trainer else (ProtocolTrainer, base)
     if config["train_mode"] not in ("auto", "sequence", "prefix"):
         raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
-    if config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):
+    if config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
+        bases = (MaskedTraining, *bases)
+    elif config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):
         logger.info(f"train_mode: sequence ({config['model']} is causal; --train_mode=prefix is RecBole's own loop)")
         bases = (SequenceTraining, *bases)
     return type(f"Protocol{base.__name__}", bases, {})

@@ -26,7 +26,7 @@ PLAN: dict[str, Any] = {
     "settings": {"epochs": 3},
     "models": {
         "Pop": None,
-        "SASRec": {"settings": {"epochs": 5}, "note": "6 runs"},
+        "SASRec": {"config_files": "one.yaml two.yaml", "settings": {"epochs": 5}},
         "zero-shot": {"model": "TALLRec", "row": "no adapter", "protocols": ["candidates"]},
     },
 }
@@ -43,7 +43,8 @@ def test_tasks_are_models_by_protocols_by_seeds_and_the_nearer_setting_wins(tmp_
     assert tasks[2].arguments == [
         "--model=Pop", "--dataset=tiny", "--epochs=3", "--eval_args={'mode': 'full'}", "--data_path=here", "--seed=1",
     ]  # fmt: skip
-    assert (tasks[-1].model, tasks[-1].row, tasks[4].note) == ("TALLRec", "no adapter", "6 runs")
+    assert (tasks[-1].model, tasks[-1].row) == ("TALLRec", "no adapter")
+    assert tasks[4].arguments[2] == "--config_files=one.yaml two.yaml"
 
 
 @pytest.mark.parametrize("model", ["Pop", "BERT4Rec"])  # the latter puts keys into its configuration while it runs
@@ -92,6 +93,17 @@ def test_the_leaderboards_that_come_with_the_package_are_runs_of_models_that_the
     records = {task.record for task in tasks if task.seed == 2020}
     rows_of_others = sum(task.row is not None for task in tasks if task.seed == 2020)
     assert len(records) == len({task.label for task in tasks}) - rows_of_others
+
+
+def test_a_property_file_says_how_a_rows_settings_were_found(tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned.yaml"
+    tuned.write_text("note: best of 6\nn_layers: 1\nepochs: 9\n")
+    models = {"SASRec": {"config_files": [str(tuned)], "settings": {"epochs": 2}}, "BPR": {"settings": {"note": "its defaults"}}}
+    sasrec, bpr = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models))
+    assert (sasrec.config["n_layers"], sasrec.config["epochs"]) == (1, 2)
+    assert [task.cell().note for task in (sasrec, bpr)] == ["best of 6", "its defaults"]
+    plain = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models={"BPR": {}}))[0]
+    assert plain.record == bpr.record, "what is said about a run does not make it another one"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -53,10 +53,8 @@ def test_whole_sequences_are_for_causal_models(model: str, mode: str, sequence: 
 
 
 def test_other_models_refuse_whole_sequences(settings: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError, match=r"train_mode: sequence needs .*BERT4Rec is not one of .*Use train_mode: prefix"
-    ):
-        prepare("BERT4Rec", settings, train_mode="sequence")
+    with pytest.raises(ValueError, match=r"train_mode: sequence needs .*STAMP is not one of .*Use train_mode: prefix"):
+        prepare("STAMP", settings, train_mode="sequence")
 
 
 def test_unknown_train_mode() -> None:
@@ -139,9 +137,7 @@ def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, An
     assert whole.evaluate(test, load_best_model=False) == resumed.evaluate(test, load_best_model=False)
 
 
-def test_a_killed_save_leaves_the_checkpoint_that_was_there(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_save_leaves_the_checkpoint_that_was_there(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, train, valid, _ = prepare("BPR", settings)
     trainer.fit(train, valid, show_progress=False)
     before = Path(trainer.saved_model_file).read_bytes()
