@@ -397,9 +397,10 @@ def test_every_model_has_a_property_file_and_no_other_has() -> None:
 @pytest.mark.parametrize("file", PROPERTIES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_property_files_parse_and_set_known_keys(file: Path) -> None:
     inside_llm = file.parent.parent.name == "llm"  # properties/llm/<llm>/<Model>.yaml
-    named = file.parent.name == "weaverec"  # read where --config_files names it
-    model = file.stem if file.parent.name == "model" or inside_llm else "WeaveRec" if named else "LoRACocktail"
-    dataset = file.stem if file.parent.name == "dataset" else "tiny"
+    tuned = file.parent.parent.name == "tuned"  # properties/tuned/<dataset>/<Model>.yaml
+    named = tuned or file.parent.name == "weaverec"  # read where --config_files names it
+    model = file.stem if tuned or file.parent.name == "model" or inside_llm else "WeaveRec" if named else "LoRACocktail"
+    dataset = file.stem if file.parent.name == "dataset" else file.parent.name if tuned else "tiny"
     # a backbone that is given keeps properties/llm/builtin.yaml out
     llm = {"llm": file.stem} if file.parent.name == "llm" else {"llm_path": "builtin"}
     llm = {"llm": file.parent.name} if inside_llm else llm

@@ -147,13 +147,6 @@ def interval(values: Values, *, level: float = 0.95, resamples: int = 2_000, see
     return float(found.low), float(found.high)
 
 
-def difference_interval(
-    first: Values, second: Values, *, level: float = 0.95, resamples: int = 2_000, seed: int = 2020
-) -> tuple[float, float]:
-    """Bootstrap interval of the mean of the first minus the mean of the second, the same users drawn for both."""
-    return interval(_paired(first, second), level=level, resamples=resamples, seed=seed)
-
-
 def adjusted(p_values: Values) -> np.ndarray:
     """Benjamini-Hochberg: p-values [M] of a family -> [M]; those below alpha are a set with a false discovery rate of alpha."""
     given = np.asarray(p_values, dtype=np.float64)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from recbole_llm.config import LLMConfig, properties_folder
 from recbole_llm.leaderboard import hyper_tuning
 from recbole_llm.leaderboard.hyper_tuning import Search, main, read_space
 from recbole_llm.leaderboard.plan import Task
@@ -53,6 +54,14 @@ def test_what_is_measured_is_not_searched(tmp_path: Path, key: str) -> None:
     (tmp_path / "x.hyper").write_text(f"{key} choice [1, 2]\n")
     with pytest.raises(ValueError, match=f"`{key}` answer another question"):
         read_space(tmp_path / "x.hyper")
+
+
+@pytest.mark.parametrize("file", sorted((properties_folder() / "search").iterdir()), ids=lambda file: file.stem)
+def test_the_spaces_that_come_with_the_package_are_of_keys_of_their_models(file: Path) -> None:
+    values = {key: choices[0] for keys in read_space(file).values() for key, choices in keys.items()}
+    config = LLMConfig(file.stem, "tiny", config_dict=values)
+    plain = LLMConfig(file.stem, "tiny")
+    assert all(key in plain.final_config_dict and config[key] == value for key, value in values.items())
 
 
 def test_an_empty_file_and_none(tmp_path: Path) -> None:
