@@ -45,6 +45,8 @@ _BOOKKEEPING = {
     "log_wandb", "note", "save_dataloaders", "save_dataset",
     "save_every_seconds", "show_progress", "state", "wandb_project", "worker",
 }  # fmt: skip
+# keys that are younger than kept runs: at this value they are as if they were not there
+_YOUNGER = {"title_probe": False}
 # what is said about a run's data and how it is measured: all else of ours is about its model, and taken up by `load_from`
 ABOUT_DATA = {
     *evaluation_arguments, *_BOOKKEEPING, *scenarios.SETTINGS, *scenarios.TEXTS, "candidates", "eval_users", "slices",
@@ -343,7 +345,8 @@ class LLMConfig(Config):
     def fingerprint(self) -> str:
         """SHA-256 of every value that can change a result, as the run was asked for."""
         values = {**self.plain(), "load_from": self.kept_run and self.kept_run.record["stages"]}  # wherever it lies
-        return fingerprint({key: value for key, value in values.items() if key not in _BOOKKEEPING})
+        told = {key: value for key, value in values.items() if key not in _BOOKKEEPING}
+        return fingerprint({key: value for key, value in told.items() if key not in _YOUNGER or value != _YOUNGER[key]})
 
     @property
     def record_file(self) -> Path:

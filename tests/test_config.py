@@ -367,6 +367,15 @@ def test_another_dataset_of_the_run_has_its_own_words_and_the_runs_settings(tmp_
     assert config["noun"] == "film"
 
 
+def test_a_key_that_is_younger_than_kept_runs_leaves_them_what_they_are(folder: Path) -> None:
+    with_key = LLMConfig("TALLRec", "tiny").fingerprint
+    assert LLMConfig("TALLRec", "tiny", config_dict={"title_probe": True}).fingerprint != with_key
+    overall = folder / "overall.yaml"
+    overall.write_text(re.sub(r"(?m)^title_probe:.*\n", "", overall.read_text()))
+    assert "title_probe" not in LLMConfig("TALLRec", "tiny").final_config_dict
+    assert LLMConfig("TALLRec", "tiny").fingerprint == with_key
+
+
 def test_a_dataset_may_have_its_property_file_beside_its_data(tmp_path: Path) -> None:
     for name in ("mine", "amazon-beauty", "plain"):
         (tmp_path / name).mkdir()

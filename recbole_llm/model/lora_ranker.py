@@ -26,6 +26,8 @@ from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.training.finetune import LoRARecipe, finetune
 from recbole_llm.training.stages import Stage
 
+SHUFFLED = "shuffled titles"
+
 
 class LoRARanker(LLMRanker):
     """Base of models whose answer is an adapter's."""
@@ -41,6 +43,8 @@ class LoRARanker(LLMRanker):
                 f"{self.prompt_settings['template']!r}; give --lora_train_mode=prefix"
             )
         self.adapters: dict[str, Path] = {}
+        self.title_probe = config["title_probe"]
+        self._aliases: Tensor | None = None  # whose title each item bears, [I], while the probe asks
         self._fresh_adapter()
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -149,7 +153,10 @@ class LoRARanker(LLMRanker):
         """What is always reported beside the model, by name: a context in which the model answers as that control."""
         others = list(self.adapters)[1:]
         named: dict[str, Any] = {name: lambda name=name: self.answer_with(name) for name in others}
-        return {**named, "no adapter": lambda: self.answer_with(None)}
+        named["no adapter"] = lambda: self.answer_with(None)
+        if self.title_probe:
+            named |= {SHUFFLED: self.answer_with_shuffled_titles, f"no adapter, {SHUFFLED}": self._alone_with_shuffled_titles}
+        return named
 
     @contextlib.contextmanager
     def answer_with(self, name: str | None) -> Iterator[None]:
@@ -160,6 +167,36 @@ class LoRARanker(LLMRanker):
                 yield
             finally:
                 activate(self.lm, next(iter(self.adapters)))
+
+    @contextlib.contextmanager
+    def answer_with_shuffled_titles(self) -> Iterator[None]:
+        """Let every item bear another's title within a block, in histories and candidates alike.
+
+        Who likes what is as before, and so are the titles; that they belong together is gone. What is left of the score does not
+        come from what the LM knows of these titles, be it their meaning or that it has read this data set.
+        """
+        places = np.random.default_rng(self.seed).permutation(np.arange(1, self.n_items))
+        aliases = np.zeros(self.n_items, dtype=np.int64)
+        aliases[places] = np.roll(places, 1)  # one ring: nobody keeps his own
+        self._aliases = torch.from_numpy(aliases)  # [I]
+        with self._answering(f"{self.answering}, {SHUFFLED} {self.seed}"):
+            try:
+                yield
+            finally:
+                self._aliases = None
+
+    @contextlib.contextmanager
+    def _alone_with_shuffled_titles(self) -> Iterator[None]:
+        with self.answer_with(None), self.answer_with_shuffled_titles():
+            yield
+
+    def score_histories(
+        self, histories: Sequence[Sequence[int]], candidates: Tensor, users: Sequence[int] | None = None
+    ) -> Tensor:
+        if self._aliases is not None:  # to bear another's title is to stand in its place: nothing else of an item is read
+            histories = [self._aliases[torch.as_tensor(history, dtype=torch.long)].tolist() for history in histories]
+            candidates = self._aliases.to(candidates.device)[candidates]  # [B, C]
+        return super().score_histories(histories, candidates, users)
 
     def _identity(self, adapters: Iterable[str]) -> str:
         """What answers, by the folders of the adapters that are mixed evenly: kept scores are found again by it."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from recbole_llm.quick_start import run_recbole_llm
 
@@ -34,3 +35,37 @@ def test_several_titles_can_be_the_training_answer(module_settings, target):
     changes["top_k_target"] = target
     result = run_recbole_llm("TALLRec", "tiny", config_dict={**module_settings, **changes})
     assert 0 <= result["test_result"]["hit@1"] <= 1
+
+
+def test_the_title_probe_gives_every_item_anothers_title_in_histories_and_candidates(assemble, module_settings, monkeypatch):
+    model = assemble("TALLRec", module_settings, title_probe=True).model
+    seen = {}
+
+    def score(lm, prompts, answers, soft):
+        seen.update(prompts=prompts, answers=answers)
+        return torch.zeros(len(answers), len(answers[0]))
+
+    monkeypatch.setattr(model, "scorer", score)
+    items = list(range(1, model.n_items))
+
+    def asked():
+        model.score_histories([[1, 2, 3], []], torch.tensor([items, items]))
+        return [tuple(answer) for answer in seen["answers"][0]], seen["prompts"]
+
+    own, own_prompts = asked()
+    with model.answer_with_shuffled_titles():
+        others, prompts = asked()
+        name = model.answering
+    assert sorted(others) == sorted(own) and not any(a == b for a, b in zip(own, others, strict=True))
+    bearer = [own.index(title) + 1 for title in others]  # of whose title each item has
+    assert prompts[0] == model.prompts.prompt([bearer[0], bearer[1], bearer[2]], bearer)
+    assert name != model.answering and asked() == (own, own_prompts), "afterwards all is as before"
+
+
+def test_the_title_probe_is_two_rows_more_and_leaves_the_others_as_they_are(record, module_settings):
+    result = run_recbole_llm("TALLRec", "tiny", config_dict={**module_settings, "title_probe": True})
+    probed = json.loads(Path(result["record"]).read_text())
+    assert list(probed["results"]) == ["TALLRec", "no adapter", "shuffled titles", "no adapter, shuffled titles"]
+    assert {name: probed["ranks"][name] for name in record["ranks"]} == record["ranks"]
+    assert probed["ranks"]["shuffled titles"] not in (probed["ranks"]["TALLRec"], probed["ranks"]["no adapter, shuffled titles"])
+    assert probed["fingerprint"] != record["fingerprint"]
