@@ -75,6 +75,23 @@ def parse_value(text: str) -> Any:
     return value if isinstance(value, (str, int, float, list, tuple, dict)) else text  # `...` is a separator, not an Ellipsis
 
 
+def read_arguments(arguments: Iterable[str]) -> dict[str, Any]:
+    """Keys and values of a command line.
+
+    Raises:
+        ValueError: an argument that is not --key=value, or a key with two values.
+    """
+    texts: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise ValueError(f"command line: {argument!r} is not of the form --key=value")
+        if texts.get(key, text) != text:
+            raise ValueError(f"command line: --{key} is given twice, as {texts[key]!r} and {text!r}")
+        texts[key] = text
+    return {key: parse_value(text) for key, text in texts.items()}
+
+
 class LLMConfig(Config):
     """Configuration of one run; a drop-in for RecBole's ``Config``.
 
@@ -138,16 +155,9 @@ class LLMConfig(Config):
         return config_dict
 
     def _load_cmd_line(self) -> dict[str, Any]:
-        values: dict[str, str] = {}
-        for argument in self._cmd_line:
-            key, equals, value = argument.removeprefix("--").partition("=")
-            if not argument.startswith("--") or not equals:
-                raise ValueError(f"command line: {argument!r} is not of the form --key=value")
-            if values.get(key, value) != value:
-                raise ValueError(f"command line: --{key} is given twice, as {values[key]!r} and {value!r}")
-            values[key] = value
-            self._key_source[key] = "the command line"
-        return self._convert_config_dict(values)
+        values = read_arguments(self._cmd_line)
+        self._key_source.update(dict.fromkeys(values, "the command line"))
+        return values
 
     # -- defaults ------------------------------------------------------------------------------------------------------
 

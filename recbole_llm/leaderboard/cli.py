@@ -31,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, others = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
-    from recbole_llm.config import parse_value
+    from recbole_llm.config import read_arguments
     from recbole_llm.leaderboard import render
     from recbole_llm.leaderboard.plan import read_plan
     from recbole_llm.leaderboard.runner import run_tasks
     from recbole_llm.leaderboard.table import build
 
     try:
-        changes = {key.removeprefix("--"): parse_value(value) for key, _, value in (given.partition("=") for given in others)}
+        changes = read_arguments(others)
         tasks = read_plan(known.config_files, changes)
         out = known.out or Path(str(changes.get("checkpoint_dir", "saved"))) / "leaderboard" / known.config_files.stem
         reasons = {} if known.show else run_tasks(tasks, out / "logs", jobs=known.jobs, engine=known.engine)

@@ -24,7 +24,7 @@ import yaml
 from recbole.trainer import HyperTuning
 from tabulate import tabulate
 
-from recbole_llm.config import ABOUT_DATA, LLMConfig, parse_value
+from recbole_llm.config import ABOUT_DATA, LLMConfig, read_arguments
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_process
 from recbole_llm.training.checkpoint import atomic_write
@@ -240,8 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         space = read_space(known.params_file)
         files = tuple(known.config_files.split())
         config = LLMConfig(known.model, known.dataset, files, cmd_line=others)
-        changes = {key.removeprefix("--"): parse_value(value) for key, _, value in (given.partition("=") for given in others)}
-        settings = {key: value for key, value in changes.items() if key != "seed"}
+        settings = {key: value for key, value in read_arguments(others).items() if key != "seed"}
         task = Task(known.model, known.model, known.dataset, config["seed"], "search", settings, config_files=files)
         out = known.output_file or Path(config["checkpoint_dir"]) / "hyper" / known.dataset / f"{known.model}.yaml"
         logs = Path(config["checkpoint_dir"]) / "hyper" / "logs"

@@ -48,3 +48,5 @@ def test_a_file_becomes_a_leaderboard_and_a_new_model_is_all_that_is_run_next(
 def test_a_mistake_ends_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"error: --config_files: .*nowhere.yaml does not exist"):
         cli.main([f"--config_files={tmp_path / 'nowhere.yaml'}"])
+    with pytest.raises(SystemExit, match="error: command line: 'epochs=3' is not of the form --key=value"):
+        cli.main([f"--config_files={tmp_path / 'nowhere.yaml'}", "epochs=3"])
