@@ -164,10 +164,14 @@ class Search(HyperTuning):
             result = super().trial(params)
         except (ValueError, FileNotFoundError) as error:
             logging.getLogger().warning(f"failed: {error}")
-            self.outcomes.append((params, None, str(error)))
+            self._keep(params, None, str(error))
             return {"status": "fail", "loss": math.inf}
-        self.outcomes.append((params, self.score_list[-1], ""))
+        self._keep(params, self.score_list[-1], "")
         return result
+
+    def _keep(self, *outcome: Any) -> None:
+        if outcome not in self.outcomes:  # a draw may repeat one, whose record is there
+            self.outcomes.append(outcome)
 
     @staticmethod
     def _print_result(result_dict: dict[str, Any]) -> None:

@@ -150,6 +150,12 @@ def test_a_seed_draws_the_same_settings(runs: Callable[..., Any]) -> None:
     assert len(search.outcomes) == 3
 
 
+def test_settings_that_are_drawn_twice_are_one_of_those_seen(runs: Callable[..., Any]) -> None:
+    search, ran = runs(score, "random", space={"choice": {"embedding_size": [4], "learning_rate": [0.1, 0.01]}}, max_evals=8)
+    search.run()
+    assert len(ran) == len(search.outcomes) == 2 and search.note.startswith("best of 2 ")
+
+
 def test_a_run_that_fails_ends_nothing_and_is_told(runs: Callable[..., Any]) -> None:
     search, ran = runs(lambda values: None if values["learning_rate"] == 0.1 else score(values))
     search.run()
