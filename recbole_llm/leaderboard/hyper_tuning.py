@@ -160,6 +160,7 @@ class Search(HyperTuning):
 
     def trial(self, params: dict[str, Any]) -> dict[str, Any]:
         """As RecBole's; a failure is told to hyperopt as one."""
+        params = {key: _as_given(value) for key, value in params.items()}
         try:
             result = super().trial(params)
         except (ValueError, FileNotFoundError) as error:
@@ -218,6 +219,10 @@ class Search(HyperTuning):
         given = {key: value for key, value in self.task.settings.items() if key not in ABOUT_DATA}
         values = {"note": self.note, **given, **self.best_params}
         return f"# {command}\n{yaml.safe_dump(values, sort_keys=False, width=1000)}"
+
+
+def _as_given(value: Any) -> Any:
+    return [_as_given(part) for part in value] if isinstance(value, tuple) else value  # hyperopt makes tuples of lists
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

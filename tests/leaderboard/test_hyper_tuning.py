@@ -84,7 +84,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
 
         def run_process(arguments: list[str], log: Path, threads: int) -> str | None:
             given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
-            values = {key: yaml.safe_load(given[key]) for key in ("embedding_size", "learning_rate")}
+            values = {key: yaml.safe_load(given[key]) for keys in search.given.values() for key in keys}
             ran.append(values)
             score = valid(values)
             if score is None:
@@ -148,6 +148,14 @@ def test_a_seed_draws_the_same_settings(runs: Callable[..., Any]) -> None:
     search, _ = runs(score, "bayes", space=space, max_evals=3)
     search.run()
     assert len(search.outcomes) == 3
+
+
+def test_a_choice_of_lists_stays_one(runs: Callable[..., Any]) -> None:
+    space = {"choice": {"embedding_size": [4], "learning_rate": [0.1], "mlp_hidden_size": [[8, 4], [[2], 1]]}}
+    search, _ = runs(score, space=space)
+    search.run()
+    assert [params["mlp_hidden_size"] for params, *_ in search.outcomes] == [[8, 4], [[2], 1]]
+    assert search.best_params["mlp_hidden_size"] == [8, 4] and "- 8\n" in search.properties("")
 
 
 def test_settings_that_are_drawn_twice_are_one_of_those_seen(runs: Callable[..., Any]) -> None:
