@@ -63,6 +63,18 @@ def properties_folder() -> Path:
     raise FileNotFoundError(f"properties/overall.yaml is neither in {package} nor beside it; reinstall recbole-llm")
 
 
+def property_file(given: str | Path, key: str = "--config_files") -> Path:
+    """A file that the user names with ``key``; ``properties/...`` that is not there from here is the package's own.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    for file in (Path(given), properties_folder().parent / given):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{key}: {given} does not exist (read from {Path.cwd()})")
+
+
 def parse_value(text: str) -> Any:
     """A command-line value as Python reads a literal, YAML's true/false/null included; anything else is a string."""
     simple = {"true": True, "false": False, "none": None, "null": None, "~": None}
@@ -130,14 +142,12 @@ class LLMConfig(Config):
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            values = self._read_yaml(file)
+            values = self._read_yaml(property_file(file))
             self._key_source.update(dict.fromkeys(values, str(file)))
             merged.update(values)
         return merged
 
     def _read_yaml(self, file: str | Path) -> dict[str, Any]:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"--config_files: {file} does not exist (read from {Path.cwd()})")
         with open(file, encoding="utf-8") as stream:
             try:
                 values = yaml.load(stream, Loader=self.yaml_loader)

@@ -367,6 +367,14 @@ def test_another_dataset_of_the_run_has_its_own_words_and_the_runs_settings(tmp_
     assert config["noun"] == "film"
 
 
+def test_the_packages_own_property_files_are_found_from_any_folder(tmp_path: Path) -> None:
+    name = "properties/weaverec/target-only.yaml"
+    assert not Path(name).exists() and LLMConfig("WeaveRec", "tiny", [name])["weave"] == "target"
+    (tmp_path / "properties" / "weaverec").mkdir(parents=True)
+    write(tmp_path / name, weave="naive")
+    assert LLMConfig("WeaveRec", "tiny", [name])["weave"] == "naive", "a file of the user's comes first"
+
+
 def test_a_key_that_is_younger_than_kept_runs_leaves_them_what_they_are(folder: Path) -> None:
     with_key = LLMConfig("TALLRec", "tiny").fingerprint
     assert LLMConfig("TALLRec", "tiny", config_dict={"title_probe": True}).fingerprint != with_key

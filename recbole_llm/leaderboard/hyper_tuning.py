@@ -24,7 +24,7 @@ import yaml
 from recbole.trainer import HyperTuning
 from tabulate import tabulate
 
-from recbole_llm.config import ABOUT_DATA, LLMConfig, read_arguments
+from recbole_llm.config import ABOUT_DATA, LLMConfig, property_file, read_arguments
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_process
 from recbole_llm.training.checkpoint import atomic_write
@@ -46,10 +46,8 @@ def read_space(file: Path) -> Space:
         FileNotFoundError: no such file.
         ValueError: a line that says something else, or a key that would change what is measured; names file and line.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"--params_file: {file} does not exist (read from {Path.cwd()})")
     space: Space = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(property_file(file, "--params_file").read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         key, kind, text = (*line.split(maxsplit=2), "", "")[:3]

@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from recbole_llm.config import LLMConfig
+from recbole_llm.config import LLMConfig, property_file
 from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")
@@ -106,9 +106,7 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
         FileNotFoundError: no such file.
         ValueError: an unknown or missing key; names it and the file.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"--config_files: {file} does not exist (read from {Path.cwd()})")
-    plan = yaml.safe_load(file.read_text(encoding="utf-8"))
+    plan = yaml.safe_load(property_file(file).read_text(encoding="utf-8"))
     _check(file, plan, _KEYS, needed=("dataset", "seeds", "models"))
     protocols = plan.get("protocols") or {"candidates": {}}
     tasks = []

@@ -68,7 +68,7 @@ def test_an_empty_file_and_none(tmp_path: Path) -> None:
     (tmp_path / "x.hyper").write_text("# nothing\n")
     with pytest.raises(ValueError, match="nothing to search"):
         read_space(tmp_path / "x.hyper")
-    with pytest.raises(FileNotFoundError, match="--params_file: nowhere"):
+    with pytest.raises(FileNotFoundError, match="--params_file: nowhere does not exist"):
         read_space(Path("nowhere"))
 
 
