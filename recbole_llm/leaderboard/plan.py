@@ -85,11 +85,14 @@ class Task:
             record = None if error else self._read()
         except (ValueError, FileNotFoundError) as problem:  # no configuration, no record
             error = error or str(problem)
+        name = self.row or self.model  # whose results and ranks are read
+        rows = record.get("results", {}) if record else {}
+        if record and name not in rows:
+            record, error = None, f"its run has no row `{name}`; there is {', '.join(rows)}"
         if record and self.row:  # what its run has cost is no cost of another row
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
-        name = self.row or self.model  # whose results and ranks are read
         return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note and str(note))
 
     def _read(self) -> dict[str, Any] | None:

@@ -280,14 +280,14 @@ def _outcome(cell: Cell) -> Outcome:
 
 
 def _metrics(record: Mapping[str, Any] | None, model: str) -> dict[str, float]:
-    values = _dig(record, "results", _model(record, model))
+    values = _dig(record, "results", model)
     return {str(name): number for name, value in values.items() if (number := _number(value)) is not None}
 
 
 def _slices(records: Sequence[Mapping[str, Any]], model: str) -> dict[str, Slice]:
     """Means over seeds; the half widths are over users, and averaged too."""
     found: dict[str, Slice] = {}
-    parts = [_dig(record, "slices", _model(record, model)) for record in records]
+    parts = [_dig(record, "slices", model) for record in records]
     for name in dict.fromkeys(name for part in parts for name in part):
         own = [dict(_dig(part, name)) for part in parts if name in part]
         users = _first(_number(part.pop("users", None)) for part in own)
@@ -353,7 +353,7 @@ def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
 
 
 def _cell_scores(cell: Cell, metric: str) -> _Scores | None:
-    ranks = _dig(cell.record, "ranks", _model(cell.record, cell.model))
+    ranks = _dig(cell.record, "ranks", cell.model)
     recorded = _metrics(cell.record, cell.model).get(metric)
     users = sorted(ranks)
     places = [_number(ranks[user]) for user in users]
@@ -422,11 +422,6 @@ def _dig(value: Any, *keys: Any) -> Mapping[Any, Any]:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, Mapping) else {}
-
-
-def _model(record: Mapping[str, Any] | None, model: str) -> Any:
-    """Under which name the record keeps the row of the model itself, beside those of its controls."""
-    return (record or {}).get("model", model)
 
 
 def _candidates(record: Mapping[str, Any] | None) -> str | None:

@@ -78,13 +78,16 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, A
 def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     *_, own = read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": {"TALLRec": {}}}))
     *_, other = read_plan(write(tmp_path / "plan.yaml", **PLAN))
-    record = {"results": {"TALLRec": {"hit@1": 0.5}, "no adapter": {"hit@1": 0.25}}, "trained_parameters": 9, "backbone": "b"}
+    results = {"TALLRec": {"hit@1": 0.5}, "no adapter": {"hit@1": 0.25}}
+    record = {"model": "TALLRec", "results": results, "trained_parameters": 9, "backbone": "b"}
     monkeypatch.setattr(Task, "_read", lambda self: record)
     tables = {cell.model: build([cell]).tables[0].rows[0] for cell in (own.cell(), other.cell())}
     assert {name: row.metrics["hit@1"] for name, row in tables.items()} == {"TALLRec": 0.5, "no adapter": 0.25}
     assert {name: row.trained_parameters for name, row in tables.items()} == {"TALLRec": 9, "no adapter": None}
     assert tables["no adapter"].backbone == "b"
     assert other.cell("no memory").record is None and other.cell("no memory").error == "no memory"
+    del results["no adapter"]
+    assert other.cell().record is None and other.cell().error == "its run has no row `no adapter`; there is TALLRec"
 
 
 @pytest.mark.parametrize("file", sorted((properties_folder() / "leaderboard").glob("*.yaml")), ids=lambda file: file.stem)
