@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import yaml
 from recbole.trainer import HyperTuning
 from tabulate import tabulate
 
-from recbole_llm.config import ABOUT_DATA, LLMConfig, property_file, read_arguments
+from recbole_llm.config import ABOUT_DATA, LLMConfig, parse_value, property_file, read_arguments
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_process
 from recbole_llm.training.checkpoint import atomic_write
@@ -105,6 +106,7 @@ class Search(HyperTuning):
 
     Args:
         task: what every run has in common.
+        seeds: with which each setting is run; its score is their mean. One seed finds what is good with this seed.
         space: of :func:`read_space`.
         algo: exhaustive (every combination), random or bayes (tree-structured Parzen estimator).
         max_evals: how many runs, for random and bayes; 10 if not given.
@@ -115,7 +117,9 @@ class Search(HyperTuning):
         ValueError: an algorithm that there is not, or one that does not fit the space.
     """
 
-    def __init__(self, task: Task, space: Space, *, algo: str, max_evals: int | None, logs: Path):
+    def __init__(
+        self, task: Task, space: Space, *, seeds: Sequence[int], algo: str, max_evals: int | None, logs: Path
+    ):  # fmt: skip
         if algo not in ("exhaustive", "random", "bayes"):
             raise ValueError(f"--algo={algo}: there is exhaustive, random and bayes")
         if algo == "exhaustive":
@@ -124,6 +128,7 @@ class Search(HyperTuning):
                 raise ValueError(f"--max_evals={max_evals}: exhaustive takes all {size}; leave it out, or give --algo=random")
             max_evals = size
         self.task, self.given, self.kind, self.logs = task, space, algo, logs
+        self.tasks = [replace(task, seed=seed) for seed in seeds]
         self.outcomes: list[tuple[dict[str, Any], float | None, str]] = []  # settings, score, why it failed
         evaluations = 10 if max_evals is None else max_evals
         try:
@@ -138,23 +143,23 @@ class Search(HyperTuning):
             raise ImportError("a search needs hyperopt: pip install hyperopt") from error
 
     def measure(self, params: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
-        """One run, or its record where it is kept; the result is of its validation users."""
-        task = self.task.with_settings(params)
-        if not task.record.is_file():
-            threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-            reason = run_process(
-                [*task.arguments, "--show_progress=False"], self.logs / f"{task.record.parent.name}.log", threads
-            )
-            if reason:
-                raise ValueError(reason)
-        record = json.loads(task.record.read_text(encoding="utf-8"))
-        valid = record["best_valid_result"]
+        """A run for each seed, or its record where it is kept; the result is of the validation users."""
+        scores = [self._score(task.with_settings(params)) for task in self.tasks]
         return {
             "model": self.task.model,
-            "best_valid_score": valid[record["config"]["valid_metric"].lower()],
-            "valid_score_bigger": record["config"]["valid_metric_bigger"],
-            "best_valid_result": valid,
+            "best_valid_score": float(np.mean(scores)),
+            "valid_score_bigger": self.task.config["valid_metric_bigger"],
+            "best_valid_result": {"by seed": scores},
         }
+
+    def _score(self, task: Task) -> float:
+        if not task.record.is_file():
+            threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+            log = self.logs / f"{task.record.parent.name}.log"
+            if reason := run_process([*task.arguments, "--show_progress=False"], log, threads):
+                raise ValueError(reason)
+        record = json.loads(task.record.read_text(encoding="utf-8"))
+        return record["best_valid_result"][task.config["valid_metric"].lower()]
 
     def trial(self, params: dict[str, Any]) -> dict[str, Any]:
         """As RecBole's; a failure is told to hyperopt as one."""
@@ -202,7 +207,8 @@ class Search(HyperTuning):
         count = f"{len(self.outcomes)}" + (f" ({failed} failed)" if failed else "")
         metric = self.task.config["valid_metric"]
         found = f"best of {count} by validation {metric} ({self.best_score:.4f})"
-        return f"{found}, {self.kind} search, seed {self.task.seed}: {'; '.join(ranges)}"
+        seeds = ", ".join(str(task.seed) for task in self.tasks)
+        return f"{found}, {self.kind} search, seed{'s' * (len(self.tasks) > 1)} {seeds}: {'; '.join(ranges)}"
 
     def table(self) -> str:
         """All settings, the best first."""
@@ -240,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--algo", default="exhaustive", help="exhaustive (every combination), random or bayes")
     parser.add_argument("--max_evals", type=int, help="runs of random and bayes (10)")
+    parser.add_argument("--seeds", help="such as [2020, 2021]: run each setting with all of them, take the mean score (--seed)")
     parser.add_argument("--output_file", type=Path, help="(<checkpoint_dir>/hyper/<dataset>/<Model>.yaml)")
     known, others = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -251,7 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         task = Task(known.model, known.model, known.dataset, config["seed"], "search", settings, config_files=files)
         out = known.output_file or Path(config["checkpoint_dir"]) / "hyper" / known.dataset / f"{known.model}.yaml"
         logs = Path(config["checkpoint_dir"]) / "hyper" / "logs"
-        search = Search(task, space, algo=known.algo, max_evals=known.max_evals, logs=logs)
+        seeds = [config["seed"]] if known.seeds is None else parse_value(known.seeds)
+        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+            raise ValueError(f"--seeds={known.seeds}: give a list of whole numbers, as [2020, 2021]")
+        search = Search(task, space, seeds=seeds, algo=known.algo, max_evals=known.max_evals, logs=logs)
         search.run()
     except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +87,11 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
             values = {key: yaml.safe_load(given[key]) for keys in search.given.values() for key in keys}
             ran.append(values)
-            score = valid(values)
+            score = valid({**values, "seed": int(given["seed"])})
             if score is None:
                 return "it does not learn"
-            task = search.task.with_settings(values)
-            config = {"valid_metric": "NDCG@10", "valid_metric_bigger": bigger}
-            record = {
-                "config": config,
-                "best_valid_result": {"ndcg@10": score, "hit@1": 0},
-                "results": {"BPR": {"ndcg@10": -score}},
-            }
+            task = replace(search.task, seed=int(given["seed"])).with_settings(values)
+            record = {"best_valid_result": {"ndcg@10": score, "hit@1": 0}, "results": {"BPR": {"ndcg@10": -score}}}
             task.record.parent.mkdir(parents=True, exist_ok=True)
             task.record.write_text(json.dumps(record))
             return None
@@ -103,7 +99,9 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         monkeypatch.setattr(hyper_tuning, "run_process", run_process)
         settings = {"checkpoint_dir": str(tmp_path / "saved"), "epochs": 7, "topk": [10]}
         task = Task("BPR", "BPR", "tiny", seed, "search", settings)
-        search = Search(task, more.pop("space", GRID), algo=algo, max_evals=more.pop("max_evals", None), logs=tmp_path)
+        rest = {"seeds": more.pop("seeds", [seed]), "max_evals": more.pop("max_evals", None), "logs": tmp_path}
+        search = Search(task, more.pop("space", GRID), algo=algo, **rest)
+        task.config.final_config_dict["valid_metric_bigger"] = bigger
         return search, ran
 
     return start
@@ -129,6 +127,20 @@ def test_a_grid_is_seen_once_each_and_the_best_of_validation_wins(runs: Callable
     again, second = runs(score)
     again.run()
     assert second == [] and again.best_params == search.best_params, "what has a record is not run again"
+
+
+def test_several_seeds_are_asked_and_their_mean_decides(runs: Callable[..., Any]) -> None:
+    def luck(values: dict[str, Any]) -> float:  # with seed 1, the largest learning rate is the best; with seed 2, it collapses
+        return values["learning_rate"] * (1 if values["seed"] == 1 else -2)
+
+    one, _ = runs(luck, seeds=[1])
+    one.run()
+    both, ran = runs(luck, seeds=[1, 2])
+    both.run()
+    assert (one.best_params["learning_rate"], both.best_params["learning_rate"]) == (0.1, 0.001)
+    assert len(ran) == 6, "those of seed 1 are kept"
+    assert both.score_list == pytest.approx([-lr / 2 for _ in "ab" for lr in (0.1, 0.01, 0.001)])
+    assert ", exhaustive search, seeds 1, 2: " in both.note
 
 
 def test_less_is_better_where_the_metric_says_so(runs: Callable[..., Any]) -> None:
@@ -210,5 +222,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path) -> None:
     files = f"--params_file={tmp_path / 'BPR.hyper'}"
     with pytest.raises(SystemExit, match="error: --model=BRP: no such model. Did you mean BPR"):
         main(["--model=BRP", "--dataset=tiny", files])
+    with pytest.raises(SystemExit, match=r"error: --seeds=2020,2021: give a list of whole numbers, as \[2020, 2021\]"):
+        main(["--model=BPR", "--dataset=tiny", files, "--seeds=2020,2021"])
     with pytest.raises(SystemExit, match="error: unknown key `epoch`"):
         main(["--model=BPR", "--dataset=tiny", files, "--epoch=3"])
