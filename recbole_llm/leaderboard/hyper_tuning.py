@@ -122,6 +122,8 @@ class Search(HyperTuning):
     ):  # fmt: skip
         if algo not in ("exhaustive", "random", "bayes"):
             raise ValueError(f"--algo={algo}: there is exhaustive, random and bayes")
+        if max_evals is not None and max_evals < 1:
+            raise ValueError(f"--max_evals={max_evals}: at least one run")
         if algo == "exhaustive":
             size = math.prod(_grid(space))
             if max_evals not in (None, size):

@@ -190,6 +190,7 @@ def test_a_run_that_fails_ends_nothing_and_is_told(runs: Callable[..., Any]) -> 
     ("more", "message"),
     [
         ({"algo": "grid"}, "--algo=grid: there is exhaustive, random and bayes"),
+        ({"algo": "random", "max_evals": 0}, "--max_evals=0: at least one run"),
         ({"max_evals": 4}, "--max_evals=4: exhaustive takes all 6"),
         ({"space": {"uniform": {"reg": [0, 1]}}}, "--algo=exhaustive: `reg` is no choice"),
     ],
