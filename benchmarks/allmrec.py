@@ -21,7 +21,7 @@ def assemble(lm, folder: Path, users: int, title: int, **settings):
     from transformers.utils.logging import disable_progress_bar
 
     from recbole_llm.config import LLMConfig
-    from recbole_llm.data.dataset import create_dataset, data_preparation
+    from recbole_llm.data.loading import create_dataset, data_preparation
     from recbole_llm.evaluation.protocol import attach_candidates
 
     disable_progress_bar()
@@ -44,8 +44,11 @@ def _write_dataset(folder: Path, users: int, title: int) -> list[str]:
     spread = title // 4
     titles = [" ".join(draw.choices(WORDS, k=title + draw.randint(-spread, spread))) for _ in range(ITEMS)]
     items = [f"{item}\t{text}\n" for item, text in enumerate(titles)]
-    rows = [f"{user}\t{item}\t{time}\n" for user in range(users)
-            for time, item in enumerate(draw.sample(range(ITEMS), draw.randint(25, 50)))]
+    rows = [
+        f"{user}\t{item}\t{time}\n"
+        for user in range(users)
+        for time, item in enumerate(draw.sample(range(ITEMS), draw.randint(25, 50)))
+    ]
     folder.mkdir()
     (folder / "words.item").write_text("".join(["item_id:token\ttitle:token_seq\n", *items]))
     (folder / "words.inter").write_text("".join(["user_id:token\titem_id:token\ttimestamp:float\n", *rows]))
@@ -68,9 +71,14 @@ def _tokenizer(titles: list[str], config, vocab_size: int):
     tokenizer.train_from_iterator([*literals, *sorted(words), *(f" {word}" for word in sorted(words))], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        additional_special_tokens=list(MARKERS), clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=list(MARKERS),
+        clean_up_tokenization_spaces=False,
+    )
 
 
 class PublishedLoop:
@@ -97,7 +105,7 @@ class PublishedLoop:
 
     def _answers(self, users, histories, candidates) -> list[str]:
         states = self.model.project_user(self.model.cf.user_states(users, histories))  # [2, D]
-        recent = [history[-self.settings["max_history"]:] for history in histories]
+        recent = [history[-self.settings["max_history"] :] for history in histories]
         texts = [self._text(*lists) for lists in zip(recent, candidates, strict=True)]
         tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         inputs = self.lm.get_input_embeddings()(tokens.input_ids)  # [2, L, D]
@@ -108,16 +116,25 @@ class PublishedLoop:
                 for place, vector in zip(places, some, strict=False):  # a prompt of the history alone has no candidates
                     inputs[row, place] = vector
         found = self.lm.generate(
-            inputs_embeds=inputs, attention_mask=tokens.attention_mask, do_sample=False, num_beams=1, use_cache=True,
-            repetition_penalty=1.5, max_new_tokens=self.new_tokens, min_new_tokens=self.new_tokens,
-            eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
-        )  # fmt: skip
+            inputs_embeds=inputs,
+            attention_mask=tokens.attention_mask,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            repetition_penalty=1.5,
+            max_new_tokens=self.new_tokens,
+            min_new_tokens=self.new_tokens,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
         return self.tokenizer.batch_decode(found, skip_special_tokens=True)
 
     def _text(self, history: list[int], candidates: list[int]) -> str:
         parts = (("history", history, HISTORY), ("candidate", candidates, CANDIDATE))
-        told, listed = (self.settings[f"{name}_separator"].join(f"{self.names[item]}{marker}" for item in items)
-                        for name, items, marker in parts)
+        told, listed = (
+            self.settings[f"{name}_separator"].join(f"{self.names[item]}{marker}" for item in items)
+            for name, items, marker in parts
+        )
         if self.model.prompts.is_continuation:
             told += self.settings["history_separator"]
         words = {"noun": self.model.domain.noun, "verb": self.model.domain.verb}

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from allmrec import WORDS  # noqa: E402
 from scoring import CLOCKS, report, seconds  # noqa: E402
 
-from recbole_llm.backbone.packing import token_batches  # noqa: E402
+from recbole_llm.llm.packing import token_batches  # noqa: E402
 
 WIDTH, LAYERS, TITLE, HISTORY = 256, 2, (3, 64), 10  # words of a title, items that a user has met
 PROBE_TOKENS = 256  # of a batch, where memory is measured
@@ -50,7 +50,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} 
 def assemble(folder: Path, items: int, **settings):
     """A Laser as a run puts it together, in an empty folder. A catalogue begins with the titles of every smaller one."""
     from recbole_llm.config import LLMConfig
-    from recbole_llm.data.dataset import create_dataset, data_preparation
+    from recbole_llm.data.loading import create_dataset, data_preparation
 
     _write_lm(folder / "lm")
     _write_dataset(folder / "words", items)
@@ -93,8 +93,12 @@ def _write_dataset(folder: Path, items: int) -> None:
 
 def linear(models: dict[int, object], *timing) -> None:
     taken = list(seconds({str(size): model.encode_items for size, model in models.items()}, *timing).values())
-    report("linear", items=list(models), items_per_s=[round(size / took) for size, took in zip(models, taken, strict=True)],
-           seconds_relative=[round(took / taken[0], 2) for took in taken])  # fmt: skip
+    report(
+        "linear",
+        items=list(models),
+        items_per_s=[round(size / took) for size, took in zip(models, taken, strict=True)],
+        seconds_relative=[round(took / taken[0], 2) for took in taken],
+    )
 
 
 def memory(sizes: Sequence[int]) -> None:
@@ -105,9 +109,14 @@ def memory(sizes: Sequence[int]) -> None:
         grown, matrix = json.loads(found.splitlines()[-1])
         extra.append((grown - matrix) / 2**20)
         matrices.append(matrix / 2**20)
-    report("memory", items=sizes, batch_tokens=PROBE_TOKENS, matrix_mib=[round(mib, 2) for mib in matrices],
-           extra_mib=[round(mib, 2) for mib in extra],
-           extra_relative=[round(mib / extra[0], 3) for mib in extra])  # fmt: skip
+    report(
+        "memory",
+        items=sizes,
+        batch_tokens=PROBE_TOKENS,
+        matrix_mib=[round(mib, 2) for mib in matrices],
+        extra_mib=[round(mib, 2) for mib in extra],
+        extra_relative=[round(mib / extra[0], 3) for mib in extra],
+    )
 
 
 def memory_of(model) -> tuple[int, int]:
@@ -147,10 +156,14 @@ def sorting(model, *timing) -> None:
     sides = {"sorted": token_batches, "unsorted": in_order}
     taken = seconds({name: partial(encode, name, batched) for name, batched in sides.items()}, *timing)
     padded = {name: sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) for name, batches in seen.items()}
-    report("sorted", items=len(lengths), times_unsorted=taken["unsorted"] / taken["sorted"],
-           batches={name: len(batches) for name, batches in seen.items()},
-           real_tokens={name: round(sum(lengths) / size, 3) for name, size in padded.items()},
-           max_diff=float((matrices["sorted"] - matrices["unsorted"]).abs().max()))  # fmt: skip
+    report(
+        "sorted",
+        items=len(lengths),
+        times_unsorted=taken["unsorted"] / taken["sorted"],
+        batches={name: len(batches) for name, batches in seen.items()},
+        real_tokens={name: round(sum(lengths) / size, 3) for name, size in padded.items()},
+        max_diff=float((matrices["sorted"] - matrices["unsorted"]).abs().max()),
+    )
 
 
 def in_order(lengths: Sequence[int], _: Sequence[int], budget: int) -> list[list[int]]:
@@ -177,8 +190,14 @@ def ranking(models: dict[int, object], users: int, *timing) -> None:
     taken = list(seconds({str(size): partial(rank, model, users) for size, model in models.items()}, *timing).values())
     few = next(iter(models.values()))
     both = seconds({"kept": partial(rank, few, 1), "anew": partial(rank, few, 1, anew=True)}, *timing)
-    report("rank", items=list(models), users=users, users_per_s=[round(users / took, 1) for took in taken],
-           seconds_relative=[round(took / taken[0], 3) for took in taken], times_anew=both["anew"] / both["kept"])  # fmt: skip
+    report(
+        "rank",
+        items=list(models),
+        users=users,
+        users_per_s=[round(users / took, 1) for took in taken],
+        seconds_relative=[round(took / taken[0], 3) for took in taken],
+        times_anew=both["anew"] / both["kept"],
+    )
 
 
 def main() -> None:
@@ -198,8 +217,15 @@ def main() -> None:
             return
         models = {size: assemble(Path(folder, str(size)), size) for size in (few, 4 * few)}
     model, timing = models[few], (options.rounds, CLOCKS[options.clock])
-    report("setting", parameters=sum(p.numel() for p in model.lm.parameters()), width=WIDTH, batch_tokens=model.batch_tokens,
-           clock=options.clock, threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    report(
+        "setting",
+        parameters=sum(p.numel() for p in model.lm.parameters()),
+        width=WIDTH,
+        batch_tokens=model.batch_tokens,
+        clock=options.clock,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
     linear(models, *timing)
     memory([few, 4 * few, 16 * few])
     sorting(model, *timing)

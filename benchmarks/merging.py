@@ -29,7 +29,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes
 import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from recbole_llm.backbone.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter  # noqa: E402
+from recbole_llm.llm.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter  # noqa: E402
 from recbole_llm.merging.arithmetic import Adapter, all_modules, read_adapter, weighted_sum, write_adapter  # noqa: E402
 from recbole_llm.merging.coefficients import MergeProblem  # noqa: E402
 from recbole_llm.merging.objectives import token_entropy  # noqa: E402
@@ -126,11 +126,14 @@ def step(folders: dict[str, Path], rounds: int) -> None:
         ours, theirs = (gradient(entropies[name], shape) for name in WAYS)
         took = medians({name: lambda e=e, s=shape: gradient(e, s) for name, e in entropies.items()}, rounds)
         report(
-            benchmark="step", granularity=granularity, adapters=count,
-            scaling_s=round(took["scaling"], 4), rebuild_s=round(took["rebuild"], 4),
+            benchmark="step",
+            granularity=granularity,
+            adapters=count,
+            scaling_s=round(took["scaling"], 4),
+            rebuild_s=round(took["rebuild"], 4),
             speedup=round(took["rebuild"] / took["scaling"], 3),
             gradient_difference=float((ours - theirs).norm() / theirs.norm()),
-        )  # fmt: skip
+        )
 
 
 def memory(root: Path, count: int) -> None:
@@ -138,8 +141,13 @@ def memory(root: Path, count: int) -> None:
     for way in WAYS:
         command = [sys.executable, __file__, "--memory-of", way, "--root", str(root), "--adapters", str(count)]
         grown[way] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    report(benchmark="memory", adapters=count, scaling_mib=round(grown["scaling"]), rebuild_mib=round(grown["rebuild"]),
-           ratio=round(grown["rebuild"] / grown["scaling"], 2))  # fmt: skip
+    report(
+        benchmark="memory",
+        adapters=count,
+        scaling_mib=round(grown["scaling"]),
+        rebuild_mib=round(grown["rebuild"]),
+        ratio=round(grown["rebuild"] / grown["scaling"], 2),
+    )
 
 
 def memory_of(way: str, folders: dict[str, Path]) -> float:
@@ -169,8 +177,13 @@ def folded(folders: dict[str, Path], root: Path, rounds: int) -> None:
     }
     with torch.no_grad():
         took = medians({name: lambda m=m: m(input_ids=IDS) for name, m in models.items()}, 5 * rounds)
-    report(benchmark="folded", adapters=len(adapters), merged_s=round(took["merged"], 4),
-           single_s=round(took["single"], 4), ratio=round(took["merged"] / took["single"], 4))  # fmt: skip
+    report(
+        benchmark="folded",
+        adapters=len(adapters),
+        merged_s=round(took["merged"], 4),
+        single_s=round(took["single"], 4),
+        ratio=round(took["merged"] / took["single"], 4),
+    )
 
 
 def linear(folders: dict[str, Path], rounds: int) -> None:

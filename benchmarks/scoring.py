@@ -33,7 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from allmrec import PublishedLoop, assemble  # noqa: E402
 
-from recbole_llm.backbone.scoring import Scorer  # noqa: E402
+from recbole_llm.llm.scoring import Scorer  # noqa: E402
 
 VOCABULARY, PROMPT, CANDIDATES, ANSWER = 1500, 300, 20, 10
 MAX_LENGTH = 512  # of prompt and answer, as published
@@ -47,8 +47,15 @@ def build_model():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4,
-                         num_attention_heads=6, max_position_embeddings=1024, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -79,14 +86,16 @@ def report(name: str, **figures: object) -> None:
 def shortcuts(model, users: int, *timing) -> None:
     prompts, answers = draw(users)
     labels = [[answer[:1] for answer in row] for row in answers]
-    sides = {name: lambda name=name: Scorer(name)(model, prompts, labels if name == "letter" else answers)
-             for name in ("naive", "prefix", "tree", "letter")}
+    sides = {
+        name: lambda name=name: Scorer(name)(model, prompts, labels if name == "label" else answers)
+        for name in ("naive", "prefix", "tree", "label")
+    }
     taken = seconds(sides, *timing)
     oracle = sides["naive"]()
     for name in ("prefix", "tree"):
         difference = float((sides[name]() - oracle).abs().max())
         report(name, times_naive=taken["naive"] / taken[name], users_per_s=users / taken[name], max_diff=difference)
-    report("letter", times_naive=taken["naive"] / taken["letter"], users_per_s=users / taken["letter"])
+    report("label", times_naive=taken["naive"] / taken["label"], users_per_s=users / taken["label"])
 
 
 def generation(model, users: int, new_tokens: int, lengths: tuple[int, int], *timing) -> None:
@@ -95,14 +104,35 @@ def generation(model, users: int, new_tokens: int, lengths: tuple[int, int], *ti
 
     def generate():
         for start in range(0, users, 2):
-            ids = torch.tensor(prompts[start:start + 2])  # [2, L]
-            model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=True, pad_token_id=0,
-                           max_new_tokens=new_tokens, min_new_tokens=new_tokens, repetition_penalty=1.5)
+            ids = torch.tensor(prompts[start : start + 2])  # [2, L]
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=0,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                repetition_penalty=1.5,
+            )
 
-    taken = seconds({"generate": generate, "tree": lambda: Scorer("tree")(model, prompts, answers),
-                     "letter": lambda: Scorer("letter")(model, prompts, labels)}, *timing)
-    report("generate", users_per_s=users / taken["generate"], tree_times=taken["generate"] / taken["tree"],
-           letter_times=taken["generate"] / taken["letter"], prompt=lengths[0], answer=lengths[1], new_tokens=new_tokens)
+    taken = seconds(
+        {
+            "generate": generate,
+            "tree": lambda: Scorer("tree")(model, prompts, answers),
+            "label": lambda: Scorer("label")(model, prompts, labels),
+        },
+        *timing,
+    )
+    report(
+        "generate",
+        users_per_s=users / taken["generate"],
+        tree_times=taken["generate"] / taken["tree"],
+        letter_times=taken["generate"] / taken["label"],
+        prompt=lengths[0],
+        answer=lengths[1],
+        new_tokens=new_tokens,
+    )
 
 
 def allmrec(lm, users: int, prompt: str, *timing) -> None:
@@ -122,10 +152,19 @@ def allmrec(lm, users: int, prompt: str, *timing) -> None:
         sides |= {"ours": scored, "prompts": lambda: [model.lm(**call) for call in read]}
         taken = seconds(sides, *timing)
     for name, new_tokens in lasting.items():
-        report("allmrec", prompts=prompt, answer_ends=name, times_published=taken[name] / taken["ours"],
-               times_limit=taken[name] / taken["prompts"], users_per_s=users / taken["ours"],
-               published_users_per_s=users / taken[name], prompt_share=taken["prompts"] / taken["ours"],
-               prompt=statistics.mean(lengths), new_tokens=new_tokens, max_diff=difference)
+        report(
+            "allmrec",
+            prompts=prompt,
+            answer_ends=name,
+            times_published=taken[name] / taken["ours"],
+            times_limit=taken[name] / taken["prompts"],
+            users_per_s=users / taken["ours"],
+            published_users_per_s=users / taken[name],
+            prompt_share=taken["prompts"] / taken["ours"],
+            prompt=statistics.mean(lengths),
+            new_tokens=new_tokens,
+            max_diff=difference,
+        )
 
 
 def prompt_calls(lm, run: Callable[[], object]) -> list[dict]:
@@ -157,8 +196,10 @@ def nearest(row: torch.Tensor, rows: list[torch.Tensor]) -> float:
 
 
 def linearity(model, users: int, *timing) -> None:
-    for what, sizes in (("candidates", [(users, CANDIDATES * k) for k in (1, 2, 4)]),
-                        ("users", [(users * k, CANDIDATES) for k in (1, 2, 4)])):
+    for what, sizes in (
+        ("candidates", [(users, CANDIDATES * k) for k in (1, 2, 4)]),
+        ("users", [(users * k, CANDIDATES) for k in (1, 2, 4)]),
+    ):
         data = {f"{size}": draw(*size) for size in sizes}
         taken = seconds({name: lambda pair=pair: Scorer("tree")(model, *pair) for name, pair in data.items()}, *timing)
         first, *rest = taken.values()
@@ -187,8 +228,16 @@ def main() -> None:
             print(int(peak.split()[1]) / 1024)
             return
         timing = options.rounds, CLOCKS[options.clock]
-        report("setting", parameters=sum(p.numel() for p in model.parameters()), prompt=PROMPT, answer=ANSWER,
-               candidates=CANDIDATES, clock=options.clock, threads=torch.get_num_threads(), torch=torch.__version__)
+        report(
+            "setting",
+            parameters=sum(p.numel() for p in model.parameters()),
+            prompt=PROMPT,
+            answer=ANSWER,
+            candidates=CANDIDATES,
+            clock=options.clock,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+        )
         shortcuts(model, options.users, *timing)
         for new_tokens in NEW_TOKENS:
             generation(model, options.users, new_tokens, (PROMPT, ANSWER), *timing)

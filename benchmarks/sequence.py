@@ -21,7 +21,7 @@ import time
 import torch
 
 import recbole_llm  # noqa: F401  (shims)
-from recbole_llm.training.sequence import SequenceTraining
+from recbole_llm.classical.sequence import SequenceTraining
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -43,9 +43,14 @@ def build(model_name, folder):
     from recbole.utils import get_model, init_seed
 
     settings = {
-        "checkpoint_dir": folder, "show_progress": False, "train_neg_sample_args": None, "metric_decimal_place": 8,
-        "metrics": ["NDCG"], "topk": [10], "valid_metric": "NDCG@10",
-    }  # fmt: skip
+        "checkpoint_dir": folder,
+        "show_progress": False,
+        "train_neg_sample_args": None,
+        "metric_decimal_place": 8,
+        "metrics": ["NDCG"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+    }
     config = Config(model=model_name, dataset="ml-100k", config_dict=settings)
     init_seed(config["seed"], True)
     train, valid, _ = data_preparation(config, SequentialDataset(config))
@@ -56,9 +61,7 @@ def trainers(config, model):
     """RecBole's trainer and ours, each with its own copy of the same fresh model."""
     from recbole.trainer import Trainer
 
-    return Trainer(config, copy.deepcopy(model)), type("T", (SequenceTraining, Trainer), {})(
-        config, copy.deepcopy(model)
-    )
+    return Trainer(config, copy.deepcopy(model)), type("T", (SequenceTraining, Trainer), {})(config, copy.deepcopy(model))
 
 
 def seconds(clock, trainer, data, epoch, anomaly=False):

@@ -15,7 +15,7 @@ _EPILOG = """any other --key=value sets a key of RecBole or of properties/*.yaml
   --general_datasets="['amazon-toys']"    domains of the base spirit (LoRACocktail, MoLoRec)
   --source_datasets="['amazon-toys']"     source domains (WeaveRec)
   --eval_args="{'mode': 'full'}"          RecBole's full ranking instead of candidates (classical models, Laser)
-  --load_from=saved/runs/RUN              another run's model on this dataset (Laser)
+  --init_from=saved/runs/RUN              another run's model on this dataset (Laser)
   --new_items=0.1                         scenarios for any model; also --cold_users, --train_users, --train_dataset
 """
 

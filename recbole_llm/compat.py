@@ -8,12 +8,12 @@ trainer, the collector) lives with that class and is listed here by name only:
 quirk of RecBole 1.2.1                      where it is answered
 ==========================================  ============================================================================
 ``Config`` evaluates strings, reads argv    :class:`recbole_llm.config.LLMConfig`
-``torch.load`` without ``weights_only``     :class:`recbole_llm.training.trainer.ProtocolTrainer`
-datasets are unpickled from ``saved/``      :func:`recbole_llm.data.dataset.create_dataset`
-loaders are unpickled from ``saved/``       :func:`recbole_llm.data.dataset.data_preparation`
+``torch.load`` without ``weights_only``     :class:`recbole_llm.classical.trainer.ProtocolTrainer`
+datasets are unpickled from ``saved/``      :func:`recbole_llm.data.loading.create_dataset`
+loaders are unpickled from ``saved/``       :func:`recbole_llm.data.loading.data_preparation`
 download ends in a barrier error, asks      :meth:`recbole_llm.data.dataset.RankedTime._download`
 timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.RankedTime.build`
-beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.evaluator.SafeCollector`
+beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.ranks.SafeCollector`
 the second logger of a process is mute      :func:`recbole_llm.compat.init_logger`
 ==========================================  ============================================================================
 """

@@ -1,7 +1,7 @@
 """RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
 
 Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- a property file beside the data <-
-properties/model <- properties/llm <- the run of ``load_from`` <- the user's files <- dict <- command line. A partial
+properties/model <- properties/llm <- the run of ``init_from`` <- the user's files <- dict <- command line. A partial
 ``eval_args``, ``candidates`` or other dict is merged into the default instead of replacing it.
 """
 
@@ -28,30 +28,67 @@ from recbole.utils.argument_list import (
 
 from recbole_llm import compat, registry
 from recbole_llm.data import scenarios
-from recbole_llm.evaluation import slices
-from recbole_llm.evaluation.record import KeptRun
-from recbole_llm.training.checkpoint import fingerprint
+from recbole_llm.store.files import fingerprint
+from recbole_llm.store.runs import SavedRun
 
 # keys that RecBole reads and documents nowhere in its property files
 _RECBOLE_KEYS = {
-    "model", "dataset", "config_files", "nproc", "world_size", "local_rank", "ip", "port", "offset", "single_spec",
-    "transform", "neg_sampling", "training_neg_sample_num", "fusion_type", "wandb_project", "selected_features",
-}  # fmt: skip
+    "model",
+    "dataset",
+    "config_files",
+    "nproc",
+    "world_size",
+    "local_rank",
+    "ip",
+    "port",
+    "offset",
+    "single_spec",
+    "transform",
+    "neg_sampling",
+    "training_neg_sample_num",
+    "fusion_type",
+    "wandb_project",
+    "selected_features",
+}
 # model families that RecBole measures by click labels (AUC, log-loss) keep its evaluation as it is
 _LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 # what only changes where or how a run is shown or kept, not its result
 _BOOKKEEPING = {
-    "checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id",
-    "log_wandb", "note", "save_dataloaders", "save_dataset",
-    "save_every_seconds", "show_progress", "state", "wandb_project", "worker",
-}  # fmt: skip
+    "checkpoint_dir",
+    "config_files",
+    "data_path",
+    "dataloaders_save_path",
+    "dataset_save_path",
+    "device",
+    "gpu_id",
+    "log_wandb",
+    "note",
+    "save_dataloaders",
+    "save_dataset",
+    "save_every_seconds",
+    "show_progress",
+    "state",
+    "wandb_project",
+    "worker",
+}
 # keys that are younger than kept runs: at this value they are as if they were not there
-_YOUNGER = {"title_probe": False}
-# what is said about a run's data and how it is measured: all else of ours is about its model, and taken up by `load_from`
+_YOUNGER = {"shuffled_title_control": False}
+# what is said about a run's data and how it is measured: all else of ours is about its model, and taken up by `init_from`
 ABOUT_DATA = {
-    *evaluation_arguments, *_BOOKKEEPING, *scenarios.SETTINGS, *scenarios.TEXTS, "candidates", "eval_users", "slices",
-    "cf_checkpoint", "load_col", "load_from", "retriever", "retriever_config", "retriever_top",
-}  # fmt: skip
+    *evaluation_arguments,
+    *_BOOKKEEPING,
+    *scenarios.SETTINGS,
+    *scenarios.TEXTS,
+    "candidates",
+    "eval_users",
+    "slices",
+    "cf_checkpoint",
+    "load_col",
+    "init_from",
+    "retriever",
+    "retriever_config",
+    "retriever_top",
+}
 
 
 def properties_folder() -> Path:
@@ -115,13 +152,13 @@ class LLMConfig(Config):
         cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read here.
 
     Attributes:
-        kept_run: the run that this one takes up, with ``load_from``.
+        init_run: the run that this one takes up, with ``init_from``.
 
     Raises:
         ValueError: an unknown key, model or value; names the key, its file and the nearest known key.
     """
 
-    kept_run: KeptRun | None = None
+    init_run: SavedRun | None = None
 
     def __init__(
         self,
@@ -195,9 +232,11 @@ class LLMConfig(Config):
             # RecBole's default leaves out the time that its own ordering needs (RUCAIBox/RecBole#1616)
             self.internal_config_dict["load_col"] = load_col
         files = [
-            folder / "dataset" / f"{dataset}.yaml", self._beside_the_data(dataset), folder / "model" / f"{model}.yaml",
+            folder / "dataset" / f"{dataset}.yaml",
+            self._beside_the_data(dataset),
+            folder / "model" / f"{model}.yaml",
             *self._llm_files(folder, model),
-        ]  # fmt: skip
+        ]
         for file in files:
             if file.is_file():
                 values = self._read_yaml(file)
@@ -236,23 +275,23 @@ class LLMConfig(Config):
         return file
 
     def _take_up(self, model: str, model_class: type) -> None:
-        """``load_from``: what a kept run says about its model becomes this run's defaults.
+        """``init_from``: what a kept run says about its model becomes this run's defaults.
 
         Raises:
-            ValueError: the model takes up no run, the run is of another model or backbone, or as :meth:`KeptRun.read`.
+            ValueError: the model takes up no run, the run is of another model or backbone, or as :meth:`SavedRun.read`.
         """
-        given, llm = self.external_config_dict.get("load_from"), self.external_config_dict.get("llm")
+        given, llm = self.external_config_dict.get("init_from"), self.external_config_dict.get("llm")
         if given is None:
             return
-        if not getattr(model_class, "takes_up_runs", False):
-            raise ValueError(f"load_from: {model} takes up no other run; leave load_from={given} out")
-        self.kept_run = KeptRun.read(str(given))
-        theirs, trained = self.kept_run.record["model"], self.kept_run.record["config"]
+        if not getattr(model_class, "supports_init_from", False):
+            raise ValueError(f"init_from: {model} takes up no other run; leave init_from={given} out")
+        self.init_run = SavedRun.read(str(given))
+        theirs, trained = self.init_run.record["model"], self.init_run.record["config"]
         if theirs != model:
-            raise ValueError(f"load_from: {given} is a run of {theirs}, which {model} cannot take up; give a run of {model}")
+            raise ValueError(f"init_from: {given} is a run of {theirs}, which {model} cannot take up; give a run of {model}")
         backbone = trained["llm"] or trained["llm_path"]
         if llm not in (None, backbone):  # the run's llm_path would win over that of properties/llm
-            raise ValueError(f"--llm={llm}: load_from={given} was trained on {backbone}; leave llm out")
+            raise ValueError(f"--llm={llm}: init_from={given} was trained on {backbone}; leave llm out")
         taken = self._ours.keys() - ABOUT_DATA - self.dataset_keys()
         self.internal_config_dict.update({key: value for key, value in trained.items() if key in taken})
 
@@ -284,7 +323,6 @@ class LLMConfig(Config):
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
         self._settle_evaluation(final)
-        slices.check(final["slices"])  # now: after a training is late for a typing error
         self._settle_scenario(final)
         return final
 
@@ -364,7 +402,7 @@ class LLMConfig(Config):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every value that can change a result, as the run was asked for."""
-        values = {**self.plain(), "load_from": self.kept_run and self.kept_run.record["stages"]}  # wherever it lies
+        values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # wherever it lies
         told = {key: value for key, value in values.items() if key not in _BOOKKEEPING}
         return fingerprint({key: value for key, value in told.items() if key not in _YOUNGER or value != _YOUNGER[key]})
 

@@ -13,7 +13,8 @@ from recbole.utils import init_seed, set_color
 
 from recbole_llm import compat, registry
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.dataset import create_dataset, data_preparation
+from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.evaluation import slices
 from recbole_llm.evaluation.protocol import attach_candidates
 from recbole_llm.evaluation.record import RunRecord, table
 
@@ -44,6 +45,7 @@ def run_recbole_llm(
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
     init_seed(config["seed"], config["reproducibility"])
     compat.init_logger(config)
+    slices.check(config["slices"])  # now: after a training is late for a typing error
     config.log_ours()
 
     data = create_dataset(config)
@@ -55,10 +57,8 @@ def run_recbole_llm(
     network = config.model_class(config, train_data._dataset).to(config["device"])
     logger.info(network)
     trainer = registry.get_trainer(config)(config, network)
-    best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, saved=saved, show_progress=config["show_progress"]
-    )
-    waited = network.keeper.waited if hasattr(network, "keeper") else 0.0
+    best_valid_score, best_valid_result = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
+    waited = network.cache.waited if hasattr(network, "cache") else 0.0
     trained = time.monotonic() - waited
     test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
     record = RunRecord(config, network, trainer, valid_data, test_data)

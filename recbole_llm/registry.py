@@ -65,6 +65,6 @@ def _recbole_class_names() -> list[str]:
 
 def get_trainer(config: Any) -> type[Any]:
     """The trainer class of a configured model: RecBole's own trainer under our candidate protocol, or ours."""
-    from recbole_llm.training.trainer import trainer_class
+    from recbole_llm.classical.trainer import trainer_class
 
     return trainer_class(config)

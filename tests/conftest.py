@@ -44,6 +44,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
+    """Tests that read the log do not depend on which test configured it before."""
+    caplog.set_level("INFO")
+
+
 def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int = 40, seed: int = 0) -> Path:
     """An atomic dataset with titles, years and two categories; item i is mostly followed by item i + 1."""
     rng = np.random.default_rng(seed)
@@ -51,12 +57,9 @@ def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int 
     target.mkdir(parents=True)
     words = ["red", "blue", "green", "old", "new"], ["river", "house", "wolf", "train", "song", "winter", "king", "sea"]
     rows = [
-        f"i{i}\tThe {words[0][i % 5]} {words[1][i // 5]}\t{1980 + i}\t{'drama' if i % 2 else 'comedy'} film"
-        for i in range(items)
+        f"i{i}\tThe {words[0][i % 5]} {words[1][i // 5]}\t{1980 + i}\t{'drama' if i % 2 else 'comedy'} film" for i in range(items)
     ]
-    (target / f"{name}.item").write_text(
-        "\n".join(["item_id:token\ttitle:token_seq\tyear:token\tgenre:token_seq", *rows]) + "\n"
-    )
+    (target / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tyear:token\tgenre:token_seq", *rows]) + "\n")
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
     for user in range(users):
         item, seen = int(rng.integers(items)), []
@@ -84,14 +87,22 @@ def write_lm(folder: Path, hidden: int = 32, layers: int = 2) -> Path:
     tokenizer.train_from_iterator(texts, trainer)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden, intermediate_size=2 * hidden,
-        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.2,  # large enough for scores to differ
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        initializer_range=0.2,  # large enough for scores to differ
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -111,20 +122,56 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any]:
     """Settings that make any model run on ``tiny`` in seconds, and learn something."""
     return {
-        "data_path": str(data_path), "checkpoint_dir": str(folder / "saved"), "show_progress": False, "epochs": 1,
-        "train_batch_size": 64, "year_field": "year", "category_field": "genre", "llm_path": str(tiny_lm),
-        "candidates": {"number": 9}, "train_samples": 32, "lora_epochs": 4, "lora_batch_size": 8, "r": 4,
-        "prompt": "history", "lora_train_mode": "sequence", "lora_learning_rate": 5e-2, "max_history": 5, "valid_users": 20,
-        "merge_prompts": 8, "merge_steps": 2, "merge_points": 3, "domain_min_users": 5, "topk": [1, 5],
-        "eval_args": {"mode": "candidates"}, "metrics": ["Hit", "NDCG", "MRR"], "valid_metric": "NDCG@5",
-        "soft_prompt": "allmrec_history", "user_text": "{user}", "history_separator": "\n", "history_label": "",
-        "joint_size": 16, "builtin_text_encoder": {"dim": 16, "vocab_size": 300}, "stage1_epochs": 2, "stage2_epochs": 2,
-        "stage1_learning_rate": 1e-2, "stage2_learning_rate": 1e-2, "stage1_batch_size": 16, "stage2_batch_size": 16,
-        "num_experts": 3, "prefix_length": 2, "m_former_hidden_size": 16, "m_former_num_layers": 2, "m_former_num_heads": 2,
-        "laser_batch_size": 8, "phase1_epochs": 2, "phase2_epochs": 1, "phase1_learning_rate": 1e-2,
+        "data_path": str(data_path),
+        "checkpoint_dir": str(folder / "saved"),
+        "show_progress": False,
+        "epochs": 1,
+        "train_batch_size": 64,
+        "year_field": "year",
+        "category_field": "genre",
+        "llm_path": str(tiny_lm),
+        "candidates": {"num_negatives": 9},
+        "train_samples": 32,
+        "lora_epochs": 4,
+        "lora_batch_size": 8,
+        "r": 4,
+        "prompt": "history",
+        "lora_train_mode": "sequence",
+        "lora_learning_rate": 5e-2,
+        "max_history": 5,
+        "valid_users": 20,
+        "merge_prompts": 8,
+        "merge_steps": 2,
+        "merge_points": 3,
+        "domain_min_users": 5,
+        "topk": [1, 5],
+        "eval_args": {"mode": "candidates"},
+        "metrics": ["Hit", "NDCG", "MRR"],
+        "valid_metric": "NDCG@5",
+        "soft_prompt": "allmrec_history",
+        "user_text": "{user}",
+        "history_separator": "\n",
+        "history_label": "",
+        "joint_size": 16,
+        "builtin_text_encoder": {"dim": 16, "vocab_size": 300},
+        "stage1_epochs": 2,
+        "stage2_epochs": 2,
+        "stage1_learning_rate": 1e-2,
+        "stage2_learning_rate": 1e-2,
+        "stage1_batch_size": 16,
+        "stage2_batch_size": 16,
+        "num_experts": 3,
+        "prefix_length": 2,
+        "m_former_hidden_size": 16,
+        "m_former_num_layers": 2,
+        "m_former_num_heads": 2,
+        "laser_batch_size": 8,
+        "phase1_epochs": 2,
+        "phase2_epochs": 1,
+        "phase1_learning_rate": 1e-2,
         "phase2_learning_rate": 1e-2,
         "cf_config": {"epochs": 1, "train_batch_size": 64, "hidden_size": 16, "inner_size": 32, "n_heads": 2},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -134,9 +181,7 @@ def settings(data_path: Path, tiny_lm: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def module_settings(
-    data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Any]]:
+def module_settings(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """:func:`tiny_settings` for runs that the tests of a file share."""
     folder = tmp_path_factory.mktemp("runs")
     with contextlib.chdir(folder):
@@ -149,7 +194,7 @@ def assembled(name: str, settings: dict[str, Any], dataset: str = "tiny", **chan
 
     from recbole_llm import compat, registry
     from recbole_llm.config import LLMConfig
-    from recbole_llm.data.dataset import create_dataset, data_preparation
+    from recbole_llm.data.loading import create_dataset, data_preparation
     from recbole_llm.evaluation.protocol import attach_candidates
 
     config = LLMConfig(name, dataset, config_dict={**settings, **changes})

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_llm.backbone.causal_lm import load_causal_lm
-from recbole_llm.backbone.lora import attach_lora, load_adapters, save_adapter
 from recbole_llm.cli import main
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.dataset import create_dataset, data_preparation
+from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.protocol import attach_candidates
+from recbole_llm.llm.causal_lm import load_causal_lm
+from recbole_llm.llm.lora import attach_lora, load_adapters, save_adapter
 from recbole_llm.quick_start import run_recbole_llm
 
 
@@ -81,9 +81,7 @@ def test_a_named_field_that_is_absent(key: str, settings: dict[str, Any]) -> Non
 def test_no_title_field(own_data: Callable[..., dict[str, Any]]) -> None:
     """Error naming the columns there are; classical models need no title and run."""
     settings = own_data(item=lambda text: text.replace("title:token_seq", "caption:token_seq"))
-    with pytest.raises(
-        ValueError, match=r"title_field: .*'title' in .*; its columns are item_id, caption, year, genre"
-    ):
+    with pytest.raises(ValueError, match=r"title_field: .*'title' in .*; its columns are item_id, caption, year, genre"):
         run("TALLRec", settings)
     assert len(run("Pop", settings)[1]["ranks"]["Pop"]) == 60
 

@@ -73,10 +73,10 @@ def test_later_sources_win(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_partial_dict_changes_its_keys_only() -> None:
-    config = LLMConfig("Pop", "tiny", config_dict={"candidates": {"number": 9}})
-    assert config["candidates"] == {"source": "uniform", "number": 9, "seed": 2020, "file": None}
+    config = LLMConfig("Pop", "tiny", config_dict={"candidates": {"num_negatives": 9}})
+    assert config["candidates"] == {"source": "uniform", "num_negatives": 9, "seed": 2020, "file": None}
     config = LLMConfig("Pop", "tiny", cmd_line=["--candidates={'source': 'popularity'}"])
-    assert config["candidates"]["source"] == "popularity" and config["candidates"]["number"] == 19
+    assert config["candidates"]["source"] == "popularity" and config["candidates"]["num_negatives"] == 19
 
 
 def test_load_col_is_replaced_as_a_whole() -> None:
@@ -120,9 +120,7 @@ def test_modes() -> None:
     assert both["candidate_phases"] == ["test"]
 
 
-@pytest.mark.parametrize(
-    "change", [{"split": {"RS": [0.8, 0.1, 0.1]}}, {"split": {"LS": "test_only"}}, {"order": "RO"}]
-)
+@pytest.mark.parametrize("change", [{"split": {"RS": [0.8, 0.1, 0.1]}}, {"split": {"LS": "test_only"}}, {"order": "RO"}])
 def test_candidates_with_another_split_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="eval_args: candidates need .*'mode': 'full'"):
         LLMConfig("Pop", "tiny", config_dict={"eval_args": change})
@@ -148,7 +146,7 @@ def test_labelled_models_keep_recboles_evaluation() -> None:
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``kept(**given)``: the folder of a run on ml-100k with these settings, which TALLRec and ALLMRec may take up."""
     for model_class in (TALLRec, ALLMRec):
-        monkeypatch.setattr(model_class, "takes_up_runs", True, raising=False)
+        monkeypatch.setattr(model_class, "supports_init_from", True, raising=False)
 
     def kept(stages: dict[str, str] | None = None, name: str = "run", model: str = "TALLRec", **given: Any) -> str:
         folder = tmp_path / "saved" / "runs" / name
@@ -164,61 +162,84 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_settings_of_a_kept_run_win_over_files_and_yours_over_these(kept: Any, tmp_path: Path) -> None:
     texts = {"system": "'[1]'", "prompts": {"own": "{history}"}}  # text stays text
     run = kept(r=3, llm="qwen2.5-0.5b", lora_epochs=9, max_history=7, builtin_lm={"tokens": 5}, top_k_target=2, **texts)
-    config = LLMConfig("TALLRec", "tiny", [write(tmp_path / "own.yaml", r=4)], {"load_from": run}, ["--lora_epochs=8"])
-    assert config.kept_run is not None and config.kept_run.root == tmp_path / "saved"
+    config = LLMConfig("TALLRec", "tiny", [write(tmp_path / "own.yaml", r=4)], {"init_from": run}, ["--lora_epochs=8"])
+    assert config.init_run is not None and config.init_run.root == tmp_path / "saved"
     assert (config["r"], config["lora_epochs"], config["max_history"], config["top_k_target"]) == (4, 8, 7, 2)
     assert (config["llm"], config["llm_path"], config["lora_batch_size"]) == ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 128)
     assert config["system"] == "[1]" and {"own", "listwise"} < config["prompts"].keys() and config["builtin_lm"]["tokens"] == 5
     other = config.for_dataset("amazon-beauty")
     assert (other["r"], other["lora_epochs"], other["max_history"], other["noun"]) == (4, 8, 7, "product")
-    assert config.for_model("SASRec", {}).kept_run is None
+    assert config.for_model("SASRec", {}).init_run is None
 
 
 def test_what_a_kept_run_says_about_its_data_and_measurement_is_left_to_it(kept: Any) -> None:
     about_data = {
-        "candidates": {"number": 3, "seed": 1}, "eval_users": 5, "slices": {}, "metrics": ["Hit", "NDCG"], "topk": [5],
-        "valid_metric": "NDCG@5", "eval_args": {"mode": "full"}, "eval_batch_size": 7, "metric_decimal_place": 3,
-        "new_items": 0.2, "cold_user_length": 4, "retriever": "BPR", "retriever_config": {"epochs": 1}, "retriever_top": 3,
-        "title_field": "t", "year_field": "y", "brand_field": "b", "category_field": "c", "no_value": ["x"], "noun": "n",
-        "article_suffix": False, "verb": "v", "load_col": {"inter": ["user_id"]}, "show_progress": False, "seed": 3,
-        "save_every_seconds": 1.0, "checkpoint_dir": "there", "data_path": "there", "cf_checkpoint": "there",
-    }  # fmt: skip
+        "candidates": {"num_negatives": 3, "seed": 1},
+        "eval_users": 5,
+        "slices": {},
+        "metrics": ["Hit", "NDCG"],
+        "topk": [5],
+        "valid_metric": "NDCG@5",
+        "eval_args": {"mode": "full"},
+        "eval_batch_size": 7,
+        "metric_decimal_place": 3,
+        "new_items": 0.2,
+        "cold_user_length": 4,
+        "retriever": "BPR",
+        "retriever_config": {"epochs": 1},
+        "retriever_top": 3,
+        "title_field": "t",
+        "year_field": "y",
+        "brand_field": "b",
+        "category_field": "c",
+        "no_value": ["x"],
+        "noun": "n",
+        "article_suffix": False,
+        "verb": "v",
+        "load_col": {"inter": ["user_id"]},
+        "show_progress": False,
+        "seed": 3,
+        "save_every_seconds": 1.0,
+        "checkpoint_dir": "there",
+        "data_path": "there",
+        "cf_checkpoint": "there",
+    }
     run = kept(model="ALLMRec", max_history=7, **about_data)
-    own, taken = (LLMConfig("ALLMRec", "amazon-beauty", config_dict={"load_from": given}) for given in (None, run))
+    own, taken = (LLMConfig("ALLMRec", "amazon-beauty", config_dict={"init_from": given}) for given in (None, run))
     changed = {key for key, value in taken.plain().items() if value != own.plain()[key]}
-    assert changed == {"max_history", "load_from"}
+    assert changed == {"max_history", "init_from"}
 
 
 @pytest.mark.parametrize("llm", [None, "builtin"])
 def test_a_backbone_beside_a_kept_run_is_refused_unless_it_is_that_runs(kept: Any, llm: str | None) -> None:
     run = kept(llm=llm)
     for given in ({}, {"llm": "builtin"}, {"llm_path": "here"}):
-        config = LLMConfig("TALLRec", "tiny", config_dict={"load_from": run, **given})
+        config = LLMConfig("TALLRec", "tiny", config_dict={"init_from": run, **given})
         assert config["llm_path"] == given.get("llm_path", "builtin")
-    with pytest.raises(ValueError, match="--llm=qwen2.5-0.5b: load_from=.* was trained on builtin; leave llm out"):
-        LLMConfig("TALLRec", "tiny", config_dict={"load_from": run, "llm": "qwen2.5-0.5b"})
+    with pytest.raises(ValueError, match="--llm=qwen2.5-0.5b: init_from=.* was trained on builtin; leave llm out"):
+        LLMConfig("TALLRec", "tiny", config_dict={"init_from": run, "llm": "qwen2.5-0.5b"})
     run = kept(llm_path="there", name="another")
-    with pytest.raises(ValueError, match="--llm=builtin: load_from=.* was trained on there; leave llm out"):
-        LLMConfig("TALLRec", "tiny", config_dict={"load_from": run, "llm": "builtin"})
+    with pytest.raises(ValueError, match="--llm=builtin: init_from=.* was trained on there; leave llm out"):
+        LLMConfig("TALLRec", "tiny", config_dict={"init_from": run, "llm": "builtin"})
 
 
 def test_only_some_models_take_up_runs_and_only_their_own(kept: Any) -> None:
     run = kept()
     for model in ("LoRACocktail", "SASRec"):
-        with pytest.raises(ValueError, match=f"load_from: {model} takes up no other run; leave load_from=.*run out"):
-            LLMConfig(model, "tiny", config_dict={"load_from": run})
+        with pytest.raises(ValueError, match=f"init_from: {model} takes up no other run; leave init_from=.*run out"):
+            LLMConfig(model, "tiny", config_dict={"init_from": run})
     file = Path(run) / "record.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model": "Laser"}))
-    with pytest.raises(ValueError, match="load_from: .*run is a run of Laser, which TALLRec cannot take up; give .* of TALLRec"):
-        LLMConfig("TALLRec", "tiny", config_dict={"load_from": run})
-    with pytest.raises(ValueError, match="load_from: there is no run at nowhere"):
-        LLMConfig("TALLRec", "tiny", cmd_line=["--load_from=nowhere"])
-    assert LLMConfig("SASRec", "tiny", config_dict={"load_from": None}).kept_run is None
+    with pytest.raises(ValueError, match="init_from: .*run is a run of Laser, which TALLRec cannot take up; give .* of TALLRec"):
+        LLMConfig("TALLRec", "tiny", config_dict={"init_from": run})
+    with pytest.raises(ValueError, match="init_from: there is no run at nowhere"):
+        LLMConfig("TALLRec", "tiny", cmd_line=["--init_from=nowhere"])
+    assert LLMConfig("SASRec", "tiny", config_dict={"init_from": None}).init_run is None
 
 
 def test_a_fingerprint_follows_what_a_kept_run_has_trained_not_where_it_lies(kept: Any) -> None:
     def fingerprint(run: str | None) -> str:
-        return LLMConfig("TALLRec", "tiny", config_dict={"load_from": run}).fingerprint
+        return LLMConfig("TALLRec", "tiny", config_dict={"init_from": run}).fingerprint
 
     run = kept({"lm": "lm-1"})
     assert fingerprint(run) == fingerprint(f"{run}/record.json") == fingerprint(kept({"lm": "lm-1"}, name="again"))
@@ -231,11 +252,19 @@ def test_a_fingerprint_follows_what_a_kept_run_has_trained_not_where_it_lies(kep
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("3", 3), ("1e-3", 1e-3), ("True", True), ("false", False), ("None", None), ("null", None), ("~", None),
-        ("[1, 'a']", [1, "a"]), ("{'a': 1}", {"a": 1}), ("'3'", "3"),
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("True", True),
+        ("false", False),
+        ("None", None),
+        ("null", None),
+        ("~", None),
+        ("[1, 'a']", [1, "a"]),
+        ("{'a': 1}", {"a": 1}),
+        ("'3'", "3"),
         *((text, text) for text in ("1+1", "1/0", "...", "{{1}}", "{history}", "b'x'", "a b", "", "(" * 300, "\0")),
     ],
-)  # fmt: skip
+)
 def test_values_are_read_as_literals(text: str, value: Any) -> None:
     assert parse_value(text) == value and type(parse_value(text)) is type(value)
 
@@ -339,9 +368,15 @@ def test_fingerprint_follows_results_not_bookkeeping() -> None:
 
     same = fingerprint()
     for values in (
-        {"checkpoint_dir": "elsewhere"}, {"data_path": "elsewhere"}, {"show_progress": False}, {"gpu_id": 1},
-        {"worker": 2}, {"state": "ERROR"}, {"save_dataset": True}, {"candidates": {"seed": 2020}},
-    ):  # fmt: skip
+        {"checkpoint_dir": "elsewhere"},
+        {"data_path": "elsewhere"},
+        {"show_progress": False},
+        {"gpu_id": 1},
+        {"worker": 2},
+        {"state": "ERROR"},
+        {"save_dataset": True},
+        {"candidates": {"seed": 2020}},
+    ):
         assert fingerprint(**values) == same, values
     changes = (
         {"seed": 1},
@@ -355,14 +390,17 @@ def test_fingerprint_follows_results_not_bookkeeping() -> None:
 
 
 def test_another_dataset_of_the_run_has_its_own_words_and_the_runs_settings(tmp_path: Path) -> None:
-    given = {"title_field": "movie_title", "noun": "film", "r": 2, "data_path": "here", "candidates": {"number": 3}}
+    given = {"title_field": "movie_title", "noun": "film", "r": 2, "data_path": "here", "candidates": {"num_negatives": 3}}
     text = write(tmp_path / "own.yaml", llm_revision="1234567", system="[1]")
     config = LLMConfig("LoRACocktail", "ml-100k", [text], given, cmd_line=["--general_datasets=['amazon-beauty']"])
     other = config.for_dataset("amazon-beauty")
     assert (other["dataset"], other["title_field"], other["noun"], other["verb"]) == (
-        "amazon-beauty", "title", "product", "bought",
-    )  # fmt: skip
-    assert (other["r"], other["candidates"]["number"], other["data_path"]) == (2, 3, "here/amazon-beauty")
+        "amazon-beauty",
+        "title",
+        "product",
+        "bought",
+    )
+    assert (other["r"], other["candidates"]["num_negatives"], other["data_path"]) == (2, 3, "here/amazon-beauty")
     assert (other["llm_revision"], other["system"]) == ("1234567", "[1]")  # text stays text
     assert config["noun"] == "film"
 
@@ -377,10 +415,10 @@ def test_the_packages_own_property_files_are_found_from_any_folder(tmp_path: Pat
 
 def test_a_key_that_is_younger_than_kept_runs_leaves_them_what_they_are(folder: Path) -> None:
     with_key = LLMConfig("TALLRec", "tiny").fingerprint
-    assert LLMConfig("TALLRec", "tiny", config_dict={"title_probe": True}).fingerprint != with_key
+    assert LLMConfig("TALLRec", "tiny", config_dict={"shuffled_title_control": True}).fingerprint != with_key
     overall = folder / "overall.yaml"
-    overall.write_text(re.sub(r"(?m)^title_probe:.*\n", "", overall.read_text()))
-    assert "title_probe" not in LLMConfig("TALLRec", "tiny").final_config_dict
+    overall.write_text(re.sub(r"(?m)^shuffled_title_control:.*\n", "", overall.read_text()))
+    assert "shuffled_title_control" not in LLMConfig("TALLRec", "tiny").final_config_dict
     assert LLMConfig("TALLRec", "tiny").fingerprint == with_key
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from recbole_llm.data.items import title_key
-from recbole_llm.training.checkpoint import atomic_write
+from recbole_llm.store.files import atomic_write
 
 logger = getLogger()
 
@@ -109,7 +109,7 @@ def draw(
         ValueError: the catalogue is too small.
     """
     if number < 1:
-        raise ValueError(f"candidates.number: {number} must be at least 1")
+        raise ValueError(f"candidates.num_negatives: {number} must be at least 1")
     catalogue = _Catalogue(titles, item_ids, weights)
     wanted = {True: new_number, False: number - new_number}  # negatives in and outside ``new``
     rows = np.empty((len(users), number + 1), dtype=np.int64)  # [N, C]
@@ -120,7 +120,7 @@ def draw(
         negatives = catalogue.draw(rng, wanted, int(target), frozenset(map(int, known)), new)
         if len(negatives) < number:
             raise ValueError(
-                f"candidates.number: {number} is too large, user {user!r} has only {len(negatives)} items left to draw "
+                f"candidates.num_negatives: {number} is too large, user {user!r} has only {len(negatives)} items left to draw "
                 f"({len(item_ids) - 1} items, {len(known)} of them in the history, titles taken once)"
                 + (f"; {new_number} of them from {len(new)} held-out items, the others from the rest" if new else "")
             )
@@ -179,9 +179,7 @@ class _Catalogue:
         yield from self.order[places[np.isfinite(times[places])]].tolist()
 
 
-def candidate_path(
-    folder: Path, *, dataset: str, split: str, source: str, number: int, seed: int, scenario: str = ""
-) -> Path:
+def candidate_path(folder: Path, *, dataset: str, split: str, source: str, number: int, seed: int, scenario: str = "") -> Path:
     """Where the candidates of a data set, scenario and split are kept."""
     return Path(folder) / ".".join(filter(None, [dataset, scenario, split, f"{source}{number}-{seed}", "candidates"]))
 

@@ -1,98 +1,31 @@
 """RecBole's datasets with true time order, item texts, whole histories and a download that ends well.
 
-Any RecBole dataset class is extended by :class:`RankedTime`; nothing under ``saved/`` is ever unpickled.
+:class:`RankedTime` extends any RecBole dataset class: ``dataset.SequentialDataset`` is RecBole's class of that name, extended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import zipfile
-from dataclasses import dataclass
 from functools import cache, cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from recbole.utils import ModelType
 
 from recbole_llm.data import scenarios
+from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, first_column
-from recbole_llm.data.scenarios import Scenario
 
 _PACKAGED = "ml-100k"  # ships inside the recbole wheel
-
-
-@dataclass(frozen=True)
-class Histories:
-    """Every user's interactions in time order, after RecBole's filters and before any split or augmentation.
-
-    Attributes:
-        user_ids: token of each user by internal id; [0] is padding.
-        item_ids: token of each item by internal id; [0] is padding.
-        items: internal item ids of each user, by internal user id; [0] is empty.
-        scenario: what is held out of training and validation; by default nothing but leave-one-out's two items a user.
-    """
-
-    user_ids: list[str]
-    item_ids: list[str]
-    items: list[np.ndarray]
-    scenario: Scenario = Scenario()
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all users, items and their order, and of what is held out."""
-        digest = hashlib.sha256("\t".join([*self.user_ids, "", *self.item_ids]).encode())
-        for items in self.items:
-            digest.update(len(items).to_bytes(8, "little") + items.astype("<i8").tobytes())
-        if self.scenario.label:
-            digest.update(self.scenario.fingerprint.encode())
-        return digest.hexdigest()
-
-    def train(self, user: int) -> np.ndarray:
-        """What the user did before the validation item (leave-one-out); nothing for a user held out of training."""
-        return self.items[user][: 0 if user in self.scenario.untrained else -2]
-
-    def before(self, user: int, phase: str) -> np.ndarray:
-        """What precedes the user's ``valid`` or ``test`` target; the validation item belongs to the test history."""
-        return self.items[user][: -2 if phase == "valid" else -1]
-
-    def target(self, user: int, phase: str) -> int:
-        """The user's held-out item of a phase."""
-        return int(self.items[user][-2 if phase == "valid" else -1])
-
-    def evaluated(self, phase: str) -> np.ndarray:
-        """Users who are asked at ``valid`` or ``test``: those whom general and sequential RecBole models alike split so.
-
-        That takes four interactions, for a train, a valid and a test row; three where only a test row is needed.
-        """
-        untrained, tested = self.scenario.untrained, self.scenario.tested
-        found = [user for user, items in enumerate(self.items) if len(items) >= (3 if user in untrained else 4)]
-        if phase == "valid":
-            found = [user for user in found if user not in untrained]
-        elif tested is not None:
-            found = [user for user in found if user in tested]
-        return np.array(found, dtype=np.int64)
-
-    @cached_property
-    def train_counts(self) -> np.ndarray:
-        """Training interactions of each item, by internal id."""
-        rows = [self.train(user) for user in range(len(self.items))]
-        return np.bincount(np.concatenate(rows), minlength=len(self.item_ids))
 
 
 class RankedTime:
     """Mixin for a RecBole dataset class; see the module."""
 
     scenario = Scenario()
-
-    def _get_preset(self: Any) -> None:
-        super()._get_preset()  # type: ignore[misc]
-        if self.config["train_dataset"]:
-            self.dataset_name, self.dataset_path = scenarios.unite(self.config)
 
     def _data_processing(self: Any) -> None:
         """After RecBole's filters and its numbering of tokens, the scenario's cut: ids stay as they were."""
@@ -117,7 +50,7 @@ class RankedTime:
 
     def _rank_time(self: Any) -> None:
         """Replace timestamps by their dense rank: float32 keeps 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
-        if _leaves_one_out(self.config):
+        if leaves_one_out(self.config):
             self.inter_feat[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
 
     @property
@@ -214,45 +147,19 @@ def _advice(name: str, folder: Path, reason: str) -> str:
     )
 
 
-def _leaves_one_out(config: Any) -> bool:
+def leaves_one_out(config: Any) -> bool:
     return config["eval_args"]["order"] == "TO" and "LS" in config["eval_args"]["split"]
 
 
-@cache
-def _ranked(base: type) -> type:
-    """``base`` extended; findable in this module, since checkpoints of DIN and others pickle the dataset they hold."""
-    return globals().setdefault(base.__name__, type(base.__name__, (RankedTime, base), {"__module__": __name__}))
-
-
-def create_dataset(config: Any) -> Any:
-    """The dataset that RecBole would build for ``config``, extended by :class:`RankedTime` and never unpickled.
-
-    Raises:
-        FileNotFoundError: the dataset is not on disk and has no download; says which files go where.
-        ConnectionError: it could not be downloaded; likewise.
-    """
+def __getattr__(name: str) -> type:
+    """RecBole's dataset class of that name, extended; checkpoints that hold a dataset (DIN) find its class here."""
     import recbole.data.dataset as classes
 
-    by_type = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
-    own = f"{config['model']}Dataset"
-    base = getattr(classes, own if hasattr(classes, own) else by_type.get(config["MODEL_TYPE"], "Dataset"))
-    dataset = _ranked(base)(config)
-    if _leaves_one_out(config):
-        # read now: build() turns the table into RecBole's augmented rows, and its splits are copies of this dataset
-        _ = dataset.histories, dataset.catalogue_titles
-    if dataset.scenario.label:
-        getLogger().info(scenarios.report(config, dataset.histories))
-    return dataset
+    if name.startswith("_") or not hasattr(classes, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _extended(getattr(classes, name))
 
 
-def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
-    """RecBole's train, valid and test loaders, split anew: it would unpickle ``saved/<dataset>-for-<model>-dataloader.pth``."""
-    from recbole.data import data_preparation as recbole_data_preparation
-
-    config["dataloaders_save_path"] = f"{os.devnull}/pickles are not read"  # what cannot exist is not looked for elsewhere
-    train, valid, test = recbole_data_preparation(config, dataset)
-    if hasattr(test, "uid2history_item"):  # its mask is read off the splits, where a user held out of training has no history
-        for user in dataset.scenario.untrained.intersection(test.uid_list.tolist()):
-            known = np.setdiff1d(dataset.histories.before(user, "test"), dataset.histories.target(user, "test"))
-            test.uid2history_item[user] = torch.from_numpy(known)
-    return train, valid, test
+@cache
+def _extended(base: type) -> type:
+    return type(base.__name__, (RankedTime, base), {"__module__": __name__})

@@ -20,11 +20,12 @@ import numpy as np
 from recbole_llm.data.items import ItemTexts, title_key
 
 if TYPE_CHECKING:
-    from recbole_llm.data.dataset import Histories
+    from recbole_llm.data.histories import Histories
 
 logger = getLogger()
 
 LAST_ONLY = 10**9  # a window that gives each user's last training item alone
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -82,7 +83,7 @@ def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) ->
     Raises:
         FileNotFoundError: a dataset is not on disk; the message says which files are expected where.
     """
-    from recbole_llm.data.dataset import create_dataset
+    from recbole_llm.data.loading import create_dataset
 
     domains = []
     for name in names:
@@ -128,9 +129,12 @@ def named_or_views(key: str, config: Any, target: tuple[Domain, Histories]) -> l
         return load(config[key], config, target)
     domain = target[0]
     found = views(
-        domain, config["domain_field"] or config["category_field"],
-        at_least=config["domain_min_users"], at_most=config["domain_max_views"], key=key,
-    )  # fmt: skip
+        domain,
+        config["domain_field"] or config["category_field"],
+        at_least=config["domain_min_users"],
+        at_most=config["domain_max_views"],
+        key=key,
+    )
     logger.info(
         f"{key}: none given; {len(found)} views of {domain.name} by category stand in: "
         f"{', '.join(view.name.split('/')[-1] for view in found)}"
@@ -183,7 +187,7 @@ def united(domains: Sequence[Domain]) -> tuple[list[str], list[np.ndarray]]:
     return names, histories
 
 
-def training_rows(
+def training_examples(
     domains: Sequence[Domain], *, window: int | None, samples: int | None, seed: int, of_each: bool = False
 ) -> list[Row]:
     """Training examples of a mixture, shuffled by ``seed``.

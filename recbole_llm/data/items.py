@@ -21,9 +21,7 @@ logger = getLogger()
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control characters
 # "Usual Suspects, The (1995)", "Promise, The (Versprechen, Das)": the article stands at the end of the title, or of an
 # alternative title in brackets.
-_ARTICLE = re.compile(
-    r"(^|\((?:a\.k\.a\. )?)([^()]+?), (The|An?|L[aeo]s?|Les|L'|El|Il|Der|Die|Das|Det|Une?)(?=$|[):]| [(\[-])"
-)
+_ARTICLE = re.compile(r"(^|\((?:a\.k\.a\. )?)([^()]+?), (The|An?|L[aeo]s?|Les|L'|El|Il|Der|Die|Das|Det|Une?)(?=$|[):]| [(\[-])")
 
 
 @dataclass(frozen=True)
@@ -166,9 +164,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
             yield cells
 
 
-def _tell_apart(
-    titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]
-) -> list[str]:
+def _tell_apart(titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]) -> list[str]:
     names = list(titles)
     shared = _shared(names)
     if not shared:

@@ -110,9 +110,7 @@ class PromptBuilder:
         self._labels = [text.literal(text.spaced(f"{label}.", listed_spaced)) for label in labels or ()]
         self.label_tokens = self._answer_with(labels, answer_spaced)
 
-    def prompt(
-        self, history: Sequence[int], candidates: Sequence[int] | None = None, user: int | None = None
-    ) -> list[int]:
+    def prompt(self, history: Sequence[int], candidates: Sequence[int] | None = None, user: int | None = None) -> list[int]:
         """Token ids of the prompt for item ids from old to new; ``candidates`` and ``user``, a soft token's id below
         zero, are used where the template shows them.
 
@@ -308,9 +306,7 @@ def _fill(template: str, **words: str) -> str:
     return _WORD.sub(lambda found: words.get(found[1], found[0]), template)
 
 
-def _split(
-    tokenizer: PreTrainedTokenizerBase, template: str, system: str | None, chat: bool
-) -> tuple[list[str], list[str]]:
+def _split(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None, chat: bool) -> tuple[list[str], list[str]]:
     """The literal texts around the slots, and the slots."""
     text = _render_chat(tokenizer, template, system) if chat else "\n".join(filter(None, (system, template)))
     parts = _SLOT.split(text)
@@ -331,8 +327,6 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, template: str, system: str 
     if system:
         messages.insert(0, {"role": "system", "content": system})
     try:  # enable_thinking: the answer is a title, with no thoughts before it; most templates do not read it
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
     except TemplateError as error:
         raise ValueError(f"system: the chat template of {tokenizer.name_or_path!r} refuses it: {error}") from error

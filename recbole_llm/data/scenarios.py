@@ -20,56 +20,27 @@ else is in the data. So the 256 users of ``train_users: 256`` hold the 128 of ``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
-from logging import getLogger
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from recbole_llm.training.checkpoint import DamagedError, atomic_folder, fingerprint, verify
-
-if TYPE_CHECKING:
-    from recbole_llm.data.dataset import Histories
-
-logger = getLogger()
+from recbole_llm.data.histories import Histories, Scenario
 
 KEYS = ("new_items", "cold_users", "train_users", "train_dataset")
 SETTINGS = (*KEYS, "cold_user_length")
 TEXTS = {"title_field": "title", "year_field": "year", "brand_field": "brand", "category_field": "category"}
 # how the files that `unite` writes are read: their texts are clean, and each dataset went through its own filters
 UNITED: dict[str, Any] = {
-    **TEXTS, "no_value": [], "article_suffix": False, "rm_dup_inter": None, "val_interval": None, "unload_col": None,
-    "user_inter_num_interval": None, "item_inter_num_interval": None,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What is held out, in internal ids; nothing by default.
-
-    Attributes:
-        label: its short name, which candidate files bear; "" where there is none.
-        untrained: users on whom no model is trained or stopped.
-        new: items that neither training nor validation shows.
-        tested: users who may be asked at test; None for all.
-        new_share: share of a test target's negatives that is drawn from ``new``; the rest is drawn from the other items.
-    """
-
-    label: str = ""
-    untrained: frozenset[int] = frozenset()
-    new: frozenset[int] = frozenset()
-    tested: frozenset[int] | None = None
-    new_share: float = 0.0
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all of it."""
-        tested = None if self.tested is None else sorted(self.tested)
-        return fingerprint([self.label, sorted(self.untrained), sorted(self.new), tested, self.new_share])
+    **TEXTS,
+    "no_value": [],
+    "article_suffix": False,
+    "rm_dup_inter": None,
+    "val_interval": None,
+    "unload_col": None,
+    "user_inter_num_interval": None,
+    "item_inter_num_interval": None,
+}
 
 
 def active(settings: Any) -> str | None:
@@ -146,7 +117,7 @@ def hold_out(
         lots = np.where(able, draw_lots(user_ids, seed, key), np.inf)  # [U]
         trained = np.isin(np.arange(len(user_ids)), np.argsort(lots, kind="stable")[: config[key]])
         return whole, Scenario(f"few{config[key]}", untrained=_ids(~trained), tested=_ids(able))
-    prefix = _prefix(config["dataset"])
+    prefix = token_prefix(config["dataset"].removeprefix(f"{config['train_dataset']}+"))
     own_users, own_items = (np.array([token.startswith(prefix) for token in ids]) for ids in (user_ids, item_ids))
     own = _ids(own_users)
     return whole, Scenario(f"from-{config[key]}", untrained=own, new=_ids(own_items), tested=own, new_share=1.0)
@@ -177,6 +148,11 @@ def _ids(mask: np.ndarray) -> frozenset[int]:
     return frozenset((np.flatnonzero(mask[1:]) + 1).tolist())
 
 
+def token_prefix(dataset: str) -> str:
+    """What the tokens of a dataset begin with where two are one (:mod:`recbole_llm.data.united`)."""
+    return f"{dataset}/"  # no folder's name holds a slash
+
+
 def report(config: Any, histories: Histories) -> str:
     """What the scenario did, in a line.
 
@@ -194,64 +170,3 @@ def report(config: Any, histories: Histories) -> str:
         f"{key}: {config[key]} holds {len(scenario.new)} of {len(histories.item_ids) - 1} items and {len(scenario.untrained)} of "
         f"{len(histories.user_ids) - 1} users out of training; {test} users are asked at test, {valid} at validation"
     )
-
-
-# -- two datasets as one -----------------------------------------------------------------------------------------------
-
-
-def unite(config: Any) -> tuple[str, str]:
-    """Name and folder of ordinary atomic files that hold ``train_dataset`` and ``dataset`` side by side; written once.
-
-    Tokens begin with the name of their dataset, so nothing is shared. The time is the place in the user's history, which
-    is all of it that leave-one-out reads. Texts are those that each dataset's own settings give.
-    """
-    from recbole_llm.data.dataset import create_dataset
-
-    parts = {}
-    for name in (config["train_dataset"], config["dataset"]):
-        logger.info(f"train_dataset: reading {name}")
-        parts[name] = create_dataset(config.for_dataset(name, whole=True))
-    name = "+".join(parts)
-    files = {f"{name}.inter": _interactions(config, parts), f"{name}.item": _texts(config, parts)}
-    folder = Path(config["checkpoint_dir"]) / "datasets" / f"{name}-{fingerprint(files)[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        with suppress(DamagedError):
-            verify(folder)
-            return name, str(folder)
-        with atomic_folder(folder) as out:
-            for file, lines in files.items():
-                if lines:
-                    (out / file).write_text("\n".join([*lines, ""]), encoding="utf-8")
-    return name, str(folder)
-
-
-def _prefix(dataset: str) -> str:
-    return f"{dataset}/"  # no folder's name holds a slash
-
-
-def _interactions(config: Any, parts: Mapping[str, Any]) -> list[str]:
-    lines = [f"{config['USER_ID_FIELD']}:token\t{config['ITEM_ID_FIELD']}:token\t{config['TIME_FIELD']}:float"]
-    for name, dataset in parts.items():
-        prefix, histories = _prefix(name), dataset.histories
-        for user, items in zip(histories.user_ids, histories.items, strict=True):
-            lines += [
-                f"{prefix}{user}\t{prefix}{histories.item_ids[item]}\t{place}" for place, item in enumerate(items, start=1)
-            ]
-    return lines
-
-
-def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
-    """Lines of the ``.item`` file; none where a dataset has no titles, which classical models do without."""
-    lines = [f"{config['ITEM_ID_FIELD']}:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq"]
-    for name, dataset in parts.items():
-        try:
-            texts = dataset.item_texts
-        except (FileNotFoundError, ValueError) as error:
-            logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, since {name} has none: {error}")
-            return []
-        blank = [""] * len(texts.titles)
-        fields = [texts.fields.get(dataset.config[key] or "", blank) for key in TEXTS if key != "title_field"]
-        rows = list(zip(dataset.histories.item_ids, texts.titles, *fields, strict=True))[1:]
-        lines += [_prefix(name) + "\t".join(row) for row in rows]
-    return lines

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from recbole_llm.data import domains
-from recbole_llm.training.checkpoint import atomic_folder
+from recbole_llm.store.files import atomic_folder
 
 logger = getLogger()
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     """The command: RecBole's ``--key=value``, and ``--out=FOLDER`` (``views``)."""
     from recbole_llm import compat
     from recbole_llm.config import LLMConfig
-    from recbole_llm.data.dataset import create_dataset
+    from recbole_llm.data.loading import create_dataset
 
     if {"-h", "--help"}.intersection(arguments):
         print(__doc__)

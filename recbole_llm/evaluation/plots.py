@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_llm.training.checkpoint import atomic_write
+from recbole_llm.store.files import atomic_write
 
 
 def heat_map(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recbole_llm.data import scenarios
 from recbole_llm.data.candidates import CandidateSet, candidate_path, draw, load_or_draw, read_candidates
-from recbole_llm.data.dataset import Histories
+from recbole_llm.data.histories import Histories
 
 logger = getLogger()
 
@@ -61,7 +61,7 @@ def candidate_set(config: Any, dataset: Any, phase: str) -> CandidateSet:
             f"candidates: source {source} draws by what training knows, which is nothing of the items that "
             f"{scenarios.active(config)} holds out; choose uniform, or file"
         )
-    number, seed = settings["number"], settings["seed"]
+    number, seed = settings["num_negatives"], settings["seed"]
     folder = Path(config["checkpoint_dir"]) / "candidates"
     if source == "retriever":
         return _retrieved(config, folder, phase, users, targets, histories)
@@ -82,28 +82,40 @@ def _draw(
     scenario = histories.scenario
     new_number = int(number * scenario.new_share) if phase == "test" else 0
     return draw(
-        names, targets.tolist(), known, titles, histories.item_ids, number=number, seed=seed, split=phase, weights=weights,
-        new=scenario.new, new_number=new_number,
-    )  # fmt: skip
+        names,
+        targets.tolist(),
+        known,
+        titles,
+        histories.item_ids,
+        number=number,
+        seed=seed,
+        split=phase,
+        weights=weights,
+        new=scenario.new,
+        new_number=new_number,
+    )
 
 
 def _path(config: Any, folder: Path, phase: str, source: str, histories: Histories) -> Path:
-    number, seed = config["candidates"]["number"], config["candidates"]["seed"]
+    number, seed = config["candidates"]["num_negatives"], config["candidates"]["seed"]
     return candidate_path(
-        folder, dataset=config["dataset"], split=phase, source=source, number=number, seed=seed,
+        folder,
+        dataset=config["dataset"],
+        split=phase,
+        source=source,
+        number=number,
+        seed=seed,
         scenario=histories.scenario.label,
-    )  # fmt: skip
+    )
 
 
-def _retrieved(
-    config: Any, folder: Path, phase: str, users: Tensor, targets: Tensor, histories: Histories
-) -> CandidateSet:
+def _retrieved(config: Any, folder: Path, phase: str, users: Tensor, targets: Tensor, histories: Histories) -> CandidateSet:
     """The retriever's top ``number + 1`` of each user, in an order drawn by the seed; a target that is not there is missed."""
-    from recbole_llm.backbone.collaborative import Retriever
-    from recbole_llm.training.stages import StageKeeper
+    from recbole_llm.classical.collaborative import Retriever
+    from recbole_llm.store.stages import StageCache
 
-    number, seed = config["candidates"]["number"], config["candidates"]["seed"]
-    retriever = Retriever(config, StageKeeper(folder.parent / "stages", seed=config["seed"]))
+    number, seed = config["candidates"]["num_negatives"], config["candidates"]["seed"]
+    retriever = Retriever(config, StageCache(folder.parent / "stages", seed=config["seed"]))
     source = f"{retriever.config['model']}-{retriever.stage.fingerprint[:8]}-"
     path = _path(config, folder, phase, source, histories)
 
@@ -118,9 +130,7 @@ def _retrieved(
     return drawn
 
 
-def _from_file(
-    files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories
-) -> CandidateSet:
+def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories) -> CandidateSet:
     if not files or phase not in files:
         raise ValueError(f"candidates: source file needs file: {{'valid': PATH, 'test': PATH}}, not {files}")
     found = read_candidates(Path(files[phase]), histories.user_ids, histories.item_ids)
@@ -136,6 +146,4 @@ def _sampled(candidates: CandidateSet, number: int | None, seed: int) -> Candida
     if number is None or number >= len(candidates.users):
         return candidates
     chosen = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(candidates.users))[:number]))
-    return replace(
-        candidates, users=candidates.users[chosen], targets=candidates.targets[chosen], items=candidates.items[chosen]
-    )
+    return replace(candidates, users=candidates.users[chosen], targets=candidates.targets[chosen], items=candidates.items[chosen])

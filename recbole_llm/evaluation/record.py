@@ -16,8 +16,8 @@ from tabulate import tabulate
 
 import recbole_llm
 from recbole_llm.evaluation import slices
-from recbole_llm.evaluation.evaluator import Ranks
-from recbole_llm.training.checkpoint import DamagedError, atomic_write, verify
+from recbole_llm.evaluation.ranks import Ranks
+from recbole_llm.store.files import atomic_write
 
 _INTERVAL = "half_width_95"
 _LIBRARIES = ("recbole", "torch", "transformers", "peft", "numpy", "scipy", "pandas")
@@ -64,11 +64,9 @@ class RunRecord:
             told = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
             values |= slices.metrics(told.ranks, ["mrr"])
         parts = {
-            part: {
-                "users": len(own.users), **slices.metrics(own.ranks, values), _INTERVAL: slices.half_widths(own.ranks, values)
-            }
+            part: {"users": len(own.users), **slices.metrics(own.ranks, values), _INTERVAL: slices.half_widths(own.ranks, values)}
             for part, own in slices.parted(told, self._slices).items()
-        }  # fmt: skip
+        }
         self.rows.append(Row(name, values, ranks, slices.half_widths(told.ranks, values), parts))
         self._speeds.append(self._trainer.users_per_second)
 
@@ -85,7 +83,7 @@ class RunRecord:
     def write(self, **facts: Any) -> Path:
         """Write the record where the configuration says; returns its path."""
         config, path = self._config, self._config.record_file
-        keeper = getattr(self._model, "keeper", None)
+        cache = getattr(self._model, "cache", None)
         content = {
             "model": config["model"],
             "dataset": config["dataset"],
@@ -104,8 +102,8 @@ class RunRecord:
             "backbone": getattr(self._model, "backbone_name", None),
             "backbone_fingerprint": getattr(self._model, "backbone_fingerprint", None),
             "merge": getattr(self._model, "merge_report", None),
-            "stages": {stage: folder.name for stage, folder in keeper.folders.items()} if keeper else {},
-            "stage_seconds": keeper.seconds if keeper else None,
+            "stages": {stage: folder.name for stage, folder in cache.folders.items()} if cache else {},
+            "stage_seconds": cache.seconds if cache else None,
             "config": config.plain(),
             "fingerprint": config.fingerprint,
             "versions": {"recbole_llm": recbole_llm.__version__, "python": platform.python_version()}
@@ -139,68 +137,6 @@ def commit() -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class KeptRun:
-    """A run on disk that another one takes up (``load_from``): its record and its stages, of which nothing is executed.
-
-    Attributes:
-        path: its record.json.
-        record: what stands there.
-    """
-
-    path: Path
-    record: dict[str, Any]
-
-    @classmethod
-    def read(cls, given: str | Path) -> KeptRun:
-        """The run of a folder or record.json.
-
-        Raises:
-            ValueError: it is not there, no record, or one that does not name its stages.
-        """
-        path = Path(given).expanduser().resolve()
-        path = path / "record.json" if path.is_dir() else path
-        remedy = "give a run's folder, as saved/runs/Laser-ml-100k-1234abcd, or its record.json"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"load_from: there is no run at {given} ({path} cannot be read); {remedy}") from error
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or not {"model", "dataset", "config"} <= record.keys():
-            raise ValueError(f"load_from: {path} is no record of a run; {remedy}")
-        run = cls(path, record)
-        if "stages" not in record:
-            raise ValueError(f"load_from: {path} is older than records that name their stages; {run._again}")
-        return run
-
-    @property
-    def root(self) -> Path:
-        """The ``checkpoint_dir`` that holds it."""
-        return self.path.parent.parent.parent
-
-    def stage(self, name: str) -> Path:
-        """The folder of a stage of the run, checked.
-
-        Raises:
-            ValueError: the run has no such stage, or its folder is gone or damaged.
-        """
-        stages = self.record["stages"]
-        if name not in stages:
-            known = ", ".join(stages) or "none"
-            raise ValueError(f"load_from: {self.path} has no stage {name} (it has: {known}); give the run that trained it")
-        folder = self.root / "stages" / stages[name]
-        try:
-            verify(folder)
-        except DamagedError as error:
-            raise ValueError(f"load_from: the stage {name} of {self.path} is gone or damaged ({error}); {self._again}") from error
-        return folder
-
-    @property
-    def _again(self) -> str:
-        return f"run its command again, --model={self.record['model']} --dataset={self.record['dataset']} and what else it had"
-
-
 def table(rows: Sequence[Row]) -> str:
     """Rows as plain text; the interval beside the first metric is over users. NDCG@1 and MRR@1 are Hit@1 and left out beside it.
 
@@ -215,10 +151,12 @@ def table(rows: Sequence[Row]) -> str:
 
     lines = [
         [
-            row.name, cell(row.metrics, row.half_width), *(f"{row.metrics[key]:.4f}" for key in others),
+            row.name,
+            cell(row.metrics, row.half_width),
+            *(f"{row.metrics[key]:.4f}" for key in others),
             *(cell(row.slices[name], row.slices[name][_INTERVAL]) for name in parts),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     headers = ["", first, *others, *(f"{first} {name} (n={users})" for name, users in parts.items())]
     return tabulate(lines, headers=headers, disable_numparse=True)

@@ -113,9 +113,13 @@ def _enumerated_p(differences: np.ndarray) -> float:
     if math.fsum(ordered) < 0:
         ordered = -ordered  # the test is symmetric: so are its roundings
     result = stats.permutation_test(
-        (ordered,), lambda values, axis: np.abs(values.sum(axis)), permutation_type="samples", alternative="greater",
-        n_resamples=np.inf, vectorized=True,
-    )  # fmt: skip
+        (ordered,),
+        lambda values, axis: np.abs(values.sum(axis)),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=np.inf,
+        vectorized=True,
+    )
     return float(result.pvalue)
 
 
@@ -141,9 +145,14 @@ def interval(values: Values, *, level: float = 0.95, resamples: int = 2_000, see
     if len(given) < 2:
         raise ValueError("a bootstrap interval of one user says nothing; evaluate more users")
     found = stats.bootstrap(
-        (given,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile",
-        batch=max(1, _CHUNK // len(given)), random_state=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
+        (given,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="percentile",
+        batch=max(1, _CHUNK // len(given)),
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
     return float(found.low), float(found.high)
 
 

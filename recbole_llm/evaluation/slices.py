@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recbole_llm.evaluation.evaluator import Ranks
+from recbole_llm.evaluation.ranks import Ranks
 
 if TYPE_CHECKING:
-    from recbole_llm.data.dataset import Histories
+    from recbole_llm.data.histories import Histories
 
 NAMES = ("cold", "warm")
 

@@ -48,4 +48,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print(render.to_markdown(leaderboard))
     print("\n".join(map(str, files)))
-

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from recbole_llm.leaderboard.table import Leaderboard, Outcome, Row, Slice, Table
-from recbole_llm.training.checkpoint import atomic_write
+from recbole_llm.store.files import atomic_write
 
 _SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # of a single target; left out beside it where people read
 _COSTS: dict[str, Callable[[Row], float | None]] = {
@@ -29,9 +29,15 @@ _COSTS: dict[str, Callable[[Row], float | None]] = {
     "peak memory": lambda row: row.peak_memory_bytes,
 }
 _LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", **{sign: "\\" + sign for sign in "&%$#_{}"},
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+}
 
 
 def write_all(leaderboard: Leaderboard, folder: Path | str) -> list[Path]:
@@ -129,9 +135,11 @@ def caption(leaderboard: Leaderboard, table: Table) -> str:
 
 def _cost_texts(row: Row) -> list[str]:
     return [
-        amount(row.trained_parameters), training(row), "" if row.users_per_second is None else _short(row.users_per_second),
+        amount(row.trained_parameters),
+        training(row),
+        "" if row.users_per_second is None else _short(row.users_per_second),
         amount(row.peak_memory_bytes, "B"),
-    ]  # fmt: skip
+    ]
 
 
 def _slice_heads(table: Table) -> list[str]:
@@ -201,11 +209,24 @@ def to_latex(leaderboard: Leaderboard) -> str:
         )
         columns = "lll" + "r" * (len(shown_metrics(table)) + len(table.slices) + len(_COSTS) + 1)
         title = f"{table.protocol}: {caption(leaderboard, table)}."
-        parts.append("\n".join([
-            r"\begin{table}", r"\centering", rf"\caption{{{_latex(title)}}}", r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}",
-            r"\end{table}",
-        ]))  # fmt: skip
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{_latex(title)}}}",
+                    r"\resizebox{\linewidth}{!}{%",
+                    rf"\begin{{tabular}}{{{columns}}}",
+                    r"\toprule",
+                    head,
+                    r"\midrule",
+                    *rows,
+                    r"\bottomrule",
+                    r"\end{tabular}}",
+                    r"\end{table}",
+                ]
+            )
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -222,24 +243,57 @@ def to_csv(leaderboard: Leaderboard) -> str:
     metrics = list(dict.fromkeys(name for table in leaderboard.tables for name in table.metrics))
     parts = list(dict.fromkeys((name, table.metric) for table in leaderboard.tables for name in table.slices))
     facts = [
-        "backbone", "backbone_fingerprint", "trained_parameters", "training_seconds", "training_at_least", "users_per_second",
-        "peak_memory_bytes", "candidates", "note",
-    ]  # fmt: skip
+        "backbone",
+        "backbone_fingerprint",
+        "trained_parameters",
+        "training_seconds",
+        "training_at_least",
+        "users_per_second",
+        "peak_memory_bytes",
+        "candidates",
+        "note",
+    ]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([
-        "protocol", "letter", "label", "model", "seeds", "first_metric", "best", "beats", "low_95", "high_95",
-        *(f"{name}{ending}" for name in metrics for ending in ("", " half_width")),
-        *(f"{metric} {name}" for name, metric in parts), *facts, "troubles",
-    ])  # fmt: skip
+    writer.writerow(
+        [
+            "protocol",
+            "letter",
+            "label",
+            "model",
+            "seeds",
+            "first_metric",
+            "best",
+            "beats",
+            "low_95",
+            "high_95",
+            *(f"{name}{ending}" for name in metrics for ending in ("", " half_width")),
+            *(f"{metric} {name}" for name, metric in parts),
+            *facts,
+            "troubles",
+        ]
+    )
     for table in leaderboard.tables:
         for row in table.rows:
             numbers = [part.get(name) for name in metrics for part in (row.metrics, row.half_width)]
             own = [_slice_value(row, name, metric) if metric == table.metric else None for name, metric in parts]
-            writer.writerow([
-                table.protocol, row.letter, row.label, row.model, len(row.seeds), table.metric, row.best, " ".join(row.beats),
-                *(row.interval or (None, None)), *numbers, *own, *(getattr(row, fact) for fact in facts), "; ".join(row.troubles),
-            ])  # fmt: skip
+            writer.writerow(
+                [
+                    table.protocol,
+                    row.letter,
+                    row.label,
+                    row.model,
+                    len(row.seeds),
+                    table.metric,
+                    row.best,
+                    " ".join(row.beats),
+                    *(row.interval or (None, None)),
+                    *numbers,
+                    *own,
+                    *(getattr(row, fact) for fact in facts),
+                    "; ".join(row.troubles),
+                ]
+            )
     return file.getvalue()
 
 
@@ -295,17 +349,27 @@ def scatter(table: Table) -> dict[str, Any] | None:
 
     points = [
         {
-            "x": x(second), "y": y(value), "label": row.label, "llm": row.backbone is not None,
+            "x": x(second),
+            "y": y(value),
+            "label": row.label,
+            "llm": row.backbone is not None,
             "title": f"{row.label}: {table.metric} {value:.4f}, training {training(row)}",
         }
         for row, second, value in zip(rows, seconds, values, strict=True)
-    ]  # fmt: skip
+    ]
     _place_labels(points)
     return {
-        "width": WIDTH, "height": HEIGHT, "left": _LEFT, "right": WIDTH - _RIGHT, "top": _TOP, "bottom": HEIGHT - _BOTTOM,
-        "points": points, "x_ticks": [{"at": x(power), "text": f"{10**power:,} s"} for power in range(low_x, high_x + 1)],
-        "y_ticks": [{"at": y(tick), "text": f"{tick:g}"} for tick in ticks], "metric": table.metric,
-    }  # fmt: skip
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": _LEFT,
+        "right": WIDTH - _RIGHT,
+        "top": _TOP,
+        "bottom": HEIGHT - _BOTTOM,
+        "points": points,
+        "x_ticks": [{"at": x(power), "text": f"{10**power:,} s"} for power in range(low_x, high_x + 1)],
+        "y_ticks": [{"at": y(tick), "text": f"{tick:g}"} for tick in ticks],
+        "metric": table.metric,
+    }
 
 
 def _ticks(low: float, high: float) -> list[float]:

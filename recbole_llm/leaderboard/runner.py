@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.leaderboard.plan import Task
-from recbole_llm.training.progress import progress_bar
+from recbole_llm.store.progress import progress_bar
 
 logger = getLogger()
 

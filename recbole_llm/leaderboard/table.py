@@ -170,9 +170,14 @@ class _Pair:
 
 
 def build(
-    cells: Sequence[Cell], *, title: str = "Leaderboard", metric: str | None = None, alpha: float = 0.05, flips: int = 10_000,
+    cells: Sequence[Cell],
+    *,
+    title: str = "Leaderboard",
+    metric: str | None = None,
+    alpha: float = 0.05,
+    flips: int = 10_000,
     seed: int = 2020,
-) -> Leaderboard:  # fmt: skip
+) -> Leaderboard:
     """The leaderboard of ``cells``; ``metric`` sorts and is tested, by default the first of each protocol's results.
 
     Raises:
@@ -386,11 +391,15 @@ def _pairs(table: Table, scores: Mapping[str, _Scores], flips: int, seed: int) -
     """Every two rows of a table that ranked the same candidates, tested."""
     rows = [row for row in table.rows if row.label in scores]
     return [
-        _Pair(table, first, second, significance.compare(
-            scores[first.label].values, scores[second.label].values, flips=flips, seed=seed))
+        _Pair(
+            table,
+            first,
+            second,
+            significance.compare(scores[first.label].values, scores[second.label].values, flips=flips, seed=seed),
+        )
         for first, second in combinations(rows, 2)
         if first.candidates == second.candidates
-    ]  # fmt: skip
+    ]
 
 
 def _judge(pair: _Pair, p: float, alpha: float) -> None:

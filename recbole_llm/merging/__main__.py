@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from safetensors import SafetensorError
 
-    from recbole_llm.backbone.lora import read_config
+    from recbole_llm.llm.lora import read_config
     from recbole_llm.merging import coefficients
     from recbole_llm.merging.stage import merge_adapters
 
@@ -53,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {key: value for key, value in given.items() if value is not None}
     try:
         problem = coefficients.MergeProblem(list(folders), [], settings=settings)
-        result = merge_adapters(
-            folders, options.merge, problem, options.out, split=None, compress_rank=options.compress_rank
-        )
+        result = merge_adapters(folders, options.merge, problem, options.out, split=None, compress_rank=options.compress_rank)
     except (ValueError, OSError, SafetensorError) as error:
         parser.error(str(error))
     print(f"{options.out}: rank {read_config(options.out)['r']}, {options.merge} of {_told(problem, result)}")

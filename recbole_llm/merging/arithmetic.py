@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, base_model_name, read_config
+from recbole_llm.llm.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, base_model_name, read_config
 
 MERGE_FILE = "merge.json"
 

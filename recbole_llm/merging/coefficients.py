@@ -56,7 +56,7 @@ class MergeProblem:
         return point.expand(self.shape).clone()
 
     def by_name(self, weights: Tensor) -> dict[str, Tensor | Mapping[str, Tensor]]:
-        """What :func:`recbole_llm.backbone.lora.mixture` takes: adapter -> scalar, or adapter -> module -> scalar."""
+        """What :func:`recbole_llm.llm.lora.mixture` takes: adapter -> scalar, or adapter -> module -> scalar."""
         if weights.dim() == 1:
             return dict(zip(self.names, weights.unbind(), strict=True))
         columns = weights.unbind(1)

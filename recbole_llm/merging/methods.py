@@ -146,9 +146,7 @@ def _entrywise(problem: MergeProblem, merge: Entrywise, each: float, draws: bool
     return MergeResult(weights, controls(problem), merged=assemble(adapters, merged, "merged"), settings=settings)
 
 
-def _merge_module(
-    module: str, parts: Sequence[tuple[float, Adapter]], merge: Entrywise, density: float
-) -> tuple[Tensor, Tensor]:
+def _merge_module(module: str, parts: Sequence[tuple[float, Adapter]], merge: Entrywise, density: float) -> tuple[Tensor, Tensor]:
     """``A`` ``[R, D_in]`` and ``B`` ``[D_out, R]`` in fp32, of equal size."""
     pairs = [tuple(factor.double() for factor in adapter.factors(module)) for _, adapter in parts]
     u, s, coordinates = shared_basis(pairs)  # type: ignore[arg-type]

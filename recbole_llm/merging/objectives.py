@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.backbone.scoring import positions
+from recbole_llm.llm.scoring import positions
 
 Batch = TypeVar("Batch")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_llm.backbone.lora import WEIGHTS_FILE
+from recbole_llm.llm.lora import WEIGHTS_FILE
 from recbole_llm.merging import coefficients, methods
 from recbole_llm.merging.arithmetic import (
     Adapter,
@@ -110,7 +110,7 @@ def merge_adapters(
     Raises:
         ValueError: unknown method, weights out of range, adapters that cannot be summed exactly.
     """
-    from recbole_llm.training.checkpoint import atomic_folder, sha256_file
+    from recbole_llm.store.files import atomic_folder, sha256_file
 
     if list(folders) != problem.names:
         raise ValueError(f"the folders are named {list(folders)}, but the merge problem {problem.names}")

@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.backbone.collaborative import CollaborativeModel
-from recbole_llm.backbone.text_encoder import TextEncoder, cached_vectors
+from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain
+from recbole_llm.llm.text_encoder import TextEncoder, cached_vectors
 from recbole_llm.training.loop import Epochs, TrainingLoop
 
 logger = getLogger()
@@ -75,7 +75,7 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
-class AlignmentRecipe:
+class AlignmentConfig:
     """How stage 1 is trained; without ``all_positions`` on the last training item of each user alone, as published."""
 
     joint_size: int
@@ -89,7 +89,7 @@ class AlignmentRecipe:
     seed: int
 
     @classmethod
-    def of(cls, config: Any, domain: Domain) -> AlignmentRecipe:
+    def of(cls, config: Any, domain: Domain) -> AlignmentConfig:
         """The recipe that a configuration asks for."""
         return cls(
             joint_size=config["joint_size"],
@@ -136,9 +136,7 @@ class Alignment(nn.Module):
         item, text = self.item_codes(items), self.text_codes(texts)  # [B, Z], [B, Z]
         return Codes(item, self.item_decoder(item), text, self.text_decoder(text))
 
-    def loss(
-        self, states: Tensor, items: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor], weights: LossWeights
-    ) -> Tensor:
+    def loss(self, states: Tensor, items: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor], weights: LossWeights) -> Tensor:
         """The loss of eq. 6 of users with one target and one sampled item each: a scalar.
 
         Args:
@@ -168,7 +166,7 @@ def _recommendation(states: Tensor, target: Codes, sampled: Codes, logits: str) 
 
 
 def train_alignment(
-    recipe: AlignmentRecipe,
+    recipe: AlignmentConfig,
     domain: Domain,
     cf: CollaborativeModel,
     encoder: TextEncoder,
@@ -230,10 +228,10 @@ def train_alignment(
 class _Pairs:
     """Batches by step: users, their histories, their next items and as many sampled ones from outside their histories."""
 
-    def __init__(self, domain: Domain, recipe: AlignmentRecipe):
+    def __init__(self, domain: Domain, recipe: AlignmentConfig):
         self._domain, self._seed = domain, recipe.seed
         window = None if recipe.all_positions else domains.LAST_ONLY
-        self._rows = domains.training_rows([domain], window=window, samples=recipe.samples, seed=recipe.seed)
+        self._rows = domains.training_examples([domain], window=window, samples=recipe.samples, seed=recipe.seed)
         self._epochs = Epochs(len(self._rows), recipe.batch_size, recipe.seed)
         self._steps = self._epochs.steps * recipe.epochs
 

@@ -29,20 +29,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recbole_llm.backbone.builtin_text_encoder import builtin_stage
-from recbole_llm.backbone.collaborative import CollaborativeModel
-from recbole_llm.backbone.scoring import lm_loss
-from recbole_llm.backbone.text_encoder import item_sentences, load_text_encoder
+from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Row
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.model.alignment import AlignmentRecipe, Projector, train_alignment
+from recbole_llm.llm.builtin_text_encoder import builtin_stage
+from recbole_llm.llm.finetune import Batches
+from recbole_llm.llm.scoring import lm_loss
+from recbole_llm.llm.text_encoder import item_sentences, load_text_encoder
+from recbole_llm.model.alignment import AlignmentConfig, Projector, train_alignment
 from recbole_llm.model.base import template, text_fields
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.training.checkpoint import fingerprint, save_tensors
-from recbole_llm.training.finetune import Batches
+from recbole_llm.store.files import fingerprint, save_tensors
+from recbole_llm.store.stages import Stage
 from recbole_llm.training.loop import TrainingLoop
-from recbole_llm.training.stages import Stage
 
 TEXT_ONLY, LLM_ONLY = "text vectors", "LLM only"
 
@@ -53,11 +53,11 @@ class ALLMRec(LLMRanker):
     uses_cf_model = True
 
     def __init__(self, config: Any, dataset: Any):
-        if config["scorer"] == "letter":
-            raise ValueError("scorer: letter asks for a label, ALLMRec for a title; choose tree, prefix or naive")
+        if config["scorer"] == "label":
+            raise ValueError("scorer: label asks for a label, ALLMRec for a title; choose tree, prefix or naive")
         super().__init__(config, dataset)
         self.cf = self._collaborative(config)
-        self.recipe = AlignmentRecipe.of(config, self.domain)
+        self.recipe = AlignmentConfig.of(config, self.domain)
         self.encoder = {key: config[f"text_encoder_{key}"] for key in ("path", "revision")}
         self.builtin_encoder = config["builtin_text_encoder"]
         self.sentences = item_sentences(self.domain.items, text_fields(config))
@@ -98,9 +98,7 @@ class ALLMRec(LLMRanker):
         known = list(users) if users is not None else [0] * len(histories)
         return self._fill(prompts, [(user, history) for user, history in zip(known, histories, strict=True)])
 
-    def _fill(
-        self, rows: list[list[int]], asking: Sequence[tuple[int, Sequence[int]]]
-    ) -> tuple[list[list[int]], Tensor | None]:
+    def _fill(self, rows: list[list[int]], asking: Sequence[tuple[int, Sequence[int]]]) -> tuple[list[list[int]], Tensor | None]:
         """Rows whose ids below zero are numbered from -1 on, and the tokens [S, D] that they stand for, each made once.
 
         ``asking`` holds user and history by number of the user's token (:meth:`LLMRanker._user_tokens`).
@@ -199,17 +197,25 @@ class ALLMRec(LLMRanker):
             parameter.data.copy_(weights[name])
 
     def _align(self, out: Path, scratch: Path) -> None:
-        self.cf.load(self.keeper.folder(self.cf.stage))
+        self.cf.load(self.cache.folder(self.cf.stage))
         _, *builtin = self.alignment.inputs
-        source = {"path": self.keeper.folder(builtin[0])} if builtin else self.encoder
+        source = {"path": self.cache.folder(builtin[0])} if builtin else self.encoder
         train_alignment(
-            self.recipe, self.domain, self.cf, load_text_encoder(**source, device=self.cf.device), self.sentences,
-            out=out, scratch=scratch, vectors=self.vectors, save_every=self.save_every, show_progress=self.show_progress,
-        )  # fmt: skip
+            self.recipe,
+            self.domain,
+            self.cf,
+            load_text_encoder(**source, device=self.cf.device),
+            self.sentences,
+            out=out,
+            scratch=scratch,
+            vectors=self.vectors,
+            save_every=self.save_every,
+            show_progress=self.show_progress,
+        )
 
     def _load_alignment(self) -> None:
-        self.cf.load(self.keeper.folder(self.cf.stage))
-        codes = load_file(self.keeper.folder(self.alignment) / "codes.safetensors")
+        self.cf.load(self.cache.folder(self.cf.stage))
+        codes = load_file(self.cache.folder(self.alignment) / "codes.safetensors")
         self.joint_codes.copy_(codes["joint"])
         self.text_codes.copy_(codes["text"])
 
@@ -221,7 +227,7 @@ class ALLMRec(LLMRanker):
         self._load_alignment()
         self._fresh_projectors()
         window = None if self.all_positions else domains.LAST_ONLY
-        samples = domains.training_rows([self.domain], window=window, samples=self.train_samples, seed=self.seed)
+        samples = domains.training_examples([self.domain], window=window, samples=self.train_samples, seed=self.seed)
         number = dict(zip(samples, self._user_tokens(len(samples)), strict=True))
         history = {row: self.domain.histories[row.user][: row.end] for row in samples}
         asking = [(row.user + 1, history[row].tolist()) for row in samples]

@@ -23,9 +23,9 @@ from recbole.utils import InputType
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from recbole_llm.backbone.text_encoder import catalogue_vectors, item_sentences
+from recbole_llm.llm.text_encoder import catalogue_vectors, item_sentences
 from recbole_llm.model.base import text_fields
-from recbole_llm.training.stages import StageKeeper
+from recbole_llm.store.stages import StageCache
 
 
 class AlphaRec(LightGCN):
@@ -41,9 +41,9 @@ class AlphaRec(LightGCN):
         super().__init__(config, dataset)
         self.temperature = config["temperature"]
         self.negatives = config["num_negatives"]
-        self.keeper = StageKeeper(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
+        self.cache = StageCache(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         sentences = item_sentences(dataset.item_texts, text_fields(config))
-        self.backbone_name, vectors = catalogue_vectors(config, sentences, self.keeper)  # [I, T]
+        self.backbone_name, vectors = catalogue_vectors(config, sentences, self.cache)  # [I, T]
 
         self.known = csr_matrix(self.interaction_matrix, dtype=bool)  # [U, I]
         counts = self.known.sum(1).clip(min=1)  # [U, 1]

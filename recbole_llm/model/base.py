@@ -15,12 +15,12 @@ from typing import Any
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llm.backbone.backbones import load_backbone
-from recbole_llm.backbone.collaborative import CollaborativeModel
+from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.training.stages import Stage, StageKeeper
+from recbole_llm.llm.backbones import load_backbone
+from recbole_llm.store.stages import Stage, StageCache
 
 
 class LLMRecommender(SequentialRecommender):
@@ -37,10 +37,10 @@ class LLMRecommender(SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.keeper = StageKeeper(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
+        self.cache = StageCache(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         self.domain = domains.of_dataset(config, dataset)
         self.histories = dataset.histories
-        backbone = load_backbone(config, self._read_domains(config), self.keeper)
+        backbone = load_backbone(config, self._read_domains(config), self.cache)
         self.backbone_name, self.backbone_fingerprint = backbone.name, backbone.fingerprint
         self.lm: Any = backbone.model
         self.tokenizer = backbone.tokenizer
@@ -117,9 +117,9 @@ class LLMRecommender(SequentialRecommender):
     def run_stages(self) -> None:
         """Train or find every stage, then take up the last one's result."""
         stage = self.plan()
-        self.load(self.keeper.run(stage))
+        self.load(self.cache.run(stage))
         self.stages_fingerprint = stage.fingerprint
-        self.trained_parameters = self.keeper.trained(stage)
+        self.trained_parameters = self.cache.trained(stage)
 
     # -- controls ------------------------------------------------------------------------------------------------------
 

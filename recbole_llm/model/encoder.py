@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recbole_llm.evaluation import slices
 from recbole_llm.model.base import LLMRecommender
-from recbole_llm.training.checkpoint import fingerprint
+from recbole_llm.store.files import fingerprint
 
 
 class LLMEncoder(LLMRecommender):

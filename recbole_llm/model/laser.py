@@ -35,19 +35,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.backbone.encoding import encode
-from recbole_llm.backbone.packing import token_batches
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain, Row
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation import experts
+from recbole_llm.llm.encoding import encode
+from recbole_llm.llm.packing import token_batches
+from recbole_llm.model import experts
 from recbole_llm.model.base import text_fields
 from recbole_llm.model.encoder import LLMEncoder
-from recbole_llm.model.m_former import MFormer, MFormerRecipe, Routing, WarmUp, load_balance
-from recbole_llm.training.checkpoint import fingerprint, save_tensors
+from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing, WarmUp, load_balance
+from recbole_llm.store.files import fingerprint, save_tensors
+from recbole_llm.store.progress import progress_bar
+from recbole_llm.store.stages import Stage
 from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
-from recbole_llm.training.progress import progress_bar
-from recbole_llm.training.stages import Stage
 
 POOLINGS = ("suffix", "eos", "mean")
 STATES = ("states", "items", "none")
@@ -59,7 +59,7 @@ class Tower(nn.Module):
     Without ``m_former`` the prefix is L trainable vectors, the same for everybody.
     """
 
-    def __init__(self, recipe: MFormerRecipe, cf_width: int, lm_width: int, *, m_former: bool, prefix: bool, suffix: bool):
+    def __init__(self, recipe: MFormerConfig, cf_width: int, lm_width: int, *, m_former: bool, prefix: bool, suffix: bool):
         super().__init__()
         self.m_former = MFormer(recipe, cf_width, lm_width) if prefix and m_former else None
         self.prefix = nn.Parameter(torch.randn(recipe.length, lm_width) * 0.02) if prefix and not m_former else None  # [L, D]
@@ -79,7 +79,7 @@ class Laser(LLMEncoder):
     """A frozen LLM between a prefix that the M-Former makes of collaborative states and a trainable suffix."""
 
     uses_cf_model = True
-    takes_up_runs = True  # --load_from
+    supports_init_from = True  # --init_from
 
     def __init__(self, config: Any, dataset: Any):
         _check(config)
@@ -87,15 +87,15 @@ class Laser(LLMEncoder):
         self.texts = self.domain.items.described(text_fields(config))
         self.prompts = self._prompt_builder(self.domain)
         self.cf = self._collaborative(config)
-        self.kept_run = config.kept_run
-        if self.kept_run:
+        self.init_run = config.init_run
+        if self.init_run:
             _ = self._run_folders  # refused now where they are gone, not after a training
         self.states, self.transfer_states = config["cf_states"] or "none", config["transfer_states"]
         self.cold_threshold = config["cold_threshold"]
         self.null_share, self.single_share = config["null_share"], config["single_share"]
         self.pooling = config["pooling"]
         self.tau, self.balance_weight = config["temperature"], config["load_balance_weight"]
-        self.recipe = MFormerRecipe.of(config)
+        self.recipe = MFormerConfig.of(config)
         self.train_samples, self.refresh_steps = config["train_samples"], config["refresh_steps"]
         self.batch_size, self.weight_decay = config["laser_batch_size"], config["weight_decay"]
         self.warmup_ratio, self.max_grad_norm = config["warmup_ratio"], config["max_grad_norm"]
@@ -166,8 +166,8 @@ class Laser(LLMEncoder):
     @property
     def _shares_the_space(self) -> bool:
         """Whether the M-Former was trained on this very collaborative model, or is asked to read another one's states."""
-        own = self.keeper.folder(self.cf.stage).name
-        return not self.kept_run or self.transfer_states or own in self.kept_run.record["stages"].values()
+        own = self.cache.folder(self.cf.stage).name
+        return not self.init_run or self.transfer_states or own in self.init_run.record["stages"].values()
 
     @torch.no_grad()
     def _encode(self, tower: Tower, histories: Sequence[Sequence[int]], name: str = "") -> Tensor:
@@ -225,8 +225,8 @@ class Laser(LLMEncoder):
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def plan(self) -> Stage:
-        if self.kept_run:
-            depends = {"run": self.kept_run.record["stages"], **self._reads()}
+        if self.init_run:
+            depends = {"run": self.init_run.record["stages"], **self._reads()}
             return Stage("item-matrix", depends, self._transfer, inputs=(self.cf.stage,))
         inputs = (self.cf.stage,)
         training = {
@@ -258,8 +258,8 @@ class Laser(LLMEncoder):
         }
 
     def load(self, folder: Path) -> None:
-        self.cf.load(self.keeper.folder(self.cf.stage))
-        if self.kept_run:
+        self.cf.load(self.cache.folder(self.cf.stage))
+        if self.init_run:
             self._load_run()
             self.item_matrix = load_file(folder / "item_matrix.safetensors")["items"].to(self.cf.device)
             return
@@ -269,7 +269,7 @@ class Laser(LLMEncoder):
 
     def _load_pair(self) -> None:
         """Take up both towers and the item matrix of phase 1."""
-        folder = self.keeper.folder(self.phase1)
+        folder = self.cache.folder(self.phase1)
         self.tower.load_state_dict(load_file(folder / "user_tower.safetensors"))
         self.item_tower.load_state_dict(load_file(folder / "item_tower.safetensors"))
         self.item_matrix = load_file(folder / "item_matrix.safetensors")["items"].to(self.cf.device)
@@ -283,19 +283,19 @@ class Laser(LLMEncoder):
         except RuntimeError as error:
             reason = str(error).split("\n")[1].strip()
             raise ValueError(
-                f"load_from: the towers of {self.kept_run.path} do not fit this run ({reason}); leave out what changes the "
+                f"init_from: the towers of {self.init_run.path} do not fit this run ({reason}); leave out what changes the "
                 "M-Former, the backbone, or the width of the collaborative model (cf_config)"
             ) from error
 
     @cached_property
     def _run_folders(self) -> tuple[Path, Path]:
         """Where another run keeps the item's and the user's tower."""
-        last = "phase-2" if "phase-2" in self.kept_run.record["stages"] else "phase-1"
-        return self.kept_run.stage("phase-1"), self.kept_run.stage(last)
+        last = "phase-2" if "phase-2" in self.init_run.record["stages"] else "phase-1"
+        return self.init_run.stage("phase-1"), self.init_run.stage(last)
 
     def _transfer(self, out: Path, scratch: Path) -> None:
         """Another run's item tower reads this catalogue."""
-        self.cf.load(self.keeper.folder(self.cf.stage))
+        self.cf.load(self.cache.folder(self.cf.stage))
         self._load_run()
         save_tensors(out / "item_matrix.safetensors", {"items": self.encode_items()})
 
@@ -307,7 +307,7 @@ class Laser(LLMEncoder):
 
     def _warm_up(self, out: Path, scratch: Path) -> None:
         """The M-Former alone, by contrast of behaviour and text."""
-        self.cf.load(self.keeper.folder(self.cf.stage))
+        self.cf.load(self.cache.folder(self.cf.stage))
         self._fresh_towers()
         m_former, width = self.tower.m_former, self.lm.get_input_embeddings().weight.shape[1]
         assert m_former is not None
@@ -325,11 +325,11 @@ class Laser(LLMEncoder):
 
     def _phase1(self, out: Path, scratch: Path) -> None:
         """The item tower takes up the user tower's weights, and encodes the matrix anew, wherever an epoch begins."""
-        self.cf.load(self.keeper.folder(self.cf.stage))
+        self.cf.load(self.cache.folder(self.cf.stage))
         self._fresh_towers()
         before = self.phase1.inputs[0]
         if before is not self.cf.stage:
-            self.tower.load_state_dict(load_file(self.keeper.folder(before) / "user_tower.safetensors"))
+            self.tower.load_state_dict(load_file(self.cache.folder(before) / "user_tower.safetensors"))
         self._refresh()
         # the item tower is nothing that the optimiser moves, but it is half of the pair that is saved and kept
         pair = {**_named("user", self.tower), **_named("item", self.item_tower)}
@@ -345,7 +345,7 @@ class Laser(LLMEncoder):
 
     def _phase2(self, out: Path, scratch: Path) -> None:
         """The user's side against the item matrix of phase 1."""
-        self.cf.load(self.keeper.folder(self.cf.stage))
+        self.cf.load(self.cache.folder(self.cf.stage))
         self._load_pair()
         self._fit("phase2", _named("user", self.tower), self._loss, scratch, validate=True)
         save_tensors(out / "user_tower.safetensors", self.tower.state_dict())
@@ -366,7 +366,7 @@ class Laser(LLMEncoder):
         step is a candidate for the best weights, too.
         """
         settings = self.phases[phase]
-        rows = domains.training_rows([self.domain], window=None, samples=self.train_samples, seed=self.seed)
+        rows = domains.training_examples([self.domain], window=None, samples=self.train_samples, seed=self.seed)
         order = Epochs(len(rows), self.batch_size, self.seed)
         total, every = order.steps * settings["epochs"], self.refresh_steps or order.steps
         if not total:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.model.lora_ranker import LoRARanker
-from recbole_llm.training.stages import Stage
+from recbole_llm.store.stages import Stage
 
 
 class LlamaRec(LoRARanker):
     """One LoRA, trained to name the letter of the next item."""
 
     def __init__(self, config: Any, dataset: Any):
-        if config["scorer"] != "letter":
+        if config["scorer"] != "label":
             raise ValueError(f"scorer: LlamaRec reads the logits of letters, not {config['scorer']}; leave scorer out")
         super().__init__(config, dataset)
 

@@ -1,7 +1,7 @@
 """Rankers that train adapters: the LM stays frozen, LoRA adapters are trained or merged in stages, one of them answers.
 
 A model of the family says how its stages make adapters (:meth:`LoRARanker.plan`, :meth:`LoRARanker.lora_stage`) and which
-of them answers (:meth:`LoRARanker.finished`); all else is here and in ``backbone/lora.py``.
+of them answers (:meth:`LoRARanker.finished`); all else is here and in ``llm/lora.py``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.lora import activate, attach_lora, load_adapters
-from recbole_llm.backbone.scoring import lm_loss
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain, Row
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation.asked_users import AskedUsers
+from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
+from recbole_llm.llm.lora import activate, attach_lora, load_adapters
+from recbole_llm.llm.scoring import lm_loss
+from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.training.finetune import LoRARecipe, finetune
-from recbole_llm.training.stages import Stage
+from recbole_llm.store.stages import Stage
 
 SHUFFLED = "shuffled titles"
 
@@ -34,7 +34,7 @@ class LoRARanker(LLMRanker):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.recipe = LoRARecipe.of(config)
+        self.recipe = LoRATrainingConfig.of(config)
         if self.recipe.train_mode not in ("prefix", "sequence"):
             raise ValueError(f"lora_train_mode: {self.recipe.train_mode} is neither prefix nor sequence")
         if self.recipe.train_mode == "sequence" and (self.prompts.shows_candidates or not self.prompts.is_continuation):
@@ -43,7 +43,7 @@ class LoRARanker(LLMRanker):
                 f"{self.prompt_settings['template']!r}; give --lora_train_mode=prefix"
             )
         self.adapters: dict[str, Path] = {}
-        self.title_probe = config["title_probe"]
+        self.shuffled_title_control = config["shuffled_title_control"]
         self._aliases: Tensor | None = None  # whose title each item bears, [I], while the probe asks
         self._fresh_adapter()
 
@@ -79,9 +79,14 @@ class LoRARanker(LLMRanker):
         super().run_stages()
 
     def lora_stage(
-        self, name: str, sources: Sequence[Domain], *, stop_on_target: bool = True, samples: int | None = None,
+        self,
+        name: str,
+        sources: Sequence[Domain],
+        *,
+        stop_on_target: bool = True,
+        samples: int | None = None,
         of_each: bool = False,
-    ) -> Stage:  # fmt: skip
+    ) -> Stage:
         """A stage that trains one adapter from the pre-trained LM on a mixture of domains.
 
         Args:
@@ -101,11 +106,11 @@ class LoRARanker(LLMRanker):
             "valid": valid and [valid.fingerprint, self.valid_users, self.normalize],
         }
         window = self.prompts.max_history + 1 if self.recipe.train_mode == "sequence" else None
-        drawn = partial(domains.training_rows, sources, window=window, samples=samples, seed=self.seed, of_each=of_each)
+        drawn = partial(domains.training_examples, sources, window=window, samples=samples, seed=self.seed, of_each=of_each)
         return Stage(name, depends, lambda out, scratch: self._train(name, sources, drawn(), valid, out, scratch))
 
     def _train(
-        self, name: str, sources: Sequence[Domain], rows: list[Row], valid: AskedUsers | None, out: Path, scratch: Path
+        self, name: str, sources: Sequence[Domain], rows: list[Row], valid: EvalUsers | None, out: Path, scratch: Path
     ) -> None:
         builders = [self._prompt_builder(domain) for domain in sources]
 
@@ -129,17 +134,32 @@ class LoRARanker(LLMRanker):
             return -float(torch.stack(losses).mean())
 
         finetune(
-            self._bare(), name, rows, encode, self.recipe, pad_token_id=self.pad_token_id, validate=score, out=out,
-            scratch=scratch, save_every=self.save_every, show_progress=self.show_progress,
-        )  # fmt: skip
+            self._bare(),
+            name,
+            rows,
+            encode,
+            self.recipe,
+            pad_token_id=self.pad_token_id,
+            validate=score,
+            out=out,
+            scratch=scratch,
+            save_every=self.save_every,
+            show_progress=self.show_progress,
+        )
 
     def _fresh_adapter(self) -> None:
         """An untrained adapter (it changes nothing), so that RecBole's own loop has something to train."""
         recipe = self.recipe
         self.lm = attach_lora(
-            self.lm, name="default", r=recipe.r, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout,
-            target_modules=recipe.target_modules, use_rslora=recipe.use_rslora, seed=recipe.seed,
-        )  # fmt: skip
+            self.lm,
+            name="default",
+            r=recipe.r,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=recipe.lora_dropout,
+            target_modules=recipe.target_modules,
+            use_rslora=recipe.use_rslora,
+            seed=recipe.seed,
+        )
 
     def _bare(self) -> Any:
         """The frozen LM without any adapter."""
@@ -154,7 +174,7 @@ class LoRARanker(LLMRanker):
         others = list(self.adapters)[1:]
         named: dict[str, Any] = {name: lambda name=name: self.answer_with(name) for name in others}
         named["no adapter"] = lambda: self.answer_with(None)
-        if self.title_probe:
+        if self.shuffled_title_control:
             named |= {SHUFFLED: self.answer_with_shuffled_titles, f"no adapter, {SHUFFLED}": self._alone_with_shuffled_titles}
         return named
 

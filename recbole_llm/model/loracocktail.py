@@ -19,7 +19,7 @@ from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.model.merging_ranker import MergingRanker
-from recbole_llm.training.stages import Stage
+from recbole_llm.store.stages import Stage
 
 
 class LoRACocktail(MergingRanker):

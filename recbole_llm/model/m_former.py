@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class MFormerRecipe:
+class MFormerConfig:
     """Size and routing of an M-Former.
 
     Attributes:
@@ -59,7 +59,7 @@ class MFormerRecipe:
             )
 
     @classmethod
-    def of(cls, config: Any) -> MFormerRecipe:
+    def of(cls, config: Any) -> MFormerConfig:
         """The recipe that a configuration asks for; without ``moe`` there is one expert."""
         recipe = cls(**{name: config[key] for name, key in _KEYS.items()})
         return recipe if config["moe"] else replace(recipe, experts=1, router="hard")
@@ -90,7 +90,7 @@ class Routing(NamedTuple):
 class MFormer(nn.Module):
     """Collaborative states [B, N, H] -> prefix [B, L, D]."""
 
-    def __init__(self, recipe: MFormerRecipe, cf_width: int, lm_width: int):
+    def __init__(self, recipe: MFormerConfig, cf_width: int, lm_width: int):
         super().__init__()
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.lora import load_adapters, lora_modules, mixture
 from recbole_llm.evaluation.plots import heat_map
+from recbole_llm.llm.lora import load_adapters, lora_modules, mixture
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.lora_ranker import LoRARanker
-from recbole_llm.training.stages import Stage
+from recbole_llm.store.stages import Stage
 
 
 class MergingRanker(LoRARanker):
@@ -79,7 +79,7 @@ class MergingRanker(LoRARanker):
         return {"merged": folder / "merged"} | self._folders(self.sources)
 
     def _folders(self, stages: Mapping[str, Stage]) -> dict[str, Path]:
-        return {name: self.keeper.folder(stage) for name, stage in stages.items()}
+        return {name: self.cache.folder(stage) for name, stage in stages.items()}
 
     def _mix(self, out: Path, scratch: Path) -> None:
         folders = self._folders(self.sources)
@@ -93,9 +93,7 @@ class MergingRanker(LoRARanker):
             settings=self.settings,
         )
         self._by_name = problem.by_name
-        merge_adapters(
-            folders, self.method, problem, out / "merged", split=self.split, compress_rank=self.compress_rank
-        )
+        merge_adapters(folders, self.method, problem, out / "merged", split=self.split, compress_rank=self.compress_rank)
 
     # -- what the coefficients are chosen by ---------------------------------------------------------------------------
 
@@ -113,9 +111,7 @@ class MergingRanker(LoRARanker):
                 return candidate_entropy(self.score_histories(histories, candidates))
             shown = candidates.tolist() if self.prompts.shows_candidates else [None] * len(histories)
             prompts = [self.prompts.prompt(history, row) for history, row in zip(histories, shown, strict=True)]
-            return first_k_entropy(
-                self.lm, prompts, self.first_tokens, self.pad_token_id, self.tokenizer.eos_token_id
-            )
+            return first_k_entropy(self.lm, prompts, self.first_tokens, self.pad_token_id, self.tokenizer.eos_token_id)
 
     def _valid_score(self, weights: Tensor) -> float:
         """Labelled validation score at weights [K] or [M, K]: what ``merge: grid`` maximises."""
@@ -153,9 +149,14 @@ class MergingRanker(LoRARanker):
                 values[layers.index(layer), names.index(name) * len(kinds) + kinds.index(kind)] = weight
         file = folder / "coefficients.png"
         heat_map(
-            file, values, rows=layers, columns=[f"{name}: {kind}" for name in names for kind in kinds],
-            title=f"Coefficients by module, merge: {self.method}", row_label="layer", column_label="adapter: module",
-        )  # fmt: skip
+            file,
+            values,
+            rows=layers,
+            columns=[f"{name}: {kind}" for name in names for kind in kinds],
+            title=f"Coefficients by module, merge: {self.method}",
+            row_label="layer",
+            column_label="adapter: module",
+        )
         return [f"coefficients by module: {file}"]
 
 

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.collaborative import CollaborativeModel, Retriever
-from recbole_llm.backbone.scoring import Scorer
+from recbole_llm.classical.collaborative import CollaborativeModel, Retriever
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation.asked_users import AskedUsers
+from recbole_llm.llm.scoring import Scorer
 from recbole_llm.model.base import LLMRecommender, template
-from recbole_llm.training.checkpoint import fingerprint
+from recbole_llm.model.eval_users import EvalUsers
+from recbole_llm.store.files import fingerprint
 
-LETTERS = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
+LABELS = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
 
 
 class LLMRanker(LLMRecommender):
@@ -42,26 +42,26 @@ class LLMRanker(LLMRecommender):
                 f"eval_args: {type(self).__name__} is stopped on validation candidates; for a full ranking of the test items "
                 "give eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}}"
             )
-        self.letters = config["scorer"] == "letter"  # prompts depend on it
+        self.letters = config["scorer"] == "label"  # prompts depend on it
         super().__init__(config, dataset)
         self.prompts = self._prompt_builder(self.domain)
         self.normalize = config["normalize"]
         length = "sum" if self.normalize == "pmi" else self.normalize
         batch_tokens = config["score_batch_tokens"] or (2048 if self._on_cpu else 16384)
         self.scorer = Scorer(config["scorer"], length, self.pad_token_id, batch_tokens)
-        self.negatives = config["candidates"]["number"]
+        self.negatives = config["candidates"]["num_negatives"]
         self.retriever_top = config["retriever_top"]
         self._config = config  # for the retriever, which is configured as a run of its own
         self.top_k_target = config["top_k_target"] or 1
-        self.asked = {phase: AskedUsers(self, phase, found) for phase, found in dataset.candidates.items()}
+        self.asked = {phase: EvalUsers(self, phase, found) for phase, found in dataset.candidates.items()}
 
     def _prompt_settings(self, config: Any) -> dict[str, Any]:
         shared = super()._prompt_settings(config)
         return {
             **shared,
-            "template": template(config, "lettered") if self.letters else shared["template"],
+            "template": template(config, "labelled") if self.letters else shared["template"],
             "candidate_separator": config["candidate_separator"],
-            "labels": LETTERS[: config["candidates"]["number"] + 1] if self.letters else None,
+            "labels": LABELS[: config["candidates"]["num_negatives"] + 1] if self.letters else None,
         }
 
     # -- scores --------------------------------------------------------------------------------------------------------
@@ -83,9 +83,7 @@ class LLMRanker(LLMRecommender):
         scores = self._likelihoods(histories, candidates, users)  # [B, C]
         return scores - self._prior(candidates) if self.normalize == "pmi" else scores
 
-    def _likelihoods(
-        self, histories: Sequence[Sequence[int]], candidates: Tensor, users: Sequence[int] | None = None
-    ) -> Tensor:
+    def _likelihoods(self, histories: Sequence[Sequence[int]], candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
         rows = candidates.tolist()
         shown = rows if self.prompts.shows_candidates else [None] * len(rows)
         asking = self._user_tokens(len(rows))
@@ -141,7 +139,7 @@ class LLMRanker(LLMRecommender):
     @cached_property
     def retriever(self) -> CollaborativeModel:
         """Trained when a full ranking is first asked for."""
-        return Retriever(self._config, self.keeper)
+        return Retriever(self._config, self.cache)
 
     # -- training rows -------------------------------------------------------------------------------------------------
 
@@ -181,7 +179,7 @@ def _listed(target: int, known: set[int], items: np.ndarray, number: int, rng: n
     left = len(items) - len(taken)
     if left < number:
         raise ValueError(
-            f"candidates.number: {number} is too large for list-wise training, a history leaves {left} of the "
+            f"candidates.num_negatives: {number} is too large for list-wise training, a history leaves {left} of the "
             f"{len(items)} items of the training split to list"
         )
     while len(others) < number:

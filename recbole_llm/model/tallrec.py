@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recbole_llm.model.lora_ranker import LoRARanker
-from recbole_llm.training.stages import Stage
+from recbole_llm.store.stages import Stage
 
 
 class TALLRec(LoRARanker):

@@ -26,10 +26,10 @@ from typing import Any
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain
 from recbole_llm.model.merging_ranker import MergingRanker
-from recbole_llm.training.checkpoint import is_complete
-from recbole_llm.training.stages import Stage
+from recbole_llm.store.files import is_complete
+from recbole_llm.store.stages import Stage
 
-SCHEMES = {"hybrid": "WeaveRec", "target": "target only", "all": "data merging", "single": "naive merging"}
+SCHEMES = {"hybrid": "WeaveRec", "target_only": "target only", "data_merging": "data merging", "naive_merging": "naive merging"}
 
 
 class WeaveRec(MergingRanker):
@@ -59,17 +59,17 @@ class WeaveRec(MergingRanker):
     def finished(self, folder: Path) -> dict[str, Path]:
         found = super().finished(folder)
         for adapters in self.controls_by_scheme.values():
-            found |= {name: self.keeper.run(stage) for name, stage in adapters.items()}
+            found |= {name: self.cache.run(stage) for name, stage in adapters.items()}
         return found
 
     def _adapters(self, scheme: str) -> dict[str, Stage]:
         """The adapters that a scheme merges, by name; the target's own comes first."""
-        if scheme == "all":
-            return {SCHEMES["all"]: self._lora([self.domain, *self.others])}
-        found = {SCHEMES["target"]: self._lora([self.domain])}
+        if scheme == "data_merging":
+            return {SCHEMES["data_merging"]: self._lora([self.domain, *self.others])}
+        found = {SCHEMES["target_only"]: self._lora([self.domain])}
         if scheme == "hybrid":
             found |= {f"hybrid {_plain(other)}": self._lora([self.domain, other]) for other in self.others}
-        if scheme == "single":
+        if scheme == "naive_merging":
             found |= {f"{_plain(other)} only": self._lora([other]) for other in self.others}
         return found
 
@@ -83,7 +83,7 @@ class WeaveRec(MergingRanker):
         """How many adapters this run trains, and which of them are there already."""
         stages = {stage.name: stage for adapters in schemes for stage in adapters.values()}
         count = 1 + len(self.others)
-        kept = [name for name, stage in stages.items() if is_complete(self.keeper.folder(stage))]
+        kept = [name for name, stage in stages.items() if is_complete(self.cache.folder(stage))]
         missing = [name for name in stages if name not in kept]
         self.logger.info(
             f"weave of {count} domains: {count} single-domain and {count * (count - 1) // 2} hybrid adapters serve them all as "

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.training import checkpoint
-from recbole_llm.training.progress import progress_bar
-from recbole_llm.training.stages import count_trained
+from recbole_llm.store import files
+from recbole_llm.store.progress import progress_bar
+from recbole_llm.store.stages import count_trained
 
 logger = getLogger()
 
@@ -147,9 +147,7 @@ class TrainingLoop:
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise ValueError(
-                f"{self.name}: the {what} is {value} at step {self.state.step}; lower `{self.learning_rate_key}`"
-            )
+            raise ValueError(f"{self.name}: the {what} is {value} at step {self.state.step}; lower `{self.learning_rate_key}`")
 
     # -- early stopping ------------------------------------------------------------------------------------------------
 
@@ -160,9 +158,9 @@ class TrainingLoop:
 
     def _validate(self) -> None:
         assert self.validate is not None
-        random_state = checkpoint.rng_state()
+        random_state = files.rng_state()
         score = self.validate()
-        checkpoint.restore_rng(*random_state)  # looking must not change what follows
+        files.restore_rng(*random_state)  # looking must not change what follows
         self._check_finite("validation score", score)
         self.state.validations.append({"step": self.state.step, "score": score})
         if self.state.best_score is None or score > self.state.best_score:
@@ -180,16 +178,16 @@ class TrainingLoop:
 
     def _save(self) -> None:
         assert self.folder is not None
-        random_tensors, random_values = checkpoint.rng_state()
+        random_tensors, random_values = files.rng_state()
         groups: dict[str, Mapping[str, Tensor]] = {
             "weights": dict(self.parameters),
             "best": self.best,
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "optimizer": files.optimizer_tensors(self.optimizer),
             "rng": random_tensors,
         }
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
         values: dict[str, Any] = {"loop": asdict(self.state), "rng": random_values}
-        checkpoint.save_state(self.folder / f"step-{self.state.step}", tensors, values)
+        files.save_state(self.folder / f"step-{self.state.step}", tensors, values)
         for other in self._saves():
             if other.name != f"step-{self.state.step}":
                 shutil.rmtree(other)
@@ -202,8 +200,8 @@ class TrainingLoop:
     def _resume(self) -> None:
         for folder in self._saves():
             try:
-                tensors, values = checkpoint.load_state(folder)
-            except checkpoint.DamagedError as error:
+                tensors, values = files.load_state(folder)
+            except files.DamagedError as error:
                 logger.warning(f"{self.name}: {error}; not resumed from it")
                 continue
             groups: dict[str, dict[str, Tensor]] = {}
@@ -215,11 +213,11 @@ class TrainingLoop:
                     parameter.copy_(groups["weights"][name])
             device = next(iter(self.parameters.values())).device
             self.best = {name: tensor.to(device) for name, tensor in groups.get("best", {}).items()}
-            checkpoint.restore_optimizer(self.optimizer, groups.get("optimizer", {}))
+            files.restore_optimizer(self.optimizer, groups.get("optimizer", {}))
             self.state = LoopState(**values["loop"])
             if self.scheduler is not None:
                 self._forward_scheduler()
-            checkpoint.restore_rng(groups["rng"], values["rng"])
+            files.restore_rng(groups["rng"], values["rng"])
             logger.info(f"{self.name}: goes on from step {self.state.step} of {self.total_steps}")
             return
 

@@ -85,9 +85,14 @@ class MuonAdamW(torch.optim.Optimizer):
             [state["square"] for state in states],
             [],
             [state["step"] for state in states],
-            amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"],
-            eps=group["eps"], maximize=False,
-        )  # fmt: skip
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:

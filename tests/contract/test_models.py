@@ -79,7 +79,7 @@ def test_what_is_kept_gives_bit_equal_ranks(made, assemble):
     loaded = assemble(made.name, made.settings)
     if hasattr(loaded.model, "run_stages"):
         loaded.trainer.fit(loaded.train, loaded.valid)
-        assert not any(loaded.model.keeper.seconds.values())
+        assert not any(loaded.model.cache.seconds.values())
         result = loaded.trainer.evaluate(loaded.test)
     else:
         loaded.trainer.eval_collector.data_collect(loaded.train)

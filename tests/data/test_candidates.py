@@ -21,10 +21,15 @@ def toy(**changes: Any) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     histories = [rng.choice(np.arange(1, ITEMS + 1), size=15, replace=False) for _ in USER_IDS[1:]]
     arguments = {
-        "users": USER_IDS[1:], "targets": [int(history[0]) for history in histories],
-        "exclude": [set(history[1:].tolist()) for history in histories], "titles": TITLES, "item_ids": IDS,
-        "number": 19, "seed": 2020, "split": "test",
-    }  # fmt: skip
+        "users": USER_IDS[1:],
+        "targets": [int(history[0]) for history in histories],
+        "exclude": [set(history[1:].tolist()) for history in histories],
+        "titles": TITLES,
+        "item_ids": IDS,
+        "number": 19,
+        "seed": 2020,
+        "split": "test",
+    }
     return arguments | changes
 
 
@@ -44,10 +49,18 @@ def test_rows_are_sound(weights: np.ndarray | None) -> None:
 
 
 def test_titles_count_as_equal_whatever_their_case_and_spacing() -> None:
-    rows = draw(["u"] * 50, [1] * 50, [()] * 50, ["", "Soap", "soap", " SOAP  ", "a  B", "A b"],
-                ["[PAD]", *"vwxyz"], number=1, seed=0, split="test")  # fmt: skip
+    rows = draw(
+        ["u"] * 50,
+        [1] * 50,
+        [()] * 50,
+        ["", "Soap", "soap", " SOAP  ", "a  B", "A b"],
+        ["[PAD]", *"vwxyz"],
+        number=1,
+        seed=0,
+        split="test",
+    )
     assert set(rows.flatten().tolist()) <= {1, 4, 5}
-    with pytest.raises(ValueError, match=r"candidates\.number: 2 is too large, user 'u' has only 1 items"):
+    with pytest.raises(ValueError, match=r"candidates\.num_negatives: 2 is too large, user 'u' has only 1 items"):
         draw(["u"], [1], [()], ["", "Soap", "soap", "a b", "A  B"], ["[PAD]", *"wxyz"], number=2, seed=0, split="test")
 
 
@@ -64,9 +77,9 @@ def test_the_last_item_of_the_catalogue_is_found() -> None:
 
 
 def test_catalogue_too_small() -> None:
-    with pytest.raises(ValueError, match=r"candidates\.number: 19 is too large, user 'u1' has only"):
+    with pytest.raises(ValueError, match=r"candidates\.num_negatives: 19 is too large, user 'u1' has only"):
         draw(**toy(exclude=[set(range(1, 50))] * 40))
-    with pytest.raises(ValueError, match=r"candidates\.number: 0"):
+    with pytest.raises(ValueError, match=r"candidates\.num_negatives: 0"):
         draw(**toy(number=0))
 
 
@@ -146,8 +159,17 @@ def test_popularity_follows_the_weights() -> None:
 def test_popularity_holds_when_all_that_is_popular_is_history() -> None:
     users = [f"u{user}" for user in range(2_000)]
     weights = np.array([0, 1e12, 1, 3, 0])
-    rows = draw(users, [4] * len(users), [{1}] * len(users), ["", *"abcd"], ["[PAD]", *"wxyz"], number=1, seed=1,
-                split="t", weights=weights)  # fmt: skip
+    rows = draw(
+        users,
+        [4] * len(users),
+        [{1}] * len(users),
+        ["", *"abcd"],
+        ["[PAD]", *"wxyz"],
+        number=1,
+        seed=1,
+        split="t",
+        weights=weights,
+    )
     counts = torch.bincount(rows[rows != 4], minlength=4)
     assert counts[1] == 0 and chisquare(counts[2:], [500, 1500]).pvalue > 0.001
 
@@ -273,6 +295,7 @@ def test_a_file_for_other_targets_is_drawn_anew(stored: tuple[Path, CandidateSet
 
 def test_item_ids_with_spaces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="item id 'a b' is empty or holds white space"):
-        module.write_candidates(tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), USER_IDS,
-                                ["[PAD]", "a b"])  # fmt: skip
+        module.write_candidates(
+            tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), USER_IDS, ["[PAD]", "a b"]
+        )
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.dataset import create_dataset, data_preparation
+from recbole_llm.data.loading import create_dataset, data_preparation
 
 USERS, LENGTH = 25, 8
 
@@ -250,9 +250,7 @@ def test_offline_names_folder_files_and_the_embedded_dataset(tmp_path: Path) -> 
 
 
 def test_unknown_dataset(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"--dataset=nosuch: RecBole knows no download .*nosuch\.inter.*ml-100k"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"--dataset=nosuch: RecBole knows no download .*nosuch\.inter.*ml-100k"):
         load("Pop", "nosuch", tmp_path)
 
 

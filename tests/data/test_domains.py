@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data import domains
-from recbole_llm.data.dataset import Histories, create_dataset
 from recbole_llm.data.domains import Domain
+from recbole_llm.data.histories import Histories
 from recbole_llm.data.items import ItemTexts
+from recbole_llm.data.loading import create_dataset
 
 
 def catalogue(categories: list[str]) -> ItemTexts:
@@ -76,9 +77,7 @@ def test_no_held_out_item_stands_in_any_domain(
         assert all(any(set(history.tolist()) <= items for items in whole) for history in view.histories)
 
 
-def test_other_datasets_are_read_with_their_own_texts(
-    config: LLMConfig, target: tuple[Domain, Histories], tiny: Domain
-) -> None:
+def test_other_datasets_are_read_with_their_own_texts(config: LLMConfig, target: tuple[Domain, Histories], tiny: Domain) -> None:
     other = domains.load(["other"], config, target)[0]
     assert other.name == "other" and other.items.titles[1].startswith("The ")
     assert len(other.histories) == 60 and other.fingerprint != tiny.fingerprint
@@ -86,10 +85,15 @@ def test_other_datasets_are_read_with_their_own_texts(
 
 def test_fingerprint_follows_texts_words_and_histories() -> None:
     changed = [
-        domain([[1, 2], [3]]), domain([[1, 3], [3]]), domain([[1, 2, 3]]), domain([[1], [2, 3]]),
-        domain([[1, 2], [3]], noun="book"), domain([[1, 2], [3]], verb="read"), domain([[1, 2], [3]], name="e"),
+        domain([[1, 2], [3]]),
+        domain([[1, 3], [3]]),
+        domain([[1, 2, 3]]),
+        domain([[1], [2, 3]]),
+        domain([[1, 2], [3]], noun="book"),
+        domain([[1, 2], [3]], verb="read"),
+        domain([[1, 2], [3]], name="e"),
         domain([[1, 2], [3]], ["b"] * 9),
-    ]  # fmt: skip
+    ]
     assert len({found.fingerprint for found in changed}) == len(changed)
     assert domain([[1, 2], [3]]).fingerprint == changed[0].fingerprint
 
@@ -162,7 +166,7 @@ lengths = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=5), min_siz
 @given(mixture=lengths, window=st.one_of(st.none(), st.integers(1, 8)), seed=st.integers(0, 5))
 def test_every_target_is_covered_exactly_once(mixture: list[list[int]], window: int | None, seed: int) -> None:
     sources = [domain([list(range(size)) for size in sizes]) for sizes in mixture]
-    rows = domains.training_rows(sources, window=window, samples=None, seed=seed)
+    rows = domains.training_examples(sources, window=window, samples=None, seed=seed)
     covered = Counter(
         (row.domain, row.user, target) for row in rows for target in range(row.end, max(0, row.end - (window or 1)), -1)
     )
@@ -172,18 +176,18 @@ def test_every_target_is_covered_exactly_once(mixture: list[list[int]], window: 
 
 def test_samples_are_drawn_by_the_seed_without_repeating() -> None:
     source = [domain([list(range(9))] * 20)]
-    whole = domains.training_rows(source, window=None, samples=None, seed=1)
-    some = domains.training_rows(source, window=None, samples=30, seed=1)
-    assert some == domains.training_rows(source, window=None, samples=30, seed=1) == whole[:30]
-    assert some != domains.training_rows(source, window=None, samples=30, seed=2)
+    whole = domains.training_examples(source, window=None, samples=None, seed=1)
+    some = domains.training_examples(source, window=None, samples=30, seed=1)
+    assert some == domains.training_examples(source, window=None, samples=30, seed=1) == whole[:30]
+    assert some != domains.training_examples(source, window=None, samples=30, seed=2)
     assert len(set(some)) == 30 and len(whole) == 160
-    assert domains.training_rows(source, window=None, samples=10_000, seed=1) == whole
+    assert domains.training_examples(source, window=None, samples=10_000, seed=1) == whole
 
 
 def test_of_each_domain_as_many_rows_and_the_same_ones_in_every_mixture() -> None:
     one, other = domain([list(range(9))] * 20), domain([list(range(5))] * 3)  # 160 and 12 rows
-    alone = domains.training_rows([one], window=None, samples=30, seed=1, of_each=True)
-    both = domains.training_rows([other, one], window=None, samples=30, seed=1, of_each=True)
+    alone = domains.training_examples([one], window=None, samples=30, seed=1, of_each=True)
+    both = domains.training_examples([other, one], window=None, samples=30, seed=1, of_each=True)
     assert Counter(row.domain for row in both) == {0: 12, 1: 30}
     assert {row[1:] for row in alone} == {row[1:] for row in both if row.domain == 1}
     assert [row.domain for row in both] not in ([0] * 12 + [1] * 30, [1] * 30 + [0] * 12)  # shuffled
@@ -199,4 +203,4 @@ def test_united_domains_have_one_numbering() -> None:
 
 def test_a_mixture_without_a_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="d, e: no user has two training interactions"):
-        domains.training_rows([domain([[1]]), domain([[]], name="e")], window=None, samples=None, seed=0)
+        domains.training_examples([domain([[1]]), domain([[]], name="e")], window=None, samples=None, seed=0)

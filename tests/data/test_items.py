@@ -64,15 +64,29 @@ def test_items_without_a_title(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_duplicate_titles_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [
-        "1\tCape Fear\t1962", "2\tCape Fear\t1991", "3\tHeat\t1995\tWarner", "4\tHeat\t1995\tRegency",
-        "5\tSoap", "6\tsoap", "7\tSolo\t2018", "8\tDawn (2002)\t2002", "9\tDawn (2002)\t2002",
-    ]  # fmt: skip
+        "1\tCape Fear\t1962",
+        "2\tCape Fear\t1991",
+        "3\tHeat\t1995\tWarner",
+        "4\tHeat\t1995\tRegency",
+        "5\tSoap",
+        "6\tsoap",
+        "7\tSolo\t2018",
+        "8\tDawn (2002)\t2002",
+        "9\tDawn (2002)\t2002",
+    ]
     with caplog.at_level(logging.INFO):
         items = read(tmp_path, lines)
     assert items.names[1:] == [
-        "Cape Fear (1962)", "Cape Fear (1991)", "Heat (1995) (Warner)", "Heat (1995) (Regency)",
-        "Soap (5)", "soap (6)", "Solo", "Dawn (2002) (8)", "Dawn (2002) (9)",
-    ]  # fmt: skip
+        "Cape Fear (1962)",
+        "Cape Fear (1991)",
+        "Heat (1995) (Warner)",
+        "Heat (1995) (Regency)",
+        "Soap (5)",
+        "soap (6)",
+        "Solo",
+        "Dawn (2002) (8)",
+        "Dawn (2002) (9)",
+    ]
     assert items.titles[1] == items.titles[2] == "Cape Fear"
     assert [record.getMessage()[:21] for record in caplog.records] == ["8 items share their t"]
 
@@ -145,9 +159,13 @@ def test_an_item_described_by_the_columns_that_say_something(tmp_path: Path) -> 
     lines = ["a\tHay\tKaytee\tFood, hay", "b\tCage\t\tHomes", "c\tBall", "d\tHay\tOxbow\t", "e"]
     items = read(tmp_path, lines, header, year_field=None, category_field=None)
     assert items.described(["brand", "main_category"]) == [
-        "", "Hay (Kaytee) (brand: Kaytee, main category: Food, hay)", "Cage (main category: Homes)", "Ball",
-        "Hay (Oxbow) (brand: Oxbow)", "item e",
-    ]  # fmt: skip
+        "",
+        "Hay (Kaytee) (brand: Kaytee, main category: Food, hay)",
+        "Cage (main category: Homes)",
+        "Ball",
+        "Hay (Oxbow) (brand: Oxbow)",
+        "item e",
+    ]
     assert items.described(["main_category", "brand"])[1] == "Hay (Kaytee) (main category: Food, hay, brand: Kaytee)"
     assert items.described([]) == items.names
     with pytest.raises(ValueError, match="text_fields: .* no column 'title'; there is brand, main_category"):

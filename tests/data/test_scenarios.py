@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from recbole_llm.classical.sequence import training_histories
 from recbole_llm.config import LLMConfig, properties_folder
 from recbole_llm.data import scenarios
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.data.dataset import Histories, create_dataset, data_preparation
+from recbole_llm.data.histories import Histories
+from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.protocol import attach_candidates, candidate_set
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.training.sequence import training_histories
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "new": {"new_items": 0.2},
@@ -108,13 +109,17 @@ def test_lots_depend_on_seed_purpose_and_token_alone() -> None:
 @pytest.mark.parametrize(
     ("history", "left"),  # capitals are new
     [
-        ("abcXdYeZ", "abcdeZ"), ("abcXdef", "abcX"), ("abXcdYe", "abcdY"), ("abXc", "abc"), ("abX", "ab"),
-        ("XYabcZZd", "abcZ"), ("abcd", "abcd"), ("XYZ", ""),
+        ("abcXdYeZ", "abcdeZ"),
+        ("abcXdef", "abcX"),
+        ("abXcdYe", "abcdY"),
+        ("abXc", "abc"),
+        ("abX", "ab"),
+        ("XYabcZZd", "abcZ"),
+        ("abcd", "abcd"),
+        ("XYZ", ""),
     ],
-)  # fmt: skip
-def test_the_last_new_item_after_three_others_ends_a_history(
-    history: str, left: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+)
+def test_the_last_new_item_after_three_others_ends_a_history(history: str, left: str, monkeypatch: pytest.MonkeyPatch) -> None:
     item_ids = ["[PAD]", *"abcdefXYZ"]
     monkeypatch.setattr(scenarios, "draw_lots", lambda *_: np.array([0.0, *[0.9] * 6, *[0.1] * 3]))
     config = {**dict.fromkeys(scenarios.KEYS), "new_items": 0.5, "candidates": {"seed": 1}}
@@ -136,9 +141,7 @@ def test_the_last_new_item_after_three_others_ends_a_history(
         ("from", "train_dataset: other holds 40 of 80 items and 60 of 120 users out of .*; 60 users are asked at test, 60 at"),
     ],
 )
-def test_the_log_says_what_was_held_out(
-    name: str, line: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_says_what_was_held_out(name: str, line: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         built = build("Pop", settings, **SCENARIOS[name])
     assert re.search(line, caplog.text)
@@ -320,7 +323,7 @@ def test_a_dataset_without_titles_will_do_for_classical_models(
 
 def test_another_model_of_the_run_has_its_scenario_and_another_dataset_has_none(settings: dict[str, Any]) -> None:
     for values in SCENARIOS.values():
-        config = LLMConfig("TALLRec", "tiny", config_dict={**settings, **values, "candidates": {"seed": 5, "number": 3}})
+        config = LLMConfig("TALLRec", "tiny", config_dict={**settings, **values, "candidates": {"seed": 5, "num_negatives": 3}})
         (key,) = values
         other = config.for_model("SASRec", {"eval_args": {"mode": "full"}})
         assert (other[key], other["candidates"]["seed"]) == (config[key], 5)
@@ -329,7 +332,7 @@ def test_another_model_of_the_run_has_its_scenario_and_another_dataset_has_none(
         assert scenarios.active(config.for_dataset("tiny")) == key  # as one of general_datasets it would tell what is held out
         whole = config.for_dataset("tiny", whole=True)
         assert scenarios.active(whole) is None and whole["category_field"] == "genre"
-    plain = LLMConfig("TALLRec", "tiny", config_dict={**settings, "candidates": {"seed": 5, "number": 3}})
+    plain = LLMConfig("TALLRec", "tiny", config_dict={**settings, "candidates": {"seed": 5, "num_negatives": 3}})
     assert plain.for_model("SASRec", {})["candidates"]["seed"] == 2020  # no scenario, nothing that it would change
 
 
@@ -350,7 +353,7 @@ def test_a_full_ranking_across_two_catalogues_is_refused(settings: dict[str, Any
 
 @pytest.mark.parametrize("source", ["popularity", "retriever"])
 def test_candidates_by_what_training_knows(source: str, settings: dict[str, Any]) -> None:
-    candidates = {"source": source, "number": 9}
+    candidates = {"source": source, "num_negatives": 9}
     values = {"candidates": candidates, "retriever_config": {"epochs": 1}}
     for name in ("new", "from"):
         with pytest.raises(ValueError, match=f"source {source} draws by what training knows.*that {next(iter(SCENARIOS[name]))}"):

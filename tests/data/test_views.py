@@ -9,12 +9,18 @@ import pytest
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data import domains, views
-from recbole_llm.data.dataset import create_dataset
+from recbole_llm.data.loading import create_dataset
 from recbole_llm.quick_start import run_recbole_llm
 
 ITEMS = {  # `a` has four items, `b` three and `c` two
-    "i1": "a", "i2": "a b", "i3": "a b", "i4": "a c", "i5": "b c", "i6": "", "i7": "d",
-}  # fmt: skip
+    "i1": "a",
+    "i2": "a b",
+    "i3": "a b",
+    "i4": "a c",
+    "i5": "b c",
+    "i6": "",
+    "i7": "d",
+}
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_any_model_runs_on_a_view_and_reads_its_texts(settings: dict[str, Any], 
     view = domains.of_dataset(config, dataset)
     assert view.noun == "film" and config["category_field"] == "genre" and view.items.titles[1].startswith("The ")
     assert all("drama" in kinds for kinds in view.items.fields["genre"][1:])
-    result = run_recbole_llm("Pop", "tiny-drama", config_dict={**plain, "candidates": {"number": 5}})
+    result = run_recbole_llm("Pop", "tiny-drama", config_dict={**plain, "candidates": {"num_negatives": 5}})
     assert 0 < result["test_result"]["hit@5"] <= 1
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.training.checkpoint import sha256_file
+from recbole_llm.store.files import sha256_file
 from recbole_llm.training.loop import TrainingLoop
 
 pytestmark = pytest.mark.slow
@@ -31,13 +31,13 @@ MOMENTS = {  # the call that the process does not live to make: which function, 
     "base spirit: the save before is removed": ("shutil:rmtree", 1, "step-5"),
     "base spirit: its result is renamed": ("os:replace", 1, "base-spirit-"),
     "ingredient: between a step and its save": (SAVE, 19, ""),
-    "ingredient: a validation": ("recbole_llm.evaluation.asked_users:AskedUsers.score", 2, ""),
+    "ingredient: a validation": ("recbole_llm.model.eval_users:EvalUsers.score", 2, ""),
     "ingredient: the last step": (STEP, 28, ""),
     "ingredient: its result is renamed": ("os:replace", 1, "ingredient-"),
     "cocktail: the entropy is measured": ("recbole_llm.model.merging_ranker:MergingRanker._entropy", 4, ""),
     "cocktail: the mixture is renamed": ("os:replace", 1, "merged"),
-    "evaluation": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 2, ""),
-    "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 4, ""),
+    "evaluation": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 2, ""),
+    "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 4, ""),
     "the record is renamed": ("os:replace", 1, "record.json"),
 }
 EPOCH = "recbole.trainer.trainer:Trainer._train_epoch"
@@ -54,18 +54,24 @@ ALLMREC_MOMENTS = {
     "projection: its first step": (STEP, 7, ""),
     "projection: a later step": (STEP, 9, ""),
     "projection: between a step and its save": (SAVE, 9, ""),
-    "projection: a validation": ("recbole_llm.evaluation.asked_users:AskedUsers.score", 3, ""),
+    "projection: a validation": ("recbole_llm.model.eval_users:EvalUsers.score", 3, ""),
     "projection: its result is renamed": ("os:replace", 1, "projection-"),
-    "evaluation": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 2, ""),
-    "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 4, ""),
+    "evaluation": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 2, ""),
+    "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 4, ""),
 }
 GOES_ON = {  # moments at which a training has a save to go on from
-    "alignment: a step", "alignment: a save is renamed", "alignment: the save before is removed",
-    "alignment: between a step and its save", "between alignment and projection", "projection: a later step",
-    "projection: between a step and its save", "projection: a validation", "projection: its result is renamed",
-}  # fmt: skip
+    "alignment: a step",
+    "alignment: a save is renamed",
+    "alignment: the save before is removed",
+    "alignment: between a step and its save",
+    "between alignment and projection",
+    "projection: a later step",
+    "projection: between a step and its save",
+    "projection: a validation",
+    "projection: its result is renamed",
+}
 VALID = "recbole_llm.model.encoder:LLMEncoder.valid_score"
-BATCH = "recbole_llm.training.trainer:StageTrainer._full_sort_batch_eval"
+BATCH = "recbole_llm.classical.trainer:StageTrainer._full_sort_batch_eval"
 LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch, and refreshes the item matrix before the steps 0, 3 and 6; phase 2 has 4
     "phase 1: a step in an epoch, between two refreshes": (STEP, 6, ""),
     "phase 1: the item matrix is encoded anew": ("recbole_llm.model.laser:Laser.encode_items", 2, ""),
@@ -81,7 +87,7 @@ WEAVE_MOMENTS = {  # two views, so two hybrids and two single-domain controls, o
     "a hybrid: a step": (STEP, 22, ""),
     "the weave is renamed": ("os:replace", 1, "weave-"),
     "data merging: its result is renamed": ("os:replace", 1, "lora-tiny+tiny-comedy+tiny-drama-"),
-    "a control is evaluated": ("recbole_llm.training.trainer:ProtocolTrainer._candidate_scores", 5, ""),
+    "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 5, ""),
 }
 FLEETING = {"seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config"}
 
@@ -184,10 +190,7 @@ def test_killed_while_the_builtin_lm_is_trained(cpu_settings, tmp_path):
     killed(settings, (STEP, 5, ""), "TALLRec")
     assert lasting(run(settings, "TALLRec")) == lasting(run(untouched, "TALLRec"))
     # an adapter's config names the folder of its base model, and so where it stands: weights are compared
-    weights = [
-        {name: digest for name, digest in kept(some).items() if ".safetensors" in name}
-        for some in (settings, untouched)
-    ]
+    weights = [{name: digest for name, digest in kept(some).items() if ".safetensors" in name} for some in (settings, untouched)]
     assert weights[0] == weights[1] and len(weights[0]) == 2  # the builtin LM and its adapter
 
 

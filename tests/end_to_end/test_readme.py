@@ -61,9 +61,7 @@ def test_a_wheel_holds_the_property_files_and_every_module(tmp_path):
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     names = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "recbole_llm", "properties"]
-    subprocess.run(
-        ["cp", "-r", *(str(ROOT / name) for name in names if (ROOT / name).exists()), str(checkout)], check=True
-    )
+    subprocess.run(["cp", "-r", *(str(ROOT / name) for name in names if (ROOT / name).exists()), str(checkout)], check=True)
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('..'))"
     done = subprocess.run([sys.executable, "-c", build], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

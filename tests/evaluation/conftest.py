@@ -25,12 +25,24 @@ def run(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory
         key = json.dumps([model, values], sort_keys=True, default=str)
         if key not in kept:
             settings = {
-                "data_path": str(data_path), "checkpoint_dir": str(folder / str(len(kept))), "show_progress": False,
-                "epochs": 1, "train_batch_size": 64, "candidates": {"number": 9}, "topk": [1, 5],
-                "valid_metric": "NDCG@5", "llm_path": str(tiny_lm), "train_samples": 16, "lora_epochs": 1,
-                "lora_batch_size": 8, "r": 4, "max_history": 5, "valid_users": 10, "prompt": "history",
+                "data_path": str(data_path),
+                "checkpoint_dir": str(folder / str(len(kept))),
+                "show_progress": False,
+                "epochs": 1,
+                "train_batch_size": 64,
+                "candidates": {"num_negatives": 9},
+                "topk": [1, 5],
+                "valid_metric": "NDCG@5",
+                "llm_path": str(tiny_lm),
+                "train_samples": 16,
+                "lora_epochs": 1,
+                "lora_batch_size": 8,
+                "r": 4,
+                "max_history": 5,
+                "valid_users": 10,
+                "prompt": "history",
                 "lora_train_mode": "sequence",
-            }  # fmt: skip
+            }
             before = Path.cwd()
             os.chdir(folder)
             try:

@@ -50,9 +50,7 @@ def test_a_cell_without_a_value_is_empty_and_long_labels_have_room(
 ) -> None:
     written = cells(monkeypatch)
     columns = ["target only: q_proj", "a hybrid of a long name: down_proj"]
-    plots.heat_map(
-        tmp_path / "map.png", np.array([[0.5, np.nan], [-0.25, 1.0]]), rows=["0", "1"], columns=columns, **LABELS
-    )
+    plots.heat_map(tmp_path / "map.png", np.array([[0.5, np.nan], [-0.25, 1.0]]), rows=["0", "1"], columns=columns, **LABELS)
     assert written == ["0.50", "-0.25", "1.00"] and not recwarn.list
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.dataset import create_dataset
+from recbole_llm.data.loading import create_dataset
 from recbole_llm.evaluation.protocol import candidate_set
 
 MODELS = ["Pop", "BPR", "SASRec", "NeuMF", "TALLRec"]
@@ -57,7 +57,7 @@ def test_neither_seed_nor_model_nor_batch_size_changes_them(settings: dict[str, 
         )
     }
     assert len(shas) == 1
-    assert candidates(settings, candidates={"number": 9, "seed": 1}).sha256 not in shas
+    assert candidates(settings, candidates={"num_negatives": 9, "seed": 1}).sha256 not in shas
 
 
 def test_candidates_hold_the_target_and_nothing_known(settings: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def test_validation_does_not_know_the_test_items(settings: dict[str, Any], data_
     other = {**settings, "data_path": str(folder.parent), "checkpoint_dir": str(tmp_path / "other")}
     for source in ("uniform", "popularity"):
         for phase in ("valid", "test"):
-            shas = [candidates(s, phase, candidates={"number": 9, "source": source}).sha256 for s in (settings, other)]
+            shas = [candidates(s, phase, candidates={"num_negatives": 9, "source": source}).sha256 for s in (settings, other)]
             assert (shas[0] == shas[1]) == (phase == "valid")
 
 
@@ -99,7 +99,7 @@ def test_popularity_prefers_popular_items(settings: dict[str, Any]) -> None:
     counts = np.bincount(np.concatenate([histories.train(user) for user in range(1, 61)]), minlength=41)
 
     def popularity(source: str) -> float:
-        found = candidates(settings, candidates={"number": 3, "source": source})
+        found = candidates(settings, candidates={"num_negatives": 3, "source": source})
         others = found.items[found.items != found.targets[:, None]]
         return float(counts[others].mean())
 

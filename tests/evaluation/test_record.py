@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from recbole.model.general_recommender import Pop
 
-from recbole_llm.evaluation.evaluator import Ranks
-from recbole_llm.evaluation.record import KeptRun, Row, table
+from recbole_llm.evaluation.ranks import Ranks
+from recbole_llm.evaluation.record import Row, table
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.training.stages import Stage, StageKeeper
+from recbole_llm.store.runs import SavedRun
+from recbole_llm.store.stages import Stage, StageCache
 
 Run = Callable[..., Any]
 
@@ -45,7 +46,7 @@ def test_a_record_holds_what_section_3_of_the_design_asks_for(run: Run) -> None:
     assert (record["model"], record["dataset"], record["seed"]) == ("BPR", "tiny", 2020)
     assert set(record["ranks"]["BPR"]) == {f"u{user}" for user in range(60)}  # tokens, not internal ids
     assert all(1 <= rank <= 10 for rank in record["ranks"]["BPR"].values())
-    assert record["config"]["candidates"] == {"source": "uniform", "number": 9, "seed": 2020, "file": None}
+    assert record["config"]["candidates"] == {"source": "uniform", "num_negatives": 9, "seed": 2020, "file": None}
     assert {len(record["candidates_sha256"][phase]) for phase in ("valid", "test")} == {64}
     assert {"recbole_llm", "python", "recbole", "torch", "transformers", "peft"} <= record["versions"].keys()
     assert record["seconds"]["train"] > 0 and record["seconds"]["evaluate"] > 0
@@ -196,11 +197,11 @@ def kept(tmp_path: Path) -> Path:
     def build(out: Path, scratch: Path) -> None:
         (out / "weights").write_text("weights")
 
-    keeper = StageKeeper(tmp_path / "saved" / "stages")
-    keeper.run(Stage("lm", {}, build))
+    cache = StageCache(tmp_path / "saved" / "stages")
+    cache.run(Stage("lm", {}, build))
     folder = tmp_path / "saved" / "runs" / "Laser-ml-100k-1234abcd"
     folder.mkdir(parents=True)
-    record = {"model": "Laser", "dataset": "ml-100k", "config": {}, "stages": {"lm": keeper.folders["lm"].name}}
+    record = {"model": "Laser", "dataset": "ml-100k", "config": {}, "stages": {"lm": cache.folders["lm"].name}}
     (folder / "record.json").write_text(json.dumps(record))
     return folder
 
@@ -212,51 +213,51 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 
 def test_a_kept_run_is_read_from_its_folder_or_its_record(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = KeptRun.read(kept)
+    run = SavedRun.read(kept)
     assert run.record["model"] == "Laser" and run.root == kept.parents[1]
     assert (run.stage("lm") / "weights").read_text() == "weights" and run.stage("lm").parent == run.root / "stages"
     monkeypatch.chdir(kept)
-    assert all(KeptRun.read(given) == run for given in (str(kept), kept / "record.json", ".", f"../{kept.name}/record.json"))
+    assert all(SavedRun.read(given) == run for given in (str(kept), kept / "record.json", ".", f"../{kept.name}/record.json"))
 
 
 def test_a_kept_run_that_was_moved_with_its_stages_is_found(kept: Path, tmp_path: Path) -> None:
     kept.parents[1].rename(tmp_path / "elsewhere")
-    moved = KeptRun.read(tmp_path / "elsewhere" / "runs" / kept.name)
+    moved = SavedRun.read(tmp_path / "elsewhere" / "runs" / kept.name)
     assert moved.stage("lm").is_relative_to(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("given", ["nowhere", "nowhere/record.json", "saved", ""])
 def test_a_kept_run_that_is_not_there_is_refused(given: str, kept: Path) -> None:
-    with pytest.raises(ValueError, match=f"load_from: there is no run at {given} .* cannot be read.*give a run's folder"):
-        KeptRun.read(given)
+    with pytest.raises(ValueError, match=f"init_from: there is no run at {given} .* cannot be read.*give a run's folder"):
+        SavedRun.read(given)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"{}", b'{"model": "Laser"}'])
 def test_what_is_no_record_is_refused(content: bytes, kept: Path) -> None:
     (kept / "record.json").write_bytes(content)
-    with pytest.raises(ValueError, match=f"load_from: {kept}/record.json is no record of a run; give a run's folder"):
-        KeptRun.read(kept)
+    with pytest.raises(ValueError, match=f"init_from: {kept}/record.json is no record of a run; give a run's folder"):
+        SavedRun.read(kept)
 
 
 def test_a_record_that_names_no_stages_is_refused(kept: Path) -> None:
     rewrite(kept, stages=None)
-    with pytest.raises(ValueError, match="load_from: .* is older .*; run its command again, --model=Laser --dataset=ml-100k"):
-        KeptRun.read(kept)
+    with pytest.raises(ValueError, match="init_from: .* is older .*; run its command again, --model=Laser --dataset=ml-100k"):
+        SavedRun.read(kept)
 
 
 def test_a_stage_that_is_not_there_or_damaged_is_refused(kept: Path) -> None:
-    run = KeptRun.read(kept)
-    with pytest.raises(ValueError, match=r"load_from: .* has no stage ingredient \(it has: lm\); give the run that trained it"):
+    run = SavedRun.read(kept)
+    with pytest.raises(ValueError, match=r"init_from: .* has no stage ingredient \(it has: lm\); give the run that trained it"):
         run.stage("ingredient")
     (run.stage("lm") / "weights").write_text("weightS")
-    with pytest.raises(ValueError, match="load_from: the stage lm of .*weights: its SHA-256 .*run its command again"):
+    with pytest.raises(ValueError, match="init_from: the stage lm of .*weights: its SHA-256 .*run its command again"):
         run.stage("lm")
     shutil.rmtree(run.root / "stages")
-    with pytest.raises(ValueError, match="load_from: the stage lm of .* is gone or damaged .*run its command again"):
+    with pytest.raises(ValueError, match="init_from: the stage lm of .* is gone or damaged .*run its command again"):
         run.stage("lm")
 
 
 def test_a_run_of_ours_can_be_taken_up(run: Run) -> None:
     result, record = run("TALLRec")
-    kept = KeptRun.read(Path(result["record"]).parent)
+    kept = SavedRun.read(Path(result["record"]).parent)
     assert kept.record == record and (kept.stage("ingredient") / "adapter_config.json").is_file()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from recbole.evaluator.metrics import MRR, NDCG, Hit, Recall
 
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.dataset import create_dataset
-from recbole_llm.evaluation.evaluator import Ranks
+from recbole_llm.data.loading import create_dataset
+from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.slices import half_widths, item_slices, metrics, parted, user_slices
 
 SHARES = {"cold": 0.35, "warm": 0.35}
@@ -121,11 +121,13 @@ def test_a_metric_without_a_k_is_not_cut_and_what_ranks_do_not_give_is_left_out(
 
 def test_half_widths_are_those_of_a_mean() -> None:
     found = half_widths([1, 1, 2, 3], ["hit@1", "recall@2", "mrr", "giniindex@5"])
-    assert found == pytest.approx({
-        "hit@1": 1.96 * np.sqrt(0.5 * 0.5 / 4),
-        "recall@2": 1.96 * np.sqrt(0.75 * 0.25 / 4),
-        "mrr": 1.96 * np.std([1, 1, 1 / 2, 1 / 3]) / 2,
-    })  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "hit@1": 1.96 * np.sqrt(0.5 * 0.5 / 4),
+            "recall@2": 1.96 * np.sqrt(0.75 * 0.25 / 4),
+            "mrr": 1.96 * np.std([1, 1, 1 / 2, 1 / 3]) / 2,
+        }
+    )
 
 
 @pytest.mark.parametrize("mode", ["candidates", "full"])

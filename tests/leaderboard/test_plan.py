@@ -35,14 +35,26 @@ PLAN: dict[str, Any] = {
 def test_tasks_are_models_by_protocols_by_seeds_and_the_nearer_setting_wins(tmp_path: Path) -> None:
     tasks = read_plan(write(tmp_path / "plan.yaml", **PLAN), {"data_path": "here"})
     assert [(t.label, t.protocol, t.seed) for t in tasks] == [
-        ("Pop", "candidates", 1), ("Pop", "candidates", 2), ("Pop", "full", 1), ("Pop", "full", 2),
-        ("SASRec", "candidates", 1), ("SASRec", "candidates", 2), ("SASRec", "full", 1), ("SASRec", "full", 2),
-        ("zero-shot", "candidates", 1), ("zero-shot", "candidates", 2),
-    ]  # fmt: skip
+        ("Pop", "candidates", 1),
+        ("Pop", "candidates", 2),
+        ("Pop", "full", 1),
+        ("Pop", "full", 2),
+        ("SASRec", "candidates", 1),
+        ("SASRec", "candidates", 2),
+        ("SASRec", "full", 1),
+        ("SASRec", "full", 2),
+        ("zero-shot", "candidates", 1),
+        ("zero-shot", "candidates", 2),
+    ]
     assert tasks[0].settings == {"epochs": 3, "data_path": "here"} and tasks[4].settings["epochs"] == 5
     assert tasks[2].arguments == [
-        "--model=Pop", "--dataset=tiny", "--epochs=3", "--eval_args={'mode': 'full'}", "--data_path=here", "--seed=1",
-    ]  # fmt: skip
+        "--model=Pop",
+        "--dataset=tiny",
+        "--epochs=3",
+        "--eval_args={'mode': 'full'}",
+        "--data_path=here",
+        "--seed=1",
+    ]
     assert (tasks[-1].model, tasks[-1].row) == ("TALLRec", "no adapter")
     assert tasks[4].arguments[2] == "--config_files=one.yaml two.yaml"
 

@@ -34,10 +34,14 @@ def cell(label: str, share: float | None = None, *, seed: int = 1, protocol: str
         ranks = np.where(rng.random(300) < share, 1, rng.integers(2, 21, 300)).tolist()
         cold = {"users": 90, **slices.metrics(ranks[:90], METRICS), "half_width_95": slices.half_widths(ranks[:90], METRICS)}
         fields["record"] = {
-            "model": "Model", "results": {"Model": slices.metrics(ranks, METRICS)}, "slices": {"Model": {"cold": cold}},
-            "ranks": {"Model": {f"u{user}": rank for user, rank in enumerate(ranks)}}, "candidates_sha256": {"test": "a" * 64},
-            "seconds": {"train": 1000 * share}, "trained_parameters": 1_234_567,
-        } | changes.pop("facts", {})  # fmt: skip
+            "model": "Model",
+            "results": {"Model": slices.metrics(ranks, METRICS)},
+            "slices": {"Model": {"cold": cold}},
+            "ranks": {"Model": {f"u{user}": rank for user, rank in enumerate(ranks)}},
+            "candidates_sha256": {"test": "a" * 64},
+            "seconds": {"train": 1000 * share},
+            "trained_parameters": 1_234_567,
+        } | changes.pop("facts", {})
     return Cell(label=label, seed=seed, protocol=protocol, **fields | changes)
 
 
@@ -46,11 +50,15 @@ def board() -> Leaderboard:
     return build(
         [
             *(cell(SCRIPT, 0.6, seed=seed, facts={"backbone": "builtin <2M>"}) for seed in (1, 2, 3)),
-            cell(NASTY, 0.1, note=f"lr in {SCRIPT}"), cell("Middle", 0.35), cell("Broken", error=f"no memory {SCRIPT}"),
-            cell("Later"), cell("Bare", 0.2, facts={"slices": None, "seconds": None}), cell("Alone", 0.4, protocol="full & all"),
+            cell(NASTY, 0.1, note=f"lr in {SCRIPT}"),
+            cell("Middle", 0.35),
+            cell("Broken", error=f"no memory {SCRIPT}"),
+            cell("Later"),
+            cell("Bare", 0.2, facts={"slices": None, "seconds": None}),
+            cell("Alone", 0.4, protocol="full & all"),
         ],
         title=f"ml-100k {SCRIPT}",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +155,16 @@ def test_ticks_are_round_and_hold_the_values(low: float, high: float) -> None:
 
 def test_numbers_as_people_read_them() -> None:
     assert [render.duration(seconds) for seconds in (None, 0, 4.25, 42, 119, 150, 3599, 7200, 400_000)] == [
-        "", "0 s", "4.2 s", "42 s", "119 s", "2.5 min", "60 min", "2 h", "111 h",
-    ]  # fmt: skip
+        "",
+        "0 s",
+        "4.2 s",
+        "42 s",
+        "119 s",
+        "2.5 min",
+        "60 min",
+        "2 h",
+        "111 h",
+    ]
     assert [render.amount(value) for value in (None, 0, 999, 1234, 1.3e6, 7e9)] == ["", "0", "999", "1.2 k", "1.3 M", "7 B"]
     assert render.amount(2.13e9, "B") == "2.1 GB"
 
@@ -197,10 +213,22 @@ def browse(page: Path, *options: str) -> tuple[str, str]:
     if browser is None:
         pytest.skip("no chromium or chrome on this machine")
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-         f"--user-data-dir={page.parent / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", *options, page.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+            f"--user-data-dir={page.parent / 'profile'}",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            *options,
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 

@@ -110,9 +110,14 @@ def test_users_are_paired_by_token_not_by_place() -> None:
 
 
 def test_failed_and_waiting_cells_are_rows_with_their_reason() -> None:
-    board = build([
-        cell("A", [1, 2, 3]), cell("A", seed=2, error="killed by signal 9"), cell("B", error="CUDA out of memory"), cell("C"),
-    ])  # fmt: skip
+    board = build(
+        [
+            cell("A", [1, 2, 3]),
+            cell("A", seed=2, error="killed by signal 9"),
+            cell("B", error="CUDA out of memory"),
+            cell("C"),
+        ]
+    )
     assert row(board, "A").troubles == ["seed 2 failed: killed by signal 9"] and row(board, "A").half_width["hit@1"] is None
     assert row(board, "B").troubles == ["seed 2020 failed: CUDA out of memory"] and row(board, "B").metrics == {}
     assert row(board, "C").troubles == ["seed 2020 has not run"] and row(board, "C").letter == "" and not row(board, "C").best
@@ -127,10 +132,15 @@ def test_a_failed_cell_does_not_lend_its_record() -> None:
     "facts",
     [
         *({key: None} for key in record("A", [1], {})),
-        {"results": {}}, {"ranks": {"A": {"u0": None}}}, {"slices": {"A": {"cold": None}}}, {"stage_seconds": {"x": None}},
-        {"results": {"A": {"hit@1": float("nan"), "hit@5": "much"}}}, {"ranks": {"A": {}}}, {"seconds": {}},
+        {"results": {}},
+        {"ranks": {"A": {"u0": None}}},
+        {"slices": {"A": {"cold": None}}},
+        {"stage_seconds": {"x": None}},
+        {"results": {"A": {"hit@1": float("nan"), "hit@5": "much"}}},
+        {"ranks": {"A": {}}},
+        {"seconds": {}},
     ],
-)  # fmt: skip
+)
 def test_a_record_that_lacks_something_has_empty_cells(facts: dict[str, Any]) -> None:
     board = build([cell("A", [1, 2, 9, 1], facts=facts), cell("B", [2, 2, 3, 1])])
     assert {row.label for row in board.tables[0].rows} == {"A", "B"} and row(board, "B").metrics["hit@1"] == 0.25
@@ -179,11 +189,14 @@ def test_a_kept_stage_costs_what_it_once_took() -> None:
     def stages(folder: str, seconds: float, train: float) -> dict[str, Any]:
         return {"stages": {"lm": folder}, "stage_seconds": {"lm": seconds}, "seconds": {"train": train}}
 
-    board = build([
-        cell("A", [1, 2], facts=stages("lm-1", 100.0, 105.0)), cell("B", [1, 2], facts=stages("lm-1", 0.0, 7.0)),
-        cell("C", [1, 2], facts=stages("lm-2", 0.0, 3.0)),
-        cell("D", [1, 2], facts={"seconds": None, "stage_seconds": {"lm": 4.0}}),
-    ])  # fmt: skip
+    board = build(
+        [
+            cell("A", [1, 2], facts=stages("lm-1", 100.0, 105.0)),
+            cell("B", [1, 2], facts=stages("lm-1", 0.0, 7.0)),
+            cell("C", [1, 2], facts=stages("lm-2", 0.0, 3.0)),
+            cell("D", [1, 2], facts={"seconds": None, "stage_seconds": {"lm": 4.0}}),
+        ]
+    )
     told = {row.label: (row.training_seconds, row.training_at_least) for row in board.tables[0].rows}
     assert told == {"A": (105, False), "B": (107, False), "C": (3, True), "D": (4, False)}
 

@@ -158,7 +158,6 @@ def test_existing_folder_is_never_overwritten(adapters, tmp_path, capsys):
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys; from recbole_llm.merging.__main__ import _parser; _parser().format_help(); "
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from recbole_llm.merging.__main__ import _parser; _parser().format_help(); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -14,20 +14,27 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recbole_llm.backbone.builtin_text_encoder import builtin_stage
-from recbole_llm.backbone.text_encoder import TextEncoder, load_text_encoder
 from recbole_llm.data.domains import Domain
+from recbole_llm.llm.builtin_text_encoder import builtin_stage
+from recbole_llm.llm.text_encoder import TextEncoder, load_text_encoder
 from recbole_llm.model import alignment
-from recbole_llm.model.alignment import Alignment, AlignmentRecipe, LossWeights, Projector, train_alignment
-from recbole_llm.training.checkpoint import sha256_file
+from recbole_llm.model.alignment import Alignment, AlignmentConfig, LossWeights, Projector, train_alignment
+from recbole_llm.store.files import sha256_file
 from recbole_llm.training.loop import TrainingLoop
 
 ITEMS, HIDDEN, TEXT = 12, 6, 10
 HISTORIES = [[1, 2, 3, 4], [5, 6], [7], [2, 8, 9], [], [10, 4, 1]]
-RECIPE = AlignmentRecipe(
-    joint_size=5, weights=LossWeights(), tune_text_encoder=True, all_positions=False, samples=None, epochs=3, batch_size=2,
-    learning_rate=1e-2, seed=7,
-)  # fmt: skip
+RECIPE = AlignmentConfig(
+    joint_size=5,
+    weights=LossWeights(),
+    tune_text_encoder=True,
+    all_positions=False,
+    samples=None,
+    epochs=3,
+    batch_size=2,
+    learning_rate=1e-2,
+    seed=7,
+)
 SENTENCES = ["", *(f"the {colour} {thing}" for colour in ("red", "blue", "old") for thing in ("river", "house", "wolf", "sea"))]
 SENTENCES = SENTENCES[:ITEMS]
 
@@ -81,9 +88,17 @@ def train(domain: Domain, encoder: Callable[[], TextEncoder], tmp_path: Path) ->
             patch.setattr(TrainingLoop, "run", spy_run)
             patch.setattr(TrainingLoop, "_step", lambda loop: (made.losses.append(step(loop)), made.losses[-1])[1])
             train_alignment(
-                replace(RECIPE, **changes), domain, made.cf, made.encoder, SENTENCES, out=out, vectors=tmp_path / "vectors",
-                scratch=tmp_path / f"{name}.scratch", save_every=save_every, show_progress=False,
-            )  # fmt: skip
+                replace(RECIPE, **changes),
+                domain,
+                made.cf,
+                made.encoder,
+                SENTENCES,
+                out=out,
+                vectors=tmp_path / "vectors",
+                scratch=tmp_path / f"{name}.scratch",
+                save_every=save_every,
+                show_progress=False,
+            )
         made.codes, made.weights = load_file(out / "codes.safetensors"), load_file(out / "alignment.safetensors")
         return made
 
@@ -140,9 +155,7 @@ def test_a_step_is_the_same_whenever_it_is_asked_for_and_another_seed_is_another
 
 
 @pytest.mark.parametrize("tune", [True, False])
-def test_both_autoencoders_are_trained_and_the_text_encoder_where_it_is_tuned(
-    train: Any, encoder: Any, tune: bool
-) -> None:
+def test_both_autoencoders_are_trained_and_the_text_encoder_where_it_is_tuned(train: Any, encoder: Any, tune: bool) -> None:
     before = bits(encoder().model)
     made = train(tune_text_encoder=tune)
     layers = {f"alignment.{name}" for name, _ in Alignment(HIDDEN, TEXT, 5).named_parameters()}
@@ -215,9 +228,11 @@ def test_the_parts_have_the_papers_sizes() -> None:
         users, items = Projector(50, 4096, nn.LeakyReLU()), Projector(128, 4096, nn.GELU())
     shapes = {name: tuple(parameter.shape) for name, parameter in autoencoders.named_parameters() if "weight" in name}
     assert shapes == {
-        "item_encoder.weight": (128, 50), "item_decoder.weight": (50, 128),
-        "text_encoder.weight": (128, 768), "text_decoder.weight": (768, 128),
-    }  # fmt: skip
+        "item_encoder.weight": (128, 50),
+        "item_decoder.weight": (50, 128),
+        "text_encoder.weight": (128, 768),
+        "text_decoder.weight": (768, 128),
+    }
     sizes = [sum(parameter.numel() for parameter in part.parameters()) / 1e6 for part in (users, items)]
     assert sizes == [pytest.approx(17.0, abs=0.05), pytest.approx(17.3, abs=0.05)]
     kinds = [[type(layer) for layer in part] for part in (users, items)]

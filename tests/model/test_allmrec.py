@@ -14,19 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_llm.backbone.collaborative import CollaborativeModel
-from recbole_llm.backbone.scoring import Scorer
+from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.prompts import PromptBuilder
+from recbole_llm.llm.scoring import Scorer
 from recbole_llm.model.allmrec import LLM_ONLY, TEXT_ONLY
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.training.checkpoint import sha256_file
+from recbole_llm.store.files import sha256_file
 from recbole_llm.training.loop import TrainingLoop
 
 QUOTED = '", "'
 LISTWISE = {
-    "soft_prompt": "allmrec", "user_text": "{user} is a user representation. ", "history_separator": repr(QUOTED),
+    "soft_prompt": "allmrec",
+    "user_text": "{user} is a user representation. ",
+    "history_separator": repr(QUOTED),
     "candidate_separator": repr(QUOTED),
-}  # fmt: skip
+}
 PROMPTS: dict[str, dict[str, Any]] = {"history": {}, "listwise": LISTWISE}
 Made = SimpleNamespace
 
@@ -378,23 +380,23 @@ def test_stages_leave_the_lm_and_every_stage_before_them_as_they_were(
     settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = assemble("ALLMRec", settings)
-    model, keeper = made.model, made.model.keeper
+    model, cache = made.model, made.model.cache
     lm, read, fill = state(model.lm), [], model._fill
-    model.cf.load(keeper.run(model.cf.stage))
-    known, files = state(model.cf.model), folder_sums(keeper.folder(model.cf.stage))
+    model.cf.load(cache.run(model.cf.stage))
+    known, files = state(model.cf.model), folder_sums(cache.folder(model.cf.stage))
     last = model.plan()
-    aligned = folder_sums(keeper.run(model.alignment))
+    aligned = folder_sums(cache.run(model.alignment))
     assert equal(state(model.cf.model), known)
     monkeypatch.setattr(model, "_fill", lambda *asked: (read.append(model.joint_codes.clone()), fill(*asked))[1])
     model.run_stages()
-    codes = load_file(keeper.folder(model.alignment) / "codes.safetensors")
+    codes = load_file(cache.folder(model.alignment) / "codes.safetensors")
     assert read and all(torch.equal(joint, codes["joint"]) for joint in read)  # stage 2 reads what stage 1 has left
     assert torch.equal(model.text_codes, codes["text"])
-    assert not any(keeper.seconds[name] == 0 for name in keeper.seconds)
+    assert not any(cache.seconds[name] == 0 for name in cache.seconds)
     assert equal(state(model.lm), lm) and equal(state(model.cf.model), known)
-    assert folder_sums(keeper.folder(model.cf.stage)) == files and folder_sums(keeper.folder(model.alignment)) == aligned
+    assert folder_sums(cache.folder(model.cf.stage)) == files and folder_sums(cache.folder(model.alignment)) == aligned
     assert len(files) == 3 and len(aligned) > 7  # with their manifests, and how much they trained
-    assert set(load_file(keeper.folder(last) / "projectors.safetensors")) == set(model._projectors())
+    assert set(load_file(cache.folder(last) / "projectors.safetensors")) == set(model._projectors())
 
 
 def test_nothing_trains_the_collaborative_model_whatever_the_model_around_it_does(
@@ -414,9 +416,9 @@ def test_nothing_trains_the_collaborative_model_whatever_the_model_around_it_doe
     model.train()
     made.trainer.fit(made.train, made.valid)
     model.train()
-    scores(SimpleNamespace(
-        model=model, interaction=next(iter(made.test))[0][:3], candidates=torch.tensor([[1, 2], [3, 4], [5, 6]])
-    ))  # fmt: skip
+    scores(
+        SimpleNamespace(model=model, interaction=next(iter(made.test))[0][:3], candidates=torch.tensor([[1, 2], [3, 4], [5, 6]]))
+    )
     assert len(seen) > 12 and {*seen} == {(False, True, False)}
     assert not {name for name, _ in model.named_parameters() if "cf" in name}
 
@@ -429,10 +431,21 @@ def opt(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("lm") / "opt", AutoTokenizer.from_pretrained(tiny_lm)
     torch.manual_seed(0)
     config = OPTConfig(
-        vocab_size=len(tokenizer), hidden_size=32, word_embed_proj_dim=16, ffn_dim=48, num_hidden_layers=2, init_std=0.2,
-        num_attention_heads=4, max_position_embeddings=512, dropout=0.5, attention_dropout=0.5, layerdrop=0.0,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        word_embed_proj_dim=16,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        init_std=0.2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        dropout=0.5,
+        attention_dropout=0.5,
+        layerdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
     OPTForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -486,9 +499,9 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
     made = assemble("ALLMRec", settings, all_positions=every, train_samples=None, stage1_epochs=1, stage2_epochs=1)
     model, asked, targets = made.model, [], []
     model.plan()
-    model.keeper.run(model.cf.stage)
+    model.cache.run(model.cf.stage)
     if stage == "projection":
-        model.keeper.run(model.plan().inputs[0])
+        model.cache.run(model.plan().inputs[0])
     loss = model._encode
     states = CollaborativeModel.user_states
 
@@ -499,7 +512,7 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
     monkeypatch.setattr(CollaborativeModel, "user_states", spy)
     monkeypatch.setattr(model, "_encode", lambda items, *rest: (targets.append(items), loss(items, *rest))[1])
     monkeypatch.setattr(model.asked["valid"], "score", lambda: 0.0)  # it asks about validation users
-    model.keeper.run(model.plan() if stage == "projection" else model.alignment)
+    model.cache.run(model.plan() if stage == "projection" else model.alignment)
     trained_items = {user: model.histories.items[user][:-2].tolist() for user in range(1, 61)}
     asked = [(user, history) for user, history in asked if history]  # an empty one was asked for its width
     assert asked and all(history == trained_items[user][: len(history)] for user, history in asked)
@@ -530,7 +543,7 @@ def test_training_learns(trained: Any, assemble: Any, module_settings: dict[str,
     made = trained(stage2_epochs=8, all_positions=True, train_samples=200)
     fresh = assemble("ALLMRec", module_settings, all_positions=True)
     fresh.model.plan()
-    fresh.model.keeper.run(fresh.model.alignment)
+    fresh.model.cache.run(fresh.model.alignment)
     fresh.model._load_alignment()
     batch = next(iter(made.train))[:60]
     with torch.no_grad():
@@ -551,8 +564,8 @@ def stages_run(settings: dict[str, Any], assemble: Any) -> Callable[..., set[str
     def run(**changes: Any) -> set[str]:
         model = assemble("ALLMRec", settings, **changes).model
         model.run_stages()
-        assert len(model.keeper.seconds) == 4
-        return {name for name, seconds in model.keeper.seconds.items() if seconds}
+        assert len(model.cache.seconds) == 4
+        return {name for name, seconds in model.cache.seconds.items() if seconds}
 
     return run
 
@@ -573,9 +586,16 @@ def test_every_setting_trains_the_stages_anew_that_depend_on_it_and_no_others(st
     for change in ({"logits": "mean"}, {"beta": 0.9}, {"joint_size": 8}, {"tune_text_encoder": False}, {"stage1_epochs": 1}):
         assert stages_run(**change) == BOTH, change
     for change in (
-        {"item_vectors": "text"}, {"cold_threshold": 9}, {"valid_users": 9}, {"stage2_learning_rate": 0.1}, LISTWISE,
-        {"max_history": 4}, {"joint_embedding": False}, {"normalize": "mean"}, {"train_samples": 9},
-    ):  # fmt: skip
+        {"item_vectors": "text"},
+        {"cold_threshold": 9},
+        {"valid_users": 9},
+        {"stage2_learning_rate": 0.1},
+        LISTWISE,
+        {"max_history": 4},
+        {"joint_embedding": False},
+        {"normalize": "mean"},
+        {"train_samples": 9},
+    ):
         assert stages_run(**change) == {"projection"}, change
     assert stages_run(**LISTWISE, top_k_target=2) == {"projection"} and stages_run(top_k_target=2) == set()
     for change in ({"scorer": "naive"}, {"eval_batch_size": 7}, {"save_every_seconds": 3}, {"r": 8}, {"retriever_top": 5}):
@@ -610,7 +630,7 @@ def exchanged(data_path: Path, folder: Path, places: tuple[int, ...]) -> Path:
 def results(made: Made) -> dict[str, dict[str, torch.Tensor]]:
     model = made.model
     stages = {"cf": model.cf.stage, "alignment": model.alignment, "projection": model.plan()}
-    folders = {name: model.keeper.folder(stage) for name, stage in stages.items()}
+    folders = {name: model.cache.folder(stage) for name, stage in stages.items()}
     files = {name: [*folder.rglob("*.safetensors")] for name, folder in folders.items()}
     return {name: {f"{file.name}/{k}": t for file in found for k, t in load_file(file).items()} for name, found in files.items()}
 
@@ -663,7 +683,7 @@ def test_histories_are_cut_to_what_a_collaborative_model_of_shorter_ones_can_rea
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scorer": "letter"}, "scorer: letter asks for a label, ALLMRec for a title; choose tree, prefix or naive"),
+        ({"scorer": "label"}, "scorer: label asks for a label, ALLMRec for a title; choose tree, prefix or naive"),
         ({"item_vectors": "joined"}, "item_vectors: 'joined' is unknown; choose joint, text or random"),
         ({"logits": "max"}, "logits: 'max' is neither sum"),
         ({"soft_prompt": "nosuch"}, "prompt: nosuch is not a key of `prompts`"),
@@ -702,12 +722,12 @@ def test_a_text_encoder_of_ones_own_is_taken_by_its_folder(
     changes = {"text_encoder_path": str(builtin), "tune_text_encoder": tune, "checkpoint_dir": str(tmp_path / "other")}
     made = assemble("ALLMRec", settings, **changes)
     made.model.run_stages()
-    assert [*made.model.keeper.seconds] == ["cf-SASRec", "alignment", "projection"]
+    assert [*made.model.cache.seconds] == ["cf-SASRec", "alignment", "projection"]
     assert equal(results(made)["alignment"], results(first)["alignment"]) == tune
     assert (tmp_path / "other" / "text_vectors").is_dir() == (not tune)
     less = assemble("ALLMRec", settings, **changes, text_fields=["year"])  # no builtin encoder depends on the texts here
     less.model.run_stages()
-    assert [name for name, seconds in less.model.keeper.seconds.items() if seconds] == ["alignment", "projection"]
+    assert [name for name, seconds in less.model.cache.seconds.items() if seconds] == ["alignment", "projection"]
 
 
 @pytest.mark.slow

@@ -67,9 +67,11 @@ def test_no_parameter_belongs_to_an_item_or_a_user(made: Any) -> None:
     width = made.model.text_vectors.shape[1]
     shapes = {name: tuple(p.shape) for name, p in made.model.named_parameters()}
     assert shapes == {
-        "project.0.weight": (width // 2, width), "project.0.bias": (width // 2,),
-        "project.2.weight": (8, width // 2), "project.2.bias": (8,),
-    }  # fmt: skip
+        "project.0.weight": (width // 2, width),
+        "project.0.bias": (width // 2,),
+        "project.2.weight": (8, width // 2),
+        "project.2.bias": (8,),
+    }
 
 
 def test_scores_are_cosines_and_follow_training(made: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 from torch import Tensor
 
-from recbole_llm.evaluation.evaluator import gather_scores
+from recbole_llm.evaluation.ranks import gather_scores
 
 Made = SimpleNamespace
 FULL = {"eval_args": {"mode": "full"}}
@@ -48,7 +48,7 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 def test_the_scores_of_candidates_are_those_of_the_whole_catalogue_in_their_columns(full: Made, listed: Made) -> None:
-    assert [*listed.model.keeper.seconds.values()] == [0.0] * 3  # it is the same model
+    assert [*listed.model.cache.seconds.values()] == [0.0] * 3  # it is the same model
     whole = full.model.full_sort_predict(full.interaction)
     few = listed.model.score_candidates(listed.interaction, listed.candidates)
     assert whole.shape == (7, 41) and few.shape == (7, 10) and few.std(1).min() > 1e-3

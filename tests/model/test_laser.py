@@ -57,7 +57,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def kept_tensors(model: Any, stage: str) -> dict[str, dict[str, Tensor]]:
     """What a stage has left, by file."""
-    return {file.stem: load_file(file) for file in model.keeper.folders[stage].glob("*.safetensors")}
+    return {file.stem: load_file(file) for file in model.cache.folders[stage].glob("*.safetensors")}
 
 
 def close(one: Tensor, other: Tensor, atol: float = 1e-4) -> None:
@@ -79,7 +79,7 @@ def test_the_lm_is_byte_for_byte_the_same_after_all_phases(trained: Any, changes
 
 def test_the_warm_up_is_where_phase_1_begins(trained: Any) -> None:
     warm = trained(warmup_epochs=1).model
-    assert [*warm.keeper.seconds] == ["cf-SASRec", "m-former", "phase-1", "phase-2"]
+    assert [*warm.cache.seconds] == ["cf-SASRec", "m-former", "phase-1", "phase-2"]
     begun, fresh = (trained(warmup_epochs=e, phase1_epochs=0, phase2_epochs=0).model for e in (1, 0))
     assert equal(state(begun.tower), kept_tensors(warm, "m-former")["user_tower"])
     changed = {name for name, tensor in state(fresh.tower).items() if not torch.equal(tensor, state(begun.tower)[name])}
@@ -306,7 +306,7 @@ def test_validation_and_test_items_are_never_training_targets(
     model = assemble("Laser", settings, train_samples=None, phase1_epochs=1).model
     users = [items.tolist() for items in model.histories.items[1:]]
     allowed = sorted((items[:end], items[end]) for items in users for end in range(1, len(items) - 2))
-    rows = domains.training_rows([model.domain], window=None, samples=None, seed=0)
+    rows = domains.training_examples([model.domain], window=None, samples=None, seed=0)
     assert sorted(map(model._pair, rows)) == allowed and len(allowed) > 200
     fed: list[tuple[list[int], int]] = []
 

@@ -47,7 +47,7 @@ def trained(settings: dict[str, Any]) -> Made:
 def taking_up(settings: dict[str, Any], trained: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a run that takes that one up, and says of itself only where its data are and what their columns mean."""
     own = {key: settings[key] for key in ("data_path", "show_progress", "year_field", "category_field")}
-    return {**own, "load_from": str(trained.folder), "checkpoint_dir": str(tmp_path_factory.mktemp("zero-shot"))}
+    return {**own, "init_from": str(trained.folder), "checkpoint_dir": str(tmp_path_factory.mktemp("zero-shot"))}
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,8 @@ def test_states_of_another_space_are_read_where_that_is_asked_for(
     made = finished(assemble("Laser", taking_up, "other", transfer_states=True))
     assert made.model.has_state.sum() > 30
     assert equal(made.model.tower, trained.stages / trained.record["stages"]["phase-2"] / "user_tower.safetensors")
-    assert made.model.keeper.folders["cf-SASRec"] == loaded.model.keeper.folders["cf-SASRec"]
-    assert made.model.keeper.folders["item-matrix"] != loaded.model.keeper.folders["item-matrix"]
+    assert made.model.cache.folders["cf-SASRec"] == loaded.model.cache.folders["cf-SASRec"]
+    assert made.model.cache.folders["item-matrix"] != loaded.model.cache.folders["item-matrix"]
     interaction = next(iter(loaded.test))[0]
     scores = [model.full_sort_predict(interaction) for model in (loaded.model, made.model)]
     assert (scores[0] - scores[1]).abs().max() > 1e-3
@@ -147,9 +147,9 @@ def test_on_the_same_dataset_another_collaborative_model_is_another_space(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "ALLMRec"}, "load_from: .* is a run of ALLMRec, which Laser cannot take up; give a run of Laser"),
-        ({"stages": None}, "load_from: .* is older than records that name their stages; run its command again, --model=Laser"),
-        ({"config": None}, "load_from: .*record.json is no record of a run; give a run's folder"),
+        ({"model": "ALLMRec"}, "init_from: .* is a run of ALLMRec, which Laser cannot take up; give a run of Laser"),
+        ({"stages": None}, "init_from: .* is older than records that name their stages; run its command again, --model=Laser"),
+        ({"config": None}, "init_from: .*record.json is no record of a run; give a run's folder"),
     ],
 )
 def test_a_run_that_cannot_be_taken_up_is_refused_with_a_remedy(
@@ -158,7 +158,7 @@ def test_a_run_that_cannot_be_taken_up_is_refused_with_a_remedy(
     record = {key: value for key, value in (trained.record | changes).items() if value is not None}
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=message):
-        assemble("Laser", taking_up, "other", load_from=str(tmp_path))
+        assemble("Laser", taking_up, "other", init_from=str(tmp_path))
 
 
 @pytest.mark.parametrize("given", ["nowhere", "nowhere/record.json", "stages"])
@@ -166,19 +166,19 @@ def test_a_path_without_a_run_is_refused_by_the_key_that_names_it(
     taking_up: dict[str, Any], assemble: Any, trained: Made, given: str
 ) -> None:
     path = str(trained.stages.parent / given)
-    with pytest.raises(ValueError, match=f"load_from: there is no run at {path} .*; give a run's folder, as saved/runs/Laser-"):
-        assemble("Laser", taking_up, "other", load_from=path)
+    with pytest.raises(ValueError, match=f"init_from: there is no run at {path} .*; give a run's folder, as saved/runs/Laser-"):
+        assemble("Laser", taking_up, "other", init_from=path)
 
 
 def test_a_run_that_has_trained_no_tower_or_lost_it_is_refused(
     taking_up: dict[str, Any], assemble: Any, trained: Made, zero_shot: Made, tmp_path: Path
 ) -> None:
     has = r"\(it has: cf-SASRec, item-matrix\); give the run that trained it"
-    with pytest.raises(ValueError, match=f"load_from: .* has no stage phase-1 {has}"):
-        finished(assemble("Laser", taking_up, "other", load_from=str(zero_shot.folder)))
+    with pytest.raises(ValueError, match=f"init_from: .* has no stage phase-1 {has}"):
+        finished(assemble("Laser", taking_up, "other", init_from=str(zero_shot.folder)))
     shutil.copytree(trained.folder, tmp_path / "saved" / "runs" / "lost")
-    with pytest.raises(ValueError, match="load_from: the stage phase-1 of .* is gone or damaged .*run its command again"):
-        finished(assemble("Laser", taking_up, "other", load_from=str(tmp_path / "saved" / "runs" / "lost")))
+    with pytest.raises(ValueError, match="init_from: the stage phase-1 of .* is gone or damaged .*run its command again"):
+        finished(assemble("Laser", taking_up, "other", init_from=str(tmp_path / "saved" / "runs" / "lost")))
 
 
 # -- experts -----------------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_the_command_line_prints_laser_and_sasrec_in_one_table(
         assert float(interval.removeprefix("±")) == pytest.approx(trained.record["half_width_95"][name]["recall@10"], abs=1e-3)
 
 
-@pytest.mark.parametrize("arguments", [["--load_from=nowhere"], ["--load_from=."]])
+@pytest.mark.parametrize("arguments", [["--init_from=nowhere"], ["--init_from=."]])
 def test_a_wrong_path_on_the_command_line_ends_in_one_line(settings: dict[str, Any], arguments: list[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^error: load_from: there is no run at [.\w]+ .*; give a run's folder"):
+    with pytest.raises(SystemExit, match=r"^error: init_from: there is no run at [.\w]+ .*; give a run's folder"):
         main(["--model=Laser", "--dataset=tiny", f"--data_path={settings['data_path']}", *arguments])

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_llm.evaluation.record import KeptRun
 from recbole_llm.model.laser import Laser
-from recbole_llm.training.stages import Stage
+from recbole_llm.store.runs import SavedRun
+from recbole_llm.store.stages import Stage
 
 Made = SimpleNamespace
 SHORT = {"train_samples": 16, "phase1_epochs": 1, "phase1_learning_rate": 3e-2}
@@ -75,7 +75,7 @@ def test_every_ablation_runs_and_is_another_result(run: Any, standard: Made, nam
     stages = {"cf-BPR" if name == "of BPR" else "cf-SASRec", "phase-1", "phase-2"}
     stages |= {"m-former"} if name == "warm-up" else set()
     stages -= {"phase-2"} if name in ("w/o phase 2", "w/o both") else set()
-    assert {*made.model.keeper.seconds} == stages
+    assert {*made.model.cache.seconds} == stages
     towers = zip(made.model.tower.parameters(), made.model.item_tower.parameters(), strict=True)
     apart = any((one != other).any() for one, other in towers)
     assert apart == (name != "w/o both")  # nothing was trained
@@ -114,18 +114,43 @@ def test_every_setting_trains_the_stages_anew_that_depend_on_it_and_no_others(
 
     plain, both = planned(), {"phase-1", "phase-2"}
     measured = {
-        "eval_args": {"mode": "full"}, "metrics": ["Recall", "NDCG"], "topk": [5, 10], "candidates": {"number": 5}, "slices": {},
-        "eval_users": 9, "eval_batch_size": 7, "score_batch_tokens": 99, "save_every_seconds": 3, "r": 8, "retriever_top": 5,
-    }  # fmt: skip
+        "eval_args": {"mode": "full"},
+        "metrics": ["Recall", "NDCG"],
+        "topk": [5, 10],
+        "candidates": {"num_negatives": 5},
+        "slices": {},
+        "eval_users": 9,
+        "eval_batch_size": 7,
+        "score_batch_tokens": 99,
+        "save_every_seconds": 3,
+        "r": 8,
+        "retriever_top": 5,
+    }
     assert anew(plain, **measured) == set()
     for change in ({"phase2_epochs": 3}, {"phase2_learning_rate": 0.1}):
         assert anew(plain, **change) == {"phase-2"}, change
     for change in (
-        {"temperature": 0.1}, {"load_balance_weight": 0.1}, {"num_experts": 2}, {"prefix_length": 3}, {"m_former_dropout": 0.2},
-        {"phase1_epochs": 3}, {"phase1_learning_rate": 0.1}, {"refresh_steps": 3}, {"laser_patience": 1}, {"valid_users": 9},
-        {"valid_metric": "NDCG@1"}, {"null_share": 0.2}, {"single_share": 0.2}, {"cold_threshold": 9}, {"max_history": 4},
-        {"text_fields": []}, {"noun": "film"}, {"weight_decay": 0.1}, {"dtype": "bfloat16"}, {"warmup_ratio": 0.3},
-    ):  # fmt: skip
+        {"temperature": 0.1},
+        {"load_balance_weight": 0.1},
+        {"num_experts": 2},
+        {"prefix_length": 3},
+        {"m_former_dropout": 0.2},
+        {"phase1_epochs": 3},
+        {"phase1_learning_rate": 0.1},
+        {"refresh_steps": 3},
+        {"laser_patience": 1},
+        {"valid_users": 9},
+        {"valid_metric": "NDCG@1"},
+        {"null_share": 0.2},
+        {"single_share": 0.2},
+        {"cold_threshold": 9},
+        {"max_history": 4},
+        {"text_fields": []},
+        {"noun": "film"},
+        {"weight_decay": 0.1},
+        {"dtype": "bfloat16"},
+        {"warmup_ratio": 0.3},
+    ):
         assert anew(plain, **change) == both, change
     assert anew(plain, cf_config={"hidden_size": 8}) == anew(plain, seed=1) == {"cf-SASRec", *both}
     assert anew(planned(pooling="eos"), pooling="mean") == both  # of the same weights
@@ -139,9 +164,9 @@ def test_every_setting_trains_the_stages_anew_that_depend_on_it_and_no_others(
 
 def test_a_second_run_trains_nothing_however_it_is_measured(run: Any, standard: Made) -> None:
     again = run(eval_args={"mode": "full"}, topk=[5, 10])
-    assert not any(again.model.keeper.seconds.values()) and torch.equal(again.scores, standard.scores)
+    assert not any(again.model.cache.seconds.values()) and torch.equal(again.scores, standard.scores)
     other = run(phase2_learning_rate=0.2)
-    assert [name for name, seconds in other.model.keeper.seconds.items() if seconds] == ["phase-2"]
+    assert [name for name, seconds in other.model.cache.seconds.items() if seconds] == ["phase-2"]
 
 
 # -- experts and control -----------------------------------------------------------------------------------------------
@@ -244,8 +269,8 @@ def test_a_run_whose_towers_do_not_fit_is_refused_with_what_to_leave_out(
     run: Any, module_settings: dict[str, Any], assemble: Any
 ) -> None:
     made = run()
-    record = {"model": "Laser", "stages": {name: folder.name for name, folder in made.model.keeper.folders.items()}}
+    record = {"model": "Laser", "stages": {name: folder.name for name, folder in made.model.cache.folders.items()}}
     other = assemble("Laser", module_settings, prefix_length=5).model
-    other.kept_run = KeptRun(Path(module_settings["checkpoint_dir"]) / "runs" / "some" / "record.json", record)
-    with pytest.raises(ValueError, match="load_from: the towers of .* do not fit this run .*experts.*; leave out"):
+    other.init_run = SavedRun(Path(module_settings["checkpoint_dir"]) / "runs" / "some" / "record.json", record)
+    with pytest.raises(ValueError, match="init_from: the towers of .* do not fit this run .*experts.*; leave out"):
         other._load_run()

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_llm.backbone.lora import WEIGHTS_FILE, mixture
+from recbole_llm.llm import finetune
+from recbole_llm.llm.lora import WEIGHTS_FILE, mixture
 from recbole_llm.model.loracocktail import LoRACocktail
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.training import finetune
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -224,7 +224,7 @@ def test_test_labels_touch_no_adapter_and_no_weight(settings, data_path, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"prompt": "listwise"}, {"scorer": "letter"}], ids=["listwise", "letter"])
+@pytest.mark.parametrize("changes", [{"prompt": "listwise"}, {"scorer": "label"}], ids=["listwise", "label"])
 def test_prompts_that_list_candidates_work_end_to_end(run, changes):
     result, record = run(lora_train_mode="prefix", train_samples=16, lora_epochs=1, **changes)
     assert 0 <= result["test_result"]["hit@1"] <= 1 and len(record["ranks"]["LoRACocktail"]) == 60

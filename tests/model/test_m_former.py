@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_llm.model.m_former import MFormer, MFormerRecipe, Routing, WarmUp, load_balance, shares
+from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing, WarmUp, load_balance, shares
 
 EXPERTS, LENGTH, WIDTH, CF, LM = 4, 3, 8, 6, 10
-RECIPE = MFormerRecipe(EXPERTS, LENGTH, "gated", WIDTH, num_layers=4, num_heads=2, dropout=0.3)
+RECIPE = MFormerConfig(EXPERTS, LENGTH, "gated", WIDTH, num_layers=4, num_heads=2, dropout=0.3)
 LENGTHS = [5, 2, 1, 4, 3, 5]
 Build = Callable[..., MFormer]
 
@@ -245,7 +245,7 @@ def test_the_number_of_experts_and_of_their_tokens_are_as_asked_for(build: Build
 def test_the_parts_have_the_papers_sizes() -> None:
     """K = 8 experts of L = 32 tokens, 12 blocks of 768, 64-wide states, a 4096-wide LM."""
     with torch.device("meta"):
-        m_former = MFormer(MFormerRecipe(8, 32, "gated", 768, 12, 12, 0.1), 64, 4096)
+        m_former = MFormer(MFormerConfig(8, 32, "gated", 768, 12, 12, 0.1), 64, 4096)
     sizes: dict[str, int] = {}
     for name, parameter in m_former.named_parameters():
         sizes[name.split(".")[0]] = sizes.get(name.split(".")[0], 0) + parameter.numel()
@@ -261,15 +261,21 @@ def test_the_parts_have_the_papers_sizes() -> None:
 
 
 CONFIG = {
-    "num_experts": 8, "prefix_length": 32, "router": "gated", "m_former_hidden_size": 768, "m_former_num_layers": 12,
-    "m_former_num_heads": 12, "m_former_dropout": 0.1, "moe": True,
-}  # fmt: skip
+    "num_experts": 8,
+    "prefix_length": 32,
+    "router": "gated",
+    "m_former_hidden_size": 768,
+    "m_former_num_layers": 12,
+    "m_former_num_heads": 12,
+    "m_former_dropout": 0.1,
+    "moe": True,
+}
 
 
 def test_without_a_mixture_there_is_one_expert_and_no_gate() -> None:
-    recipe = MFormerRecipe.of(CONFIG)
-    assert recipe == MFormerRecipe(8, 32, "gated", 768, 12, 12, 0.1)
-    assert MFormerRecipe.of({**CONFIG, "moe": False}) == replace(recipe, experts=1, router="hard")
+    recipe = MFormerConfig.of(CONFIG)
+    assert recipe == MFormerConfig(8, 32, "gated", 768, 12, 12, 0.1)
+    assert MFormerConfig.of({**CONFIG, "moe": False}) == replace(recipe, experts=1, router="hard")
     assert json.loads(json.dumps(recipe.as_dict())) == recipe.as_dict() and len(recipe.as_dict()) == 7
 
 
@@ -286,7 +292,7 @@ def test_without_a_mixture_there_is_one_expert_and_no_gate() -> None:
 )
 def test_what_does_not_fit_is_refused_by_its_key(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MFormerRecipe.of({**CONFIG, **change})
+        MFormerConfig.of({**CONFIG, **change})
 
 
 # -- warm-up -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm.backbone.lora import lora_modules
+from recbole_llm.llm.lora import lora_modules
 from recbole_llm.quick_start import run_recbole_llm
 
 

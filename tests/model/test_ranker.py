@@ -8,7 +8,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_llm.backbone.scoring import Scorer
+from recbole_llm.llm.scoring import Scorer
 from recbole_llm.model import ranker
 
 
@@ -101,9 +101,12 @@ def test_only_the_recent_history_is_read(made, batch):
 @torch.no_grad()
 def test_a_full_ranking_is_the_retrievers_with_its_top_in_the_llms_order(module_settings, assemble, batch):
     found = assemble(
-        "TALLRec", module_settings, eval_args={"mode": {"valid": "candidates", "test": "full"}}, retriever_top=5,
+        "TALLRec",
+        module_settings,
+        eval_args={"mode": {"valid": "candidates", "test": "full"}},
+        retriever_top=5,
         retriever_config={"epochs": 1},
-    )  # fmt: skip
+    )
     ranked, retrieved = (
         found.model.full_sort_predict(batch.interaction),
         found.model.retriever.scores(batch.interaction),
@@ -156,7 +159,7 @@ def test_listed_candidates_hold_the_target_once_at_any_place_and_nothing_known()
 
 
 def test_a_catalogue_too_small_to_list_from_is_an_error_and_not_an_endless_search():
-    with pytest.raises(ValueError, match="candidates.number: 9 .* leaves 8 of the 11 items"):
+    with pytest.raises(ValueError, match="candidates.num_negatives: 9 .* leaves 8 of the 11 items"):
         ranker._listed(3, {1, 2, 3}, np.arange(1, 12), 9, np.random.default_rng(0))
 
 
@@ -198,7 +201,7 @@ def test_an_adapter_is_trained_anew_for_whatever_changes_it_and_for_nothing_else
         return model.lora_stage("ingredient", [model.domain]).fingerprint
 
     result = {"r": 8}, {"seed": 1}, {"lora_epochs": 5}, {"max_history": 4}, {"noun": "film"}, {"dtype": "bfloat16"}
-    stopping = {"valid_users": 9}, {"normalize": "mean"}, {"candidates": {"number": 8}}
+    stopping = {"valid_users": 9}, {"normalize": "mean"}, {"candidates": {"num_negatives": 8}}
     found = [fingerprint(**changes) for changes in ({}, *result, *stopping)]
     assert len(set(found)) == len(found)
     nothing = {
@@ -221,7 +224,7 @@ def test_an_adapter_is_trained_anew_for_whatever_changes_it_and_for_nothing_else
         ({"lora_train_mode": "whole"}, "lora_train_mode: whole is neither prefix nor sequence"),
         ({"scorer": "best"}, "scorer strategy 'best' is unknown"),
         ({"prompt": "listwise"}, "lora_train_mode"),
-        ({"scorer": "letter"}, "lora_train_mode"),
+        ({"scorer": "label"}, "lora_train_mode"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_trains(module_settings, assemble, changes, message):

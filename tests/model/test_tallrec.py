@@ -38,7 +38,7 @@ def test_several_titles_can_be_the_training_answer(module_settings, target):
 
 
 def test_the_title_probe_gives_every_item_anothers_title_in_histories_and_candidates(assemble, module_settings, monkeypatch):
-    model = assemble("TALLRec", module_settings, title_probe=True).model
+    model = assemble("TALLRec", module_settings, shuffled_title_control=True).model
     seen = {}
 
     def score(lm, prompts, answers, soft):
@@ -63,7 +63,7 @@ def test_the_title_probe_gives_every_item_anothers_title_in_histories_and_candid
 
 
 def test_the_title_probe_is_two_rows_more_and_leaves_the_others_as_they_are(record, module_settings):
-    result = run_recbole_llm("TALLRec", "tiny", config_dict={**module_settings, "title_probe": True})
+    result = run_recbole_llm("TALLRec", "tiny", config_dict={**module_settings, "shuffled_title_control": True})
     probed = json.loads(Path(result["record"]).read_text())
     assert list(probed["results"]) == ["TALLRec", "no adapter", "shuffled titles", "no adapter, shuffled titles"]
     assert {name: probed["ranks"][name] for name in record["ranks"]} == record["ranks"]

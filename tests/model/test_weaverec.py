@@ -14,8 +14,8 @@ import torch
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
-from recbole_llm.backbone.lora import WEIGHTS_FILE, mixture
 from recbole_llm.config import properties_folder
+from recbole_llm.llm.lora import WEIGHTS_FILE, mixture
 from recbole_llm.model import lora_ranker
 from recbole_llm.quick_start import run_recbole_llm
 from tests.conftest import write_dataset
@@ -108,7 +108,7 @@ def test_a_hybrid_reads_as_much_of_either_domain_and_no_held_out_item(
     model = assemble("WeaveRec", settings, source_datasets=["other"], train_samples=20, seed=77).model
     monkeypatch.setattr(type(model), "_train", noted)
     for stage in {**model._adapters("hybrid"), **model._adapters("single")}.values():
-        model.keeper.run(stage)
+        model.cache.run(stage)
     sources, rows, valid = seen["lora-other+tiny"]
     assert [domain.name for domain in sources] == ["other", "tiny"]
     assert Counter(row.domain for row in rows) == {0: 20, 1: 20} and valid is None  # stopped on no candidates of a target
@@ -124,13 +124,13 @@ def test_a_second_target_finds_every_adapter(woven: Any, run: Run, trained: list
     assert "2 single-domain and 1 hybrid adapters" in told and "To be trained: none" in told
     assert all(name in told for name in ("lora-other", "lora-tiny", "lora-other+tiny"))
     hybrid = record["stages"]["lora-other+tiny"]
-    assert hybrid == woven.model.keeper.folder(woven.model.sources["hybrid other"]).name
+    assert hybrid == woven.model.cache.folder(woven.model.sources["hybrid other"]).name
 
 
 def test_all_targets_of_k_domains_take_k_and_k_choose_2_trainings(run: Run, trained: list[str], tmp_path: Path) -> None:
     for dataset in NAMES:
         sources = [name for name in NAMES if name != dataset]
-        run(dataset, source_datasets=sources, weave_controls=["target"], checkpoint_dir=str(tmp_path), lora_epochs=1)
+        run(dataset, source_datasets=sources, weave_controls=["target_only"], checkpoint_dir=str(tmp_path), lora_epochs=1)
     assert Counter(trained) == dict.fromkeys(
         ["lora-tiny", "lora-other", "lora-third", "lora-other+tiny", "lora-third+tiny", "lora-other+third"], 1
     )
@@ -162,7 +162,7 @@ def test_the_table_shows_every_control_on_the_same_candidates(run: Run) -> None:
     record = run()
     assert set(record["results"]) == {"WeaveRec", *ROWS}
     assert len({frozenset(ranks) for ranks in record["ranks"].values()}) == 1  # the same users
-    one = run(weave="target", weave_controls=[])["trained_parameters"]
+    one = run(weave="target_only", weave_controls=[])["trained_parameters"]
     assert record["trained_parameters"] == 2 * one > 0  # target only and the hybrid, no control
     assert record["ranks"]["naive merging"] != record["ranks"]["WeaveRec"]
 
@@ -195,7 +195,7 @@ def test_a_control_by_its_property_file_is_the_row_of_the_whole_run(run: Run, tr
 
 def test_kept_scores_of_a_control_follow_its_adapters(run: Run, settings: dict[str, Any], tmp_path: Path) -> None:
     """``weave: target`` has no part in the sources, but the rows beside it have."""
-    changes = {"weave": "target", "weave_controls": ["all"], "checkpoint_dir": str(tmp_path)}
+    changes = {"weave": "target_only", "weave_controls": ["data_merging"], "checkpoint_dir": str(tmp_path)}
     one, other = (run(source_datasets=[source], **changes) for source in ("other", "third"))
     assert one["ranks"]["WeaveRec"] == other["ranks"]["WeaveRec"]
     assert one["ranks"]["data merging"] != other["ranks"]["data merging"]
@@ -212,7 +212,7 @@ def test_controls_that_are_not_asked_for_are_not_trained(run: Run, trained: list
 
 @pytest.mark.parametrize("method", ["ties", "dare", "magnitude_prune", "grid", "factors"])
 def test_every_merge_of_the_hook_is_available(run: Run, trained: list[str], method: str) -> None:
-    record = run(merge=method, merge_density=0.7, weave_controls=["target"])
+    record = run(merge=method, merge_density=0.7, weave_controls=["target_only"])
     assert not trained and record["merge"]["method"] == method
     assert set(record["results"]) == {"WeaveRec", "uniform mix", "target only", "hybrid other", "no adapter"}
 

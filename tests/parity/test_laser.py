@@ -33,8 +33,8 @@ def made(request: pytest.FixtureRequest, module_settings: dict[str, Any], assemb
     """A model whose weights were drawn large enough for every part to matter, and those weights in double precision."""
     changes = {"m_former_num_layers": 3, "load_balance_weight": 0.3, "temperature": 0.05, **CHANGES[request.param]}
     model = assemble("Laser", module_settings, **changes).model
-    model.keeper.run(model.cf.stage)
-    model.cf.load(model.keeper.folder(model.cf.stage))
+    model.cache.run(model.cf.stage)
+    model.cf.load(model.cache.folder(model.cf.stage))
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for tower in (model.tower, model.item_tower):

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recbole_llm.backbone.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter
+from recbole_llm.llm.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter
 from recbole_llm.merging.arithmetic import Adapter, read_adapter, weighted_sum, write_adapter
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
@@ -157,9 +157,7 @@ def test_entropy_merge_end_to_end(folders, live, tmp_path, granularity, kind):
     torch.testing.assert_close(logits(exported), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "method", ["ties", "dare", "dare_ties", "magnitude_prune", "orthogonal_residual", "uniform", "factors"]
-)
+@pytest.mark.parametrize("method", ["ties", "dare", "dare_ties", "magnitude_prune", "orthogonal_residual", "uniform", "factors"])
 def test_export_of_every_method_is_the_base_plus_its_dense_delta(folders, tmp_path, method):
     chosen = folders
     if method == "factors":  # equal ranks

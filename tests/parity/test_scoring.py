@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llm.backbone.scoring import Scorer
-from tests.backbone.conftest import FAMILIES, VOCABULARY, tiny_model
+from recbole_llm.llm.scoring import Scorer
+from tests.llm.conftest import FAMILIES, VOCABULARY, tiny_model
 
 TOKEN = st.integers(1, VOCABULARY - 1)
 MODELS: dict = {}
@@ -40,5 +40,5 @@ def test_every_strategy_equals_naive(family, attention, case):
         for strategy in ("prefix", "tree"):
             scores = Scorer(strategy, batch_tokens=budget)(model, prompts, answers)
             torch.testing.assert_close(scores, oracle, atol=1e-4, rtol=0)
-        letters = Scorer("letter", batch_tokens=budget)(model, prompts, labels)
+        letters = Scorer("label", batch_tokens=budget)(model, prompts, labels)
         torch.testing.assert_close(letters, Scorer("naive")(model, prompts, labels), atol=1e-4, rtol=0)

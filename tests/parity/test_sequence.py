@@ -8,7 +8,7 @@ import torch
 import yaml
 
 import recbole_llm  # noqa: F401  (shims)
-from recbole_llm.training.sequence import make_causal, sequence_loss, sequence_states
+from recbole_llm.classical.sequence import make_causal, sequence_loss, sequence_states
 
 ITEMS, MAX_LEN = 41, 10
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
@@ -59,9 +59,7 @@ def assert_parity(model, ours, theirs):
     got, expected = gradients(model, ours), gradients(model, theirs)
     assert got.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(
-            got[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("loss_type", ["CE", "BPR"])
@@ -94,9 +92,7 @@ def test_nextitnet_reads_the_last_item_not_the_padding():
     rows = prefixes(batch())
     scores = model.full_sort_predict(rows)
     for row, length in enumerate(rows["item_length"].tolist()):
-        unpadded = (
-            build("NextItNet").eval().full_sort_predict({"item_id_list": rows["item_id_list"][row : row + 1, :length]})
-        )
+        unpadded = build("NextItNet").eval().full_sort_predict({"item_id_list": rows["item_id_list"][row : row + 1, :length]})
         torch.testing.assert_close(scores[row : row + 1], unpadded)
 
 

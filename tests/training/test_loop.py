@@ -105,10 +105,10 @@ def test_interrupted_again_and_again_equals_uninterrupted(tmp_path):
 
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 def test_interrupted_within_a_save_equals_uninterrupted(tmp_path, monkeypatch, moment):
-    from recbole_llm.training import checkpoint
+    from recbole_llm.store import files
     from recbole_llm.training import loop as module
 
-    rename, names = checkpoint.os.replace, []
+    rename, names = files.os.replace, []
 
     def replace(source, target):
         names.append(target.name)
@@ -120,7 +120,7 @@ def test_interrupted_within_a_save_equals_uninterrupted(tmp_path, monkeypatch, m
         if moment == "after the rename" and len(names) == 3:
             raise Interrupted  # two saves are on disk now
 
-    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     if moment == "after the rename":
         monkeypatch.setattr(module.shutil, "rmtree", rmtree)
     with pytest.raises(Interrupted):
@@ -197,9 +197,15 @@ def test_accumulation_averages_and_clipping_limits_the_gradient():
         parameter = nn.Parameter(torch.zeros(2))
         loss = lambda micro: (parameter * batches[micro]).sum()  # noqa: E731 - its gradient is the batch
         TrainingLoop(
-            name="test", parameters={"p": parameter}, optimizer=torch.optim.SGD([parameter], lr=1.0), loss=loss,
-            total_steps=1, accumulate=accumulate, clip_grad_norm=clip, show_progress=False,
-        ).run()  # fmt: skip
+            name="test",
+            parameters={"p": parameter},
+            optimizer=torch.optim.SGD([parameter], lr=1.0),
+            loss=loss,
+            total_steps=1,
+            accumulate=accumulate,
+            clip_grad_norm=clip,
+            show_progress=False,
+        ).run()
         return -parameter.detach()
 
     batches = torch.tensor([[3.0, 0.0], [0.0, 8.0]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_llm.training.checkpoint import optimizer_tensors, restore_optimizer
+from recbole_llm.store.files import optimizer_tensors, restore_optimizer
 from recbole_llm.training.muon import MuonAdamW, orthogonal
 
 

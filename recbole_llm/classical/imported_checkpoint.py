@@ -1,0 +1,200 @@
+"""Checkpoints from elsewhere as plain data: RecBole's own ``.pth`` files, read without calling anything they name.
+
+RecBole pickles its whole ``Config`` beside the weights, so that ``weights_only=True`` refuses the file and ``weights_only=False``
+runs whatever it says. Here the pickle becomes inert records: no name in it is imported, every class and function is a stand-in
+that keeps what it was given. The records that mean a tensor of the state dict are looked up afterwards, and built by this file
+out of bytes whose CRC-32, length and bounds it checks; nothing else is.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+import pickletools
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+_DTYPES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+    "torch.ComplexDoubleStorage": torch.complex128,
+    "torch.ComplexFloatStorage": torch.complex64,
+}
+_PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
+
+
+@dataclass(frozen=True)
+class ImportedCheckpoint:
+    """A model's tensors, on the CPU, and the plain values of the configuration it was saved with ({} if there is none)."""
+
+    state_dict: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+class _RefusedError(ValueError):
+    """What a file is, and the remedy; the caller adds which file."""
+
+
+def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedCheckpoint:
+    """Read a checkpoint of RecBole's ``Trainer``, one of ours, or a ``.safetensors`` state dict; nothing in it is executed.
+
+    Args:
+        file: where it is; ``~`` is the home folder.
+        key: the setting that gave ``file``, to be named in errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds code or holds no state dict of ordinary tensors; names key, file and remedy.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: {path} is not a file (seen from {Path.cwd()}); give a checkpoint, like saved/*.pth")
+    try:
+        if path.suffix == ".safetensors":
+            return ImportedCheckpoint(load_file(path), {})
+        with open(path, "rb") as stream:
+            if stream.read(4) != b"PK\x03\x04":
+                raise _RefusedError("it is not in torch.save's zip format; save it again with torch 1.6 or newer")
+            with zipfile.ZipFile(stream) as zipped:
+                return _read(_Archive(zipped))
+    except _RefusedError as error:
+        raise ValueError(f"{key}: {path} is refused: {error}") from error
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError(f"{key}: {path} is damaged ({type(error).__name__}: {error}); copy it again or train again") from error
+
+
+def _read(archive: _Archive) -> ImportedCheckpoint:
+    content = _unpickle(archive.read("data.pkl"))
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise _RefusedError("it has no state_dict; write one with torch.save({'state_dict': model.state_dict()}, file)")
+    state = {name: archive.tensor(name, record) for name, record in content["state_dict"].items()}
+    config = content.get("config")
+    if isinstance(config, _Inert):  # RecBole's Config
+        config = config.state.get("final_config_dict") if isinstance(config.state, dict) else None
+    return ImportedCheckpoint(state, _plain(config, itertools.count()) if isinstance(config, dict) else {})
+
+
+def _plain(value: Any, visited: Iterator[int]) -> Any:
+    """``value`` less what is not plain data."""
+    if next(visited) > 100_000:  # a few lists that hold one another are enough for more than any memory
+        raise _RefusedError("its config is no configuration but over 100000 values; leave it out of the file")
+    if isinstance(value, dict):
+        return {k: _plain(v, visited) for k, v in value.items() if isinstance(k, str) and isinstance(v, _PLAIN)}
+    return [_plain(v, visited) for v in value if isinstance(v, _PLAIN)] if isinstance(value, (list, tuple)) else value
+
+
+# -- the pickle --------------------------------------------------------------------------------------------------------
+
+
+class _Inert:
+    """Stand-in for a class or function: takes all that a pickle can do to one, keeps arguments and state, does nothing."""
+
+    origin = ""
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        made = object.__new__(cls)
+        made.args = args
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def _ignore(self, *args: Any, **kwargs: Any) -> _Inert:
+        return self
+
+    __call__ = __setitem__ = append = add = _ignore
+
+
+class _Ordered(dict[Any, Any]):
+    """Stand-in for OrderedDict; its attributes, where torch keeps the versions of modules, are dropped."""
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _Unpickler(pickle.Unpickler):
+    """All that a pickle can get hold of is made for it here, so there is nothing for it to call, and nothing to change."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        origin = f"{module_name}.{global_name}"
+        return type("StandIn", (_Ordered if origin == "collections.OrderedDict" else _Inert,), {"origin": origin})
+
+    def persistent_load(self, pid: Any) -> _Inert:
+        return _Inert(*pid)
+
+
+def _unpickle(data: bytes) -> Any:
+    for opcode, argument, _ in pickletools.genops(data):  # also fails on lengths beyond the end
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
+            raise _RefusedError("its pickle is made to fill the memory; get the file from its author")
+    return _Unpickler(io.BytesIO(data)).load()
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+class _Archive:
+    """The records of torch's zip format, and tensors over them."""
+
+    def __init__(self, zipped: zipfile.ZipFile):
+        self.zipped = zipped
+        self.records = {info.filename.partition("/")[2]: info for info in zipped.infolist()}  # one folder holds all
+        self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
+        if "constants.pkl" in self.records or any(name.startswith("code/") for name in self.records):
+            raise _RefusedError("it is a TorchScript archive, which is code; save the state_dict of the model in it")
+        if "byteorder" in self.records and self.read("byteorder").decode() != sys.byteorder:
+            raise _RefusedError(f"its byte order is not this machine's, {sys.byteorder}; save it as .safetensors")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a record, after checking their CRC-32."""
+        if name not in self.records:
+            raise _RefusedError(f"it has no record {name}, as torch.save would have written; copy or save it again")
+        if self.records[name].compress_type != zipfile.ZIP_STORED:
+            raise _RefusedError(f"its record {name} is compressed, which torch.save does not do; save it again")
+        return self.zipped.read(self.records[name])
+
+    def storage(self, reference: _Inert) -> Tensor:
+        """The values [elements] that a reference means, read once."""
+        _, kind, key, _, elements = reference.args
+        dtype = _DTYPES.get(kind.origin)
+        if dtype is None:
+            raise _RefusedError(f"it holds a {kind.origin}, which is unknown; save it as .safetensors")
+        if (key, dtype) not in self.storages:
+            data = self.read(f"data/{key}")
+            if len(data) != elements * dtype.itemsize:
+                raise ValueError(f"data/{key} has {len(data)} bytes and not {elements} elements of {dtype}")
+            self.storages[key, dtype] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.storages[key, dtype]
+
+    def tensor(self, name: Any, record: Any) -> Tensor:
+        """The tensor of the state dict's entry ``name``, a view of its storage."""
+        if isinstance(record, _Inert) and record.origin == _PARAMETER:
+            record = record.args[0]
+        if not isinstance(name, str) or not isinstance(record, _Inert) or record.origin != _TENSOR or any(record.args[6:]):
+            found = getattr(record, "origin", "") or type(record).__name__
+            raise _RefusedError(f"state_dict[{name!r}] is no ordinary tensor but {found}; leave it out, or save it dense")
+        reference, offset, size, stride = record.args[:4]
+        values = self.storage(reference)
+        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if min((offset, *size, *stride)) < 0 or (0 not in size and end >= len(values)):
+            raise ValueError(f"state_dict[{name!r}] reaches outside its {len(values)} stored values")
+        return values.as_strided(size, stride, offset)

@@ -1,0 +1,79 @@
+"""The dataset and the loaders of a run: RecBole's own classes and splits, of which nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import copy
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.utils import ModelType
+
+from recbole_llm.data import dataset as classes
+from recbole_llm.data import scenarios
+from recbole_llm.data.united import unite
+
+logger = getLogger()
+
+_BY_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
+
+
+def create_dataset(config: Any) -> Any:
+    """The dataset that RecBole would build for ``config``, extended by :class:`~recbole_llm.data.dataset.RankedTime`.
+
+    With ``train_dataset`` it is that dataset and ``dataset`` side by side.
+
+    Raises:
+        FileNotFoundError: the dataset is not on disk and has no download; says which files go where.
+        ConnectionError: it could not be downloaded; likewise.
+    """
+    import recbole.data.dataset as recbole_classes
+
+    own = f"{config['model']}Dataset"
+    name = own if hasattr(recbole_classes, own) else _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
+    dataset = getattr(classes, name)(_located(config))
+    if classes.leaves_one_out(config):
+        # read now: build() turns the table into RecBole's augmented rows, and its splits are copies of this dataset
+        _ = dataset.histories, dataset.catalogue_titles
+    if dataset.scenario.label:
+        logger.info(scenarios.report(config, dataset.histories))
+    return dataset
+
+
+def _located(config: Any) -> Any:
+    """``config`` as RecBole's dataset reads it: with ``train_dataset`` it points at the files of both datasets."""
+    if not config["train_dataset"]:
+        return config
+    parts = {}
+    for name in (config["train_dataset"], config["dataset"]):
+        logger.info(f"train_dataset: reading {name}")
+        parts[name] = create_dataset(config.for_dataset(name, whole=True))
+    name, folder = unite(config, parts)
+    located = copy.copy(config)
+    located.final_config_dict = {**config.final_config_dict, "dataset": name, "data_path": folder}
+    return located
+
+
+def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
+    """RecBole's train, valid and test loaders over its own splits, made anew.
+
+    RecBole's function of that name would first unpickle ``saved/<dataset>-for-<model>-dataloader.pth``.
+    """
+    from recbole.data.utils import create_samplers, get_dataloader
+    from recbole.sampler import KGSampler
+
+    splits = dataset.build()
+    samplers = [[sampler] for sampler in create_samplers(config, dataset, splits)]
+    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        sampling = config["train_neg_sample_args"]
+        samplers[0].append(KGSampler(dataset, sampling["distribution"], sampling["alpha"]))
+    train, valid, test = (
+        get_dataloader(config, phase)(config, split, *sampler, shuffle=phase == "train" and config["shuffle"])
+        for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
+    )
+    if hasattr(test, "uid2history_item"):  # its mask is read off the splits, where a user held out of training has no history
+        for user in dataset.scenario.untrained.intersection(test.uid_list.tolist()):
+            known = np.setdiff1d(dataset.histories.before(user, "test"), dataset.histories.target(user, "test"))
+            test.uid2history_item[user] = torch.from_numpy(known)
+    return train, valid, test

@@ -1,0 +1,62 @@
+"""Two datasets as one (``train_dataset``): ordinary atomic files in which nothing is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from recbole_llm.data.scenarios import TEXTS, token_prefix
+from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, verify
+
+logger = getLogger()
+
+
+def unite(config: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and folder of ordinary atomic files that hold ``train_dataset`` and ``dataset`` side by side; written once.
+
+    Tokens begin with the name of their dataset, so nothing is shared. The time is the place in the user's history, which
+    is all of it that leave-one-out reads. Texts are those that each dataset's own settings give.
+    """
+    name = "+".join(parts)
+    files = {f"{name}.inter": _interactions(config, parts), f"{name}.item": _texts(config, parts)}
+    folder = Path(config["checkpoint_dir"]) / "datasets" / f"{name}-{fingerprint(files)[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with suppress(DamagedError):
+            verify(folder)
+            return name, str(folder)
+        with atomic_folder(folder) as out:
+            for file, lines in files.items():
+                if lines:
+                    (out / file).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return name, str(folder)
+
+
+def _interactions(config: Any, parts: Mapping[str, Any]) -> list[str]:
+    lines = [f"{config['USER_ID_FIELD']}:token\t{config['ITEM_ID_FIELD']}:token\t{config['TIME_FIELD']}:float"]
+    for name, dataset in parts.items():
+        prefix, histories = token_prefix(name), dataset.histories
+        for user, items in zip(histories.user_ids, histories.items, strict=True):
+            lines += [f"{prefix}{user}\t{prefix}{histories.item_ids[item]}\t{place}" for place, item in enumerate(items, start=1)]
+    return lines
+
+
+def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
+    """Lines of the ``.item`` file; none where a dataset has no titles, which classical models do without."""
+    lines = [f"{config['ITEM_ID_FIELD']}:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq"]
+    for name, dataset in parts.items():
+        try:
+            texts = dataset.item_texts
+        except (FileNotFoundError, ValueError) as error:
+            logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, since {name} has none: {error}")
+            return []
+        blank = [""] * len(texts.titles)
+        fields = [texts.fields.get(dataset.config[key] or "", blank) for key in TEXTS if key != "title_field"]
+        rows = list(zip(dataset.histories.item_ids, texts.titles, *fields, strict=True))[1:]
+        lines += [token_prefix(name) + "\t".join(row) for row in rows]
+    return lines

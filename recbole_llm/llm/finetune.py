@@ -1,0 +1,170 @@
+"""LoRA fine-tuning of a frozen LM on rows of titles: what every adapter of the family is trained by.
+
+The loss is the LM's own, ``- sum_t log P(y_t | y_<t, x)``, over the answer alone (RecCocktail eqs. 4-5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_llm.data.domains import Row
+from recbole_llm.llm.lora import attach_lora, save_adapter
+from recbole_llm.llm.scoring import lm_loss
+from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
+
+logger = getLogger()
+
+Encode = Callable[[Row, np.random.Generator], tuple[list[int], list[int]]]
+"""A training row as token ids and 0/1 answer mask; the generator draws its negative candidates, if it has any."""
+
+
+@dataclass(frozen=True)
+class LoRATrainingConfig:
+    """How an adapter is trained; peft's names where peft has one."""
+
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+    target_modules: str | Sequence[str]
+    use_rslora: bool
+    train_mode: str
+    samples: int | None
+    epochs: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    warmup_ratio: float
+    max_grad_norm: float | None
+    eval_steps: int | None
+    patience: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: Any) -> LoRATrainingConfig:
+        """The recipe that a configuration asks for."""
+        return cls(
+            r=config["r"],
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config["lora_dropout"],
+            target_modules=config["target_modules"],
+            use_rslora=config["use_rslora"],
+            train_mode=config["lora_train_mode"],
+            samples=config["train_samples"],
+            epochs=config["lora_epochs"],
+            batch_size=config["lora_batch_size"],
+            accumulation=config["gradient_accumulation_steps"],
+            learning_rate=config["lora_learning_rate"],
+            warmup_ratio=config["warmup_ratio"],
+            max_grad_norm=config["max_grad_norm"],
+            eval_steps=config["lora_eval_steps"],
+            patience=config["lora_patience"],
+            seed=config["seed"],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def finetune(
+    model: Any,
+    name: str,
+    rows: Sequence[Row],
+    encode: Encode,
+    recipe: LoRATrainingConfig,
+    *,
+    pad_token_id: int,
+    validate: Callable[[Any], float] | None,
+    out: Path,
+    scratch: Path,
+    save_every: float = 20.0,
+    show_progress: bool = True,
+) -> None:
+    """Train one adapter on ``rows`` and write it to ``out`` as a PEFT folder; ``model`` comes back without it.
+
+    Args:
+        model: the frozen causal LM.
+        validate: score (bigger is better) of the PeftModel in eval mode; the best weights are kept.
+        scratch: where the state of an unfinished training is kept, saved every ``save_every`` seconds.
+    """
+    peft_model = attach_lora(
+        model,
+        name=name,
+        r=recipe.r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=recipe.target_modules,
+        use_rslora=recipe.use_rslora,
+        seed=recipe.seed,
+    )
+    parameters = {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
+    batches = Batches(rows, encode, recipe.batch_size, recipe.accumulation, recipe.seed)
+    total = batches.steps_per_epoch * recipe.epochs
+
+    def loss(micro: int) -> torch.Tensor:
+        peft_model.train()
+        token_rows, masks, share = batches[micro]
+        return share * lm_loss(peft_model, token_rows, masks, pad_token_id)
+
+    def score() -> float:
+        assert validate is not None
+        peft_model.eval()
+        with torch.no_grad():
+            return validate(peft_model)
+
+    loop = TrainingLoop(
+        name=name,
+        parameters=parameters,
+        optimizer=optimizer,
+        scheduler=cosine_with_warmup(optimizer, total, recipe.warmup_ratio),
+        loss=loss,
+        total_steps=total,
+        accumulate=batches.parts,
+        clip_grad_norm=recipe.max_grad_norm,
+        validate=score if validate else None,
+        eval_every=recipe.eval_steps or max(1, -(-total // 4)),
+        patience=recipe.patience,
+        folder=scratch / "loop",
+        save_every=save_every,
+        learning_rate_key="lora_learning_rate",
+        show_progress=show_progress,
+    )
+    logger.info(f"{name}: {len(rows)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
+    try:
+        loop.run()
+        save_adapter(peft_model, name, out)
+    finally:
+        peft_model.unload()
+
+
+class Batches:
+    """Micro-batches by index: micro-batch ``i`` depends on (seed, i) alone, so that training can resume anywhere.
+
+    Each is token rows, their answer masks and the weight that makes the mean loss over the ``parts`` of a step the mean
+    over all its answer tokens, however unevenly the parts hold them.
+    """
+
+    def __init__(self, rows: Sequence[Row], encode: Encode, batch_size: int, accumulation: int, seed: int):
+        if batch_size % accumulation:
+            raise ValueError(f"gradient_accumulation_steps: {accumulation} parts do not divide lora_batch_size: {batch_size}")
+        self._rows, self._encode, self._seed = rows, encode, seed
+        self._epochs = Epochs(len(rows), batch_size, seed)
+        self.parts = min(accumulation, batch_size, len(rows))
+        self.steps_per_epoch = self._epochs.steps
+
+    def __getitem__(self, micro: int) -> tuple[list[list[int]], list[list[int]], float]:
+        step, part = divmod(micro, self.parts)
+        epoch, chosen = step // self.steps_per_epoch, self._epochs[step]
+        encoded = [self._encode(self._rows[i], np.random.default_rng([self._seed, epoch, int(i)])) for i in chosen]
+        encoded.sort(key=lambda pair: len(pair[0]))  # parts of like length, less padding
+        size = len(encoded)
+        taken = encoded[part * size // self.parts : (part + 1) * size // self.parts]
+        answers, all_answers = (sum(sum(mask) for _, mask in some) for some in (taken, encoded))
+        return [ids for ids, _ in taken], [mask for _, mask in taken], answers / all_answers * self.parts

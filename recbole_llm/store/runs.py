@@ -1,0 +1,72 @@
+"""Finished runs on disk, from which another run can be initialised (``init_from``)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.store.files import DamagedError, verify
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A finished run (``init_from``): its record and its stages, of which nothing is executed.
+
+    Attributes:
+        path: its record.json.
+        record: what stands there.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, given: str | Path) -> SavedRun:
+        """The run of a folder or record.json.
+
+        Raises:
+            ValueError: it is not there, no record, or one that does not name its stages.
+        """
+        path = Path(given).expanduser().resolve()
+        path = path / "record.json" if path.is_dir() else path
+        remedy = "give a run's folder, as saved/runs/Laser-ml-100k-1234abcd, or its record.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"init_from: there is no run at {given} ({path} cannot be read); {remedy}") from error
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not {"model", "dataset", "config"} <= record.keys():
+            raise ValueError(f"init_from: {path} is no record of a run; {remedy}")
+        run = cls(path, record)
+        if "stages" not in record:
+            raise ValueError(f"init_from: {path} is older than records that name their stages; {run._again}")
+        return run
+
+    @property
+    def root(self) -> Path:
+        """The ``checkpoint_dir`` that holds it."""
+        return self.path.parent.parent.parent
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage of the run, checked.
+
+        Raises:
+            ValueError: the run has no such stage, or its folder is gone or damaged.
+        """
+        stages = self.record["stages"]
+        if name not in stages:
+            known = ", ".join(stages) or "none"
+            raise ValueError(f"init_from: {self.path} has no stage {name} (it has: {known}); give the run that trained it")
+        folder = self.root / "stages" / stages[name]
+        try:
+            verify(folder)
+        except DamagedError as error:
+            raise ValueError(f"init_from: the stage {name} of {self.path} is gone or damaged ({error}); {self._again}") from error
+        return folder
+
+    @property
+    def _again(self) -> str:
+        return f"run its command again, --model={self.record['model']} --dataset={self.record['dataset']} and what else it had"

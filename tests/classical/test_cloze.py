@@ -1,0 +1,62 @@
+"""BERT4Rec on whole sequences: every item in a window, masked by RecBole's transform, and it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_llm import registry
+from recbole_llm.classical.cloze import MaskedLoader, MaskedTraining
+from recbole_llm.classical.sequence import training_histories
+from recbole_llm.config import LLMConfig
+from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.quick_start import run_recbole_llm
+
+
+@pytest.fixture
+def prepared(settings: dict[str, Any]) -> tuple[Any, Any]:
+    config = LLMConfig("BERT4Rec", "tiny", config_dict={**settings, "train_mode": "sequence", "MAX_ITEM_LIST_LENGTH": 5})
+    train_data, *_ = data_preparation(config, create_dataset(config))
+    return config, train_data
+
+
+def test_windows_hold_every_item_and_end_with_the_history(prepared: tuple[Any, Any]) -> None:
+    config, train_data = prepared
+    histories = training_histories(train_data.dataset)
+    for history in histories:
+        loader = MaskedLoader([history], train_data.transform, train_data.dataset, config)
+        windows = [row[:length].tolist() for row, length in zip(loader.items, loader.lengths, strict=True)]
+        items = history.tolist()
+        assert windows[-1] == items[-5:] and set(sum(windows, [])) == set(items)
+        assert all(any(items[at : at + len(window)] == window for at in range(len(items))) for window in windows)
+
+
+def test_a_batch_is_masked_as_recbole_masks_and_the_order_is_the_epochs(prepared: tuple[Any, Any]) -> None:
+    config, train_data = prepared
+    config["train_batch_size"] = 20
+    loader = MaskedLoader(training_histories(train_data.dataset), train_data.transform, train_data.dataset, config)
+    batches = list(loader)
+    assert len(batches) == len(loader) > 1
+    n_items = train_data.dataset.item_num
+    for batch in batches:
+        items, masked = batch["item_id_list"], batch["Mask_item_id_list"]
+        hidden = masked != items
+        assert (masked[hidden] == n_items).all() and (items[hidden] > 0).all()
+    first = torch.cat([batch["item_id_list"] for batch in batches])
+    torch.testing.assert_close(torch.cat([batch["item_id_list"] for batch in loader]), first)
+    loader.epoch = 1
+    other = torch.cat([batch["item_id_list"] for batch in loader])
+    assert not torch.equal(other, first) and torch.equal(other.sort(0).values, first.sort(0).values)
+
+
+@pytest.mark.slow
+def test_it_is_asked_for_and_learns(settings: dict[str, Any]) -> None:
+    """The next item of the tiny data is mostly the one that follows; a guess has it in its first five for half of the users."""
+    assert not issubclass(registry.get_trainer(LLMConfig("BERT4Rec", "tiny")), MaskedTraining)
+    given = {**settings, "train_mode": "sequence", "epochs": 80, "stopping_step": 80, "learning_rate": 0.003}
+    given |= {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "train_batch_size": 64}
+    assert issubclass(registry.get_trainer(LLMConfig("BERT4Rec", "tiny", config_dict=given)), MaskedTraining)
+    result = run_recbole_llm("BERT4Rec", "tiny", config_dict=given)
+    assert result["test_result"]["hit@5"] > 0.6

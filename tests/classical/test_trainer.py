@@ -1,0 +1,159 @@
+"""Which trainer a model gets, and checkpoints that are written whole and read without executing anything."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import init_seed
+
+from recbole_llm import registry
+from recbole_llm.classical.sequence import SequenceTraining
+from recbole_llm.classical.trainer import ProtocolTrainer, StageTrainer
+from recbole_llm.config import LLMConfig
+from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.evaluation.protocol import attach_candidates
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("executed"),)
+
+
+def prepare(model: str, settings: dict[str, Any], **values: Any) -> tuple[Any, Any, Any, Any]:
+    """A trainer and its loaders."""
+    config = LLMConfig(model, "tiny", config_dict={**settings, **values})
+    init_seed(config["seed"], True)
+    dataset = create_dataset(config)
+    loaders = data_preparation(config, dataset)
+    attach_candidates(config, dataset, *loaders)
+    init_seed(config["seed"], True)
+    network = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    return registry.get_trainer(config)(config, network), *loaders
+
+
+# -- which trainer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "sequence"),
+    [
+        ("SASRec", "auto", True),
+        ("SASRec", "sequence", True),
+        ("SASRec", "prefix", False),
+        ("GRU4Rec", "auto", True),
+        ("BERT4Rec", "auto", False),
+        ("BPR", "auto", False),
+        ("Pop", "prefix", False),
+        ("EASE", "auto", False),
+    ],
+)
+def test_whole_sequences_are_for_causal_models(model: str, mode: str, sequence: bool) -> None:
+    trainer = registry.get_trainer(LLMConfig(model, "tiny", config_dict={"train_mode": mode}))
+    assert issubclass(trainer, ProtocolTrainer) and issubclass(trainer, Trainer)
+    assert issubclass(trainer, SequenceTraining) == sequence
+
+
+def test_other_models_refuse_whole_sequences(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"train_mode: sequence needs .*STAMP is not one of .*Use train_mode: prefix"):
+        prepare("STAMP", settings, train_mode="sequence")
+
+
+def test_unknown_train_mode() -> None:
+    with pytest.raises(ValueError, match="train_mode: 'whole' is unknown; choose auto, sequence or prefix"):
+        registry.get_trainer(LLMConfig("SASRec", "tiny", config_dict={"train_mode": "whole"}))
+
+
+@pytest.mark.parametrize("model", sorted(registry.MODELS))
+def test_our_models_run_stages_and_those_without_any_have_recboles_trainer(model: str) -> None:
+    trainer = registry.get_trainer(LLMConfig(model, "tiny"))
+    assert trainer is StageTrainer or (model == "AlphaRec" and trainer.__name__ == "ProtocolTrainer")
+
+
+@pytest.mark.parametrize(("model", "base"), [("Pop", "TraditionalTrainer"), ("RecVAE", "RecVAETrainer")])
+def test_a_models_own_trainer_stays(model: str, base: str) -> None:
+    bases = registry.get_trainer(LLMConfig(model, "tiny")).__mro__
+    assert base in [cls.__name__ for cls in bases]
+    assert [cls.__name__ for cls in bases].index("ProtocolTrainer") == 1
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_unique_within_a_second(settings: dict[str, Any]) -> None:
+    assert len({prepare("Pop", settings)[0].saved_model_file for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize("model", ["ItemKNN", "EASE", "BPR"])
+def test_own_checkpoints_reload(model: str, settings: dict[str, Any]) -> None:
+    """ItemKNN and EASE keep scipy matrices, which only a pickle holds."""
+    trainer, train, valid, test = prepare(model, settings)
+    trainer.fit(train, valid, show_progress=False)
+    kept = trainer.evaluate(test)
+    assert [path.suffix for path in Path(settings["checkpoint_dir"]).iterdir() if path.is_file()] == [".pth"]
+    for parameter in trainer.model.parameters():
+        torch.nn.init.normal_(parameter)
+    assert trainer.evaluate(test) == kept
+
+
+def test_a_checkpoint_of_another_process_reloads_as_data(settings: dict[str, Any]) -> None:
+    first, train, valid, test = prepare("BPR", settings, epochs=2)
+    first.fit(train, valid, show_progress=False)
+    expected = first.evaluate(test)
+    second, *_, test = prepare("BPR", settings, seed=5)  # another model; it did not write the file
+    assert second.evaluate(test, load_best_model=False) != expected
+    assert second.evaluate(test, model_file=first.saved_model_file) == expected
+
+
+@pytest.mark.parametrize("use", ["evaluate", "resume_checkpoint"])
+def test_a_malicious_checkpoint_is_refused_unexecuted(use: str, settings: dict[str, Any]) -> None:
+    trainer, *_, test = prepare("BPR", settings)
+    Path("plain.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
+    torch.save({"state_dict": trainer.model.state_dict(), "other_parameter": Trap()}, "zipped.pth")
+    for file in ("plain.pth", "zipped.pth"):
+        with pytest.raises(ValueError, match=f"{file}: not a checkpoint that can be loaded without executing code"):
+            if use == "evaluate":
+                trainer.evaluate(test, model_file=file)
+            else:
+                trainer.resume_checkpoint(file)
+    assert not Path("executed").exists()
+    torch.load("zipped.pth", weights_only=False)
+    assert Path("executed").exists()  # the trap works
+
+
+def test_a_resumed_training_ends_where_the_whole_one_does(settings: dict[str, Any]) -> None:
+    def fit(epochs: int, resume: str | None = None) -> tuple[Any, Any]:
+        still = {"attn_dropout_prob": 0, "hidden_dropout_prob": 0}
+        trainer, train, valid, test = prepare("SASRec", settings, epochs=epochs, **still)
+        if resume:
+            trainer.resume_checkpoint(resume)
+            assert trainer.start_epoch == 1
+        trainer.fit(train, valid, show_progress=False)
+        return trainer, test
+
+    whole, test = fit(3)
+    half, _ = fit(1)
+    resumed, _ = fit(3, half.saved_model_file)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    assert whole.evaluate(test, load_best_model=False) == resumed.evaluate(test, load_best_model=False)
+
+
+def test_a_killed_save_leaves_the_checkpoint_that_was_there(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, train, valid, _ = prepare("BPR", settings)
+    trainer.fit(train, valid, show_progress=False)
+    before = Path(trainer.saved_model_file).read_bytes()
+
+    def killed(_: Any, file: str) -> None:
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer._save_checkpoint(1)
+    assert Path(trainer.saved_model_file).read_bytes() == before
+    assert [path for path in Path(settings["checkpoint_dir"]).iterdir() if ".tmp" in path.name] == []

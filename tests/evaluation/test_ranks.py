@@ -1,0 +1,163 @@
+"""Ranks and rows: ties, chance, numbers that are none; and RecBole's metrics computed once more by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_llm.evaluation.ranks import Ranks, gather_scores, spread
+
+USERS, WIDTH = 7, 5
+
+
+def ranked(scores: list[list[float]], slots: list[int]) -> Ranks:
+    ranks = Ranks()
+    ranks.add(torch.arange(1, len(slots) + 1), torch.tensor(scores), torch.tensor(slots))
+    return ranks
+
+
+def test_ranks_count_better_candidates_and_break_ties_by_slot() -> None:
+    ranks = ranked([[3, 1, 2], [3, 1, 2], [2, 2, 2], [2, 2, 2], [0, 2, 2]], [0, 1, 0, 2, 2])
+    assert ranks.ranks == [1, 3, 1, 3, 2]
+    assert ranks.ties == [0, 0, 2, 2, 1]
+    assert ranks.tie_rate == 3 / 5
+    assert ranks.users == [1, 2, 3, 4, 5]
+    assert Ranks().tie_rate == 0
+
+
+def test_a_missed_target_ranks_behind_all() -> None:
+    ranks = Ranks()
+    ranks.add(torch.tensor([1, 2]), torch.ones(2, 3), torch.tensor([0, 0]), missed=torch.tensor([False, True]))
+    assert (ranks.ranks, ranks.ties) == ([1, 4], [2, 0])
+
+
+def test_a_constant_scorer_is_at_chance() -> None:
+    """Every slot is equally likely for a target, so every rank is."""
+    ranks = ranked([[1.5] * WIDTH] * WIDTH, list(range(WIDTH)))
+    assert sorted(ranks.ranks) == [1, 2, 3, 4, 5]
+
+
+def test_a_constant_scorer_is_at_chance_in_a_run(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hit@5 of 10 candidates over 60 users: 1/2, with a standard deviation of 0.065."""
+    from recbole.model.general_recommender import Pop
+
+    def constant(self: Any, interaction: Any) -> torch.Tensor:
+        return torch.ones(len(interaction), self.n_items)
+
+    monkeypatch.setattr(Pop, "full_sort_predict", constant)
+    result, record = run("Pop", eval_users=60, seed=77)
+    assert record["tie_rate"]["Pop"] == 1
+    assert abs(result["test_result"]["hit@5"] - 0.5) < 0.2
+    assert abs(result["best_valid_result"]["hit@5"] - 0.5) < 0.2
+
+
+@given(st.data())
+def test_a_row_orders_the_candidates_as_the_ranks_do(data: st.DataObject) -> None:
+    scores = torch.tensor(
+        data.draw(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=4, max_size=4), min_size=1, max_size=3))
+    )
+    candidates = torch.stack([torch.randperm(9)[:4] + 1 for _ in scores])
+    row = spread(scores, candidates, 10)
+    assert row.shape == (len(scores), 10)
+    assert torch.isfinite(row).sum(1).tolist() == [4] * len(scores)
+    for slot in range(4):
+        ranks = Ranks()
+        ranks.add(torch.arange(len(scores)), scores, torch.full((len(scores),), slot))
+        target = row.gather(1, candidates[:, [slot]])
+        assert ((row > target).sum(1) + 1).tolist() == ranks.ranks
+        assert ((row == target).sum(1) == 1).all()  # torch.topk has nothing to choose
+
+
+def test_many_equal_scores_keep_the_order_of_the_file() -> None:
+    """So many that a sort which is not stable shuffles them."""
+    candidates = torch.randperm(500, generator=torch.Generator().manual_seed(0))[None] + 1
+    row = spread((torch.arange(500) % 2).float()[None], candidates, 501)
+    order = row.argsort(descending=True)[0, :500]
+    assert order.tolist() == [*candidates[0, 1::2].tolist(), *candidates[0, ::2].tolist()]
+
+
+def test_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        spread(torch.tensor([[0.0, math.nan]]), torch.tensor([[1, 2]]), 4)
+    assert spread(torch.tensor([[0.0, -math.inf]]), torch.tensor([[1, 2]]), 4).tolist()[0][1:3] == [0, -1]
+
+
+def test_a_model_that_gives_nan_ends_the_run(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from recbole.model.general_recommender import Pop
+
+    monkeypatch.setattr(Pop, "full_sort_predict", lambda self, inter: torch.full((len(inter), self.n_items), math.nan))
+    with pytest.raises(ValueError, match="NaN"):
+        run("Pop", seed=78)
+
+
+def by_hand(ranks: list[int], k: int) -> dict[str, float]:
+    hits = [rank for rank in ranks if rank <= k]
+    return {
+        f"hit@{k}": len(hits) / len(ranks),
+        f"mrr@{k}": sum(1 / rank for rank in hits) / len(ranks),
+        f"ndcg@{k}": sum(1 / math.log2(1 + rank) for rank in hits) / len(ranks),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"),  # under full ranking torch.topk orders the many ties of Pop
+    [("Pop", "candidates"), ("BPR", "candidates"), ("SASRec", "candidates"), ("BPR", "full"), ("SASRec", "full")],
+)
+def test_recboles_metrics_are_those_of_the_ranks(model: str, mode: str, run: Callable[..., Any]) -> None:
+    result, record = run(model, eval_args={"mode": mode}, metric_decimal_place=12)
+    ranks = list(record["ranks"][model].values())
+    assert len(ranks) == 60
+    for k in (1, 5):
+        expected = by_hand(ranks, k)
+        assert {key: result["test_result"][key] for key in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_beyond_accuracy_metrics_run_beside_the_others(run: Callable[..., Any]) -> None:
+    """RecBole's own collector crashes on them: RUCAIBox/RecBole#2131."""
+    metrics = ["NDCG", "ItemCoverage", "GiniIndex", "AveragePopularity", "ShannonEntropy", "TailPercentage"]
+    result, _ = run("BPR", metrics=metrics)
+    for key in ("itemcoverage@5", "giniindex@5", "tailpercentage@5"):
+        assert 0 <= result["test_result"][key] <= 1
+    assert result["test_result"]["averagepopularity@5"] > 1
+    assert result["test_result"]["ndcg@5"] == run("BPR")[0]["test_result"]["ndcg@5"]  # nothing else changes
+
+
+# -- scores of candidates ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["BPR", "SASRec", "BERT4Rec"])
+def test_scores_gathered_of_a_full_ranking_are_those_asked_for_one_by_one(
+    model: str, settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = assemble(model, settings)
+    made.model.eval()
+    interaction, _, _, targets = next(iter(made.test))
+    interaction, candidates = interaction[:6], made.test.candidates.lookup(interaction["user_id"], targets)[:6]
+    before = {key: tensor.clone() for key, tensor in interaction.interaction.items()}
+
+    def refuse(_: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    with torch.no_grad():
+        gathered = gather_scores(made.model, interaction, candidates, "item_id")
+        monkeypatch.setattr(made.model, "full_sort_predict", refuse)  # as NeuMF's
+        singly = gather_scores(made.model, interaction, candidates, "item_id")
+    assert gathered.shape == candidates.shape == (6, 10) and gathered.std(1).min() > 0
+    torch.testing.assert_close(singly, gathered, atol=1e-5, rtol=0)
+    after = interaction.interaction
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_a_candidate_listed_twice_has_its_score_twice() -> None:
+    class Places:
+        def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+            return torch.arange(12.0)  # RecBole's models give two users of six items as one row
+
+    scores = gather_scores(Places(), None, torch.tensor([[5, 0, 5], [1, 2, 3]]), "item_id")
+    assert scores.tolist() == [[5, 0, 5], [7, 8, 9]]

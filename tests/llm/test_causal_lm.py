@@ -1,0 +1,100 @@
+"""Every family loads from a folder, frozen and ready; what cannot be loaded is refused with a way out."""
+
+import os
+
+import pytest
+import torch
+
+from recbole_llm.llm import causal_lm
+from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm
+from tests.llm.conftest import FAMILIES
+
+
+@pytest.fixture
+def folder(tmp_path, build_model, build_tokenizer):
+    def save(family="llama", **special):
+        path = tmp_path / f"tiny-{family}"
+        build_model(family).save_pretrained(path)
+        build_tokenizer(**(special or {"eos_token": "</s>"})).save_pretrained(path)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loads_frozen_with_equal_logits(folder, build_model, family):
+    lm = load_causal_lm(folder(family), device="cpu")
+    ids = torch.arange(5, 15).unsqueeze(0)  # [1, 10]
+    assert torch.equal(lm.model(ids).logits, build_model(family)(ids).logits)
+    assert not lm.model.training and not any(p.requires_grad for p in lm.model.parameters())
+    assert (lm.name, lm.revision, lm.model.dtype) == (f"tiny-{family}", None, torch.float32)
+    assert lm.tokenizer("ab c", add_special_tokens=False).input_ids == [4, 5, 3, 6]
+
+
+def test_tied_embeddings_stay_tied(folder):
+    model = load_causal_lm(folder("qwen2-gqa"), device="cpu").model
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_pad_token_is_added_only_where_it_lacks(folder):
+    assert load_causal_lm(folder(), device="cpu").tokenizer.pad_token == "</s>"
+    padded = folder(eos_token="</s>", pad_token="<pad>")
+    assert load_causal_lm(padded, device="cpu").tokenizer.pad_token == "<pad>"
+
+
+def test_tokenizer_without_end_token_is_refused(folder):
+    with pytest.raises(ValueError, match="end-of-text"):
+        load_causal_lm(folder(pad_token="<pad>"), device="cpu")
+
+
+def test_dtype_and_attention_keep_their_names(folder):
+    lm = load_causal_lm(str(folder()), device="cpu", dtype="bfloat16", attn_implementation="eager")
+    assert lm.model.dtype == torch.bfloat16 and lm.model.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="bf17"):
+        load_causal_lm(folder(), device="cpu", dtype="bf17")
+
+
+def test_four_bits_without_bitsandbytes_names_the_package(folder, monkeypatch):
+    monkeypatch.setattr(causal_lm.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        load_causal_lm(folder(), device="cpu", load_in_4bit=True)
+
+
+def test_missing_folder_is_refused_before_the_network(tmp_path):
+    for path in (tmp_path / "absent", str(tmp_path / "absent"), "./absent", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no folder .*builtin"):
+            load_causal_lm(path)
+
+
+def test_hub_id_offline_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="no-such-owner/no-such-model@v1.*HF_HOME.*hf download.*builtin"):
+        load_causal_lm("no-such-owner/no-such-model", revision="v1")
+
+
+def test_pickled_weights_are_never_read(folder):
+    path = folder()
+    os.rename(path / "model.safetensors", path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="pickled weights"):
+        load_causal_lm(path)
+
+
+def test_fingerprint_follows_the_weights_and_nothing_else(folder, build_model, monkeypatch):
+    path = folder()
+    before = fingerprint(path)
+    (path / "README.md").write_text("a note")
+    assert fingerprint(path) == before == fingerprint(str(path))
+
+    model = build_model("llama")
+    model.lm_head.weight[7, 3] += 1
+    model.save_pretrained(path)
+    assert fingerprint(path) != before
+
+    monkeypatch.setattr(causal_lm, "WHOLE_FILE", 0)  # a large file, known by samples that cover this one
+    sampled = fingerprint(path)
+    build_model("llama").save_pretrained(path)
+    assert fingerprint(path) not in (sampled, before)
+
+
+def test_fingerprint_of_the_hub_is_its_revision():
+    assert fingerprint("Qwen/Qwen2.5-0.5B", "abc") == "Qwen/Qwen2.5-0.5B@abc"

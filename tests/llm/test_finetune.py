@@ -1,0 +1,213 @@
+"""Only LoRA weights train, micro-batches add up to the batch, and a killed training ends where it would have ended."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recbole_llm.data.domains import Row
+from recbole_llm.llm import finetune as module
+from recbole_llm.llm.causal_lm import load_causal_lm
+from recbole_llm.llm.finetune import Batches, LoRATrainingConfig, finetune
+from recbole_llm.llm.lora import WEIGHTS_FILE, load_adapters
+
+ROWS = [Row(0, user, end) for user in range(5) for end in (1, 2)]
+PAD = 2
+
+
+def encode(row: Row, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Rows of many lengths, two prompt tokens and then the answer; one token is drawn, as negatives are."""
+    answer = [10 + row.user, *range(20, 20 + 3 * row.end), int(rng.integers(50, 60))]
+    return [5, 6, *answer], [0, 0] + [1] * len(answer)
+
+
+def recipe(**changes) -> LoRATrainingConfig:
+    values = dict(
+        r=4,
+        lora_alpha=8,
+        lora_dropout=0.1,
+        target_modules="all-linear",
+        use_rslora=False,
+        train_mode="prefix",
+        samples=None,
+        epochs=2,
+        batch_size=4,
+        accumulation=1,
+        learning_rate=1e-2,
+        warmup_ratio=0.1,
+        max_grad_norm=1.0,
+        eval_steps=None,
+        patience=0,
+        seed=0,
+    )
+    return LoRATrainingConfig(**(values | changes))
+
+
+@pytest.fixture
+def model(tiny_lm: Path):
+    return load_causal_lm(tiny_lm, device="cpu").model
+
+
+def run(model, folder: Path, validate=None, rows=ROWS, **changes) -> dict[str, torch.Tensor]:
+    """The adapter's tensors after a training that starts, as every stage does, from the seed."""
+    torch.manual_seed(0)
+    settings = {key: changes.pop(key) for key in ("save_every",) if key in changes}
+    finetune(
+        model,
+        "test",
+        rows,
+        encode,
+        recipe(**changes),
+        pad_token_id=PAD,
+        validate=validate,
+        out=folder / "out",
+        scratch=folder / "scratch",
+        show_progress=False,
+        **settings,
+    )
+    return load_file(folder / "out" / WEIGHTS_FILE)
+
+
+def difference(one, other) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[key] - other[key]).abs().max()) for key in one)
+
+
+# -- what trains -------------------------------------------------------------------------------------------------------
+
+
+def test_only_lora_weights_train_and_the_base_comes_back_byte_identical(model, tmp_path, monkeypatch):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss, seen = module.lm_loss, []
+
+    def spy(lm, *rest):
+        seen.append([name for name, parameter in lm.named_parameters() if parameter.requires_grad])
+        return loss(lm, *rest)
+
+    monkeypatch.setattr(module, "lm_loss", spy)
+    adapter = run(model, tmp_path)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert seen and all("lora_" in name for names in seen for name in names) and len(seen[0]) == len(adapter)
+    assert all(tensor.abs().max() > 0 for key, tensor in adapter.items() if "lora_B" in key)  # every one of them moved
+
+
+def test_the_same_seed_trains_the_same_adapter_and_another_seed_another(model, tmp_path):
+    one, same = run(model, tmp_path / "a"), run(model, tmp_path / "b")
+    assert difference(one, same) == 0
+    assert difference(one, run(model, tmp_path / "c", seed=1)) > 0
+
+
+def test_the_adapter_folder_loads_in_vanilla_peft(model, tiny_lm, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run(model, tmp_path)
+    tokens = torch.arange(10, 20)[None]
+    base = AutoModelForCausalLM.from_pretrained(tiny_lm).eval()
+    plain = base(tokens).logits
+    vanilla = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()(tokens).logits
+    ours = load_adapters(model, {"test": tmp_path / "out"})(tokens).logits
+    torch.testing.assert_close(vanilla, ours, atol=1e-6, rtol=0)
+    assert (vanilla - plain).abs().max() > 1e-3
+
+
+def test_the_best_validated_weights_are_written(model, tmp_path):
+    taken = []
+
+    def validate(lm) -> float:
+        assert not lm.training and not torch.is_grad_enabled()
+        taken.append({n: p.detach().clone() for n, p in lm.named_parameters() if p.requires_grad})
+        return float(len(taken) == 2)
+
+    adapter = run(model, tmp_path, validate, eval_steps=1)
+    written = {name.replace(".test.", "."): tensor for name, tensor in taken[1].items()}
+    assert difference(adapter, written) == 0
+    assert len(taken) == 4  # two epochs of two steps
+
+
+# -- micro-batches -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_gradient_accumulation_equals_the_full_batch_also_with_uneven_answers(model, tmp_path, parts, monkeypatch):
+    # Adam divides by the size of a gradient, and so makes rounding of the smallest ones as large as a step
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr))
+    settings = {"lora_dropout": 0.0, "learning_rate": 0.1}
+    full = run(model, tmp_path / "full", **settings)
+    assert difference(full, run(model, tmp_path / "parts", **settings, accumulation=parts)) < 1e-6
+    assert difference(full, run(model, tmp_path / "other", **settings, seed=1)) > 1e-3
+
+
+def test_batches_depend_on_their_index_alone():
+    asked = [Batches(ROWS, encode, 4, 2, seed=3) for _ in range(2)]
+    forward = [asked[0][micro] for micro in range(12)]
+    backward = [asked[1][micro] for micro in reversed(range(12))]
+    assert forward == backward[::-1]
+    assert forward != [Batches(ROWS, encode, 4, 2, seed=4)[micro] for micro in range(12)]
+
+
+def test_an_epoch_asks_every_row_once_and_the_next_one_in_another_order():
+    batches = Batches(ROWS, lambda row, rng: ([10 * row.user + row.end, 1], [0, 1]), 5, 1, seed=0)
+    epochs = [[row[0] for micro in range(2) for row in batches[2 * epoch + micro][0]] for epoch in range(2)]
+    assert batches.steps_per_epoch == 2
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(10 * row.user + row.end for row in ROWS)
+    assert set(epochs[0][:5]) != set(epochs[1][:5])
+
+
+def test_negatives_are_drawn_anew_in_every_epoch():
+    batches = Batches(ROWS[:1], lambda row, rng: ([1, int(rng.integers(1000))], [0, 1]), 1, 1, seed=0)
+    assert len({batches[epoch][0][0][1] for epoch in range(5)}) > 3
+
+
+def test_the_weights_of_a_step_make_the_mean_over_all_its_answer_tokens():
+    batches = Batches(ROWS, encode, 8, 4, seed=0)
+    parts = [batches[micro] for micro in range(4)]
+    counts = [sum(map(sum, masks)) for _, masks, _ in parts]
+    assert len(set(counts)) > 1
+    assert [share for *_, share in parts] == pytest.approx([4 * count / sum(counts) for count in counts])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fewer_rows_than_a_batch_or_its_parts_still_train(model, tmp_path, rows):
+    assert run(model, tmp_path, rows=ROWS[:rows], batch_size=8, accumulation=4)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused_by_both_keys():
+    with pytest.raises(ValueError, match="gradient_accumulation_steps: 3 .* lora_batch_size: 8"):
+        Batches(ROWS, encode, 8, 3, seed=0)
+
+
+# -- interruption ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("die_at", [1, 3, 6])
+def test_a_training_killed_midway_ends_bit_equal(model, tmp_path, monkeypatch, die_at):
+    def validate(lm) -> float:
+        return -float(lm(torch.arange(10, 20)[None]).logits.std())
+
+    whole = run(model, tmp_path / "whole", validate, accumulation=2)
+    loss, calls = module.lm_loss, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) > die_at:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(module, "lm_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "resumed", validate, accumulation=2, save_every=0)
+    monkeypatch.setattr(module, "lm_loss", loss)
+    assert difference(run(model, tmp_path / "resumed", validate, accumulation=2, save_every=0), whole) == 0
+
+
+def test_a_training_that_diverges_names_the_key_to_lower_and_writes_nothing(model, tmp_path):
+    def validate(lm) -> float:
+        return float(lm(torch.arange(3)[None]).logits.sum())
+
+    with pytest.raises(ValueError, match="lower `lora_learning_rate`"):
+        run(model, tmp_path, validate, learning_rate=1e30, max_grad_norm=None)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,215 @@
+"""Adapters: attached without side effects, saved as ordinary PEFT folders, selected and mixed and put back."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from recbole_llm.llm.lora import (
+    activate,
+    attach_lora,
+    load_adapters,
+    lora_modules,
+    mixture,
+    save_adapter,
+    set_mixture,
+    trainable_parameters,
+)
+
+IDS = torch.arange(2, 14).reshape(2, 6)  # [B, L]
+
+
+def tiny_llama(seed=0, layers=2):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = LlamaConfig(num_hidden_layers=layers, **sizes)
+    model = LlamaForCausalLM(config).eval()
+    model.name_or_path = "tiny"
+    return model
+
+
+def lora(model, name="x", seed=1, **changes):
+    settings = {"r": 2, "lora_alpha": 6, "lora_dropout": 0.0} | changes
+    return attach_lora(model, name=name, seed=seed, **settings)
+
+
+def randomize(model, name, seed):
+    """Give ``B`` values: a fresh adapter does nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in lora_modules(model).values():
+        weight = layer.lora_B[name].weight
+        weight.data = torch.randn(weight.shape, generator=generator)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    model = lora(lora(tiny_llama(), "x", 1), "y", 2, r=3, use_rslora=True)
+    for seed, name in enumerate("xy"):
+        randomize(model, name, seed)
+        save_adapter(model, name, tmp_path / name)
+    return {name: tmp_path / name for name in "xy"}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def test_attach_is_seeded_and_leaves_the_global_state():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    base = tiny_llama()
+    torch.set_rng_state(before)
+    first = lora(base)
+    assert torch.equal(torch.get_rng_state(), before)
+
+    def factors(model):
+        return [layer.lora_A["x"].weight for layer in lora_modules(model).values()]
+
+    torch.manual_seed(6)
+    assert all(map(torch.equal, factors(first), factors(lora(tiny_llama()))))
+    assert not torch.equal(factors(first)[0], factors(lora(tiny_llama(), seed=2))[0])
+
+
+def test_only_the_newest_adapter_trains():
+    model = lora(lora(tiny_llama(), "x"), "y")
+    assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {"y"}
+    assert len(trainable_parameters(model)) == 2 * len(lora_modules(model)) == 2 * 14
+
+
+def test_attach_twice_is_refused():
+    with pytest.raises(ValueError, match="'x' is already attached"):
+        lora(lora(tiny_llama()))
+
+
+def test_attach_after_base_only_is_active():
+    model = lora(tiny_llama())
+    activate(model, None)
+    lora(model, "y")
+    randomize(model, "y", 0)
+    assert not torch.equal(logits(model), logits(tiny_llama()))
+
+
+def test_saved_folder_is_an_ordinary_peft_folder(tmp_path):
+    model = lora(tiny_llama())
+    randomize(model, "x", 0)
+    save_adapter(model, "x", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"], config["inference_mode"]) == ("tiny", 2, True)
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_llama(), tmp_path)), logits(model))
+
+
+def test_second_adapter_names_its_base_model_too(folders):
+    assert json.loads((folders["y"] / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+
+
+def test_loaded_adapters_are_frozen_and_selectable(folders):
+    model = load_adapters(tiny_llama(), folders)
+    base = logits(tiny_llama())
+    one = {name: logits(load_adapters(tiny_llama(), {name: folders[name]})) for name in folders}
+    assert not trainable_parameters(model) and not model.training
+    assert torch.equal(logits(model), one["x"])
+    for name in ("y", None, "x"):
+        activate(model, name)
+        assert torch.equal(logits(model), base if name is None else one[name])
+        assert not trainable_parameters(model)
+
+
+def test_activate_keeps_what_trains():
+    model = lora(lora(tiny_llama(), "x"), "y")
+    before = {id(p) for p in trainable_parameters(model)}
+    activate(model, "x")
+    activate(model, None)
+    assert {id(p) for p in trainable_parameters(model)} == before
+
+
+def test_unknown_adapter_is_named(folders):
+    model = load_adapters(tiny_llama(), folders)
+    for use in (lambda: activate(model, "c"), lambda: set_mixture(model, {"c": torch.tensor(1.0)})):
+        with pytest.raises(ValueError, match=r"'c'.*\['x', 'y'\]"):
+            use()
+
+
+def test_different_base_models_are_refused(folders):
+    file = folders["y"] / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "other"}))
+    with pytest.raises(ValueError, match="'x' and 'y' have different base models: 'tiny' and 'other'"):
+        load_adapters(tiny_llama(), folders)
+
+
+def test_different_targets_are_refused(folders, tmp_path):
+    model = lora(tiny_llama(), target_modules=["q_proj"])
+    save_adapter(model, "x", tmp_path / "q")
+    with pytest.raises(ValueError, match="'x' and 'q' have different target modules"):
+        load_adapters(tiny_llama(), {"x": folders["x"], "q": tmp_path / "q"})
+
+
+def test_pickled_or_missing_weights_are_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"not ours to open")
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
+        load_adapters(tiny_llama(), {"x": tmp_path})
+
+
+def test_adapter_of_a_deeper_model_is_refused(folders):
+    with pytest.raises(ValueError, match="adapter 'x' in .* does not fit this model"):
+        load_adapters(tiny_llama(layers=1), {"x": folders["x"]})
+
+
+def test_mixture_ends_are_the_single_adapters(folders):
+    model = load_adapters(tiny_llama(), folders)
+    for weights, name in (((1.0, 0.0), "x"), ((0.0, 1.0), "y")):
+        with mixture(model, dict(zip("xy", torch.tensor(weights), strict=True))):
+            mixed = logits(model)
+        activate(model, name)
+        torch.testing.assert_close(mixed, logits(model), atol=1e-6, rtol=1e-5)
+
+
+def test_module_coefficients_equal_to_a_scalar_agree_with_it(folders):
+    model = load_adapters(tiny_llama(), folders)
+    scalar = {"x": torch.tensor(0.3), "y": torch.tensor(0.7)}
+    with mixture(model, scalar):
+        expected = logits(model)
+    with mixture(model, {name: dict.fromkeys(lora_modules(model), w) for name, w in scalar.items()}):
+        assert torch.equal(logits(model), expected)
+
+
+def test_module_coefficients_must_name_every_module(folders):
+    model = load_adapters(tiny_llama(), folders)
+    before = logits(model)
+    with pytest.raises(ValueError, match="'x' must name exactly its modules"), mixture(model, {"x": {}}):
+        pass
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("selected", ["y", None])
+def test_mixture_is_undone_on_errors(folders, selected):
+    model = load_adapters(tiny_llama(), folders)
+    activate(model, selected)
+    before = logits(model)
+    weights = {name: torch.tensor(0.5, requires_grad=True) for name in folders}
+    with pytest.raises(RuntimeError, match="stop"), mixture(model, weights):
+        assert not torch.equal(logits(model), before)
+        raise RuntimeError("stop")
+    assert torch.equal(logits(model), before)
+    assert all(isinstance(s, float) for layer in lora_modules(model).values() for s in layer.scaling.values())
+    assert not trainable_parameters(model)
+
+
+def test_gradient_reaches_coefficients_only(folders):
+    model = load_adapters(tiny_llama(), folders)
+    weights = {name: torch.tensor(0.5, requires_grad=True) for name in folders}
+    with mixture(model, weights):
+        model(input_ids=IDS).logits.square().mean().backward()
+    assert all(weight.grad is not None and weight.grad != 0 for weight in weights.values())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_base_model_that_was_moved_is_the_same_one() -> None:
+    from recbole_llm.llm.lora import base_model_name
+
+    names = [base_model_name({"base_model_name_or_path": base}) for base in ("/a/lm", "/b/c/lm", "org/lm", None)]
+    assert names == ["lm", "lm", "org/lm", None]

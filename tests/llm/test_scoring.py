@@ -1,0 +1,220 @@
+"""The scorer's contract: order, batches, normalisation, gradients, refusals; and the training loss beside it."""
+
+import pytest
+import torch
+
+from recbole_llm.llm.packing import Branches, token_batches
+from recbole_llm.llm.scoring import STRATEGIES, Scorer, lm_loss
+from tests.llm.conftest import FAMILIES, VOCABULARY
+
+
+def users(number=7, candidates=4, seed=0, longest=6):
+    """Prompts of 1 to 24 tokens, answers of 1 to ``longest``."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def row(low, high):
+        return torch.randint(3, VOCABULARY, (int(torch.randint(low, high + 1, (1,), generator=draw)),), generator=draw).tolist()
+
+    return [row(1, 24) for _ in range(number)], [[row(1, longest) for _ in range(candidates)] for _ in range(number)]
+
+
+def answers_for(strategy, answers):
+    return [[answer[:1] for answer in row] for row in answers] if strategy == "label" else answers
+
+
+def test_naive_is_the_plain_log_softmax(build_model):
+    model, (prompts, answers) = build_model("llama"), users()
+    scores = Scorer("naive")(model, prompts, answers)
+    for prompt, row, score in zip(prompts, answers, scores, strict=True):
+        for answer, value in zip(row, score, strict=True):
+            logp = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            expected = sum(logp[len(prompt) - 1 + i, token] for i, token in enumerate(answer))
+            assert value == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_scores_do_not_depend_on_the_batch_or_on_padding(build_model, strategy):
+    model, (prompts, answers) = build_model("gpt2"), users()
+    answers = answers_for(strategy, answers)
+    together = Scorer(strategy, batch_tokens=10**6)(model, prompts, answers)
+    alone = Scorer(strategy, batch_tokens=1, pad_token_id=9)(model, prompts, answers)
+    assert together.shape == (7, 4) and together.dtype == torch.float32
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_results_come_in_the_order_given(build_model, strategy):
+    model, (prompts, answers) = build_model("llama-gqa"), users()
+    scorer, answers = Scorer(strategy, batch_tokens=150), answers_for(strategy, answers)
+    scores, shuffled = scorer(model, prompts, answers), torch.randperm(7, generator=torch.Generator().manual_seed(1))
+    again = scorer(model, [prompts[i] for i in shuffled], [answers[i][::-1] for i in shuffled])
+    torch.testing.assert_close(again, scores[shuffled].flip(-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_mean_divides_by_the_answers_length(build_model, strategy):
+    model, (prompts, answers) = build_model("opt"), users()
+    answers = answers_for(strategy, answers)
+    lengths = torch.tensor([[len(answer) for answer in row] for row in answers])
+    mean, total = (Scorer(strategy, normalize)(model, prompts, answers) for normalize in ("mean", "sum"))
+    torch.testing.assert_close(mean * lengths, total, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_soft_tokens_score_as_the_tokens_they_embed(build_model, strategy):
+    model, (prompts, answers) = build_model("opt"), users()
+    answers, scorer = answers_for(strategy, answers), Scorer(strategy)
+    soft = model.get_input_embeddings()(torch.arange(60))  # [S, D]: soft token -1 - t is the token t
+    mixed = [[-1 - token if place % 3 else token for place, token in enumerate(prompt)] for prompt in prompts]
+    torch.testing.assert_close(scorer(model, mixed, answers, soft), scorer(model, prompts, answers), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_reach_soft_tokens_and_lora_alike(build_model, strategy):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(
+        build_model("llama-gqa"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    prompts, answers = users(3)
+    answers = answers_for(strategy, answers)
+    soft = model.get_input_embeddings()(torch.arange(60)).requires_grad_()  # [S, D]
+    prompts = [[-1 - token if place % 3 else token for place, token in enumerate(prompt)] for prompt in prompts]
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pull = torch.arange(12.0).view(3, 4)  # [B, C]
+
+    def gradients(name):
+        scores = Scorer(name, batch_tokens=60)(model, prompts, answers, soft)
+        return torch.autograd.grad((scores * pull).sum(), [soft, *weights])
+
+    for found, expected in zip(gradients(strategy), gradients("naive"), strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_bf16_autocast_still_returns_fp32_scores(build_model, strategy, attention):
+    model, (prompts, answers) = build_model("llama-gqa", attention), users()
+    answers = answers_for(strategy, answers)
+    exact = Scorer(strategy, "mean")(model, prompts, answers)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = Scorer(strategy, "mean")(model, prompts, answers)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.2
+    assert not torch.equal(rounded, rounded.bfloat16().float())  # the log-softmax itself is fp32
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_bf16_model_is_normalised_in_fp32(build_model, strategy, attention):
+    model = build_model("llama", attention).bfloat16()
+    prompts = [[5, 6, 7], [8, 9]]
+    scores = Scorer(strategy, batch_tokens=1)(model, prompts, [[[4], [30]]] * 2)  # no padding: the very same logits
+    for prompt, score in zip(prompts, scores, strict=True):
+        exact = model(torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)[[4, 30]]
+        torch.testing.assert_close(score, exact, atol=1e-4, rtol=0)
+    _, answers = users(2)
+    if strategy != "label":  # the mask of the tree has the model's dtype
+        oracle = Scorer("naive", "mean")(model, prompts, answers)
+        torch.testing.assert_close(Scorer(strategy, "mean")(model, prompts, answers), oracle, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_logits_are_made_only_where_they_are_read(build_model, strategy):
+    model, prompts = build_model("llama"), [[5] * 20, [6] * 30]
+    answers = answers_for(strategy, [[[7, 8, 9], [7, 8]], [[9], [8, 9, 7]]])
+    made = []
+    hook = model.lm_head.register_forward_hook(lambda _, inputs, out: made.append(out.shape[:-1].numel()))
+    Scorer(strategy)(model, prompts, answers)
+    hook.remove()
+    assert sum(made) == {"naive": 2 * 6, "prefix": 2 + 8, "tree": 2 + 6, "label": 2}[strategy]
+
+
+def test_a_large_vocabulary_is_normalised_in_pieces(build_model, monkeypatch):
+    model, (prompts, answers) = build_model("llama"), users()
+    whole = Scorer()(model, prompts, answers)
+    monkeypatch.setattr("recbole_llm.llm.scoring.LOGITS_AT_ONCE", 2 * VOCABULARY + 1)
+    assert torch.equal(Scorer()(model, prompts, answers), whole)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "prompts", "answers", "message"),
+    [
+        (Scorer(), [[1]], [], "1 prompts and 0 rows"),
+        (Scorer(), [[1], [1]], [[[1]], [[1], [2]]], "same number of answers"),
+        (Scorer(), [[]], [[[1]]], "no tokens"),
+        (Scorer(), [[1]], [[[1], []]], "no tokens"),
+        (Scorer("label"), [[1]], [[[1], [1, 2]]], "answers of one token"),
+        (Scorer(), [[1] * 127], [[[1, 2, 3]]], "129 tokens, the model has room for 128; lower max_prompt_tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused(build_model, scorer, prompts, answers, message):
+    with pytest.raises(ValueError, match=message):
+        scorer(build_model("llama"), prompts, answers)
+
+
+def test_unknown_settings_are_refused():
+    for settings in ({"strategy": "beam"}, {"normalize": "pmi"}, {"batch_tokens": 0}):
+        with pytest.raises(ValueError, match=str(next(iter(settings.values())))):
+            Scorer(**settings)
+
+
+def test_tree_refuses_attention_without_free_masks(build_model):
+    model = build_model("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2.*prefix"):
+        Scorer("tree")(model, [[1]], [[[1, 2]]])
+
+
+def test_batches_cover_everyone_within_the_budget():
+    lengths, extras = [3, 50, 7, 7, 20, 1], [4, 4, 9, 1, 2, 2]
+    batches = token_batches(lengths, extras, budget=48)
+    assert sorted(sum(batches, [])) == list(range(6)) and batches[0] == [1]  # over the budget alone
+    for batch in batches[1:]:
+        assert len(batch) * (max(lengths[i] for i in batch) + max(extras[i] for i in batch)) <= 48
+    assert batches == [[1], [4], [2, 3, 0], [5]]
+
+
+def test_branches_see_the_prompt_and_themselves_only():
+    tokens = torch.tensor([[[5, 6, 7], [8, 0, 0], [9, 4, 0]]])  # [1, 3, 3]
+    branches = Branches.of(tokens, torch.tensor([[[1, 1, 1], [1, 0, 0], [1, 1, 0]]]).bool())
+    assert branches.tokens.tolist() == [[5, 6, 9]] and branches.depth.tolist() == [[0, 1, 0]]
+    visible = branches.visible(torch.tensor([[False, True]]))  # [1, 3, 2 + 3]
+    assert visible.int().tolist() == [[[0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 1, 0, 0, 1]]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_equals_the_models_own(build_model, family):
+    model, (prompts, answers) = build_model(family), users()
+    rows = [prompt + row[0] for prompt, row in zip(prompts, answers, strict=True)]
+    mask = [[0] * len(prompt) + [1] * len(row[0]) for prompt, row in zip(prompts, answers, strict=True)]
+    mask[0][0] = 1  # a first token has nothing before it: never a target
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # [B, T]
+    labels = torch.tensor(
+        [
+            [token if wanted else -100 for token, wanted in zip(row, wants, strict=True)] + [-100] * (longest - len(row))
+            for row, wants in zip(rows, mask, strict=True)
+        ]
+    )
+    expected = model(ids, attention_mask=(ids > 0).long(), labels=labels).loss
+    torch.testing.assert_close(lm_loss(model, rows, mask, 0), expected, atol=1e-5, rtol=0)
+
+
+def test_loss_of_rows_with_soft_tokens(build_model):
+    model, (prompts, _) = build_model("llama"), users()
+    soft = model.get_input_embeddings()(torch.tensor([7, 9])).requires_grad_()  # [2, D]
+    rows = [[-1, *prompt, -2, 4, 5] for prompt in prompts]
+    masks = [[0] * (len(prompt) + 2) + [1, 1] for prompt in prompts]
+    loss = lm_loss(model, rows, masks, 0, soft=soft)
+    plain = [[7, *prompt, 9, 4, 5] for prompt in prompts]
+    torch.testing.assert_close(loss, lm_loss(model, plain, masks, 0), atol=1e-5, rtol=0)
+    loss.backward()
+    assert (soft.grad.abs().sum(-1) > 0).all()
+
+
+def test_loss_without_a_target_is_refused(build_model):
+    with pytest.raises(ValueError, match="answer mask"):
+        lm_loss(build_model("llama"), [[1, 2]], [[1, 0]], 0)

@@ -1,0 +1,220 @@
+"""What is on disk is the old or the new, never half; what was damaged is refused by name."""
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm.store import files as module
+from recbole_llm.store.files import DamagedError, atomic_folder, atomic_write, load_state, save_state, verify
+
+
+def _killed_at_rename(write, call: int = 1) -> None:
+    """Run ``write`` in a child process that dies of SIGKILL in place of its ``call``-th rename."""
+
+    def child() -> None:
+        rename, calls = os.replace, iter(range(1, 100))
+
+        def replace(source, target) -> None:
+            if next(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = replace
+        write()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _write_folder(path: Path, content: str) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text(content)
+
+
+# -- atomic writing ----------------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    atomic_write(tmp_path / "file", "old")
+    monkeypatch.setattr(module.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk is gone")))
+    with pytest.raises(OSError, match="disk is gone"):
+        atomic_write(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_a_write_makes_its_folder_and_takes_bytes_or_text(tmp_path):
+    atomic_write(tmp_path / "a" / "b", "ä")
+    atomic_write(tmp_path / "a" / "c", "ä".encode())
+    assert (tmp_path / "a" / "b").read_bytes() == (tmp_path / "a" / "c").read_bytes()
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_a_killed_write_leaves_the_old_file_or_none(tmp_path, old):
+    path = tmp_path / "file"
+    if old:
+        atomic_write(path, old)
+    _killed_at_rename(lambda: atomic_write(path, "new"))
+    assert (path.read_text() if path.exists() else None) == old
+
+
+def test_a_folder_whose_block_raises_leaves_the_old_one_and_nothing_else(tmp_path):
+    _write_folder(tmp_path / "folder", "old")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("half")
+        raise KeyError("trouble")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    verify(tmp_path / "folder")
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "old"
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "gone").write_text("")
+    _write_folder(tmp_path / "folder", "new")
+    verify(tmp_path / "folder")
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [module.MANIFEST, "inner"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(("old", "call", "left"), [(None, 1, None), ("old", 1, "old"), ("old", 2, None)])
+def test_a_killed_folder_is_the_old_one_or_none(tmp_path, old, call, left):
+    path = tmp_path / "folder"
+    if old:
+        _write_folder(path, old)
+    _killed_at_rename(lambda: _write_folder(path, "new"), call)
+    assert module.is_complete(path) == bool(left)
+    assert ((path / "inner" / "file").read_text() if path.exists() else None) == left
+    _write_folder(path, "again")  # whatever was left is in nobody's way
+    verify(path)
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path) -> Path:
+    save_state(tmp_path / "state", {"w": torch.arange(4.0)}, {"step": 3})
+    return tmp_path / "state"
+
+
+def test_each_of_200_flipped_bits_is_refused_by_name(state):
+    files = sorted(path for path in state.iterdir())
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        file = files[rng.integers(len(files))]
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        # a flip in the manifest makes another file the one that is missing or does not match
+        named = state if file.name == module.MANIFEST else file
+        with pytest.raises(DamagedError, match=str(named)):
+            load_state(state)
+        file.write_bytes(whole)
+    load_state(state)
+
+
+def test_truncated_and_missing_files_are_refused_by_name(state):
+    for file in sorted(path for path in state.iterdir()):
+        whole = file.read_bytes()
+        for size in (0, 1, len(whole) // 2, len(whole) - 1):
+            file.write_bytes(whole[:size])
+            with pytest.raises(DamagedError, match=file.name):
+                load_state(state)
+        file.unlink()
+        with pytest.raises(DamagedError, match=file.name):
+            load_state(state)
+        file.write_bytes(whole)
+
+
+def test_a_manifest_that_is_json_but_no_manifest_is_refused(state):
+    (state / module.MANIFEST).write_text("[1]")
+    with pytest.raises(DamagedError, match="MANIFEST"):
+        verify(state)
+
+
+# -- states ------------------------------------------------------------------------------------------------------------
+
+
+def test_states_come_back_bit_equal_whatever_their_shape(tmp_path):
+    base = torch.randn(6, 4)
+    tensors = {
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "bytes": torch.get_rng_state(),
+        "flags": base > 0,
+        "view": base[::2, 1:],
+        "transposed": base.T,
+        "shared": base,
+        "half": base.bfloat16(),
+        "a/b.c": torch.arange(3),
+        "gradient": base.clone().requires_grad_(),
+    }
+    values = {"list": [1, 0.1, None, "ä"], "nested": {"a": True}}
+    save_state(tmp_path / "state", tensors, values)
+    found, read = load_state(tmp_path / "state")
+    assert read == values and found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_a_state_without_tensors_is_a_state(tmp_path):
+    save_state(tmp_path / "state", {}, {})
+    assert load_state(tmp_path / "state") == ({}, {})
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.SGD(p, lr=0.1),
+    ],
+    ids=["adamw", "momentum", "stateless"],
+)
+def test_an_optimiser_goes_on_bit_equal_from_its_tensors(tmp_path, optimiser):
+    def steps(parameters, optimizer, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            sum((p**4).sum() for p in parameters).backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.randn(()))]
+    optimizer = optimiser(parameters)
+    steps(parameters, optimizer, 3)
+    save_state(tmp_path / "state", module.optimizer_tensors(optimizer), {})
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
+    steps(parameters, optimizer, 3)
+
+    resumed = optimiser(copies)
+    module.restore_optimizer(resumed, load_state(tmp_path / "state")[0])
+    steps(copies, resumed, 3)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, copies, strict=True))
+
+
+def test_random_states_come_back_through_a_file(tmp_path):
+    random.gauss(0, 1), np.random.randn()  # both keep half a pair of normals
+    save_state(tmp_path / "state", *module.rng_state())
+
+    def drawn():
+        return torch.rand(3).tolist(), np.random.randn(3).tolist(), [random.gauss(0, 1) for _ in range(3)]
+
+    first = drawn()
+    assert drawn() != first
+    module.restore_rng(*load_state(tmp_path / "state"))
+    assert drawn() == first
+
+
+def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys():
+    assert module.fingerprint({"a": 1, "b": [2]}) == module.fingerprint({"b": [2], "a": 1})
+    assert module.fingerprint({"a": 1}) != module.fingerprint({"a": "1"})
