@@ -1,4 +1,4 @@
-"""Model name -> model class and trainer class: ours first, then RecBole's own.
+"""Model name -> model class: ours first, then RecBole's own.
 
 A model file registers nothing by itself; the table below is the whole list, and names are looked up lazily, so that
 ``--help`` and the classical baselines import neither transformers nor peft.
@@ -61,10 +61,3 @@ def _recbole_class_names() -> list[str]:
 
     folder = importlib.resources.files(recbole) / "properties" / "model"
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-
-
-def get_trainer(config: Any) -> type[Any]:
-    """The trainer class of a configured model: RecBole's own trainer under our candidate protocol, or ours."""
-    from recbole_llm.classical.trainer import trainer_class
-
-    return trainer_class(config)

@@ -407,7 +407,7 @@ def test_another_dataset_of_the_run_has_its_own_words_and_the_runs_settings(tmp_
 
 def test_the_packages_own_property_files_are_found_from_any_folder(tmp_path: Path) -> None:
     name = "properties/weaverec/target-only.yaml"
-    assert not Path(name).exists() and LLMConfig("WeaveRec", "tiny", [name])["weave"] == "target"
+    assert not Path(name).exists() and LLMConfig("WeaveRec", "tiny", [name])["weave"] == "target_only"
     (tmp_path / "properties" / "weaverec").mkdir(parents=True)
     write(tmp_path / name, weave="naive")
     assert LLMConfig("WeaveRec", "tiny", [name])["weave"] == "naive", "a file of the user's comes first"

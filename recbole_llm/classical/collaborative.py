@@ -27,11 +27,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from recbole_llm.classical.imported_checkpoint import read_checkpoint
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
+from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.store.files import save_tensors, sha256_file
-from recbole_llm.store.stages import Stage, StageCache, count_trained
+from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.store.stages import Stage, StageCache, Work, count_trained
 
 logger = getLogger()
 
@@ -63,7 +66,25 @@ class CollaborativeModel:
         self.loaders = data_preparation(self.config, data)
         self.device = self.config["device"]
         self.model = self._fresh_model().requires_grad_(False).eval()
-        self.stage = Stage(f"cf-{name}", self._depends(), self._take_over if checkpoint else self._train)
+        self.stage = Stage(f"cf-{name}", self._depends(), self._import if checkpoint else self._train)
+
+    @classmethod
+    def of(cls, config: Any, histories: Histories, max_seq_length: int) -> CollaborativeModel:
+        """The model that ``cf_model`` names, on the items of ``histories``.
+
+        Raises:
+            ValueError: it is on other items, or reads more of a history than ``max_seq_length``, which evaluation shows.
+        """
+        cf = cls(config, config["cf_model"], config["cf_config"], config["cf_checkpoint"])
+        if cf.histories.item_ids != histories.item_ids:
+            raise ValueError(f"cf_config: {cf.name} must be trained on the same items; leave filters to the run's own keys")
+        longest = getattr(cf.model, "max_seq_length", 0)
+        if longest > max_seq_length:
+            raise ValueError(
+                f"MAX_ITEM_LIST_LENGTH: {cf.name} reads {longest} items of a history, and this run cuts them to "
+                f"{max_seq_length} when it evaluates; give --MAX_ITEM_LIST_LENGTH={longest}"
+            )
+        return cf
 
     def _depends(self) -> dict[str, Any]:
         depends = {"config": self.config.recbole_fingerprint, "histories": self.histories.fingerprint}
@@ -75,7 +96,7 @@ class CollaborativeModel:
     # -- its stage -----------------------------------------------------------------------------------------------------
 
     def load(self, folder: Path) -> None:
-        """Take up the stage's result."""
+        """Read the stage's result."""
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         if issubclass(self._trainer_class, SequenceTraining):
             make_causal(self.model)  # it is read as it was trained
@@ -84,12 +105,10 @@ class CollaborativeModel:
 
     @cached_property
     def _trainer_class(self) -> type[Any]:
-        from recbole_llm.registry import get_trainer
+        return trainer_class(self.config)
 
-        return get_trainer(self.config)
-
-    def _train(self, out: Path, scratch: Path) -> None:
-        self.config["checkpoint_dir"] = str(scratch)
+    def _train(self, work: Work) -> None:
+        self.config["checkpoint_dir"] = str(work.scratch)
         self.model = self._fresh_model()  # from the stage's own seed, whatever was drawn before
         trainer = self._trainer_class(self.config, self.model)
         train, valid, _ = self.loaders
@@ -97,11 +116,9 @@ class CollaborativeModel:
         score, _ = trainer.fit(train, valid, show_progress=self.config["show_progress"])
         trainer.load_best()
         logger.info(f"cf-{self.name}: best validation {self.config['valid_metric']} {score:.4f} under full ranking")
-        save_tensors(out / "model.safetensors", self.model.state_dict())
+        save_tensors(work.out / "model.safetensors", self.model.state_dict())
 
-    def _take_over(self, out: Path, scratch: Path) -> None:
-        from recbole_llm.classical.imported_checkpoint import read_checkpoint
-
+    def _import(self, work: Work) -> None:
         found = read_checkpoint(str(self._checkpoint)).state_dict
         try:
             self.model.load_state_dict(found)
@@ -111,8 +128,8 @@ class CollaborativeModel:
                 f"cf_checkpoint: {self._checkpoint} does not fit {self.name} on {self.config['dataset']} ({reason}). Give the "
                 f"dataset and filters that it was trained with, and --cf_model and --cf_config as they were"
             ) from error
-        logger.info(f"cf-{self.name}: taken over from {self._checkpoint}")
-        save_tensors(out / "model.safetensors", found)
+        logger.info(f"cf-{self.name}: imported from {self._checkpoint}")
+        save_tensors(work.out / "model.safetensors", found)
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 
@@ -310,8 +327,6 @@ def _checkpoint_settings(name: str, checkpoint: str | Path) -> dict[str, Any]:
     Plain RecBole has no ``train_mode``: its models are read as its own loop trains them.
     """
     import recbole
-
-    from recbole_llm.classical.imported_checkpoint import read_checkpoint
 
     file = files(recbole) / "properties" / "model" / f"{name}.yaml"
     known = {"MAX_ITEM_LIST_LENGTH", "train_mode", *(yaml.safe_load(file.read_text()) or {})} if file.is_file() else set()

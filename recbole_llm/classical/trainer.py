@@ -1,4 +1,4 @@
-"""RecBole's trainers under the candidate protocol, and the trainer that runs the stages of an LLM model.
+"""RecBole's trainers with stages before training and fixed candidates in evaluation.
 
 :class:`ProtocolTrainer` is mixed into whichever trainer RecBole uses for a model, so that baselines and LLM models are
 measured by the same code on the same candidates; checkpoints are written whole and loaded without executing anything.
@@ -9,89 +9,173 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, get_local_time
+from recbole.utils import calculate_valid_score, get_local_time, init_seed
 from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor
 
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.evaluation.ranks import Ranks, SafeCollector, gather_scores, spread
+from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
+from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.scores import CachedScores
+from recbole_llm.store.stages import Stage, StageCache
 
 logger = getLogger()
 
 
 class ProtocolTrainer(Trainer):
-    """Evaluation on fixed candidates and safe checkpoints, for any RecBole trainer."""
+    """Stages before training, evaluation of variants on fixed candidates, and safe checkpoints, for any RecBole trainer.
 
-    candidates: CandidateSet | None = None
-    ranks: Ranks
-    users_per_second: float | None = None  # of the last evaluation; None where scores of an earlier one were taken
+    Attributes:
+        recommender: the model under the protocol of the evaluation.
+        cache: where the results of its stages are.
+        ranks: of the last evaluation.
+        users_per_second: of the last evaluation; None where the scores of an earlier one were reused.
+    """
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
+        self.recommender = recommender_of(model, config)
+        self.cache = StageCache(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         self.eval_collector = SafeCollector(config)
         # RecBole's name has a resolution of one second, at which parallel runs collide
         name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
         self.saved_model_file = str(Path(self.checkpoint_dir) / name)
         self._written_here: set[str] = set()
+        self._stages: Sequence[Stage] = ()
+        self._candidates: CandidateSet | None = None
+        self._variant: Variant | None = None
+        self._scores: CachedScores | None = None
         self.ranks = Ranks()
+        self.users_per_second: float | None = None
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        """RecBole's, over what there is to train: stages have their own, and may make the parameters first."""
+        if any(True for _ in self.model.parameters()) and not recommender_of(self.model, self.config).trained_in_stages:
+            return super()._build_optimizer(**kwargs)
+        return None
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        """The stages that :meth:`fit` will run; nothing is trained here."""
+        self._stages = self.recommender.plan(candidates)
+        return self._stages
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, Any]:
+        """Run the stages that are not cached yet, then RecBole's ``fit``, or one validation where the stages were all of it."""
+        if self._stages:
+            self.cache.run(*self._stages)
+            self.recommender.load(self.cache)
+        if not self.recommender.trained_in_stages:
+            if self._stages:  # whatever of them was cached, training begins alike
+                init_seed(self.config["seed"], self.config["reproducibility"])
+                self.optimizer = self._build_optimizer()
+            return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        self.eval_collector.data_collect(train_data)
+        if not valid_data:
+            return -1, None
+        self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+        return self.best_valid_score, self.best_valid_result
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(
-        self, eval_data: Any, load_best_model: bool = True, model_file: str | None = None, show_progress: bool = False
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+        variant: Variant | None = None,
     ) -> Any:
-        """RecBole's ``evaluate``; the ranks of this pass are in ``self.ranks`` afterwards."""
+        """RecBole's ``evaluate`` of the model or of a variant of it; the ranks of this pass are in ``ranks`` afterwards."""
         if not eval_data:
             return None
-        if load_best_model:
+        if load_best_model and not self.recommender.trained_in_stages:
             self._load_weights(model_file or self.saved_model_file)
-        self.candidates = getattr(eval_data, "candidates", None)
+        self._variant = variant or next(iter(self.recommender.variants().values()))
+        self._candidates = getattr(eval_data, "candidates", None)
+        self._scores = self._cached_scores()
         self.ranks = Ranks()
         began = time.monotonic()
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         self.users_per_second = len(self.ranks.users) / (time.monotonic() - began) or None
+        if self._scores is not None:
+            self._scores.close()
+            self.users_per_second = None if self._scores.found else self.users_per_second
         if self.ranks.tie_rate > 0.01:
             logger.info(f"ties: the target's score equals another candidate's for {self.ranks.tie_rate:.1%} of the users")
         return result
 
+    def _cached_scores(self) -> CachedScores | None:
+        """The scores of the variant on these candidates, where they may be reused."""
+        if self._candidates is None or self._variant is None or self._variant.fingerprint is None:
+            return None
+        name = fingerprint([self._variant.fingerprint, self._candidates.sha256, self._candidates.users.tolist()])
+        return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
+
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        interaction, _, positive_u, positive_i = batched_data
-        if self.candidates is None:
-            collected = super()._full_sort_batch_eval(batched_data)
-            if len(positive_u) == len(interaction):  # one target a row: leave-one-out
-                self.ranks.add(interaction[self.config["USER_ID_FIELD"]], collected[1], positive_i.to(self.device))
-            return collected
+        if self._candidates is None:
+            return self._full_ranking(batched_data)
+        interaction, _, _, positive_i = batched_data
         users = interaction[self.config["USER_ID_FIELD"]]
-        covered = self.candidates.covers(users)
+        covered = self._candidates.covers(users)
         if not covered.all():  # users with too few interactions to be split alike by every model
             interaction, users, positive_i = interaction[covered], users[covered], positive_i[covered]
-        listed = self.candidates.lookup(users, positive_i).to(self.device)  # [B, C]
-        interaction = interaction.to(self.device)
-        scores = self._candidate_scores(interaction, listed).float()  # [B, C]
+        listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
+        scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
         target = positive_i.to(self.device)
         found = listed == target[:, None]  # [B, C]; a retriever may have missed the target
         self.ranks.add(users, scores, found.int().argmax(1), missed=~found.any(1))
         assert self.tot_item_num is not None
-        return interaction, spread(scores, listed, self.tot_item_num), torch.arange(len(users)), positive_i
+        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)
+        return interaction, catalogue, torch.arange(len(users)), positive_i
 
-    def _candidate_scores(self, interaction: Any, candidates: Tensor) -> Tensor:
-        """Scores [B, C] of candidates [B, C]: by the LLM, by gathering a full ranking, or item by item."""
+    def _full_ranking(self, batched_data: Any) -> Any:
+        interaction, history, positive_u, positive_i = batched_data
+        if isinstance(self.recommender, ClassicalRecommender):
+            _, scores, _, _ = super()._full_sort_batch_eval(batched_data)
+        else:
+            assert self._variant is not None
+            scores = self._variant.score_catalogue(interaction.to(self.device)).view(-1, self.tot_item_num)  # [B, I]
+            scores[:, 0] = -torch.inf
+            if history is not None:
+                scores[history] = -torch.inf
+        if len(positive_u) == len(interaction):  # one target a row: leave-one-out
+            self.ranks.add(interaction[self.config["USER_ID_FIELD"]], scores, positive_i.to(self.device))
+        return interaction, scores, positive_u, positive_i
+
+    def _candidate_scores(self, interaction: Any, users: Tensor, candidates: Tensor) -> Tensor:
+        """Scores [B, C] in fp32 of candidates [B, C] by the variant, or those of an earlier evaluation."""
         if not len(candidates):  # eval_users leaves some batches without a user, and few models take an empty one
             return candidates.float()
-        if hasattr(self.model, "score_candidates"):
-            return self.model.score_candidates(interaction, candidates)
-        return gather_scores(self.model, interaction, candidates, self.config["ITEM_ID_FIELD"])
+        cached = self._scores.find(users) if self._scores is not None else None
+        if cached is not None:
+            return cached.to(candidates.device)
+        assert self._variant is not None
+        scores = self._variant.score(interaction, candidates).float()  # [B, C]
+        if self._scores is not None:
+            self._scores.add(users, scores)
+        return scores
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -152,71 +236,19 @@ class ProtocolTrainer(Trainer):
         logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
 
-class StageTrainer(ProtocolTrainer):
-    """Trainer of our models: ``fit`` runs the stages that are not kept yet, then validates once."""
-
-    _scores: CachedScores | None = None
-
-    def _build_optimizer(self, **kwargs: Any) -> Any:
-        return None  # each stage has its own, over what it trains
-
-    def fit(
-        self,
-        train_data: Any,
-        valid_data: Any = None,
-        verbose: bool = True,
-        saved: bool = True,
-        show_progress: bool = False,
-        callback_fn: Any = None,
-    ) -> tuple[float, Any]:
-        """Run the model's stages; returns RecBole's (best valid score, best valid result)."""
-        self.eval_collector.data_collect(train_data)
-        self.model.run_stages()
-        if not valid_data:
-            return -1, None
-        self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
-        self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
-        return self.best_valid_score, self.best_valid_result
-
-    def evaluate(
-        self, eval_data: Any, load_best_model: bool = True, model_file: str | None = None, show_progress: bool = False
-    ) -> Any:
-        """As RecBole's; the kept stages are the best model, so there is nothing to load, and kept scores are found again."""
-        candidates = getattr(eval_data, "candidates", None)
-        if not candidates or not self.model.answer_fingerprint:
-            return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-        name = fingerprint([self.model.answer_fingerprint, candidates.sha256, candidates.users.tolist()])
-        self._scores = CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
-        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-        self._scores.close()
-        if self._scores.found:
-            self.users_per_second = None
-        return result
-
-    def _candidate_scores(self, interaction: Any, candidates: Tensor) -> Tensor:
-        if self._scores is None:
-            return super()._candidate_scores(interaction, candidates)
-        users = interaction[self.config["USER_ID_FIELD"]]
-        scores = self._scores.find(users)
-        if scores is None:
-            scores = super()._candidate_scores(interaction, candidates)
-            self._scores.add(users, scores)
-        return scores.to(candidates.device)
-
-
 def trainer_class(config: Any) -> type[Any]:
     """The trainer for a configured model.
 
     Raises:
         ValueError: an unknown ``train_mode``.
     """
-    if hasattr(config.model_class, "run_stages"):
-        return StageTrainer
     base = recbole_get_trainer(config["MODEL_TYPE"], config["model"])
     bases: tuple[type, ...] = (ProtocolTrainer,) if base is Trainer else (ProtocolTrainer, base)
     if config["train_mode"] not in ("auto", "sequence", "prefix"):
         raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
-    if config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
+    if issubclass(config.model_class, Recommender):  # ``train_mode`` is about RecBole's own models
+        pass
+    elif config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
         bases = (MaskedTraining, *bases)
     elif config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):
         logger.info(f"train_mode: sequence ({config['model']} is causal; --train_mode=prefix is RecBole's own loop)")

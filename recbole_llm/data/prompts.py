@@ -4,8 +4,8 @@ A template is plain data with slots: ``{history}`` (once), ``{candidates}`` (at 
 Its literal text and every title are tokenised once, apart from each other, and a prompt is a concatenation of such
 lists. So a title never takes part in string replacement or in a chat template: whatever stands in it is only text.
 
-A soft token, a vector that a model puts in a token's place (A-LLMRec, arXiv 2404.11343), stands in a prompt as an id below
-zero, which no tokenizer gives: ``item_token(i)`` behind a title of item i, and in ``{user}`` whatever id the caller gives.
+A soft token, a vector in a token's place (A-LLMRec, arXiv 2404.11343), is a position of a :class:`Prompt` with a key: the item
+behind whose title it stands, or what the caller gives for ``{user}``.
 
 Where the separator of a slot ends in a space, its titles take that space over, because byte-level tokenizers know words
 with their leading space; the text before the slot gives its own up. The answer does so where the cue ends in a space.
@@ -19,23 +19,140 @@ exactly the distribution that :meth:`PromptBuilder.sequence` trains. In all othe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice, repeat
-from logging import getLogger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from recbole_llm.data.tokens import TextTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = getLogger()
 
 _WORD = re.compile(r"\{(\w+)\}")
 _SLOT = re.compile(r"\{(history|candidates|user)\}")
 
 
-def item_token(item: int) -> int:
-    """The id below zero that stands for the soft token of an item."""
-    return -1 - item
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, some of them soft.
+
+    Attributes:
+        ids: token ids; 0 where a soft token stands.
+        soft_slots: position -> key of the soft token there.
+    """
+
+    ids: list[int]
+    soft_slots: Mapping[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __add__(self, answer: Sequence[int]) -> Prompt:
+        """The prompt with hard tokens behind it."""
+        return replace(self, ids=[*self.ids, *answer])
+
+    def surrounded(self, before: Sequence[int], after: Sequence[int]) -> Prompt:
+        """The prompt with more soft tokens, by key, before and after it."""
+        slots = {len(before) + position: key for position, key in self.soft_slots.items()}
+        slots |= dict(enumerate(before)) | dict(enumerate(after, start=len(before) + len(self)))
+        return Prompt([*(0 for _ in before), *self.ids, *(0 for _ in after)], slots)
+
+
+class Example(NamedTuple):
+    """A training example: a prompt with its answer, and 1 for each token of the answer, 0 for all others."""
+
+    row: Prompt
+    mask: list[int]
+
+    @classmethod
+    def of(cls, prompt: Prompt, answer: Sequence[int]) -> Example:
+        """The example in which ``answer`` follows ``prompt``."""
+        return cls(prompt + answer, [0] * len(prompt) + [1] * len(answer))
+
+
+def number_soft_tokens(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """The prompts with the keys of their soft tokens replaced by their places in the returned list of keys, each once."""
+    keys = sorted({key for prompt in prompts for key in prompt.soft_slots.values()})
+    place = {key: row for row, key in enumerate(keys)}
+    slots = ({position: place[key] for position, key in prompt.soft_slots.items()} for prompt in prompts)
+    return [replace(prompt, soft_slots=own) for prompt, own in zip(prompts, slots, strict=True)], keys
+
+
+def _split_soft(row: Sequence[int]) -> Prompt:
+    """A row in which soft tokens are ids below zero, ``-1 - key``; no other function knows of these."""
+    return Prompt(
+        [max(token, 0) for token in row], {position: -1 - token for position, token in enumerate(row) if token < 0}
+    )
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How prompts are built from titles.
+
+    Attributes:
+        template: the user's text, see the module.
+        system: text before it: the system message of a chat, otherwise a first line.
+        history_separator, candidate_separator: what stands between two titles.
+        history_label: where given, what stands before each title of the history, with its number, from 1 for the oldest
+            that is shown, in place of ``{k}``.
+        labels: where given, candidates are listed as ``label. title`` and the answer is a label.
+        item_tokens: put a soft token, whose key is the item, behind each title of the history and of the candidates (never
+            of an answer).
+        chat: render system and template through the tokenizer's own chat template.
+        max_history: titles of a prompt, the most recent ones.
+        max_title_tokens: longer titles are cut.
+        max_prompt_tokens: longest prompt, not counting its answer.
+    """
+
+    template: str
+    system: str | None = None
+    history_separator: str = "\n"
+    candidate_separator: str = "\n"
+    history_label: str = ""
+    labels: tuple[str, ...] | None = None
+    item_tokens: bool = False
+    chat: bool = False
+    max_history: int = 20
+    max_title_tokens: int = 32
+    max_prompt_tokens: int = 1024
+
+    @classmethod
+    def of(cls, config: Any, **changes: Any) -> PromptSettings:
+        """The settings of a configuration, with ``changes``."""
+        keys = "system history_separator candidate_separator chat max_history max_title_tokens max_prompt_tokens".split()
+        values = {"template": template(config, config["prompt"]), **{key: config[key] for key in keys}, **changes}
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able values, for what depends on them."""
+        return asdict(self)
+
+    @property
+    def slots(self) -> list[str]:
+        """The slots of the template, in order."""
+        return _SLOT.findall(self.template)
+
+    @property
+    def shows_candidates(self) -> bool:
+        """Whether prompts list the candidates."""
+        return "candidates" in self.slots
+
+    @property
+    def is_continuation(self) -> bool:
+        """Whether the answer continues the history: the template ends in ``{history}``, or in ``{history}{user}``."""
+        return not self.chat and self.template.endswith(("{history}", "{history}{user}"))
+
+
+def template(config: Any, name: str) -> str:
+    """A template of ``prompts`` by name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in config["prompts"]:
+        raise ValueError(f"prompt: {name} is not a key of `prompts` ({', '.join(config['prompts'])})")
+    return config["prompts"][name]
 
 
 class PromptBuilder:
@@ -47,15 +164,7 @@ class PromptBuilder:
     Args:
         tokenizer: any Hugging Face tokenizer; it is not changed.
         names: the title of each item as shown, by internal item id; entry 0 is the padding item.
-        template: the user's text, see the module.
-        system: text before it: the system message of a chat, otherwise a first line.
-        history_separator, candidate_separator: what stands between two titles.
-        history_label: where given, what stands before each title of the history, with its number, from 1 for the oldest
-            that is kept, in place of ``{k}``.
-        labels: where given, candidates are listed as ``label. title`` and the answer is a label.
-        item_tokens: put ``item_token(i)`` behind each title of the history and of the candidates (never of an answer).
-        chat: render system and template through the tokenizer's own chat template.
-        max_prompt_tokens: longest prompt, not counting its answer.
+        settings: see :class:`PromptSettings`.
 
     Attributes:
         answers: item id -> tokens of its title and the end.
@@ -69,29 +178,18 @@ class PromptBuilder:
         tokenizer: PreTrainedTokenizerBase,
         names: Sequence[str],
         *,
-        template: str,
-        system: str | None = None,
+        settings: PromptSettings,
         noun: str = "item",
         verb: str = "chosen",
-        history_separator: str = "\n",
-        candidate_separator: str = "\n",
-        history_label: str = "",
-        labels: Sequence[str] | None = None,
-        item_tokens: bool = False,
-        chat: bool = False,
-        max_history: int = 20,
-        max_title_tokens: int = 32,
-        max_prompt_tokens: int = 1024,
     ) -> None:
-        self.max_history, self.max_prompt_tokens = max_history, max_prompt_tokens
-        self._text = text = _Text(tokenizer, names, max_title_tokens)
-        texts, self._slots = _split(tokenizer, _fill(template, noun=noun, verb=verb), system, chat)
-        closing = self._slots[-2:] == ["history", "user"] and not any(texts[-2:])  # the user's token ends the list
-        self.is_continuation = closing or (self._slots[-1] == "history" and not texts[-1])
-        self.shows_candidates, self.shows_user = "candidates" in self._slots, "user" in self._slots
+        self.settings, labels, label = settings, settings.labels, settings.history_label
+        self._text = text = TextTokens(tokenizer, names, settings.max_title_tokens)
+        texts, self._slots = _split(tokenizer, _fill(settings.template, noun=noun, verb=verb), settings.system, settings.chat)
+        self.is_continuation = settings.is_continuation
+        self.shows_candidates, self.shows_user = settings.shows_candidates, "user" in self._slots
 
-        separator, history_spaced = text.separator("history_separator", history_separator)
-        self._gap, listed_spaced = text.separator("candidate_separator", candidate_separator)
+        separator, history_spaced = text.separator("history_separator", settings.history_separator)
+        self._gap, listed_spaced = text.separator("candidate_separator", settings.candidate_separator)
         spaced = {"history": history_spaced, "candidates": listed_spaced, "user": False}
         answer_spaced = history_spaced if self.is_continuation else texts[-1].endswith(" ")
         takes_space = [*(spaced[slot] for slot in self._slots), answer_spaced]
@@ -100,44 +198,44 @@ class PromptBuilder:
 
         end = separator if self.is_continuation else text.end()
         self.answers = [title + end for title in text.titles(answer_spaced)]
-        soft = [[item_token(item)] if item_tokens else [] for item in range(len(names))]
-        self._numbers = self._number_history(history_label, history_spaced)
-        told = text.titles(history_label.endswith(" ") if history_label else history_spaced)
+        soft = [[-1 - item] if settings.item_tokens else [] for item in range(len(names))]  # see _split_soft
+        self._numbers = self._number_history(label, history_spaced)
+        told = text.titles(label.endswith(" ") if label else history_spaced)
         self._history = [title + s + separator for title, s in zip(told, soft, strict=True)]
         self._surplus = 0 if self.is_continuation else len(separator)  # the separator after the last title
         self._listed = text.titles(bool(labels) or listed_spaced) if self.shows_candidates else []
         self._candidates = [title + s for title, s in zip(self._listed, soft, strict=False)]
-        self._labels = [text.literal(text.spaced(f"{label}.", listed_spaced)) for label in labels or ()]
+        self._labels = [text.literal(text.spaced(f"{name}.", listed_spaced)) for name in labels or ()]
         self.label_tokens = self._answer_with(labels, answer_spaced)
 
-    def prompt(self, history: Sequence[int], candidates: Sequence[int] | None = None, user: int | None = None) -> list[int]:
-        """Token ids of the prompt for item ids from old to new; ``candidates`` and ``user``, a soft token's id below
-        zero, are used where the template shows them.
+    def prompt(self, history: Sequence[int], candidates: Sequence[int] | None = None, user: int | None = None) -> Prompt:
+        """The prompt for item ids from old to new; ``candidates`` and ``user``, the key of a soft token, are used where the
+        template shows them.
 
         Raises:
             ValueError: it does not fit into ``max_prompt_tokens`` even without history, or something shown is missing.
         """
         listed = self._list_candidates(candidates) if self.shows_candidates else []
-        if self.shows_user and (user is None or user >= 0):
-            raise ValueError(f"prompt_template: it has a slot {{user}}, which needs a soft token's id below zero, not {user}")
-        asking = [user] if self.shows_user and user is not None else []
+        if self.shows_user and user is None:
+            raise ValueError("prompt_template: it has a slot {user}, which needs the key of a soft token, and none is given")
+        asking = [-1 - user] if self.shows_user and user is not None else []
         fixed = sum(map(len, self._literals)) + len(listed) + len(asking)
-        if fixed > self.max_prompt_tokens:
+        if fixed > self.settings.max_prompt_tokens:
             raise ValueError(
-                f"max_prompt_tokens: {self.max_prompt_tokens} is too small, the prompt has {fixed} tokens without any "
+                f"max_prompt_tokens: {self.settings.max_prompt_tokens} is too small, the prompt has {fixed} tokens without any "
                 f"history, {len(listed)} of them in its candidates; raise it, or lower "
                 "max_title_tokens or the number of candidates"
             )
-        told = self._list_history(history, self.max_prompt_tokens - fixed)
+        told = self._list_history(history, self.settings.max_prompt_tokens - fixed)
         parts = {"history": told, "candidates": listed, "user": asking}
         row = list(self._literals[0])
         for slot, literal in zip(self._slots, self._literals[1:], strict=True):
             row += parts[slot]
             row += literal
-        return row
+        return _split_soft(row)
 
-    def sequence(self, history: Sequence[int]) -> tuple[list[int], list[int]]:
-        """A history as one training row: token ids, and 1 for every token of a title or of the separator that ends it.
+    def sequence(self, history: Sequence[int]) -> Example:
+        """A history as one training example, whose answer is every title with the separator that ends it.
 
         It is the prompt of all items but the last and the answer with the last one: at most ``max_history + 1`` titles.
         """
@@ -146,10 +244,10 @@ class PromptBuilder:
                 "train_mode: 'sequence' needs a template that ends in {history}, with no other slot and without chat"
             )
         if not len(history):
-            return list(self._literals[0]), [0] * len(self._literals[0])
+            return Example(Prompt(list(self._literals[0])), [0] * len(self._literals[0]))
         row = self.prompt(history[:-1]) + self.answers[history[-1]]
         header = len(self._literals[0])
-        return row, [0] * header + [1] * (len(row) - header)
+        return Example(row, [0] * header + [1] * (len(row) - header))
 
     def ranking(self, items: Sequence[int]) -> list[int]:
         """An answer of several titles, best first, listed as the candidates are; of one item it is its answer.
@@ -174,7 +272,7 @@ class PromptBuilder:
         kept: list[list[int]] = []
         room += self._surplus
         # of n titles the numbers are 1 to n, whichever they are: one title more costs the tokens of the next number
-        for number, item in zip(self._numbers, islice(reversed(history), self.max_history), strict=False):
+        for number, item in zip(self._numbers, islice(reversed(history), self.settings.max_history), strict=False):
             room -= len(number) + len(self._history[item])
             if room < 0:
                 break
@@ -193,7 +291,7 @@ class PromptBuilder:
                 f"history_label: the answer continues the history and would lack its number after {label!r}; let the "
                 "template go on behind {history}, or leave the label out"
             )
-        texts = [label.removesuffix(" ").replace("{k}", str(place)) for place in range(1, self.max_history + 1)]
+        texts = [label.removesuffix(" ").replace("{k}", str(place)) for place in range(1, self.settings.max_history + 1)]
         return [self._text.literal(self._text.spaced(text, spaced)) for text in texts]
 
     def _list_candidates(self, candidates: Sequence[int] | None) -> list[int]:
@@ -223,78 +321,6 @@ class PromptBuilder:
         return [ids[0] for ids in tokens]
 
 
-class _Text:
-    """Tokenises literal text, in which special tokens count, and titles, in which everything is text."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], max_title_tokens: int) -> None:
-        if max_title_tokens < 1:
-            raise ValueError(f"max_title_tokens: {max_title_tokens} must be at least 1")
-        self._tokenizer, self._names, self._max_title_tokens = tokenizer, names, max_title_tokens
-        self._adds_space = tokenizer.tokenize("a") != ["a"]  # SentencePiece sets the leading space by itself
-        self._titles: dict[bool, list[list[int]]] = {}
-
-    def literal(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-    def spaced(self, text: str, spaced: bool) -> str:
-        return f" {text}" if spaced and not self._adds_space else text
-
-    def titles(self, spaced: bool) -> list[list[int]]:
-        """Every title, with or without a leading space, cut to the limit."""
-        spaced = spaced and not self._adds_space
-        if spaced not in self._titles:
-            texts = [self.spaced(name, spaced) if name else "" for name in self._names]
-            rows = [row[: self._max_title_tokens] for row in tokenise_as_text(self._tokenizer, texts)]
-            alike = len(rows) - len(set(map(tuple, rows)))
-            if alike and not self._titles:
-                logger.warning(
-                    f"max_title_tokens: cut to {self._max_title_tokens} tokens, {alike} titles are equal to another one"
-                )
-            self._titles[spaced] = rows
-        return self._titles[spaced]
-
-    def separator(self, key: str, text: str) -> tuple[list[int], bool]:
-        """Its tokens without the space that the next title takes over, and whether a title does."""
-        if not text:
-            raise ValueError(f"{key}: titles must have something between them, not an empty text")
-        spaced = text.endswith(" ") and bool(text.strip())
-        return self.literal(text.removesuffix(" ") if spaced else text), spaced
-
-    def begin(self, text: str, needed: bool) -> list[int]:
-        """The first literal after BOS, where the tokenizer sets one. If ``needed``, never empty: BOS or EOS."""
-        literal, bos = self.literal(text), self._tokenizer.bos_token_id
-        if bos is not None and literal[:1] != [bos] and self._tokenizer("a")["input_ids"][:1] == [bos]:
-            return [bos, *literal]
-        if needed and not literal:
-            return self.end() if bos is None else [bos]
-        return literal
-
-    def end(self) -> list[int]:
-        if self._tokenizer.eos_token_id is None:
-            raise ValueError(f"llm_path: the tokenizer of {self._tokenizer.name_or_path!r} has no EOS to end an answer")
-        return [self._tokenizer.eos_token_id]
-
-
-def tokenise_as_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts in which ``<|im_end|>``, ``</s>`` and the like are nothing but letters."""
-    reserved = {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if len(str(added)) > 1}
-    pattern = re.compile("|".join(map(re.escape, reserved.values())) or r"(?!)", re.IGNORECASE)
-
-    def encode(parts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(parts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-
-    def pieces(text: str) -> list[str]:
-        """Cut every added token behind its first letter, so that no piece holds one."""
-        cuts = [0]
-        while found := pattern.search(text, cuts[-1]):
-            cuts.append(found.start() + 1)
-        return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-
-    rows = encode(texts)
-    for number, row in enumerate(rows):
-        if not reserved.keys().isdisjoint(row):  # split_special_tokens spares tokens that are added but not special
-            rows[number] = list(chain.from_iterable(encode(pieces(texts[number]))))
-    return rows
 
 
 def _fill(template: str, **words: str) -> str:

@@ -31,13 +31,33 @@ class SafeCollector(Collector):
         return struct
 
 
+def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The one rule for ranks and ties: the rank [B] of the target among its candidates, and how many others tie with it [B].
+
+    1 is best; equal scores rank in the order of their slots, which candidate files shuffle, so a constant scorer is at chance.
+
+    Args:
+        scores: [B, C], finite or infinite.
+        slots: where the target stands, [B].
+        missed: rows [B] without their target, which then ranks behind all.
+    """
+    target = scores.gather(1, slots[:, None])  # [B, 1]
+    place = torch.arange(scores.size(1), device=scores.device)[None, :]  # [1, C]
+    equal = scores == target  # [B, C]
+    better = (scores > target) | (equal & (place < slots[:, None]))  # [B, C]
+    ranks, ties = better.sum(1) + 1, equal.sum(1) - 1  # [B]
+    if missed is None:
+        return ranks, ties
+    return ranks.masked_fill(missed, scores.size(1) + 1), ties.masked_fill(missed, 0)
+
+
 @dataclass
 class Ranks:
     """Rank of the target among the candidates for each evaluated user of one pass, in order of evaluation.
 
     Attributes:
         users: internal user ids.
-        ranks: 1 is best; ties are broken by the candidates' shuffled slots, so a constant scorer is at chance.
+        ranks: see :func:`target_ranks`.
         ties: how many other candidates had exactly the target's score.
     """
 
@@ -47,13 +67,7 @@ class Ranks:
 
     def add(self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> None:
         """Add a batch: users [B], scores [B, C], the target's slot [B]; a ``missed`` target [B] ranks behind all."""
-        target = scores.gather(1, slots[:, None])  # [B, 1]
-        place = torch.arange(scores.size(1), device=scores.device)[None, :]  # [1, C]
-        equal = scores == target  # [B, C]
-        better = (scores > target) | (equal & (place < slots[:, None]))  # [B, C]
-        ranks, ties = better.sum(1) + 1, equal.sum(1) - 1  # [B]
-        if missed is not None:
-            ranks, ties = ranks.masked_fill(missed, scores.size(1) + 1), ties.masked_fill(missed, 0)
+        ranks, ties = target_ranks(scores, slots, missed)
         self.users += users.tolist()
         self.ranks += ranks.tolist()
         self.ties += ties.tolist()
@@ -75,7 +89,7 @@ def gather_scores(model: Any, interaction: Any, candidates: Tensor, item_field: 
     return full.view(len(candidates), -1).gather(1, candidates)  # [B, I] -> [B, C]
 
 
-def spread(scores: Tensor, candidates: Tensor, item_count: int) -> Tensor:
+def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) -> Tensor:
     """Candidate scores [B, C] as a catalogue row [B, item_count] that RecBole's top-k orders without a tie.
 
     Scores become minus their rank, so that equal scores keep the order of the candidate file instead of an order that

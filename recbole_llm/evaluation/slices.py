@@ -59,29 +59,3 @@ def parted(ranks: Ranks, slices: Mapping[str, frozenset[int]]) -> dict[str, Rank
         if 0 < len(rows) < len(ranks.users):
             found[name] = Ranks(*map(list, zip(*rows, strict=True)))
     return found
-
-
-def metrics(ranks: Sequence[int], names: Iterable[str]) -> dict[str, float]:
-    """Hit, Recall, NDCG and MRR from the ranks [N] of single targets, as RecBole computes them from its lists.
-
-    ``names`` are those of RecBole's results, as ``ndcg@10``; ``mrr`` is not cut; what ranks do not give is left out.
-    """
-    return {name: float(values.mean()) for name, values in _by_user(ranks, names).items()}
-
-
-def half_widths(ranks: Sequence[int], names: Iterable[str]) -> dict[str, float]:
-    """Half width of the 95 % interval over users (normal approximation) of each of :func:`metrics`."""
-    return {name: float(1.96 * values.std() / np.sqrt(len(values))) for name, values in _by_user(ranks, names).items()}
-
-
-def _by_user(ranks: Sequence[int], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The metrics of each user, FloatArray[N] by name; none where there are no ranks."""
-    places = np.asarray(ranks, dtype=np.float64)  # [N]
-    found = np.ones_like(places)  # [N]; of one target, recall is hit
-    gains = {"hit": found, "recall": found, "ndcg": 1 / np.log2(1 + places), "mrr": 1 / places}
-    values = {}
-    for name in names if len(places) else ():
-        metric, _, k = name.partition("@")
-        if metric in gains:
-            values[name] = gains[metric] * (places <= float(k or "inf"))
-    return values

@@ -1,58 +1,110 @@
-"""The backbone of a run: the builtin LM, trained as a kept stage, or any causal LM by folder or hub id."""
+"""The backbone of a model: the builtin LM, which a stage trains, or any causal LM by folder or hub id; loaded at the first use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from recbole_llm.data.domains import Domain
-from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm
-from recbole_llm.store.stages import StageCache
+from recbole_llm.llm.builtin_lm import builtin_stage
+from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_tokenizer, resolved_dtype
+from recbole_llm.store.files import fingerprint, preserved_random_state
+from recbole_llm.store.stages import Folders, Stage
+from recbole_llm.training.loop import LoopOptions
+
+BUILTIN = "builtin"
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A frozen causal LM with its tokenizer; ``name`` is what tables show, ``fingerprint`` what stages depend on."""
+class BackboneSettings:
+    """Which causal LM, and how it is loaded, under the names of ``transformers``."""
 
-    model: Any
-    tokenizer: Any
-    name: str
-    fingerprint: str
+    path: str
+    revision: str | None
+    dtype: str
+    device: str
+    device_map: Any
+    attn_implementation: str | None
+    load_in_4bit: bool
 
-
-def load_backbone(config: Any, domains: Sequence[Domain], cache: StageCache) -> Backbone:
-    """The LM that ``config`` names; the builtin one is trained on ``domains`` first, unless it is kept.
-
-    A run that takes up another (``init_from``) has the builtin LM of that one.
-
-    Raises:
-        ValueError: the other run has none; names ``init_from`` and the remedy.
-    """
-    path, name = config["llm_path"], None
-    if path == "builtin" and config.init_run:
-        path = config.init_run.stage("builtin-lm")
-    elif path == "builtin":
-        from recbole_llm.llm.builtin_lm import builtin_stage
-
-        stage = builtin_stage(
-            config["builtin_lm"],
-            domains,
-            config["seed"],
-            save_every=config["save_every_seconds"],
-            show_progress=config["show_progress"],
+    @classmethod
+    def of(cls, config: Any) -> BackboneSettings:
+        """The settings of a configuration."""
+        return cls(
+            path=str(config["llm_path"]),
+            revision=config["llm_revision"],
+            dtype=str(config["dtype"]),
+            device=str(config["device"]),
+            device_map=config["device_map"],
+            attn_implementation=config["attn_implementation"],
+            load_in_4bit=bool(config["load_in_4bit"]),
         )
-        path = cache.run(stage)
-    loaded = load_causal_lm(
-        path,
-        revision=config["llm_revision"],
-        dtype=config["dtype"],
-        device=config["device"],
-        device_map=config["device_map"],
-        attn_implementation=config["attn_implementation"],
-        load_in_4bit=config["load_in_4bit"],
-    )
-    if config["llm_path"] == "builtin":
-        name = f"builtin {sum(p.numel() for p in loaded.model.parameters()) / 1e6:.1f}M"
-    identity = fingerprint(path, loaded.revision or config["llm_revision"])
-    return Backbone(loaded.model, loaded.tokenizer, name or loaded.name, f"{identity}/{config['dtype']}")
+
+
+class Backbone:
+    """A frozen causal LM with its tokenizer.
+
+    Attributes:
+        stages: what trains it: the builtin LM's stage, or nothing.
+        fingerprint: what identifies its weights, tokenizer and chat template, its precision and quantisation as resolved.
+    """
+
+    def __init__(self, settings: BackboneSettings, stage: Stage | None = None, folder: Path | None = None):
+        self._settings, self._stage, self._folder = settings, stage, folder
+        self._loaded: CausalLM | None = None
+        self.stages = (stage,) if stage else ()
+
+    @classmethod
+    def of(cls, config: Any, domains: Sequence[Domain]) -> Backbone:
+        """The LM that ``config`` names; the builtin one is to be trained on ``domains``.
+
+        A run that is initialised from another (``init_from``) has the builtin LM of that one.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such LM; or the other run has none.
+        """
+        settings = BackboneSettings.of(config)
+        if settings.path != BUILTIN:
+            return cls(settings)
+        if config.init_run:
+            return cls(settings, folder=config.init_run.stage("builtin-lm"))
+        return cls(settings, builtin_stage(config["builtin_lm"], domains, config["seed"], LoopOptions.of(config)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256; known before anything is loaded or trained."""
+        weights = self._stage.fingerprint if self._stage else identity(self._source, self._settings.revision)
+        dtype = resolved_dtype(self._settings.dtype, torch.device(self._settings.device))
+        return fingerprint([weights, str(dtype), self._settings.load_in_4bit])
+
+    @property
+    def name(self) -> str:
+        """What tables show: ``builtin`` with its size once it is loaded, a folder's name or a hub id."""
+        if self._settings.path != BUILTIN:
+            return Path(self._source).resolve().name if Path(self._source).is_dir() else str(self._source)
+        if self._loaded is None:
+            return BUILTIN
+        return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
+
+    @property
+    def _source(self) -> str | Path:
+        return self._folder or self._settings.path
+
+    def load(self, results: Folders) -> CausalLM:
+        """The LM, frozen and in ``eval()``, on its device; loaded once, and without a change to any random state."""
+        if self._loaded is None:
+            source = results.folder(self._stage) if self._stage else self._source
+            options = {key: value for key, value in asdict(self._settings).items() if key != "path"}
+            with preserved_random_state():
+                self._loaded = load_causal_lm(source, **options)
+        return self._loaded
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, where it needs no training, so that what does not fit it is refused before anything is trained."""
+        return None if self._stage else load_tokenizer(self._source, self._settings.revision)

@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from itertools import chain
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +29,9 @@ from torch import Tensor, nn
 from recbole_llm.data.domains import Domain, united
 from recbole_llm.data.prompts import tokenise_as_text
 from recbole_llm.llm.windows import Histories, WindowBatches
-from recbole_llm.training.loop import TrainingLoop, cosine_with_warmup
+from recbole_llm.store.stages import Stage, Work
+from recbole_llm.training.loop import LoopOptions, TrainingLoop, cosine_with_warmup
 from recbole_llm.training.muon import MuonAdamW
-
-if TYPE_CHECKING:
-    from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
@@ -90,7 +88,7 @@ class BuiltinLMConfig:
 
     @classmethod
     def read(cls, settings: dict[str, Any]) -> BuiltinLMConfig:
-        """The recipe with the settings of a property file; an unknown key is named with its nearest neighbour."""
+        """The settings of a property file; an unknown key is named with its nearest neighbour."""
         known = [field.name for field in fields(cls)]
         for key in settings:
             if key not in known:
@@ -100,27 +98,24 @@ class BuiltinLMConfig:
 
 
 def builtin_stage(
-    settings: dict[str, Any], domains: Sequence[Domain], seed: int, *, save_every: float = 20.0, show_progress: bool = True
+    settings: dict[str, Any], domains: Sequence[Domain], seed: int, options: LoopOptions = LoopOptions()
 ) -> Stage:
-    """The training of the builtin LM on the domains' training splits, as a kept and resumable stage."""
-    from recbole_llm.store.stages import Stage
+    """The training of the builtin LM on the domains' training splits, as a cached and resumable stage."""
+    config = BuiltinLMConfig.read(settings)
 
-    recipe = BuiltinLMConfig.read(settings)
-
-    def build(out: Path, scratch: Path) -> None:
+    def build(work: Work) -> None:
         titles, histories = united(domains)
         train_builtin_lm(
-            out,
+            work.out,
             titles=titles,
             histories=histories,
-            recipe=recipe,
+            config=config,
             seed=seed,
-            scratch=scratch,
-            save_every=save_every,
-            show_progress=show_progress,
+            scratch=work.scratch,
+            options=options,
         )
 
-    depends = {"recipe": asdict(recipe), "domains": [domain.fingerprint for domain in domains], "seed": seed}
+    depends = {"config": asdict(config), "domains": [domain.fingerprint for domain in domains], "seed": seed}
     return Stage("builtin-lm", depends, build)
 
 
@@ -129,11 +124,10 @@ def train_builtin_lm(
     *,
     titles: Sequence[str],
     histories: Histories,
-    recipe: BuiltinLMConfig | None = None,
+    config: BuiltinLMConfig | None = None,
     seed: int = 2020,
     scratch: Path | None = None,
-    save_every: float = 20.0,
-    show_progress: bool = True,
+    options: LoopOptions = LoopOptions(),
 ) -> None:
     """Train the builtin LM and write it to ``folder`` as config.json, model.safetensors and the tokenizer's files.
 
@@ -148,42 +142,41 @@ def train_builtin_lm(
     Raises:
         ValueError: no titles, no history, or an item id without a title.
     """
-    recipe = recipe or BuiltinLMConfig()
+    config = config or BuiltinLMConfig()
     _check(titles, histories)
     counts = Counter(chain.from_iterable(map(np.ndarray.tolist, map(np.asarray, histories))))
-    tokenizer = train_tokenizer(titles, [counts[item] for item in range(len(titles))], recipe.vocab_size)
+    tokenizer = train_tokenizer(titles, [counts[item] for item in range(len(titles))], config.vocab_size)
     end = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
-    answers = [row[: recipe.max_title_tokens] + end for row in tokenise_as_text(tokenizer, titles)]
+    answers = [row[: config.max_title_tokens] + end for row in tokenise_as_text(tokenizer, titles)]
     batches = WindowBatches(
         answers,
         histories,
         begin=tokenizer.bos_token_id,
         pad=tokenizer.pad_token_id,
-        window=recipe.window,
-        batch_tokens=recipe.batch_tokens,
-        tokens=recipe.tokens,
-        epochs=recipe.epochs,
+        window=config.window,
+        batch_tokens=config.batch_tokens,
+        tokens=config.tokens,
+        epochs=config.epochs,
         seed=seed,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = new_model(recipe, len(tokenizer))
+        model = new_model(config, len(tokenizer))
     logger.info(
         f"builtin LM: {model.num_parameters():,} weights, {len(tokenizer)} tokens, "
         f"{np.mean([len(answer) for answer in answers]):.1f} a title; {len(batches)} steps"
     )
-    optimizer = new_optimizer(model, recipe)
+    optimizer = new_optimizer(model, config)
     TrainingLoop(
         name="builtin-lm",
         parameters=dict(model.named_parameters()),
         optimizer=optimizer,
-        scheduler=cosine_with_warmup(optimizer, len(batches), recipe.warmup_ratio),
-        loss=lambda step: lm_loss(model, batches[step], recipe.dtype),
+        scheduler=cosine_with_warmup(optimizer, len(batches), config.warmup_ratio),
+        loss=lambda step: lm_loss(model, batches[step], config.dtype),
         total_steps=len(batches),
         folder=scratch / "loop" if scratch else None,
-        save_every=save_every,
+        options=options,
         learning_rate_key="builtin_lm.matrix_learning_rate",
-        show_progress=show_progress,
     ).run()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -230,35 +223,35 @@ def train_tokenizer(titles: Sequence[str], counts: Sequence[int], vocab_size: in
     )
 
 
-def new_model(recipe: BuiltinLMConfig, vocab_size: int) -> Any:
-    """An untrained Llama of the recipe's size, with one matrix for embeddings and output."""
+def new_model(config: BuiltinLMConfig, vocab_size: int) -> Any:
+    """An untrained Llama of the configured size, with one matrix for embeddings and output."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
+    llama = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=recipe.hidden_size,
-        intermediate_size=max(32, recipe.hidden_size * 8 // 3 // 32 * 32),
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
+        hidden_size=config.hidden_size,
+        intermediate_size=max(32, config.hidden_size * 8 // 3 // 32 * 32),
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaForCausalLM(config).train()
+    return LlamaForCausalLM(llama).train()
 
 
-def new_optimizer(model: Any, recipe: BuiltinLMConfig) -> MuonAdamW:
+def new_optimizer(model: Any, config: BuiltinLMConfig) -> MuonAdamW:
     """Muon for the matrices between hidden states, AdamW for embeddings (which are the output, too) and norms."""
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items() if p.dim() == 2 and "embed_tokens" not in name}
     return MuonAdamW(
         matrices.values(),
         [p for name, p in named.items() if name not in matrices],
-        matrix_lr=recipe.matrix_learning_rate,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
+        matrix_lr=config.matrix_learning_rate,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
     )
 
 

@@ -10,7 +10,6 @@ Legend: N texts, V tokens, D width, R rank of the catalogue.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from recbole_llm.llm.text_encoder import TextEncoder
 from recbole_llm.store.files import fingerprint
-from recbole_llm.store.stages import Stage
+from recbole_llm.store.stages import Stage, Work
 
 
 def builtin_stage(texts: Sequence[str], *, dim: int, vocab_size: int, seed: int) -> Stage:
-    """The builtin encoder of a catalogue's texts as a kept stage; vectors of width ``dim``, at most ``vocab_size`` tokens.
+    """The builtin encoder of a catalogue's texts as a cached stage; vectors of width ``dim``, at most ``vocab_size`` tokens.
 
     Raises:
         ValueError: there is no text, no width, or no room for the 256 bytes.
@@ -33,7 +32,7 @@ def builtin_stage(texts: Sequence[str], *, dim: int, vocab_size: int, seed: int)
     if not any(text.strip() for text in texts):
         raise ValueError("texts: no item has one, so there is nothing to make the builtin text encoder from")
 
-    def build(out: Path, scratch: Path) -> None:
+    def build(work: Work) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
@@ -41,7 +40,7 @@ def builtin_stage(texts: Sequence[str], *, dim: int, vocab_size: int, seed: int)
         rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
         table = lsa_embeddings([row for row in rows if row], tokenizer.get_vocab_size(), dim, seed)  # [V, D]
         model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)], device="cpu")
-        TextEncoder(model, f"builtin {table.numel() / 1e6:.1f}M", "").save(out)
+        TextEncoder(model, f"builtin {table.numel() / 1e6:.1f}M", "").save(work.out)
 
     depends = {"texts": fingerprint(list(texts)), "dim": dim, "vocab_size": vocab_size, "seed": seed}
     return Stage("builtin-text-encoder", depends, build)

@@ -48,11 +48,11 @@ def load_causal_lm(
     Raises FileNotFoundError where nothing can be loaded from `path`, ValueError for an unknown dtype or a tokenizer
     without an end token, ImportError where 4-bit loading lacks bitsandbytes.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = _source(path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    options: dict[str, Any] = {"dtype": _dtype(dtype, device), "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": resolved_dtype(dtype, device), "use_safetensors": True}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     if load_in_4bit:
@@ -60,15 +60,11 @@ def load_causal_lm(
         device_map = device_map or {"": device}
     if device_map:
         options["device_map"] = device_map
+    tokenizer = load_tokenizer(path, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
     except OSError as error:
         raise FileNotFoundError(_not_found(source, revision, error)) from error
-    if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer of {source} has no end-of-text token, so no answer could end; set eos_token")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only fills holes: attention masks say what is padding
     if not device_map:
         model = model.to(device)  # type: ignore[arg-type]
     folder = Path(source).is_dir()
@@ -80,8 +76,38 @@ def load_causal_lm(
     )
 
 
+def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer of a causal LM; without a pad token it pads with its end token. Raises as :func:`load_causal_lm`."""
+    from transformers import AutoTokenizer
+
+    source = _source(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(_not_found(source, revision, error)) from error
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer of {source} has no end-of-text token, so no answer could end; set eos_token")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only fills holes: attention masks say what is padding
+    return tokenizer
+
+
+def identity(path: str | Path, revision: str | None = None) -> str:
+    """What identifies a causal LM before it is loaded: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
+    from transformers import AutoConfig
+
+    source = _source(path)
+    if Path(source).is_dir():
+        return fingerprint(source)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(_not_found(source, revision, error)) from error
+    return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
+
+
 def fingerprint(path: str | Path, revision: str | None = None) -> str:
-    """What identifies the weights: SHA-256 of a folder's config, tokenizer and tensors, or ``id@revision`` of the hub.
+    """What identifies the weights: SHA-256 of a folder's config, tokenizer, chat template and tensors, or ``id@revision`` of the hub.
 
     A file above 64 MB counts with its size, its first 64 kB (where safetensors keep their header) and 63 samples.
     """
@@ -89,7 +115,8 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
     if not folder.is_dir():
         return f"{path}@{revision or 'main'}"
     digest = hashlib.sha256()
-    files = {file for pattern in ("config.json", "tokenizer*.json", "*.safetensors") for file in folder.glob(pattern)}
+    patterns = ("config.json", "tokenizer*.json", "chat_template*", "*.safetensors")
+    files = {file for pattern in patterns for file in folder.glob(pattern)}
     for file in sorted(files):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size};".encode())
@@ -132,7 +159,8 @@ def _not_found(source: str, revision: str | None, error: OSError) -> str:
     )
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision that ``dtype`` means on a device: ``auto`` is bfloat16 on a CUDA device that has it, float32 elsewhere."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.packing import pad_left
 from recbole_llm.llm.scoring import embedded, positions
 
 
 def encode(
-    lm: Any, rows: Sequence[Sequence[int]], pad_token_id: int, *, soft: Tensor | None = None, mean: bool = False
+    lm: Any, rows: Sequence[Prompt], pad_token_id: int, *, soft: Tensor | None = None, mean: bool = False
 ) -> Tensor:
     """Hidden states [B, D] in fp32 after the LM's final norm; differentiable in ``soft``.
 
-    rows: token ids, of any lengths; ids below zero read ``soft`` [S, D], see :func:`~recbole_llm.llm.scoring.embedded`.
+    rows: of any lengths; their soft slots name rows of ``soft`` [S, D], see :func:`~recbole_llm.llm.scoring.embedded`.
     mean: average over all tokens of a row instead of reading the last one.
     Raises ValueError where a row is empty or longer than the model's context.
     """
@@ -33,9 +34,9 @@ def encode(
     if context and longest > context:
         raise ValueError(f"a row has {longest} tokens, the model has room for {context}; lower max_prompt_tokens or max_history")
     embed = lm.get_input_embeddings()
-    tokens, seen = pad_left([torch.tensor(row, device=embed.weight.device) for row in rows], pad_token_id)  # [B, T]
+    tokens, seen = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)  # [B, T]
     hidden = lm.base_model(
-        inputs_embeds=embedded(embed, tokens, soft), attention_mask=seen.long(), position_ids=positions(seen), use_cache=False
+        inputs_embeds=embedded(embed, tokens, rows, soft), attention_mask=seen.long(), position_ids=positions(seen), use_cache=False
     ).last_hidden_state  # [B, T, D]
     if not mean:
         return hidden[:, -1].float()  # [B, D]

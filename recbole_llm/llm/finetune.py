@@ -1,4 +1,4 @@
-"""LoRA fine-tuning of a frozen LM on rows of titles: what every adapter of the family is trained by.
+"""LoRA fine-tuning of a frozen LM: how every adapter is trained.
 
 The loss is the LM's own, ``- sum_t log P(y_t | y_<t, x)``, over the answer alone (RecCocktail eqs. 4-5).
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from recbole_llm.data.domains import Row
+from recbole_llm.data.prompts import Example
 from recbole_llm.llm.lora import attach_lora, save_adapter
 from recbole_llm.llm.scoring import lm_loss
-from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
+from recbole_llm.store.stages import Work
+from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop, cosine_with_warmup
 
 logger = getLogger()
 
-Encode = Callable[[Row, np.random.Generator], tuple[list[int], list[int]]]
-"""A training row as token ids and 0/1 answer mask; the generator draws its negative candidates, if it has any."""
+Encode = Callable[[Any, np.random.Generator], Example]
+"""Makes a training example of whatever stands for one; the generator draws its negative candidates, if it has any."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LoRATrainingConfig:
 
     @classmethod
     def of(cls, config: Any) -> LoRATrainingConfig:
-        """The recipe that a configuration asks for."""
+        """The settings of a configuration."""
         return cls(
             r=config["r"],
             lora_alpha=config["lora_alpha"],
@@ -75,43 +75,41 @@ class LoRATrainingConfig:
 def finetune(
     model: Any,
     name: str,
-    rows: Sequence[Row],
+    examples: Sequence[Any],
     encode: Encode,
-    recipe: LoRATrainingConfig,
+    config: LoRATrainingConfig,
     *,
     pad_token_id: int,
     validate: Callable[[Any], float] | None,
-    out: Path,
-    scratch: Path,
-    save_every: float = 20.0,
-    show_progress: bool = True,
+    work: Work,
+    options: LoopOptions = LoopOptions(),
 ) -> None:
-    """Train one adapter on ``rows`` and write it to ``out`` as a PEFT folder; ``model`` comes back without it.
+    """Train one adapter on ``examples`` and write it to ``work.out`` as a PEFT folder; ``model`` comes back without it.
 
     Args:
         model: the frozen causal LM.
-        validate: score (bigger is better) of the PeftModel in eval mode; the best weights are kept.
-        scratch: where the state of an unfinished training is kept, saved every ``save_every`` seconds.
+        examples: whatever ``encode`` takes.
+        validate: score (bigger is better) of the PeftModel in eval mode; the best weights are returned to.
     """
     peft_model = attach_lora(
         model,
         name=name,
-        r=recipe.r,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=recipe.target_modules,
-        use_rslora=recipe.use_rslora,
-        seed=recipe.seed,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.target_modules,
+        use_rslora=config.use_rslora,
+        seed=config.seed,
     )
     parameters = {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
-    batches = Batches(rows, encode, recipe.batch_size, recipe.accumulation, recipe.seed)
-    total = batches.steps_per_epoch * recipe.epochs
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
+    batches = Batches(examples, encode, config.batch_size, config.accumulation, config.seed)
+    total = batches.steps_per_epoch * config.epochs
 
     def loss(micro: int) -> torch.Tensor:
         peft_model.train()
-        token_rows, masks, share = batches[micro]
-        return share * lm_loss(peft_model, token_rows, masks, pad_token_id)
+        batch, share = batches[micro]
+        return share * lm_loss(peft_model, batch, pad_token_id)
 
     def score() -> float:
         assert validate is not None
@@ -123,23 +121,22 @@ def finetune(
         name=name,
         parameters=parameters,
         optimizer=optimizer,
-        scheduler=cosine_with_warmup(optimizer, total, recipe.warmup_ratio),
+        scheduler=cosine_with_warmup(optimizer, total, config.warmup_ratio),
         loss=loss,
         total_steps=total,
         accumulate=batches.parts,
-        clip_grad_norm=recipe.max_grad_norm,
+        clip_grad_norm=config.max_grad_norm,
         validate=score if validate else None,
-        eval_every=recipe.eval_steps or max(1, -(-total // 4)),
-        patience=recipe.patience,
-        folder=scratch / "loop",
-        save_every=save_every,
+        eval_every=config.eval_steps or max(1, -(-total // 4)),
+        patience=config.patience,
+        folder=work.scratch / "loop",
+        options=options,
         learning_rate_key="lora_learning_rate",
-        show_progress=show_progress,
     )
-    logger.info(f"{name}: {len(rows)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
+    logger.info(f"{name}: {len(examples)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
     try:
         loop.run()
-        save_adapter(peft_model, name, out)
+        save_adapter(peft_model, name, work.out)
     finally:
         peft_model.unload()
 
@@ -147,24 +144,24 @@ def finetune(
 class Batches:
     """Micro-batches by index: micro-batch ``i`` depends on (seed, i) alone, so that training can resume anywhere.
 
-    Each is token rows, their answer masks and the weight that makes the mean loss over the ``parts`` of a step the mean
-    over all its answer tokens, however unevenly the parts hold them.
+    Each is examples and the weight that makes the mean loss over the ``parts`` of a step the mean over all its answer tokens,
+    however unevenly the parts hold them.
     """
 
-    def __init__(self, rows: Sequence[Row], encode: Encode, batch_size: int, accumulation: int, seed: int):
+    def __init__(self, examples: Sequence[Any], encode: Encode, batch_size: int, accumulation: int, seed: int):
         if batch_size % accumulation:
             raise ValueError(f"gradient_accumulation_steps: {accumulation} parts do not divide lora_batch_size: {batch_size}")
-        self._rows, self._encode, self._seed = rows, encode, seed
-        self._epochs = Epochs(len(rows), batch_size, seed)
-        self.parts = min(accumulation, batch_size, len(rows))
+        self._examples, self._encode, self._seed = examples, encode, seed
+        self._epochs = Epochs(len(examples), batch_size, seed)
+        self.parts = min(accumulation, batch_size, len(examples))
         self.steps_per_epoch = self._epochs.steps
 
-    def __getitem__(self, micro: int) -> tuple[list[list[int]], list[list[int]], float]:
+    def __getitem__(self, micro: int) -> tuple[list[Example], float]:
         step, part = divmod(micro, self.parts)
         epoch, chosen = step // self.steps_per_epoch, self._epochs[step]
-        encoded = [self._encode(self._rows[i], np.random.default_rng([self._seed, epoch, int(i)])) for i in chosen]
-        encoded.sort(key=lambda pair: len(pair[0]))  # parts of like length, less padding
+        encoded = [self._encode(self._examples[i], np.random.default_rng([self._seed, epoch, int(i)])) for i in chosen]
+        encoded.sort(key=lambda example: len(example.row))  # parts of like length, less padding
         size = len(encoded)
         taken = encoded[part * size // self.parts : (part + 1) * size // self.parts]
-        answers, all_answers = (sum(sum(mask) for _, mask in some) for some in (taken, encoded))
-        return [ids for ids, _ in taken], [mask for _, mask in taken], answers / all_answers * self.parts
+        answers, all_answers = (sum(sum(example.mask) for example in some) for some in (taken, encoded))
+        return taken, answers / all_answers * self.parts

@@ -7,10 +7,9 @@ is :mod:`recbole_llm.merging.arithmetic`.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 KEY_PREFIX = "base_model.model."
 
-Coefficient = Tensor | Mapping[str, Tensor]
+Coefficient = float | Tensor | Mapping[str, Tensor]
 """A scalar for the whole adapter, or one scalar for each LoRA module by name."""
 
 
@@ -115,7 +114,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
         if expected != keys[name]:
             odd = min(expected ^ keys[name])
             raise ValueError(f"adapter {name!r} in {folder} does not fit this model: {odd} is in one of them only")
-    activate(model, next(iter(folders)))  # type: ignore[arg-type]
+    AdapterView(model, {next(iter(folders)): 1.0}).select()  # type: ignore[arg-type]
     return model.eval()  # type: ignore[return-value]
 
 
@@ -172,53 +171,54 @@ def lora_modules(model: PeftModel) -> dict[str, Any]:
     return {name: layer for name, layer in _tuner(model).model.named_modules() if isinstance(layer, LoraLayer)}
 
 
-def activate(model: PeftModel, name: str | None) -> None:
-    """Compute with one adapter, or with the base model alone (``None``); what trains does not change."""
-    if name is not None:
-        _check_names(model, [name])
-    _select(model, None if name is None else [name])
+class AdapterView:
+    """A causal LM as it computes with some of its adapters: ``W x + sum_i w_i s_i B_i A_i x``.
 
-
-def set_mixture(model: PeftModel, weights: Mapping[str, Coefficient]) -> None:
-    """Compute with all the named adapters at once, each times its coefficient; see :func:`mixture`, which undoes it.
+    Views of one model share its weights. Each call selects the view's own adapters first, so a view computes the same whichever
+    was called before; nothing has to be put back.
 
     Args:
-        weights: adapter -> scalar tensor, or adapter -> {module -> scalar tensor}. Gradients reach them. Scalars on the
-            CPU serve modules on any device.
+        model: with its adapters loaded.
+        adapters: name -> coefficient: a scalar, or {module -> scalar tensor}. Gradients reach tensors, and tensors on the CPU
+            serve modules on any device. Without any adapter the base model computes alone.
 
     Raises:
         ValueError: an unknown adapter, or per-module coefficients that do not name exactly the adapter's modules.
     """
-    _check_names(model, list(weights))
-    layers = lora_modules(model)
-    for name, coefficient in weights.items():
-        targeted = {module for module, layer in layers.items() if name in layer.scaling}
-        if isinstance(coefficient, Mapping) and set(coefficient) != targeted:
-            odd = min(set(coefficient) ^ targeted)
-            raise ValueError(f"coefficients of adapter {name!r} must name exactly its modules; {odd!r} does not match")
-    _select(model, list(weights))
-    for name, coefficient in weights.items():
-        for module, layer in layers.items():
-            if name in layer.scaling:
-                layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
 
+    def __init__(self, model: PeftModel, adapters: Mapping[str, Coefficient] | None = None):
+        self.model, self.adapters = model, dict(adapters or {})
+        unknown = [name for name in self.adapters if name not in model.peft_config]
+        if unknown:
+            raise ValueError(f"no adapter named {unknown}; loaded are {sorted(model.peft_config)}")
+        layers = lora_modules(model)
+        for name, coefficient in self.adapters.items():
+            targeted = {module for module, layer in layers.items() if name in layer.scaling}
+            if isinstance(coefficient, Mapping) and set(coefficient) != targeted:
+                odd = min(set(coefficient) ^ targeted)
+                raise ValueError(f"coefficients of adapter {name!r} must name exactly its modules; {odd!r} does not match")
 
-@contextlib.contextmanager
-def mixture(model: PeftModel, weights: Mapping[str, Coefficient]) -> Iterator[None]:
-    """:func:`set_mixture` within a block; scalings and active adapters are put back whatever happens in it."""
-    layers = list(lora_modules(model).values())
-    scalings = [dict(layer.scaling) for layer in layers]
-    active, disabled = list(model.active_adapters), layers[0].disable_adapters
-    try:
-        set_mixture(model, weights)
-        yield
-    finally:
-        for layer, scaling in zip(layers, scalings, strict=True):
-            layer.scaling.clear()
-            layer.scaling.update(scaling)
-        _select(model, active)
-        if disabled:
-            _select(model, None)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass, as in ``transformers``."""
+        self.select()
+        return self.model(*args, **kwargs)
+
+    def select(self) -> None:
+        """Make the model compute with this view's adapters; what trains does not change."""
+        _select(self.model, list(self.adapters) or None)
+        for module, layer in lora_modules(self.model).items():
+            for name, coefficient in self.adapters.items():
+                if name in layer.scaling:
+                    layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
+
+    @property
+    def config(self) -> Any:
+        """Of the base model."""
+        return self.model.config
+
+    def get_input_embeddings(self) -> Any:
+        """Of the base model."""
+        return self.model.get_input_embeddings()
 
 
 def _tuner(model: PeftModel) -> Any:

@@ -5,12 +5,12 @@ others read each prompt once, take the first token of every answer off its last 
 
     prefix   each answer in a row of its own, over a copy of the prompt's KV cache
     tree     all answers in one row behind the prompt's KV cache, kept apart by a block mask, positions restarting
-    letter   no tokens follow: every answer is a single label
+    label    no tokens follow: every answer is a single label
 
 ``C`` answers of ``A`` tokens after a prompt of ``L`` cost ``C(L+A)`` tokens naively and ``L+CA`` otherwise. The last
 token of an answer is never fed, and ``lm_head`` runs only where a logit is read.
 
-A prompt may hold soft tokens, vectors in a token's place: the id ``-1 - k`` reads row k of a table ``soft`` [S, D].
+A prompt may hold soft tokens, vectors in a token's place: its ``soft_slots`` name rows of a table ``soft`` [S, D].
 
 Legend: B users, C candidates, L prompt tokens, A answer tokens, S answer tokens fed per user, D width, V vocabulary.
 """
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.packing import Branches, pad_answers, pad_left, token_batches
 
 STRATEGIES = ("naive", "prefix", "tree", "label")
@@ -54,11 +55,11 @@ class Scorer:
             raise ValueError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
 
     def __call__(
-        self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], soft: Tensor | None = None
+        self, model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[Sequence[int]]], soft: Tensor | None = None
     ) -> Tensor:
         """``log P(answer | prompt)`` for each user's candidates.
 
-        prompts: B rows of token ids; ids below zero read ``soft`` [S, D].
+        prompts: B of them; their soft slots name rows of ``soft`` [S, D].
         answers: B x C rows of token ids, none of them empty.
         Raises ValueError where the two do not fit each other, the strategy or the model's context.
         """
@@ -70,11 +71,11 @@ class Scorer:
         return torch.cat(scores)[order.argsort()]  # [B, C]
 
     def _score(
-        self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], soft: Tensor | None
+        self, model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[Sequence[int]]], soft: Tensor | None
     ) -> Tensor:
         embed = model.get_input_embeddings()
         device = embed.weight.device
-        inputs = [embedded(embed, torch.tensor(prompt, device=device), soft) for prompt in prompts]  # B x [L, D]
+        inputs = [embedded(embed, torch.tensor([prompt.ids], device=device), [prompt], soft)[0] for prompt in prompts]  # B x [L, D]
         tokens, real = pad_answers(answers, self.pad_token_id, device)  # [B, C, A]
         if self.strategy == "naive":
             logp = _naive(model, inputs, tokens)  # [B, C, A]
@@ -93,7 +94,7 @@ class Scorer:
         fed = [len(answer) - 1 for answer in answers]
         return sum(fed) if self.strategy == "tree" else len(fed) * max(fed)
 
-    def _check(self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> None:
+    def _check(self, model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[Sequence[int]]]) -> None:
         if not prompts or len(prompts) != len(answers):
             raise ValueError(f"{len(prompts)} prompts and {len(answers)} rows of answers; give one row per prompt")
         if len({len(row) for row in answers}) != 1 or not answers[0]:
@@ -113,42 +114,44 @@ class Scorer:
             )
 
 
-def lm_loss(
-    model: Any,
-    rows: Sequence[Sequence[int]],
-    answer_mask: Sequence[Sequence[int]],
-    pad_token_id: int,
-    *,
-    soft: Tensor | None = None,
-) -> Tensor:
-    """Mean next-token loss, in nats, over the tokens whose mask is 1; what precedes the first of them gets no logits.
+def lm_loss(model: Any, examples: Sequence[Example], pad_token_id: int, *, soft: Tensor | None = None) -> Tensor:
+    """Mean next-token loss, in nats, over the answers of examples; what precedes the first answer gets no logits.
 
-    rows: token ids, of any lengths; ids below zero read ``soft`` [S, D] and are never targets.
-    answer_mask: 0 or 1 per token; a row's first token is never a target.
-    Raises ValueError if no token is masked.
+    examples: of any lengths; soft slots name rows of ``soft`` [S, D] and are never targets, nor is a row's first token.
+    Raises ValueError if no example has an answer.
     """
     embed = model.get_input_embeddings()
-    tokens, seen = pad_left([torch.tensor(row, device=embed.weight.device) for row in rows], pad_token_id)  # [B, T]
-    wanted, _ = pad_left([torch.tensor(mask, device=seen.device) for mask in answer_mask])  # [B, T]
-    inputs = embedded(embed, tokens, soft)  # [B, T, D]
+    rows = [example.row for example in examples]
+    tokens, seen = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)  # [B, T]
+    wanted, _ = pad_left([torch.tensor(example.mask, device=seen.device) for example in examples])  # [B, T]
+    inputs = embedded(embed, tokens, rows, soft)  # [B, T, D]
     wanted = wanted[:, 1:].bool() & seen[:, :-1]  # [B, T - 1]
     if not wanted.any():
         raise ValueError("no row has an answer token after its first, so there is no loss; check the answer mask")
     keep = wanted.shape[1] - int(wanted.any(0).int().argmax())  # columns from the first target of any row on
     logits = model(
-        inputs_embeds=inputs, attention_mask=seen.long(), position_ids=positions(seen), use_cache=False, logits_to_keep=keep + 1
+        inputs_embeds=inputs,
+        attention_mask=seen.long(),
+        position_ids=positions(seen),
+        use_cache=False,
+        logits_to_keep=keep + 1,
     ).logits[:, :-1]  # [B, keep, V]
     wanted = wanted[:, -keep:]  # [B, keep]
     return F.cross_entropy(logits[wanted].float(), tokens[:, -keep:][wanted])
 
 
-def embedded(embed: Any, tokens: Tensor, soft: Tensor | None = None) -> Tensor:
-    """Input embeddings [..., D] of tokens [...]; the id ``-1 - k`` is row k of ``soft`` [S, D]."""
+def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None) -> Tensor:
+    """Input embeddings [B, T, D] of rows that are padded on the left to tokens [B, T]; soft slots read ``soft`` [S, D]."""
+    hard = embed(tokens)  # [B, T, D]
     if soft is None:
-        return embed(tokens)
-    hard = embed(tokens.clamp(min=0))  # [..., D]
-    rows = soft.to(hard.device, hard.dtype)[(-1 - tokens).clamp(min=0)]  # [..., D]
-    return torch.where((tokens < 0).unsqueeze(-1), rows, hard)
+        return hard
+    slots = torch.full(tokens.shape, -1)  # [B, T], the row of ``soft`` that is read there, -1 where none is
+    for slot, row in zip(slots, rows, strict=True):
+        if row.soft_slots:
+            start = len(slot) - len(row)
+            slot[[start + position for position in row.soft_slots]] = torch.tensor(list(row.soft_slots.values()))
+    slots = slots.to(tokens.device)
+    return torch.where((slots >= 0).unsqueeze(-1), soft.to(hard.device, hard.dtype)[slots.clamp(min=0)], hard)
 
 
 def positions(seen: Tensor) -> Tensor:

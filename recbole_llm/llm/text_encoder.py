@@ -33,8 +33,6 @@ from recbole_llm.store.progress import progress_bar
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from recbole_llm.store.stages import StageCache
-
 logger = getLogger()
 
 NAME = "text_encoder.json"  # keeps the name that tables show, beside the SentenceTransformer's own files
@@ -162,12 +160,8 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
-    folder, name = Path(path).expanduser(), str(path)
-    if folder.is_dir():
-        identity, name = _folder_fingerprint(folder), folder.resolve().name
-    else:
-        folder = _fetch(path, revision)
-        identity = f"{path}@{folder.name}"  # the hub's snapshots are named after their commit
+    folder, identity = _located(path, revision)
+    name = folder.resolve().name if Path(path).expanduser().is_dir() else str(path)
     for file in folder.rglob("*_model.bin"):
         if not any(file.parent.glob(file.stem.removeprefix("pytorch_") + "*.safetensors")):
             raise FileNotFoundError(_incomplete(folder, f"{file.relative_to(folder)} has no safetensors beside it"))
@@ -184,6 +178,20 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
     if (folder / NAME).is_file():
         name = json.loads((folder / NAME).read_text())["name"]
     return TextEncoder(model.float().requires_grad_(False).eval(), name, identity)
+
+
+def identity(path: str | Path, revision: str | None = None) -> str:
+    """What identifies a text encoder before it is loaded: a hash of its folder, or ``id@commit`` of the hub."""
+    return _located(path, revision)[1]
+
+
+def _located(path: str | Path, revision: str | None) -> tuple[Path, str]:
+    """The folder of a text encoder, fetched where need be, and what identifies it."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder, _folder_fingerprint(folder)
+    folder = _fetch(path, revision)
+    return folder, f"{path}@{folder.name}"  # the hub's snapshots are named after their commit
 
 
 def _fetch(path: str | Path, revision: str | None) -> Path:
@@ -263,16 +271,3 @@ def _kept_vectors(kept: Path, dim: int) -> tuple[dict[str, int], Tensor]:
         except DamagedError as error:
             logger.warning(f"{error}; its vectors are encoded again now")
     return {}, torch.zeros(0, dim)
-
-
-def catalogue_vectors(config: Any, sentences: Sequence[str], cache: StageCache) -> tuple[str, Tensor]:
-    """Name of the text encoder that ``config`` names and its vectors [I, D] of a catalogue, kept; that of item 0 is zero."""
-    from recbole_llm.llm.builtin_text_encoder import builtin_stage
-
-    path = config["text_encoder_path"]
-    if path == "builtin":
-        path = cache.run(builtin_stage(sentences, **config["builtin_text_encoder"], seed=config["seed"]))
-    encoder = load_text_encoder(path, revision=config["text_encoder_revision"], device=config["device"])
-    folder = Path(config["checkpoint_dir"]) / "text_vectors"
-    vectors = cached_vectors(encoder, sentences[1:], folder, show_progress=config["show_progress"])  # [I - 1, D]
-    return encoder.name, torch.cat([torch.zeros(1, encoder.dim), vectors])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_llm.llm.scoring import positions
 
@@ -39,7 +39,7 @@ def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
 
 
 def first_k_entropy(
-    model: nn.Module, prompts: Sequence[Sequence[int]], k: int, pad_token_id: int, eos_token_id: int | None = None
+    model: Any, prompts: Sequence[Sequence[int]], k: int, pad_token_id: int, eos_token_id: int | None = None
 ) -> Tensor:
     """:func:`token_entropy` at the first ``k`` greedily decoded tokens of each prompt, differentiable in one forward.
 
@@ -47,7 +47,7 @@ def first_k_entropy(
     """
     if k < 1 or not prompts or not all(prompts):
         raise ValueError(f"first_k_entropy: needs k >= 1 and non-empty prompts, got k={k} and {len(prompts)} prompts")
-    device = next(model.parameters()).device
+    device = model.get_input_embeddings().weight.device
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)  # [B, L]
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)  # [B, L]
@@ -81,7 +81,7 @@ def mean_over_batches(term: Callable[[Tensor, Batch], Tensor], batches: Sequence
         for batch, size in zip(batches, sizes, strict=True):
             part = term(leaf, batch) * (size / sum(sizes))
             gradient += torch.autograd.grad(part, leaf)[0]
-            value += part.detach()
+            value += part.detach().to(value.device)
         linear = (weights * gradient).sum()
         return value + linear - linear.detach()
 
@@ -95,7 +95,7 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _decode(model: nn.Module, ids: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+def _decode(model: Any, ids: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Append ``tokens`` greedy tokens to every row."""
     cache: Any = None
     for _ in range(tokens):

@@ -16,20 +16,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from logging import getLogger
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.classical.collaborative import CollaborativeModel
-from recbole_llm.data import domains
+from recbole_llm.data import domains, negatives
 from recbole_llm.data.domains import Domain
-from recbole_llm.llm.text_encoder import TextEncoder, cached_vectors
-from recbole_llm.training.loop import Epochs, TrainingLoop
+from recbole_llm.llm.text_backbone import TextBackbone
+from recbole_llm.store.files import save_tensors
+from recbole_llm.store.stages import Stage, Work
+from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
 
 logger = getLogger()
 
@@ -90,7 +90,7 @@ class AlignmentConfig:
 
     @classmethod
     def of(cls, config: Any, domain: Domain) -> AlignmentConfig:
-        """The recipe that a configuration asks for."""
+        """The settings of a configuration."""
         return cls(
             joint_size=config["joint_size"],
             weights=LossWeights.of(config, domain),
@@ -102,9 +102,6 @@ class AlignmentConfig:
             learning_rate=config["stage1_learning_rate"],
             seed=config["seed"],
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Codes(NamedTuple):
@@ -165,75 +162,78 @@ def _recommendation(states: Tensor, target: Codes, sampled: Codes, logits: str) 
     )
 
 
-def train_alignment(
-    recipe: AlignmentConfig,
-    domain: Domain,
-    cf: CollaborativeModel,
-    encoder: TextEncoder,
-    sentences: Sequence[str],
-    *,
-    out: Path,
-    scratch: Path,
-    vectors: Path,
-    save_every: float = 20.0,
-    show_progress: bool = True,
-) -> None:
-    """Stage 1: write the codes of all items to ``out``, with the weights and, where it was tuned, the text encoder.
+@dataclass(frozen=True)
+class AlignmentTraining:
+    """Stage 1 on the training split of a domain.
 
-    Args:
-        sentences: the text of each item by internal id.
-        vectors: folder in which text vectors are kept for every run.
+    Attributes:
+        text: the text encoder, with the sentence of each item by internal id.
     """
-    items = cf.item_table  # [I, H]
-    fixed = None if recipe.tune_text_encoder else cached_vectors(encoder, sentences, vectors).to(cf.device)  # [I, T]
-    alignment = Alignment(items.shape[1], encoder.dim, recipe.joint_size).to(cf.device)
-    parameters = {f"alignment.{name}": p for name, p in alignment.named_parameters()}
-    if fixed is None:
-        encoder.model.requires_grad_(True).train()
-        parameters |= {f"text_encoder.{name}": p for name, p in encoder.model.named_parameters()}
 
-    def texts(batch: Sequence[int]) -> Tensor:
-        return fixed[list(batch)] if fixed is not None else encoder([sentences[item] for item in batch])  # [B, T]
+    config: AlignmentConfig
+    domain: Domain
+    cf: CollaborativeModel
+    text: TextBackbone
+    options: LoopOptions
 
-    pairs = _Pairs(domain, recipe)
+    def stage(self) -> Stage:
+        """The stage, which leaves the codes of all items, the weights and, where it was tuned, the text encoder."""
+        depends = {"config": asdict(self.config), "domain": self.domain.fingerprint, "text": self.text.fingerprint}
+        return Stage("alignment", depends, self._build, inputs=(self.cf.stage, *self.text.stages))
 
-    def loss(step: int) -> Tensor:
-        users, histories, targets, sampled = pairs[step]
-        described = texts([*targets, *sampled]).split(len(targets))  # 2 x [B, T]
-        states = cf.user_states(users, histories)  # [B, H]
-        return alignment.loss(states, (items[targets], items[sampled]), (described[0], described[1]), recipe.weights)
+    def _build(self, work: Work) -> None:
+        config, cf = self.config, self.cf
+        cf.load(work.folder(cf.stage))
+        encoder, sentences = self.text.load(work), self.text.sentences
+        items = cf.item_table  # [I, H]
+        fixed = None if config.tune_text_encoder else self.text.vectors(encoder).to(cf.device)  # [I, T]
+        alignment = Alignment(items.shape[1], encoder.dim, config.joint_size).to(cf.device)
+        parameters = {f"alignment.{name}": p for name, p in alignment.named_parameters()}
+        if fixed is None:
+            encoder.model.requires_grad_(True).train()
+            parameters |= {f"text_encoder.{name}": p for name, p in encoder.model.named_parameters()}
 
-    logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
-    TrainingLoop(
-        name="alignment",
-        parameters=parameters,
-        optimizer=torch.optim.Adam(parameters.values(), lr=recipe.learning_rate, betas=(0.9, 0.98)),
-        loss=loss,
-        total_steps=len(pairs),
-        folder=scratch / "loop",
-        save_every=save_every,
-        learning_rate_key="stage1_learning_rate",
-        show_progress=show_progress,
-    ).run()
-    encoder.model.requires_grad_(False).eval()
-    described = fixed if fixed is not None else encoder.encode(sentences, show_progress=show_progress).to(cf.device)  # [I, T]
-    with torch.no_grad():
-        codes = {"joint": alignment.item_codes(items).cpu(), "text": alignment.text_codes(described).cpu()}  # [I, Z] each
-    save_file(codes, out / "codes.safetensors")
-    save_file({name: t.cpu().contiguous() for name, t in alignment.state_dict().items()}, out / "alignment.safetensors")
-    if fixed is None:
-        encoder.save(out / "text_encoder")
+        def texts(batch: Sequence[int]) -> Tensor:
+            return fixed[list(batch)] if fixed is not None else encoder([sentences[item] for item in batch])  # [B, T]
+
+        pairs = _Pairs(self.domain, config)
+
+        def loss(step: int) -> Tensor:
+            users, histories, targets, sampled = pairs[step]
+            described = texts([*targets, *sampled]).split(len(targets))  # 2 x [B, T]
+            states = cf.user_states(users, histories)  # [B, H]
+            return alignment.loss(states, (items[targets], items[sampled]), (described[0], described[1]), config.weights)
+
+        logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
+        TrainingLoop(
+            name="alignment",
+            parameters=parameters,
+            optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
+            loss=loss,
+            total_steps=len(pairs),
+            folder=work.scratch / "loop",
+            options=self.options,
+            learning_rate_key="stage1_learning_rate",
+        ).run()
+        encoder.model.requires_grad_(False).eval()
+        if fixed is None:
+            encoder.save(work.out / "text_encoder")
+            fixed = encoder.encode(sentences, show_progress=self.options.show_progress).to(cf.device)  # [I, T]
+        with torch.no_grad():
+            codes = {"joint": alignment.item_codes(items), "text": alignment.text_codes(fixed)}  # [I, Z] each
+        save_tensors(work.out / "codes.safetensors", codes)
+        save_tensors(work.out / "alignment.safetensors", alignment.state_dict())
 
 
 class _Pairs:
     """Batches by step: users, their histories, their next items and as many sampled ones from outside their histories."""
 
-    def __init__(self, domain: Domain, recipe: AlignmentConfig):
-        self._domain, self._seed = domain, recipe.seed
-        window = None if recipe.all_positions else domains.LAST_ONLY
-        self._rows = domains.training_examples([domain], window=window, samples=recipe.samples, seed=recipe.seed)
-        self._epochs = Epochs(len(self._rows), recipe.batch_size, recipe.seed)
-        self._steps = self._epochs.steps * recipe.epochs
+    def __init__(self, domain: Domain, config: AlignmentConfig):
+        self._domain, self._seed = domain, config.seed
+        positions = "all" if config.all_positions else "last"
+        self._rows = domains.training_examples([domain], positions=positions, samples=config.samples, seed=config.seed)
+        self._epochs = Epochs(len(self._rows), config.batch_size, config.seed)
+        self._steps = self._epochs.steps * config.epochs
 
     def __len__(self) -> int:
         return self._steps
@@ -244,15 +244,9 @@ class _Pairs:
         known = [self._domain.histories[row.user] for row in rows]
         histories = [history[: row.end].tolist() for history, row in zip(known, rows, strict=True)]
         targets = [int(history[row.end]) for history, row in zip(known, rows, strict=True)]
-        return [row.user + 1 for row in rows], histories, targets, [self._outside(history, rng) for history in known]
-
-    def _outside(self, history: np.ndarray, rng: np.random.Generator) -> int:
-        """An item of the training split that is not in ``history``, each as likely; any, where there is none."""
-        for _ in range(100):
-            item = self._domain.trained_items[rng.integers(len(self._domain.trained_items))]
-            if item not in history:
-                break
-        return int(item)
+        pool = self._domain.trained_items
+        sampled = [negatives.one(rng, pool, set(history.tolist())) for history in known]
+        return [row.user + 1 for row in rows], histories, targets, sampled
 
 
 class Projector(nn.Sequential):

@@ -6,64 +6,69 @@
                                                                           x --> scores [B, I]
     the catalogue, once --------------------> encode_items --> [I, D] ----+
 
-Vectors have unit length, so a score is a cosine. The items' are kept; a user costs one pass through the LM and I products.
+Vectors have unit length, so a score is a cosine. The items' are cached; a user costs one pass through the LM and I products.
 
 Legend: B users, C candidates, I items, D width of the LM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_llm.evaluation import slices
-from recbole_llm.model.base import LLMRecommender
-from recbole_llm.store.files import fingerprint
+from recbole_llm.evaluation import metrics
+from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.model.parts import Parts, histories_of
+
+EncodeHistories = Callable[[Sequence[Sequence[int]]], Tensor]
+"""Histories of internal item ids, old to new -> vectors [B, D] of unit length."""
 
 
-class LLMEncoder(LLMRecommender):
+class LLMEncoder(Recommender, SequentialRecommender):
     """Base of models that rank the catalogue by the cosine of user and item vectors."""
 
+    input_type = InputType.POINTWISE
+    uses_item_text = True
+    scores_unseen_items = True
     scores_full_catalogue = True
+    trained_in_stages = True
 
-    _item_matrix: Tensor | None = None
+    parts: Parts
 
     def __init__(self, config: Any, dataset: Any):
-        self.valid_metric = config["valid_metric"].lower()
-        if not slices.metrics([1], [self.valid_metric]):
-            raise ValueError(
-                f"valid_metric: {config['valid_metric']} does not follow from a target's rank; choose Hit, Recall, NDCG or MRR"
-            )
         super().__init__(config, dataset)
+        self.item_matrix = torch.empty(0)  # [I, D] that users are ranked against, once the model is loaded
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} on {self.parts.backbone.name}"
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """User vectors [B, D] of unit length for histories of internal item ids, old to new."""
         raise NotImplementedError
 
+    def encode_users(self, interaction: Any) -> Tensor:
+        """User vectors [B, D] for a RecBole interaction."""
+        return self.encode_histories(histories_of(self, interaction))
+
     def encode_items(self) -> Tensor:
         """Item vectors [I, D] of unit length, computed anew; row 0, the padding item, is zero."""
         raise NotImplementedError
 
-    @property
-    def item_matrix(self) -> Tensor:
-        """Item vectors [I, D] that users are ranked against, constant until they are set again."""
-        if self._item_matrix is None:
-            self._item_matrix = self.encode_items()
-        return self._item_matrix
-
-    @item_matrix.setter
-    def item_matrix(self, matrix: Tensor | None) -> None:
-        self._item_matrix = matrix
-
-    def encode_users(self, interaction: Any) -> Tensor:
-        """User vectors [B, D] for a RecBole interaction."""
-        return self.encode_histories(self._histories_of(interaction))
+    def facts(self) -> Facts:
+        return Facts(self.parts.backbone.name, self.parts.backbone.fingerprint)
 
     # -- scores --------------------------------------------------------------------------------------------------------
+
+    def variants(self) -> dict[str, Variant]:
+        """The model, whose scores are not cached: they cost one pass a user."""
+        return {type(self).__name__: Variant(self.score_candidates, self.full_sort_predict)}
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Any) -> Tensor:
@@ -97,26 +102,18 @@ class LLMEncoder(LLMRecommender):
 
     # -- validation ----------------------------------------------------------------------------------------------------
 
+    def valid_users(self) -> list[int]:
+        """The users of a validation, drawn by the run's seed."""
+        users = self.parts.histories.evaluated("valid")
+        return np.random.default_rng(self.parts.seed).permutation(users)[: self.parts.validation.users].tolist()
+
     @torch.no_grad()
-    def valid_score(self) -> float:
-        """``valid_metric`` of the validation targets in the whole catalogue, of ``valid_users`` users."""
-        users = self._asked_users()
-        histories = [self.histories.before(user, "valid").tolist() for user in users]
-        targets = torch.tensor([self.histories.target(user, "valid") for user in users], device=self.item_matrix.device)
-        scores = self.encode_histories(histories) @ self.item_matrix.T  # [N, I]
+    def valid_score(self, encode: EncodeHistories, item_matrix: Tensor) -> float:
+        """``valid_metric`` of the validation targets in the whole catalogue [I, D], of ``valid_users`` users."""
+        users, metric, histories = self.valid_users(), self.parts.validation.metric, self.parts.histories
+        targets = torch.tensor([histories.target(user, "valid") for user in users], device=item_matrix.device)  # [N]
+        scores = encode([histories.before(user, "valid").tolist() for user in users]) @ item_matrix.T  # [N, I]
         scores[:, 0] = -torch.inf
-        own = scores.gather(1, targets[:, None])  # [N, 1]
         if scores.isnan().any():
             return float("nan")
-        ranks = (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1) + 1  # [N]
-        return slices.metrics(ranks.tolist(), [self.valid_metric])[self.valid_metric]
-
-    def _asked_users(self) -> list[int]:
-        """Users whom validation asks, drawn by the run's seed."""
-        users = self.histories.evaluated("valid")
-        return np.random.default_rng(self.seed).permutation(users)[: self.valid_users].tolist()
-
-    @property
-    def answer_fingerprint(self) -> str | None:
-        settings = [self.prompt_settings, self.backbone_fingerprint]
-        return self.stages_fingerprint and fingerprint([self.stages_fingerprint, self.answering, settings])
+        return metrics.metrics(target_ranks(scores, targets)[0].tolist(), [metric])[metric]

@@ -1,22 +1,26 @@
-"""The evaluated users of a phase in a drawn order: what early stopping scores and what a merge is measured on."""
+"""The evaluation users of a phase in a drawn order: what early stopping scores and what a merge is measured on."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.data.histories import Histories
+from recbole_llm.evaluation import metrics
+from recbole_llm.evaluation.ranks import target_ranks
 
-if TYPE_CHECKING:
-    from recbole_llm.model.ranker import LLMRanker
+Score = Callable[[Sequence[Sequence[int]], Tensor, Sequence[int]], Tensor]
+"""Histories, candidates [N, C] and user ids -> scores [N, C]."""
 
 
-class Asked(NamedTuple):
-    """N users as a ranker is asked about them: ids [N], histories, candidates [N, C] and targets [N]."""
+class EvalBatch(NamedTuple):
+    """N users: internal ids [N], histories, candidates [N, C] and targets [N]."""
 
     users: list[int]
     histories: list[list[int]]
@@ -25,32 +29,39 @@ class Asked(NamedTuple):
 
 
 class EvalUsers:
-    """The users of a phase with their candidates, in an order drawn by the run's seed: for early stopping and merging."""
+    """The users of a phase with their candidates, in an order drawn by the run's seed.
 
-    def __init__(self, model: LLMRanker, phase: str, candidates: CandidateSet):
-        self._model, self._phase, self._candidates = model, phase, candidates
-        self._order = torch.from_numpy(np.random.default_rng(model.seed).permutation(len(candidates.users)))
+    Args:
+        metric: what :meth:`score` gives, as RecBole names it (``valid_metric``).
+        number: of how many users.
+    """
+
+    def __init__(
+        self, candidates: CandidateSet, histories: Histories, phase: str, *, seed: int, metric: str, number: int
+    ):
+        self._candidates, self._histories, self._phase = candidates, histories, phase
+        self._metric, self._number, self._seed = metric.lower(), number, seed
+        self._order = torch.from_numpy(np.random.default_rng(seed).permutation(len(candidates.users)))
 
     @property
     def fingerprint(self) -> str:
-        """What the order and the candidates depend on."""
-        return f"{self._candidates.sha256}/{len(self._order)}/{self._model.seed}"
+        """What the score depends on besides the model: candidates, order, metric and number of users."""
+        return "/".join(map(str, (self._candidates.identity, len(self._order), self._seed, self._metric, self._number)))
 
-    def draw(self, number: int) -> Asked:
+    def draw(self, number: int) -> EvalBatch:
         """At most ``number`` users of the drawn order."""
         chosen = self._order[:number]
         users = self._candidates.users[chosen].tolist()
-        histories = [self._model.histories.before(user, self._phase).tolist() for user in users]
-        return Asked(users, histories, self._candidates.items[chosen], self._candidates.targets[chosen])
+        histories = [self._histories.before(user, self._phase).tolist() for user in users]
+        return EvalBatch(users, histories, self._candidates.items[chosen], self._candidates.targets[chosen])
 
     @torch.no_grad()
-    def score(self) -> float:
-        """Mean NDCG of the target over all candidates, ``1 / log2(1 + rank)``, of ``valid_users`` users."""
-        users, histories, candidates, targets = self.draw(self._model.valid_users)
-        scores = self._model.score_histories(histories, candidates, users).cpu()  # [N, C]
+    def score(self, score: Score) -> float:
+        """The metric of the targets among their candidates; NaN where a score is no number."""
+        users, histories, candidates, targets = self.draw(self._number)
+        scores = score(histories, candidates, users).cpu()  # [N, C]
         if not torch.isfinite(scores).all():
             return math.nan
         target = candidates == targets[:, None]  # [N, C]; no slot where a retriever missed it
-        own = scores.masked_fill(~target, -torch.inf).amax(1, keepdim=True)  # [N, 1]
-        better = (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1)  # [N]
-        return float((target.any(1) / torch.log2(2 + better)).mean())
+        ranks, _ = target_ranks(scores, target.int().argmax(1), missed=~target.any(1))  # [N]
+        return metrics.metrics(ranks.tolist(), [self._metric])[self._metric]

@@ -1,4 +1,4 @@
-"""LoRACocktail: a base spirit for all domains and an ingredient for one, mixed by how sure the mixture is.
+"""LoRACocktail: a base spirit for all domains and an ingredient for one, mixed by least entropy.
 
 Hou et al., "RecCocktail: A Generalizable and Efficient Framework for LLM-Based Recommendation", AAAI 2026 (arXiv 2502.08271
 v2). Three stages on one frozen LM:
@@ -10,27 +10,57 @@ v2). Three stages on one frozen LM:
        W x + l_1 s_1 B_1 A_1 x + l_2 s_2 B_2 A_2 x,     l_1 + l_2 = 1
 
 Products are mixed as in the published code; equations 6 and 7 mix A's and B's apart, which adds cross terms. The mixture is
-kept as one ordinary PEFT adapter of rank r_1 + r_2.
+written as one ordinary PEFT adapter of rank r_1 + r_2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from recbole_llm.data import domains
-from recbole_llm.model.merging_ranker import MergingRanker
-from recbole_llm.store.stages import Stage
+from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation.recommender import Facts
+from recbole_llm.model.merged import AdapterMerging, MergeSettings
+from recbole_llm.model.ranker import LLMRanker
+from recbole_llm.store.stages import Folders, Stage, StageCache
 
 
-class LoRACocktail(MergingRanker):
+class LoRACocktail(LLMRanker):
     """Base spirit + ingredient, mixed by entropy-guided coefficients."""
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.general = domains.named_or_views("general_datasets", config, (self.domain, self.histories))
+        self.general = domains.named_or_views("general_datasets", config, (self.parts.domain, self.parts.histories))
         self.general_samples = config["general_samples"]
+        self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
+        self.merge_report: Mapping[str, Any] = {}
 
-    def plan(self) -> Stage:
-        base_spirit = self.lora_stage("base-spirit", self.general, stop_on_target=False, samples=self.general_samples)
-        ingredient = self.lora_stage("ingredient", [self.domain])
-        return self.merge_stage("cocktail", {"base spirit": base_spirit, "ingredient": ingredient})
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        valid = self.parts.eval_users(candidates)
+        self.sources = {
+            "base spirit": self.training.stage("base-spirit", self.general, samples=self.general_samples),
+            "ingredient": self.training.stage("ingredient", [self.parts.domain], valid=valid),
+        }
+        self.cocktail = self.merging.stage("cocktail", self.sources, candidates)
+        return [self.cocktail, *self.retrieval()]
+
+    def adapters(self, results: Folders) -> dict[str, Path]:
+        merged = {"merged": self.merging.folder(results, self.cocktail)}
+        return merged | {name: results.folder(stage) for name, stage in self.sources.items()}
+
+    def mixtures(self) -> dict[str, list[str]]:
+        # with merge: uniform it would repeat the model's own row
+        return {} if self.merging.settings.method == "uniform" else {"uniform mix": list(self.sources)}
+
+    def load(self, cache: StageCache) -> None:
+        super().load(cache)
+        self.merge_report = self.merging.report(self.merging.folder(cache, self.cocktail))
+
+    def facts(self) -> Facts:
+        return replace(super().facts(), merge=self.merge_report)
+
+    def report(self, folder: Path) -> list[str]:
+        return self.merging.draw(folder, self.merge_report)

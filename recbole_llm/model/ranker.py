@@ -1,191 +1,168 @@
-"""The contract of LLM rankers: a history and candidates in, the likelihoods of the candidates' titles out.
+"""The contract of LLM rankers: histories and candidates in, scores [B, C] out; in a full ranking they re-rank a retriever's.
 
-::
+A paper's model says which stages it has (:meth:`LLMRanker.plan`) and which adapters these leave (:meth:`LLMRanker.adapters`):
+the first one answers, the others are reported beside it. A model without adapters makes its own :meth:`LLMRanker.rows`.
 
-    interaction (item_id_list, item_length) --histories--> PromptBuilder --token ids--+
-                                                                 soft tokens [S, D] --+--> Scorer --> scores [B, C]
-    candidates [B, C] -------------------------------------> answers (titles) --------+
-
-What is trained differs: an adapter of the LM (``model/lora_ranker.py``), or what stands in front of a frozen one
-(``model/allmrec.py``), which fills the soft tokens of a prompt (:meth:`LLMRanker.soft_tokens`).
-
-Legend: B users, L history items, C candidates, S soft tokens, D width of the LM.
+Legend: B users, C candidates, I items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_llm.classical.collaborative import CollaborativeModel, Retriever
-from recbole_llm.data.domains import Domain
+from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.classical.retriever import Retriever
+from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.llm.scoring import Scorer
-from recbole_llm.model.base import LLMRecommender, template
-from recbole_llm.model.eval_users import EvalUsers
+from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.finetune import LoRATrainingConfig
+from recbole_llm.llm.likelihood import TitleLikelihood
+from recbole_llm.llm.lora import AdapterView, load_adapters
+from recbole_llm.model.adapters import AdapterTraining
+from recbole_llm.model.parts import RankerParts, histories_of
+from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
+from recbole_llm.store.stages import Folders, Stage, StageCache
 
-LABELS = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
+SHUFFLED, NO_ADAPTER = "shuffled titles", "no adapter"
 
 
-class LLMRanker(LLMRecommender):
-    """Base of models that rank candidates by the likelihood of their titles; in a full ranking they re-rank a retriever's."""
+class LLMRanker(Recommender, SequentialRecommender):
+    """Base of models that rank candidates by the likelihood of their titles.
+
+    Attributes:
+        parts: what the model is put together from.
+        training: trains its adapters.
+        retriever: ranks the catalogue where the test is a full ranking, None elsewhere.
+    """
+
+    input_type = InputType.POINTWISE
+    uses_item_text = True
+    scores_unseen_items = True
+    scores_full_catalogue = False
+    trained_in_stages = True
 
     def __init__(self, config: Any, dataset: Any):
-        if "valid" not in dataset.candidates:
-            raise ValueError(
-                f"eval_args: {type(self).__name__} is stopped on validation candidates; for a full ranking of the test items "
-                "give eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}}"
-            )
-        self.letters = config["scorer"] == "label"  # prompts depend on it
         super().__init__(config, dataset)
-        self.prompts = self._prompt_builder(self.domain)
-        self.normalize = config["normalize"]
-        length = "sum" if self.normalize == "pmi" else self.normalize
-        batch_tokens = config["score_batch_tokens"] or (2048 if self._on_cpu else 16384)
-        self.scorer = Scorer(config["scorer"], length, self.pad_token_id, batch_tokens)
-        self.negatives = config["candidates"]["num_negatives"]
+        self.parts = RankerParts.of(config, dataset)
+        self.training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
         self.retriever_top = config["retriever_top"]
-        self._config = config  # for the retriever, which is configured as a run of its own
-        self.top_k_target = config["top_k_target"] or 1
-        self.asked = {phase: EvalUsers(self, phase, found) for phase, found in dataset.candidates.items()}
+        self.reranks = "test" not in config["candidate_phases"]
+        self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
+        self.shuffled_title_control = config["shuffled_title_control"]
+        self._variants: dict[str, Variant] = {}
 
-    def _prompt_settings(self, config: Any) -> dict[str, Any]:
-        shared = super()._prompt_settings(config)
-        return {
-            **shared,
-            "template": template(config, "labelled") if self.letters else shared["template"],
-            "candidate_separator": config["candidate_separator"],
-            "labels": LABELS[: config["candidates"]["num_negatives"] + 1] if self.letters else None,
-        }
+    def __str__(self) -> str:
+        return f"{type(self).__name__} on {self.parts.backbone.name}"
 
-    # -- scores --------------------------------------------------------------------------------------------------------
+    # -- what a paper's model says ---------------------------------------------------------------------------------------
 
-    def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
-        """Scores [B, C] in fp32 of candidates [B, C] for the histories of a RecBole interaction."""
-        return self.score_histories(self._histories_of(interaction), candidates, interaction[self.USER_ID].tolist())
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        raise NotImplementedError
 
-    def score_histories(
-        self, histories: Sequence[Sequence[int]], candidates: Tensor, users: Sequence[int] | None = None
-    ) -> Tensor:
-        """Scores [B, C] in fp32 for B histories of internal item ids, old to new; differentiable.
+    def adapters(self, results: Folders) -> dict[str, Path]:
+        """Folders of the adapters by name; the first one answers."""
+        raise NotImplementedError
 
-        ``normalize: pmi`` takes off what the title's likelihood is without a history, so that a title is not put behind for
-        being rare, or unseen (Holtzman et al., EMNLP 2021, arXiv 2104.08315).
+    def mixtures(self) -> dict[str, list[str]]:
+        """Rows that mix some of the adapters evenly: name -> adapters."""
+        return {}
 
-        ``users`` holds internal user ids, for models to whom a user is more than a history.
+    def retrieval(self) -> Sequence[Stage]:
+        """The retriever's stage, where there is a retriever."""
+        return () if self.retriever is None else (self.retriever.stage,)
+
+    # -- rows of the table -----------------------------------------------------------------------------------------------
+
+    def load(self, cache: StageCache) -> None:
+        if self.retriever is not None:
+            self.retriever.load(cache.folder(self.retriever.stage))
+        self._variants = self.rows(self.parts.backbone.load(cache), cache)
+
+    def variants(self) -> dict[str, Variant]:
+        return self._variants
+
+    def facts(self) -> Facts:
+        return Facts(self.parts.backbone.name, self.parts.backbone.fingerprint)
+
+    def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
+        """The model, its adapters one by one, even mixtures, the LM alone and, if asked for, the shuffled-title control."""
+        folders = self.adapters(cache)
+        model = load_adapters(causal.model, folders)
+        answer, *others = folders
+        mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
+        chosen = {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}
+        likelihood = self.parts.likelihood(causal)
+        identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
+
+        def row(weights: Mapping[str, float], prompts: PromptBuilder | None = None, *what: Any) -> Variant:
+            view = AdapterView(model, {name: torch.tensor(w) if w != 1 else w for name, w in weights.items()})
+            own = likelihood if prompts is None else self.parts.likelihood(causal, prompts)
+            return self.variant(own.with_lm(view), [[identity[name], weight] for name, weight in weights.items()], *what)
+
+        rows = {name: row(weights) for name, weights in chosen.items()}
+        if self.shuffled_title_control:
+            prompts = self.parts.builder(causal.tokenizer, names=self._shuffled_names())
+            rows[SHUFFLED] = row({answer: 1.0}, prompts, SHUFFLED, self.parts.seed)
+            rows[f"{NO_ADAPTER}, {SHUFFLED}"] = row({}, prompts, SHUFFLED, self.parts.seed)
+        return rows
+
+    def _shuffled_names(self) -> list[str]:
+        """Every item under another's title, in histories and candidates alike.
+
+        Who chose what is as before, and so are the titles; that they belong together is gone. What is left of the score does not
+        come from what the LM knows of these titles, be it their meaning or that it has read this data set.
         """
-        scores = self._likelihoods(histories, candidates, users)  # [B, C]
-        return scores - self._prior(candidates) if self.normalize == "pmi" else scores
+        names = self.parts.domain.items.names
+        places = np.random.default_rng(self.parts.seed).permutation(np.arange(1, len(names)))
+        shuffled = list(names)
+        for place, other in zip(places, np.roll(places, 1), strict=True):  # one ring: no item keeps its own
+            shuffled[place] = names[other]
+        return shuffled
 
-    def _likelihoods(self, histories: Sequence[Sequence[int]], candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
-        rows = candidates.tolist()
-        shown = rows if self.prompts.shows_candidates else [None] * len(rows)
-        asking = self._user_tokens(len(rows))
-        prompts = [self.prompts.prompt(*parts) for parts in zip(histories, shown, asking, strict=True)]
-        if self.letters:
-            labels = [[token] for token in self.prompts.label_tokens[: candidates.size(1)]]
-            answers = [labels] * len(rows)
-        else:
-            answers = [[self._title(item) for item in row] for row in rows]
-        prompts, soft = self.soft_tokens(prompts, histories, users)
-        return self.scorer(self.lm, prompts, answers, soft)  # [B, C]
+    def variant(self, likelihood: TitleLikelihood, *depends: Any) -> Variant:
+        """A row whose scores are likelihoods and depend on ``depends``, besides settings and code."""
 
-    def _prior(self, candidates: Tensor) -> Tensor:
-        """How likely titles are without any history, [B, C]."""
-        if self.prompts.shows_candidates:
-            return self._likelihoods([[]] * len(candidates), candidates)
-        items, place = candidates.cpu().unique(return_inverse=True)  # [N], [B, C]
-        width = candidates.size(1)
-        rows = torch.cat([items, items[:1].expand(-len(items) % width)]).view(-1, width)  # each item once, then a filler
-        return self._likelihoods([[]] * len(rows), rows).flatten()[place.to(self.device)]  # [B, C]
+        def score(interaction: Any, candidates: Tensor) -> Tensor:
+            return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
-    def _user_tokens(self, number: int) -> list[int]:
-        """Ids of the soft tokens of the users of a call, behind those of the items."""
-        return [-1 - self.n_items - row for row in range(number)]
+        code = code_fingerprint(type(self).__module__)
+        identity = fingerprint([code, self.parts.scores_depend_on(), list(depends)])
+        return Variant(score, lambda interaction: self._rerank(interaction, score), identity)
 
-    def soft_tokens(
-        self, prompts: list[list[int]], histories: Sequence[Sequence[int]], users: Sequence[int] | None
-    ) -> tuple[list[list[int]], Tensor | None]:
-        """Prompts whose soft tokens are numbered as the scorer wants them, and their vectors [S, D]; here, there are none."""
-        return prompts, None
-
-    def _title(self, item: int) -> list[int]:
-        """A title as the LM learned to answer it: followed by its end, or by the separator of a longer answer."""
-        longer = self.top_k_target > 1 and self.prompts.shows_candidates
-        return self.prompts.first_of_ranking(item) if longer else self.prompts.answers[item]
+    # -- RecBole's interface ---------------------------------------------------------------------------------------------
 
     def predict(self, interaction: Any) -> Tensor:
-        """RecBole's ``predict``: the score [B] of one item a row, as the only candidate."""
+        """The score [B] of one item a row, as the only candidate."""
         return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)  # [B]
 
-    @torch.no_grad()
+    def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
+        """Scores [B, C] in fp32 of candidates [B, C]."""
+        return next(iter(self._variants.values())).score(interaction, candidates)
+
     def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores [B, I] of the whole catalogue."""
+        return next(iter(self._variants.values())).score_catalogue(interaction)
+
+    @torch.no_grad()
+    def _rerank(self, interaction: Any, score: Any) -> Tensor:
         """Scores [B, I] of the whole catalogue: the retriever's, its top ``retriever_top`` put in the LLM's order.
 
-        The re-ranked items keep the retriever's highest scores among themselves, so nothing crosses the seam below them.
+        The re-ranked items keep the retriever's highest scores among themselves, so that scores are monotone below them.
         """
+        if self.retriever is None:
+            raise ValueError("eval_args: the catalogue is ranked with a retriever, and this run has none; give mode: full")
         scores = self.retriever.scores(interaction).float()  # [B, I]
         scores[:, 0] = -torch.inf
         best, items = scores.topk(self.retriever_top, dim=1)  # [B, N]
-        order = self.score_candidates(interaction, items).argsort(dim=1, descending=True, stable=True)  # [B, N]
+        order = score(interaction, items).argsort(dim=1, descending=True, stable=True)  # [B, N]
         return scores.scatter(1, items.gather(1, order), best)  # [B, I]
-
-    @cached_property
-    def retriever(self) -> CollaborativeModel:
-        """Trained when a full ranking is first asked for."""
-        return Retriever(self._config, self.cache)
-
-    # -- training rows -------------------------------------------------------------------------------------------------
-
-    def _encode(
-        self,
-        items: Sequence[int],
-        prompts: PromptBuilder,
-        domain: Domain,
-        rng: np.random.Generator,
-        user: int | None = None,
-    ) -> tuple[list[int], list[int]]:
-        """A history whose last item is the target, as a training row: token ids and answer mask."""
-        *history, target = items
-        if not prompts.shows_candidates:
-            prompt, answer = prompts.prompt(history, None, user), prompts.answers[target]
-        else:
-            listed = _listed(target, set(items), domain.trained_items, self.negatives, rng)
-            prompt = prompts.prompt(history, listed, user)
-            answer = self._answer(target, listed, prompts, rng)
-        return prompt + answer, [0] * len(prompt) + [1] * len(answer)
-
-    def _answer(self, target: int, listed: list[int], prompts: PromptBuilder, rng: np.random.Generator) -> list[int]:
-        if self.letters:
-            return [prompts.label_tokens[listed.index(target)]]
-        return prompts.ranking([target, *rng.permutation([i for i in listed if i != target])[: self.top_k_target - 1]])
-
-    @property
-    def answer_fingerprint(self) -> str | None:
-        settings = [self.scorer, self.normalize, self.prompt_settings, self.backbone_fingerprint]
-        return self.stages_fingerprint and fingerprint([self.stages_fingerprint, self.answering, settings])
-
-
-def _listed(target: int, known: set[int], items: np.ndarray, number: int, rng: np.random.Generator) -> list[int]:
-    """Training candidates: the target at a random place among ``number`` of ``items`` outside the history."""
-    others: list[int] = []
-    taken = known | {target}
-    left = len(items) - len(taken)
-    if left < number:
-        raise ValueError(
-            f"candidates.num_negatives: {number} is too large for list-wise training, a history leaves {left} of the "
-            f"{len(items)} items of the training split to list"
-        )
-    while len(others) < number:
-        item = int(items[rng.integers(len(items))])
-        if item not in taken:
-            taken.add(item)
-            others.append(item)
-    others.insert(int(rng.integers(number + 1)), target)
-    return others

@@ -7,17 +7,21 @@ list-wise prompt instead, and so does this file: freeze the LM, train one adapte
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recbole_llm.model.lora_ranker import LoRARanker
-from recbole_llm.store.stages import Stage
+from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model.ranker import LLMRanker
+from recbole_llm.store.stages import Folders, Stage
 
 
-class TALLRec(LoRARanker):
+class TALLRec(LLMRanker):
     """One LoRA, trained from the pre-trained LM on the target's training split."""
 
-    def plan(self) -> Stage:
-        return self.lora_stage("ingredient", [self.domain])
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        valid = self.parts.eval_users(candidates)
+        self.tuned = self.training.stage("ingredient", [self.parts.domain], valid=valid)
+        return [self.tuned, *self.retrieval()]
 
-    def finished(self, folder: Path) -> dict[str, Path]:
-        return {"tuned": folder}
+    def adapters(self, results: Folders) -> dict[str, Path]:
+        return {"tuned": results.folder(self.tuned)}

@@ -189,3 +189,13 @@ def restore_rng(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) 
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = values["python"]
     random.setstate((version, tuple(internal), gauss_next))
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Within this block random numbers may be drawn, of which nothing outside is moved."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng(*state)

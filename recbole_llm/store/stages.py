@@ -1,7 +1,7 @@
-"""Stages: what a run trains or merges, each result kept in a folder that is named after everything it depends on.
+"""Stages: what a run trains or merges. Each result is a folder that is named after everything it depends on.
 
-A stage is trained once and found again by every later run with the same data, settings and upstream stages; a killed
-run repeats only the stage it died in, from that stage's last checkpoint.
+A stage is computed once and reused by every later run with the same data, settings, code and upstream stages; a killed run
+repeats only the stage it was in, from that stage's last checkpoint.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
 from recbole.utils import init_seed
 
+from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, verify
 
 logger = getLogger()
@@ -29,50 +31,82 @@ _trained: ContextVar[list[int] | None] = ContextVar("trained", default=None)
 
 
 def count_trained(parameters: Iterable[torch.Tensor]) -> None:
-    """Tell the stage that is being built, if one is, that it trains these."""
+    """Add these parameters to the count of the stage that is being computed, if one is."""
     counts = _trained.get()
     if counts is not None:
         counts.append(sum(parameter.numel() for parameter in parameters))
 
 
+class Folders(Protocol):
+    """Where the results of stages are: a :class:`StageCache`, or the :class:`Work` of a later stage."""
+
+    def folder(self, stage: Stage) -> Path:
+        """The folder of a stage's result."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the function of a stage is given.
+
+    Attributes:
+        out: the folder into which it writes the result.
+        scratch: where it may keep the state of unfinished work; deleted once the stage is done.
+        results: where the results of the stages before it are.
+    """
+
+    out: Path
+    scratch: Path
+    results: Folders
+
+    def folder(self, stage: Stage) -> Path:
+        """The folder of the result of a stage before this one."""
+        return self.results.folder(stage)
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One kept result.
+    """One cached result.
 
     Args:
-        name: shown in the log and the folder's name.
+        name: shown in the log and in the folder's name.
         depends: JSON-able values that determine the result: settings, fingerprints of data.
-        build: ``build(out, scratch)`` writes the result into the folder ``out``; ``scratch`` is where it may keep the
-            state of unfinished work, which is deleted once the stage is done.
+        build: writes the result into ``work.out``.
         inputs: stages whose results must be there first.
-        version: raised when the code changes what the stage computes.
+        code: modules whose code computes the result, besides the one that defines ``build``; what they import counts too.
     """
 
     name: str
     depends: Mapping[str, Any]
-    build: Callable[[Path, Path], None] = field(compare=False)
+    build: Callable[[Work], None] = field(compare=False)
     inputs: tuple[Stage, ...] = ()
-    version: int = 1
+    code: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of everything that the result depends on, the code included."""
         upstream = [stage.fingerprint for stage in self.inputs]
-        return fingerprint({"name": self.name, "version": self.version, "depends": self.depends, "inputs": upstream})
+        code = code_fingerprint(self.build.__module__, *self.code)
+        return fingerprint({"name": self.name, "depends": self.depends, "code": code, "inputs": upstream})
 
-    def with_inputs(self) -> Iterator[Stage]:
-        """The stage and all before it, each once."""
-        found = {self.fingerprint: self}
-        for stage in self.inputs:
-            found |= {other.fingerprint: other for other in stage.with_inputs()}
-        yield from found.values()
+
+def in_order(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and all before them, each once, inputs first."""
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        found |= {other.fingerprint: other for other in in_order(stage.inputs) if other.fingerprint not in found}
+        found.setdefault(stage.fingerprint, stage)
+    return list(found.values())
 
 
 @dataclass
 class StageCache:
-    """Runs stages whose result is not kept yet, under ``root`` (``<checkpoint_dir>/stages``).
+    """Computes stages whose result is not cached yet, under ``root`` (``<checkpoint_dir>/stages``).
 
-    Of the stages it was asked for, by name, it knows what they took (``seconds``) and where they are (``folders``); and how long
-    it waited for other processes to build some of them (``waited``, seconds).
+    Attributes:
+        seconds: what each stage that was run took, by name; 0 where its result was reused.
+        folders: where the results are, by name.
+        waited: seconds in which other processes computed some of them.
     """
 
     root: Path
@@ -85,44 +119,61 @@ class StageCache:
         """Where the stage's result is, or will be."""
         return self.root / f"{stage.name}-{stage.fingerprint[:12]}"
 
-    def run(self, stage: Stage) -> Path:
-        """The folder of the stage's result, built first where it is not there yet or is damaged."""
-        for upstream in stage.inputs:
-            self.run(upstream)
+    def is_cached(self, stage: Stage) -> bool:
+        """Whether the stage's result was written to its end."""
+        return is_complete(self.folder(stage))
+
+    def plan(self, stages: Sequence[Stage]) -> str:
+        """The stages and all before them as text, in the order in which they would run."""
+        found = in_order(stages)
+        width = max((len(stage.name) for stage in found), default=0)
+        lines = [
+            f"  {number}. {stage.name:{width}}  {'cached' if self.is_cached(stage) else 'to run'}"
+            + (f"  after {', '.join(one.name for one in stage.inputs)}" if stage.inputs else "")
+            for number, stage in enumerate(found, 1)
+        ]
+        return "\n".join(["stages:", *lines])
+
+    def run(self, *stages: Stage) -> Path:
+        """Compute the stages and all before them, as far as they are not cached or damaged; the folder of the first."""
+        for stage in in_order(stages):
+            self._run(stage)
+        return self.folder(stages[0])
+
+    def trained(self, stage: Stage) -> int | None:
+        """How many parameters a stage and all before it have trained; None where that was not recorded."""
+        files = [self.folder(part) / TRAINED_FILE for part in in_order([stage])]
+        if not all(file.is_file() for file in files):
+            return None
+        return sum(json.loads(file.read_text())["parameters"] for file in files)
+
+    def _run(self, stage: Stage) -> None:
         folder = self.folder(stage)
         self.root.mkdir(parents=True, exist_ok=True)
-        # of two runs that need the same stage, one builds and one waits; a killed process holds no lock
-        asked = time.monotonic()
+        # of two runs that need the same stage, one computes and one waits; a killed process holds no lock
+        began = time.monotonic()
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            self.waited += time.monotonic() - asked
+            self.waited += time.monotonic() - began
             self._sweep(folder, "tmp")  # of a process killed while it wrote
-            if self._kept(folder):
-                logger.info(f"stage {stage.name}: kept in {folder}")
+            if self._verified(folder):
+                logger.info(f"stage {stage.name}: reused from {folder}")
                 self.seconds.setdefault(stage.name, 0.0)
             else:
                 self._build(stage, folder)
             self._sweep(folder, "unfinished")
-        self.folders.setdefault(stage.name, folder)  # a retriever, asked for last, may be named as the model's own part
-        return folder
-
-    def trained(self, stage: Stage) -> int | None:
-        """How many parameters the kept results of a stage and of all before it have trained; None where that is not kept."""
-        files = [self.folder(part) / TRAINED_FILE for part in stage.with_inputs()]
-        if not all(file.is_file() for file in files):
-            return None
-        return sum(json.loads(file.read_text())["parameters"] for file in files)
+        self.folders.setdefault(stage.name, folder)  # the model's own part comes before a retriever of the same name
 
     def _sweep(self, folder: Path, suffix: str) -> None:
         for leftover in self.root.glob(f".{folder.name}.*{suffix}"):
             shutil.rmtree(leftover)
 
-    def _kept(self, folder: Path) -> bool:
+    def _verified(self, folder: Path) -> bool:
         if not is_complete(folder):
             return False
         try:
             verify(folder)
         except DamagedError as error:
-            logger.warning(f"{error}; rebuilt now")
+            logger.warning(f"{error}; it is computed again")
             shutil.rmtree(folder)
             return False
         return True
@@ -130,16 +181,16 @@ class StageCache:
     def _build(self, stage: Stage, folder: Path) -> None:
         logger.info(f"stage {stage.name}: started")
         began = time.monotonic()
-        # a stage's result must not depend on which of the stages before it were kept
+        # a stage's result must not depend on which of the stages before it were cached
         init_seed(self.seed, True)
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
-        with torch.enable_grad(), atomic_folder(folder) as out:  # the first to ask may be an evaluation
+        with torch.enable_grad(), atomic_folder(folder) as out:
             token = _trained.set([])
             try:
-                stage.build(out, scratch)
+                stage.build(Work(out, scratch, self))
                 (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
             finally:
                 _trained.reset(token)
         self.seconds[stage.name] = time.monotonic() - began
-        logger.info(f"stage {stage.name}: done in {self.seconds[stage.name]:.1f} s, kept in {folder}")
+        logger.info(f"stage {stage.name}: done in {self.seconds[stage.name]:.1f} s, cached in {folder}")

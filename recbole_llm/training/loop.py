@@ -59,6 +59,24 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+@dataclass(frozen=True)
+class LoopOptions:
+    """How a training is saved and shown, which changes nothing of its result.
+
+    Args:
+        save_every: seconds between two saves; 0 saves after every step.
+        show_progress: show a progress bar.
+    """
+
+    save_every: float = 20.0
+    show_progress: bool = True
+
+    @classmethod
+    def of(cls, config: Any) -> LoopOptions:
+        """The settings of a configuration."""
+        return cls(config["save_every_seconds"], config["show_progress"])
+
+
 @dataclass
 class LoopState:
     """Where a loop stands."""
@@ -87,7 +105,7 @@ class TrainingLoop:
         patience: validations without a gain after which training stops; 0 never stops early. Where ``validate`` is
             given, the weights of the best validation are kept, also with patience 0.
         folder: where the state of an unfinished loop is kept; None keeps nothing.
-        save_every: seconds between two saves; 0 saves after every step.
+        options: how it is saved and shown.
         learning_rate_key: what the user would lower, named where training diverges.
     """
 
@@ -103,9 +121,8 @@ class TrainingLoop:
     eval_every: int = 0
     patience: int = 0
     folder: Path | None = None
-    save_every: float = 20.0
+    options: LoopOptions = LoopOptions()
     learning_rate_key: str = "learning_rate"
-    show_progress: bool = True
     state: LoopState = field(default_factory=LoopState)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -114,13 +131,13 @@ class TrainingLoop:
         count_trained(self.parameters.values())
         self._resume()
         saved = time.monotonic()
-        with progress_bar(self.name, self.total_steps, start=self.state.step, show=self.show_progress) as bar:
+        with progress_bar(self.name, self.total_steps, start=self.state.step, show=self.options.show_progress) as bar:
             while self.state.step < self.total_steps and not self._stopped():
                 loss = self._step()
                 bar.advance(loss=loss)
                 if self._validation_due():
                     self._validate()
-                if self.folder is not None and time.monotonic() - saved > self.save_every:
+                if self.folder is not None and time.monotonic() - saved > self.options.save_every:
                     self._save()
                     saved = time.monotonic()
         if self.best:
@@ -218,7 +235,7 @@ class TrainingLoop:
             if self.scheduler is not None:
                 self._forward_scheduler()
             files.restore_rng(groups["rng"], values["rng"])
-            logger.info(f"{self.name}: goes on from step {self.state.step} of {self.total_steps}")
+            logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
             return
 
     def _forward_scheduler(self) -> None:

@@ -1,0 +1,70 @@
+"""Training examples as the LM reads them: a history and the item that follows it -> token ids and a mask of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.data import negatives
+from recbole_llm.data.domains import Domain
+from recbole_llm.data.prompts import Example, PromptBuilder
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """What stands in an example besides the history.
+
+    Attributes:
+        num_negatives: sampled items that are listed beside the target, where prompts list candidates.
+        top_k_target: titles of an answer: the target, then random other candidates.
+        whole_histories: every title of a history is a target (``lora_train_mode: sequence``), instead of the last one.
+    """
+
+    num_negatives: int
+    top_k_target: int = 1
+    whole_histories: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> ExampleSettings:
+        """The settings of a configuration."""
+        mode = config["lora_train_mode"]
+        if mode not in ("prefix", "sequence"):
+            raise ValueError(f"lora_train_mode: {mode} is neither prefix nor sequence")
+        return cls(config["candidates"]["num_negatives"], config["top_k_target"] or 1, mode == "sequence")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able values, for what depends on them."""
+        return asdict(self)
+
+
+class ExampleEncoder:
+    """Makes the examples of one domain."""
+
+    def __init__(self, domain: Domain, prompts: PromptBuilder, settings: ExampleSettings):
+        self._domain, self._prompts, self._settings = domain, prompts, settings
+
+    def __call__(self, items: Sequence[int], rng: np.random.Generator, user: int | None = None) -> Example:
+        """The example of a history whose last item is the target.
+
+        Args:
+            items: internal ids, old to new.
+            rng: draws the other candidates, where any are listed.
+            user: key of the user's soft token, where prompts show one.
+        """
+        prompts, settings = self._prompts, self._settings
+        if settings.whole_histories:
+            return prompts.sequence(items)
+        *history, target = items
+        if not prompts.shows_candidates:
+            return Example.of(prompts.prompt(history, None, user), prompts.answers[target])
+        listed = negatives.with_target(rng, target, set(items), self._domain.trained_items, settings.num_negatives)
+        return Example.of(prompts.prompt(history, listed, user), self._answer(target, listed, rng))
+
+    def _answer(self, target: int, listed: list[int], rng: np.random.Generator) -> list[int]:
+        if self._prompts.label_tokens:
+            return [self._prompts.label_tokens[listed.index(target)]]
+        others = rng.permutation([item for item in listed if item != target])[: self._settings.top_k_target - 1]
+        return self._prompts.ranking([target, *others])

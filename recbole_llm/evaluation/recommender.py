@@ -1,0 +1,102 @@
+"""What the evaluation may ask of any model, ours or RecBole's: one protocol with defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation.ranks import gather_scores
+from recbole_llm.store.stages import Stage, StageCache
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: a way to score candidates.
+
+    Args:
+        score: (RecBole interaction of B users, candidates [B, C]) -> scores [B, C].
+        score_catalogue: interaction -> scores [B, I] of the whole catalogue.
+        fingerprint: what the scores depend on besides the candidates; None where they are not to be cached.
+    """
+
+    score: Callable[[Any, Tensor], Tensor]
+    score_catalogue: Callable[[Any], Tensor]
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run record says about a trained model.
+
+    Attributes:
+        backbone, backbone_fingerprint: the language model or text encoder, as tables name it, and what identifies it.
+        merge: how adapters were merged.
+    """
+
+    backbone: str | None = None
+    backbone_fingerprint: str | None = None
+    merge: Mapping[str, Any] | None = None
+
+
+class Recommender:
+    """Base of our models, and through :func:`recommender_of` the face of every model.
+
+    The class attributes tell what a model needs and can do; docs and contract tests are made from them.
+
+    Attributes:
+        trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer follows them.
+    """
+
+    uses_item_text = False
+    uses_cf_model = False
+    scores_unseen_items = False
+    scores_full_catalogue = True
+    supports_init_from = False
+    trained_in_stages = False
+
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        """The stages of the model, which name those before them as inputs; the first one makes the model itself.
+
+        ``candidates`` holds the candidate sets of the run by phase. Nothing is trained here.
+        """
+        return ()
+
+    def load(self, cache: StageCache) -> None:
+        """Read the results of the stages, which have run."""
+
+    def variants(self) -> dict[str, Variant]:
+        """What is evaluated, by name: the model itself, then the rows that are always reported beside it."""
+        raise NotImplementedError
+
+    def facts(self) -> Facts:
+        """What the run record says about the model."""
+        return Facts()
+
+    def report(self, folder: Path) -> list[str]:
+        """Write what else there is to show into the record's folder; returns lines for the log."""
+        return []
+
+
+@dataclass
+class ClassicalRecommender(Recommender):
+    """A model of RecBole's own."""
+
+    model: nn.Module
+    item_field: str
+    name: str = field(default="")
+
+    def variants(self) -> dict[str, Variant]:
+        def score(interaction: Any, candidates: Tensor) -> Tensor:
+            return gather_scores(self.model, interaction, candidates, self.item_field)
+
+        return {self.name: Variant(score, self.model.full_sort_predict)}
+
+
+def recommender_of(model: Any, config: Any) -> Recommender:
+    """The model under the protocol."""
+    return model if isinstance(model, Recommender) else ClassicalRecommender(model, config["ITEM_ID_FIELD"], config["model"])

@@ -1,0 +1,93 @@
+"""Candidates ranked by the likelihood of their titles: from histories and candidates to scores.
+
+::
+
+    histories, candidates [B, C] --PromptBuilder--> prompts, answers --soft tokens [S, D]--> Scorer --> scores [B, C]
+
+Legend: B users, C candidates, S soft tokens, D width of the LM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_llm.data.prompts import Prompt, PromptBuilder
+from recbole_llm.llm.scoring import Scorer
+
+Histories = Sequence[Sequence[int]]
+SoftTokens = Callable[[Sequence[Prompt], Histories, Sequence[int]], tuple[Sequence[Prompt], Tensor | None]]
+"""Prompts, histories and user ids -> the prompts with numbered soft slots, and the vectors [S, D] for these."""
+
+
+@dataclass(frozen=True)
+class TitleLikelihood:
+    """``log P(title | prompt)`` of candidates, by one LM with one kind of prompt.
+
+    Args:
+        lm: a causal LM, or an :class:`~recbole_llm.llm.lora.AdapterView` of one.
+        prompts: builds the prompts; where it has labels, the label of a candidate is scored instead of its title.
+        scorer: how the likelihoods are computed.
+        several_titles: the LM learned to answer with several titles, so that a separator ends the first one.
+        soft_tokens: fills the soft slots of prompts; ``user_key`` gives the key of a user's own.
+        prior: takes off what a title's likelihood is without a history (``normalize: pmi``; Holtzman et al., EMNLP 2021,
+            arXiv 2104.08315), so that a title is not put behind for being rare, or unseen.
+    """
+
+    lm: Any
+    prompts: PromptBuilder
+    scorer: Scorer
+    several_titles: bool = False
+    soft_tokens: SoftTokens | None = None
+    user_key: Callable[[int], int] | None = None
+    prior: TitleLikelihood | None = None
+
+    def __call__(self, histories: Histories, candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
+        """Scores [B, C] in fp32 of candidates [B, C] for B histories of internal item ids, old to new; differentiable.
+
+        ``users`` holds internal user ids, for models to whom a user is more than a history.
+        """
+        scores = self._likelihoods(histories, candidates, users)  # [B, C]
+        return scores if self.prior is None else scores - self.prior.without_history(candidates)
+
+    def with_lm(self, lm: Any) -> TitleLikelihood:
+        """The same by another LM, or by other adapters of it."""
+        return replace(self, lm=lm, prior=self.prior and replace(self.prior, lm=lm))
+
+    def prompts_of(self, histories: Histories, candidates: Tensor) -> list[Prompt]:
+        """The prompts of histories; candidates [B, C] are listed where prompts show them."""
+        rows = candidates.tolist()
+        shown = rows if self.prompts.shows_candidates else [None] * len(rows)
+        keys = [self.user_key(row) if self.user_key else None for row in range(len(rows))]
+        return [self.prompts.prompt(*parts) for parts in zip(histories, shown, keys, strict=True)]
+
+    def without_history(self, candidates: Tensor) -> Tensor:
+        """How likely titles are without any history, [B, C]."""
+        if self.prompts.shows_candidates:
+            return self._likelihoods([[]] * len(candidates), candidates)
+        items, place = candidates.cpu().unique(return_inverse=True)  # [N], [B, C]
+        width = candidates.size(1)
+        rows = torch.cat([items, items[:1].expand(-len(items) % width)]).view(-1, width)  # each item once, then a filler
+        found = self._likelihoods([[]] * len(rows), rows).flatten()
+        return found[place.to(found.device)]  # [B, C]
+
+    def _likelihoods(self, histories: Histories, candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
+        prompts: Sequence[Prompt] = self.prompts_of(histories, candidates)
+        if self.prompts.label_tokens:
+            labels = [[token] for token in self.prompts.label_tokens[: candidates.size(1)]]
+            answers = [labels] * len(candidates)
+        else:
+            answers = [[self._title(item) for item in row] for row in candidates.tolist()]
+        soft = None
+        if self.soft_tokens is not None:
+            prompts, soft = self.soft_tokens(prompts, histories, users or [0] * len(prompts))
+        return self.scorer(self.lm, prompts, answers, soft)  # [B, C]
+
+    def _title(self, item: int) -> list[int]:
+        """A title as the LM learned to answer it: followed by its end, or by the separator of a longer answer."""
+        longer = self.several_titles and self.prompts.shows_candidates
+        return self.prompts.first_of_ranking(item) if longer else self.prompts.answers[item]

@@ -1,0 +1,55 @@
+"""The text encoder of a model: the builtin one, which a stage makes, or any SentenceTransformer by folder or hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_llm.llm.builtin_text_encoder import builtin_stage
+from recbole_llm.llm.text_encoder import TextEncoder, cached_vectors, identity, load_text_encoder
+from recbole_llm.store.files import fingerprint
+from recbole_llm.store.stages import Folders
+
+BUILTIN = "builtin"
+
+
+class TextBackbone:
+    """The text encoder that ``text_encoder_path`` names, for the sentences [I] of a catalogue, item 0 being padding.
+
+    Attributes:
+        sentences: the text of each item.
+        stages: what makes the encoder: the builtin one's stage, or nothing.
+        name: what tables show; of the builtin encoder its size is known once it is loaded.
+    """
+
+    def __init__(self, config: Any, sentences: Sequence[str]):
+        self.sentences = sentences
+        self._path, self._revision = config["text_encoder_path"], config["text_encoder_revision"]
+        self._device, self._show_progress = config["device"], config["show_progress"]
+        self._vectors_folder = Path(config["checkpoint_dir"]) / "text_vectors"
+        builtin = self._path == BUILTIN
+        self.stages = (builtin_stage(sentences, **config["builtin_text_encoder"], seed=config["seed"]),) if builtin else ()
+        self.name = str(self._path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the vectors depend on: the encoder and the sentences; known before anything is loaded or made."""
+        encoder = self.stages[0].fingerprint if self.stages else identity(self._path, self._revision)
+        return fingerprint([encoder, list(self.sentences)])
+
+    def load(self, results: Folders) -> TextEncoder:
+        """The encoder, frozen and in ``eval()``; a new one at each call, since callers may train it."""
+        path = results.folder(self.stages[0]) if self.stages else self._path
+        encoder = load_text_encoder(path, revision=self._revision, device=self._device)
+        self.name = encoder.name
+        return encoder
+
+    def vectors(self, encoder: TextEncoder) -> Tensor:
+        """Vectors [I, T] of the sentences, cached by encoder and text; that of item 0 is zero."""
+        found = cached_vectors(encoder, self.sentences[1:], self._vectors_folder, show_progress=self._show_progress)
+        return torch.cat([torch.zeros(1, encoder.dim), found])  # [I, T]

@@ -1,0 +1,107 @@
+"""How rankers train adapters: one LoRA a stage, each from the pre-trained LM, on a mixture of domains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_llm.data import domains
+from recbole_llm.data.domains import Domain, TrainingExample
+from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.data.prompts import Example
+from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
+from recbole_llm.llm.scoring import lm_loss
+from recbole_llm.model.eval_users import EvalUsers
+from recbole_llm.model.parts import RankerParts
+from recbole_llm.store.stages import Stage, Work
+
+
+@dataclass(frozen=True)
+class AdapterTraining:
+    """Trains adapters of one LM for one target."""
+
+    parts: RankerParts
+    config: LoRATrainingConfig
+
+    def stage(
+        self,
+        name: str,
+        sources: Sequence[Domain],
+        *,
+        valid: EvalUsers | None = None,
+        samples: int | None = None,
+        of_each: bool = False,
+    ) -> Stage:
+        """A stage that trains one adapter on a mixture of domains; its folder is an ordinary PEFT folder.
+
+        Args:
+            valid: keep the weights that rank the candidates of these users best; without, those with the least loss on
+                examples held out of the mixture.
+            samples: how many examples; None takes ``train_samples``.
+            of_each: so many of each domain.
+
+        Raises:
+            ValueError: the prompts do not fit ``lora_train_mode: sequence``.
+        """
+        parts, samples = self.parts, samples or self.config.samples
+        prompts = parts.prompts
+        if parts.examples.whole_histories and (prompts.shows_candidates or not prompts.is_continuation):
+            raise ValueError(
+                "lora_train_mode: sequence needs a prompt that ends in {history} and lists no candidates, unlike "
+                f"{prompts.template!r}; give --lora_train_mode=prefix"
+            )
+        if tokenizer := parts.backbone.tokenizer:
+            parts.builder(tokenizer)  # what does not fit it is refused before anything is trained
+        depends = {
+            "backbone": parts.backbone.fingerprint,
+            "domains": [domain.fingerprint for domain in sources],
+            "prompts": prompts.as_dict(),
+            "training": self.config.as_dict() | {"samples": [samples, "of each"] if of_each else samples},
+            "examples": parts.examples.as_dict() if prompts.shows_candidates else None,
+            "valid": valid and [valid.fingerprint, parts.scoring.normalize],
+        }
+
+        def build(work: Work) -> None:
+            examples = domains.training_examples(
+                sources,
+                window=prompts.max_history + 1 if parts.examples.whole_histories else None,
+                samples=samples,
+                seed=parts.seed,
+                of_each=of_each,
+            )
+            self._train(name, sources, examples, valid, work)
+
+        return Stage(name, depends, build, inputs=parts.backbone.stages)
+
+    def _train(
+        self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
+    ) -> None:
+        parts, causal = self.parts, self.parts.backbone.load(work)
+        pad, longest = int(causal.tokenizer.pad_token_id), parts.prompts.max_history
+        encoders = [ExampleEncoder(domain, parts.builder(causal.tokenizer, domain), parts.examples) for domain in sources]
+
+        def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
+            history = sources[example.domain].histories[example.user]
+            return encoders[example.domain](history[max(0, example.end - longest) : example.end + 1].tolist(), rng)
+
+        held_out: list[TrainingExample] = []
+        if valid is None:  # the paper's own split: 2 % of the mixture, at most 500 examples
+            size = min(500, max(1, len(examples) // 50))
+            examples, held_out = examples[size:] or examples, examples[:size]
+        target = None if valid is None else parts.likelihood(causal)
+
+        def score(model: Any) -> float:
+            if valid is not None and target is not None:
+                return valid.score(target.with_lm(model))
+            encoded = [encode(example, np.random.default_rng([parts.seed, i])) for i, example in enumerate(held_out)]
+            losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
+            return -float(torch.stack(losses).mean())
+
+        finetune(
+            causal.model, name, examples, encode, self.config,
+            pad_token_id=pad, validate=score, work=work, options=parts.options,
+        )  # fmt: skip

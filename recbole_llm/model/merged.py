@@ -1,0 +1,155 @@
+"""How rankers merge adapters: a stage in which everything is frozen and only the coefficients are chosen.
+
+The method is the one that ``merge`` names (:mod:`recbole_llm.merging.stage`). The mixture is written as one ordinary PEFT adapter,
+so inference costs what a single adapter costs.
+
+Legend: K adapters, M adapted modules, C candidates.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
+from recbole_llm.merging.coefficients import MergeProblem
+from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
+from recbole_llm.merging.report import draw_coefficients
+from recbole_llm.merging.stage import merge_adapters, resolve
+from recbole_llm.model.eval_users import EvalUsers
+from recbole_llm.model.parts import RankerParts
+from recbole_llm.store.stages import Folders, Stage, Work
+
+USERS_AT_ONCE = 25  # whose gradients are computed together
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """What ``merge_*`` keys say: see ``properties/``, section *Merging*."""
+
+    method: str
+    granularity: str
+    split: str
+    prompts: int
+    first_tokens: int
+    compress_rank: int | None
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: Any) -> MergeSettings:
+        """The settings of a configuration.
+
+        Raises:
+            ValueError: no such method or granularity.
+        """
+        resolve(config["merge"])
+        if config["merge_granularity"] not in ("global", "module"):
+            raise ValueError(f"merge_granularity: {config['merge_granularity']} is neither global nor module")
+        names = "weights extrapolate points steps density residual".split()
+        options = {name: config[f"merge_{name}"] for name in names} | {"lr": config["merge_learning_rate"], "seed": config["seed"]}
+        return cls(
+            method=config["merge"],
+            granularity=config["merge_granularity"],
+            split=config["merge_split"],
+            prompts=config["merge_prompts"],
+            first_tokens=config["merge_first_tokens"],
+            compress_rank=config["merge_compress_rank"],
+            options=options,
+        )
+
+
+@dataclass(frozen=True)
+class AdapterMerging:
+    """Merges the adapters of stages before it."""
+
+    parts: RankerParts
+    settings: MergeSettings
+
+    def stage(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
+        """A stage that merges the adapters of other stages, whose names here are those of the report and of the table.
+
+        Raises:
+            ValueError: ``merge_split`` names a phase without candidates.
+        """
+        settings, valid = self.settings, self.parts.eval_users(candidates)
+        if settings.split not in candidates:
+            raise ValueError(f"merge_split: {settings.split} is not one of {', '.join(candidates)}")
+        asked = self.parts.eval_users(candidates, settings.split)
+        depends = {
+            "settings": asdict(settings),
+            # a function of the user's changes as its file does
+            "method": inspect.getsource(sys.modules[resolve(settings.method).__module__]),
+            "prompts": [asked.fingerprint, valid.fingerprint],
+            "scores": self.parts.scores_depend_on(),
+        }
+        return Stage(
+            name, depends, lambda work: self._merge(sources, asked, valid, work), inputs=tuple(sources.values())
+        )
+
+    def folder(self, results: Folders, stage: Stage) -> Path:
+        """The merged adapter."""
+        return results.folder(stage) / "merged"
+
+    def report(self, folder: Path) -> dict[str, Any]:
+        """What the merge recorded: method, weights, every measured point."""
+        return json.loads((folder / "merge.json").read_text())
+
+    def draw(self, folder: Path, report: Mapping[str, Any]) -> list[str]:
+        """Draw the coefficients of modules that have their own into ``folder``; returns lines for the log."""
+        return draw_coefficients(folder / "coefficients.png", report["weights"], self.settings.method)
+
+    def _merge(self, sources: Mapping[str, Stage], asked: EvalUsers, valid: EvalUsers, work: Work) -> None:
+        folders = {name: work.folder(stage) for name, stage in sources.items()}
+        causal = self.parts.backbone.load(work)
+        model = load_adapters(causal.model, folders)
+        try:
+            problem = self._problem(causal, model, list(folders), asked, valid)
+            merge_adapters(
+                folders, self.settings.method, problem, work.out / "merged",
+                split=self.settings.split, compress_rank=self.settings.compress_rank,
+            )  # fmt: skip
+        finally:
+            model.unload()
+
+    def _problem(
+        self, causal: CausalLM, model: Any, names: list[str], asked: EvalUsers, valid: EvalUsers
+    ) -> MergeProblem:
+        """What a method may look at; the targets of the unlabelled prompts are dropped here."""
+        likelihood, first_tokens = self.parts.likelihood(causal), self.settings.first_tokens
+        tokenizer, modules = causal.tokenizer, list(lora_modules(model))
+        drawn = asked.draw(self.settings.prompts)
+        pairs = list(zip(drawn.histories, drawn.candidates, strict=True))
+        by_name: Callable[[Tensor], Any] = MergeProblem(names, modules, self.settings.granularity).by_name
+
+        def entropy(weights: Tensor, batch: list[tuple[list[int], Tensor]]) -> Tensor:
+            """Mean entropy (nats) of a batch at weights [K] or [M, K]."""
+            histories, candidates = [history for history, _ in batch], torch.stack([row for _, row in batch])  # [B, C]
+            view = AdapterView(model, by_name(weights))
+            if not first_tokens:
+                return candidate_entropy(likelihood.with_lm(view)(histories, candidates))
+            prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
+            return first_k_entropy(view, prompts, first_tokens, int(tokenizer.pad_token_id), tokenizer.eos_token_id)
+
+        def valid_score(weights: Tensor) -> float:
+            """Labelled validation score at weights [K] or [M, K]: what ``merge: grid`` maximises."""
+            return valid.score(likelihood.with_lm(AdapterView(model, by_name(weights))))
+
+        batches = [pairs[i : i + USERS_AT_ONCE] for i in range(0, len(pairs), USERS_AT_ONCE)]
+        return MergeProblem(
+            names=names,
+            modules=modules,
+            granularity=self.settings.granularity,
+            objective=mean_over_batches(entropy, batches),
+            valid_score=valid_score,
+            settings=dict(self.settings.options),
+        )

@@ -1,0 +1,209 @@
+"""Laser's towers: what is trained around a frozen LM, and how a history goes through one to a vector.
+
+::
+
+    states [N, H] of the collaborative model --> M-Former --> prefix [L, D] --+
+    history as text, one line an item ----------------------> tokens [T, D] --+--> LLM --> h [D] at s
+    one trainable vector -----------------------------------> suffix s [1, D] +
+
+Legend: B rows, N collaborative states, L prefix tokens, S soft tokens, T text tokens, I items, H width of the collaborative
+model, D of the LM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.data.prompts import Prompt, PromptBuilder, number_soft_tokens
+from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.encoding import encode
+from recbole_llm.llm.packing import token_batches
+from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing
+from recbole_llm.store.progress import progress_bar
+
+POOLINGS = ("suffix", "eos", "mean")
+STATES = ("states", "items", "none")
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """What a tower is made of and reads.
+
+    Attributes:
+        former: size and routing of the M-Former.
+        m_former: False makes the prefix trainable vectors that are the same for everybody (without M-Former).
+        prefix: False trains the suffix alone.
+        pooling: ``suffix``: the hidden state at a trainable vector; ``eos``: at the end-of-text token; ``mean``: over all tokens.
+        states: ``states`` of each position of the history, the ``items``' own vectors, or ``none``.
+        cold_threshold: an item with fewer training interactions has no state.
+    """
+
+    former: MFormerConfig
+    m_former: bool
+    prefix: bool
+    pooling: str
+    states: str
+    cold_threshold: int
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("pooling", self.pooling, POOLINGS), ("cf_states", self.states, STATES)):
+            if value not in known:
+                raise ValueError(f"{key}: {value!r} is unknown; choose {', '.join(known)}")
+        if not self.prefix and self.pooling != "suffix":
+            raise ValueError(f"prefix: False leaves nothing to train with pooling: {self.pooling}; choose pooling: suffix")
+
+    @classmethod
+    def of(cls, config: Any) -> TowerConfig:
+        """The settings of a configuration."""
+        return cls(
+            former=MFormerConfig.of(config),
+            m_former=config["m_former"],
+            prefix=config["prefix"],
+            pooling=config["pooling"],
+            states=config["cf_states"] or "none",  # a configuration reads the word as None
+            cold_threshold=config["cold_threshold"],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able values, for what depends on them."""
+        return asdict(self)
+
+
+class Tower(nn.Module):
+    """What is trained around the LM: where the prefix comes from, and the suffix."""
+
+    def __init__(self, config: TowerConfig, cf_width: int, lm_width: int):
+        super().__init__()
+        size = config.former.length, lm_width
+        self.m_former = MFormer(config.former, cf_width, lm_width) if config.prefix and config.m_former else None
+        self.prefix = nn.Parameter(torch.randn(*size) * 0.02) if config.prefix and not config.m_former else None  # [L, D]
+        self.suffix = nn.Parameter(torch.randn(1, lm_width) * 0.02) if config.pooling == "suffix" else None  # [1, D]
+
+    def forward(self, states: Tensor, known: Tensor) -> tuple[Tensor, Routing | None]:
+        """Soft tokens [B, S, D], prefix and suffix as far as there are, for states [B, N, H] of which some are known."""
+        routing, parts = None, []
+        if self.m_former is not None:
+            prefix, routing = self.m_former(states, known)  # [B, L, D]
+            parts.append(prefix)
+        parts += [part.expand(len(states), -1, -1) for part in (self.prefix, self.suffix) if part is not None]
+        return torch.cat(parts, 1), routing
+
+
+class Towers(nn.Module):
+    """The user's tower, and the item's, whose weights encoded the item matrix."""
+
+    def __init__(self, config: TowerConfig, cf_width: int, lm_width: int):
+        super().__init__()
+        self.user = Tower(config, cf_width, lm_width)
+        self.item = deepcopy(self.user).requires_grad_(False).eval()
+        self.item_matrix: Tensor | None = None  # [I, D], None where it has to be encoded anew
+
+    def train(self, mode: bool = True) -> Towers:
+        super().train(mode)
+        self.item.eval()
+        return self
+
+    def refresh(self) -> None:
+        """Give the item's tower the weights of the user's."""
+        self.item.load_state_dict(self.user.state_dict())
+        self.item_matrix = None
+
+
+class TowerReader:
+    """Reads histories through towers around one LM.
+
+    Args:
+        prompts: of the catalogue's texts.
+        has_state: which items the collaborative model knows anything of, BoolTensor [I].
+        batch_tokens: tokens in one pass of the LM without gradients; None takes what suits its device.
+    """
+
+    def __init__(
+        self, config: TowerConfig, causal: CausalLM, prompts: PromptBuilder, cf: CollaborativeModel, has_state: Tensor,
+        *, batch_tokens: int | None, show_progress: bool,
+    ):  # fmt: skip
+        self.config, self.causal, self.prompts, self.cf = config, causal, prompts, cf
+        weights = causal.model.get_input_embeddings().weight
+        self.width = int(weights.shape[1])
+        self._has_state = has_state
+        self._pad = int(causal.tokenizer.pad_token_id)
+        self._batch_tokens = batch_tokens or (2048 if weights.device.type == "cpu" else 16384)
+        self._show_progress = show_progress
+
+    def towers(self) -> Towers:
+        """Untrained towers that fit the LM and the collaborative model."""
+        cf_width = self.cf.item_table.size(1) if self.config.states == "items" else self.cf.state_width
+        return Towers(self.config, cf_width, self.width).to(self.cf.device)
+
+    def embed(
+        self, tower: Tower, histories: Sequence[Sequence[int]], null_share: float = 0.0
+    ) -> tuple[Tensor, Routing | None]:
+        """Vectors [B, D] of unit length, and where the router sent each history; differentiable.
+
+        null_share: of the histories, drawn anew, whose states are taken away, so that the null token learns to stand for them.
+        """
+        states, known = self.states(histories)  # [B, N, H], [B, N]
+        if null_share:
+            known = known & (torch.rand(len(known), 1).to(known.device) >= null_share)
+        soft, routing = tower(states, known)  # [B, S, D]
+        size = soft.size(1)
+        rows = [self._row(history, np.arange(size) + number * size) for number, history in enumerate(histories)]
+        rows, _ = number_soft_tokens(rows)
+        hidden = encode(
+            self.causal.model, rows, self._pad, soft=soft.flatten(0, 1), mean=self.config.pooling == "mean"
+        )  # [B, D]
+        return F.normalize(hidden, dim=-1), routing
+
+    def text_vectors(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        """Mean hidden states [B, D] of the prompts alone."""
+        return encode(self.causal.model, [self.prompts.prompt(history) for history in histories], self._pad, mean=True)
+
+    def states(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """States [B, N, H] of the items that have one, and where they are, [B, N]."""
+        known = [[item for item in history if self._has_state[item]] for history in histories]
+        return self.cf.sequence_states(known) if self.config.states == "states" else self.cf.item_states(known)
+
+    @torch.no_grad()
+    def encode(self, tower: Tower, histories: Sequence[Sequence[int]], name: str = "") -> Tensor:
+        """Vectors [N, D], in batches of like length under a token budget; memory does not grow with N but for them."""
+        lengths = [len(self.prompts.prompt(history)) + self.config.former.length + 1 for history in histories]
+        found = torch.empty(len(histories), self.width, device=self.cf.device)
+        with progress_bar(name, len(histories), show=self._show_progress and bool(name)) as bar:
+            for batch in token_batches(lengths, [0] * len(lengths), self._batch_tokens):
+                found[batch] = self.embed(tower, [histories[i] for i in batch])[0].to(found.device)
+                bar.advance(len(batch))
+        return found
+
+    def encode_items(self, tower: Tower) -> Tensor:
+        """The item matrix [I, D]; an item is a history of one, and row 0, the padding item, is zero."""
+        matrix = self.encode(tower, [[item] for item in range(len(self._has_state))], "item matrix")  # [I, D]
+        matrix[0] = 0
+        return matrix
+
+    @torch.no_grad()
+    def experts(self, tower: Tower, histories: Sequence[Sequence[int]]) -> list[int]:
+        """The expert that the router sends each history to."""
+        assert tower.m_former is not None
+        parts = (histories[i : i + 512] for i in range(0, len(histories), 512))  # memory does not grow with the users
+        routed = (tower.m_former.routing(*self.states(part))[1] for part in parts)
+        return [expert for routing in routed for expert in routing.experts.tolist()]
+
+    def knows_states(self) -> bool:
+        """Whether any item has a state."""
+        return bool(self._has_state.any())
+
+    def _row(self, history: Sequence[int], soft: np.ndarray) -> Prompt:
+        """A row as the LM reads it: prefix, text, suffix."""
+        keys = soft.tolist()
+        cut = len(keys) - (self.config.pooling == "suffix")
+        end = [self.causal.tokenizer.eos_token_id] if self.config.pooling == "eos" else []
+        return (self.prompts.prompt(history) + end).surrounded(keys[:cut], keys[cut:])

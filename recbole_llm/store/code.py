@@ -1,0 +1,87 @@
+"""Which code computes a result: a hash of the syntax trees of the modules that it runs.
+
+Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, those of
+:mod:`recbole_llm.store` aside: they move results and compute none.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+PACKAGE = "recbole_llm"
+_MOVES_RESULTS = f"{PACKAGE}.store"
+
+
+def code_fingerprint(*modules: str) -> str:
+    """SHA-256 of the code of ``modules`` (dotted names) and of all modules of this package that they import.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    digest = sha256()
+    for name in sorted(_closure(*modules)):
+        digest.update(f"{name}\n{_tree(name)[0]}\n".encode())
+    return digest.hexdigest()
+
+
+def _closure(*modules: str) -> set[str]:
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _tree(name)[1]
+    return found
+
+
+@cache
+def _tree(name: str) -> tuple[str, tuple[str, ...]]:
+    """The syntax tree of a module, written out, and the modules of this package that it imports."""
+    file = _file(name)
+    if file is None:
+        raise ModuleNotFoundError(f"there is no module {name}")
+    tree = ast.parse(file.read_bytes())
+    imports = tuple(sorted({module for node in _running(tree) for module in _imported(node)}))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+    return ast.dump(tree), imports
+
+
+def _file(name: str) -> Path | None:
+    """The source file of a module, None where there is none; nothing of it is imported but the packages that hold it."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        yield from _running(child)
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        names = [f"{node.module}.{alias.name}" if _file(f"{node.module}.{alias.name}") else node.module for alias in node.names]
+    else:
+        return
+    yield from (name for name in names if name.startswith(f"{PACKAGE}.") and not name.startswith(_MOVES_RESULTS))
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
