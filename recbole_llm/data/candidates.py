@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recbole_llm.data import negatives
 from recbole_llm.data.items import title_key
 from recbole_llm.store.files import atomic_write
 
@@ -117,16 +118,16 @@ def draw(
         key = "\t".join((str(seed), split, user, item_ids[target]))
         rng = np.random.default_rng(int.from_bytes(sha256(key.encode()).digest()))
         slot = int(rng.integers(number + 1))
-        negatives = catalogue.draw(rng, wanted, int(target), frozenset(map(int, known)), new)
-        if len(negatives) < number:
+        others = catalogue.draw(rng, wanted, int(target), frozenset(map(int, known)), new)
+        if len(others) < number:
             raise ValueError(
-                f"candidates.num_negatives: {number} is too large, user {user!r} has only {len(negatives)} items left to draw "
+                f"candidates.num_negatives: {number} is too large, user {user!r} has only {len(others)} items left to draw "
                 f"({len(item_ids) - 1} items, {len(known)} of them in the history, titles taken once)"
                 + (f"; {new_number} of them from {len(new)} held-out items, the others from the rest" if new else "")
             )
         if new_number:  # the scarcer kind is found later: a new item at an early slot would likely be the target
-            negatives = rng.permutation(negatives).tolist()
-        row[:] = [*negatives[:slot], target, *negatives[slot:]]
+            others = rng.permutation(others).tolist()
+        row[:] = [*others[:slot], target, *others[slot:]]
     return torch.from_numpy(rows)
 
 
@@ -148,19 +149,20 @@ class _Catalogue:
         self, rng: np.random.Generator, wanted: Mapping[bool, int], target: int, known: frozenset[int], new: Collection[int]
     ) -> list[int]:
         """At most ``wanted[True]`` items of ``new`` and ``wanted[False]`` others; less only if there are no more."""
-        chosen: list[int] = []
         taken = {self.groups[target]}
         left, number = dict(wanted), sum(wanted.values())
-        for item in self._stream(rng, 2 * number):
-            if left[item in new] and item not in known and self.groups[item] not in taken:
-                taken.add(self.groups[item])
-                chosen.append(item)
-                left[item in new] -= 1
-                if len(chosen) == number:
-                    break
-        return chosen
 
-    def _stream(self, rng: np.random.Generator, size: int) -> Iterator[int]:
+        def accept(item: int) -> bool:
+            if not left[item in new] or item in known or self.groups[item] in taken:
+                return False
+            taken.add(self.groups[item])
+            left[item in new] -= 1
+            return True
+
+        blocks = self._blocks(rng, 2 * number)
+        return negatives.rejection(lambda missing: next(blocks, []), accept, number)
+
+    def _blocks(self, rng: np.random.Generator, size: int) -> Iterator[list[int]]:
         """Draws with replacement, of which the first one of an item counts, and at last every item in random order.
 
         That order is by exponential times over weights: a draw without replacement, proportional to the weights.
@@ -170,13 +172,13 @@ class _Catalogue:
                 places = rng.integers(len(self.order), size=size)
             else:
                 places = np.searchsorted(self.cumulative, rng.random(size), side="right")
-            yield from self.order[places].tolist()
+            yield self.order[places].tolist()
         times = rng.exponential(size=len(self.order))
         if self.weights is not None:
             with np.errstate(divide="ignore"):
                 times /= self.weights
         places = np.argsort(times, kind="stable")
-        yield from self.order[places[np.isfinite(times[places])]].tolist()
+        yield self.order[places[np.isfinite(times[places])]].tolist()
 
 
 def candidate_path(folder: Path, *, dataset: str, split: str, source: str, number: int, seed: int, scenario: str = "") -> Path:
