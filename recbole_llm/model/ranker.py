@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.classical.collaborative import CollaborativeModel, Retriever
+from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.classical.retriever import Retriever
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.llm.scoring import Scorer
@@ -139,7 +140,9 @@ class LLMRanker(LLMRecommender):
     @cached_property
     def retriever(self) -> CollaborativeModel:
         """Trained when a full ranking is first asked for."""
-        return Retriever(self._config, self.cache)
+        retriever = Retriever(self._config)
+        retriever.load(self.cache.run(retriever.stage))
+        return retriever
 
     # -- training rows -------------------------------------------------------------------------------------------------
 
