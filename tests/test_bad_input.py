@@ -181,7 +181,7 @@ def test_damaged_checkpoint(settings: dict[str, Any]) -> None:
 def test_damaged_candidate_file(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     """Our own is named and drawn anew; a user's is an error that names the line."""
     _, before = run("Pop", settings)
-    (file,) = Path(settings["checkpoint_dir"]).glob("candidates/*test*")
+    (file,) = Path(settings["checkpoint_dir"]).glob("candidates/*test*.candidates")
     whole = file.read_text()
     file.write_text(whole[:-100])
     _, after = run("Pop", settings)

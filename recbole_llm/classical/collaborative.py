@@ -1,5 +1,5 @@
-"""A classical RecBole model as a frozen, kept part of a run: item vectors and user states for a language model to read,
-or the retriever whose top N it re-ranks.
+"""A classical RecBole model as a frozen, cached part of a run: item vectors and user states for a language model to read.
+The retriever whose top N it re-ranks is one, too (``classical/retriever.py``).
 
 Any RecBole model with item embeddings will do. It is trained once, as a stage, by the same trainer that would train it as
 a baseline (on whole sequences where it is causal, by RecBole's own loop otherwise), on the same training split, and
@@ -29,12 +29,12 @@ from torch.nn.functional import pad
 
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
+from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.store.files import save_tensors, sha256_file
-from recbole_llm.classical.trainer import trainer_class
-from recbole_llm.store.stages import Stage, StageCache, Work, count_trained
+from recbole_llm.store.stages import Stage, Work, count_trained
 
 logger = getLogger()
 
@@ -209,28 +209,6 @@ class CollaborativeModel:
             # an empty history is read as one padding item: a length of 0 has no last position
             fields |= {self.model.ITEM_SEQ: items, self.model.ITEM_SEQ_LEN: items.ne(0).sum(1).clamp(min=1)}
         return Interaction(fields).to(self.device)
-
-
-class Retriever(CollaborativeModel):
-    """The model that ``retriever`` names, trained at once: it ranks the whole catalogue."""
-
-    def __init__(self, config: Any, cache: StageCache):
-        super().__init__(config, config["retriever"], config["retriever_config"])
-        self.load(cache.run(self.stage))
-
-    @torch.no_grad()
-    def top(self, phase: str, number: int) -> dict[int, list[int]]:
-        """Internal user id -> its ``number`` best items that are not in its history, best first."""
-        loader = self.loaders[1 if phase == "valid" else 2]
-        found: dict[int, list[int]] = {}
-        for interaction, *_ in loader:
-            users = interaction[self.config["USER_ID_FIELD"]].tolist()
-            scores = self.scores(interaction)  # [B, I]
-            scores[:, 0] = -torch.inf
-            for row, user in zip(scores, users, strict=True):
-                row[torch.from_numpy(self.histories.before(user, phase)).to(row.device)] = -torch.inf
-            found.update(zip(users, scores.topk(number).indices.tolist(), strict=True))
-        return found
 
 
 # -- where RecBole's models keep what they know: all others name it as most do, or are refused --------------------------

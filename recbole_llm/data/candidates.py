@@ -1,30 +1,24 @@
-"""Candidate sets: drawn once, stored as text, hashed, and shared by every model of a table.
+"""Candidates of a user: drawn by nothing but (seed, split, user, target) and the catalogue, and looked up by every model.
 
-The draw of a user depends on nothing but (seed, split, user, target) and the catalogue: neither on the model nor on
-batches, workers, the order of evaluation or the internal ids that RecBole happens to give. RecBole's own samplers use
-the global generator, so that its negatives change with the number of training epochs, repeat, and may be history items.
-
-A file is a table like RecBole's atomic files, one line per user, in tokens instead of internal ids.
+The draw depends neither on the model nor on batches, workers, the order of evaluation or the internal ids that RecBole
+happens to give. RecBole's own samplers use the global generator, so that its negatives change with the number of training
+epochs, repeat, and may be history items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from logging import getLogger
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from recbole_llm.data import negatives
 from recbole_llm.data.items import title_key
-from recbole_llm.store.files import atomic_write
+from recbole_llm.store.files import fingerprint
 
-logger = getLogger()
-
-_HEADER = "user_id:token\titem_id:token\tcandidates:token_seq"
 _BLOCKS = 8  # of random draws, before every item left is put in random order
 
 
@@ -35,14 +29,38 @@ class CandidateSet:
     Attributes:
         users: LongTensor[N].
         targets: LongTensor[N].
-        items: LongTensor[N, C], in which the target stands at a random slot.
-        sha256: of the bytes of the file, in hexadecimal digits.
+        identity: what a stage may depend on. It is known before the candidates are, which may need a trained retriever.
+        resolve: gives ``items`` and ``sha256``; called once, when the first of them is read.
     """
 
     users: torch.Tensor
     targets: torch.Tensor
-    items: torch.Tensor
-    sha256: str
+    identity: str
+    resolve: Callable[[], tuple[torch.Tensor, str]] = field(repr=False)
+
+    @classmethod
+    def of(cls, users: torch.Tensor, targets: torch.Tensor, items: torch.Tensor, digest: str) -> CandidateSet:
+        """A set whose items [N, C] are known; the SHA-256 of their file is its identity."""
+        return cls(users, targets, digest, lambda: (items, digest))
+
+    @property
+    def items(self) -> torch.Tensor:
+        """LongTensor[N, C], in which the target stands at a random slot."""
+        return self._resolved[0]
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes of the file, in hexadecimal digits; that of the whole file for a :meth:`subset`."""
+        return self._resolved[1]
+
+    @cached_property
+    def _resolved(self) -> tuple[torch.Tensor, str]:
+        return self.resolve()
+
+    def subset(self, rows: torch.Tensor) -> CandidateSet:
+        """The pairs at ``rows`` [M], with an identity of their own."""
+        identity = fingerprint([self.identity, rows.tolist()])
+        return CandidateSet(self.users[rows], self.targets[rows], identity, lambda: (self.items[rows], self.sha256))
 
     def lookup(self, users: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Candidates of the pairs ``users[B]``, ``targets[B]``: LongTensor[B, C] on their device.
@@ -117,16 +135,16 @@ def draw(
         key = "\t".join((str(seed), split, user, item_ids[target]))
         rng = np.random.default_rng(int.from_bytes(sha256(key.encode()).digest()))
         slot = int(rng.integers(number + 1))
-        negatives = catalogue.draw(rng, wanted, int(target), frozenset(map(int, known)), new)
-        if len(negatives) < number:
+        others = catalogue.draw(rng, wanted, int(target), frozenset(map(int, known)), new)
+        if len(others) < number:
             raise ValueError(
-                f"candidates.num_negatives: {number} is too large, user {user!r} has only {len(negatives)} items left to draw "
+                f"candidates.num_negatives: {number} is too large, user {user!r} has only {len(others)} items left to draw "
                 f"({len(item_ids) - 1} items, {len(known)} of them in the history, titles taken once)"
                 + (f"; {new_number} of them from {len(new)} held-out items, the others from the rest" if new else "")
             )
         if new_number:  # the scarcer kind is found later: a new item at an early slot would likely be the target
-            negatives = rng.permutation(negatives).tolist()
-        row[:] = [*negatives[:slot], target, *negatives[slot:]]
+            others = rng.permutation(others).tolist()
+        row[:] = [*others[:slot], target, *others[slot:]]
     return torch.from_numpy(rows)
 
 
@@ -148,19 +166,20 @@ class _Catalogue:
         self, rng: np.random.Generator, wanted: Mapping[bool, int], target: int, known: frozenset[int], new: Collection[int]
     ) -> list[int]:
         """At most ``wanted[True]`` items of ``new`` and ``wanted[False]`` others; less only if there are no more."""
-        chosen: list[int] = []
         taken = {self.groups[target]}
         left, number = dict(wanted), sum(wanted.values())
-        for item in self._stream(rng, 2 * number):
-            if left[item in new] and item not in known and self.groups[item] not in taken:
-                taken.add(self.groups[item])
-                chosen.append(item)
-                left[item in new] -= 1
-                if len(chosen) == number:
-                    break
-        return chosen
 
-    def _stream(self, rng: np.random.Generator, size: int) -> Iterator[int]:
+        def accept(item: int) -> bool:
+            if not left[item in new] or item in known or self.groups[item] in taken:
+                return False
+            taken.add(self.groups[item])
+            left[item in new] -= 1
+            return True
+
+        blocks = self._blocks(rng, 2 * number)
+        return negatives.rejection(lambda missing: next(blocks, []), accept, number)
+
+    def _blocks(self, rng: np.random.Generator, size: int) -> Iterator[list[int]]:
         """Draws with replacement, of which the first one of an item counts, and at last every item in random order.
 
         That order is by exponential times over weights: a draw without replacement, proportional to the weights.
@@ -170,121 +189,19 @@ class _Catalogue:
                 places = rng.integers(len(self.order), size=size)
             else:
                 places = np.searchsorted(self.cumulative, rng.random(size), side="right")
-            yield from self.order[places].tolist()
+            yield self.order[places].tolist()
         times = rng.exponential(size=len(self.order))
         if self.weights is not None:
             with np.errstate(divide="ignore"):
                 times /= self.weights
         places = np.argsort(times, kind="stable")
-        yield from self.order[places[np.isfinite(times[places])]].tolist()
+        yield self.order[places[np.isfinite(times[places])]].tolist()
 
 
-def candidate_path(folder: Path, *, dataset: str, split: str, source: str, number: int, seed: int, scenario: str = "") -> Path:
-    """Where the candidates of a data set, scenario and split are kept."""
-    return Path(folder) / ".".join(filter(None, [dataset, scenario, split, f"{source}{number}-{seed}", "candidates"]))
+def in_random_order(ranked: Sequence[Sequence[int]], seed: int) -> torch.Tensor:
+    """A retriever's items of N users, best first, as LongTensor[N, C] in an order that ``seed`` draws.
 
-
-def load_or_draw(
-    path: Path,
-    users: torch.Tensor,
-    targets: torch.Tensor,
-    user_ids: Sequence[str],
-    item_ids: Sequence[str],
-    draw_items: Callable[[], torch.Tensor],
-    *,
-    target_required: bool = True,
-) -> CandidateSet:
-    """The set kept at ``path`` for ``users[N]`` and ``targets[N]``; drawn anew if it is absent, damaged or for others.
-
-    ``draw_items`` returns LongTensor[N, C]. What is used is always what stands in the file.
+    A list-wise prompt would otherwise show the retriever's ranking.
     """
-    if path.exists():
-        try:
-            found = read_candidates(path, user_ids, item_ids, target_required=target_required)
-            found.lookup(users, targets)
-            return found
-        except ValueError as error:
-            logger.warning(f"{path} is drawn anew: {error}")
-    write_candidates(path, users, targets, draw_items(), user_ids, item_ids)
-    return read_candidates(path, user_ids, item_ids, target_required=target_required)
-
-
-def write_candidates(
-    path: Path,
-    users: torch.Tensor,
-    targets: torch.Tensor,
-    items: torch.Tensor,
-    user_ids: Sequence[str],
-    item_ids: Sequence[str],
-) -> None:
-    """Write ``users[N]``, ``targets[N]``, ``items[N, C]`` as tokens, sorted by user token: the whole file or none."""
-    spaced = next((token for token in item_ids[1:] if token.split() != [token]), None)
-    if spaced is not None:
-        raise ValueError(f"candidates: item id {spaced!r} is empty or holds white space, which parts items in {path}")
-    lines = sorted(
-        (user_ids[user], item_ids[target], " ".join(item_ids[item] for item in row))
-        for user, target, row in zip(users.tolist(), targets.tolist(), items.tolist(), strict=True)
-    )
-    atomic_write(path, "\n".join([_HEADER, *map("\t".join, lines), ""]))
-
-
-def read_candidates(
-    path: Path, user_ids: Sequence[str], item_ids: Sequence[str], *, target_required: bool = True
-) -> CandidateSet:
-    """Read a candidate file, our own or a user's, and check every line.
-
-    ``target_required: False`` allows for candidates of a retriever, which may have missed the target.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or does not fit the data set; the message names the line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"candidates: there is no file {path}")
-    content = path.read_bytes()
-    digest = sha256(content).hexdigest()
-    user_of = {token: user for user, token in enumerate(user_ids) if user}
-    item_of = {token: item for item, token in enumerate(item_ids) if item}
-    lines = content.decode(errors="replace").split("\n")
-    rows: dict[tuple[int, int], list[int]] = {}
-    number = 1
-    try:
-        if lines[0].rstrip("\r") != _HEADER:
-            raise ValueError(f"the header must be {_HEADER!r}")
-        for number, line in enumerate(lines[1:-1], start=2):  # noqa: B007 (the error names it)
-            user, target, items = _parse(line, user_of, item_of)
-            _check(items, target if target_required else None, next(iter(rows.values()), items))
-            if (user, target) in rows:
-                raise ValueError("the same user and target stand in an earlier line")
-            rows[user, target] = items
-        if lines[-1] or not rows:
-            raise ValueError("the end is missing, the last line must end in a line break")
-    except ValueError as error:
-        raise ValueError(
-            f"candidates: {path}, line {number}: {error}; mend the file, or delete it to have it drawn anew"
-        ) from None
-    pairs = torch.tensor(list(rows))  # [N, 2]
-    return CandidateSet(pairs[:, 0], pairs[:, 1], torch.tensor(list(rows.values())), digest)
-
-
-def _parse(line: str, user_of: Mapping[str, int], item_of: Mapping[str, int]) -> tuple[int, int, list[int]]:
-    cells = line.rstrip("\r").split("\t")
-    if len(cells) != 3:
-        raise ValueError(f"{len(cells)} cells instead of 3 (user, target, candidates)")
-    user, target, candidates = cells
-    if user not in user_of:
-        raise ValueError(f"user {user!r} is not in the data set")
-    tokens = candidates.split(" ")
-    unknown = [token for token in (target, *tokens) if token not in item_of]
-    if unknown:
-        raise ValueError(f"items {unknown[:5]} are not in the data set")
-    return user_of[user], item_of[target], [item_of[token] for token in tokens]
-
-
-def _check(items: Sequence[int], target: int | None, first: Sequence[int]) -> None:
-    if len(items) != len(first):
-        raise ValueError(f"{len(items)} candidates, but {len(first)} in line 2")
-    if len(set(items)) != len(items):
-        raise ValueError("a candidate stands there twice")
-    if target is not None and target not in items:
-        raise ValueError("the target is not among the candidates")
+    rng = np.random.default_rng(seed)
+    return torch.tensor([rng.permutation(row).tolist() for row in ranked])

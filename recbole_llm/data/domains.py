@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = getLogger()
 
-LAST_ONLY = 10**9  # a window that gives each user's last training item alone
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,20 @@ class Domain:
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.histories]))
 
 
-class Row(NamedTuple):
-    """One training example: the item at ``end`` of a user's history, after the items before it."""
+class TrainingExample(NamedTuple):
+    """The item at ``end`` of a user's history, after the items before it.
+
+    Attributes:
+        domain: index into the mixture.
+        user: index into that domain's histories.
+        end: position in that history.
+    """
 
     domain: int
     user: int
     end: int
+
+
 
 
 def of_dataset(config: Any, dataset: Any) -> Domain:
@@ -188,27 +195,48 @@ def united(domains: Sequence[Domain]) -> tuple[list[str], list[np.ndarray]]:
 
 
 def training_examples(
-    domains: Sequence[Domain], *, window: int | None, samples: int | None, seed: int, of_each: bool = False
-) -> list[Row]:
+    domains: Sequence[Domain],
+    *,
+    window: int | None = None,
+    samples: int | None,
+    seed: int,
+    of_each: bool = False,
+    positions: Literal["all", "last"] = "all",
+) -> list[TrainingExample]:
     """Training examples of a mixture, shuffled by ``seed``.
 
     Args:
-        window: None gives every prefix of every history (RecBole's samples). A number gives rows for whole-sequence
+        window: None gives every prefix of every history (RecBole's samples). A number gives examples for whole-sequence
             training: they end where the history ends and step back by ``window``, so that each item is a target once.
-        samples: at most so many rows, drawn without replacement; None takes all.
+        samples: at most this many examples, drawn without replacement; None takes all.
         of_each: ``samples`` is meant for each domain, whose draw is the same in every mixture.
+        positions: ``last`` gives one example for each history, whose target is its last item; ``window`` has no meaning then.
+
+    Raises:
+        ValueError: no history has two items; ``window`` is given beside ``last``.
     """
+    if positions == "last" and window is not None:
+        raise ValueError(f"window: {window} has no meaning for the last position of each history alone")
     parts = [
-        [Row(index, user, end) for user, row in enumerate(domain.histories) for end in range(len(row) - 1, 0, -(window or 1))]
+        [
+            TrainingExample(index, user, end)
+            for user, history in enumerate(domain.histories)
+            for end in _ends(len(history), window, positions)
+        ]
         for index, domain in enumerate(domains)
     ]
     if of_each:
-        parts = [_drawn(rows, samples, seed) for rows in parts]
-    rows = _drawn([row for part in parts for row in part], None if of_each else samples, seed)
-    if not rows:
+        parts = [_drawn(part, samples, seed) for part in parts]
+    examples = _drawn([example for part in parts for example in part], None if of_each else samples, seed)
+    if not examples:
         raise ValueError(f"{', '.join(domain.name for domain in domains)}: no user has two training interactions")
-    return rows
+    return examples
 
 
-def _drawn(rows: list[Row], samples: int | None, seed: int) -> list[Row]:
-    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[: samples or len(rows)]]
+def _ends(length: int, window: int | None, positions: str) -> range:
+    """Positions of targets in a history, the last one first."""
+    return range(length - 1, max(0, length - 2) if positions == "last" else 0, -(window or 1))
+
+
+def _drawn(examples: list[TrainingExample], samples: int | None, seed: int) -> list[TrainingExample]:
+    return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[: samples or len(examples)]]

@@ -19,7 +19,8 @@ from recbole.utils import get_model, init_seed
 from safetensors.torch import save_file
 
 from recbole_llm.classical import collaborative
-from recbole_llm.classical.collaborative import CollaborativeModel, Retriever
+from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.sequence import sequence_states
 from recbole_llm.config import LLMConfig
 from recbole_llm.store.stages import StageCache
@@ -336,7 +337,14 @@ def test_only_what_recbole_reads_trains_it_anew(module_settings: dict[str, Any])
 def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(module_settings: dict[str, Any], tmp_path: Path) -> None:
     config = LLMConfig("ALLMRec", "tiny", config_dict={**module_settings, "retriever_config": SMALL})
     cache = StageCache(tmp_path)
-    retriever = Retriever(config, cache)
+    retriever = Retriever(config)
+    assert not list(tmp_path.iterdir())  # its constructor trains nothing
+    with pytest.raises(RuntimeError, match="retriever SASRec: it is not trained yet"):
+        retriever.top("test", 3)
+    retriever.load(cache.run(retriever.stage))
+    assert retriever.identity == f"SASRec-{retriever.stage.fingerprint}"
+    with pytest.raises(ValueError, match=r"candidates\.num_negatives: 40 is too large, the retriever ranks at most \d+ items"):
+        retriever.top("test", 41)
     cf = CollaborativeModel(config, "SASRec", SMALL)
     assert retriever.stage.fingerprint == cf.stage.fingerprint and cf.stage.name == "cf-SASRec"
     again = StageCache(tmp_path)

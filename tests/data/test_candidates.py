@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from recbole_llm.data import candidates as module
-from recbole_llm.data.candidates import CandidateSet, candidate_path, draw, load_or_draw, read_candidates
+from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
 
 ITEMS = 60
 IDS = ["[PAD]", *(f"i{item}" for item in range(1, ITEMS + 1))]
@@ -184,118 +182,40 @@ def test_bad_weights(bad: float) -> None:
         draw(**toy(weights=np.zeros(ITEMS + 1)))
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> tuple[Path, CandidateSet]:
-    path = candidate_path(tmp_path, dataset="toy", split="test", source="uniform", number=19, seed=2020)
-    assert candidate_path(tmp_path, dataset="toy", split="test", source="uniform", number=19, seed=2020, scenario="new0.1") == (
-        tmp_path / "toy.new0.1.test.uniform19-2020.candidates"
+def test_a_retrievers_ranking_is_hidden_and_its_items_are_kept() -> None:
+    ranked = [list(range(1, 11)), list(range(20, 30))]
+    rows = in_random_order(ranked, 3)
+    assert rows.shape == (2, 10) and torch.equal(rows, in_random_order(ranked, 3))
+    assert [sorted(row) for row in rows.tolist()] == ranked and rows.tolist() != ranked
+    assert not torch.equal(rows, in_random_order(ranked, 4))
+
+
+# -- sets --------------------------------------------------------------------------------------------------------------
+
+
+def made(resolved: list[int]) -> CandidateSet:
+    """Three pairs, whose items are appended to ``resolved`` when they are read."""
+    items = torch.tensor([[1, 2], [3, 4], [6, 5]])
+    return CandidateSet(
+        torch.tensor([7, 9, 8]), torch.tensor([2, 3, 5]), "name", lambda: (resolved.append(1), (items, "digest"))[1]
     )
-    arguments = toy()
-    users, targets = torch.arange(1, 41), torch.tensor(arguments["targets"])
-    return path, load_or_draw(path, users, targets, USER_IDS, IDS, lambda: draw(**arguments))
 
 
-def test_file(stored: tuple[Path, CandidateSet]) -> None:
-    path, found = stored
-    assert path.name == "toy.test.uniform19-2020.candidates"
-    lines = path.read_text().split("\n")
-    assert lines[0] == "user_id:token\titem_id:token\tcandidates:token_seq" and lines[-1] == ""
-    users = [line.split("\t")[0] for line in lines[1:-1]]
-    assert users == sorted(USER_IDS[1:])
-    assert module.sha256(path.read_bytes()).hexdigest() == found.sha256
+def test_items_are_resolved_once_and_not_before_they_are_read() -> None:
+    resolved: list[int] = []
+    found = made(resolved)
+    part = found.subset(torch.tensor([0, 2]))
+    assert found.covers(torch.tensor([7, 6])).tolist() == [True, False] and found.identity == "name"
+    assert part.users.tolist() == [7, 8] and part.targets.tolist() == [2, 5]
+    with pytest.raises(ValueError, match="2 of 2 users have none"):
+        found.lookup(torch.tensor([9, 8]), torch.tensor([5, 3]))
+    assert not resolved and "tensor" in repr(found)
+    assert part.items.tolist() == [[1, 2], [6, 5]] and part.sha256 == found.sha256 == "digest"
+    assert found.lookup(torch.tensor([8, 7]), torch.tensor([5, 2])).tolist() == [[6, 5], [1, 2]]
+    assert part.lookup(torch.tensor([8]), torch.tensor([5])).tolist() == [[6, 5]]
+    assert resolved == [1]
 
 
-def test_what_is_read_is_what_was_drawn(stored: tuple[Path, CandidateSet]) -> None:
-    path, found = stored
-    arguments = toy()
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    users, targets = torch.arange(1, 41)[order], torch.tensor(arguments["targets"])[order]
-    assert torch.equal(found.lookup(users, targets), draw(**arguments)[order])
-    renumbered = ["[PAD]", *reversed(IDS[1:])]
-    other = read_candidates(path, USER_IDS, renumbered)
-    assert other.sha256 == found.sha256
-    assert as_tokens(other.items, renumbered) == as_tokens(found.items, IDS)
-
-
-def test_lookup_and_covers(stored: tuple[Path, CandidateSet]) -> None:
-    _, found = stored
-    user, target = found.users[:1], found.targets[:1]
-    with pytest.raises(ValueError, match=r"1 of 2 users have none for their target, the first is user \d+ with item"):
-        found.lookup(user.repeat(2), torch.cat([target, target % ITEMS + 1]))
-    with pytest.raises(ValueError, match="the first is user 999"):
-        found.lookup(torch.tensor([999]), target)
-    assert found.covers(torch.tensor([1, 41, 40, 0])).tolist() == [True, False, True, False]
-
-
-def test_a_stored_file_wins_over_a_new_draw(stored: tuple[Path, CandidateSet]) -> None:
-    path, found = stored
-    again = load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: pytest.fail("drawn again"))
-    assert again.sha256 == found.sha256
-
-
-def damage(path: Path, line: int, old: str, new: str) -> None:
-    lines = path.read_text().split("\n")
-    assert old in lines[line - 1]
-    lines[line - 1] = lines[line - 1].replace(old, new, 1)
-    path.write_text("\n".join(lines))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda path: damage(path, 1, "user_id", "users"), "line 1: the header must be"),
-        (lambda path: damage(path, 3, "\t", " "), "line 3: 2 cells"),
-        (lambda path: damage(path, 4, "u", "nobody"), "line 4: user 'nobody"),
-        (lambda path: damage(path, 5, "\ti", "\tnothing"), "line 5: items .'nothing"),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b" i", b" \xff", 1)), "line 2: items"),
-        (lambda path: path.write_text(path.read_text()[:-1]), "line 40: the end is missing"),
-        (lambda path: path.write_text(""), "line 1: the header"),
-        (lambda path: path.write_text(path.read_text().split("\n")[0] + "\n"), "line 1: the end is missing"),
-        (lambda path: path.write_text(path.read_text() + path.read_text().split("\n")[1] + "\n"), "line 42: the same"),
-    ],
-)
-def test_damaged_file(stored: tuple[Path, CandidateSet], change: Any, message: str) -> None:
-    path, found = stored
-    change(path)
-    with pytest.raises(ValueError, match=f"{path.name}, {message}.*delete it"):
-        read_candidates(path, USER_IDS, IDS)
-    rebuilt = load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: found.items)
-    assert rebuilt.sha256 == found.sha256
-
-
-def write(folder: Path, *lines: str) -> Path:
-    path = folder / "mine.candidates"
-    path.write_text("\n".join(["user_id:token\titem_id:token\tcandidates:token_seq", *lines, ""]))
-    return path
-
-
-def test_users_own_file(tmp_path: Path) -> None:
-    found = read_candidates(write(tmp_path, "u2\ti3\ti3 i4", "u1\ti1\ti2 i1"), USER_IDS, IDS)
-    assert found.lookup(torch.tensor([1, 2]), torch.tensor([1, 3])).tolist() == [[2, 1], [3, 4]]
-    for line, message in [
-        ("u1\ti1\ti2 i1 i3", "line 3: 3 candidates, but 2 in line 2"),
-        ("u1\ti1\ti1 i1", "line 3: a candidate stands there twice"),
-        ("u1\ti1\ti2 i3", "line 3: the target is not among"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            read_candidates(write(tmp_path, "u2\ti3\ti3 i4", line), USER_IDS, IDS)
-    missed = read_candidates(write(tmp_path, "u1\ti1\ti2 i3"), USER_IDS, IDS, target_required=False)
-    assert missed.items.tolist() == [[2, 3]]
-    with pytest.raises(FileNotFoundError, match="candidates"):
-        read_candidates(tmp_path / "none", USER_IDS, IDS)
-
-
-def test_a_file_for_other_targets_is_drawn_anew(stored: tuple[Path, CandidateSet]) -> None:
-    path, found = stored
-    targets = found.targets % ITEMS + 1
-    items = torch.stack([targets, targets % ITEMS + 1], dim=1)
-    again = load_or_draw(path, found.users, targets, USER_IDS, IDS, lambda: items)
-    assert torch.equal(again.lookup(found.users, targets), items)
-
-
-def test_item_ids_with_spaces_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="item id 'a b' is empty or holds white space"):
-        module.write_candidates(
-            tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), USER_IDS, ["[PAD]", "a b"]
-        )
-    assert not list(tmp_path.iterdir())
+def test_a_subset_has_an_identity_of_its_own() -> None:
+    subsets = [made([]).subset(torch.tensor(rows)).identity for rows in ([0, 1], [0, 2], [0, 1])]
+    assert subsets[0] == subsets[2] and len({"name", *subsets}) == 3

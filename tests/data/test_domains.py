@@ -1,4 +1,4 @@
-"""Domains hold training items only, and their rows cover every target as asked."""
+"""Domains hold training items only, and their training examples cover every target as asked."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_views_that_cannot_be_cut(field: str | None, at_least: int, message: str
         views(domain([[1, 2]], ["a", "a", "b"]), at_least=at_least, at_most=8, field=field)
 
 
-# -- rows --------------------------------------------------------------------------------------------------------------
+# -- training examples -------------------------------------------------------------------------------------------------
 
 lengths = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=5), min_size=1, max_size=3).filter(
     lambda mixture: any(length > 1 for sizes in mixture for length in sizes)
@@ -166,9 +166,11 @@ lengths = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=5), min_siz
 @given(mixture=lengths, window=st.one_of(st.none(), st.integers(1, 8)), seed=st.integers(0, 5))
 def test_every_target_is_covered_exactly_once(mixture: list[list[int]], window: int | None, seed: int) -> None:
     sources = [domain([list(range(size)) for size in sizes]) for sizes in mixture]
-    rows = domains.training_examples(sources, window=window, samples=None, seed=seed)
+    examples = domains.training_examples(sources, window=window, samples=None, seed=seed)
     covered = Counter(
-        (row.domain, row.user, target) for row in rows for target in range(row.end, max(0, row.end - (window or 1)), -1)
+        (found.domain, found.user, target)
+        for found in examples
+        for target in range(found.end, max(0, found.end - (window or 1)), -1)
     )
     expected = {(d, u, t) for d, sizes in enumerate(mixture) for u, size in enumerate(sizes) for t in range(1, size)}
     assert covered == dict.fromkeys(expected, 1)
@@ -184,13 +186,28 @@ def test_samples_are_drawn_by_the_seed_without_repeating() -> None:
     assert domains.training_examples(source, window=None, samples=10_000, seed=1) == whole
 
 
-def test_of_each_domain_as_many_rows_and_the_same_ones_in_every_mixture() -> None:
-    one, other = domain([list(range(9))] * 20), domain([list(range(5))] * 3)  # 160 and 12 rows
+def test_of_each_domain_as_many_and_the_same_ones_in_every_mixture() -> None:
+    one, other = domain([list(range(9))] * 20), domain([list(range(5))] * 3)  # 160 and 12 examples
     alone = domains.training_examples([one], window=None, samples=30, seed=1, of_each=True)
     both = domains.training_examples([other, one], window=None, samples=30, seed=1, of_each=True)
-    assert Counter(row.domain for row in both) == {0: 12, 1: 30}
-    assert {row[1:] for row in alone} == {row[1:] for row in both if row.domain == 1}
-    assert [row.domain for row in both] not in ([0] * 12 + [1] * 30, [1] * 30 + [0] * 12)  # shuffled
+    assert Counter(found.domain for found in both) == {0: 12, 1: 30}
+    assert {found[1:] for found in alone} == {found[1:] for found in both if found.domain == 1}
+    assert [found.domain for found in both] not in ([0] * 12 + [1] * 30, [1] * 30 + [0] * 12)  # shuffled
+
+
+@given(mixture=lengths, samples=st.one_of(st.none(), st.integers(1, 8)), of_each=st.booleans())
+def test_the_last_position_is_a_window_wider_than_any_history(
+    mixture: list[list[int]], samples: int | None, of_each: bool
+) -> None:
+    sources = [domain([list(range(size)) for size in sizes]) for sizes in mixture]
+    last = domains.training_examples(sources, positions="last", samples=samples, seed=3, of_each=of_each)
+    assert last == domains.training_examples(sources, window=10**9, samples=samples, seed=3, of_each=of_each)
+    assert all(found.end == mixture[found.domain][found.user] - 1 for found in last)
+
+
+def test_a_window_beside_the_last_position_is_refused() -> None:
+    with pytest.raises(ValueError, match="window: 5 has no meaning"):
+        domains.training_examples([domain([[1, 2]])], window=5, samples=None, seed=0, positions="last")
 
 
 def test_united_domains_have_one_numbering() -> None:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.sequence import training_histories
 from recbole_llm.config import LLMConfig, properties_folder
 from recbole_llm.data import scenarios
+from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset, data_preparation
-from recbole_llm.evaluation.protocol import attach_candidates, candidate_set
 from recbole_llm.quick_start import run_recbole_llm
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -74,9 +75,7 @@ def build(model: str, settings: dict[str, Any], **values: Any) -> Built:
     config = LLMConfig(model, "tiny", config_dict={**settings, **values})
     dataset = create_dataset(config)
     loaders = data_preparation(config, dataset)
-    attach_candidates(config, dataset, *loaders)
-    candidates = {"valid": loaders[1].candidates, "test": loaders[2].candidates}
-    return Built(dataset.histories, [loader._dataset for loader in loaders], candidates)
+    return Built(dataset.histories, [loader._dataset for loader in loaders], candidate_sets(config, dataset))
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +242,7 @@ def test_scenarios_keep_their_candidates_apart(settings: dict[str, Any], tmp_pat
     built = [build("Pop", settings, **values) for values in ({}, *SCENARIOS.values(), {"cold_users": 0.3, "cold_user_length": 4})]
     labels = ["", ".new0.2", ".cold0.3x3", ".few20", ".from-other", ".cold0.3x4"]
     names = {f"tiny{label}.{phase}.uniform9-2020.candidates" for label in labels for phase in ("valid", "test")}
-    assert {file.name for file in (tmp_path / "saved" / "candidates").iterdir()} == names
+    assert {file.name for file in (tmp_path / "saved" / "candidates").glob("*.candidates")} == names
     shas = [[found.candidates[phase].sha256 for found in built] for phase in ("valid", "test")]
     assert len(set(shas[0])) == 5 and shas[0][2] == shas[0][5]  # how short cold users are is nothing to the others
     assert len(set(shas[1])) == 5 and shas[1][0] == shas[1][3]  # train_users asks whom a whole run asks
@@ -359,7 +358,8 @@ def test_candidates_by_what_training_knows(source: str, settings: dict[str, Any]
         with pytest.raises(ValueError, match=f"source {source} draws by what training knows.*that {next(iter(SCENARIOS[name]))}"):
             build("Pop", settings, **SCENARIOS[name], **values)
     config = LLMConfig("Pop", "tiny", config_dict={**settings, **SCENARIOS["cold"], **values})
-    assert len(candidate_set(config, create_dataset(config), "test").users) == TESTED["cold"]
+    found = candidate_sets(config, create_dataset(config), Retriever(config))["test"]
+    assert len(found.users) == TESTED["cold"]
 
 
 @each_scenario

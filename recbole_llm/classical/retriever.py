@@ -1,0 +1,58 @@
+"""The retriever: a classical model that ranks the whole catalogue. Its top N are candidates, or are re-ranked by an LLM.
+
+Its constructor builds and does not train: run :attr:`Retriever.stage`, then :meth:`Retriever.load` the result.
+
+Legend: B users, I items.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm.classical.collaborative import CollaborativeModel
+
+
+class Retriever(CollaborativeModel):
+    """The model that ``retriever`` names, with the settings of ``retriever_config``."""
+
+    def __init__(self, config: Any):
+        super().__init__(config, config["retriever"], config["retriever_config"])
+        self._loaded = False
+
+    @property
+    def identity(self) -> str:
+        """Name of the model and fingerprint of its stage, with a hyphen between them."""
+        return f"{self.name}-{self.stage.fingerprint}"
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        self._loaded = True
+
+    @torch.no_grad()
+    def top(self, phase: str, number: int) -> dict[int, list[int]]:
+        """Internal user id -> its ``number`` best items that are not in its history, best first.
+
+        Raises:
+            RuntimeError: the stage's result is not loaded.
+            ValueError: a user has fewer items left.
+        """
+        if not self._loaded:
+            raise RuntimeError(f"retriever {self.name}: it is not trained yet; run its stage and load the result first")
+        loader = self.loaders[1 if phase == "valid" else 2]
+        found: dict[int, list[int]] = {}
+        for interaction, *_ in loader:
+            users = interaction[self.config["USER_ID_FIELD"]].tolist()
+            scores = self.scores(interaction)  # [B, I]
+            scores[:, 0] = -torch.inf
+            for row, user in zip(scores, users, strict=True):
+                row[torch.from_numpy(self.histories.before(user, phase)).to(row.device)] = -torch.inf
+            left = int(torch.isfinite(scores).sum(1).min())
+            if left < number:
+                raise ValueError(
+                    f"candidates.num_negatives: {number - 1} is too large, the retriever ranks at most {left} items of a user"
+                )
+            found.update(zip(users, scores.topk(number).indices.tolist(), strict=True))
+        return found

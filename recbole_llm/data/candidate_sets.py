@@ -1,0 +1,245 @@
+"""The candidate sets of a run: which users are evaluated, on which candidates; the same for every model.
+
+======================  ============================================================================
+``candidates.source``   where the candidates come from
+======================  ============================================================================
+``uniform``             drawn, every item equally likely
+``popularity``          drawn, an item as likely as its share of the training interactions
+``retriever``           the retriever's top items; a target that is not among them is missed
+``file``                files of the user's own
+======================  ============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.data import scenarios
+from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
+from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
+from recbole_llm.data.histories import Histories
+from recbole_llm.data.items import title_key
+from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.files import fingerprint
+from recbole_llm.store.stages import Stage
+
+logger = getLogger()
+
+_DRAWING_CODE = ("recbole_llm.data.candidates", "recbole_llm.data.negatives")
+
+
+class CandidateRetriever(Protocol):
+    """What ``source: retriever`` needs of a retriever.
+
+    Attributes:
+        identity: name of the model and fingerprint of its stage, with a hyphen between them.
+        stage: what trains it. Its result has to be there when the items of a set are first read.
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def stage(self) -> Stage: ...
+
+    def top(self, phase: str, number: int) -> Mapping[int, list[int]]:
+        """Internal user id -> its ``number`` best items that are not in its history, best first."""
+
+
+def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | None = None) -> dict[str, CandidateSet]:
+    """The sets of the phases in ``config["candidate_phases"]``, reduced to ``config["eval_users"]`` users.
+
+    With ``source: retriever`` users, targets and identity are known at once; ``items`` and ``sha256`` are read from the file,
+    or asked of the retriever, when one of them is first used.
+
+    Args:
+        dataset: of this run, not yet split, or any of its splits.
+        retrieve: the retriever, where ``config["candidates"]["source"]`` asks for one.
+
+    Raises:
+        FileNotFoundError: ``source: file`` names a file that is not there.
+        ValueError: an unknown source, a file that does not fit the dataset, too few items or users, or a full ranking across
+            the two catalogues of ``train_dataset``.
+    """
+    found = {}
+    for phase in ("valid", "test"):
+        if phase in config["candidate_phases"]:
+            whole = _candidate_set(config, dataset, phase, retrieve)
+            found[phase] = _sampled(whole, config["eval_users"], config["candidates"]["seed"])
+        elif config["train_dataset"]:
+            raise ValueError(
+                f"eval_args: a full ranking at {phase} would put the items of {config['train_dataset']} and "
+                f"{config['dataset']} in one list; train_dataset needs eval_args: {{'mode': 'candidates'}}"
+            )
+    return found
+
+
+def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRetriever | None) -> CandidateSet:
+    settings, histories = config["candidates"], dataset.histories
+    users = torch.from_numpy(histories.evaluated(phase))  # [N]
+    if not len(users):
+        raise ValueError(f"candidates: no user of {config['dataset']} has the four interactions that a split needs")
+    targets = torch.tensor([histories.target(user, phase) for user in users.tolist()])  # [N]
+    source = settings["source"]
+    if source == "file":
+        return _logged(_from_file(settings["file"], phase, users, targets, histories), phase)
+    if histories.scenario.new and source in ("retriever", "popularity"):
+        raise ValueError(
+            f"candidates: source {source} draws by what training knows, which is nothing of the items that "
+            f"{scenarios.active(config)} holds out; choose uniform, or file"
+        )
+    if source == "retriever":
+        if retrieve is None:
+            raise ValueError("candidates: source retriever needs a retriever, and none was given")
+        return _retrieved(config, phase, users, targets, histories, retrieve)
+    if source not in ("uniform", "popularity"):
+        raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity, retriever or file")
+    return _logged(_drawn(config, phase, users, targets, dataset), phase)
+
+
+def _logged(found: CandidateSet, phase: str) -> CandidateSet:
+    logger.info(f"candidates ({phase}): {len(found.users)} users x {found.items.size(1)}, SHA-256 {found.sha256}")
+    return found
+
+
+def _sampled(candidates: CandidateSet, number: int | None, seed: int) -> CandidateSet:
+    """A seeded choice of users; the same for every model, since it depends on the order of the file alone."""
+    if number is None or number >= len(candidates.users):
+        return candidates
+    return candidates.subset(torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(candidates.users))[:number])))
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories) -> CandidateSet:
+    if not files or phase not in files:
+        raise ValueError(f"candidates: source file needs file: {{'valid': PATH, 'test': PATH}}, not {files}")
+    found = read_candidates(Path(files[phase]), histories.user_ids, histories.item_ids)
+    covered = torch.isin(users, found.users)
+    if not covered.any():
+        raise ValueError(f"candidates: {files[phase]} has no user of this dataset's {phase} split")
+    found.lookup(users[covered], targets[covered])  # raises where the file means other targets
+    return found
+
+
+def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any) -> CandidateSet:
+    """What is excluded is what is known at that phase: no test label touches validation."""
+    histories, titles = dataset.histories, dataset.catalogue_titles
+    source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
+    scenario = histories.scenario
+    new_number = int(number * scenario.new_share) if phase == "test" else 0
+    weights = histories.train_counts.astype(np.float64) if source == "popularity" else None
+
+    def draw_items() -> Tensor:
+        return draw(
+            [histories.user_ids[user] for user in users.tolist()],
+            targets.tolist(),
+            [histories.before(user, phase) for user in users.tolist()],
+            titles,
+            histories.item_ids,
+            number=number,
+            seed=seed,
+            split=phase,
+            weights=weights,
+            new=scenario.new,
+            new_number=new_number,
+        )
+
+    order = _token_order(histories.item_ids)
+    drawn_from = {
+        "titles": fingerprint([title_key(titles[item]) for item in order]),
+        "popularity": "" if weights is None else fingerprint(weights[order].tolist()),
+        "held-out items": fingerprint([sorted(histories.item_ids[item] for item in scenario.new), new_number]),
+    }
+    return _stored(config, phase, users, targets, histories, draw_items, drawn_from)
+
+
+def _retrieved(
+    config: Any, phase: str, users: Tensor, targets: Tensor, histories: Histories, retrieve: CandidateRetriever
+) -> CandidateSet:
+    """The retriever's top ``num_negatives + 1`` of each user, in an order drawn by the seed."""
+    number, seed = config["candidates"]["num_negatives"], config["candidates"]["seed"]
+    order = torch.tensor(sorted(range(len(users)), key=lambda row: histories.user_ids[int(users[row])]))  # [N], as in the file
+    in_file = users[order], targets[order]  # [N], [N]
+
+    def draw_items() -> Tensor:
+        top = retrieve.top(phase, number + 1)
+        return in_random_order([top[user] for user in users.tolist()], seed)  # [N, C]
+
+    def resolve() -> tuple[Tensor, str]:
+        origin = {"retriever": retrieve.identity}
+        found = _logged(_stored(config, phase, users, targets, histories, draw_items, origin, retrieve.identity), phase)
+        items = found.lookup(*in_file)  # [N, C]
+        inside = (items == in_file[1][:, None]).any(1).float().mean()
+        logger.info(
+            f"candidates ({phase}): {inside:.1%} of the targets are among the top {number + 1}; no re-ranker can hit more"
+        )
+        return items, found.sha256
+
+    identity = fingerprint([retrieve.identity, phase, number, seed, *(ids.tolist() for ids in in_file)])
+    return CandidateSet(*in_file, identity, resolve)
+
+
+# -- files that are checked against what they were drawn from ----------------------------------------------------------
+
+
+def _stored(
+    config: Any,
+    phase: str,
+    users: Tensor,
+    targets: Tensor,
+    histories: Histories,
+    draw_items: Callable[[], Tensor],
+    drawn_from: Mapping[str, str],
+    retriever: str = "",
+) -> CandidateSet:
+    """The set in the file of this source; what it depends on is compared by token, so internal ids do not matter."""
+    source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
+    if retriever:
+        name, _, digest = retriever.rpartition("-")
+        source = f"{name}-{digest[:8]}-"
+    path = candidate_path(
+        Path(config["checkpoint_dir"]) / "candidates",
+        dataset=config["dataset"],
+        split=phase,
+        source=source,
+        number=number,
+        seed=seed,
+        scenario=histories.scenario.label,
+    )
+    order = _token_order(histories.item_ids)
+    drawn_from = {
+        "settings": fingerprint([source, number, seed, phase, histories.scenario.label]),
+        "item ids": fingerprint([histories.item_ids[item] for item in order]),
+        "histories": _histories_fingerprint(users.tolist(), histories, phase, order),
+        **drawn_from,
+        "code of the draw": code_fingerprint(*_DRAWING_CODE),
+    }
+    user_ids, item_ids = histories.user_ids, histories.item_ids
+    return load_or_draw(path, users, targets, user_ids, item_ids, draw_items, drawn_from, target_required=not retriever)
+
+
+def _token_order(item_ids: list[str]) -> list[int]:
+    """Internal item ids in the order of their tokens, without padding."""
+    return sorted(range(1, len(item_ids)), key=item_ids.__getitem__)
+
+
+def _histories_fingerprint(users: Iterable[int], histories: Histories, phase: str, order: list[int]) -> str:
+    """SHA-256 of users, targets and the set of items that each user is known to have at a phase."""
+    place = np.zeros(len(order) + 1, dtype="<i8")
+    place[order] = np.arange(1, len(order) + 1)
+    digest = sha256()
+    for user in sorted(users, key=histories.user_ids.__getitem__):
+        known = np.unique(place[histories.before(user, phase)])
+        digest.update(f"{histories.user_ids[user]}\t{place[histories.target(user, phase)]}\t{len(known)}\n".encode())
+        digest.update(known.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,190 @@
+"""Candidate files: read back as they were drawn, refused where they are damaged, drawn anew where they are outdated."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates, write_candidates
+from recbole_llm.data.candidates import CandidateSet, draw
+from tests.data.test_candidates import IDS, ITEMS, USER_IDS, as_tokens, toy
+
+ORIGIN = {"titles": "a1", "histories": "b2"}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Path, CandidateSet]:
+    path = candidate_path(tmp_path, dataset="toy", split="test", source="uniform", number=19, seed=2020)
+    assert candidate_path(tmp_path, dataset="toy", split="test", source="uniform", number=19, seed=2020, scenario="new0.1") == (
+        tmp_path / "toy.new0.1.test.uniform19-2020.candidates"
+    )
+    arguments = toy()
+    users, targets = torch.arange(1, 41), torch.tensor(arguments["targets"])
+    return path, load_or_draw(path, users, targets, USER_IDS, IDS, lambda: draw(**arguments), ORIGIN)
+
+
+def test_file(stored: tuple[Path, CandidateSet]) -> None:
+    path, found = stored
+    assert path.name == "toy.test.uniform19-2020.candidates"
+    lines = path.read_text().split("\n")
+    assert lines[0] == "user_id:token\titem_id:token\tcandidates:token_seq" and lines[-1] == ""
+    users = [line.split("\t")[0] for line in lines[1:-1]]
+    assert users == sorted(USER_IDS[1:])
+    assert sha256(path.read_bytes()).hexdigest() == found.sha256 == found.identity
+    origin = json.loads((path.parent / f"{path.name}.json").read_text())
+    assert origin == {"sha256": found.sha256, "drawn_from": ORIGIN}
+
+
+def test_what_is_read_is_what_was_drawn(stored: tuple[Path, CandidateSet]) -> None:
+    path, found = stored
+    arguments = toy()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    users, targets = torch.arange(1, 41)[order], torch.tensor(arguments["targets"])[order]
+    assert torch.equal(found.lookup(users, targets), draw(**arguments)[order])
+    renumbered = ["[PAD]", *reversed(IDS[1:])]
+    other = read_candidates(path, USER_IDS, renumbered)
+    assert other.sha256 == found.sha256
+    assert as_tokens(other.items, renumbered) == as_tokens(found.items, IDS)
+
+
+def test_lookup_and_covers(stored: tuple[Path, CandidateSet]) -> None:
+    _, found = stored
+    user, target = found.users[:1], found.targets[:1]
+    with pytest.raises(ValueError, match=r"1 of 2 users have none for their target, the first is user \d+ with item"):
+        found.lookup(user.repeat(2), torch.cat([target, target % ITEMS + 1]))
+    with pytest.raises(ValueError, match="the first is user 999"):
+        found.lookup(torch.tensor([999]), target)
+    assert found.covers(torch.tensor([1, 41, 40, 0])).tolist() == [True, False, True, False]
+
+
+def test_a_stored_file_of_the_same_origin_wins_over_a_new_draw(stored: tuple[Path, CandidateSet]) -> None:
+    path, found = stored
+    again = load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: pytest.fail("drawn again"), ORIGIN)
+    assert again.sha256 == found.sha256
+
+
+def damage(path: Path, line: int, old: str, new: str) -> None:
+    lines = path.read_text().split("\n")
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: damage(path, 1, "user_id", "users"), "line 1: the header must be"),
+        (lambda path: damage(path, 3, "\t", " "), "line 3: 2 cells"),
+        (lambda path: damage(path, 4, "u", "nobody"), "line 4: user 'nobody"),
+        (lambda path: damage(path, 5, "\ti", "\tnothing"), "line 5: items .'nothing"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b" i", b" \xff", 1)), "line 2: items"),
+        (lambda path: path.write_text(path.read_text()[:-1]), "line 40: the end is missing"),
+        (lambda path: path.write_text(""), "line 1: the header"),
+        (lambda path: path.write_text(path.read_text().split("\n")[0] + "\n"), "line 1: the end is missing"),
+        (lambda path: path.write_text(path.read_text() + path.read_text().split("\n")[1] + "\n"), "line 42: the same"),
+    ],
+)
+def test_damaged_file(stored: tuple[Path, CandidateSet], change: Any, message: str) -> None:
+    path, found = stored
+    change(path)
+    with pytest.raises(ValueError, match=f"{path.name}, {message}.*delete it"):
+        read_candidates(path, USER_IDS, IDS)
+    rebuilt = load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: found.items, ORIGIN)
+    assert rebuilt.sha256 == found.sha256
+
+
+def write(folder: Path, *lines: str) -> Path:
+    path = folder / "mine.candidates"
+    path.write_text("\n".join(["user_id:token\titem_id:token\tcandidates:token_seq", *lines, ""]))
+    return path
+
+
+def test_users_own_file(tmp_path: Path) -> None:
+    found = read_candidates(write(tmp_path, "u2\ti3\ti3 i4", "u1\ti1\ti2 i1"), USER_IDS, IDS)
+    assert found.lookup(torch.tensor([1, 2]), torch.tensor([1, 3])).tolist() == [[2, 1], [3, 4]]
+    for line, message in [
+        ("u1\ti1\ti2 i1 i3", "line 3: 3 candidates, but 2 in line 2"),
+        ("u1\ti1\ti1 i1", "line 3: a candidate stands there twice"),
+        ("u1\ti1\ti2 i3", "line 3: the target is not among"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read_candidates(write(tmp_path, "u2\ti3\ti3 i4", line), USER_IDS, IDS)
+    missed = read_candidates(write(tmp_path, "u1\ti1\ti2 i3"), USER_IDS, IDS, target_required=False)
+    assert missed.items.tolist() == [[2, 3]]
+    with pytest.raises(FileNotFoundError, match="candidates"):
+        read_candidates(tmp_path / "none", USER_IDS, IDS)
+
+
+def test_a_file_for_other_targets_is_drawn_anew(stored: tuple[Path, CandidateSet]) -> None:
+    path, found = stored
+    targets = found.targets % ITEMS + 1
+    items = torch.stack([targets, targets % ITEMS + 1], dim=1)
+    again = load_or_draw(path, found.users, targets, USER_IDS, IDS, lambda: items, ORIGIN)
+    assert torch.equal(again.lookup(found.users, targets), items)
+
+
+def test_item_ids_with_spaces_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="item id 'a b' is empty or holds white space"):
+        write_candidates(tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), USER_IDS, ["[PAD]", "a b"])
+    assert not list(tmp_path.iterdir())
+
+
+# -- what it was drawn from --------------------------------------------------------------------------------------------
+
+
+def flip_a_digit(path: Path) -> None:
+    """Another item of the catalogue, so that every line is still sound."""
+    first = path.read_text().split("\n")[1].split("\t")
+    items = first[2].split(" ")
+    place = next(place for place, item in enumerate(items) if item != first[1])
+    other = next(item for item in IDS[1:] if item not in items)
+    damage(path, 2, first[2], " ".join([*items[:place], other, *items[place + 1 :]]))
+    read_candidates(path, USER_IDS, IDS)
+
+
+@pytest.mark.parametrize(
+    ("change", "origin", "message"),
+    [
+        (lambda path: None, {**ORIGIN, "titles": "a2"}, "has changed: titles$"),
+        (lambda path: None, {"titles": "a2", "histories": "b3"}, "has changed: titles, histories$"),
+        (lambda path: None, {**ORIGIN, "retriever": "c3"}, "has changed: retriever$"),
+        (lambda path: None, {"titles": "a1"}, "has changed: histories$"),
+        (flip_a_digit, ORIGIN, "it is damaged, its SHA-256 is not the one in .*json$"),
+        (lambda path: path.write_text(path.read_text()[:-9]), ORIGIN, "it is damaged, line 40: the end is missing"),
+        (lambda path: path.with_name(f"{path.name}.json").unlink(), ORIGIN, "json, which says .* is missing or damaged$"),
+        (lambda path: path.with_name(f"{path.name}.json").write_text("[]"), ORIGIN, "json, which says .* missing or damaged$"),
+    ],
+    ids=["one", "two", "more", "fewer", "digit", "truncated", "no origin", "damaged origin"],
+)
+def test_it_is_drawn_anew_with_a_line_in_the_log(
+    stored: tuple[Path, CandidateSet],
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], None],
+    origin: dict[str, str],
+    message: str,
+) -> None:
+    path, found = stored
+    change(path)
+    items = found.items.flip(1)
+    again = load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: items, origin)
+    assert torch.equal(again.lookup(found.users, found.targets), items) and again.sha256 != found.sha256
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{path} is drawn anew: ")
+    assert re.search(message, line)
+    load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: pytest.fail("drawn again"), origin)
+    assert len(caplog.records) == 1
+
+
+def test_a_first_draw_and_a_file_of_the_users_own_say_nothing(
+    stored: tuple[Path, CandidateSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, found = stored
+    path.with_name(f"{path.name}.json").unlink()
+    assert read_candidates(path, USER_IDS, IDS).sha256 == found.sha256 and not caplog.records
