@@ -102,7 +102,7 @@ class CollaborativeModel:
         save_tensors(out / "model.safetensors", self.model.state_dict())
 
     def _take_over(self, out: Path, scratch: Path) -> None:
-        from recbole_llm.training.foreign import read_checkpoint
+        from recbole_llm.training.imported_checkpoint import read_checkpoint
 
         found = read_checkpoint(str(self._checkpoint)).state_dict
         try:
@@ -315,7 +315,7 @@ def _checkpoint_settings(name: str, checkpoint: str | Path) -> dict[str, Any]:
     """
     import recbole
 
-    from recbole_llm.training.foreign import read_checkpoint
+    from recbole_llm.training.imported_checkpoint import read_checkpoint
 
     file = files(recbole) / "properties" / "model" / f"{name}.yaml"
     known = {"MAX_ITEM_LIST_LENGTH", "train_mode", *(yaml.safe_load(file.read_text()) or {})} if file.is_file() else set()
