@@ -1,15 +1,17 @@
-"""Checkpoints from elsewhere as plain data: RecBole's own ``.pth`` files, read without calling anything they name.
+"""Imported checkpoints: RecBole's own ``.pth`` files, read as data, without importing or calling anything that they name.
 
-RecBole pickles its whole ``Config`` beside the weights, so that ``weights_only=True`` refuses the file and ``weights_only=False``
-runs whatever it says. Here the pickle becomes inert records: no name in it is imported, every class and function is a stand-in
-that keeps what it was given. The records that mean a tensor of the state dict are looked up afterwards, and built by this file
-out of bytes whose CRC-32, length and bounds it checks; nothing else is.
+RecBole pickles its whole ``Config`` beside the weights: ``torch.load(weights_only=False)`` runs whatever the file says, and
+``weights_only=True`` refuses it, whatever is allowlisted, because RecBole pickles with protocol 4 and torch's unpickler reads
+protocol 2 only. Nor does torch before 2.10 compare the size of a storage with the bytes that are in the file. So the standard
+library's unpickler reads it here, with stand-ins for all classes and functions; a tensor of the state dict is then looked up
+among the stand-ins and is a view, checked by torch, of bytes whose CRC-32 and number are checked.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import math
 import pickle
 import pickletools
 import sys
@@ -25,18 +27,10 @@ from torch import Tensor
 
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 _DTYPES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool, "torch.ComplexDoubleStorage": torch.complex128, "torch.ComplexFloatStorage": torch.complex64,
 }
 _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 
@@ -62,7 +56,7 @@ def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedChe
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, holds code or holds no state dict of ordinary tensors; names key, file and remedy.
+        ValueError: it is damaged or holds no state dict of ordinary tensors; names key, file and remedy.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -74,7 +68,7 @@ def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedChe
             if stream.read(4) != b"PK\x03\x04":
                 raise _RefusedError("it is not in torch.save's zip format; save it again with torch 1.6 or newer")
             with zipfile.ZipFile(stream) as zipped:
-                return _read(_Archive(zipped))
+                return _read(_Archive(zipped, path.stat().st_size))
     except _RefusedError as error:
         raise ValueError(f"{key}: {path} is refused: {error}") from error
     except Exception as error:  # a damaged file can fail in any way
@@ -82,7 +76,9 @@ def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedChe
 
 
 def _read(archive: _Archive) -> ImportedCheckpoint:
-    content = _unpickle(archive.read("data.pkl"))
+    pickled = archive.read("data.pkl")
+    _check(pickled)
+    content = _Unpickler(io.BytesIO(pickled)).load()
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise _RefusedError("it has no state_dict; write one with torch.save({'state_dict': model.state_dict()}, file)")
     state = {name: archive.tensor(name, record) for name, record in content["state_dict"].items()}
@@ -142,11 +138,13 @@ class _Unpickler(pickle.Unpickler):
         return _Inert(*pid)
 
 
-def _unpickle(data: bytes) -> Any:
-    for opcode, argument, _ in pickletools.genops(data):  # also fails on lengths beyond the end
-        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
-            raise _RefusedError("its pickle is made to fill the memory; get the file from its author")
-    return _Unpickler(io.BytesIO(data)).load()
+def _check(pickled: bytes) -> None:
+    """Refuse what would exhaust any unpickler: memo indices of any size, and keys deep enough for their hash to crash."""
+    tuples = 0
+    for opcode, argument, _ in pickletools.genops(pickled):  # also fails on lengths beyond the end
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > 50_000 or (opcode.name.endswith("PUT") and int(argument or 0) > len(pickled)):
+            raise _RefusedError("its pickle is made to fill the memory or the stack; get the file from its author")
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -155,12 +153,11 @@ def _unpickle(data: bytes) -> Any:
 class _Archive:
     """The records of torch's zip format, and tensors over them."""
 
-    def __init__(self, zipped: zipfile.ZipFile):
+    def __init__(self, zipped: zipfile.ZipFile, size: int):
         self.zipped = zipped
         self.records = {info.filename.partition("/")[2]: info for info in zipped.infolist()}  # one folder holds all
         self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
-        if "constants.pkl" in self.records or any(name.startswith("code/") for name in self.records):
-            raise _RefusedError("it is a TorchScript archive, which is code; save the state_dict of the model in it")
+        self.elements_left = size  # of its tensors: what repeats stored values (stride 0) could be of any size
         if "byteorder" in self.records and self.read("byteorder").decode() != sys.byteorder:
             raise _RefusedError(f"its byte order is not this machine's, {sys.byteorder}; save it as .safetensors")
 
@@ -193,8 +190,7 @@ class _Archive:
             found = getattr(record, "origin", "") or type(record).__name__
             raise _RefusedError(f"state_dict[{name!r}] is no ordinary tensor but {found}; leave it out, or save it dense")
         reference, offset, size, stride = record.args[:4]
-        values = self.storage(reference)
-        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if min((offset, *size, *stride)) < 0 or (0 not in size and end >= len(values)):
-            raise ValueError(f"state_dict[{name!r}] reaches outside its {len(values)} stored values")
-        return values.as_strided(size, stride, offset)
+        self.elements_left -= math.prod(size)
+        if self.elements_left < 0:
+            raise _RefusedError(f"state_dict[{name!r}] has more elements than the file has bytes; save it after .contiguous()")
+        return self.storage(reference).as_strided(size, stride, offset)  # torch refuses what reaches outside
