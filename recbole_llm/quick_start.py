@@ -1,21 +1,24 @@
-"""The whole story in one function: config -> data -> candidates -> model -> stages -> evaluation -> record."""
+"""A whole run in one function: config -> data -> candidates -> model -> stages -> evaluation -> record."""
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from recbole.utils import init_seed, set_color
 
-from recbole_llm import compat, registry
+from recbole_llm import compat
+from recbole_llm.classical.retriever import Retriever
+from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
+from recbole_llm.data.candidate_sets import candidate_sets
+from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation import slices
-from recbole_llm.evaluation.protocol import attach_candidates
 from recbole_llm.evaluation.record import RunRecord, table
 
 logger = getLogger()
@@ -31,58 +34,84 @@ def run_recbole_llm(
 ) -> dict[str, Any]:
     """Train and evaluate one model, ours or RecBole's, and write its run record.
 
-    A model with ``report(folder) -> list[str]`` may then write into the record's folder; the log shows the lines it returns.
-
     Args:
         model, dataset, config_file_list, config_dict, saved: as RecBole's ``run_recbole``.
         cmd_line: ``--key=value`` arguments; they win over everything else.
 
     Returns:
         RecBole's result dict (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``) with
-        ``controls`` (name -> test result) and ``record`` (path of the run record) beside it.
+        ``variants`` (name -> test result) and ``record`` (path of the run record) beside it.
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
-    init_seed(config["seed"], config["reproducibility"])
     compat.init_logger(config)
-    slices.check(config["slices"])  # now: after a training is late for a typing error
     config.log_ours()
-
-    data = create_dataset(config)
-    logger.info(data)
-    train_data, valid_data, test_data = data_preparation(config, data)
-    attach_candidates(config, data, train_data, valid_data, test_data)
-
-    init_seed(config["seed"], config["reproducibility"])  # whatever was drawn so far, every model starts alike
-    network = config.model_class(config, train_data._dataset).to(config["device"])
-    logger.info(network)
-    trainer = registry.get_trainer(config)(config, network)
-    best_valid_score, best_valid_result = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
-    waited = network.cache.waited if hasattr(network, "cache") else 0.0
+    run = assemble(config)
+    shown = config["show_progress"]
+    best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
+    waited = run.trainer.cache.waited
     trained = time.monotonic() - waited
-    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
-    record = RunRecord(config, network, trainer, valid_data, test_data)
-    record.add(config["model"], test_result, trainer.ranks)
-    for name, control in getattr(network, "controls", dict)().items():
-        with control():
-            result = trainer.evaluate(test_data, load_best_model=False, show_progress=config["show_progress"])
-        record.add(name, result, trainer.ranks)
+
+    record = RunRecord(config, run.trainer, run.valid, run.test)
+    own, *others = run.trainer.recommender.variants().items()
+    record.add(config["model"], run.trainer.evaluate(run.test, load_best_model=saved, show_progress=shown, variant=own[1]))
+    for name, variant in others:
+        record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
 
     path = record.write(
         best_valid_result=best_valid_result,
         seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=compat.peak_memory_bytes(),
     )
+    test_result = record.rows[0].metrics
     logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
     logger.info(set_color("test result", "yellow") + f": {test_result}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}")
-    for line in network.report(path.parent) if hasattr(network, "report") else ():
+    for line in run.trainer.recommender.report(path.parent):
         logger.info(line)
     return {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_valid_result,
-        "test_result": record.rows[0].metrics,
-        "controls": {row.name: row.metrics for row in record.rows[1:]},
+        "test_result": test_result,
+        "variants": {row.name: row.metrics for row in record.rows[1:]},
         "record": str(Path(path)),
     }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configured run, put together and not yet trained.
+
+    Attributes:
+        candidates: candidate sets by phase, none where the phase is a full ranking.
+        trainer: knows the stages that its ``fit`` will run.
+    """
+
+    config: LLMConfig
+    model: Any
+    trainer: Any
+    train: Any
+    valid: Any
+    test: Any
+    candidates: Mapping[str, CandidateSet]
+
+
+def assemble(config: LLMConfig) -> Run:
+    """Read the data, draw the candidates, build the model and plan its stages; nothing is trained."""
+    slices.check(config["slices"])
+    init_seed(config["seed"], config["reproducibility"])
+    data = create_dataset(config)
+    logger.info(data)
+    train, valid, test = data_preparation(config, data)
+    retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
+    candidates = candidate_sets(config, data, retriever)
+    valid.candidates, test.candidates = (candidates.get(phase) for phase in ("valid", "test"))
+
+    init_seed(config["seed"], config["reproducibility"])  # whatever was drawn so far, every model starts alike
+    model = config.model_class(config, train._dataset).to(config["device"])
+    trainer = trainer_class(config)(config, model)
+    stages = trainer.plan(candidates, retriever)
+    if stages:
+        logger.info(trainer.cache.plan(stages))
+    return Run(config, model, trainer, train, valid, test, candidates)

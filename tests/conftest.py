@@ -190,23 +190,13 @@ def module_settings(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.Tem
 
 def assembled(name: str, settings: dict[str, Any], dataset: str = "tiny", **changes: Any) -> SimpleNamespace:
     """A model with its config, loaders and trainer, as ``run_recbole_llm`` puts them together, not yet trained."""
-    from recbole.utils import init_seed
-
-    from recbole_llm import compat, registry
+    from recbole_llm import compat
     from recbole_llm.config import LLMConfig
-    from recbole_llm.data.loading import create_dataset, data_preparation
-    from recbole_llm.evaluation.protocol import attach_candidates
+    from recbole_llm.quick_start import assemble
 
     config = LLMConfig(name, dataset, config_dict={**settings, **changes})
-    init_seed(config["seed"], config["reproducibility"])
     compat.init_logger(config)
-    data = create_dataset(config)
-    train, valid, test = data_preparation(config, data)
-    attach_candidates(config, data, train, valid, test)
-    init_seed(config["seed"], config["reproducibility"])
-    model = config.model_class(config, train._dataset).to(config["device"])
-    trainer = registry.get_trainer(config)(config, model)
-    return SimpleNamespace(config=config, model=model, trainer=trainer, train=train, valid=valid, test=test)
+    return SimpleNamespace(**vars(assemble(config)))
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from recbole_llm.evaluation.protocol import attach_candidates
 
 from recbole_llm.cli import main
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset, data_preparation
-from recbole_llm.evaluation.protocol import attach_candidates
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.lora import attach_lora, load_adapters, save_adapter
 from recbole_llm.quick_start import run_recbole_llm

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
+from recbole_llm.data.candidate_sets import CandidateRetriever
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
@@ -52,6 +53,7 @@ class ProtocolTrainer(Trainer):
         self.saved_model_file = str(Path(self.checkpoint_dir) / name)
         self._written_here: set[str] = set()
         self._stages: Sequence[Stage] = ()
+        self._retriever: CandidateRetriever | None = None
         self._candidates: CandidateSet | None = None
         self._variant: Variant | None = None
         self._scores: CachedScores | None = None
@@ -66,10 +68,29 @@ class ProtocolTrainer(Trainer):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        """The stages that :meth:`fit` will run; nothing is trained here."""
-        self._stages = self.recommender.plan(candidates)
-        return self._stages
+    def plan(self, candidates: Mapping[str, CandidateSet], retriever: CandidateRetriever | None = None) -> Sequence[Stage]:
+        """The stages that :meth:`fit` will run; nothing is trained here.
+
+        Args:
+            candidates: candidate sets by phase.
+            retriever: the one that candidates come from, where one is needed.
+        """
+        self._stages, self._retriever = self.recommender.plan(candidates), retriever
+        return [*([retriever.stage] if retriever else []), *self._stages]
+
+    @property
+    def trained_parameters(self) -> int | None:
+        """How many parameters the model has trained, in its stages or with RecBole's trainer; without the backbone's own."""
+        if self.recommender.trained_in_stages:
+            return self.cache.trained(self._stages[0])
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def _run_stages(self) -> None:
+        if self._retriever is not None:
+            self._retriever.load(self.cache.run(self._retriever.stage))
+        if self._stages:
+            self.cache.run(*self._stages)
+        self.recommender.load(self.cache)
 
     def fit(
         self,
@@ -81,11 +102,9 @@ class ProtocolTrainer(Trainer):
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
         """Run the stages that are not cached yet, then RecBole's ``fit``, or one validation where the stages were all of it."""
-        if self._stages:
-            self.cache.run(*self._stages)
-            self.recommender.load(self.cache)
+        self._run_stages()
         if not self.recommender.trained_in_stages:
-            if self._stages:  # whatever of them was cached, training begins alike
+            if self.optimizer is None:  # the stages made the parameters; whatever of them was cached, training begins alike
                 init_seed(self.config["seed"], self.config["reproducibility"])
                 self.optimizer = self._build_optimizer()
             return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)

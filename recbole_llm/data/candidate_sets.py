@@ -50,6 +50,9 @@ class CandidateRetriever(Protocol):
     @property
     def stage(self) -> Stage: ...
 
+    def load(self, folder: Path) -> None:
+        """Read the result of the stage."""
+
     def top(self, phase: str, number: int) -> Mapping[int, list[int]]:
         """Internal user id -> its ``number`` best items that are not in its history, best first."""
 

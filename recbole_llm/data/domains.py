@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 logger = getLogger()
 
 
-
 @dataclass(frozen=True)
 class Domain:
     """One catalogue with what its users did in the training split.
@@ -69,8 +68,6 @@ class TrainingExample(NamedTuple):
     domain: int
     user: int
     end: int
-
-
 
 
 def of_dataset(config: Any, dataset: Any) -> Domain:

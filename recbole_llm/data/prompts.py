@@ -81,9 +81,7 @@ def number_soft_tokens(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[in
 
 def _split_soft(row: Sequence[int]) -> Prompt:
     """A row in which soft tokens are ids below zero, ``-1 - key``; no other function knows of these."""
-    return Prompt(
-        [max(token, 0) for token in row], {position: -1 - token for position, token in enumerate(row) if token < 0}
-    )
+    return Prompt([max(token, 0) for token in row], {position: -1 - token for position, token in enumerate(row) if token < 0})
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,15 @@ class PromptSettings:
     @classmethod
     def of(cls, config: Any, **changes: Any) -> PromptSettings:
         """The settings of a configuration, with ``changes``."""
-        keys = "system history_separator candidate_separator chat max_history max_title_tokens max_prompt_tokens".split()
+        keys = [
+            "system",
+            "history_separator",
+            "candidate_separator",
+            "chat",
+            "max_history",
+            "max_title_tokens",
+            "max_prompt_tokens",
+        ]
         values = {"template": template(config, config["prompt"]), **{key: config[key] for key in keys}, **changes}
         return cls(**values)
 
@@ -319,8 +325,6 @@ class PromptBuilder:
                 "labels, or a scorer that reads whole titles (tree, prefix, naive)"
             )
         return [ids[0] for ids in tokens]
-
-
 
 
 def _fill(template: str, **words: str) -> str:

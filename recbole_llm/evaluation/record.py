@@ -15,7 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 import recbole_llm
-from recbole_llm.evaluation import slices
+from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.store.files import atomic_write
 
@@ -42,8 +42,8 @@ class Row:
 class RunRecord:
     """Collects the rows of a run and writes them, once, as a whole."""
 
-    def __init__(self, config: Any, model: Any, trainer: Any, valid_data: Any, test_data: Any):
-        self._config, self._model, self._trainer = config, model, trainer
+    def __init__(self, config: Any, trainer: Any, valid_data: Any, test_data: Any):
+        self._config, self._trainer = config, trainer
         self._candidates = {
             phase: loader.candidates.sha256 for phase, loader in (("valid", valid_data), ("test", test_data)) if loader.candidates
         }
@@ -56,24 +56,29 @@ class RunRecord:
         self.rows: list[Row] = []
         self._speeds: list[float | None] = []
 
-    def add(self, name: str, metrics: Mapping[str, float], ranks: Ranks) -> None:
-        """Add a result with the ranks behind it; those of a full ranking give an uncut ``mrr`` beside it."""
-        values = {key: float(value) for key, value in metrics.items()}
+    def add(self, name: str, result: Mapping[str, float]) -> None:
+        """Add the result of the trainer's last evaluation; the ranks of a full ranking give an uncut ``mrr`` beside it."""
+        ranks = self._trainer.ranks
+        values = {key: float(value) for key, value in result.items()}
         told = ranks
         if "test" not in self._candidates:
             told = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
-            values |= slices.metrics(told.ranks, ["mrr"])
+            values |= metrics.metrics(told.ranks, ["mrr"])
         parts = {
-            part: {"users": len(own.users), **slices.metrics(own.ranks, values), _INTERVAL: slices.half_widths(own.ranks, values)}
+            part: {
+                "users": len(own.users),
+                **metrics.metrics(own.ranks, values),
+                _INTERVAL: metrics.half_widths(own.ranks, values),
+            }
             for part, own in slices.parted(told, self._slices).items()
         }
-        self.rows.append(Row(name, values, ranks, slices.half_widths(told.ranks, values), parts))
+        self.rows.append(Row(name, values, ranks, metrics.half_widths(told.ranks, values), parts))
         self._speeds.append(self._trainer.users_per_second)
 
     @property
     def heading(self) -> str:
         """What the table is about: dataset, scenario, candidates, backbone."""
-        backbone = getattr(self._model, "backbone_name", None)
+        backbone = self._trainer.recommender.facts().backbone
         users = len(self.rows[0].ranks.users)
         mode = self._config["eval_args"]["mode"]["test"]
         protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
@@ -83,7 +88,7 @@ class RunRecord:
     def write(self, **facts: Any) -> Path:
         """Write the record where the configuration says; returns its path."""
         config, path = self._config, self._config.record_file
-        cache = getattr(self._model, "cache", None)
+        cache, known = self._trainer.cache, self._trainer.recommender.facts()
         content = {
             "model": config["model"],
             "dataset": config["dataset"],
@@ -98,12 +103,12 @@ class RunRecord:
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "candidates_sha256": self._candidates,
             "users_per_second": self._speeds[0] if self._speeds else None,
-            "trained_parameters": _trained_parameters(self._model),
-            "backbone": getattr(self._model, "backbone_name", None),
-            "backbone_fingerprint": getattr(self._model, "backbone_fingerprint", None),
-            "merge": getattr(self._model, "merge_report", None),
-            "stages": {stage: folder.name for stage, folder in cache.folders.items()} if cache else {},
-            "stage_seconds": cache.seconds if cache else None,
+            "trained_parameters": self._trainer.trained_parameters,
+            "backbone": known.backbone,
+            "backbone_fingerprint": known.backbone_fingerprint,
+            "merge": known.merge,
+            "stages": {stage: folder.name for stage, folder in cache.folders.items()},
+            "stage_seconds": cache.seconds,
             "config": config.plain(),
             "fingerprint": config.fingerprint,
             "versions": {"recbole_llm": recbole_llm.__version__, "python": platform.python_version()}
@@ -114,13 +119,6 @@ class RunRecord:
         }
         atomic_write(path, json.dumps(content, indent=1, default=float))
         return path
-
-
-def _trained_parameters(model: Any) -> int | None:
-    """What all stages of our models have trained; of others, what can be trained."""
-    if hasattr(model, "run_stages"):
-        return model.trained_parameters
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def commit() -> str | None:

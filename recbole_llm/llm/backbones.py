@@ -1,4 +1,4 @@
-"""The backbone of a model: the builtin LM, which a stage trains, or any causal LM by folder or hub id; loaded at the first use."""
+"""The backbone of a model: the builtin LM, which a stage trains, or any causal LM by folder or hub id; loaded when needed."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm.data.domains import Domain, united
-from recbole_llm.data.prompts import tokenise_as_text
+from recbole_llm.data.tokens import tokenise_as_text
 from recbole_llm.llm.windows import Histories, WindowBatches
 from recbole_llm.store.stages import Stage, Work
-from recbole_llm.training.loop import LoopOptions, TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop, cosine_with_warmup
 from recbole_llm.training.muon import MuonAdamW
 
 logger = getLogger()
@@ -98,7 +98,7 @@ class BuiltinLMConfig:
 
 
 def builtin_stage(
-    settings: dict[str, Any], domains: Sequence[Domain], seed: int, options: LoopOptions = LoopOptions()
+    settings: dict[str, Any], domains: Sequence[Domain], seed: int, options: LoopOptions = DEFAULT_OPTIONS
 ) -> Stage:
     """The training of the builtin LM on the domains' training splits, as a cached and resumable stage."""
     config = BuiltinLMConfig.read(settings)
@@ -127,7 +127,7 @@ def train_builtin_lm(
     config: BuiltinLMConfig | None = None,
     seed: int = 2020,
     scratch: Path | None = None,
-    options: LoopOptions = LoopOptions(),
+    options: LoopOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Train the builtin LM and write it to ``folder`` as config.json, model.safetensors and the tokenizer's files.
 

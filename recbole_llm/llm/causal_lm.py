@@ -107,7 +107,7 @@ def identity(path: str | Path, revision: str | None = None) -> str:
 
 
 def fingerprint(path: str | Path, revision: str | None = None) -> str:
-    """What identifies the weights: SHA-256 of a folder's config, tokenizer, chat template and tensors, or ``id@revision`` of the hub.
+    """What identifies a causal LM: SHA-256 of a folder's config, tokenizer, chat template and tensors, or ``id@revision``.
 
     A file above 64 MB counts with its size, its first 64 kB (where safetensors keep their header) and 63 samples.
     """

@@ -19,9 +19,7 @@ from recbole_llm.llm.packing import pad_left
 from recbole_llm.llm.scoring import embedded, positions
 
 
-def encode(
-    lm: Any, rows: Sequence[Prompt], pad_token_id: int, *, soft: Tensor | None = None, mean: bool = False
-) -> Tensor:
+def encode(lm: Any, rows: Sequence[Prompt], pad_token_id: int, *, soft: Tensor | None = None, mean: bool = False) -> Tensor:
     """Hidden states [B, D] in fp32 after the LM's final norm; differentiable in ``soft``.
 
     rows: of any lengths; their soft slots name rows of ``soft`` [S, D], see :func:`~recbole_llm.llm.scoring.embedded`.
@@ -36,7 +34,10 @@ def encode(
     embed = lm.get_input_embeddings()
     tokens, seen = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)  # [B, T]
     hidden = lm.base_model(
-        inputs_embeds=embedded(embed, tokens, rows, soft), attention_mask=seen.long(), position_ids=positions(seen), use_cache=False
+        inputs_embeds=embedded(embed, tokens, rows, soft),
+        attention_mask=seen.long(),
+        position_ids=positions(seen),
+        use_cache=False,
     ).last_hidden_state  # [B, T, D]
     if not mean:
         return hidden[:, -1].float()  # [B, D]

@@ -17,7 +17,7 @@ from recbole_llm.data.prompts import Example
 from recbole_llm.llm.lora import attach_lora, save_adapter
 from recbole_llm.llm.scoring import lm_loss
 from recbole_llm.store.stages import Work
-from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import DEFAULT_OPTIONS, Epochs, LoopOptions, TrainingLoop, cosine_with_warmup
 
 logger = getLogger()
 
@@ -82,7 +82,7 @@ def finetune(
     pad_token_id: int,
     validate: Callable[[Any], float] | None,
     work: Work,
-    options: LoopOptions = LoopOptions(),
+    options: LoopOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Train one adapter on ``examples`` and write it to ``work.out`` as a PEFT folder; ``model`` comes back without it.
 
@@ -133,7 +133,9 @@ def finetune(
         options=options,
         learning_rate_key="lora_learning_rate",
     )
-    logger.info(f"{name}: {len(examples)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
+    logger.info(
+        f"{name}: {len(examples)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights"
+    )
     try:
         loop.run()
         save_adapter(peft_model, name, work.out)

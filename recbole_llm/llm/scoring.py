@@ -75,7 +75,9 @@ class Scorer:
     ) -> Tensor:
         embed = model.get_input_embeddings()
         device = embed.weight.device
-        inputs = [embedded(embed, torch.tensor([prompt.ids], device=device), [prompt], soft)[0] for prompt in prompts]  # B x [L, D]
+        inputs = [
+            embedded(embed, torch.tensor([prompt.ids], device=device), [prompt], soft)[0] for prompt in prompts
+        ]  # B x [L, D]
         tokens, real = pad_answers(answers, self.pad_token_id, device)  # [B, C, A]
         if self.strategy == "naive":
             logp = _naive(model, inputs, tokens)  # [B, C, A]

@@ -244,9 +244,7 @@ class SoftTokens(nn.Module):
         """Prompts with numbered slots, and the vectors [S, D] for them."""
         return self.fill(prompts, list(zip(users, histories, strict=True)))
 
-    def fill(
-        self, prompts: Sequence[Prompt], asking: Sequence[tuple[int, Sequence[int]]]
-    ) -> tuple[list[Prompt], Tensor | None]:
+    def fill(self, prompts: Sequence[Prompt], asking: Sequence[tuple[int, Sequence[int]]]) -> tuple[list[Prompt], Tensor | None]:
         """As :meth:`forward`; ``asking`` holds user and history by number of the user's token. Each token is made once."""
         numbered, keys = number_soft_tokens(prompts)
         items = [key for key in keys if key < len(self._codes)]  # then users

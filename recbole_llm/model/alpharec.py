@@ -1,4 +1,4 @@
-"""AlphaRec: item texts in place of ids, two linear layers and a graph convolution; no language model is trained or asked.
+"""AlphaRec: item texts in place of ids, two linear layers and a graph convolution; no language model is trained or prompted.
 
 Sheng et al., "Language Representations Can be What Recommenders Need: Findings and Potentials", ICLR 2025 (arXiv 2407.05441). A
 frozen text encoder gives each item a vector ``z_i``; a user is the mean of the items of the training split; one network maps both
@@ -13,7 +13,7 @@ Legend: B users, N sampled items, U users, I items, T width of the text encoder,
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,39 +23,59 @@ from recbole.utils import InputType
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from recbole_llm.llm.text_encoder import catalogue_vectors, item_sentences
-from recbole_llm.model.base import text_fields
-from recbole_llm.store.stages import StageCache
+from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation.recommender import ClassicalRecommender, Facts, Recommender, Variant
+from recbole_llm.llm.text_backbone import TextBackbone
+from recbole_llm.llm.text_encoder import item_sentences
+from recbole_llm.model.parts import text_fields
+from recbole_llm.store.stages import Stage, StageCache
 
 
-class AlphaRec(LightGCN):
-    """LightGCN whose embeddings are projected text vectors."""
+class AlphaRec(Recommender, LightGCN):
+    """LightGCN whose embeddings are projected text vectors; RecBole's trainer trains it once the vectors are there."""
 
     input_type = InputType.POINTWISE
     uses_item_text = True
-    uses_cf_model = False
     scores_unseen_items = True
-    scores_full_catalogue = True
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.temperature = config["temperature"]
         self.negatives = config["num_negatives"]
-        self.cache = StageCache(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
-        sentences = item_sentences(dataset.item_texts, text_fields(config))
-        self.backbone_name, vectors = catalogue_vectors(config, sentences, self.cache)  # [I, T]
-
+        self.seed = config["seed"]
+        self.hidden_multiplier = config["hidden_multiplier"]
+        self.item_field = config["ITEM_ID_FIELD"]
+        self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config)))
         self.known = csr_matrix(self.interaction_matrix, dtype=bool)  # [U, I]
-        counts = self.known.sum(1).clip(min=1)  # [U, 1]
-        users = torch.from_numpy(np.asarray(self.known.astype(np.float32) @ vectors.numpy() / counts, dtype=np.float32))
-        self.register_buffer("text_vectors", torch.cat([users, vectors]), persistent=False)  # [U + I, T]
         del self.user_embedding, self.item_embedding
-        width, hidden = vectors.shape[1], round(config["hidden_multiplier"] * vectors.shape[1])
-        self.project = nn.Sequential(nn.Linear(width, hidden), nn.LeakyReLU(), nn.Linear(hidden, self.latent_dim))
 
     def __str__(self) -> str:
-        trained = sum(parameter.numel() for parameter in self.parameters())
-        return f"AlphaRec on {self.backbone_name}: {trained:,} parameters are trained, the text encoder's are not"
+        return f"AlphaRec on {self.text.name}"
+
+    # -- stages --------------------------------------------------------------------------------------------------------
+
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        return self.text.stages
+
+    def load(self, cache: StageCache) -> None:
+        """Encode the catalogue and make the network that is to be trained, from the model's own seed."""
+        vectors = self.text.vectors(self.text.load(cache))  # [I, T]
+        counts = self.known.sum(1).clip(min=1)  # [U, 1]
+        users = torch.from_numpy(np.asarray(self.known.astype(np.float32) @ vectors.numpy() / counts, dtype=np.float32))
+        self.register_buffer("text_vectors", torch.cat([users, vectors]).to(self.device), persistent=False)  # [U + I, T]
+        width, hidden = vectors.shape[1], round(self.hidden_multiplier * vectors.shape[1])
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            network = nn.Sequential(nn.Linear(width, hidden), nn.LeakyReLU(), nn.Linear(hidden, self.latent_dim))
+        self.project = network.to(self.device)
+
+    def variants(self) -> dict[str, Variant]:
+        return ClassicalRecommender(self, self.item_field, type(self).__name__).variants()
+
+    def facts(self) -> Facts:
+        return Facts(self.text.name, self.text.fingerprint)
+
+    # -- the model -----------------------------------------------------------------------------------------------------
 
     def get_ego_embeddings(self) -> Tensor:
         return self.project(self.text_vectors)  # [U + I, D]
@@ -69,13 +89,13 @@ class AlphaRec(LightGCN):
 
         An item that the training split shows with a user is no negative of that user.
         """
-        self.restore_user_e = self.restore_item_e = None  # what evaluation has kept
+        self.restore_user_e = self.restore_item_e = None  # of the last evaluation
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]  # [B]
         drawn = torch.randint(1, self.n_items, (self.negatives,))  # [N]
         known = torch.from_numpy(self.known[users.cpu().numpy()][:, drawn.numpy()].toarray()).to(self.device)  # [B, N]
         user_vectors, item_vectors = self.forward()
-        asked = user_vectors[users]  # [B, D]
-        own = (asked * item_vectors[items]).sum(-1, keepdim=True)  # [B, 1]
-        others = asked @ item_vectors[drawn.to(self.device)].T  # [B, N]
+        vectors = user_vectors[users]  # [B, D]
+        own = (vectors * item_vectors[items]).sum(-1, keepdim=True)  # [B, 1]
+        others = vectors @ item_vectors[drawn.to(self.device)].T  # [B, N]
         logits = torch.cat([own, others.masked_fill(known, -torch.inf)], dim=1) / self.temperature  # [B, 1 + N]
         return nn.functional.cross_entropy(logits, torch.zeros_like(users))

@@ -36,9 +36,7 @@ class EvalUsers:
         number: of how many users.
     """
 
-    def __init__(
-        self, candidates: CandidateSet, histories: Histories, phase: str, *, seed: int, metric: str, number: int
-    ):
+    def __init__(self, candidates: CandidateSet, histories: Histories, phase: str, *, seed: int, metric: str, number: int):
         self._candidates, self._histories, self._phase = candidates, histories, phase
         self._metric, self._number, self._seed = metric.lower(), number, seed
         self._order = torch.from_numpy(np.random.default_rng(seed).permutation(len(candidates.users)))

@@ -39,7 +39,7 @@ from recbole_llm.model.encoder import LLMEncoder
 from recbole_llm.model.m_former import WarmUp, load_balance
 from recbole_llm.model.parts import Parts, histories_of, text_fields
 from recbole_llm.model.towers import TowerConfig, TowerReader, Towers
-from recbole_llm.store.files import fingerprint, save_tensors
+from recbole_llm.store.files import fingerprint, preserved_random_state, save_tensors
 from recbole_llm.store.stages import Folders, Stage, StageCache, Work
 from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
 
@@ -193,7 +193,8 @@ class Laser(LLMEncoder):
 
     def _trained(self, reader: TowerReader, folder: Path) -> Towers:
         """Both towers and the item matrix of phase 1."""
-        towers = reader.towers()
+        with preserved_random_state():  # their weights are read, so that drawing them has to move nothing
+            towers = reader.towers()
         towers.user.load_state_dict(load_file(folder / "user_tower.safetensors"))
         towers.item.load_state_dict(load_file(folder / "item_tower.safetensors"))
         towers.item_matrix = load_file(folder / "item_matrix.safetensors")["items"].to(self.cf.device)
@@ -349,9 +350,7 @@ class Laser(LLMEncoder):
         if self._routes and reader.knows_states():
             histories = [self.parts.histories.before(user, "valid").tolist() for user in self.valid_users()]
             chosen = reader.experts(towers.user, histories)
-            experts.log_shares(
-                when, chosen, self.tower_config.former.experts, self.training_config.load_balance_weight
-            )
+            experts.log_shares(when, chosen, self.tower_config.former.experts, self.training_config.load_balance_weight)
 
     def report(self, folder: Path) -> list[str]:
         """Which test users go to which expert, by what they mostly consume."""

@@ -1,7 +1,7 @@
 """How rankers merge adapters: a stage in which everything is frozen and only the coefficients are chosen.
 
-The method is the one that ``merge`` names (:mod:`recbole_llm.merging.stage`). The mixture is written as one ordinary PEFT adapter,
-so inference costs what a single adapter costs.
+The method is the one that ``merge`` names (:mod:`recbole_llm.merging.stage`). The mixture is written as one ordinary PEFT
+adapter, so inference costs what a single adapter costs.
 
 Legend: K adapters, M adapted modules, C candidates.
 """
@@ -55,8 +55,8 @@ class MergeSettings:
         resolve(config["merge"])
         if config["merge_granularity"] not in ("global", "module"):
             raise ValueError(f"merge_granularity: {config['merge_granularity']} is neither global nor module")
-        names = "weights extrapolate points steps density residual".split()
-        options = {name: config[f"merge_{name}"] for name in names} | {"lr": config["merge_learning_rate"], "seed": config["seed"]}
+        names = ["weights", "extrapolate", "points", "steps", "density", "residual"]
+        options = {name: config[f"merge_{name}"] for name in names}
         return cls(
             method=config["merge"],
             granularity=config["merge_granularity"],
@@ -64,7 +64,7 @@ class MergeSettings:
             prompts=config["merge_prompts"],
             first_tokens=config["merge_first_tokens"],
             compress_rank=config["merge_compress_rank"],
-            options=options,
+            options=options | {"lr": config["merge_learning_rate"], "seed": config["seed"]},
         )
 
 
@@ -92,9 +92,7 @@ class AdapterMerging:
             "prompts": [asked.fingerprint, valid.fingerprint],
             "scores": self.parts.scores_depend_on(),
         }
-        return Stage(
-            name, depends, lambda work: self._merge(sources, asked, valid, work), inputs=tuple(sources.values())
-        )
+        return Stage(name, depends, lambda work: self._merge(sources, asked, valid, work), inputs=tuple(sources.values()))
 
     def folder(self, results: Folders, stage: Stage) -> Path:
         """The merged adapter."""
@@ -121,9 +119,7 @@ class AdapterMerging:
         finally:
             model.unload()
 
-    def _problem(
-        self, causal: CausalLM, model: Any, names: list[str], asked: EvalUsers, valid: EvalUsers
-    ) -> MergeProblem:
+    def _problem(self, causal: CausalLM, model: Any, names: list[str], asked: EvalUsers, valid: EvalUsers) -> MergeProblem:
         """What a method may look at; the targets of the unlabelled prompts are dropped here."""
         likelihood, first_tokens = self.parts.likelihood(causal), self.settings.first_tokens
         tokenizer, modules = causal.tokenizer, list(lora_modules(model))

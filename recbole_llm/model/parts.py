@@ -110,9 +110,7 @@ class RankerParts(Parts):
         scoring, examples = ScoringSettings.of(config), ExampleSettings.of(config)
         if scoring.reads_labels:
             prompts = {"template": template(config, "labelled"), "labels": LABELS[: examples.num_negatives + 1], **prompts}
-        return cls(
-            **cls.shared(config, dataset, PromptSettings.of(config, **prompts)), scoring=scoring, examples=examples
-        )
+        return cls(**cls.shared(config, dataset, PromptSettings.of(config, **prompts)), scoring=scoring, examples=examples)
 
     def eval_users(self, candidates: Mapping[str, CandidateSet], phase: str = "valid") -> EvalUsers:
         """The users of a phase, for early stopping and merging.
@@ -167,4 +165,3 @@ def histories_of(model: Any, interaction: Any) -> list[list[int]]:
     """The histories of a RecBole interaction, as internal item ids from old to new."""
     items, lengths = interaction[model.ITEM_SEQ].tolist(), interaction[model.ITEM_SEQ_LEN].tolist()
     return [row[:length] for row, length in zip(items, lengths, strict=True)]
-

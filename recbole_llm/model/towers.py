@@ -144,9 +144,7 @@ class TowerReader:
         cf_width = self.cf.item_table.size(1) if self.config.states == "items" else self.cf.state_width
         return Towers(self.config, cf_width, self.width).to(self.cf.device)
 
-    def embed(
-        self, tower: Tower, histories: Sequence[Sequence[int]], null_share: float = 0.0
-    ) -> tuple[Tensor, Routing | None]:
+    def embed(self, tower: Tower, histories: Sequence[Sequence[int]], null_share: float = 0.0) -> tuple[Tensor, Routing | None]:
         """Vectors [B, D] of unit length, and where the router sent each history; differentiable.
 
         null_share: of the histories, drawn anew, whose states are taken away, so that the null token learns to stand for them.
@@ -158,9 +156,7 @@ class TowerReader:
         size = soft.size(1)
         rows = [self._row(history, np.arange(size) + number * size) for number, history in enumerate(histories)]
         rows, _ = number_soft_tokens(rows)
-        hidden = encode(
-            self.causal.model, rows, self._pad, soft=soft.flatten(0, 1), mean=self.config.pooling == "mean"
-        )  # [B, D]
+        hidden = encode(self.causal.model, rows, self._pad, soft=soft.flatten(0, 1), mean=self.config.pooling == "mean")  # [B, D]
         return F.normalize(hidden, dim=-1), routing
 
     def text_vectors(self, histories: Sequence[Sequence[int]]) -> Tensor:

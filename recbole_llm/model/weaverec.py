@@ -69,8 +69,8 @@ class WeaveRec(LLMRanker):
         self.weave = self.merging.stage("weave", self.schemes[self.scheme], candidates)
         count = 1 + len(self.others)
         logger.info(
-            f"weave of {count} domains: {count} single-domain and {count * (count - 1) // 2} hybrid adapters serve all of them as "
-            f"targets; this run and its controls use {len(self.stages)}"
+            f"weave of {count} domains: {count} single-domain and {count * (count - 1) // 2} hybrid adapters serve all of them "
+            f"as targets; this run and its controls use {len(self.stages)}"
         )
         return [self.weave, *self.stages.values(), *self.retrieval()]
 

@@ -77,6 +77,9 @@ class LoopOptions:
         return cls(config["save_every_seconds"], config["show_progress"])
 
 
+DEFAULT_OPTIONS = LoopOptions()
+
+
 @dataclass
 class LoopState:
     """Where a loop stands."""
@@ -121,7 +124,7 @@ class TrainingLoop:
     eval_every: int = 0
     patience: int = 0
     folder: Path | None = None
-    options: LoopOptions = LoopOptions()
+    options: LoopOptions = DEFAULT_OPTIONS
     learning_rate_key: str = "learning_rate"
     state: LoopState = field(default_factory=LoopState)
     best: dict[str, Tensor] = field(default_factory=dict)

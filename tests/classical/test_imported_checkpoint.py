@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 
 from recbole_llm.classical import imported_checkpoint
 from recbole_llm.classical.imported_checkpoint import ImportedCheckpoint, read_checkpoint
-from recbole_llm.training.trainer import ProtocolTrainer
+from recbole_llm.classical.trainer import ProtocolTrainer
 
 Assemble = Callable[..., SimpleNamespace]
 STATE = {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
@@ -67,8 +67,11 @@ def good() -> str:
     weights.sum().backward()
     optimizer.step()
     content = {
-        "config": {"hidden_size": 4, "topk": [1, 5]}, "epoch": 3, "state_dict": collections.OrderedDict(STATE),
-        "other_parameter": None, "optimizer": optimizer.state_dict(),
+        "config": {"hidden_size": 4, "topk": [1, 5]},
+        "epoch": 3,
+        "state_dict": collections.OrderedDict(STATE),
+        "other_parameter": None,
+        "optimizer": optimizer.state_dict(),
     }
     torch.save(content, "good.pth")
     return "good.pth"
@@ -137,9 +140,16 @@ def test_tensors_of_every_kind_come_back_bit_equal(protocol: int) -> None:
     base = torch.randn(6, 4)
     dtypes = {str(dtype): base.to(dtype) for dtype in set(imported_checkpoint._DTYPES.values())}
     state = {
-        **dtypes, "scalar": torch.tensor(3.5), "empty": torch.zeros(0, 3), "hollow": torch.zeros(3, 0).T,
-        "view": base[::2, 1:], "transposed": base.T, "shared": base, "expanded": torch.ones(1).expand(5),
-        "parameter": torch.nn.Parameter(base.half()), "gradient": base.clone().requires_grad_(),
+        **dtypes,
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "hollow": torch.zeros(3, 0).T,
+        "view": base[::2, 1:],
+        "transposed": base.T,
+        "shared": base,
+        "expanded": torch.ones(1).expand(5),
+        "parameter": torch.nn.Parameter(base.half()),
+        "gradient": base.clone().requires_grad_(),
     }
     torch.save({"state_dict": state, "config": None}, "state.pth", pickle_protocol=protocol)
     found = read_checkpoint("state.pth")
@@ -158,9 +168,24 @@ def test_what_is_not_plain_is_left_out_of_the_config() -> None:
 def test_a_pickle_full_of_other_objects_is_read() -> None:
     """DIN's checkpoint holds the dataset, ItemKNN's a scipy matrix."""
     others = [
-        scipy.sparse.eye(3).tocsr(), np.arange(3), np.float64(2), collections.defaultdict(list, a=[1]), Path("x"), {1, 2},
-        frozenset("ab"), collections.Counter("ab"), re.compile("a"), range(3), complex(1, 2), collections.deque([1]),
-        bytearray(3), SimpleNamespace(a=1), torch.optim.Adam, np.random.default_rng(0), collections.OrderedDict(a=1), slice(1),
+        scipy.sparse.eye(3).tocsr(),
+        np.arange(3),
+        np.float64(2),
+        collections.defaultdict(list, a=[1]),
+        Path("x"),
+        {1, 2},
+        frozenset("ab"),
+        collections.Counter("ab"),
+        re.compile("a"),
+        range(3),
+        complex(1, 2),
+        collections.deque([1]),
+        bytearray(3),
+        SimpleNamespace(a=1),
+        torch.optim.Adam,
+        np.random.default_rng(0),
+        collections.OrderedDict(a=1),
+        slice(1),
     ]
     for protocol in (2, 4):
         torch.save({"state_dict": STATE, "other_parameter": others}, "file.pth", pickle_protocol=protocol)
@@ -444,10 +469,18 @@ def test_a_file_without_state_dict_is_refused(content: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        ("text", "str"), (None, "NoneType"), (1.5, "float"), ({"w": torch.ones(1)}, "dict"), ([torch.ones(1)], "list"),
-        (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"), (np.ones(1), "numpy"), (torch.nn.ReLU(), "ReLU"),
-        (torch.ones(1, dtype=torch.cfloat).conj(), "_rebuild_tensor_v2"), (torch.ones(1).to(torch.float8_e5m2), "v3"),
-        (torch.ones(1, device="meta"), "meta"), (torch.float32, "torch.float32"),
+        ("text", "str"),
+        (None, "NoneType"),
+        (1.5, "float"),
+        ({"w": torch.ones(1)}, "dict"),
+        ([torch.ones(1)], "list"),
+        (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
+        (np.ones(1), "numpy"),
+        (torch.nn.ReLU(), "ReLU"),
+        (torch.ones(1, dtype=torch.cfloat).conj(), "_rebuild_tensor_v2"),
+        (torch.ones(1).to(torch.float8_e5m2), "v3"),
+        (torch.ones(1, device="meta"), "meta"),
+        (torch.float32, "torch.float32"),
     ],
 )
 def test_what_is_no_ordinary_tensor_is_refused_by_name(value: Any, found: str) -> None:
