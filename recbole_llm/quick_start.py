@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from logging import getLogger
@@ -71,7 +70,7 @@ def run_recbole_llm(
     path = record.write(
         best_valid_result=best_valid_result,
         seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=compat.peak_memory_bytes(),
     )
     logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
     logger.info(set_color("test result", "yellow") + f": {test_result}")
