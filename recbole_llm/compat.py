@@ -20,6 +20,9 @@ the second logger of a process is mute      :func:`recbole_llm.compat.init_logge
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import importlib.util
 import logging
 import sys
 from typing import Any
@@ -41,15 +44,13 @@ def check_recbole() -> None:
         ModuleNotFoundError: RecBole is not installed.
         ImportError: another version of RecBole is installed.
     """
-    try:
-        import recbole  # its __init__ holds the version and nothing else
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"RecBole-LLM needs RecBole, which is not installed; run: {_INSTALL_RECBOLE}", name="recbole"
-        ) from None
-    version = recbole.__version__
-    if not version.startswith("1.2.") or version == "1.2.0":
-        raise ImportError(f"RecBole-LLM needs RecBole 1.2.1, but {version} is installed; run: {_INSTALL_RECBOLE}")
+    if importlib.util.find_spec("recbole") is None:
+        raise ModuleNotFoundError(f"RecBole-LLM needs RecBole, which is not installed; run: {_INSTALL_RECBOLE}", name="recbole")
+    # asked of the metadata, because importing the package takes time that --help does not have; a source folder has none
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("recbole")
+        if not version.startswith("1.2.") or version == "1.2.0":
+            raise ImportError(f"RecBole-LLM needs RecBole 1.2.1, but {version} is installed; run: {_INSTALL_RECBOLE}")
 
 
 def apply() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import subprocess
@@ -36,7 +37,7 @@ def test_without_recbole_the_import_names_the_command_in_one_line() -> None:
 @pytest.mark.parametrize("version", ["1.1.1", "1.2.0", "1.3.0", "3.0"])
 def test_another_version_of_recbole_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compat.check_recbole()
-    monkeypatch.setattr(recbole, "__version__", version)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     with pytest.raises(ImportError, match=rf'{version} is installed; run: pip install --no-deps "recbole==1\.2\.1"'):
         compat.check_recbole()
 

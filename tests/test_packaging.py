@@ -94,6 +94,7 @@ def test_recbole_is_installed_by_the_readme_and_not_by_setup_cfg() -> None:
     assert command == recbole_llm.compat._INSTALL_RECBOLE
 
 
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of two docstrings in RecBole, on Python 3.12 and later
 def test_what_recbole_imports_is_a_dependency() -> None:
     folder = Path(recbole.__file__).parent
     modules = {"tensorboard"}  # what torch.utils.tensorboard imports for recbole/utils/logger.py
