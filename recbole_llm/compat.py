@@ -46,7 +46,7 @@ def check_recbole() -> None:
     """
     if importlib.util.find_spec("recbole") is None:
         raise ModuleNotFoundError(f"RecBole-LLM needs RecBole, which is not installed; run: {_INSTALL_RECBOLE}", name="recbole")
-    # asked of the metadata, because importing the package takes time that --help does not have; a source folder has none
+    # --help must not import RecBole, so the metadata is read; a source folder of RecBole has none and is accepted
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version("recbole")
         if not version.startswith("1.2.") or version == "1.2.0":
