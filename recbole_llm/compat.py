@@ -88,12 +88,12 @@ def check_pandas() -> None:
 
 def peak_memory_bytes() -> int:
     """The largest resident memory that this process has had so far, in bytes, on Linux, macOS and Windows."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
+    if sys.platform == "win32":
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Windows has no such module
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux kilobytes
 

@@ -58,7 +58,8 @@ def test_peak_memory_knows_the_unit_of_the_platform(platform: str, unit: int, mo
 
 
 def test_peak_memory_on_windows_comes_from_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "resource", None)  # importing it raises ModuleNotFoundError, as on Windows
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails, as on Windows
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=5, peak_wset=7000))
     monkeypatch.setattr(psutil, "Process", lambda: process)
     assert compat.peak_memory_bytes() == 7000
