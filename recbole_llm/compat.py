@@ -20,14 +20,37 @@ the second logger of a process is mute      :func:`recbole_llm.compat.init_logge
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import importlib.util
 import logging
+import sys
 from typing import Any
 
 import numpy as np
 
+# setup.cfg does not require RecBole, because that would bring in a ray that has no wheel for Python 3.12 and later
+_INSTALL_RECBOLE = 'pip install --no-deps "recbole==1.2.1"'
+
 # numpy 2.0 dropped these names; recbole/config/configurator.py:630-635 reads them at every Config().
 # Goes away when RecBole stops (PR RUCAIBox/RecBole#2187).
 _NUMPY_NAMES = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
+
+
+def check_recbole() -> None:
+    """Require RecBole 1.2.1 or a later 1.2, which is installed by a command of its own.
+
+    Raises:
+        ModuleNotFoundError: RecBole is not installed.
+        ImportError: another version of RecBole is installed.
+    """
+    if importlib.util.find_spec("recbole") is None:
+        raise ModuleNotFoundError(f"RecBole-LLM needs RecBole, which is not installed; run: {_INSTALL_RECBOLE}", name="recbole")
+    # --help must not import RecBole, so the metadata is read; a source folder of RecBole has none and is accepted
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("recbole")
+        if not version.startswith("1.2.") or version == "1.2.0":
+            raise ImportError(f"RecBole-LLM needs RecBole 1.2.1, but {version} is installed; run: {_INSTALL_RECBOLE}")
 
 
 def apply() -> None:
@@ -61,6 +84,18 @@ def check_pandas() -> None:
         raise ImportError(
             f"RecBole 1.2 reads atomic files wrongly with pandas {pandas.__version__}; run: pip install 'pandas>=2.2,<3'"
         )
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory that this process has had so far, in bytes, on Linux, macOS and Windows."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Windows has no such module
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux kilobytes
 
 
 def stop_anomaly_detection() -> None:

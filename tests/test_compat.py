@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas
+import psutil
 import pytest
 import recbole
 from scipy.sparse import dok_matrix
 
 from recbole_llm import compat
 from recbole_llm.quick_start import run_recbole_llm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_without_recbole_the_import_names_the_command_in_one_line() -> None:
+    hidden = "import sys; sys.modules['recbole'] = None; import recbole_llm"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", hidden], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1] == (
+        'ModuleNotFoundError: RecBole-LLM needs RecBole, which is not installed; run: pip install --no-deps "recbole==1.2.1"'
+    )
+
+
+@pytest.mark.parametrize("version", ["1.1.1", "1.2.0", "1.3.0", "3.0"])
+def test_another_version_of_recbole_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compat.check_recbole()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    with pytest.raises(ImportError, match=rf'{version} is installed; run: pip install --no-deps "recbole==1\.2\.1"'):
+        compat.check_recbole()
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    resident = psutil.Process().memory_info().rss
+    assert 0.9 * resident <= compat.peak_memory_bytes() <= 100 * resident  # a wrong unit is off by 1024
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no module resource")
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_knows_the_unit_of_the_platform(platform: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=7000))
+    assert compat.peak_memory_bytes() == 7000 * unit
+
+
+def test_peak_memory_on_windows_comes_from_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails, as on Windows
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=5, peak_wset=7000))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    assert compat.peak_memory_bytes() == 7000
 
 
 def test_missing_numpy_names_are_added_and_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +113,7 @@ def test_pandas_3_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) ->
         ("data/dataset/dataset.py", ".agg(len)", "compat.check_pandas (Series.agg)"),
         ("config/configurator.py", "eval(param)", "LLMConfig._convert_config_dict"),
         ("config/configurator.py", "sys.argv[1:]", "LLMConfig._load_cmd_line"),
+        ("quick_start/quick_start.py", "from ray import tune", "recbole in setup.cfg's install_requires instead of README.md"),
         ("trainer/trainer.py", "torch.load(checkpoint_file, map_location=self.device)", "ProtocolTrainer.evaluate"),
         ("data/utils.py", "dataset = pickle.load(f)", "dataset.create_dataset"),
         ("data/utils.py", "in pickle.load(f):", "dataset.data_preparation"),

@@ -1,11 +1,9 @@
-"""The commands of the README, each in a process of its own, and what a wheel holds."""
+"""The commands of the README, each in a process of its own."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -54,20 +52,3 @@ def test_a_mistake_ends_in_one_line_and_exit_code_1(tmp_path):
 def test_help_says_how_to_start_without_loading_anything(tmp_path):
     done = command("--help", folder=tmp_path)
     assert done.returncode == 0 and "--model" in done.stdout and "--dataset" in done.stdout
-
-
-@pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
-def test_a_wheel_holds_the_property_files_and_every_module(tmp_path):
-    checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    names = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "recbole_llm", "properties"]
-    subprocess.run(["cp", "-r", *(str(ROOT / name) for name in names if (ROOT / name).exists()), str(checkout)], check=True)
-    build = "import setuptools.build_meta as backend; print(backend.build_wheel('..'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=checkout, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"recbole_llm/{path.relative_to(ROOT)}" for path in (ROOT / "properties").rglob("*.yaml")}
-    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llm").rglob("*.py")}
-    assert expected <= held, sorted(expected - held)
-    assert not [name for name in held if name.startswith(("tests/", "benchmarks/", "properties/"))]

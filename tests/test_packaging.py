@@ -1,0 +1,161 @@
+"""What is installed is what the files say: dependencies, tested versions, contents of a wheel, citation, CI."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import recbole
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import recbole_llm
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def requirements(lines: str) -> list[Requirement]:
+    return [Requirement(line) for line in lines.splitlines() if line and not line.startswith("#")]
+
+
+def installed() -> list[Requirement]:
+    return requirements(setup_cfg()["options"]["install_requires"])
+
+
+def extras() -> list[Requirement]:
+    return [need for lines in setup_cfg()["options.extras_require"].values() for need in requirements(lines)]
+
+
+def pins() -> dict[str, str]:
+    """Distribution -> the version that constraints.txt pins it to."""
+    found = {}
+    for line in requirements(CONSTRAINTS.read_text(encoding="utf-8")):
+        (pin,) = line.specifier
+        assert pin.operator == "==", f"constraints.txt: {line} is not an exact version"
+        found[canonicalize_name(line.name)] = pin.version
+    return found
+
+
+def readme_commands() -> list[str]:
+    return re.findall(r"^```bash\n(.*?)\n```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_dependency_has_a_tested_version_that_is_allowed() -> None:
+    tested = pins()
+    for need in [*installed(), *extras()]:
+        name = canonicalize_name(need.name)
+        assert name in tested, f"constraints.txt does not pin {name} of setup.cfg"
+        assert tested[name] in need.specifier, f"constraints.txt pins {name}=={tested[name]}; setup.cfg says {need}"
+
+
+def test_every_tested_version_belongs_to_a_dependency() -> None:
+    known = {canonicalize_name(need.name) for need in [*installed(), *extras()]} | {"recbole"}
+    assert set(pins()) <= known, f"setup.cfg does not list {sorted(set(pins()) - known)} of constraints.txt"
+
+
+@pytest.mark.skipif(
+    Path(os.environ.get("PIP_CONSTRAINT", "")).resolve() != CONSTRAINTS, reason="not installed with constraints.txt"
+)
+def test_tests_run_with_the_tested_versions() -> None:
+    for name, version in pins().items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # an extra that this environment does not have
+        # torch 2.13.0+cpu is torch 2.13.0
+        assert found.partition("+")[0] == version, (
+            f"{name} {found} is installed and constraints.txt says {version}: install again, or change constraints.txt"
+        )
+
+
+def test_recbole_is_installed_by_the_readme_and_not_by_setup_cfg() -> None:
+    names = {canonicalize_name(need.name) for need in installed()}
+    assert not names & {"recbole", "ray"}  # either would make the installation fail on Python 3.12 and later
+    command = f'pip install --no-deps "recbole=={pins()["recbole"]}"'
+    commands = readme_commands()
+    assert len(commands) == 2 and all(f" && {command} && " in line for line in commands)
+    assert command == recbole_llm.compat._INSTALL_RECBOLE
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of two docstrings in RecBole, on Python 3.12 and later
+def test_what_recbole_imports_is_a_dependency() -> None:
+    folder = Path(recbole.__file__).parent
+    modules = {"tensorboard"}  # what torch.utils.tensorboard imports for recbole/utils/logger.py
+    for file in folder.rglob("*.py"):
+        # quick_start alone needs ray; exlib_recommender holds the models of lightgbm and xgboost
+        if not {"quick_start", "exlib_recommender"} & set(file.relative_to(folder).parts):
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.Import):
+                    modules |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    modules.add(str(node.module).partition(".")[0])
+    modules -= {"recbole", *sys.stdlib_module_names}
+    assert {"colorlog", "sklearn", "texttable", "torch", "yaml"} <= modules  # the scan found something
+    distributions = metadata.packages_distributions()
+    allowed = {canonicalize_name(need.name) for need in installed()}
+    missing = {module for module in modules if not {*map(canonicalize_name, distributions[module])} & allowed}
+    assert not missing, f"RecBole imports {sorted(missing)}, which install_requires of setup.cfg does not bring"
+
+
+def test_classifiers_and_ci_name_the_same_pythons() -> None:
+    classifiers = setup_cfg()["metadata"]["classifiers"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    pythons = workflow["jobs"]["ci"]["strategy"]["matrix"]["python"]
+    assert pythons == re.findall(r"^Programming Language :: Python :: (3\.\d+)$", classifiers, re.MULTILINE)
+    assert setup_cfg()["options"]["python_requires"] == f">={pythons[0]}"
+    assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["ci"]["steps"]]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what the format requires
+    assert citation["version"] == recbole_llm.__version__
+    assert citation["license"] == setup_cfg()["metadata"]["license"]
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
+def test_an_issue_form_has_what_github_requires(form: Path) -> None:
+    fields = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert fields["name"] and fields["description"]
+    ids = [field["id"] for field in fields["body"]]
+    assert len(ids) == len(set(ids)) and all(field["attributes"]["label"] for field in fields["body"])
+
+
+def test_ci_takes_the_readme_command_apart() -> None:
+    install, _, tests = readme_commands()[1].rpartition(" && ")
+    assert tests == "pytest" and install.startswith("pip install -e ")
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_file_of_the_package_and_the_property_files(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for folder in ("recbole_llm", "properties"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    build = "import setuptools.build_meta as backend; backend.build_wheel('..')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    package = {str(file.relative_to(checkout)) for file in (checkout / "recbole_llm").rglob("*") if file.is_file()}
+    properties = {f"recbole_llm/{file.relative_to(checkout)}" for file in (checkout / "properties").rglob("*") if file.is_file()}
+    assert any(name.endswith(".hyper") for name in properties) and any(name.endswith(".html") for name in package)
+    assert held == package | properties
