@@ -125,9 +125,3 @@ def init_logger(config: Any) -> None:
     # libraries that log every HTTP request or every loaded weight would drown the run's own lines
     for name in ("httpx", "filelock", "sentence_transformers", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def peak_memory_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -59,6 +59,7 @@ class ProtocolTrainer(Trainer):
         self._scores: CachedScores | None = None
         self.ranks = Ranks()
         self.users_per_second: float | None = None
+        self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """RecBole's, over what there is to train: stages have their own, and may make the parameters first."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.ranks import gather_scores
@@ -86,7 +86,7 @@ class Recommender:
 class ClassicalRecommender(Recommender):
     """A model of RecBole's own."""
 
-    model: nn.Module
+    model: Any
     item_field: str
     name: str = field(default="")
 

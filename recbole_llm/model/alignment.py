@@ -230,8 +230,9 @@ class _Pairs:
 
     def __init__(self, domain: Domain, config: AlignmentConfig):
         self._domain, self._seed = domain, config.seed
-        positions = "all" if config.all_positions else "last"
-        self._rows = domains.training_examples([domain], positions=positions, samples=config.samples, seed=config.seed)
+        self._rows = domains.training_examples(
+            [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=config.seed
+        )
         self._epochs = Epochs(len(self._rows), config.batch_size, config.seed)
         self._steps = self._epochs.steps * config.epochs
 

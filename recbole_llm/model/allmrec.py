@@ -148,8 +148,9 @@ class ALLMRec(LLMRanker):
         """Stage 2: the LM's loss on the target's title trains the projectors (eq. 8)."""
         parts, config, causal = self.parts, self.projection, self.parts.backbone.load(work)
         domain, prompts = parts.domain, parts.builder(causal.tokenizer)
-        positions = "all" if config.all_positions else "last"
-        examples = domains.training_examples([domain], positions=positions, samples=config.samples, seed=parts.seed)
+        examples = domains.training_examples(
+            [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=parts.seed
+        )
         number = {example: soft.user_key(row) for row, example in enumerate(examples)}
         asking = [(example.user + 1, domain.histories[example.user][: example.end].tolist()) for example in examples]
         encoder = ExampleEncoder(domain, prompts, parts.examples)

@@ -320,6 +320,7 @@ class Laser(LLMEncoder):
             self.item_matrix = matrix.to(self.cf.device)
             return
         self.towers = self._trained(self.reader, cache.folder(self.phase1)).eval()
+        assert self.towers.item_matrix is not None
         self.item_matrix = self.towers.item_matrix
         if self.training_config.epochs["phase2"]:
             self.towers.user.load_state_dict(load_file(cache.folder(self.phase2) / "user_tower.safetensors"))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recbole_llm.leaderboard.statistics import build
 from scipy import stats
 
 from recbole_llm.evaluation import slices
-from recbole_llm.leaderboard.statistics import build
 from recbole_llm.leaderboard.table import Cell, Leaderboard, Row
 
 METRICS = ("hit@1", "hit@5", "ndcg@5")
