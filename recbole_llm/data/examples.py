@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import numpy as np
 from recbole_llm.data import negatives
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.prompts import Example, PromptBuilder
+from recbole_llm.settings import Settings
 
 
 @dataclass(frozen=True)
-class ExampleSettings:
+class ExampleSettings(Settings):
     """What stands in an example besides the history.
 
     Attributes:
@@ -28,16 +29,12 @@ class ExampleSettings:
     whole_histories: bool = False
 
     @classmethod
-    def of(cls, config: Any) -> ExampleSettings:
+    def of(cls, config: Any, **given: Any) -> ExampleSettings:
         """The settings of a configuration."""
         mode = config["lora_train_mode"]
         if mode not in ("prefix", "sequence"):
             raise ValueError(f"lora_train_mode: {mode} is neither prefix nor sequence")
         return cls(config["candidates"]["num_negatives"], config["top_k_target"] or 1, mode == "sequence")
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able values, for what depends on them."""
-        return asdict(self)
 
 
 class ExampleEncoder:

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recbole_llm.data.tokens import TextTokens
+from recbole_llm.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +86,7 @@ def _split_soft(row: Sequence[int]) -> Prompt:
 
 
 @dataclass(frozen=True)
-class PromptSettings:
+class PromptSettings(Settings):
     """How prompts are built from titles.
 
     Attributes:
@@ -118,21 +119,8 @@ class PromptSettings:
     @classmethod
     def of(cls, config: Any, **changes: Any) -> PromptSettings:
         """The settings of a configuration, with ``changes``."""
-        keys = [
-            "system",
-            "history_separator",
-            "candidate_separator",
-            "chat",
-            "max_history",
-            "max_title_tokens",
-            "max_prompt_tokens",
-        ]
-        values = {"template": template(config, config["prompt"]), **{key: config[key] for key in keys}, **changes}
-        return cls(**values)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able values, for what depends on them."""
-        return asdict(self)
+        own: dict[str, Any] = {"history_label": "", "labels": None, "item_tokens": False}
+        return super().of(config, **{"template": template(config, config["prompt"]), **own, **changes})
 
     @property
     def slots(self) -> list[str]:

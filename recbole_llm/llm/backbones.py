@@ -13,6 +13,7 @@ import torch
 from recbole_llm.data.domains import Domain
 from recbole_llm.llm.builtin_lm import builtin_stage
 from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_tokenizer, resolved_dtype
+from recbole_llm.settings import Settings
 from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
 from recbole_llm.training.loop import LoopOptions
@@ -21,8 +22,10 @@ BUILTIN = "builtin"
 
 
 @dataclass(frozen=True)
-class BackboneSettings:
+class BackboneSettings(Settings):
     """Which causal LM, and how it is loaded, under the names of ``transformers``."""
+
+    KEYS = {"path": "llm_path", "revision": "llm_revision"}
 
     path: str
     revision: str | None
@@ -31,19 +34,6 @@ class BackboneSettings:
     device_map: Any
     attn_implementation: str | None
     load_in_4bit: bool
-
-    @classmethod
-    def of(cls, config: Any) -> BackboneSettings:
-        """The settings of a configuration."""
-        return cls(
-            path=str(config["llm_path"]),
-            revision=config["llm_revision"],
-            dtype=str(config["dtype"]),
-            device=str(config["device"]),
-            device_map=config["device_map"],
-            attn_implementation=config["attn_implementation"],
-            load_in_4bit=bool(config["load_in_4bit"]),
-        )
 
 
 class Backbone:

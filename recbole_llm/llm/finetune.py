@@ -6,7 +6,7 @@ The loss is the LM's own, ``- sum_t log P(y_t | y_<t, x)``, over the answer alon
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from recbole_llm.data.prompts import Example
 from recbole_llm.llm.lora import attach_lora, save_adapter
 from recbole_llm.llm.scoring import lm_loss
+from recbole_llm.settings import Settings
 from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import DEFAULT_OPTIONS, Epochs, LoopOptions, TrainingLoop, cosine_with_warmup
 
@@ -26,8 +27,15 @@ Encode = Callable[[Any, np.random.Generator], Example]
 
 
 @dataclass(frozen=True)
-class LoRATrainingConfig:
+class LoRATrainingConfig(Settings):
     """How an adapter is trained; peft's names where peft has one."""
+
+    KEYS = {
+        "train_mode": "lora_train_mode",
+        "samples": "train_samples",
+        "accumulation": "gradient_accumulation_steps",
+        **{name: f"lora_{name}" for name in ("epochs", "batch_size", "learning_rate", "eval_steps", "patience")},
+    }
 
     r: int
     lora_alpha: int
@@ -45,31 +53,6 @@ class LoRATrainingConfig:
     eval_steps: int | None
     patience: int
     seed: int
-
-    @classmethod
-    def of(cls, config: Any) -> LoRATrainingConfig:
-        """The settings of a configuration."""
-        return cls(
-            r=config["r"],
-            lora_alpha=config["lora_alpha"],
-            lora_dropout=config["lora_dropout"],
-            target_modules=config["target_modules"],
-            use_rslora=config["use_rslora"],
-            train_mode=config["lora_train_mode"],
-            samples=config["train_samples"],
-            epochs=config["lora_epochs"],
-            batch_size=config["lora_batch_size"],
-            accumulation=config["gradient_accumulation_steps"],
-            learning_rate=config["lora_learning_rate"],
-            warmup_ratio=config["warmup_ratio"],
-            max_grad_norm=config["max_grad_norm"],
-            eval_steps=config["lora_eval_steps"],
-            patience=config["lora_patience"],
-            seed=config["seed"],
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def finetune(

@@ -27,6 +27,7 @@ from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data import domains, negatives
 from recbole_llm.data.domains import Domain
 from recbole_llm.llm.text_backbone import TextBackbone
+from recbole_llm.settings import Settings
 from recbole_llm.store.files import save_tensors
 from recbole_llm.store.stages import Stage, Work
 from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
@@ -37,7 +38,7 @@ LARGE = 500_000  # interactions: the paper's beta is .5 on Games (598,509) and M
 
 
 @dataclass(frozen=True)
-class LossWeights:
+class LossWeights(Settings):
     """What stage 1 minimises (eq. 6); 0 takes a term out.
 
     Attributes:
@@ -46,6 +47,13 @@ class LossWeights:
         match_negatives: match the codes of sampled items, too, as the published code does.
         logits: ``sum`` of the products of user state and item vector (the paper's dot product), or their ``mean`` (its code).
     """
+
+    KEYS = {
+        "recommendation": "recommendation_weight",
+        "matching": "matching_weight",
+        "item_reconstruction": "alpha",
+        "text_reconstruction": "beta",
+    }
 
     recommendation: float = 1.0
     matching: float = 1.0
@@ -59,24 +67,19 @@ class LossWeights:
             raise ValueError(f"logits: {self.logits!r} is neither sum (the paper) nor mean (its code)")
 
     @classmethod
-    def of(cls, config: Any, domain: Domain) -> LossWeights:
-        """What a configuration asks for; where it leaves beta open, the paper's for a data set of this size."""
-        beta = config["beta"]
-        if beta is None:
-            beta = 0.5 if sum(map(len, domain.histories)) >= LARGE else 0.2
-        return cls(
-            recommendation=config["recommendation_weight"],
-            matching=config["matching_weight"],
-            item_reconstruction=config["alpha"],
-            text_reconstruction=beta,
-            match_negatives=config["match_negatives"],
-            logits=config["logits"],
-        )
+    def of(cls, config: Any, **given: Any) -> LossWeights:
+        """The settings of a configuration; where it leaves beta open, the paper's for a data set of ``interactions``."""
+        interactions = given.pop("interactions")
+        if config["beta"] is None:
+            given["text_reconstruction"] = 0.5 if interactions >= LARGE else 0.2
+        return super().of(config, **given)
 
 
 @dataclass(frozen=True)
-class AlignmentConfig:
+class AlignmentConfig(Settings):
     """How stage 1 is trained; without ``all_positions`` on the last training item of each user alone, as published."""
+
+    KEYS = {name: f"stage1_{name}" for name in ("samples", "epochs", "batch_size", "learning_rate")}
 
     joint_size: int
     weights: LossWeights
@@ -89,19 +92,10 @@ class AlignmentConfig:
     seed: int
 
     @classmethod
-    def of(cls, config: Any, domain: Domain) -> AlignmentConfig:
-        """The settings of a configuration."""
-        return cls(
-            joint_size=config["joint_size"],
-            weights=LossWeights.of(config, domain),
-            tune_text_encoder=config["tune_text_encoder"],
-            all_positions=config["all_positions"],
-            samples=config["stage1_samples"],
-            epochs=config["stage1_epochs"],
-            batch_size=config["stage1_batch_size"],
-            learning_rate=config["stage1_learning_rate"],
-            seed=config["seed"],
-        )
+    def of(cls, config: Any, **given: Any) -> AlignmentConfig:
+        """The settings of a configuration for a data set of so many ``interactions``."""
+        weights = LossWeights.of(config, interactions=given.pop("interactions"))
+        return super().of(config, weights=weights, **given)
 
 
 class Codes(NamedTuple):

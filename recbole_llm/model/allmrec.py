@@ -44,6 +44,7 @@ from recbole_llm.llm.text_encoder import item_sentences
 from recbole_llm.model.alignment import AlignmentConfig, AlignmentTraining, Projector
 from recbole_llm.model.parts import histories_of, text_fields
 from recbole_llm.model.ranker import LLMRanker
+from recbole_llm.settings import Settings
 from recbole_llm.store.files import preserved_random_state, save_tensors
 from recbole_llm.store.stages import Folders, Stage, StageCache, Work
 from recbole_llm.training.loop import TrainingLoop
@@ -52,7 +53,7 @@ TEXT_ONLY, LLM_ONLY = "text vectors", "LLM only"
 
 
 @dataclass(frozen=True)
-class ProjectionConfig:
+class ProjectionConfig(Settings):
     """How stage 2 is trained, and which vectors stand for items.
 
     Attributes:
@@ -60,6 +61,8 @@ class ProjectionConfig:
         cold_threshold: an item with fewer training interactions is represented by its text.
         all_positions: train on every item of a history, not on the last one alone.
     """
+
+    KEYS = {"samples": "train_samples"} | {name: f"stage2_{name}" for name in ("epochs", "batch_size", "learning_rate")}
 
     epochs: int
     batch_size: int
@@ -73,13 +76,6 @@ class ProjectionConfig:
         if self.item_vectors not in ("joint", "text", "random"):
             raise ValueError(f"item_vectors: {self.item_vectors!r} is unknown; choose joint, text or random")
 
-    @classmethod
-    def of(cls, config: Any) -> ProjectionConfig:
-        """The settings of a configuration."""
-        keys = ("item_vectors", "cold_threshold", "all_positions")
-        stage2 = {key: config[f"stage2_{key}"] for key in ("epochs", "batch_size", "learning_rate")}
-        return cls(**stage2, **{key: config[key] for key in keys}, samples=config["train_samples"])
-
 
 class ALLMRec(LLMRanker):
     """SASRec aligned with SBERT, projected into a frozen LLM's token space."""
@@ -90,20 +86,19 @@ class ALLMRec(LLMRanker):
         if config["scorer"] == "label":
             raise ValueError("scorer: label reads a label, ALLMRec answers with a title; choose tree, prefix or naive")
         super().__init__(config, dataset)
-        text = template(config, config["soft_prompt"])
-        self.plain_prompts = replace(self.parts.prompts, template=text.replace("{user}", ""))  # without any soft token
+        prompt = template(config, config["soft_prompt"])
+        self.plain_prompts = replace(self.parts.prompts, template=prompt.replace("{user}", ""))  # without any soft token
         user = config["user_text"] if config["user_representation"] else ""
-        soft = replace(self.plain_prompts, template=text.replace("{user}", user), item_tokens=config["joint_embedding"])
+        soft = replace(self.plain_prompts, template=prompt.replace("{user}", user), item_tokens=config["joint_embedding"])
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
         if self.reranks:  # in a full ranking, the model's own collaborative model finds what the LM re-ranks
             self.retriever = self.cf
-        sentences = item_sentences(self.parts.domain.items, text_fields(config))
-        self.alignment = AlignmentTraining(
-            AlignmentConfig.of(config, self.parts.domain), self.parts.domain, self.cf, TextBackbone(config, sentences),
-            self.parts.options,
-        )  # fmt: skip
+        domain = self.parts.domain
+        alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
+        text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
+        self.alignment = AlignmentTraining(alignment, domain, self.cf, text, self.parts.options)
         self.projection = ProjectionConfig.of(config)
         cold = self.parts.histories.train_counts < self.projection.cold_threshold
         self.is_cold = torch.from_numpy(cold)  # [I]

@@ -18,16 +18,18 @@ M-Former, D of the LM.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_llm.settings import Settings
+
 
 @dataclass(frozen=True)
-class MFormerConfig:
+class MFormerConfig(Settings):
     """Size and routing of an M-Former.
 
     Attributes:
@@ -36,6 +38,16 @@ class MFormerConfig:
         hidden_size, num_layers, num_heads: of the transformer; its feed-forward layers are four times as wide.
         dropout: of its hidden states and attention.
     """
+
+    KEYS = {
+        "experts": "num_experts",
+        "length": "prefix_length",
+        "router": "router",
+        "hidden_size": "m_former_hidden_size",
+        "num_layers": "m_former_num_layers",
+        "num_heads": "m_former_num_heads",
+        "dropout": "m_former_dropout",
+    }
 
     experts: int
     length: int
@@ -48,7 +60,7 @@ class MFormerConfig:
     def __post_init__(self) -> None:
         for key in ("experts", "length", "hidden_size", "num_layers", "num_heads"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{_KEYS[key]}: {getattr(self, key)} must be at least 1")
+                raise ValueError(f"{self.KEYS[key]}: {getattr(self, key)} must be at least 1")
         if self.router not in ("gated", "hard"):
             raise ValueError(f"router: {self.router!r} is unknown; choose gated or hard")
         if not 0 <= self.dropout < 1:
@@ -59,24 +71,9 @@ class MFormerConfig:
             )
 
     @classmethod
-    def of(cls, config: Any) -> MFormerConfig:
-        """The recipe that a configuration asks for; without ``moe`` there is one expert."""
-        recipe = cls(**{name: config[key] for name, key in _KEYS.items()})
-        return recipe if config["moe"] else replace(recipe, experts=1, router="hard")
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-_KEYS = {
-    "experts": "num_experts",
-    "length": "prefix_length",
-    "router": "router",
-    "hidden_size": "m_former_hidden_size",
-    "num_layers": "m_former_num_layers",
-    "num_heads": "m_former_num_heads",
-    "dropout": "m_former_dropout",
-}
+    def of(cls, config: Any, **given: Any) -> MFormerConfig:
+        """The settings of a configuration; without ``moe`` there is one expert."""
+        return super().of(config, **({} if config["moe"] else {"experts": 1, "router": "hard"}), **given)
 
 
 class Routing(NamedTuple):

@@ -28,14 +28,19 @@ from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.parts import RankerParts
+from recbole_llm.settings import Settings
 from recbole_llm.store.stages import Folders, Stage, Work
 
 USERS_AT_ONCE = 25  # whose gradients are computed together
 
 
 @dataclass(frozen=True)
-class MergeSettings:
+class MergeSettings(Settings):
     """What ``merge_*`` keys say: see ``properties/``, section *Merging*."""
+
+    KEYS = {"method": "merge"} | {
+        name: f"merge_{name}" for name in ("granularity", "split", "prompts", "first_tokens", "compress_rank")
+    }
 
     method: str
     granularity: str
@@ -46,7 +51,7 @@ class MergeSettings:
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, config: Any) -> MergeSettings:
+    def of(cls, config: Any, **given: Any) -> MergeSettings:
         """The settings of a configuration.
 
         Raises:
@@ -55,17 +60,9 @@ class MergeSettings:
         resolve(config["merge"])
         if config["merge_granularity"] not in ("global", "module"):
             raise ValueError(f"merge_granularity: {config['merge_granularity']} is neither global nor module")
-        names = ["weights", "extrapolate", "points", "steps", "density", "residual"]
-        options = {name: config[f"merge_{name}"] for name in names}
-        return cls(
-            method=config["merge"],
-            granularity=config["merge_granularity"],
-            split=config["merge_split"],
-            prompts=config["merge_prompts"],
-            first_tokens=config["merge_first_tokens"],
-            compress_rank=config["merge_compress_rank"],
-            options=options | {"lr": config["merge_learning_rate"], "seed": config["seed"]},
-        )
+        options = {name: config[f"merge_{name}"] for name in ("weights", "extrapolate", "points", "steps", "density", "residual")}
+        options |= {"lr": config["merge_learning_rate"], "seed": config["seed"]}
+        return super().of(config, options=options, **given)
 
 
 @dataclass(frozen=True)

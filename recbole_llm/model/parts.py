@@ -18,6 +18,7 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.model.eval_users import EvalUsers
+from recbole_llm.settings import Settings
 from recbole_llm.training.loop import LoopOptions
 
 LABELS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",)
@@ -42,17 +43,14 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class ScoringSettings:
+class ScoringSettings(Settings):
     """How the likelihoods of titles are computed: see ``properties/``, section *Scores*."""
+
+    KEYS = {"batch_tokens": "score_batch_tokens"}
 
     scorer: str
     normalize: str
     batch_tokens: int | None
-
-    @classmethod
-    def of(cls, config: Any) -> ScoringSettings:
-        """The settings of a configuration."""
-        return cls(config["scorer"], config["normalize"], config["score_batch_tokens"])
 
     @property
     def reads_labels(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.encoding import encode
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing
+from recbole_llm.settings import Settings
 from recbole_llm.store.progress import progress_bar
 
 POOLINGS = ("suffix", "eos", "mean")
@@ -35,7 +36,7 @@ STATES = ("states", "items", "none")
 
 
 @dataclass(frozen=True)
-class TowerConfig:
+class TowerConfig(Settings):
     """What a tower is made of and reads.
 
     Attributes:
@@ -62,20 +63,9 @@ class TowerConfig:
             raise ValueError(f"prefix: False leaves nothing to train with pooling: {self.pooling}; choose pooling: suffix")
 
     @classmethod
-    def of(cls, config: Any) -> TowerConfig:
-        """The settings of a configuration."""
-        return cls(
-            former=MFormerConfig.of(config),
-            m_former=config["m_former"],
-            prefix=config["prefix"],
-            pooling=config["pooling"],
-            states=config["cf_states"] or "none",  # a configuration reads the word as None
-            cold_threshold=config["cold_threshold"],
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able values, for what depends on them."""
-        return asdict(self)
+    def of(cls, config: Any, **given: Any) -> TowerConfig:
+        """The settings of a configuration, which reads the word none as None."""
+        return super().of(config, former=MFormerConfig.of(config), states=config["cf_states"] or "none", **given)
 
 
 class Tower(nn.Module):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.settings import Settings
 from recbole_llm.store import files
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.stages import count_trained
@@ -60,7 +61,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class LoopOptions:
+class LoopOptions(Settings):
     """How a training is saved and shown, which changes nothing of its result.
 
     Args:
@@ -68,13 +69,10 @@ class LoopOptions:
         show_progress: show a progress bar.
     """
 
+    KEYS = {"save_every": "save_every_seconds"}
+
     save_every: float = 20.0
     show_progress: bool = True
-
-    @classmethod
-    def of(cls, config: Any) -> LoopOptions:
-        """The settings of a configuration."""
-        return cls(config["save_every_seconds"], config["show_progress"])
 
 
 DEFAULT_OPTIONS = LoopOptions()
