@@ -10,7 +10,7 @@ import yaml
 
 from recbole_llm.config import properties_folder
 from recbole_llm.leaderboard.plan import Task, read_plan
-from recbole_llm.leaderboard.table import build
+from recbole_llm.leaderboard.statistics import build
 from recbole_llm.quick_start import run_recbole_llm
 
 

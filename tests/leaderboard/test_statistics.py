@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from recbole_llm.evaluation import slices
-from recbole_llm.leaderboard.table import Cell, Leaderboard, Row, build
+from recbole_llm.leaderboard.statistics import build
+from recbole_llm.leaderboard.table import Cell, Leaderboard, Row
 
 METRICS = ("hit@1", "hit@5", "ndcg@5")
 DIGEST = "a" * 64
@@ -55,10 +56,10 @@ def board() -> Leaderboard:
     return build(cells)
 
 
-def test_rows_are_sorted_by_the_first_metric_and_lettered(board: Leaderboard) -> None:
+def test_rows_are_sorted_by_the_first_metric_and_marked(board: Leaderboard) -> None:
     (table,) = board.tables
     assert [row.label for row in table.rows] == ["Good", "Close", "Poor"] and table.metric == "hit@1"
-    assert [row.letter for row in table.rows] == ["a", "b", "c"] and table.metrics == list(METRICS)
+    assert [row.mark for row in table.rows] == ["a", "b", "c"] and table.metrics == list(METRICS)
     assert table.users == 400 and table.candidates == DIGEST and board.tests == 3
 
 
@@ -120,7 +121,7 @@ def test_failed_and_waiting_cells_are_rows_with_their_reason() -> None:
     )
     assert row(board, "A").troubles == ["seed 2 failed: killed by signal 9"] and row(board, "A").half_width["hit@1"] is None
     assert row(board, "B").troubles == ["seed 2020 failed: CUDA out of memory"] and row(board, "B").metrics == {}
-    assert row(board, "C").troubles == ["seed 2020 has not run"] and row(board, "C").letter == "" and not row(board, "C").best
+    assert row(board, "C").troubles == ["seed 2020 has not run"] and row(board, "C").mark == "" and not row(board, "C").best
     assert [row.label for row in board.tables[0].rows] == ["A", "B", "C"]
 
 
@@ -181,11 +182,12 @@ def test_slices_and_costs() -> None:
     assert board.tables[0].slices == ["cold"] and found.slices["cold"].users == 100
     expected = np.mean([np.mean(np.array(ranks_of(0.3, seed)[:100]) == 1) for seed in (1, 2)])
     assert found.slices["cold"].metrics["hit@1"] == pytest.approx(expected) and found.slices["cold"].half_width["hit@1"] > 0
+    assert set(found.slices["cold"].metrics) == set(METRICS), "the number of users is no metric"
     assert (found.trained_parameters, found.users_per_second, found.peak_memory_bytes) == (1200, 50, 2e9)
     assert found.training_seconds == 10 and not found.training_at_least and found.note == "lr in {1e-3, 1e-4}"
 
 
-def test_a_kept_stage_costs_what_it_once_took() -> None:
+def test_a_cached_stage_costs_what_it_once_took() -> None:
     def stages(folder: str, seconds: float, train: float) -> dict[str, Any]:
         return {"stages": {"lm": folder}, "stage_seconds": {"lm": seconds}, "seconds": {"train": train}}
 
@@ -201,6 +203,6 @@ def test_a_kept_stage_costs_what_it_once_took() -> None:
     assert told == {"A": (105, False), "B": (107, False), "C": (3, True), "D": (4, False)}
 
 
-def test_another_metric_can_be_the_first_and_letters_go_on_after_z() -> None:
+def test_another_metric_can_be_the_first_and_marks_continue_after_z() -> None:
     board = build([cell(f"M{place:02}", [1, 2 + place]) for place in range(28)], metric="ndcg@5")
-    assert board.tables[0].metric == "ndcg@5" and [row.letter for row in board.tables[0].rows][25:] == ["z", "aa", "ab"]
+    assert board.tables[0].metric == "ndcg@5" and [row.mark for row in board.tables[0].rows][25:] == ["z", "aa", "ab"]
