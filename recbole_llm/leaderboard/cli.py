@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(to_markdown(leaderboard))
     print("\n".join(map(str, files)))
     if leaderboard.failed:
-        sys.exit(f"error: {leaderboard.failed} cells failed")
+        sys.exit(f"error: cells that failed: {leaderboard.failed}")
 
 
 def tune(arguments: Sequence[str] | None = None) -> None:
