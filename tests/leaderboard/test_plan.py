@@ -74,7 +74,7 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
         ({"modles": {}}, "unknown key `modles`"),
         ({"seeds": None}, None),
         ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
-        ({"models": {"Pop": ["epochs"]}}, "is no mapping"),
+        ({"models": {"Pop": ["epochs"]}}, "is not a mapping"),
         ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` names the protocol 'ful'; there is candidates, full"),
     ],
 )
