@@ -14,19 +14,11 @@ import pandas as pd
 from recbole_llm.leaderboard.table import Leaderboard, Row, Table
 
 _SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target: left out beside it in what people read
+_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
 _LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        '"': r"\textquotedbl{}",
-        "≥": r"$\geq$",
-        "±": r"$\pm$",
-        **{sign: "\\" + sign for sign in "&%$#_{}"},
-    }
+    {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
+    | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"≥": r"$\geq$", "±": r"$\pm$"}
 )
 
 

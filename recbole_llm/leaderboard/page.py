@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 import io
+import math
+import warnings
 from collections.abc import Callable
-from textwrap import shorten
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recbole_llm.leaderboard.formats import caption, duration, numbers, shown_metrics, superscript, texts
-from recbole_llm.leaderboard.table import Leaderboard, Row, Table
+from recbole_llm.leaderboard.table import Leaderboard, Row, Slice, Table
 
 # colours of the pictures, which follow the page's: in the dark they are others
 _INK, _SOFT, _LINE, _LLM, _PLAIN = "#1c1d1f", "#5d6168", "#dcdcd7", "#1f5fae", "#8a5a12"
@@ -74,7 +75,7 @@ def cost_picture(table: Table) -> str | None:
             llm = row.backbone is not None
             axes.plot(seconds, value, "o" if llm else "s", color=_LLM if llm else _PLAIN, markersize=7)
             axes.annotate(  # labels stand at the right, in the order of the values, so that none covers another
-                shorten(row.label, 40, placeholder="…"),
+                _short(row),
                 (seconds, value),
                 (1.04, (place + 0.5) / len(points)),
                 textcoords="axes fraction",
@@ -95,27 +96,27 @@ def slice_picture(table: Table) -> str | None:
     """For each row with slices: the first metric over all users and in each slice, with the interval over its users, as SVG."""
     metric = table.metric or ""
     rows = [row for row in table.rows if any(metric in part.metrics for part in row.slices.values())]
-    names = [name for name in ("all", *table.slices) if any(_bar(row, name, metric) for row in rows)]
-    thick = 0.85 / (len(names) or 1)
+    names = [
+        "all",
+        *(name for name in table.slices if any(metric in row.slices[name].metrics for row in rows if name in row.slices)),
+    ]
+    thick = 0.85 / len(names)
 
     def draw(axes: Axes) -> None:
         for place, name in enumerate(names):
-            found = [(at, *bar) for at, row in enumerate(rows) if (bar := _bar(row, name, metric))]
-            where, values, half_widths = zip(*found, strict=True)
-            bars = axes.barh(
-                [at + (place - (len(names) - 1) / 2) * thick for at in where],
-                values,
-                thick * 0.85,
-                xerr=half_widths,
-                label=name,
-                color=_SOFT if name == "all" else _LLM,
-                alpha=1 - 0.3 * place,
-                error_kw={"ecolor": _INK, "elinewidth": 1},
-            )
+            parts = [
+                Slice(None, row.metrics, {}) if name == "all" else row.slices.get(name) for row in rows
+            ]  # all: other interval
+            values = [part.metrics.get(metric, math.nan) if part else math.nan for part in parts]
+            half_widths = [part.half_width.get(metric, 0.0) if part else 0.0 for part in parts]
+            heights = [at + (place - (len(names) - 1) / 2) * thick for at in range(len(rows))]
+            colour: dict[str, Any] = {"color": _SOFT if name == "all" else _LLM, "alpha": 1 - 0.3 * place}
+            bars = axes.barh(heights, values, 0.85 * thick, xerr=half_widths, label=name, error_kw={"ecolor": _INK}, **colour)
             labels = [f"{value:.4f}" + (f" ±{half:.3f}" if half else "") for value, half in zip(values, half_widths, strict=True)]
-            axes.bar_label(bars, labels, padding=4, fontsize=8)
-        axes.set_yticks(range(len(rows)), [shorten(row.label, 40, placeholder="…") for row in rows], color=_INK)
+            axes.bar_label(bars, ["" if label == "nan" else label for label in labels], padding=4, fontsize=8)
+        axes.set_yticks(range(len(rows)), [_short(row) for row in rows], color=_INK)
         axes.margins(y=0.02)
+        axes.set_xlim(left=0)
         axes.invert_yaxis()
         axes.set(xlabel=metric)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
@@ -123,18 +124,16 @@ def slice_picture(table: Table) -> str | None:
     return _svg(draw, f"slices {table.protocol}", 7, 0.8 + 0.2 * len(rows) * len(names)) if rows else None
 
 
-def _bar(row: Row, name: str, metric: str) -> tuple[float, float] | None:
-    """Value and half width of all users (whose interval stands elsewhere: 0) or of a slice."""
-    if name == "all":
-        return (row.metrics[metric], 0.0) if metric in row.metrics else None
-    part = row.slices.get(name)
-    return (part.metrics[metric], part.half_width.get(metric, 0.0)) if part and metric in part.metrics else None
+def _short(row: Row) -> str:
+    text = " ".join(row.label.split())
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _svg(draw: Callable[[Axes], None], name: str, width: float, height: float) -> str:
     """A picture of ``width`` by ``height`` inches for the inside of a page; its ids come from ``name``."""
     file = io.StringIO()
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has other fonts
         figure = Figure(figsize=(width, height))
         draw(figure.subplots())
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -2,7 +2,7 @@
 
 A row is a label under a protocol. Its per-user values of the first metric, averaged over seeds, are tested against those of
 every other row of the protocol; the p-values of the whole leaderboard are one Benjamini-Hochberg family. The tests are over
-users, for the seeds at hand; the interval over seeds stands beside each mean. All metrics are taken to be better when higher.
+users, for the seeds at hand; the interval over seeds is shown with each mean. All metrics are taken to be better when higher.
 Nothing about a single user is in the result.
 """
 

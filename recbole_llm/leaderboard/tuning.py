@@ -232,7 +232,7 @@ class Search:
         return [study.ask(self._distributions).params for _ in range(self.max_evals)]
 
     def _settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of parameters: a choice stands there as its text."""
+        """The values of parameters: a choice is stored as its text."""
         choices = {
             key: {repr(value): value for value in values} for key, (kind, values) in self.space.items() if kind == "choice"
         }

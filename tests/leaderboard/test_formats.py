@@ -147,6 +147,16 @@ def test_labels_of_the_plot_cover_each_other_nowhere() -> None:
     assert float(lefts.pop()) < width and heights[0] >= 8 and heights[-1] <= height
 
 
+def test_any_label_can_stand_in_a_picture(recwarn: pytest.WarningsRecorder) -> None:
+    labels = ["电影 模型", "a]]> -- <!-- &amp; $x$ \x07 \\frac{", "two\nlines", "x" * 80]
+    table = build([cell(label, 0.3, seed=place) for place, label in enumerate(labels)], flips=10).tables[0]
+    for picture in (pages.cost_picture(table), pages.slice_picture(table)):
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", picture or "")
+        assert {html.escape(label, quote=False) for label in labels[:2]} | {"two lines", "x" * 39 + "…"} <= set(texts)
+        assert "<!--" not in (picture or "")
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
 def test_a_picture_follows_the_colours_of_the_page_and_is_the_same_each_time(board: Leaderboard) -> None:
     picture = pages.slice_picture(board.tables[0])
     assert picture is not None and picture == pages.slice_picture(board.tables[0])
