@@ -1,4 +1,4 @@
-"""The command line of ``run_leaderboard.py``: a property file in, a leaderboard out; interrupted, it goes on."""
+"""The command lines of ``run_leaderboard.py`` and ``run_hyper.py``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_EPILOG = """any other --key=value is a key of every run and wins over the file's, for instance:
-  --data_path=DIR                         folder that holds <dataset>/<dataset>.inter and .item
-  --checkpoint_dir=DIR                    where runs and stages are kept (saved)
-"""
+_MISTAKES = (ValueError, FileNotFoundError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, then write and show the leaderboard; a mistake in the file ends in one line."""
+    """Run what is missing, then write and show the leaderboard; exits with 1 where a cell failed."""
     parser = argparse.ArgumentParser(
         prog="run_leaderboard.py",
         description="Run models, seeds and protocols of a property file and put them into one table.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="any other --key=value is a key of every run and wins over the file's, such as --data_path or --checkpoint_dir",
         allow_abbrev=False,
     )
     parser.add_argument("--config_files", type=Path, required=True, help="such as properties/leaderboard/ml-100k.yaml")
@@ -32,19 +28,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     from recbole_llm.config import read_arguments
-    from recbole_llm.leaderboard import render
-    from recbole_llm.leaderboard.plan import read_plan
-    from recbole_llm.leaderboard.runner import run_tasks
-    from recbole_llm.leaderboard.table import build
+    from recbole_llm.leaderboard.board import make_leaderboard
+    from recbole_llm.leaderboard.formats import to_markdown
 
     try:
-        changes = read_arguments(others)
-        tasks = read_plan(known.config_files, changes)
-        out = known.out or Path(str(changes.get("checkpoint_dir", "saved"))) / "leaderboard" / known.config_files.stem
-        reasons = {} if known.show else run_tasks(tasks, out / "logs", jobs=known.jobs, engine=known.engine)
-        leaderboard = build([task.cell(reasons.get(task)) for task in tasks], title=f"Leaderboard {known.config_files.stem}")
-        files = render.write_all(leaderboard, out)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        options = {"jobs": known.jobs, "engine": known.engine, "out": known.out, "show": known.show}
+        leaderboard, files = make_leaderboard(known.config_files, read_arguments(others), **options)
+    except _MISTAKES as error:
         sys.exit(f"error: {error}")
-    print(render.to_markdown(leaderboard))
+    print(to_markdown(leaderboard))
     print("\n".join(map(str, files)))
+    if leaderboard.failed:
+        sys.exit(f"error: cells that failed: {leaderboard.failed}")
+
+
+def tune(arguments: Sequence[str] | None = None) -> None:
+    """Search hyper-parameters, then show the settings and where the best ones are."""
+    parser = argparse.ArgumentParser(
+        prog="run_hyper.py",
+        description="Search hyper-parameters of one model on one dataset, by the validation score.",
+        epilog="any other --key=value is a key of every run",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", "-m", required=True)
+    parser.add_argument("--dataset", "-d", required=True)
+    parser.add_argument("--config_files", default="", help="property files, separated by blanks")
+    parser.add_argument("--params_file", type=Path, required=True, help="such as properties/search/SASRec.hyper")
+    parser.add_argument("--algo", default="exhaustive", help="exhaustive (every combination), random or bayes")
+    parser.add_argument("--max_evals", type=int, help="runs of random and bayes (10)")
+    parser.add_argument("--seeds", help="such as [2020, 2021]: run each setting with all of them, take the mean score (--seed)")
+    parser.add_argument("--output_file", type=Path, help="(<checkpoint_dir>/tuning/<dataset>/<Model>.yaml)")
+    known, others = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    from recbole_llm.config import parse_value
+    from recbole_llm.leaderboard import tuning
+
+    options = {**vars(known), "config_files": known.config_files.split(), "arguments": others}
+    try:
+        result = tuning.tune(**options | {"seeds": None if known.seeds is None else parse_value(known.seeds)})
+    except _MISTAKES as error:
+        sys.exit(f"error: {error}")
+    print(f"{result.table()}\n{result.file}: {result.note}")

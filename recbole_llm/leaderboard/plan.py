@@ -12,7 +12,7 @@
       SASRec: {config_files: properties/tuned/ml-100k/SASRec.yaml, settings: {epochs: 15}}
       zero-shot: {model: TALLRec, row: no adapter}    # another row of a run of TALLRec, which is not run again
 
-The key ``note``, in settings or a property file, stands beside the row: how its settings were found.
+The key ``note``, in settings or a property file, is shown with the row: how its settings were found.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from recbole_llm.config import LLMConfig, property_file
 from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")
-_COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")  # of a record's own model
+_COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")  # of a record's model
 _MODEL_KEYS = ("model", "row", "config_files", "settings", "protocols")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of one model; ``row`` names the line of its record that is shown, None the model's own.
+    """One run of one model; ``row`` names the row of its record that is shown, None the model's own.
 
     ``config_files`` are the run's property files, over which ``settings`` win.
     """
@@ -72,7 +72,7 @@ class Task:
         """The configuration that the run will read.
 
         Raises:
-            ValueError, FileNotFoundError: what the run itself would end with.
+            ValueError, FileNotFoundError: as the run itself would.
         """
         values = [f"--{key}={_literal(value)}" for key, value in {**self.settings, "seed": self.seed}.items()]
         return LLMConfig(self.model, self.dataset, self.config_files, cmd_line=values)
@@ -89,7 +89,7 @@ class Task:
         rows = record.get("results", {}) if record else {}
         if record and name not in rows:
             record, error = None, f"its run has no row `{name}`; there is {', '.join(rows)}"
-        if record and self.row:  # what its run has cost is no cost of another row
+        if record and self.row:  # the costs are those of the model, not of another row
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
@@ -129,7 +129,7 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
 
 def _check(file: Path, values: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: {values!r} is no mapping; recbole_llm/leaderboard/plan.py shows the form of the file")
+        raise ValueError(f"{file}: {values!r} is not a mapping; recbole_llm/leaderboard/plan.py shows the form of the file")
     for key in values:
         if key not in known:
             raise ValueError(f"{file}: unknown key `{key}`; known are {', '.join(known)}")

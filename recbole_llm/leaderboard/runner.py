@@ -1,7 +1,7 @@
 """Run the tasks of a leaderboard: each in a process of its own, some side by side, none twice.
 
-A task is done when its record is there. So a leaderboard that was killed goes on, a model that was added is the only one that
-runs, and a row of another task's run costs nothing. A task that fails leaves its reason and does not stop the others.
+A task is done when its record is there. So a leaderboard that was killed resumes, a model that was added is the only one that
+runs, and another row of the same run costs nothing. A task that fails leaves its reason and does not stop the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_tasks(
 
     Raises:
         ValueError: no such engine, or fewer than one job.
-        ImportError: submitit is not there.
+        ImportError: submitit is not installed.
     """
     if jobs < 1:
         raise ValueError(f"--jobs={jobs}: at least one run at a time")
@@ -47,7 +47,7 @@ def run_tasks(
         except (ValueError, FileNotFoundError) as error:  # no configuration, no run
             reasons[task] = str(error)
     missing = [shared for record, shared in waiting.items() if not record.is_file()]
-    logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them kept")
+    logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
     for first, *_ in missing:  # RecBole looks for a folder, then makes it: of two runs at once, one may die of that
         for folder in (Path("log") / first.model, Path("log_tensorboard"), first.record.parents[2]):
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,8 @@ def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None
     if code == 0:
         return None
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error: ")] or lines[-1:] or [f"exit code {code}"]
-    return f"{told[-1].removeprefix('error: ')} ({log})" if code > 0 else f"killed by signal {-code} ({log})"
+    reasons = [line for line in lines if line.startswith("error: ")] or lines[-1:] or [f"exit code {code}"]
+    return f"{reasons[-1].removeprefix('error: ')} ({log})" if code > 0 else f"killed by signal {-code} ({log})"
 
 
 def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]:

@@ -27,7 +27,8 @@ def test_a_file_becomes_a_leaderboard_and_a_new_model_is_all_that_is_run_next(
     run = runner.run_process
     monkeypatch.setattr(runner, "run_process", lambda arguments, *rest: started.append(arguments[0]) or run(arguments, *rest))
     file = tmp_path / "mine.yaml"
-    cli.main([write(file, settings, Pop={}, Wrong={"model": "NoSuchModel"}), "--jobs=2"])
+    with pytest.raises(SystemExit, match="cells that failed: 2"):
+        cli.main([write(file, settings, Pop={}, Wrong={"model": "NoSuchModel"}), "--jobs=2"])
     shown = capsys.readouterr().out
     assert "| Pop" in shown and "NoSuchModel: no such model" in shown
     folder = Path(settings["checkpoint_dir"]) / "leaderboard" / "mine"
@@ -40,7 +41,8 @@ def test_a_file_becomes_a_leaderboard_and_a_new_model_is_all_that_is_run_next(
     assert started == ["--model=Pop"] * 2 + ["--model=BPR"] * 2
     assert "| BPR" in capsys.readouterr().out
     capsys.readouterr()
-    cli.main([write(file, settings, Pop={}, Wrong={"model": "NoSuchModel"}, LightGCN={}), "--show"])
+    with pytest.raises(SystemExit, match="cells that failed: 2"):
+        cli.main([write(file, settings, Pop={}, Wrong={"model": "NoSuchModel"}, LightGCN={}), "--show"])
     shown = capsys.readouterr().out
     assert len(started) == 4 and "NoSuchModel: no such model" in shown and "seed 1 has not run" in shown
 
@@ -50,3 +52,5 @@ def test_a_mistake_ends_in_one_line(tmp_path: Path) -> None:
         cli.main([f"--config_files={tmp_path / 'nowhere.yaml'}"])
     with pytest.raises(SystemExit, match="error: command line: 'epochs=3' is not of the form --key=value"):
         cli.main([f"--config_files={tmp_path / 'nowhere.yaml'}", "epochs=3"])
+    with pytest.raises(SystemExit, match="error: --params_file: nowhere does not exist"):
+        cli.tune(["--model=BPR", "--dataset=tiny", "--params_file=nowhere"])

@@ -10,7 +10,7 @@ import yaml
 
 from recbole_llm.config import properties_folder
 from recbole_llm.leaderboard.plan import Task, read_plan
-from recbole_llm.leaderboard.table import build
+from recbole_llm.leaderboard.statistics import build
 from recbole_llm.quick_start import run_recbole_llm
 
 
@@ -74,7 +74,7 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
         ({"modles": {}}, "unknown key `modles`"),
         ({"seeds": None}, None),
         ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
-        ({"models": {"Pop": ["epochs"]}}, "is no mapping"),
+        ({"models": {"Pop": ["epochs"]}}, "is not a mapping"),
         ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` names the protocol 'ful'; there is candidates, full"),
     ],
 )

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recbole_llm.leaderboard.statistics import build
 from scipy import stats
 
-from recbole_llm.evaluation import slices
+from recbole_llm.evaluation import metrics
+from recbole_llm.leaderboard.statistics import build
 from recbole_llm.leaderboard.table import Cell, Leaderboard, Row
 
 METRICS = ("hit@1", "hit@5", "ndcg@5")
@@ -25,10 +25,10 @@ def ranks_of(share: float, seed: int, users: int = 400) -> list[int]:
 
 def record(model: str, ranks: Sequence[int], facts: dict[str, Any]) -> dict[str, Any]:
     cold = list(ranks[: len(ranks) // 4])
-    part = {"users": len(cold), **slices.metrics(cold, METRICS), "half_width_95": slices.half_widths(cold, METRICS)}
+    part = {"users": len(cold), **metrics.metrics(cold, METRICS), "half_width_95": metrics.half_widths(cold, METRICS)}
     return {
         "model": model,
-        "results": {model: slices.metrics(ranks, METRICS), "control": {"hit@1": 0.0}},
+        "results": {model: metrics.metrics(ranks, METRICS), "control": {"hit@1": 0.0}},
         "ranks": {model: {f"u{user}": rank for user, rank in enumerate(ranks)}},
         "slices": {model: {"cold": part}},
         "candidates_sha256": {"valid": "b" * 64, "test": DIGEST},
@@ -121,7 +121,7 @@ def test_failed_and_waiting_cells_are_rows_with_their_reason() -> None:
     )
     assert row(board, "A").troubles == ["seed 2 failed: killed by signal 9"] and row(board, "A").half_width["hit@1"] is None
     assert row(board, "B").troubles == ["seed 2020 failed: CUDA out of memory"] and row(board, "B").metrics == {}
-    assert row(board, "C").troubles == ["seed 2020 has not run"] and row(board, "C").letter == "" and not row(board, "C").best
+    assert row(board, "C").troubles == ["seed 2020 has not run"] and row(board, "C").mark == "" and not row(board, "C").best
     assert [row.label for row in board.tables[0].rows] == ["A", "B", "C"]
 
 
@@ -182,6 +182,7 @@ def test_slices_and_costs() -> None:
     assert board.tables[0].slices == ["cold"] and found.slices["cold"].users == 100
     expected = np.mean([np.mean(np.array(ranks_of(0.3, seed)[:100]) == 1) for seed in (1, 2)])
     assert found.slices["cold"].metrics["hit@1"] == pytest.approx(expected) and found.slices["cold"].half_width["hit@1"] > 0
+    assert set(found.slices["cold"].metrics) == set(METRICS), "the number of users is no metric"
     assert (found.trained_parameters, found.users_per_second, found.peak_memory_bytes) == (1200, 50, 2e9)
     assert found.training_seconds == 10 and not found.training_at_least and found.note == "lr in {1e-3, 1e-4}"
 

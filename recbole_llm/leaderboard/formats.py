@@ -1,0 +1,173 @@
+"""A leaderboard as Markdown, CSV and LaTeX, written by pandas.
+
+Labels, commands and errors may contain anything: each format escapes them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import pandas as pd
+
+from recbole_llm.leaderboard.table import Leaderboard, Row, Table
+
+_SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target: left out beside it in what people read
+_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
+_LATEX = str.maketrans(
+    {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
+    | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"≥": r"$\geq$", "±": r"$\pm$"}
+)
+
+
+def shown_metrics(table: Table) -> list[str]:
+    """The metrics of a table without those that equal another one."""
+    return [name for name in table.metrics if _SAME.get(name) not in table.metrics or name == table.metric]
+
+
+def duration(seconds: float) -> str:
+    """42 s, 12 min, 3.5 h."""
+    unit, size = ("s", 1) if seconds < 120 else ("min", 60) if seconds < 7200 else ("h", 3600)
+    return f"{_short(seconds / size)} {unit}"
+
+
+def amount(value: float, unit: str = "") -> str:
+    """1.2 M, 350 k, 2.1 GB: powers of 1,000."""
+    prefixes = ["", "k", "M", "G" if unit else "B", "T"]
+    power = min(int(math.log10(value) / 3 + 1e-9), 4) if value >= 1 else 0
+    return f"{_short(value / 1000**power)} {prefixes[power]}{unit}".strip()
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"
+
+
+def superscript(row: Row) -> str:
+    """The marks of the rows that it beats: ``abc``, or ``a,aa`` where some have two letters."""
+    return ("," if any(len(mark) > 1 for mark in row.beats) else "").join(row.beats)
+
+
+def numbers(table: Table) -> pd.DataFrame:
+    """A line for each row: metrics, the first metric of each slice, costs, number of seeds; NaN where there is none."""
+    users = {name: [row.slices[name].users for row in table.rows if name in row.slices][0] for name in table.slices}
+    columns: dict[str, list[float | None]] = {
+        name: [row.metrics.get(name) for row in table.rows] for name in shown_metrics(table)
+    }
+    for name, count in users.items():
+        head = f"{table.metric} {name}" + (f" (n={count:,})" if count is not None else "")
+        columns[head] = [_slice_value(row, name, table.metric) for row in table.rows]
+    columns["trained parameters"] = [row.trained_parameters for row in table.rows]
+    columns["training"] = [row.training_seconds for row in table.rows]
+    columns["users/s"] = [row.users_per_second for row in table.rows]
+    columns["peak memory"] = [row.peak_memory_bytes for row in table.rows]
+    columns["seeds"] = [len(row.seeds) for row in table.rows]
+    return pd.DataFrame(columns, dtype=float)
+
+
+def texts(table: Table) -> pd.DataFrame:
+    """:func:`numbers` as text, empty where there is none; nothing is escaped."""
+    forms: dict[str, Callable[[float], str]] = {
+        "trained parameters": amount,
+        "training": duration,
+        "users/s": _short,
+        "peak memory": lambda value: amount(value, "B"),
+        "seeds": "{:.0f}".format,
+    }
+    given = numbers(table)
+    shown = {
+        head: ["" if math.isnan(value) else forms.get(head, "{:.4f}".format)(value) for value in given[head]] for head in given
+    }
+    at_least = [row.training_at_least and text != "" for row, text in zip(table.rows, shown["training"], strict=True)]
+    shown["training"] = ["≥ " * more + text for more, text in zip(at_least, shown["training"], strict=True)]
+    return pd.DataFrame(shown, dtype=object)
+
+
+def _slice_value(row: Row, name: str, metric: str | None) -> float | None:
+    return row.slices[name].metrics.get(metric or "") if name in row.slices else None
+
+
+def caption(leaderboard: Leaderboard, table: Table) -> str:
+    """How to read a table."""
+    facts = [f"{table.users:,} users"] if table.users else []
+    facts += [f"candidates {table.candidates[:12]}"] if table.candidates else []
+    if table.metric:
+        facts.append(f"± half width of the 95 % interval over seeds; bold {table.metric}: not significantly worse than the best")
+        facts.append(
+            f"superscripts: rows that it beats (paired permutation tests over users, Benjamini-Hochberg at {leaderboard.alpha:g} "
+            f"over {leaderboard.tests} {'test' if leaderboard.tests == 1 else 'tests'})"
+        )
+    if table.detectable is not None:
+        facts.append(f"smallest detectable difference {table.detectable:.3f} (power 80 %)")
+    return "; ".join(facts)
+
+
+def _marked(table: Table, escape: Callable[[str], str], bold: str, raised: str, plus_minus: str) -> pd.DataFrame:
+    """The table in a markup: ``escape`` is applied to every text, the others are patterns around numbers."""
+    frame = texts(table).map(escape)
+    for name in shown_metrics(table):
+        for place, row in enumerate(table.rows):
+            text, half_width = frame.at[place, name], row.half_width.get(name)
+            text = bold.format(text) if text and row.best and name == table.metric else text
+            text += f" {plus_minus}{half_width:.3f}" if half_width is not None else ""
+            frame.at[place, name] = text + (raised.format(superscript(row)) if name == table.metric and row.beats else "")
+    frame.insert(0, "backbone", [escape(row.backbone or "") for row in table.rows])
+    frame.insert(0, "model", [escape(" ".join([row.label, *(f"({line})" for line in row.troubles)])) for row in table.rows])
+    frame.insert(0, "", [row.mark for row in table.rows])
+    return frame.set_axis([escape(head) for head in frame], axis=1)
+
+
+def to_markdown(leaderboard: Leaderboard) -> str:
+    """A heading and a table for each protocol, and the notes of its rows."""
+    parts = [f"# {_markdown(leaderboard.title)}"]
+    for table in leaderboard.tables:
+        frame = _marked(table, _markdown, "**{}**", "<sup>{}</sup>", "±")
+        sides = ["left"] * 3 + ["right"] * (len(frame.columns) - 3)
+        notes = [f"- {_markdown(row.label)}: {_markdown(row.note)}" for row in table.rows if row.note]
+        grid = frame.to_markdown(index=False, disable_numparse=True, colalign=sides)
+        parts += [f"## {_markdown(table.protocol)}", grid, _markdown(caption(leaderboard, table)), "\n".join(notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Text as text: no markup, no HTML, no new cell or line."""
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+
+
+def to_latex(leaderboard: Leaderboard) -> str:
+    """A ``table`` environment for each protocol; its first line names the packages that it needs."""
+    parts = [f"% {' '.join(leaderboard.title.split())}: \\usepackage[T1]{{fontenc}}, \\usepackage{{booktabs,graphicx}}"]
+    for table in leaderboard.tables:
+        frame = _marked(table, _latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}", r"$\pm$")
+        grid = frame.to_latex(index=False, escape=False, column_format="lll" + "r" * (len(frame.columns) - 3))
+        title = _latex(f"{table.protocol}: {caption(leaderboard, table)}.")
+        parts.append(
+            f"\\begin{{table}}\n\\centering\n\\caption{{{title}}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
+            f"{grid.strip()}}}\n\\end{{table}}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex(text: str) -> str:
+    return " ".join(text.split()).translate(_LATEX)
+
+
+def to_csv(leaderboard: Leaderboard) -> str:
+    """One line for each row, numbers as they are."""
+    metrics = dict.fromkeys(name for table in leaderboard.tables for name in table.metrics)
+    parts = dict.fromkeys((name, table.metric) for table in leaderboard.tables for name in table.slices)
+    facts = ["backbone", "backbone_fingerprint", "trained_parameters", "training_seconds", "training_at_least"]
+    facts += ["users_per_second", "peak_memory_bytes", "candidates", "note"]
+    lines = []
+    for table in leaderboard.tables:
+        for row in table.rows:
+            low, high = row.interval or (None, None)
+            line = {"protocol": table.protocol, "mark": row.mark, "label": row.label, "model": row.model, "seeds": len(row.seeds)}
+            line |= {"first_metric": table.metric, "best": row.best, "beats": " ".join(row.beats), "low_95": low, "high_95": high}
+            for name in metrics:
+                line |= {name: row.metrics.get(name), f"{name} half_width": row.half_width.get(name)}
+            for name, metric in parts:
+                line[f"{metric} {name}"] = _slice_value(row, name, metric) if metric == table.metric else None
+            lines.append(line | {fact: getattr(row, fact) for fact in facts} | {"troubles": "; ".join(row.troubles)})
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")

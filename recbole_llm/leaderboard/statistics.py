@@ -1,0 +1,299 @@
+"""Cells (one run each) -> a leaderboard: rows with means over seeds, paired tests between them, and what each cost.
+
+A row is a label under a protocol. Its per-user values of the first metric, averaged over seeds, are tested against those of
+every other row of the protocol; the p-values of the whole leaderboard are one Benjamini-Hochberg family. The tests are over
+users, for the seeds at hand; the interval over seeds is shown with each mean. All metrics are taken to be better when higher.
+Nothing about a single user is in the result.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from recbole_llm.evaluation import metrics, significance
+from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table
+
+_HALF_WIDTH = "half_width_95"  # as run records call it
+_TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks, rounding included
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Per-user values [N] of the first metric, averaged over seeds, of users [N] in the order of their tokens."""
+
+    users: tuple[str, ...]
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Pair:
+    first: Row
+    second: Row
+    found: significance.Comparison
+
+
+def build(
+    cells: Sequence[Cell], title: str = "Leaderboard", *, metric: str | None = None, alpha: float = 0.05, flips: int = 10_000
+) -> Leaderboard:
+    """The leaderboard of ``cells``; ``metric`` sorts and is tested, by default the first of each protocol's results.
+
+    Raises:
+        ValueError: a cell is given twice; a label has two models; the rows of a protocol saw other candidates or users.
+    """
+    _check(cells)
+    costs = _stage_costs(cells)
+    tables, pairs = [], []
+    for protocol, own in _by("protocol", cells).items():
+        table, scores = _table(protocol, own, metric, costs)
+        tables.append(table)
+        pairs += _pairs(table, scores, flips)
+    for pair, p in zip(pairs, significance.adjusted([pair.found.p_value for pair in pairs]).tolist(), strict=True):
+        _judge(pair, p, alpha)
+    for table in tables:
+        _compare_with_best(table, pairs, alpha)
+    return Leaderboard(title, alpha, len(pairs), tables)
+
+
+def _by(name: str, cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(getattr(cell, name), []).append(cell)
+    return groups
+
+
+def _check(cells: Sequence[Cell]) -> None:
+    seen: set[tuple[str, str, int]] = set()
+    models: dict[str, str] = {}
+    for cell in cells:
+        key = cell.label, cell.protocol, cell.seed
+        if key in seen:
+            raise ValueError(f"leaderboard: the cell {cell.label!r}, {cell.protocol}, seed {cell.seed} is given twice; keep one")
+        if models.setdefault(cell.label, cell.model) != cell.model:
+            raise ValueError(
+                f"leaderboard: the label {cell.label!r} stands for {models[cell.label]} and {cell.model}; give each its own label"
+            )
+        seen.add(key)
+    for protocol, own in _by("protocol", cells).items():
+        holders: dict[str, list[str]] = {}
+        for cell in own:
+            if cell.status == DONE and (digest := _candidates(cell.record)):
+                holders.setdefault(digest, []).append(f"{cell.label} (seed {cell.seed})")
+        if len(holders) > 1:
+            most, *others = sorted(holders, key=lambda digest: -len(holders[digest]))
+            raise ValueError(
+                f"leaderboard: {protocol}: {', '.join(holders[others[0]])} ranked the candidates {others[0]}, "
+                f"but {', '.join(holders[most])} ranked {most}; such results cannot stand in one table: run them on the same "
+                "candidates, or give them another protocol"
+            )
+
+
+# --- rows
+
+
+def _table(
+    protocol: str, cells: Sequence[Cell], metric: str | None, costs: Mapping[str, float]
+) -> tuple[Table, dict[str, _Scores]]:
+    """A protocol's table without its tests, and the per-user values by label."""
+    by_label = _by("label", cells)
+    rows = [_row(own, costs) for own in by_label.values()]
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    first = metric if metric in metrics else next(iter(metrics), None)
+    rows.sort(key=lambda row: (-row.metrics.get(first or "", -math.inf), row.label))
+    for place, row in enumerate(row for row in rows if row.metrics):
+        row.mark = _mark(place)
+    scores = {label: found for label, own in by_label.items() if first and (found := _scores(own, first))}
+    users = _same_users(protocol, scores)
+    for row in rows:
+        if row.label in scores and users and users > 1:
+            row.interval = list(significance.interval(scores[row.label].values))
+    names = list(dict.fromkeys(name for row in rows for name in row.slices))
+    return Table(protocol, first, metrics, names, users, _first(row.candidates for row in rows), None, rows), scores
+
+
+def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
+    cells = sorted(cells, key=lambda cell: cell.seed)
+    model = cells[0].model
+    records = [cell.record for cell in cells if cell.status == DONE and cell.record is not None]
+    own = [_numbers(_dig(cell.record, "results", model)) if cell.status == DONE else {} for cell in cells]
+    about = [(cell.seed, cell.status, cell.command, cell.commit, cell.error) for cell in cells]
+    seeds = pd.DataFrame(own)  # [seeds, metrics]
+    facts = pd.DataFrame([_numbers(record) for record in records])  # [seeds, numbers of the records]
+    training = [found for record in records if (found := _training(record, costs))]
+    return Row(
+        cells[0].label,
+        model,
+        [Outcome(*facts, found) for facts, found in zip(about, own, strict=True)],
+        metrics=_means(own),
+        half_width={name: _t_half_width(seeds[name].dropna()) for name in seeds},
+        slices=_slices([_dig(record, "slices", model) for record in records]),
+        backbone=_first(record.get("backbone") for record in records),
+        backbone_fingerprint=_first(record.get("backbone_fingerprint") for record in records),
+        trained_parameters=float(facts["trained_parameters"].max()) if "trained_parameters" in facts else None,
+        training_seconds=float(np.mean([seconds for seconds, _ in training])) if training else None,
+        training_at_least=any(at_least for _, at_least in training),
+        users_per_second=float(facts["users_per_second"].mean()) if "users_per_second" in facts else None,
+        peak_memory_bytes=float(facts["peak_memory_bytes"].max()) if "peak_memory_bytes" in facts else None,
+        candidates=_first(map(_candidates, records)),
+        note=_first(cell.note for cell in cells),
+    )
+
+
+def _slices(parts: Sequence[Mapping[Any, Any]]) -> dict[str, Slice]:
+    """Means over seeds; the half widths are over users, and averaged too."""
+    found: dict[str, Slice] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        own = [_numbers(_dig(part, name)) for part in parts if name in part]
+        users = _first([part.pop("users", None) for part in own])
+        half_widths = [_numbers(_dig(part, name, _HALF_WIDTH)) for part in parts]
+        found[str(name)] = Slice(None if users is None else int(users), _means(own), _means(half_widths))
+    return found
+
+
+def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each number that stands in any of ``parts``."""
+    return {str(name): float(mean) for name, mean in pd.DataFrame(parts).mean().items()}
+
+
+def _t_half_width(values: pd.Series) -> float | None:
+    """Half width of the 95 % t interval of a mean over seeds [S]; None of one."""
+    if len(values) < 2:
+        return None
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values.to_numpy(), ddof=1) / math.sqrt(len(values)))
+
+
+def _mark(place: int) -> str:
+    """0 -> a, 25 -> z, 26 -> aa."""
+    mark = ""
+    while place >= 0:
+        place, digit = divmod(place, 26)
+        mark, place = string.ascii_lowercase[digit] + mark, place - 1
+    return mark
+
+
+# --- what training cost
+
+
+def _stage_costs(cells: Iterable[Cell]) -> dict[str, float]:
+    """Seconds of each stage folder, from whichever record trained it: the others, which found it there, say 0."""
+    costs: dict[str, float] = {}
+    for cell in cells:
+        if cell.status == DONE:
+            seconds = _numbers(_dig(cell.record, "stage_seconds"))
+            for stage, folder in _dig(cell.record, "stages").items():
+                costs[str(folder)] = max(costs.get(str(folder), 0.0), seconds.get(str(stage), 0.0))
+    return costs
+
+
+def _training(record: Mapping[str, Any], costs: Mapping[str, float]) -> tuple[float, bool] | None:
+    """Seconds to train a run from scratch, and whether more than these are missing from it; None where no time is recorded."""
+    own = _numbers(_dig(record, "stage_seconds"))
+    measured = _numbers(_dig(record, "seconds")).get("train")
+    if measured is None and not own:
+        return None
+    full = {stage: max(seconds, costs.get(str(_dig(record, "stages").get(stage)), 0.0)) for stage, seconds in own.items()}
+    outside = max((measured or 0.0) - sum(own.values()), 0.0)
+    return outside + sum(full.values()), any(seconds == 0 for seconds in full.values())
+
+
+# --- tests
+
+
+def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
+    """Per-user values of a row; None unless every finished cell has ranks that give its recorded metric."""
+    done = [cell for cell in cells if cell.status == DONE]
+    found = {f"seed {cell.seed}": own for cell in done if (own := _cell_scores(cell, metric))}
+    if not found or len(found) < len(done):
+        return None
+    _same_users(f"{cells[0].protocol}: {cells[0].label}", found)
+    return _Scores(next(iter(found.values())).users, np.mean([own.values for own in found.values()], axis=0))
+
+
+def _cell_scores(cell: Cell, metric: str) -> _Scores | None:
+    given = _dig(cell.record, "ranks", cell.model)
+    ranks, recorded = _numbers(given), _numbers(_dig(cell.record, "results", cell.model)).get(metric)
+    if recorded is None or not ranks or len(ranks) < len(given):
+        return None
+    users = sorted(ranks)
+    distinct, where = np.unique(np.array([ranks[user] for user in users]), return_inverse=True)
+    gains = [metrics.metrics([rank], [metric]).get(metric) for rank in distinct.tolist()]  # of one user: the value itself
+    if None in gains:
+        return None
+    values = np.array(gains, dtype=np.float64)[where]
+    return _Scores(tuple(users), values) if abs(values.mean() - recorded) <= _TOLERANCE else None
+
+
+def _same_users(what: str, scores: Mapping[str, _Scores]) -> int | None:
+    """How many users all of ``scores`` are about; None without any."""
+    if not scores:
+        return None
+    (name, one), *others = scores.items()
+    for other_name, other in others:
+        if other.users != one.users:
+            odd = sorted(set(one.users) ^ set(other.users))
+            raise ValueError(
+                f"leaderboard: {what}: {name} ({len(one.users)} users) and {other_name} ({len(other.users)} users) did not rank "
+                f"the same users ({odd[0]!r} is in one only); run them on the same data, or give them another protocol"
+            )
+    return len(one.users)
+
+
+def _pairs(table: Table, scores: Mapping[str, _Scores], flips: int) -> list[_Pair]:
+    """Every two rows of a table that ranked the same candidates, tested."""
+    found = []
+    for one, other in combinations([row for row in table.rows if row.label in scores], 2):
+        if one.candidates == other.candidates:
+            values = scores[one.label].values, scores[other.label].values
+            found.append(_Pair(one, other, significance.compare(*values, flips=flips)))
+    return found
+
+
+def _judge(pair: _Pair, p: float, alpha: float) -> None:
+    pair.first.p_values[pair.second.label] = pair.second.p_values[pair.first.label] = p
+    if p < alpha and pair.found.higher:
+        winner, loser = (pair.first, pair.second) if pair.found.higher == "first" else (pair.second, pair.first)
+        winner.beats.append(loser.mark)
+
+
+def _compare_with_best(table: Table, pairs: Sequence[_Pair], alpha: float) -> None:
+    """Flag the best row and those not significantly worse; say what difference against it can be found."""
+    top = table.rows[0]
+    for row in table.rows:
+        row.best = table.metric in row.metrics and (row is top or row.p_values.get(top.label, 0.0) >= alpha)
+        row.beats.sort(key=lambda mark: (len(mark), mark))
+    found = [pair.found for pair in pairs if top is pair.first or top is pair.second]
+    sizes = [significance.detectable_difference(one.deviation, one.users) for one in found]
+    table.detectable = float(np.median(sizes)) if sizes else None
+
+
+# --- reading records that may lack anything
+
+
+def _dig(value: Any, *keys: Any) -> Mapping[Any, Any]:
+    """The mapping at ``keys``, or an empty one."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _numbers(values: Mapping[Any, Any]) -> dict[str, float]:
+    """The finite numbers of a mapping."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {str(key): float(value) for key, value in numbers.items() if math.isfinite(value)}
+
+
+def _candidates(record: Mapping[str, Any] | None) -> str | None:
+    digest = _dig(record, "candidates_sha256").get("test")
+    return digest if isinstance(digest, str) else None
+
+
+def _first(values: Iterable[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
