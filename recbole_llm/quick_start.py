@@ -9,9 +9,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import init_seed, set_color
+from recbole.utils import init_seed
 
-from recbole_llm import compat, registry
+from recbole_llm import compat, logs, registry
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation import slices
@@ -43,19 +43,20 @@ def run_recbole_llm(
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
+    compat.refuse_options(config.external_config_dict)
     init_seed(config["seed"], config["reproducibility"])
-    compat.init_logger(config)
+    logs.init_logging(config)
     slices.check(config["slices"])  # now: after a training is late for a typing error
-    config.log_ours()
+    logger.info(logs.configuration_line(config))
 
     data = create_dataset(config)
-    logger.info(data)
+    logger.info(logs.dataset_line(data))
     train_data, valid_data, test_data = data_preparation(config, data)
     attach_candidates(config, data, train_data, valid_data, test_data)
 
     init_seed(config["seed"], config["reproducibility"])  # whatever was drawn so far, every model starts alike
     network = config.model_class(config, train_data._dataset).to(config["device"])
-    logger.info(network)
+    logger.info(logs.model_line(network))
     trainer = registry.get_trainer(config)(config, network)
     best_valid_score, best_valid_result = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
     waited = network.cache.waited if hasattr(network, "cache") else 0.0
@@ -73,8 +74,8 @@ def run_recbole_llm(
         seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
-    logger.info(set_color("test result", "yellow") + f": {test_result}")
+    logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
+    logger.info(f"test result: {logs.metrics_line(test_result)}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}")
     for line in network.report(path.parent) if hasattr(network, "report") else ():
         logger.info(line)

@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 import torch
 
-import recbole_llm  # noqa: F401 - its shims must be in place before any test touches RecBole
+from recbole_llm import compat
 
 torch.set_num_threads(1)
+compat.apply()  # for tests that use RecBole's own Config
 
 
 @pytest.fixture(autouse=True)
@@ -192,14 +193,14 @@ def assembled(name: str, settings: dict[str, Any], dataset: str = "tiny", **chan
     """A model with its config, loaders and trainer, as ``run_recbole_llm`` puts them together, not yet trained."""
     from recbole.utils import init_seed
 
-    from recbole_llm import compat, registry
+    from recbole_llm import logs, registry
     from recbole_llm.config import LLMConfig
     from recbole_llm.data.loading import create_dataset, data_preparation
     from recbole_llm.evaluation.protocol import attach_candidates
 
     config = LLMConfig(name, dataset, config_dict={**settings, **changes})
     init_seed(config["seed"], config["reproducibility"])
-    compat.init_logger(config)
+    logs.init_logging(config)
     data = create_dataset(config)
     train, valid, test = data_preparation(config, data)
     attach_candidates(config, data, train, valid, test)

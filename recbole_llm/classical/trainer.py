@@ -7,6 +7,7 @@ measured by the same code on the same candidates; checkpoints are written whole 
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from logging import getLogger
@@ -24,6 +25,7 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, gather_scores, spread
 from recbole_llm.store.files import fingerprint
+from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
 
 logger = getLogger()
@@ -34,6 +36,7 @@ class ProtocolTrainer(Trainer):
 
     candidates: CandidateSet | None = None
     ranks: Ranks
+    _bar: Any = None  # of the evaluation that is under way
     users_per_second: float | None = None  # of the last evaluation; None where scores of an earlier one were taken
 
     def __init__(self, config: Any, model: Any):
@@ -44,6 +47,10 @@ class ProtocolTrainer(Trainer):
         self.saved_model_file = str(Path(self.checkpoint_dir) / name)
         self._written_here: set[str] = set()
         self.ranks = Ranks()
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        # RecBole's bar is made of control characters that only a terminal understands
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress and sys.stderr.isatty())
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -59,13 +66,23 @@ class ProtocolTrainer(Trainer):
         self.candidates = getattr(eval_data, "candidates", None)
         self.ranks = Ranks()
         began = time.monotonic()
-        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        with progress_bar("evaluation", len(eval_data), show=show_progress) as self._bar:
+            result = super().evaluate(eval_data, load_best_model=False, show_progress=False)
         self.users_per_second = len(self.ranks.users) / (time.monotonic() - began) or None
         if self.ranks.tie_rate > 0.01:
             logger.info(f"ties: the target's score equals another candidate's for {self.ranks.tie_rate:.1%} of the users")
         return result
 
+    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
+        self._advance()
+        return super()._neg_sample_batch_eval(batched_data)
+
+    def _advance(self) -> None:
+        if self._bar is not None:
+            self._bar.advance()
+
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        self._advance()
         interaction, _, positive_u, positive_i = batched_data
         if self.candidates is None:
             collected = super()._full_sort_batch_eval(batched_data)

@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from recbole_llm.data.items import ItemTexts
 from recbole_llm.llm.causal_lm import HUB_ID
 from recbole_llm.llm.causal_lm import fingerprint as part_fingerprint
+from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.files import DamagedError, fingerprint, load_state, save_state, sha256_file
 from recbole_llm.store.progress import progress_bar
 
@@ -162,6 +163,7 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
+    hide_progress_bars()
     folder, name = Path(path).expanduser(), str(path)
     if folder.is_dir():
         identity, name = _folder_fingerprint(folder), folder.resolve().name
