@@ -47,8 +47,8 @@ _RUN_KEYS += """\
   --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 5, 10]", --valid_metric=NDCG@10
   --eval_users=null            number of evaluation users; null takes all
   --llm=null                   a backbone of properties/llm (null: builtin); --llm_path=FOLDER_OR_HUB_ID for any other
-  --general_datasets=null      domains of the base-spirit LoRA, such as "['amazon-toys']" (LoRACocktail, MoLoRec)
-  --source_datasets=null       source domains, such as "['amazon-toys']" (WeaveRec)
+  --general_datasets=[]        domains of the base-spirit LoRA, such as "['amazon-toys']" (LoRACocktail, MoLoRec)
+  --source_datasets=[]         source domains, such as "['amazon-toys']" (WeaveRec)
   --merge=entropy              how LoRACocktail merges adapters; docs/merging.md lists the methods
   --init_from=null             folder of a run whose model this run initialises from (Laser)
   --new_items=null             scenarios for any model; also --cold_users, --train_users, --train_dataset
