@@ -35,24 +35,21 @@ written to saved/runs/<run>/record.json. python run_recbole_llm.py is the same c
 
 _DATA = "  --data_path=DIR              folder that holds <dataset>/<dataset>.inter and .item (ml-100k comes with RecBole)\n"
 _SAVED = "  --checkpoint_dir=saved       folder of stages, candidates and run records\n"
-
 _RUN_KEYS = f"""
 keys, with their defaults; properties/*.yaml and RecBole's documentation describe all of them:
 {_DATA}{_SAVED}"""
 _RUN_KEYS += """\
-  --seed=2020                  of every random draw but that of the candidates; --gpu_id=0
+  --seed=2020                  of every random draw but that of the candidates; --gpu_id=0, --show_progress=True
   --epochs=300                 of a classical model; --train_batch_size=2048, --learning_rate=0.001
   --eval_args="{'mode': 'candidates'}"  {'mode': 'full'} is RecBole's full ranking (classical models, Laser)
   --candidates="{'source': 'uniform', 'num_negatives': 19, 'seed': 2020}"
   --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 5, 10]", --valid_metric=NDCG@10
   --eval_users=null            number of evaluation users; null takes all
   --llm=null                   a backbone of properties/llm (null: builtin); --llm_path=FOLDER_OR_HUB_ID for any other
-  --general_datasets=[]        domains of the base-spirit LoRA, such as "['amazon-toys']" (LoRACocktail, MoLoRec)
-  --source_datasets=[]         source domains, such as "['amazon-toys']" (WeaveRec)
+  --general_datasets=[]        domains of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
   --merge=entropy              how LoRACocktail merges adapters; docs/merging.md lists the methods
   --init_from=null             folder of a run whose model this run initialises from (Laser)
   --new_items=null             scenarios for any model; also --cold_users, --train_users, --train_dataset
-  --show_progress=True         progress bars on a terminal, a line every 15 s elsewhere
 
 examples:
   recbole-llm run --model=LoRACocktail --dataset=ml-100k
@@ -123,7 +120,12 @@ _SWITCH: dict[str, Any] = {"nargs": "?", "const": "True", "default": "False", "c
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the usage."""
-        self.exit(2, f"error: {' '.join(message.split())}\n")
+        _fail(f"{message}; see {self.prog} --help")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,19 +133,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
         given.insert(0, "run")
-    parser = _parser()
-    options, others = parser.parse_known_args(given)
+    options, others = _parser().parse_known_args(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that spin while they wait slow whatever runs beside them, up to ten-fold on few cores
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; ours become lines
     try:
         failed = options.function(options, _keys(others))
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):
             raise
-        parser.error(str(error))
+        _fail(str(error))
     except KeyboardInterrupt:
-        parser.exit(130, "interrupted\n")
+        sys.exit(130)
     if failed:
         sys.exit(1)
 
@@ -162,15 +164,13 @@ def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
     # ADAPTER, until leaderboard/board.py has make_leaderboard
     from recbole_llm import logs
     from recbole_llm.config import read_arguments
-    from recbole_llm.leaderboard import render, table
-    from recbole_llm.leaderboard.plan import read_plan
-    from recbole_llm.leaderboard.runner import run_tasks
+    from recbole_llm.leaderboard import plan, render, runner, table
 
     logs.init_console()
     file, changes = options.config_files, read_arguments(keys)
     out = options.out or Path(str(changes.get("checkpoint_dir", "saved"))) / "leaderboard" / file.stem
-    tasks = read_plan(file, changes)
-    reasons = {} if options.show == "True" else run_tasks(tasks, out / "logs", jobs=options.jobs, engine=options.engine)
+    tasks = plan.read_plan(file, changes)
+    reasons = {} if options.show == "True" else runner.run_tasks(tasks, out / "logs", jobs=options.jobs, engine=options.engine)
     leaderboard = table.build([task.cell(reasons.get(task)) for task in tasks], title=f"Leaderboard {file.stem}")
     files = render.write_all(leaderboard, out)
     print(render.to_markdown(leaderboard), *files, sep="\n")
@@ -193,7 +193,7 @@ def _tune(options: argparse.Namespace, keys: list[str]) -> None:
 
 def _merge(options: argparse.Namespace, keys: list[str]) -> None:
     if keys:
-        raise ValueError(f"recbole-llm merge has no option {keys[0].partition('=')[0]}; see recbole-llm merge --help")
+        raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm merge --help")
     given = {name: getattr(options, name) for name in ("merge", "compress_rank", *READERS)}
     print(merge_folders(options.adapters, options.out, extrapolate=options.extrapolate == "True", **given))
 
