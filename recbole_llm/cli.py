@@ -136,8 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, others = _parser().parse_known_args(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; ours become lines
     try:
         failed = options.function(options, _keys(others))
     except (ValueError, NotImplementedError, OSError, ImportError) as error:

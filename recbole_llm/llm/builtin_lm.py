@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from recbole_llm.data.domains import Domain, united
 from recbole_llm.data.prompts import tokenise_as_text
 from recbole_llm.llm.windows import Histories, WindowBatches
+from recbole_llm.logs import hide_progress_bars
 from recbole_llm.training.loop import TrainingLoop, cosine_with_warmup
 from recbole_llm.training.muon import MuonAdamW
 
@@ -185,6 +186,7 @@ def train_builtin_lm(
         learning_rate_key="builtin_lm.matrix_learning_rate",
         show_progress=show_progress,
     ).run()
+    hide_progress_bars()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
