@@ -21,6 +21,7 @@ import time
 import torch
 
 import recbole_llm  # noqa: F401  (shims)
+from recbole_llm import compat
 from recbole_llm.classical.sequence import SequenceTraining
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -51,6 +52,7 @@ def build(model_name, folder):
         "topk": [10],
         "valid_metric": "NDCG@10",
     }
+    compat.apply()
     config = Config(model=model_name, dataset="ml-100k", config_dict=settings)
     init_seed(config["seed"], True)
     train, valid, _ = data_preparation(config, SequentialDataset(config))

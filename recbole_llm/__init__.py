@@ -1,7 +1,8 @@
 """RecBole-LLM: published LLM recommenders as ordinary RecBole models.
 
-Importing the package checks that RecBole is installed, applies the shims that RecBole 1.2 needs on current numpy and scipy
-(:mod:`recbole_llm.compat`) and does nothing else: RecBole's parts, transformers and peft are imported where they are used.
+Importing the package checks that RecBole is installed and does nothing else: RecBole, transformers and peft are imported where
+they are used, and :class:`recbole_llm.config.LLMConfig` applies what RecBole 1.2 needs on current numpy and scipy
+(:mod:`recbole_llm.compat`).
 """
 
 from recbole_llm import compat
@@ -9,4 +10,3 @@ from recbole_llm import compat
 __version__ = "0.1.0"
 
 compat.check_recbole()
-compat.apply()

@@ -1,8 +1,9 @@
 """The only file that knows the version quirks of RecBole 1.2 and its dependencies.
 
-Each item says what breaks, since when, and when it can go. :func:`apply` runs on ``import recbole_llm``; it adds names that
-are missing and replaces none, and may run any number of times. What has to be a subclass of a RecBole class (the dataset, the
-trainer, the collector) lives with that class and is listed here by name only:
+Each item says what breaks, since when, and when it can go. :func:`apply` runs with every
+:class:`~recbole_llm.config.LLMConfig`; it adds names that are missing and replaces none, and may run any number of times. What
+has to be a subclass of a RecBole class (the dataset, the trainer, the collector) lives with that class and is listed here by
+name only:
 
 ==========================================  ============================================================================
 quirk of RecBole 1.2.1                      where it is answered
@@ -14,7 +15,7 @@ loaders are unpickled from ``saved/``       :func:`recbole_llm.data.loading.data
 download ends in a barrier error, asks      :meth:`recbole_llm.data.dataset.RankedTime._download`
 timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.RankedTime.build`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.ranks.SafeCollector`
-the second logger of a process is mute      :func:`recbole_llm.compat.init_logger`
+the second logger of a process is mute      :func:`recbole_llm.logs.init_logging`
 ==========================================  ============================================================================
 """
 
@@ -23,18 +24,20 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 # setup.cfg does not require RecBole, because that would bring in a ray that has no wheel for Python 3.12 and later
 _INSTALL_RECBOLE = 'pip install --no-deps "recbole==1.2.1"'
 
 # numpy 2.0 dropped these names; recbole/config/configurator.py:630-635 reads them at every Config().
 # Goes away when RecBole stops (PR RUCAIBox/RecBole#2187).
-_NUMPY_NAMES = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
+_NUMPY_NAMES = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
+
+# options of RecBole that nothing here carries out, with RecBole's defaults
+_PROCESSES = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": "5678", "group_offset": 0, "offset": 0, "local_rank": 0}
+_PICKLES = {"save_dataset": False, "dataset_save_path": None, "save_dataloaders": False, "dataloaders_save_path": None}
 
 
 def check_recbole() -> None:
@@ -55,9 +58,11 @@ def check_recbole() -> None:
 
 def apply() -> None:
     """Add what RecBole misses on numpy >= 2 and scipy >= 1.13, and refuse what cannot be mended."""
-    for name, value in _NUMPY_NAMES.items():
+    import numpy as np
+
+    for name, successor in _NUMPY_NAMES.items():
         if not hasattr(np, name):
-            setattr(np, name, value)
+            setattr(np, name, getattr(np, successor))
     _mend_dok_matrix()
 
 
@@ -109,19 +114,17 @@ def stop_anomaly_detection() -> None:
     torch.autograd.set_detect_anomaly(False)
 
 
-def init_logger(config: Any) -> None:
-    """RecBole's logger, with a log file for every run of a process (recbole/utils/logger.py:130 lacks ``force``)."""
-    from recbole.utils import init_logger as recbole_init_logger
+def refuse_options(given: Mapping[str, Any]) -> None:
+    """Refuse options of RecBole that would be ignored; their defaults change nothing and pass.
 
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        # pytest's own handlers collect what tests look at, and stay
-        if type(handler).__module__.startswith("logging"):
-            root.removeHandler(handler)
-            handler.close()
-    kept, root.handlers = root.handlers, []
-    recbole_init_logger(config)
-    root.handlers += kept
-    # libraries that log every HTTP request or every loaded weight would drown the run's own lines
-    for name in ("httpx", "filelock", "sentence_transformers", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    Raises:
+        ValueError: names the option and what to do instead.
+    """
+    for key, value in given.items():
+        if key in _PROCESSES and str(value) != str(_PROCESSES[key]):
+            remedy = "a run is one process here; for several runs at once: recbole-llm leaderboard --jobs=N"
+        elif key in _PICKLES and str(value) != str(_PICKLES[key]):
+            remedy = "datasets and loaders are made anew in each run and never unpickled"
+        else:
+            continue
+        raise ValueError(f"{key}={value}: this option of RecBole is not carried out; leave it out ({remedy})")

@@ -9,9 +9,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import init_seed, set_color
+from recbole.utils import init_seed
 
-from recbole_llm import compat
+from recbole_llm import compat, logs
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
@@ -44,8 +44,9 @@ def run_recbole_llm(
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
-    compat.init_logger(config)
-    config.log_ours()
+    compat.refuse_options(config.external_config_dict)
+    logs.init_logging(config)
+    logger.info(logs.configuration_line(config))
     run = assemble(config)
     shown = config["show_progress"]
     best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
@@ -64,8 +65,8 @@ def run_recbole_llm(
         peak_memory_bytes=compat.peak_memory_bytes(),
     )
     test_result = record.rows[0].metrics
-    logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
-    logger.info(set_color("test result", "yellow") + f": {test_result}")
+    logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
+    logger.info(f"test result: {logs.metrics_line(test_result)}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}")
     for line in run.trainer.recommender.report(path.parent):
         logger.info(line)
@@ -102,7 +103,7 @@ def assemble(config: LLMConfig) -> Run:
     slices.check(config["slices"])
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
-    logger.info(data)
+    logger.info(logs.dataset_line(data))
     train, valid, test = data_preparation(config, data)
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
@@ -111,6 +112,7 @@ def assemble(config: LLMConfig) -> Run:
     init_seed(config["seed"], config["reproducibility"])  # whatever was drawn so far, every model starts alike
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
+    logger.info(logs.model_line(model))
     stages = trainer.plan(candidates, retriever)
     if stages:
         logger.info(trainer.cache.plan(stages))

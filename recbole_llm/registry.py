@@ -50,14 +50,24 @@ def get_model(name: str) -> type[Any]:
             return recbole_get_model(name)
         except AttributeError:
             pass  # right letters, wrong case: 'sasrec'
-    known = list(MODELS) + _recbole_class_names()
-    by_lower = {other.lower(): other for other in known}
+    raise _unknown(name)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is no model's, as :func:`get_model` does, without importing any model."""
+    if name not in MODELS and name not in _recbole_class_names():
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> ValueError:
+    by_lower = {known.lower(): known for known in [*MODELS, *_recbole_class_names()]}
     near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    raise ValueError(f"--model={name}: no such model. Did you mean {', '.join(near) or ', '.join(MODELS)}?")
+    return ValueError(f"--model={name}: no such model. Did you mean {', '.join(near) or ', '.join(MODELS)}?")
 
 
 def _recbole_class_names() -> list[str]:
     import recbole
 
     folder = importlib.resources.files(recbole) / "properties" / "model"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    named = {file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")}
+    return sorted(named - {"lightgbm", "xgboost"} | {"Random"})  # what nobody has installed; a model without settings

@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 import torch
 
-import recbole_llm  # noqa: F401 - its shims must be in place before any test touches RecBole
+from recbole_llm import compat
 
 torch.set_num_threads(1)
+compat.apply()  # for tests that use RecBole's own Config
 
 
 @pytest.fixture(autouse=True)
@@ -190,12 +191,12 @@ def module_settings(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.Tem
 
 def assembled(name: str, settings: dict[str, Any], dataset: str = "tiny", **changes: Any) -> SimpleNamespace:
     """A model with its config, loaders and trainer, as ``run_recbole_llm`` puts them together, not yet trained."""
-    from recbole_llm import compat
+    from recbole_llm import logs
     from recbole_llm.config import LLMConfig
     from recbole_llm.quick_start import assemble
 
     config = LLMConfig(name, dataset, config_dict={**settings, **changes})
-    compat.init_logger(config)
+    logs.init_logging(config)
     return SimpleNamespace(**vars(assemble(config)))
 
 

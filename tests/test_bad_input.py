@@ -42,15 +42,18 @@ def own_data(data_path: Path, tmp_path: Path, settings: dict[str, Any]) -> Calla
     return make
 
 
-def test_unknown_key(settings: dict[str, Any], data_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_key(
+    settings: dict[str, Any], data_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Error naming the key, the file it stands in and the nearest known key; on the command line in one line."""
     Path("mine.yaml").write_text("max_histroy: 5\n")
     with pytest.raises(ValueError, match=r"unknown key `max_histroy` in mine\.yaml; did you mean `max_history`\?"):
         run_recbole_llm("TALLRec", "tiny", ["mine.yaml"], settings)
     command = ["--model=Pop", "--dataset=tiny", f"--data_path={data_path}", "--topkk=5"]
     monkeypatch.delenv("RECBOLE_LLM_TRACEBACK", raising=False)
-    with pytest.raises(SystemExit, match=r"^error: unknown key `topkk` in the command line; did you mean `topk`\?"):
+    with pytest.raises(SystemExit, match="2"):
         main(command)
+    assert capsys.readouterr().err.endswith("error: unknown key `topkk` in the command line; did you mean `topk`?\n")
     monkeypatch.setenv("RECBOLE_LLM_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown key"):
         main(command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import subprocess
 import sys
@@ -121,7 +120,7 @@ def test_pandas_3_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) ->
         ("utils/url.py", "input(", "RankedTime._download (question)"),
         ("data/dataset/dataset.py", "torch.FloatTensor(value)", "RankedTime._rank_time"),
         ("evaluator/collector.py", "self.data_struct._data_dict[key].cpu()", "evaluator.SafeCollector"),
-        ("utils/logger.py", "logging.basicConfig(level=level, handlers=[sh, fh])", "compat.init_logger"),
+        ("utils/logger.py", "logging.basicConfig(level=level, handlers=[sh, fh])", "logs.init_logging"),
     ],
 )
 def test_recbole_still_needs(file: str, text: str, shim: str) -> None:
@@ -129,14 +128,14 @@ def test_recbole_still_needs(file: str, text: str, shim: str) -> None:
     assert text in source, f"recbole/{file} has no {text!r} any more: see whether {shim} can go"
 
 
-def test_two_runs_of_a_process_have_a_log_file_each(settings: dict[str, Any]) -> None:
-    kept = list(logging.getLogger().handlers)  # pytest's
-    for seed in (1, 2):
-        run_recbole_llm("Pop", "tiny", config_dict={**settings, "seed": seed})
-    logs = sorted(Path("log/Pop").glob("*.log"))
-    assert len(logs) == 2
-    for log in logs:
-        assert log.read_text().count("test result") == 1
-    ours = [handler for handler in logging.getLogger().handlers if handler not in kept]
-    assert sum(isinstance(handler, logging.FileHandler) for handler in ours) == 1
-    assert all(h in logging.getLogger().handlers for h in kept if type(h).__module__ == "_pytest.logging")
+@pytest.mark.parametrize(("key", "value"), [("nproc", 2), ("world_size", "4"), ("ip", "10.0.0.1"), ("save_dataset", True)])
+def test_options_that_are_not_carried_out_are_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{key}={value}: this option of RecBole is not carried out; leave it out \("):
+        compat.refuse_options({"epochs": 3, key: value})
+    compat.refuse_options({"epochs": 3, "nproc": 1, "world_size": -1, "port": 5678, "save_dataset": False})
+
+
+def test_a_run_refuses_them_wherever_they_are_given(settings: dict[str, Any]) -> None:
+    Path("mine.yaml").write_text("nproc: 2\n")
+    with pytest.raises(ValueError, match="nproc=2: this option"):
+        run_recbole_llm("Pop", "tiny", ["mine.yaml"], settings)

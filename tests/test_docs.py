@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from recbole_llm import registry
+from recbole_llm import cli, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,3 +52,30 @@ def anchors(page: Path) -> set[str]:
     """What its headings are called in links, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Page and command, of every command in a document or a property file."""
+    for file in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "properties").rglob("*.yaml")]:
+        text = file.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:^    |^# |: |\. )(recbole-llm \w+ --.*|python run_recbole_llm.py --.*)$", text, re.MULTILINE):
+            yield str(file.relative_to(ROOT)), line
+
+
+def test_commands_are_ones_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = list(commands())
+    assert len(found) > 30
+    for page, line in found:
+        words = shlex.split(line.replace("python run_recbole_llm.py", "recbole-llm run").replace("=mydata.yaml", "="))
+        try:
+            _, keys = cli._parser().parse_known_args(words[1:])
+            cli._keys(keys)
+        except (SystemExit, ValueError) as error:
+            raise AssertionError(f"{page}: {line}") from error
+
+
+def test_no_document_names_a_command_that_is_gone() -> None:
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "properties").rglob("*.*")]
+    gone = re.compile(r"run_leaderboard|run_hyper|-m recbole_llm\.(merging|data)|recbole-llm-")
+    assert [file.name for file in files if file.name != "CHANGELOG.md" and gone.search(file.read_text())] == []

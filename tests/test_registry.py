@@ -71,12 +71,20 @@ for wrong in ("sasrec", "LightGBM", "nonsense"):
     assert not modules_after(code) & {"ray", "lightgbm", "xgboost", "recbole.quick_start", "transformers", "peft"}
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_a_name_is_checked_without_importing_a_model() -> None:
     code = """
-from recbole_llm.cli import main
+from recbole_llm import registry
+registry.check_name("SASRec"), registry.check_name("Random"), registry.check_name("Laser")
 try:
-    main(["--help"])
-except SystemExit as end:
-    assert end.code == 0
+    registry.check_name("SASREK")
+except ValueError as error:
+    assert "--model=SASREK: no such model. Did you mean SASRec" in str(error)
+else:
+    raise SystemExit("SASREK was found")
 """
-    assert not modules_after(code) & {"torch", "recbole", "transformers", "peft", "pandas", "sentence_transformers"}
+    assert not modules_after(code) & {"torch", "numpy", "recbole.model", "transformers"}
+
+
+def test_every_model_of_recbole_has_a_name_that_passes() -> None:
+    known = {name.lower() for name in registry._recbole_class_names()}
+    assert known == set(registry.recbole_model_names())

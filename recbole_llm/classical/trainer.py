@@ -7,6 +7,7 @@ measured by the same code on the same candidates; checkpoints are written whole 
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.files import fingerprint
+from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
 
@@ -57,6 +59,7 @@ class ProtocolTrainer(Trainer):
         self._candidates: CandidateSet | None = None
         self._variant: Variant | None = None
         self._scores: CachedScores | None = None
+        self._bar: Any = None  # of the evaluation that is under way
         self.ranks = Ranks()
         self.users_per_second: float | None = None
         self.optimizer: Any
@@ -116,6 +119,10 @@ class ProtocolTrainer(Trainer):
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
 
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        # RecBole's bar is made of control characters that only a terminal understands
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress and sys.stderr.isatty())
+
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -137,7 +144,8 @@ class ProtocolTrainer(Trainer):
         self._scores = self._cached_scores()
         self.ranks = Ranks()
         began = time.monotonic()
-        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        with progress_bar("evaluation", len(eval_data), show=show_progress) as self._bar:
+            result = super().evaluate(eval_data, load_best_model=False, show_progress=False)
         self.users_per_second = len(self.ranks.users) / (time.monotonic() - began) or None
         if self._scores is not None:
             self._scores.close()
@@ -153,7 +161,16 @@ class ProtocolTrainer(Trainer):
         name = fingerprint([self._variant.fingerprint, self._candidates.sha256, self._candidates.users.tolist()])
         return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
 
+    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
+        self._advance()
+        return super()._neg_sample_batch_eval(batched_data)
+
+    def _advance(self) -> None:
+        if self._bar is not None:
+            self._bar.advance()
+
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        self._advance()
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data

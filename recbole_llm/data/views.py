@@ -1,10 +1,10 @@
-"""``python -m recbole_llm.data.views --dataset=NAME``: cut a dataset by its categories into datasets of their own.
+"""``recbole-llm views``: cut a dataset by its categories into datasets of their own.
 
 Each view is an ordinary folder of atomic files, ``NAME-Category``, with a property file that says what its texts are, so that any
 model, RecBole's included, runs on it:
 
-    python -m recbole_llm.data.views --dataset=ml-100k
-    python run_recbole_llm.py --model=SASRec --dataset=ml-100k-Comedy --data_path=views
+    recbole-llm views --dataset=ml-100k
+    recbole-llm run --model=SASRec --dataset=ml-100k-Comedy --data_path=views
 
 No item is in two views, so none has the held-out interactions of another in its training data. Never train on the whole dataset
 what is tested on a view: the whole has them all.
@@ -13,7 +13,6 @@ what is tested on a view: the whole has them all.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Container, Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -69,7 +68,7 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
                 (draft / f"{folder.name}{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
             settings = {key: config[key] for key in sorted(config.dataset_keys())}
             (draft / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
-        logger.info(f"view {folder.name}: {len(items)} items, {len(pairs)} interactions, in {folder}")
+        logger.info(f"view {folder.name}: {len(items)} items, {len(pairs)} interactions")
     return folders
 
 
@@ -90,22 +89,3 @@ def _kept_lines(file: Path, fields: Sequence[str], kept: Container[tuple[str, ..
         cells = line.rstrip("\r").split("\t")
         if len(cells) > max(places) and tuple(cells[place] for place in places) in kept:
             yield line.rstrip("\r")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """The command: RecBole's ``--key=value``, and ``--out=FOLDER`` (``views``)."""
-    from recbole_llm import compat
-    from recbole_llm.config import LLMConfig
-    from recbole_llm.data.loading import create_dataset
-
-    if {"-h", "--help"}.intersection(arguments):
-        print(__doc__)
-        return
-    out = [argument.removeprefix(OUT) for argument in arguments if argument.startswith(OUT)] or ["views"]
-    config = LLMConfig("WeaveRec", cmd_line=[argument for argument in arguments if not argument.startswith(OUT)])
-    compat.init_logger(config)
-    write_views(config, create_dataset(config), Path(out[-1]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from recbole_llm.data.domains import Domain, united
 from recbole_llm.data.tokens import tokenise_as_text
 from recbole_llm.llm.windows import Histories, WindowBatches
+from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.stages import Stage, Work
 from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop, cosine_with_warmup
 from recbole_llm.training.muon import MuonAdamW
@@ -178,6 +179,7 @@ def train_builtin_lm(
         options=options,
         learning_rate_key="builtin_lm.matrix_learning_rate",
     ).run()
+    hide_progress_bars()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

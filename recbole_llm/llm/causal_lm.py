@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from recbole_llm.logs import hide_progress_bars
+
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 WHOLE_FILE = 64 * 2**20  # larger files are known by their header, their size and samples
 SAMPLE, SAMPLES = 2**16, 64
@@ -50,6 +52,7 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    hide_progress_bars()
     source = _source(path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options: dict[str, Any] = {"dtype": resolved_dtype(dtype, device), "use_safetensors": True}

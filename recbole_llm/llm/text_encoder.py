@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from recbole_llm.data.items import ItemTexts
 from recbole_llm.llm.causal_lm import HUB_ID
 from recbole_llm.llm.causal_lm import fingerprint as part_fingerprint
+from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.files import DamagedError, fingerprint, load_state, save_state, sha256_file
 from recbole_llm.store.progress import progress_bar
 
@@ -160,6 +161,7 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
+    hide_progress_bars()
     folder, identity = _located(path, revision)
     name = folder.resolve().name if Path(path).expanduser().is_dir() else str(path)
     for file in folder.rglob("*_model.bin"):

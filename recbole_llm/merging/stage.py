@@ -136,7 +136,8 @@ def merge_adapters(
     with atomic_folder(out) as folder:
         write_adapter(merged, folder, card)
     means = result.weights.reshape(-1, len(problem.names)).mean(0)  # [K]
-    logger.info(f"merge: {method}, mean weights {dict(zip(problem.names, means.tolist(), strict=True))}, in {out}")
+    weights = ", ".join(f"{name} {mean:.4g}" for name, mean in zip(problem.names, means.tolist(), strict=True))
+    logger.info(f"merge: {method}, mean weights: {weights}")
     return result
 
 

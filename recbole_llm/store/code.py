@@ -1,7 +1,7 @@
 """Which code computes a result: a hash of the syntax trees of the modules that it runs.
 
-Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, those of
-:mod:`recbole_llm.store` aside: they move results and compute none.
+Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, but for those
+that move and show results and compute none (:mod:`recbole_llm.store`, :mod:`recbole_llm.logs`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 PACKAGE = "recbole_llm"
-_MOVES_RESULTS = f"{PACKAGE}.store"
+_COMPUTES_NOTHING = (f"{PACKAGE}.store", f"{PACKAGE}.logs")
 
 
 def code_fingerprint(*modules: str) -> str:
@@ -80,7 +80,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
         names = [f"{node.module}.{alias.name}" if _file(f"{node.module}.{alias.name}") else node.module for alias in node.names]
     else:
         return
-    yield from (name for name in names if name.startswith(f"{PACKAGE}.") and not name.startswith(_MOVES_RESULTS))
+    yield from (name for name in names if name.startswith(f"{PACKAGE}.") and not name.startswith(_COMPUTES_NOTHING))
 
 
 def _is_text(node: ast.AST) -> bool:

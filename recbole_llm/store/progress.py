@@ -18,7 +18,7 @@ logger = getLogger()
 class _Bar:
     def __init__(self, name: str, total: int, start: int, live: bool, quiet: bool):
         self._name, self._total, self._done, self._quiet = name, total, start, quiet
-        self._live = tqdm(total=total, initial=start, desc=name, ncols=100) if live else None
+        self._live = tqdm(total=total, initial=start, desc=name, ncols=100, leave=False) if live else None
         self._began, self._first, self._logged = time.monotonic(), start, time.monotonic()
 
     def advance(self, amount: int = 1, loss: Tensor | float | None = None) -> None:

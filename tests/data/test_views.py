@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from recbole_llm import cli
 from recbole_llm.config import LLMConfig
 from recbole_llm.data import domains, views
 from recbole_llm.data.loading import create_dataset
@@ -67,10 +68,13 @@ def test_lines_are_the_datasets_own_less_what_its_filters_leave_out(small: Path,
     assert all(float(row[2]) >= 3 for rows in fewer.values() for row in rows[1:])
 
 
-def test_no_view_trains_on_what_another_holds_out(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_no_view_trains_on_what_another_holds_out(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Leave-one-out of each view, by user and item; of views that shared items this would not hold."""
     given = ["data_path", "category_field", "year_field", "domain_min_users"]
-    views.main([*(f"--{key}={settings[key]}" for key in given), "--dataset=tiny", f"--out={tmp_path / 'views'}"])
+    cli.main(["views", *(f"--{key}={settings[key]}" for key in given), "--dataset=tiny", f"--out={tmp_path / 'views'}"])
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "views" / name) for name in ("tiny-comedy", "tiny-drama")]
     trained, held_out = [], []
     for name in ("tiny-comedy", "tiny-drama"):
         view = LLMConfig("Pop", name, config_dict={"data_path": str(tmp_path / "views")})
@@ -107,8 +111,3 @@ def test_two_categories_of_one_file_name_are_refused(small: Path, tmp_path: Path
     with pytest.raises(FileExistsError, match="small-x_y is there already"):
         written(small, tmp_path / "views")
     assert not (tmp_path / "views").exists()
-
-
-def test_help_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    views.main(["--help"])
-    assert "--dataset=ml-100k-Comedy --data_path=views" in capsys.readouterr().out

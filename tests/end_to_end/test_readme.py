@@ -42,9 +42,9 @@ def test_the_command_trains_then_keeps_every_stage_and_answers_alike(settings, t
         assert re.search(rf"^{row} +0\.\d", table(second), re.MULTILINE)
 
 
-def test_a_mistake_ends_in_one_line_and_exit_code_1(tmp_path):
+def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path):
     done = command("--model=LoRACocktail", "--dataset=tiny", "--lora_learnig_rate=1", folder=tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "lora_learning_rate" in errors[0]
 

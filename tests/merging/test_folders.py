@@ -1,16 +1,15 @@
-"""``python -m recbole_llm.merging``: what it writes, and the one line that a mistake ends in."""
+"""``recbole-llm merge``: what it writes, and the one line that a mistake ends in."""
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from recbole_llm.merging.__main__ import main
+from recbole_llm import cli
 from recbole_llm.merging.arithmetic import Adapter, read_adapter, write_adapter
+from recbole_llm.merging.folders import merge_folders
 
 MODULES = ["model.q_proj", "model.v_proj"]
 
@@ -32,9 +31,13 @@ def adapters(tmp_path):
     return [write(tmp_path / name, seed) for seed, name in enumerate(("base", "own"))]
 
 
-def failing(capsys, *arguments):
+def merge(adapters, out, *arguments):
+    cli.main(["merge", f"--adapters={' '.join(map(str, adapters))}", f"--out={out}", *arguments])
+
+
+def failing(capsys, adapters, out, *arguments):
     with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
+        merge(adapters, out, *arguments)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
@@ -45,10 +48,10 @@ def failing(capsys, *arguments):
     "arguments, weights, rank",
     [
         ([], {"base": 0.5, "own": 0.5}, 4),
-        (["--merge=fixed", "--weights", "1.5", "-.5", "--extrapolate"], {"base": 1.5, "own": -0.5}, 4),
+        (["--merge=fixed", "--weights=[1.5, -.5]", "--extrapolate"], {"base": 1.5, "own": -0.5}, 4),
         (["--merge=ties", "--density=.3"], {"base": 1.0, "own": 1.0}, 4),
         (["--merge=dare", "--seed=3"], {"base": 0.5, "own": 0.5}, 4),
-        (["--merge=dare_ties", "--weights", "1", ".5"], {"base": 1.0, "own": 0.5}, 4),
+        (["--merge=dare_ties", "--weights=[1, .5]"], {"base": 1.0, "own": 0.5}, 4),
         (["--merge=magnitude_prune", "--compress_rank=1"], {"base": 0.5, "own": 0.5}, 1),
         (["--merge=factors"], {"base": 0.5, "own": 0.5}, 2),
     ],
@@ -56,7 +59,7 @@ def failing(capsys, *arguments):
 )
 def test_merges_into_one_recorded_folder(adapters, tmp_path, capsys, arguments, weights, rank):
     out = tmp_path / "deep" / "merged"
-    main(["--adapters", *adapters, "--out", str(out), *arguments])
+    merge(adapters, out, *arguments)
     said = capsys.readouterr().out
     assert str(out) in said and f"rank {rank}" in said and all(f"{n} {w:.4g}" in said for n, w in weights.items())
     record = json.loads((out / "merge.json").read_text())
@@ -76,13 +79,13 @@ def test_settings_used_are_recorded_with_their_defaults(adapters, tmp_path):
         "dare": {"density": 0.5, "seed": 0},
         "orthogonal_residual": {"residual": 0.1},
     }.items():
-        main(["--adapters", *adapters, "--out", str(tmp_path / method), f"--merge={method}"])
+        merge(adapters, tmp_path / method, f"--merge={method}")
         record = json.loads((tmp_path / method / "merge.json").read_text())
         assert record["settings"] == settings | {"extrapolate": False}
 
 
 def test_weights_by_module_are_recorded_and_told(adapters, tmp_path, capsys):
-    main(["--adapters", *adapters, "--out", str(tmp_path / "out"), "--merge=orthogonal_residual", "--residual=.4"])
+    merge(adapters, tmp_path / "out", "--merge=orthogonal_residual", "--residual=.4")
     assert "means over modules" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert record["granularity"] == "module" and list(record["weights"]) == MODULES
@@ -91,13 +94,13 @@ def test_weights_by_module_are_recorded_and_told(adapters, tmp_path, capsys):
 
 def test_names_tell_equal_folder_names_apart(tmp_path, capsys):
     one, two = (write(tmp_path / run / "lora", seed) for seed, run in enumerate(("r1", "r2")))
-    assert "two adapters are named 'lora'" in failing(capsys, "--adapters", one, two, "--out", tmp_path / "out")
-    main(["--adapters", f"a.b={one}", f"c={two}", "--out", str(tmp_path / "out")])
+    assert "two adapters are named 'lora'" in failing(capsys, [one, two], tmp_path / "out")
+    merge([f"a.b={one}", f"c={two}"], tmp_path / "out")
     assert list(json.loads((tmp_path / "out" / "merge.json").read_text())["weights"]) == ["a.b", "c"]
 
 
 def test_folder_with_an_equals_sign_is_a_folder(tmp_path):
-    main(["--adapters", write(tmp_path / "lr=1", 0), write(tmp_path / "own", 1), "--out", str(tmp_path / "out")])
+    merge([write(tmp_path / "lr=1", 0), write(tmp_path / "own", 1)], tmp_path / "out")
     assert list(json.loads((tmp_path / "out" / "merge.json").read_text())["weights"]) == ["lr=1", "own"]
 
 
@@ -107,30 +110,33 @@ def test_folder_with_an_equals_sign_is_a_folder(tmp_path):
         (["--merge=entropy"], "run a model with --merge=entropy"),
         (["--merge=grid"], "run a model with --merge=grid"),
         (["--merge=tiess"], "did you mean 'ties'"),
-        (["--weights", ".5", ".5"], "--weights means nothing to --merge=uniform"),
-        (["--merge=orthogonal_residual", "--weights", ".5", ".5"], "--weights means nothing to --merge=orthogonal_residual"),
-        (["--merge=fixed", "--weights", ".5"], "one of merge_weights for each"),
+        (["--weights=[.5, .5]"], "--weights means nothing to --merge=uniform"),
+        (["--merge=orthogonal_residual", "--weights=[.5, .5]"], "--weights means nothing to --merge=orthogonal_residual"),
+        (["--merge=fixed", "--weights=[.5]"], "one of merge_weights for each"),
         (["--merge=fixed"], "needs one of merge_weights"),
-        (["--merge=fixed", "--weights", "1.5", "-.5"], "merge_extrapolate"),
+        (["--merge=fixed", "--weights=[1.5, -.5]"], "merge_extrapolate"),
         (["--merge=fixed", "--density=.5"], "--density means nothing to --merge=fixed"),
         (["--merge=ties", "--seed=1"], "--seed means nothing to --merge=ties"),
         (["--merge=ties", "--residual=.1"], "--residual means nothing"),
         (["--merge=ties", "--density=0"], "merge_density"),
         (["--extrapolate"], "none are given"),
         (["--compress_rank=0"], "at least 1"),
-        (["--what"], "unrecognized arguments"),
-        (["--weights", "a"], "invalid float"),
+        (["--what=1"], "no option --what"),
+        (["other"], "'other' is not of the form --key=value"),
+        (["--weights=a"], "'a' is not a list of numbers, such as [0.3, 0.7]"),
+        (["--weights=.3 .7"], "is not a list of numbers"),
+        (["--extrapolate=yes"], "invalid choice: 'yes'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_end_in_one_line(adapters, tmp_path, capsys, arguments, message):
-    assert message in failing(capsys, "--adapters", *adapters, "--out", tmp_path / "out", *arguments)
+    assert message in failing(capsys, adapters, tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
 
 
 def test_adapters_that_do_not_go_together_are_refused(adapters, tmp_path, capsys):
     def refused(folder, *more):
-        return failing(capsys, "--adapters", adapters[0], folder, "--out", tmp_path / "out", *more)
+        return failing(capsys, [adapters[0], folder], tmp_path / "out", *more)
 
     assert "different base models: 'tiny' and 'big'" in refused(write(tmp_path / "big", 1, base="big"))
     assert "different widths of model.q_proj: (5, 6) and (5, 7)" in refused(write(tmp_path / "wide", 1, width=7))
@@ -152,12 +158,18 @@ def test_existing_folder_is_never_overwritten(adapters, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("keep")
-    assert "never overwritten" in failing(capsys, "--adapters", *adapters, "--out", out)
+    assert "never overwritten" in failing(capsys, adapters, out)
     assert [file.name for file in out.iterdir()] == ["mine"]
 
 
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys; from recbole_llm.merging.__main__ import _parser; _parser().format_help(); sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+def test_a_folder_with_a_blank_is_quoted(tmp_path):
+    one, two = write(tmp_path / "my lora", 0), write(tmp_path / "own", 1)
+    merge([f"'{one}'", two], tmp_path / "out")
+    assert list(json.loads((tmp_path / "out" / "merge.json").read_text())["weights"]) == ["my lora", "own"]
+
+
+def test_it_is_an_ordinary_function(adapters, tmp_path):
+    said = merge_folders(adapters, tmp_path / "out", merge="fixed", weights=[0.25, 0.75])
+    assert said == f"{tmp_path / 'out'}: rank 4, fixed of base 0.25, own 0.75"
+    with pytest.raises(ValueError, match="give at least one PEFT folder"):
+        merge_folders([], tmp_path / "none")

@@ -1,0 +1,170 @@
+"""What a run says: its log file, its lines on the terminal, and how results and settings are written in them.
+
+The terminal shows the lines of this package and of RecBole, and what other libraries log from ``WARNING`` on. Python warnings
+that come from inside a library go to the log file alone: a user of this package cannot act on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+_CODE = (*{str(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}, str(Path(__file__).parent))
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_RESULT = re.compile(r": ?\n(\S+ : \S+(?: {4}\S+ : \S+)*)$")  # RecBole's dict2str under a heading
+_COLOUR_OF = {logging.WARNING: "\033[33m", logging.ERROR: "\033[31m", logging.CRITICAL: "\033[31m"}
+
+
+class _Formatter(logging.Formatter):
+    """RecBole's line; colours are left out where they would be control characters in a file or a pipe."""
+
+    def __init__(self, *, colour: bool = False):
+        super().__init__("%(asctime)s    %(levelname)s  %(message)s", "%d %b %H:%M")
+        self.colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == "py.warnings":  # the line of code comes after the text
+            record = logging.makeLogRecord({**vars(record), "msg": record.getMessage().strip().split("\n")[0], "args": None})
+        line = super().format(record)
+        if not self.colour:
+            line = _COLOUR.sub("", line)
+        elif record.levelno in _COLOUR_OF:
+            line = f"{_COLOUR_OF[record.levelno]}{line}\033[0m"
+        return _RESULT.sub(lambda found: f": {metrics_line(_numbers(found[1]))}", line)
+
+
+class _Terminal(logging.StreamHandler):
+    """Standard error; a progress bar that is shown there steps aside for a line."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(_Formatter(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+
+    def filter(self, record: logging.LogRecord) -> bool:  # type: ignore[override]
+        if record.name == "py.warnings":
+            return not record.getMessage().startswith(_CODE)
+        return _is_ours(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+def quiet_libraries() -> None:
+    """Take Python warnings into the log, and hide the progress bars of libraries."""
+    logging.captureWarnings(True)
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # at INFO, it shows a bar for each text
+    hide_progress_bars()
+
+
+def hide_progress_bars() -> None:
+    """Turn off the bars of ``transformers`` once it is imported; those of downloads stay on a terminal."""
+    if "transformers" in sys.modules:
+        from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # "Loading weights", and the hub's bars with it
+        (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()
+
+
+def init_console(level: int = logging.INFO) -> None:
+    """Log to standard error; for commands that start runs."""
+    quiet_libraries()
+    _install([_Terminal()], level)
+
+
+def init_logging(config: Any) -> Path:
+    """Log to standard error and to a new ``log/<Model>/<Model>-<dataset>-<time>-<hash>.log``, whose path is returned.
+
+    In place of RecBole's ``init_logger``, whose second call in a process changes nothing (recbole/utils/logger.py:130 lacks
+    ``force``). ``state`` is the level.
+    """
+    quiet_libraries()
+    level = getattr(logging, str(config["state"] or "INFO").upper(), logging.INFO)
+    values = "".join(map(str, config.final_config_dict.values()))
+    identity = hashlib.sha256(values.encode()).hexdigest()[:6]
+    name = f"{config['model']}-{config['dataset']}-{time.strftime('%b-%d-%Y_%H-%M-%S')}-{identity}.log"
+    file = Path("log") / config["model"] / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file.setFormatter(_Formatter())
+    to_file.addFilter(_is_ours)
+    _install([_Terminal(), to_file], level)
+    return file
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """RecBole and this package log through the root logger; other libraries report every request and every file."""
+    return record.name == "root" or record.levelno >= logging.WARNING
+
+
+def _install(handlers: Sequence[logging.Handler], level: int) -> None:
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        # other handlers, such as pytest's, belong to the program that calls
+        if type(handler).__module__ in ("logging", "colorlog.formatter", __name__):
+            root.removeHandler(handler)
+            handler.close()
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(level)
+
+
+# -- lines ---------------------------------------------------------------------------------------------------------------------
+
+
+def metrics_line(result: Mapping[str, float] | None) -> str:
+    """``hit@1 0.4836, ndcg@10 0.7123``."""
+    return ", ".join(f"{name} {float(value):.4f}" for name, value in (result or {}).items()) or "none"
+
+
+def _numbers(text: str) -> dict[str, float]:
+    pairs = (entry.split(" : ") for entry in text.split("    "))
+    return {name: float(value) for name, value in pairs}
+
+
+def configuration_line(config: Any) -> str:
+    """What was given for this run and differs from the defaults; all keys are in the run record."""
+    changed = {}
+    for key, value in config.external_config_dict.items():
+        default = config.internal_config_dict.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = {name: part for name, part in value.items() if name not in default or default[name] != part}
+            default = {}
+        if value != default and key not in ("model", "dataset", "config_files"):
+            changed[key] = value
+    if not changed:
+        return "configuration: the defaults"
+    count = "1 key differs" if len(changed) == 1 else f"{len(changed)} keys differ"
+    return f"configuration: {count} from the defaults: " + ", ".join(f"{key}={_cut(value)}" for key, value in changed.items())
+
+
+def _cut(value: Any, width: int = 80) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def dataset_line(dataset: Any) -> str:
+    """Name and sizes of a dataset, without RecBole's padding user and item."""
+    users, items, interactions = dataset.user_num - 1, dataset.item_num - 1, dataset.inter_num
+    sizes = f"{users:,} users, {items:,} items, {interactions:,} interactions"
+    return f"{dataset.dataset_name}: {sizes} ({interactions / (users * items):.2%} of all pairs)"
+
+
+def model_line(model: Any) -> str:
+    """What a model says of itself in one line, or its name and size where it would print all of its layers."""
+    line = str(model)
+    if "\n" not in line:
+        return line
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{type(model).__name__}: {trainable:,} trainable parameter{'s' * (trainable != 1)}"

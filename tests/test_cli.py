@@ -1,0 +1,269 @@
+"""One command with five parts: what --help says and imports, how arguments are read, and what a mistake ends in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import recbole_llm
+from recbole_llm import cli
+from recbole_llm.config import LLMConfig, parse_value
+from recbole_llm.leaderboard import runner
+from recbole_llm.merging.folders import METHODS
+from recbole_llm.registry import MODELS
+
+ROOT = Path(recbole_llm.__file__).parents[1]
+HEAVY = {"torch", "recbole", "transformers", "peft", "pandas", "numpy", "scipy", "sentence_transformers", "matplotlib"}
+COMMANDS = ["run", "leaderboard", "tune", "merge", "views"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
+    """The one line that a mistake ends in."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert end.value.code == code and out == ""
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert err.endswith(f"{line}\n")
+    return line
+
+
+def imported(*arguments: str) -> set[str]:
+    """What a fresh interpreter has imported of HEAVY when the command ends by itself."""
+    code = f"""
+import sys
+from recbole_llm.cli import main
+try:
+    main({list(arguments)})
+except SystemExit:
+    pass
+print(*({HEAVY} & set(sys.modules)), file=sys.stderr)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+# -- help ----------------------------------------------------------------------------------------------------------------------
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda command: " ".join(command) or "all")
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    assert imported(*command, "--help") == set()
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(capsys)
+    assert all(re.search(rf"^ +{name}\b", shown, re.MULTILINE) for name in COMMANDS)
+    assert "--key=value" in shown and "exit code" in shown and "RECBOLE_LLM_TRACEBACK" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("run", ["--model", "--dataset", "--config_files", *MODELS, "resumes", "record.json"]),
+        ("leaderboard", ["--config_files", "--jobs", "--engine", "--out", "--show", "paired tests"]),
+        ("tune", ["--model", "--params_file", "--algo", "--max_evals", "--seeds", "--output_file", "loguniform"]),
+        ("merge", ["--adapters", "--out", "--weights", "--density", "--residual", "--compress_rank", *METHODS]),
+        ("views", ["--dataset", "--out", "--config_files", "No item is in two"]),
+    ],
+)
+def test_help_of_a_command(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(capsys, command)
+    assert [part for part in parts if part not in shown] == []
+    examples = re.findall(rf"^  recbole-llm {command} --", shown.split("examples:")[1], re.MULTILINE)
+    assert len(examples) == 2
+    assert max(map(len, shown.splitlines())) <= 130
+
+
+@pytest.mark.parametrize(("command", "model"), [("run", "LoRACocktail"), ("tune", "SASRec"), ("views", "WeaveRec")])
+def test_help_shows_the_defaults_that_hold(command: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = re.split(r"^keys.*defaults.*:$", help_of(capsys, command), flags=re.MULTILINE)[1].split("examples:")[0]
+    given = re.findall(r"(?:^  |; |, | {3,})--(\w+)=(\"[^\"]*\"|[^\s,;]+)", keys, re.MULTILINE)
+    config, other = LLMConfig(model, "ml-100k"), LLMConfig("WeaveRec", "ml-100k")
+    shown = {key: parse_value(text.strip('"')) for key, text in given if text not in ("DIR", "FOLDER_OR_HUB_ID")}
+    assert len(shown) >= 3
+    for key, value in shown.items():
+        if key == "eval_args":  # taken apart by LLMConfig
+            assert value == {"mode": "candidates"} and config["candidate_phases"] == ["valid", "test"]
+            continue
+        default = (config if key in config.final_config_dict else other)[key]
+        if isinstance(value, dict):
+            default = {name: default[name] for name in value}
+        assert str(default) == str(value), key
+
+
+def test_examples_of_help_are_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import shlex
+
+    monkeypatch.chdir(ROOT)
+    Path_is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda self: self.name == "mine.yaml" or Path_is_file(self))
+    for command in COMMANDS:
+        for line in re.findall(r"^  recbole-llm (.*)$", help_of(capsys, command), re.MULTILINE):
+            options, keys = cli._parser().parse_known_args(shlex.split(line))
+            assert options.function is getattr(cli, f"_{command}")
+            assert cli._keys(keys) == keys
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What run_recbole_llm is called with, in place of runs."""
+    calls: list[dict[str, Any]] = []
+
+    def run_recbole_llm(model: Any, dataset: Any, files: Any, cmd_line: Any) -> None:
+        calls.append({"model": model, "dataset": dataset, "files": files, "keys": cmd_line})
+
+    monkeypatch.setattr("recbole_llm.quick_start.run_recbole_llm", run_recbole_llm)
+    return calls
+
+
+@pytest.mark.parametrize("command", [["run"], []], ids=["run", "no command"])
+def test_without_a_command_it_is_run(command: list[str], started: list[dict[str, Any]]) -> None:
+    Path("a.yaml").touch()
+    cli.main(
+        [*command, "--model=SASRec", "--dataset", "ml-100k", "--config_files=a.yaml properties/overall.yaml", "--topk=[1, 5]"]
+    )
+    cli.main([*command, "-m", "Pop", "-d", "ml-1m"])
+    files = ["a.yaml", "properties/overall.yaml"]
+    assert started == [
+        {"model": "SASRec", "dataset": "ml-100k", "files": files, "keys": ["--topk=[1, 5]"]},
+        {"model": "Pop", "dataset": "ml-1m", "files": None, "keys": []},
+    ]
+
+
+@pytest.mark.parametrize("script", [["run_recbole_llm.py"], ["-m", "recbole_llm.cli"], ["-m", "recbole_llm.cli", "run"]])
+def test_the_ways_to_start_a_run(script: list[str]) -> None:
+    line = [sys.executable, *script, "--model=SASREK", "--dataset=ml-100k"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --model=SASREK: no such model. Did you mean SASRec") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND; see recbole-llm --help"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["run"], "--model is missing"),
+        (["run", "--model=TALRec"], "--model=TALRec: no such model. Did you mean TALLRec"),
+        (["run", "--model=Pop", "epochs=3"], "'epochs=3' is not of the form --key=value"),
+        (["run", "--model=Pop", "--epochs", "3"], "'--epochs' is not of the form --key=value"),
+        (["run", "--model=Pop", "--config_files=nowhere.yaml"], "--config_files: nowhere.yaml does not exist (read from "),
+        (["run", "--model=Pop", "--nproc=2"], "nproc=2: this option of RecBole is not carried out"),
+        (["run", "--model=Pop", "--world_size=4"], "world_size=4: this option of RecBole is not carried out"),
+        (["run", "--model=Pop", "--ip=10.0.0.1"], "ip=10.0.0.1: this option"),
+        (["run", "--model=Pop", "--port=1"], "port=1: this option"),
+        (["run", "--model=Pop", "--save_dataloaders=True"], "save_dataloaders=True: this option"),
+        (["leaderboard"], "required: --config_files; see recbole-llm leaderboard --help"),
+        (["leaderboard", "--config_files=nowhere.yaml"], "--config_files: nowhere.yaml does not exist"),
+        (["leaderboard", "--config_files=properties/overall.yaml", "--engine=ray"], "invalid choice: 'ray'"),
+        (["tune", "--model=BPR", "--dataset=tiny", "--params_file=nowhere.hyper"], "nowhere.hyper does not exist"),
+        (
+            ["tune", "--model=BPR", "--dataset=tiny", "--params_file=properties/search/BPR.hyper", "--seeds=2020,2021"],
+            "--seeds: '2020,2021' is not a list of whole numbers, such as [2020, 2021]",
+        ),
+        (["tune", "--model=BRP", "--dataset=tiny", "--params_file=properties/search/BPR.hyper"], "Did you mean BPR"),
+        (["merge", "--adapters=a"], "required: --out"),
+        (["merge", "--adapters=a", "--out=b", "--what=1"], "no option --what"),
+        (["merge", "--adapters=absent", "--out=b"], "there is no folder absent"),
+        (["views"], "required: --dataset"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_in_arguments_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, *arguments)
+
+
+def test_mistakes_in_arguments_import_nothing_heavy() -> None:
+    assert imported("run", "--model=SASREK") <= {"recbole"}, "its folder is listed"
+    assert imported("run", "--model=SASRec", "--nproc=2") == set()
+    assert imported("merge", "--adapters=absent", "--out=b") == set()
+
+
+def test_what_fails_later_ends_in_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data_path: Path
+) -> None:
+    monkeypatch.delenv("RECBOLE_LLM_TRACEBACK", raising=False)
+    arguments = ["--model=Pop", "--dataset=tiny", f"--data_path={data_path}", "--topkk=5"]
+    assert "unknown key `topkk` in the command line; did you mean `topk`?" in refused(capsys, *arguments)
+    monkeypatch.setenv("RECBOLE_LLM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown key"):
+        cli.main(arguments)
+
+
+def test_an_interruption_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_llm.quick_start.run_recbole_llm", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "--model=Pop"])
+    assert end.value.code == 130
+
+
+# -- leaderboard and tune ------------------------------------------------------------------------------------------------------
+
+
+def plan(file: Path, settings: dict[str, Any], **models: Any) -> str:
+    keys = ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "metrics", "train_batch_size")
+    content = {"dataset": "tiny", "seeds": [1, 2], "settings": {key: settings[key] for key in keys}, "models": models}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return f"--config_files={file}"
+
+
+@pytest.mark.slow
+def test_a_file_becomes_a_leaderboard_and_a_new_model_is_all_that_is_run_next(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    run = runner.run_process
+    monkeypatch.setattr(runner, "run_process", lambda arguments, *rest: ran.append(arguments[0]) or run(arguments, *rest))
+    file = tmp_path / "mine.yaml"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["leaderboard", plan(file, settings, Pop={}, Wrong={"model": "NoSuchModel"}), "--jobs=2"])
+    assert end.value.code == 1, "a run failed"
+    shown = capsys.readouterr().out
+    assert "| Pop" in shown and "NoSuchModel: no such model" in shown
+    folder = Path(settings["checkpoint_dir"]) / "leaderboard" / "mine"
+    assert {path.suffix for path in folder.iterdir() if path.is_file()} == {".json", ".md", ".csv", ".tex", ".html"}
+    (row,) = [row for row in json.loads((folder / "leaderboard.json").read_text())["tables"][0]["rows"] if row["label"] == "Pop"]
+    assert row["trained_parameters"] is not None and row["users_per_second"] > 0 and row["peak_memory_bytes"] > 1e7
+    assert row["cells"][0]["command"].startswith("python run_recbole_llm.py --model=Pop --dataset=tiny ")
+
+    cli.main(["leaderboard", plan(file, settings, Pop={}, BPR={"settings": {"epochs": 1}})])
+    assert ran == ["--model=Pop"] * 2 + ["--model=BPR"] * 2
+    assert "| BPR" in capsys.readouterr().out
+    cli.main(["leaderboard", plan(file, settings, Pop={}, Wrong={"model": "NoSuchModel"}, LightGCN={}), "--show"])
+    shown = capsys.readouterr().out
+    assert len(ran) == 4 and "NoSuchModel: no such model" in shown and "seed 1 has not run" in shown
+
+
+@pytest.mark.slow
+def test_tune_leaves_a_property_file(settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "metrics", "train_batch_size")
+    (tmp_path / "BPR.hyper").write_text("embedding_size choice [4, 8]\n")
+    out = tmp_path / "best.yaml"
+    command = ["tune", "--model=BPR", "--dataset=tiny", f"--params_file={tmp_path / 'BPR.hyper'}", f"--output_file={out}"]
+    cli.main([*command, "--seeds=[1, 2]", "--epochs=1", *(f"--{key}={settings[key]}" for key in keys)])
+    assert "seeds 1, 2" in capsys.readouterr().out and yaml.safe_load(out.read_text())["embedding_size"] in (4, 8)
+    assert "unknown key `epoch`" in refused(capsys, *command, "--epoch=3", f"--data_path={settings['data_path']}")
