@@ -1,7 +1,7 @@
 """Which code computes a result: a hash of the syntax trees of the modules that it runs.
 
-Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, but for those
-that move and show results and compute none (:mod:`recbole_llm.store`, :mod:`recbole_llm.logs`).
+Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, except those
+that move or show results and compute none (:mod:`recbole_llm.store`, :mod:`recbole_llm.logs`).
 """
 
 from __future__ import annotations
