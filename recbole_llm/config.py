@@ -1,144 +1,35 @@
 """RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
 
 Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- a property file beside the data <-
-properties/model <- properties/llm <- the run of ``init_from`` <- the user's files <- dict <- command line. A partial
-``eval_args``, ``candidates`` or other dict is merged into the default instead of replacing it.
+properties/llm/L (what backbone L is) <- properties/model/M (the paper's recipe) <- properties/llm/L/M (what L needs for M
+alone) <- the run of ``init_from`` <- the user's files <- dict <- command line. A backbone never changes a recipe. A partial
+``eval_args``, ``candidates`` or other dict is merged into what came before.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import yaml
 from recbole.config import Config
-from recbole.utils import ModelType
-from recbole.utils.argument_list import (
-    dataset_arguments,
-    evaluation_arguments,
-    general_arguments,
-    training_arguments,
-)
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, ModelType
+from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
 from recbole_llm.data import scenarios
+from recbole_llm.key_groups import ABOUT_DATA, BOOKKEEPING
+from recbole_llm.property_files import PropertyFiles, check, check_known, merge, properties_folder, property_file, read_yaml
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.runs import SavedRun
+from recbole_llm.values import as_literals, parse_value, plain, read_arguments
 
-# keys that RecBole reads and documents nowhere in its property files
-_RECBOLE_KEYS = {
-    "model",
-    "dataset",
-    "config_files",
-    "nproc",
-    "world_size",
-    "local_rank",
-    "ip",
-    "port",
-    "offset",
-    "single_spec",
-    "transform",
-    "neg_sampling",
-    "training_neg_sample_num",
-    "fusion_type",
-    "wandb_project",
-    "selected_features",
-}
 # model families that RecBole measures by click labels (AUC, log-loss) keep its evaluation as it is
 _LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
-# what only changes where or how a run is shown or kept, not its result
-_BOOKKEEPING = {
-    "checkpoint_dir",
-    "config_files",
-    "data_path",
-    "dataloaders_save_path",
-    "dataset_save_path",
-    "device",
-    "gpu_id",
-    "log_wandb",
-    "note",
-    "save_dataloaders",
-    "save_dataset",
-    "save_every_seconds",
-    "show_progress",
-    "state",
-    "wandb_project",
-    "worker",
-}
-# keys that are younger than kept runs: at this value they are as if they were not there
-_YOUNGER = {"shuffled_title_control": False}
-# what is said about a run's data and how it is measured: all else of ours is about its model, and taken up by `init_from`
-ABOUT_DATA = {
-    *evaluation_arguments,
-    *_BOOKKEEPING,
-    *scenarios.SETTINGS,
-    *scenarios.TEXTS,
-    "candidates",
-    "eval_users",
-    "slices",
-    "cf_checkpoint",
-    "load_col",
-    "init_from",
-    "retriever",
-    "retriever_config",
-    "retriever_top",
-}
-
-
-def properties_folder() -> Path:
-    """``properties/``: inside the package in a wheel, at the top of a checkout otherwise."""
-    package = Path(__file__).parent
-    for folder in (package / "properties", package.parent / "properties"):
-        if (folder / "overall.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"properties/overall.yaml is neither in {package} nor beside it; reinstall recbole-llm")
-
-
-def property_file(given: str | Path, key: str = "--config_files") -> Path:
-    """A file that the user names with ``key``; ``properties/...`` that is not there from here is the package's own.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    for file in (Path(given), properties_folder().parent / given):
-        if file.is_file():
-            return file
-    raise FileNotFoundError(f"{key}: {given} does not exist (read from {Path.cwd()})")
-
-
-def parse_value(text: str) -> Any:
-    """A command-line value as Python reads a literal, YAML's true/false/null included; anything else is a string."""
-    simple = {"true": True, "false": False, "none": None, "null": None, "~": None}
-    if text.strip().lower() in simple:
-        return simple[text.strip().lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-    return value if isinstance(value, (str, int, float, list, tuple, dict)) else text  # `...` is a separator, not an Ellipsis
-
-
-def read_arguments(arguments: Iterable[str]) -> dict[str, Any]:
-    """Keys and values of a command line.
-
-    Raises:
-        ValueError: an argument that is not --key=value, or a key with two values.
-    """
-    texts: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise ValueError(f"command line: {argument!r} is not of the form --key=value")
-        if texts.get(key, text) != text:
-            raise ValueError(f"command line: --{key} is given twice, as {texts[key]!r} and {text!r}")
-        texts[key] = text
-    return {key: parse_value(text) for key, text in texts.items()}
 
 
 class LLMConfig(Config):
@@ -152,13 +43,15 @@ class LLMConfig(Config):
         cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read here.
 
     Attributes:
-        init_run: the run that this one takes up, with ``init_from``.
+        init_run: the run that this one is initialised from, with ``init_from``.
 
     Raises:
-        ValueError: an unknown key, model or value; names the key, its file and the nearest known key.
+        ValueError: an unknown key, model or value, or one of another type; names the key, its file and the remedy.
     """
 
     init_run: SavedRun | None = None
+    internal_config_dict: dict[str, Any]
+    external_config_dict: dict[str, Any]
 
     def __init__(
         self,
@@ -170,41 +63,28 @@ class LLMConfig(Config):
     ):
         compat.check_pandas()
         self._cmd_line = tuple(cmd_line)
-        self._key_source: dict[str, str] = {}
+        self._given: list[tuple[str, dict[str, Any]]] = []  # the user's values by where they stand, the last ones win
+        self.properties = PropertyFiles(properties_folder())
         super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
         _ = self.fingerprint  # as it was asked for: some models (BERT4Rec) put keys of their own into it while they run
 
     # -- what the user gave --------------------------------------------------------------------------------------------
 
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for file in file_list or []:
-            values = self._read_yaml(property_file(file))
-            self._key_source.update(dict.fromkeys(values, str(file)))
-            merged.update(values)
-        return merged
+        self._given += [(str(file), read_yaml(property_file(file))) for file in file_list or []]
+        return {}
 
-    def _read_yaml(self, file: str | Path) -> dict[str, Any]:
-        with open(file, encoding="utf-8") as stream:
-            try:
-                values = yaml.load(stream, Loader=self.yaml_loader)
-            except yaml.YAMLError as error:
-                raise ValueError(f"{file}: not a YAML file ({error})") from error
-        if values is not None and not isinstance(values, dict):
-            raise ValueError(f"{file}: a property file holds `key: value` lines, not a {type(values).__name__}")
-        return values or {}
-
-    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
-        for key, value in config_dict.items():
-            self._key_source.setdefault(key, "config_dict")
-            if isinstance(value, str):
-                config_dict[key] = parse_value(value)
-        return config_dict
+    def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: parse_value(value) if isinstance(value, str) else value for key, value in config_dict.items()}
+        self._given.append(("config_dict", values))
+        return {}
 
     def _load_cmd_line(self) -> dict[str, Any]:
-        values = read_arguments(self._cmd_line)
-        self._key_source.update(dict.fromkeys(values, "the command line"))
-        return values
+        self._given.append(("the command line", read_arguments(self._cmd_line)))
+        return {}
+
+    def _merge_external_config_dict(self) -> None:
+        self.external_config_dict = merge(*(values for _, values in self._given))
 
     # -- defaults ------------------------------------------------------------------------------------------------------
 
@@ -221,104 +101,83 @@ class LLMConfig(Config):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, "train_mode"}
-        folder = properties_folder()
-        labelled = self.internal_config_dict["MODEL_TYPE"] in _LABELLED
-        overall = self._read_yaml(folder / "overall.yaml")
-        protocol = overall.pop("protocol")
-        load_col = overall.pop("load_col")
-        self._ours = {**overall, **protocol}
-        self.internal_config_dict.update(overall if labelled else self._ours)
-        if self.internal_config_dict["load_col"] == {"inter": ["user_id", "item_id"]}:
-            # RecBole's default leaves out the time that its own ordering needs (RUCAIBox/RecBole#1616)
-            self.internal_config_dict["load_col"] = load_col
-        files = [
-            folder / "dataset" / f"{dataset}.yaml",
-            self._beside_the_data(dataset),
-            folder / "model" / f"{model}.yaml",
-            *self._llm_files(folder, model),
-        ]
-        for file in files:
-            if file.is_file():
-                values = self._read_yaml(file)
-                self._ours.update(values)
-                self.internal_config_dict.update(values)
-        self._take_up(model, model_class)
-        self._check_keys()
+        files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
+        self._ours = {*overall, *evaluation}
+        if self.internal_config_dict["load_col"] != {"inter": ["user_id", "item_id"]}:
+            del overall["load_col"]  # only RecBole's default leaves out the time that its own ordering needs (RecBole#1616)
+        if self.internal_config_dict["MODEL_TYPE"] in _LABELLED:
+            evaluation = {}
+        beside, llm = self._beside_the_data(dataset, overall), self._llm()
+        model_files = [llm, f"model/{model}", f"{llm}/{model}"] if llm else [f"model/{model}"]
+        ours = merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*model_files))
+        self._ours.update(ours)
+        self.internal_config_dict = merge(self.internal_config_dict, ours)
+        self._initialise_from_run(model, model_class)
+        defaults = {key: value for key, value in self.internal_config_dict.items() if key in self._ours}
+        for source, values in self._given:
+            check_known(values, source, files, self.internal_config_dict)
+            check(values, source, files, defaults)
 
-    def _llm_files(self, folder: Path, model: str) -> list[Path]:
-        """properties/llm/<llm>.yaml for ``--llm=<llm>``: one file per backbone; builtin unless a backbone is given.
-
-        properties/llm/<llm>/<Model>.yaml, where there is one, is what that backbone wants of one model alone.
-        """
+    def _llm(self) -> str | None:
+        """The file of ``--llm=<llm>``, ``llm/<llm>``: builtin unless a backbone is given."""
         name = self.external_config_dict.get("llm")
         if name is None and "llm_path" in self.external_config_dict:
-            return []
-        name = name or "builtin"
-        file = folder / "llm" / f"{name}.yaml"
-        if not file.is_file():
-            known = ", ".join(sorted(path.stem for path in (folder / "llm").glob("*.yaml")))
-            raise ValueError(f"--llm={name}: {file} does not exist; known: {known}; or give --llm_path=FOLDER or a hub id")
-        return [file, folder / "llm" / name / f"{model}.yaml"]
+            return None
+        name, known = name or "builtin", self.properties.names("llm")
+        if name not in known:
+            raise ValueError(
+                f"--llm={name}: no file of properties/llm; known: {', '.join(known)}; or give --llm_path=FOLDER_OR_HUB_ID"
+            )
+        return f"llm/{name}"
 
-    def _beside_the_data(self, dataset: str) -> Path:
+    def _beside_the_data(self, dataset: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """A property file of a dataset's own, ``<data_path>/<dataset>/<dataset>.yaml``: what its texts are, and its filters.
 
         Raises:
             ValueError: it says something about another thing than the dataset.
         """
-        data_path = self.external_config_dict.get("data_path") or self.internal_config_dict["data_path"]
-        file = Path(str(data_path)) / dataset / f"{dataset}.yaml"
-        allowed = self.dataset_keys().union(dataset_arguments)
-        for key in self._read_yaml(file) if file.is_file() else ():
+        file = self._own_data(dataset) / f"{dataset}.yaml"
+        if not file.is_file():
+            return {}
+        values, allowed = read_yaml(file), self.dataset_keys().union(dataset_arguments)
+        for key in values:
             if key not in allowed:
                 raise ValueError(f"{file}: `{key}` says nothing about a dataset; give it in a file of --config_files")
-        return file
+        check(values, str(file), self.properties, defaults)
+        return values
 
-    def _take_up(self, model: str, model_class: type) -> None:
-        """``init_from``: what a kept run says about its model becomes this run's defaults.
+    def _own_data(self, dataset: str) -> Path:
+        data_path = self.external_config_dict.get("data_path") or self.internal_config_dict["data_path"]
+        return Path(str(data_path)) / dataset
+
+    def _initialise_from_run(self, model: str, model_class: type) -> None:
+        """``init_from``: what a saved run says about its model becomes this run's defaults.
 
         Raises:
-            ValueError: the model takes up no run, the run is of another model or backbone, or as :meth:`SavedRun.read`.
+            ValueError: the model uses no other run, the run is of another model or backbone, or as :meth:`SavedRun.read`.
         """
         given, llm = self.external_config_dict.get("init_from"), self.external_config_dict.get("llm")
         if given is None:
             return
         if not getattr(model_class, "supports_init_from", False):
-            raise ValueError(f"init_from: {model} takes up no other run; leave init_from={given} out")
+            raise ValueError(f"init_from: {model} uses no other run; leave init_from={given} out")
         self.init_run = SavedRun.read(str(given))
         theirs, trained = self.init_run.record["model"], self.init_run.record["config"]
         if theirs != model:
-            raise ValueError(f"init_from: {given} is a run of {theirs}, which {model} cannot take up; give a run of {model}")
+            raise ValueError(f"init_from: {given} is a run of {theirs}, which {model} cannot use; give a run of {model}")
         backbone = trained["llm"] or trained["llm_path"]
         if llm not in (None, backbone):  # the run's llm_path would win over that of properties/llm
             raise ValueError(f"--llm={llm}: init_from={given} was trained on {backbone}; leave llm out")
-        taken = self._ours.keys() - ABOUT_DATA - self.dataset_keys()
+        taken = self._ours - ABOUT_DATA - self.dataset_keys()
         self.internal_config_dict.update({key: value for key, value in trained.items() if key in taken})
 
     def dataset_keys(self) -> set[str]:
         """What property files say about datasets."""
-        files = (properties_folder() / "dataset").glob("*.yaml")
-        return set(scenarios.TEXTS).union(*(self._read_yaml(file) for file in files))
-
-    def _check_keys(self) -> None:
-        quick = set(self.internal_config_dict) | _RECBOLE_KEYS
-        quick.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
-        unknown = [key for key in self.external_config_dict if key not in quick]
-        if not unknown:
-            return
-        known = quick | _all_property_keys(self.yaml_loader)  # one file may serve several models
-        for key in unknown:
-            if key not in known:
-                near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
-                raise ValueError(f"unknown key `{key}` in {self._key_source.get(key)}; did you mean `{near[0]}`?")
+        files = self.properties
+        return set(scenarios.TEXTS).union(*(files.read(f"dataset/{name}") for name in files.names("dataset")))
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        final = dict(self.internal_config_dict)
-        for key, value in self.external_config_dict.items():
-            default = final.get(key)
-            # `load_col: {inter: [...]}` means just these columns; everything else is a partial change
-            merge = isinstance(default, dict) and isinstance(value, dict) and key not in ("load_col", "unload_col", "slices")
-            final[key] = {**default, **value} if merge else value  # type: ignore[dict-item]
+        final = merge(self.internal_config_dict, self.external_config_dict)
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
@@ -327,12 +186,28 @@ class LLMConfig(Config):
         return final
 
     def _set_default_parameters(self) -> None:
+        final, own = self.final_config_dict, self._own_data(self.dataset)
+        self._settle_metrics(final)
         super()._set_default_parameters()
-        final = self.final_config_dict
-        name, _, k = final["valid_metric"].partition("@")
-        if name.lower() not in map(str.lower, final["metrics"]) or (k and int(k) not in final["topk"]):
+        if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}*.inter")):
+            final["data_path"] = str(own)  # RecBole puts its own copy of ml-100k before the user's
+
+    def _settle_metrics(self, final: dict[str, Any]) -> None:
+        metrics, topk, given = final["metrics"], final["topk"], str(final["valid_metric"])
+        final["metrics"] = metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+        final["topk"] = topk = [topk] if isinstance(topk, int) else list(topk)
+        if not topk or not all(type(k) is int and k > 0 for k in topk):
+            raise ValueError(f"topk: {topk} are not all whole numbers of at least 1; give for instance [1, 5, 10]")
+        known: list[str] = []
+        for metric in metrics:
+            kind = metric_types.get(str(metric).lower())
+            if kind is None:
+                raise ValueError(f"metrics: RecBole has no {metric!r}; it has {', '.join(sorted(metric_types))}")
+            takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
+            known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
+        if given.lower() not in map(str.lower, known):
             raise ValueError(
-                f"valid_metric: {final['valid_metric']} is not measured; metrics are {final['metrics']}, topk is {final['topk']}"
+                f"valid_metric: {given} is not measured; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
             )
 
     def _settle_evaluation(self, final: dict[str, Any]) -> None:
@@ -380,7 +255,7 @@ class LLMConfig(Config):
         if other or whole:
             dropped |= set(scenarios.SETTINGS)
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
-        return LLMConfig(self.model, name, config_dict=_as_literals(values))
+        return LLMConfig(self.model, name, config_dict=as_literals(values))
 
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data and scenario in the same run, with ``values`` for it."""
@@ -391,20 +266,19 @@ class LLMConfig(Config):
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
         if scenarios.active(self):
             kept["candidates"] = {"seed": self["candidates"]["seed"]}  # it draws what is held out
-        return LLMConfig(name, self.dataset, config_dict=_as_literals({**kept, **values}))
+        return LLMConfig(name, self.dataset, config_dict=as_literals({**kept, **values}))
 
     # -- views ---------------------------------------------------------------------------------------------------------
 
     def plain(self) -> dict[str, Any]:
         """The final values as JSON-able data."""
-        return {key: _plain(value) for key, value in sorted(self.final_config_dict.items())}
+        return {key: plain(value) for key, value in sorted(self.final_config_dict.items())}
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every value that can change a result, as the run was asked for."""
         values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # wherever it lies
-        told = {key: value for key, value in values.items() if key not in _BOOKKEEPING}
-        return fingerprint({key: value for key, value in told.items() if key not in _YOUNGER or value != _YOUNGER[key]})
+        return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
 
     @property
     def record_file(self) -> Path:
@@ -415,37 +289,12 @@ class LLMConfig(Config):
     @property
     def recbole_fingerprint(self) -> str:
         """SHA-256 of every value that can change what RecBole trains; it reads nothing of what is said about LLMs."""
-        known = self._recbole_knows - _BOOKKEEPING
+        known = self._recbole_knows - BOOKKEEPING
         return fingerprint({key: value for key, value in self.plain().items() if key in known})
 
     def log_ours(self) -> None:
         """Show our own settings in RecBole's manner."""
-        getLogger().info("\n".join(f"{key} = {self[key]}" for key in self._ours))
-
-
-def _as_literals(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that were parsed once, so that parsing them again changes nothing."""
-    return {key: repr(value) if isinstance(value, str) else value for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(entry) for entry in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _all_property_keys(loader: Any) -> set[str]:
-    """Every key that any property file of ours or of RecBole's sets."""
-    import recbole
-
-    files: Iterable[Path] = [
-        *(Path(recbole.__file__).parent / "properties").rglob("*.yaml"),
-        *properties_folder().rglob("*.yaml"),
-    ]
-    keys: set[str] = set()
-    for file in files:
-        if file.name not in ("url.yaml", "kg_url.yaml") and file.parent.name != "leaderboard":  # lists of runs
-            keys.update((yaml.load(file.read_text(encoding="utf-8"), Loader=loader) or {}).keys())
-    return keys
+        logger = getLogger()
+        logger.info("\n".join(f"{key} = {self[key]}" for key in sorted(self._ours)))
+        if self.dataset == "ml-100k" and Path(self["data_path"]) == self._own_data(self.dataset):
+            logger.info(f"ml-100k: the files of {self['data_path']} are used, not the copy that comes with RecBole")
