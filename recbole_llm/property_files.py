@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,18 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: it is something else.
     """
-    text = Path(file).read_text(encoding="utf-8")
     try:
-        values = yaml.load(text, Loader=Config._build_yaml_loader(None))
+        values = deepcopy(_parsed(Path(file).read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise ValueError(f"{file}: not a YAML file ({error})") from error
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{file}: a property file holds `key: value` lines, not a {type(values).__name__}")
     return values or {}
+
+
+@lru_cache
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=Config._build_yaml_loader(None))
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

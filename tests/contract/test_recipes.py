@@ -58,7 +58,9 @@ RECCOCKTAIL = {
 SEPARATORS = {"history_separator": " || ", "candidate_separator": " || "}  # "||" without blanks in the authors' code
 
 RECIPES = {
-    "TALLRec": Recipe("arXiv 2502.08271 v2, baselines: RecCocktail's prompt and LoRA, on the target alone", RECCOCKTAIL, SEPARATORS),
+    "TALLRec": Recipe(
+        "arXiv 2502.08271 v2, baselines: RecCocktail's prompt and LoRA, on the target alone", RECCOCKTAIL, SEPARATORS
+    ),
     "LoRACocktail": Recipe(
         "arXiv 2502.08271 v2, settings of the experiments; equations (6) to (9) for the mixture",
         {**RECCOCKTAIL, "domain_max_views": 8, "merge_prompts": 50, "merge_granularity": "global", "merge": "entropy"},

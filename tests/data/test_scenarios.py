@@ -394,10 +394,10 @@ def test_a_run_with_full_ranking(model: str, name: str, settings: dict[str, Any]
     [
         ({"new_items": 0.1, "train_users": 8}, r"new_items: 0\.1 and train_users: 8: a run has one scenario, leave one"),
         ({"new_items": 1}, r"new_items: 1 is not a share between 0 and 1; give for instance 0\.1"),
-        ({"cold_users": "many"}, r"cold_users: 'many' is not a share"),
+        ({"cold_users": "many"}, r"cold_users: 'many' in config_dict is not a number or ~"),
         ({"cold_users": 0.1, "cold_user_length": 2}, r"cold_user_length: 2 must be 3 or more"),
         ({"train_users": 1}, r"train_users: 1 is not a number of users, at least 2"),
-        ({"train_users": 0.5}, r"train_users: 0\.5 is not a number of users"),
+        ({"train_users": 0.5}, r"train_users: 0\.5 in config_dict is not a whole number of at least 1 or ~"),
         ({"train_users": 61}, r"train_users: 61 is more than the 60 users with four interactions; lower it"),
         ({"train_dataset": "tiny"}, r"train_dataset: 'tiny' must name another dataset than the tested one, 'tiny'"),
         ({"train_dataset": "nosuch"}, r"--dataset=nosuch: .*nosuch\.inter"),
