@@ -186,7 +186,7 @@ class PropertyFiles:
 
         folders = (self.folder, Path(recbole.__file__).parent / "properties")
         files = [file for folder in folders for file in folder.rglob("*.yaml") if not set(file.parts[-2:]) & set(_NO_SETTINGS)]
-        return {key for file in files for key in re.findall(r"(?m)^(\w+):", file.read_text(encoding="utf-8"))}
+        return {key for file in files for key in re.findall(r"(?m)^(\w+):", file.read_text(encoding="utf-8"))} - {"extends"}
 
 
 def check(values: Mapping[str, Any], source: str, files: PropertyFiles, defaults: Mapping[str, Any]) -> None:

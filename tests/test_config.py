@@ -334,6 +334,8 @@ def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
         LLMConfig("Pop", "tiny", cmd_line=["--group_by_user=True"])
     with pytest.raises(ValueError, match="unknown key `merge_step` in .*; did you mean `merge_steps`"):  # another model's
         LLMConfig("Pop", "tiny", cmd_line=["--merge_step=1"])
+    with pytest.raises(ValueError, match="unknown key `extends` in"):  # a line of ours alone
+        LLMConfig("Pop", "tiny", cmd_line=["--extends=model/TALLRec"])
     with pytest.raises(ValueError, match="unknown key `xyzzy` in the command line; properties/ lists ours"):
         LLMConfig("Pop", "tiny", cmd_line=["--xyzzy=1"])
 

@@ -13,7 +13,7 @@ import pytest
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig, properties_folder
-from recbole_llm.property_files import PropertyFiles
+from recbole_llm.property_files import PropertyFiles, merge
 
 FILES = PropertyFiles(properties_folder())
 LLMS = FILES.names("llm")
@@ -284,8 +284,9 @@ def test_every_llm_has_a_stand_in(model: str, llm: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [name for name in RECIPES if name != "AlphaRec"])  # which reads no LLM
 def test_the_builtin_lm_has_its_own_training_settings(model: str) -> None:
-    """They stand over the recipes: at most what its files name, and what every model has of them is the same."""
+    """Its files stand over the recipe, and change nothing else of it."""
     own, plain = composed(model, "builtin").plain(), composed(model, None).plain()
-    named = FILES.read("llm/builtin").keys() | FILES.read(f"llm/builtin/{model}").keys()
-    assert {key for key in own if own[key] != plain.get(key)} - {"llm"} <= named
-    assert own["lora_patience"] == 0 and own["max_prompt_tokens"] == 1024 and own["chat"] is False
+    named = FILES.read("llm/builtin", f"llm/builtin/{model}")
+    assert merge(own, named) == own
+    assert {key for key in own if own[key] != plain.get(key)} - {"llm"} <= named.keys()
+    assert {"train_samples", "lora_epochs", "lora_learning_rate", "max_prompt_tokens"} <= named.keys()
