@@ -189,7 +189,7 @@ class LLMConfig(Config):
         final, own = self.final_config_dict, self._own_data(self.dataset)
         self._settle_metrics(final)
         super()._set_default_parameters()
-        if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}*.inter")):
+        if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}.*inter")):
             final["data_path"] = str(own)  # RecBole puts its own copy of ml-100k before the user's
 
     def _settle_metrics(self, final: dict[str, Any]) -> None:
@@ -289,8 +289,7 @@ class LLMConfig(Config):
     @property
     def recbole_fingerprint(self) -> str:
         """SHA-256 of every value that can change what RecBole trains; it reads nothing of what is said about LLMs."""
-        known = self._recbole_knows - BOOKKEEPING
-        return fingerprint({key: value for key, value in self.plain().items() if key in known})
+        return fingerprint({key: value for key, value in self.plain().items() if key in self._recbole_knows - BOOKKEEPING})
 
     def log_ours(self) -> None:
         """Show our own settings in RecBole's manner."""
