@@ -216,7 +216,7 @@ def check(values: Mapping[str, Any], source: str, files: PropertyFiles, defaults
 def _check_value(key: str, value: Any, source: str, definition: Definition, default: Any) -> None:
     if definition.accepts(value):
         return
-    remedy = f"leave it out for {default!r}"
+    remedy = f"leave it out for the default, {'~' if default is None else repr(default)}"
     if "list" in definition.types and isinstance(value, str):
         remedy = f"give [{value!r}]"
     elif "str" in definition.types and isinstance(value, (int, float)):

@@ -401,7 +401,10 @@ def test_metrics_without_a_cut_have_no_k() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--candidates=19", "candidates: 19 in the command line is not a dictionary; leave it out for {'source': 'uniform'"),
+        (
+            "--candidates=19",
+            "candidates: 19 in the command line is not a dictionary; leave it out for the default, {'source': 'uniform'",
+        ),
         ("--candidates={'number': 29}", "unknown key `number` of candidates in the command line; did you mean `num_negatives`"),
         ("--candidates={'num_negatives': 0}", "candidates.num_negatives: 0 in .* is not a whole number of at least 1"),
         ("--eval_args={'groupby': 'user'}", "unknown key `groupby` of eval_args in the command line; did you mean `group_by`"),
@@ -413,11 +416,17 @@ def test_metrics_without_a_cut_have_no_k() -> None:
             "--builtin_text_encoder={'dim': '8'}",
             "builtin_text_encoder.dim: '8' in .* is not a whole number of at least 1; leave it",
         ),
-        ("--eval_users=0", "eval_users: 0 in the command line is not a whole number of at least 1 or ~; leave it out for None"),
-        ("--valid_users=0", "valid_users: 0 in the command line is not a whole number of at least 1; leave it out for 500"),
+        (
+            "--eval_users=0",
+            "eval_users: 0 in the command line is not a whole number of at least 1 or ~; leave it out for the default, ~",
+        ),
+        (
+            "--valid_users=0",
+            "valid_users: 0 in the command line is not a whole number of at least 1; leave it out for the default, 500",
+        ),
         (
             "--lora_batch_size=0",
-            "lora_batch_size: 0 in the command line is not a whole number of at least 1; leave it out for 32",
+            "lora_batch_size: 0 in the command line is not a whole number of at least 1; leave it out for the default, 32",
         ),
         ("--lora_patience=-1", "lora_patience: -1 in the command line is not a whole number of at least 0"),
         ("--r=8.5", "r: 8.5 in the command line is not a whole number"),
