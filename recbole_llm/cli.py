@@ -160,7 +160,7 @@ def _run(options: argparse.Namespace, keys: list[str]) -> None:
 
 def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
     from recbole_llm import logs
-    from recbole_llm.config import read_arguments
+    from recbole_llm.config.values import read_arguments
     from recbole_llm.leaderboard.board import make_leaderboard
     from recbole_llm.leaderboard.formats import to_markdown
 

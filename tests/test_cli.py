@@ -15,7 +15,8 @@ import yaml
 
 import recbole_llm
 from recbole_llm import cli
-from recbole_llm.config import LLMConfig, parse_value
+from recbole_llm.config import LLMConfig
+from recbole_llm.config.values import parse_value
 from recbole_llm.leaderboard import runner
 from recbole_llm.merging.folders import METHODS
 from recbole_llm.registry import MODELS

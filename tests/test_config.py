@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_llm import registry
-from recbole_llm.config import LLMConfig, parse_value, properties_folder
+from recbole_llm.config import LLMConfig
+from recbole_llm.config.property_files import PropertyFiles, properties_folder, read_yaml
+from recbole_llm.config.values import parse_value
+from recbole_llm.llm.builtin_lm import BuiltinLMConfig
 from recbole_llm.model.allmrec import ALLMRec
 from recbole_llm.model.tallrec import TALLRec
 
@@ -34,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target = copy / file.relative_to(properties_folder())
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(file.read_text(encoding="utf-8"))
-    monkeypatch.setattr("recbole_llm.config.properties_folder", lambda: copy)
+    monkeypatch.setattr("recbole_llm.config.run_config.properties_folder", lambda: copy)
     return copy
 
 
@@ -56,20 +60,39 @@ def test_later_sources_win(folder: Path, tmp_path: Path) -> None:
 
     assert value() == 10  # RecBole's own
     (folder / "dataset" / "tiny.yaml").write_text("")
-    for number, file in enumerate(["overall.yaml", "dataset/tiny.yaml", "model/TALLRec.yaml"], start=1):
-        add(file, number)
-        assert value() == number
-    assert value(model="Pop") == 2  # another model's file does not count
-    add("llm/builtin.yaml", 4)
-    given: dict[str, Any] = {"config_dict": {"llm": "builtin"}}
-    assert value(**given) == 4
-    given["config_file_list"] = [write(tmp_path / "a.yaml", stopping_step=5)]
-    assert value(**given) == 5
-    given["config_file_list"].append(write(tmp_path / "b.yaml", stopping_step=6))
-    assert value(**given) == 6
-    given["config_dict"] = {"llm": "builtin", "stopping_step": 7}
+    (folder / "llm" / "qwen2.5-0.5b").mkdir()
+    (folder / "llm" / "qwen2.5-0.5b" / "TALLRec.yaml").write_text("")
+    given: dict[str, Any] = {"config_dict": {"llm": "qwen2.5-0.5b"}}
+    files = ["overall", "evaluation", "dataset/tiny", "llm/qwen2.5-0.5b", "model/TALLRec", "llm/qwen2.5-0.5b/TALLRec"]
+    for number, file in enumerate(files, start=1):
+        add(f"{file}.yaml", number)
+        assert value(**given) == number
+    assert value(model="Pop") == 3  # another model's file does not count
+    assert value(config_dict={"llm_path": "here"}) == 5  # no backbone's file does, but the recipe
+    given["config_file_list"] = [write(tmp_path / "a.yaml", stopping_step=7)]
     assert value(**given) == 7
-    assert value(**given, cmd_line=["--stopping_step=8"]) == 8
+    given["config_file_list"].append(write(tmp_path / "b.yaml", stopping_step=8))
+    assert value(**given) == 8
+    given["config_dict"] = {"llm": "qwen2.5-0.5b", "stopping_step": 9}
+    assert value(**given) == 9
+    assert value(**given, cmd_line=["--stopping_step=11"]) == 11
+
+
+def test_a_file_stands_over_those_that_it_extends(folder: Path) -> None:
+    (folder / "parts" / "mine.yaml").write_text("stopping_step: 1\neval_step: 1\nepochs: 1\n")
+    (folder / "model" / "TALLRec.yaml").write_text("extends: parts/mine\nstopping_step: 2\neval_step: 2\n")
+    (folder / "model" / "MoLoRec.yaml").write_text("extends: [model/TALLRec, parts/merging]\nstopping_step: 3\nmerge: uniform\n")
+    config = LLMConfig("MoLoRec", "tiny", config_dict={"llm_path": "here"})
+    assert [config[key] for key in ("stopping_step", "eval_step", "epochs", "merge")] == [3, 2, 1, "uniform"]
+    assert "extends" not in config
+
+
+def test_partial_dicts_of_the_user_add_up(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.yaml", candidates={"num_negatives": 5}), write(tmp_path / "b.yaml", candidates={"seed": 7})]
+    config = LLMConfig("Pop", "tiny", files, {"candidates": {"source": "popularity"}}, ["--candidates={'seed': 1}"])
+    assert config["candidates"] == {"source": "popularity", "num_negatives": 5, "seed": 1, "file": None}
+    config = LLMConfig("Pop", "tiny", [write(tmp_path / "c.yaml", slices={"cold": 0.1})], cmd_line=["--slices={'warm': 0.2}"])
+    assert config["slices"] == {"warm": 0.2}  # replaced as a whole
 
 
 def test_a_partial_dict_changes_its_keys_only() -> None:
@@ -139,7 +162,7 @@ def test_labelled_models_keep_recboles_evaluation() -> None:
     assert config["candidate_phases"] == [] and config["metrics"] == ["AUC", "LogLoss"]
 
 
-# -- a run that another one takes up -----------------------------------------------------------------------------------
+# -- a run that another one is initialised from ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -223,14 +246,14 @@ def test_a_backbone_beside_a_kept_run_is_refused_unless_it_is_that_runs(kept: An
         LLMConfig("TALLRec", "tiny", config_dict={"init_from": run, "llm": "builtin"})
 
 
-def test_only_some_models_take_up_runs_and_only_their_own(kept: Any) -> None:
+def test_only_some_models_use_runs_and_only_their_own(kept: Any) -> None:
     run = kept()
     for model in ("LoRACocktail", "SASRec"):
-        with pytest.raises(ValueError, match=f"init_from: {model} takes up no other run; leave init_from=.*run out"):
+        with pytest.raises(ValueError, match=f"init_from: {model} uses no other run; leave init_from=.*run out"):
             LLMConfig(model, "tiny", config_dict={"init_from": run})
     file = Path(run) / "record.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model": "Laser"}))
-    with pytest.raises(ValueError, match="init_from: .*run is a run of Laser, which TALLRec cannot take up; give .* of TALLRec"):
+    with pytest.raises(ValueError, match="init_from: .*run is a run of Laser, which TALLRec cannot use; give .* of TALLRec"):
         LLMConfig("TALLRec", "tiny", config_dict={"init_from": run})
     with pytest.raises(ValueError, match="init_from: there is no run at nowhere"):
         LLMConfig("TALLRec", "tiny", cmd_line=["--init_from=nowhere"])
@@ -308,6 +331,14 @@ def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
         LLMConfig("Pop", "tiny", config_dict={"lerning_rate": 1})
     with pytest.raises(ValueError, match="unknown key `epoch` in the command line; did you mean `epochs`"):
         LLMConfig("Pop", "tiny", cmd_line=["--epoch=1"])
+    with pytest.raises(ValueError, match="unknown key `group_by_user` in .*; did you mean `group_by` of `eval_args`"):
+        LLMConfig("Pop", "tiny", cmd_line=["--group_by_user=True"])
+    with pytest.raises(ValueError, match="unknown key `merge_step` in .*; did you mean `merge_steps`"):  # another model's
+        LLMConfig("Pop", "tiny", cmd_line=["--merge_step=1"])
+    with pytest.raises(ValueError, match="unknown key `extends` in"):  # a line of ours alone
+        LLMConfig("Pop", "tiny", cmd_line=["--extends=model/TALLRec"])
+    with pytest.raises(ValueError, match="unknown key `xyzzy` in the command line; properties/ lists ours"):
+        LLMConfig("Pop", "tiny", cmd_line=["--xyzzy=1"])
 
 
 def test_one_file_may_serve_several_models(tmp_path: Path) -> None:
@@ -343,6 +374,95 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
     with pytest.raises(ValueError, match=r"valid_metric: NDCG@10 is not measured; metrics are \['Hit'\]"):
         LLMConfig("Pop", "tiny", config_dict={"metrics": "Hit"})
     LLMConfig("Pop", "tiny", config_dict={"topk": 5, "valid_metric": "hit@5"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"valid_metric": "NDCG"}, "valid_metric: NDCG is not measured; .*give one of .*NDCG@5, NDCG@10"),
+        ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not measured"),
+        ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not measured; .*topk is \[1, 5, 10\]"),
+        ({"metrics": ["NGCD"]}, "metrics: RecBole has no 'NGCD'; it has .*ndcg"),
+        ({"topk": []}, r"topk: \[\] are not all whole numbers of at least 1"),
+        ({"topk": [5, "ten"]}, r"topk: \[5, 'ten'\] are not all whole numbers"),
+        ({"topk": 0}, "topk: 0 in config_dict is not a list or a whole number of at least 1"),
+    ],
+)
+def test_metrics_that_nobody_can_measure_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLMConfig("Pop", "tiny", config_dict=values)
+
+
+def test_metrics_without_a_cut_have_no_k() -> None:
+    assert LLMConfig("FM", "tiny", config_dict={"valid_metric": "LogLoss"})["valid_metric"] == "LogLoss"
+    with pytest.raises(ValueError, match="valid_metric: AUC@10 is not measured"):
+        LLMConfig("FM", "tiny", config_dict={"valid_metric": "AUC@10"})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "--candidates=19",
+            "candidates: 19 in the command line is not a dictionary; leave it out for the default, {'source': 'uniform'",
+        ),
+        ("--candidates={'number': 29}", "unknown key `number` of candidates in the command line; did you mean `num_negatives`"),
+        ("--candidates={'num_negatives': 0}", "candidates.num_negatives: 0 in .* is not a whole number of at least 1"),
+        ("--eval_args={'groupby': 'user'}", "unknown key `groupby` of eval_args in the command line; did you mean `group_by`"),
+        ("--eval_args=full", "eval_args: 'full' in the command line is not a dictionary"),
+        ("--builtin_lm={'token': 1}", "unknown key `token` of builtin_lm in the command line; did you mean `tokens`"),
+        ("--slices={'cool': 0.1}", "unknown key `cool` of slices in the command line; did you mean `cold`"),
+        ("--builtin_text_encoder={'dims': 8}", "unknown key `dims` of builtin_text_encoder .* did you mean `dim`"),
+        (
+            "--builtin_text_encoder={'dim': '8'}",
+            "builtin_text_encoder.dim: '8' in .* is not a whole number of at least 1; leave it",
+        ),
+        (
+            "--eval_users=0",
+            "eval_users: 0 in the command line is not a whole number of at least 1 or ~; leave it out for the default, ~",
+        ),
+        (
+            "--valid_users=0",
+            "valid_users: 0 in the command line is not a whole number of at least 1; leave it out for the default, 500",
+        ),
+        (
+            "--lora_batch_size=0",
+            "lora_batch_size: 0 in the command line is not a whole number of at least 1; leave it out for the default, 32",
+        ),
+        ("--lora_patience=-1", "lora_patience: -1 in the command line is not a whole number of at least 0"),
+        ("--r=8.5", "r: 8.5 in the command line is not a whole number"),
+        ("--r=None", "r: None in the command line is not a whole number"),
+        ("--chat=1", "chat: 1 in the command line is not True or False"),
+        ("--alpha=True", "alpha: True in the command line is not a number"),
+        ("--no_value=unknown", r"no_value: 'unknown' in the command line is not a list; give \['unknown'\]"),
+        ("--noun=7", "noun: 7 in the command line is not a text; put quotes around it: .*'7'"),
+    ],
+)
+def test_values_of_another_type_name_key_value_source_and_remedy(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        LLMConfig("ALLMRec", "tiny", config_dict={"llm_path": "here"}, cmd_line=[given])
+    assert "\n" not in str(refused.value)
+
+
+def test_every_source_is_checked_and_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "own.yaml", lora_epochs="two")
+    for given in ({"config_file_list": [file]}, {"config_file_list": [file], "config_dict": {"lora_epochs": 1}}):
+        with pytest.raises(ValueError, match=r"lora_epochs: 'two' in .*own\.yaml is not a whole number"):
+            LLMConfig("TALLRec", "tiny", **given)
+    with pytest.raises(ValueError, match="general_datasets: 'x' in config_dict is not a list; give \\['x'\\]"):
+        LLMConfig("LoRACocktail", "tiny", config_dict={"general_datasets": "x"})
+    LLMConfig("Pop", "tiny", config_dict={"general_datasets": "x"})  # which is no key of Pop's
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "mine.yaml", no_value="unknown")
+    with pytest.raises(ValueError, match=r"no_value: 'unknown' in .*mine\.yaml is not a list"):
+        LLMConfig("Pop", "mine", config_dict={"data_path": str(tmp_path)})
+
+
+def test_values_of_the_right_types_pass() -> None:
+    values = {"target_modules": ["q_proj"], "eval_users": None, "lora_dropout": 0, "lora_patience": 0, "topk": (1, 10)}
+    values |= {"prompts": {"own": "{history}"}, "slices": {}, "text_fields": [], "llm_path": Path("here"), "max_grad_norm": None}
+    config = LLMConfig("LoRACocktail", "tiny", config_dict=values)
+    assert config["topk"] == [1, 10] and config["prompts"]["own"] == "{history}"
 
 
 def test_unknown_llm_names_the_known_ones() -> None:
@@ -409,17 +529,8 @@ def test_the_packages_own_property_files_are_found_from_any_folder(tmp_path: Pat
     name = "properties/weaverec/target-only.yaml"
     assert not Path(name).exists() and LLMConfig("WeaveRec", "tiny", [name])["weave"] == "target_only"
     (tmp_path / "properties" / "weaverec").mkdir(parents=True)
-    write(tmp_path / name, weave="naive")
-    assert LLMConfig("WeaveRec", "tiny", [name])["weave"] == "naive", "a file of the user's comes first"
-
-
-def test_a_key_that_is_younger_than_kept_runs_leaves_them_what_they_are(folder: Path) -> None:
-    with_key = LLMConfig("TALLRec", "tiny").fingerprint
-    assert LLMConfig("TALLRec", "tiny", config_dict={"shuffled_title_control": True}).fingerprint != with_key
-    overall = folder / "overall.yaml"
-    overall.write_text(re.sub(r"(?m)^shuffled_title_control:.*\n", "", overall.read_text()))
-    assert "shuffled_title_control" not in LLMConfig("TALLRec", "tiny").final_config_dict
-    assert LLMConfig("TALLRec", "tiny").fingerprint == with_key
+    write(tmp_path / name, weave="naive_merging")
+    assert LLMConfig("WeaveRec", "tiny", [name])["weave"] == "naive_merging", "a file of the user's comes first"
 
 
 def test_a_dataset_may_have_its_property_file_beside_its_data(tmp_path: Path) -> None:
@@ -442,6 +553,19 @@ def test_a_property_file_beside_the_data_is_about_the_data(tmp_path: Path) -> No
         LLMConfig("Pop", "mine", config_dict={"data_path": str(tmp_path)})
 
 
+def test_the_users_own_ml_100k_comes_before_recboles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def path(data_path: Path) -> str:
+        config = LLMConfig("Pop", "ml-100k", config_dict={"data_path": str(data_path)})
+        config.log_ours()
+        return config["data_path"]
+
+    assert "dataset_example" in path(tmp_path) and "the copy that comes with RecBole" not in caplog.text
+    (tmp_path / "ml-100k").mkdir()
+    (tmp_path / "ml-100k" / "ml-100k.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n")
+    assert path(tmp_path) == str(tmp_path / "ml-100k")
+    assert f"ml-100k: the files of {tmp_path / 'ml-100k'} are used, not the copy that comes with RecBole" in caplog.text
+
+
 # -- properties --------------------------------------------------------------------------------------------------------
 
 
@@ -449,39 +573,79 @@ def test_every_model_has_a_property_file_and_no_other_has() -> None:
     assert {file.stem for file in (properties_folder() / "model").glob("*.yaml")} == set(registry.MODELS)
 
 
+def given_file(file: Path, llm_settings: dict[str, str]) -> tuple[str, str, list[str] | None, dict[str, str]]:
+    """The run in which a file of properties/ decides: model, dataset, config files, backbone."""
+    parent, inside_llm = file.parent.name, file.parent.parent.name == "llm"
+    if parent in ("weaverec", "tuned") or file.parent.parent.name == "tuned":
+        model, dataset = ("WeaveRec", "tiny") if parent == "weaverec" else (file.stem, parent)
+        return model, dataset, [str(file)], llm_settings
+    if parent == "llm" or inside_llm:
+        return file.stem if inside_llm else "Pop", "tiny", None, {"llm": parent if inside_llm else file.stem}
+    return file.stem if parent == "model" else "Pop", file.stem if parent == "dataset" else "tiny", None, llm_settings
+
+
 @pytest.mark.parametrize("file", PROPERTIES, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_property_files_parse_and_set_known_keys(file: Path) -> None:
-    inside_llm = file.parent.parent.name == "llm"  # properties/llm/<llm>/<Model>.yaml
-    tuned = file.parent.parent.name == "tuned"  # properties/tuned/<dataset>/<Model>.yaml
-    named = tuned or file.parent.name == "weaverec"  # read where --config_files names it
-    model = file.stem if tuned or file.parent.name == "model" or inside_llm else "WeaveRec" if named else "LoRACocktail"
-    dataset = file.stem if file.parent.name == "dataset" else file.parent.name if tuned else "tiny"
-    # a backbone that is given keeps properties/llm/builtin.yaml out
-    llm = {"llm": file.stem} if file.parent.name == "llm" else {"llm_path": "builtin"}
-    llm = {"llm": file.parent.name} if inside_llm else llm
-    config = LLMConfig(model, dataset, [str(file)] if named else None, config_dict=llm)
-    values = yaml.load(file.read_text(encoding="utf-8"), Loader=config.yaml_loader)
-    values.pop("protocol", None)
+def test_property_files_say_what_a_run_reads(file: Path) -> None:
+    if file.parent.name == "parts":
+        model, dataset, files, llm = (
+            "AlphaRec" if file.stem == "text_encoder" else "LoRACocktail",
+            "tiny",
+            None,
+            {"llm_path": "x"},
+        )
+        model = "ALLMRec" if file.stem == "collaborative" else model
+    else:
+        model, dataset, files, llm = given_file(file, {"llm_path": "builtin"})
+    config = LLMConfig(model, dataset, files, config_dict=llm)
+    values = read_yaml(file)
+    extends = values.pop("extends", [])
+    assert values or extends
+    for name in [extends] if isinstance(extends, str) else extends:
+        assert (properties_folder() / f"{name}.yaml").is_file()
     if "eval_args" in values:
-        values["eval_args"]["mode"] = dict.fromkeys(["valid", "test"], values["eval_args"]["mode"])  # as RecBole sees it
+        values["eval_args"].pop("mode")  # RecBole sees another one
     if "train_neg_sample_args" in values:  # RecBole has a long way to say none
         assert values.pop("train_neg_sample_args") is None and config["train_neg_sample_args"]["distribution"] == "none"
-    assert values and {key: config[key] for key in values} == values
-    # as a user's file the keys are checked: none is misspelt
-    if file.name != "overall.yaml":
-        LLMConfig(model, dataset, [str(file)])
+    for key, value in values.items():
+        assert config[key] == (config[key] | value if isinstance(value, dict) else value), key
+    LLMConfig(model, dataset, [write(Path("as_given.yaml"), **read_yaml_keys(file))], config_dict=llm)  # types and keys are right
 
 
-@pytest.mark.parametrize(
-    "file",
-    [file for file in PROPERTIES if file.name == "overall.yaml" or file.parent.name == "model"],
-    ids=lambda file: file.name,
-)
-def test_every_key_carries_a_comment(file: Path) -> None:
-    lines = file.read_text(encoding="utf-8").split("\n")
-    bare = [
-        line
-        for before, line in zip(["", *lines], lines, strict=False)
-        if re.match(r"\w+:", line) and " #" not in line and not before.startswith("#")
-    ]
-    assert not bare
+def read_yaml_keys(file: Path) -> dict[str, Any]:
+    return {key: value for key, value in read_yaml(file).items() if key != "extends"}
+
+
+DEFINITIONS = PropertyFiles(properties_folder()).definitions
+
+
+def test_a_key_is_defined_once(folder: Path) -> None:
+    assert len(DEFINITIONS) > 150
+    with (folder / "model" / "Laser.yaml").open("a") as stream:
+        stream.write("r: 8  # (int) rank\n")
+    with pytest.raises(ValueError, match=r"r is defined in .*Laser\.yaml and in .*overall\.yaml; only one comment has its type"):
+        _ = PropertyFiles(folder).definitions
+
+
+def test_every_key_of_ours_is_defined_or_recboles() -> None:
+    recbole = {*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments}
+    for file in PROPERTIES:
+        values = read_yaml(file)
+        if "tuned" not in file.parts:  # those of RecBole's models
+            assert not values.keys() - DEFINITIONS.keys() - recbole - {"extends"}, file
+        for key, value in values.items():
+            inner = {name for name in DEFINITIONS if name.startswith(f"{key}.")}
+            assert not inner or not isinstance(value, dict) or {f"{key}.{name}" for name in value} <= inner, file
+
+
+def test_every_key_that_is_read_is_defined() -> None:
+    recbole = set(LLMConfig("SASRec", "tiny").final_config_dict)
+    for file in (properties_folder().parent / "recbole_llm").rglob("*.py"):
+        read = set(re.findall(r"\bconfig\[[\"'](\w+)[\"']\]", file.read_text(encoding="utf-8")))
+        read -= {"peft_type"} if file.name == "arithmetic.py" else set()  # adapter_config.json
+        assert not read - DEFINITIONS.keys() - recbole, (
+            f"{file}: no file of properties/ defines {read - DEFINITIONS.keys() - recbole}"
+        )
+
+
+def test_the_builtin_lm_has_the_same_defaults_in_its_file() -> None:
+    assert BuiltinLMConfig(**LLMConfig("TALLRec", "tiny", config_dict={"llm_path": "builtin"})["builtin_lm"]) == BuiltinLMConfig()

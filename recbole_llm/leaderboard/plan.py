@@ -27,7 +27,8 @@ from typing import Any
 
 import yaml
 
-from recbole_llm.config import LLMConfig, property_file
+from recbole_llm.config import LLMConfig
+from recbole_llm.config.property_files import property_file
 from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")

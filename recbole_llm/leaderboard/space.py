@@ -9,7 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.config import ABOUT_DATA, property_file
+from recbole_llm.config.key_groups import ABOUT_DATA
+from recbole_llm.config.property_files import property_file
 
 Space = dict[str, tuple[str, list[Any]]]
 """What is searched: key -> kind, and its choices or its bounds."""

@@ -25,7 +25,9 @@ import yaml
 from filelock import FileLock, Timeout
 from tabulate import tabulate
 
-from recbole_llm.config import ABOUT_DATA, LLMConfig, read_arguments
+from recbole_llm.config import LLMConfig
+from recbole_llm.config.key_groups import ABOUT_DATA
+from recbole_llm.config.values import read_arguments
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_process
 from recbole_llm.leaderboard.space import Space, distribution, read_space

@@ -16,7 +16,8 @@ import pytest
 
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.sequence import training_histories
-from recbole_llm.config import LLMConfig, properties_folder
+from recbole_llm.config import LLMConfig
+from recbole_llm.config.property_files import properties_folder
 from recbole_llm.data import scenarios
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
@@ -298,7 +299,7 @@ def test_each_dataset_goes_through_its_own_filters(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(properties_folder(), tmp_path / "properties")
-    monkeypatch.setattr("recbole_llm.config.properties_folder", lambda: tmp_path / "properties")
+    monkeypatch.setattr("recbole_llm.config.run_config.properties_folder", lambda: tmp_path / "properties")
     (tmp_path / "properties" / "dataset" / "tiny.yaml").write_text("user_inter_num_interval: '[8,inf)'\n")
     filtered = build("Pop", settings).histories.user_ids[1:]
     users = build("Pop", settings, train_dataset="other").histories.user_ids[1:]
@@ -394,10 +395,10 @@ def test_a_run_with_full_ranking(model: str, name: str, settings: dict[str, Any]
     [
         ({"new_items": 0.1, "train_users": 8}, r"new_items: 0\.1 and train_users: 8: a run has one scenario, leave one"),
         ({"new_items": 1}, r"new_items: 1 is not a share between 0 and 1; give for instance 0\.1"),
-        ({"cold_users": "many"}, r"cold_users: 'many' is not a share"),
+        ({"cold_users": "many"}, r"cold_users: 'many' in config_dict is not a number or ~"),
         ({"cold_users": 0.1, "cold_user_length": 2}, r"cold_user_length: 2 must be 3 or more"),
         ({"train_users": 1}, r"train_users: 1 is not a number of users, at least 2"),
-        ({"train_users": 0.5}, r"train_users: 0\.5 is not a number of users"),
+        ({"train_users": 0.5}, r"train_users: 0\.5 in config_dict is not a whole number of at least 1 or ~"),
         ({"train_users": 61}, r"train_users: 61 is more than the 60 users with four interactions; lower it"),
         ({"train_dataset": "tiny"}, r"train_dataset: 'tiny' must name another dataset than the tested one, 'tiny'"),
         ({"train_dataset": "nosuch"}, r"--dataset=nosuch: .*nosuch\.inter"),

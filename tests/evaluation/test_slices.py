@@ -15,7 +15,7 @@ from recbole.evaluator.metrics import MRR, NDCG, Hit, Recall
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset
 from recbole_llm.evaluation.ranks import Ranks
-from recbole_llm.evaluation.slices import half_widths, item_slices, metrics, parted, user_slices
+from recbole_llm.evaluation.slices import check, half_widths, item_slices, metrics, parted, user_slices
 
 SHARES = {"cold": 0.35, "warm": 0.35}
 
@@ -146,7 +146,15 @@ def test_slices_of_a_run_are_parts_of_its_result(mode: str, run: Callable[..., A
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slices", [{"hot": 0.3}, {"cold": 0}, {"warm": 1}, {"cold": "few"}])
-def test_slices_that_are_none_are_refused_before_anything_is_trained(slices: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"slices: \w+: .* is not cold or warm with a share between 0 and 1, as \{'cold'"):
-        LLMConfig("Pop", "tiny", config_dict={"slices": slices})
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"hot": 0.3}, "unknown key `hot` of slices in config_dict; did you mean `cold`"),
+        ({"cold": 0}, r"slices: cold: 0 is not cold or warm with a share between 0 and 1, as \{'cold'"),
+        ({"warm": 1}, "slices: warm: 1 is not cold or warm with a share between 0 and 1"),
+        ({"cold": "few"}, "slices.cold: 'few' in config_dict is not a number"),
+    ],
+)
+def test_slices_that_are_none_are_refused_before_anything_is_trained(shares: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(LLMConfig("Pop", "tiny", config_dict={"slices": shares})["slices"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recbole_llm.config import properties_folder
+from recbole_llm.config.property_files import properties_folder
 from recbole_llm.leaderboard.plan import Task, read_plan
 from recbole_llm.leaderboard.statistics import build
 from recbole_llm.quick_start import run_recbole_llm

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_llm.config import LLMConfig, properties_folder
+from recbole_llm.config import LLMConfig
+from recbole_llm.config.property_files import properties_folder
 from recbole_llm.leaderboard.space import distribution, read_space
 
 

@@ -14,7 +14,7 @@ import torch
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
-from recbole_llm.config import properties_folder
+from recbole_llm.config.property_files import properties_folder
 from recbole_llm.llm.lora import WEIGHTS_FILE, mixture
 from recbole_llm.model import lora_ranker
 from recbole_llm.quick_start import run_recbole_llm

@@ -1,0 +1,307 @@
+"""RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
+
+Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- a property file beside the data <-
+properties/llm/L (what backbone L is) <- properties/model/M (the paper's recipe) <- properties/llm/L/M (what L needs for M
+alone) <- the run of ``init_from`` <- the user's files <- dict <- command line. A backbone never changes a recipe. A partial
+``eval_args``, ``candidates`` or other dict is merged into what came before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole.config import Config
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, ModelType
+from recbole.utils.argument_list import dataset_arguments, training_arguments
+
+from recbole_llm import compat, registry
+from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
+from recbole_llm.config.property_files import (
+    PropertyFiles,
+    check,
+    check_known,
+    merge,
+    properties_folder,
+    property_file,
+    read_yaml,
+)
+from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
+from recbole_llm.data import scenarios
+from recbole_llm.store.files import fingerprint
+from recbole_llm.store.runs import SavedRun
+
+# model families that RecBole measures by click labels (AUC, log-loss) keep its evaluation as it is
+_LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
+
+
+class LLMConfig(Config):
+    """Configuration of one run; a drop-in for RecBole's ``Config``.
+
+    Args:
+        model: name of one of our models or of RecBole's.
+        dataset: name of an atomic dataset.
+        config_file_list: the user's YAML files.
+        config_dict: values set from Python; strings are read as literals, never evaluated.
+        cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read here.
+
+    Attributes:
+        init_run: the run that this one is initialised from, with ``init_from``.
+
+    Raises:
+        ValueError: an unknown key, model or value, or one of another type; names the key, its file and the remedy.
+    """
+
+    init_run: SavedRun | None = None
+    internal_config_dict: dict[str, Any]
+    external_config_dict: dict[str, Any]
+
+    def __init__(
+        self,
+        model: str | None = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        cmd_line: Sequence[str] = (),
+    ):
+        compat.check_pandas()
+        self._cmd_line = tuple(cmd_line)
+        self._given: list[tuple[str, dict[str, Any]]] = []  # the user's values by where they stand, the last ones win
+        self.properties = PropertyFiles(properties_folder())
+        super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
+        _ = self.fingerprint  # as it was asked for: some models (BERT4Rec) put keys of their own into it while they run
+
+    # -- what the user gave --------------------------------------------------------------------------------------------
+
+    def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
+        self._given += [(str(file), read_yaml(property_file(file))) for file in file_list or []]
+        return {}
+
+    def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: parse_value(value) if isinstance(value, str) else value for key, value in config_dict.items()}
+        self._given.append(("config_dict", values))
+        return {}
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        self._given.append(("the command line", read_arguments(self._cmd_line)))
+        return {}
+
+    def _merge_external_config_dict(self) -> None:
+        self.external_config_dict = merge(*(values for _, values in self._given))
+
+    # -- defaults ------------------------------------------------------------------------------------------------------
+
+    def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
+        model = model or self.external_config_dict.get("model")
+        dataset = dataset or self.external_config_dict.get("dataset")
+        for key, value in (("model", model), ("dataset", dataset)):
+            if value is None:
+                raise ValueError(f"--{key} is missing: give it on the command line or in a property file")
+        model_class = registry.get_model(str(model))
+        compat.stop_anomaly_detection()
+        return str(model), model_class, str(dataset)
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, "train_mode"}
+        files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
+        self._ours = {*overall, *evaluation}
+        if self.internal_config_dict["load_col"] != {"inter": ["user_id", "item_id"]}:
+            del overall["load_col"]  # only RecBole's default leaves out the time that its own ordering needs (RecBole#1616)
+        if self.internal_config_dict["MODEL_TYPE"] in _LABELLED:
+            evaluation = {}
+        beside, llm = self._beside_the_data(dataset, overall), self._llm()
+        model_files = [llm, f"model/{model}", f"{llm}/{model}"] if llm else [f"model/{model}"]
+        ours = merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*model_files))
+        self._ours.update(ours)
+        self.internal_config_dict = merge(self.internal_config_dict, ours)
+        self._initialise_from_run(model, model_class)
+        defaults = {key: value for key, value in self.internal_config_dict.items() if key in self._ours}
+        for source, values in self._given:
+            check_known(values, source, files, self.internal_config_dict)
+            check(values, source, files, defaults)
+
+    def _llm(self) -> str | None:
+        """The file of ``--llm=<llm>``, ``llm/<llm>``: builtin unless a backbone is given."""
+        name = self.external_config_dict.get("llm")
+        if name is None and "llm_path" in self.external_config_dict:
+            return None
+        name, known = name or "builtin", self.properties.names("llm")
+        if name not in known:
+            raise ValueError(
+                f"--llm={name}: no file of properties/llm; known: {', '.join(known)}; or give --llm_path=FOLDER_OR_HUB_ID"
+            )
+        return f"llm/{name}"
+
+    def _beside_the_data(self, dataset: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """A property file of a dataset's own, ``<data_path>/<dataset>/<dataset>.yaml``: what its texts are, and its filters.
+
+        Raises:
+            ValueError: it says something about another thing than the dataset.
+        """
+        file = self._own_data(dataset) / f"{dataset}.yaml"
+        if not file.is_file():
+            return {}
+        values, allowed = read_yaml(file), self.dataset_keys().union(dataset_arguments)
+        for key in values:
+            if key not in allowed:
+                raise ValueError(f"{file}: `{key}` says nothing about a dataset; give it in a file of --config_files")
+        check(values, str(file), self.properties, defaults)
+        return values
+
+    def _own_data(self, dataset: str) -> Path:
+        data_path = self.external_config_dict.get("data_path") or self.internal_config_dict["data_path"]
+        return Path(str(data_path)) / dataset
+
+    def _initialise_from_run(self, model: str, model_class: type) -> None:
+        """``init_from``: what a saved run says about its model becomes this run's defaults.
+
+        Raises:
+            ValueError: the model uses no other run, the run is of another model or backbone, or as :meth:`SavedRun.read`.
+        """
+        given, llm = self.external_config_dict.get("init_from"), self.external_config_dict.get("llm")
+        if given is None:
+            return
+        if not getattr(model_class, "supports_init_from", False):
+            raise ValueError(f"init_from: {model} uses no other run; leave init_from={given} out")
+        self.init_run = SavedRun.read(str(given))
+        theirs, trained = self.init_run.record["model"], self.init_run.record["config"]
+        if theirs != model:
+            raise ValueError(f"init_from: {given} is a run of {theirs}, which {model} cannot use; give a run of {model}")
+        backbone = trained["llm"] or trained["llm_path"]
+        if llm not in (None, backbone):  # the run's llm_path would win over that of properties/llm
+            raise ValueError(f"--llm={llm}: init_from={given} was trained on {backbone}; leave llm out")
+        taken = self._ours - ABOUT_DATA - self.dataset_keys()
+        self.internal_config_dict.update({key: value for key, value in trained.items() if key in taken})
+
+    def dataset_keys(self) -> set[str]:
+        """What property files say about datasets."""
+        files = self.properties
+        return set(scenarios.TEXTS).union(*(files.read(f"dataset/{name}") for name in files.names("dataset")))
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = merge(self.internal_config_dict, self.external_config_dict)
+        refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
+        if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
+            final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
+        self._settle_evaluation(final)
+        self._settle_scenario(final)
+        return final
+
+    def _set_default_parameters(self) -> None:
+        final, own = self.final_config_dict, self._own_data(self.dataset)
+        self._settle_metrics(final)
+        super()._set_default_parameters()
+        if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}.*inter")):
+            final["data_path"] = str(own)  # RecBole puts its own copy of ml-100k before the user's
+
+    def _settle_metrics(self, final: dict[str, Any]) -> None:
+        metrics, topk, given = final["metrics"], final["topk"], str(final["valid_metric"])
+        final["metrics"] = metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+        final["topk"] = topk = [topk] if isinstance(topk, int) else list(topk)
+        if not topk or not all(type(k) is int and k > 0 for k in topk):
+            raise ValueError(f"topk: {topk} are not all whole numbers of at least 1; give for instance [1, 5, 10]")
+        known: list[str] = []
+        for metric in metrics:
+            kind = metric_types.get(str(metric).lower())
+            if kind is None:
+                raise ValueError(f"metrics: RecBole has no {metric!r}; it has {', '.join(sorted(metric_types))}")
+            takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
+            known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
+        if given.lower() not in map(str.lower, known):
+            raise ValueError(
+                f"valid_metric: {given} is not measured; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
+            )
+
+    def _settle_evaluation(self, final: dict[str, Any]) -> None:
+        """``eval_args: {mode: candidates}`` is our protocol; to RecBole it looks like full ranking, one row per user."""
+        mode = final["eval_args"]["mode"]
+        modes = {"valid": mode, "test": mode} if isinstance(mode, str) else dict(mode)
+        final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
+        final["eval_args"] = {
+            **final["eval_args"],
+            "mode": {phase: "full" if value == "candidates" else value for phase, value in modes.items()},
+        }
+        split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
+        if final["candidate_phases"] and (split != {"LS": "valid_and_test"} or order != "TO"):
+            raise ValueError(
+                f"eval_args: candidates need the last item of each user as target, split: {{'LS': 'valid_and_test'}} and "
+                f"order: TO, not {split} and {order}; for another split give eval_args: {{'mode': 'full'}}"
+            )
+
+    def _settle_scenario(self, final: dict[str, Any]) -> None:
+        """One at most; with ``train_dataset`` this run reads the two datasets as one, whose columns are ours."""
+        scenarios.check({**final, "dataset": self.dataset})
+        if final["train_dataset"]:
+            fields = [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+            final.update(scenarios.UNITED, load_col={"inter": fields})
+
+    def _init_device(self) -> None:
+        # RecBole overwrites CUDA_VISIBLE_DEVICES with gpu_id; what the shell says wins unless gpu_id was given
+        shell = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if shell is not None and "gpu_id" not in self.external_config_dict:
+            self.final_config_dict["gpu_id"] = shell
+        super()._init_device()
+
+    def compatibility_settings(self) -> None:
+        compat.apply()
+        super().compatibility_settings()
+
+    def for_dataset(self, name: str, *, whole: bool = False) -> LLMConfig:
+        """The configuration of another dataset in the same run: its own property file, this run's other settings.
+
+        A scenario holds nothing out of another dataset; out of this run's own, unless it is asked for as a ``whole``.
+        """
+        dropped, other = {"dataset"}, name != self.dataset
+        if other:
+            dropped |= self.dataset_keys()
+        if other or whole:
+            dropped |= set(scenarios.SETTINGS)
+        values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
+        return LLMConfig(self.model, name, config_dict=as_literals(values))
+
+    def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
+        """The configuration of another model on the same data and scenario in the same run, with ``values`` for it."""
+        about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
+        about_data |= {*dataset_arguments, *scenarios.SETTINGS}
+        if self["train_dataset"]:
+            about_data |= set(scenarios.UNITED)  # the same texts make the same files
+        kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
+        if scenarios.active(self):
+            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # it draws what is held out
+        return LLMConfig(name, self.dataset, config_dict=as_literals({**kept, **values}))
+
+    # -- views ---------------------------------------------------------------------------------------------------------
+
+    def plain(self) -> dict[str, Any]:
+        """The final values as JSON-able data."""
+        return {key: plain(value) for key, value in sorted(self.final_config_dict.items())}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every value that can change a result, as the run was asked for."""
+        values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # wherever it lies
+        return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
+
+    @property
+    def record_file(self) -> Path:
+        """Where the record of this run is, or will be: ``<checkpoint_dir>/runs/<Model>-<dataset>-<fingerprint>/record.json``."""
+        name = f"{self['model']}-{self['dataset']}-{self.fingerprint[:8]}"
+        return Path(self["checkpoint_dir"]) / "runs" / name / "record.json"
+
+    @property
+    def recbole_fingerprint(self) -> str:
+        """SHA-256 of every value that can change what RecBole trains; it reads nothing of what is said about LLMs."""
+        return fingerprint({key: value for key, value in self.plain().items() if key in self._recbole_knows - BOOKKEEPING})
+
+    def log_ours(self) -> None:
+        """Show our own settings in RecBole's manner."""
+        logger = getLogger()
+        logger.info("\n".join(f"{key} = {self[key]}" for key in sorted(self._ours)))
+        if self.dataset == "ml-100k" and Path(self["data_path"]) == self._own_data(self.dataset):
+            logger.info(f"ml-100k: the files of {self['data_path']} are used, not the copy that comes with RecBole")
