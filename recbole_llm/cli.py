@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
         given.insert(0, "run")
     options, others = _parser().parse_known_args(given)
+    sys.path.append(os.getcwd())  # where models and merging methods of the user's own may be
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:

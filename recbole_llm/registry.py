@@ -1,4 +1,4 @@
-"""Model name -> model class: ours first, then RecBole's own.
+"""Model name -> model class: the user's own, ours, then RecBole's.
 
 A model file registers nothing by itself; the table below is the whole list, and names are looked up lazily, so that
 ``--help`` and the classical baselines import neither transformers nor peft.
@@ -24,6 +24,9 @@ MODELS = {
 }
 
 
+_own: dict[str, type[Any]] = {}
+
+
 def recbole_model_names() -> list[str]:
     """File names (lower case) of the models that RecBole ships, lightgbm and xgboost ones left out."""
     families = ["general", "context_aware", "sequential", "knowledge_aware"]
@@ -35,11 +38,15 @@ def recbole_model_names() -> list[str]:
 
 
 def get_model(name: str) -> type[Any]:
-    """The class of a model, by its CamelCase name.
+    """The class of a model, by its CamelCase name, or of a model of the user's own, by ``package.module:Class``.
 
     Raises:
         ValueError: no such model, here or in RecBole; names the nearest ones.
     """
+    if ":" in name:
+        return _own_model(name)
+    if name in _own:
+        return _own[name]
     if name in MODELS:
         return getattr(importlib.import_module(MODELS[name]), name)
     from recbole.utils import get_model as recbole_get_model
@@ -55,8 +62,19 @@ def get_model(name: str) -> type[Any]:
 
 def check_name(name: str) -> None:
     """Refuse a name that is no model's, as :func:`get_model` does, without importing any model."""
-    if name not in MODELS and name not in _recbole_class_names():
+    if ":" not in name and name not in MODELS and name not in _recbole_class_names():
         raise _unknown(name)
+
+
+def _own_model(name: str) -> type[Any]:
+    """A class of the user's own, which is known by its name from now on."""
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"--model={name}: {error}; the module must be on the Python path or in the current folder") from error
+    _own[class_name] = found
+    return found
 
 
 def _unknown(name: str) -> ValueError:

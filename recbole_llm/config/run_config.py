@@ -104,7 +104,7 @@ class LLMConfig(Config):
                 raise ValueError(f"--{key} is missing: give it on the command line or in a property file")
         model_class = registry.get_model(str(model))
         compat.stop_anomaly_detection()
-        return str(model), model_class, str(dataset)
+        return str(model).rpartition(":")[2], model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
