@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.trainer import Trainer
@@ -22,13 +22,15 @@ from torch import Tensor
 
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
-from recbole_llm.data.candidate_sets import CandidateRetriever
-from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidate_sets import CandidateRetriever
+    from recbole_llm.data.candidates import CandidateSet
 
 logger = getLogger()
 

@@ -24,14 +24,15 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recbole_llm.data.items import ItemTexts
-from recbole_llm.llm.causal_lm import HUB_ID
-from recbole_llm.llm.causal_lm import fingerprint as part_fingerprint
+from recbole_llm.llm.identity import HUB_ID
+from recbole_llm.llm.identity import fingerprint as part_fingerprint
 from recbole_llm.store.files import DamagedError, fingerprint, load_state, save_state, sha256_file
 from recbole_llm.store.progress import progress_bar
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from recbole_llm.data.items import ItemTexts
 
 logger = getLogger()
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,23 +30,26 @@ from torch import Tensor, nn
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data import domains
-from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.data.items import text_fields
 from recbole_llm.data.prompts import Example, Prompt, number_soft_tokens, template
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import Batches
+from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.scoring import lm_loss
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
 from recbole_llm.model.alignment import AlignmentConfig, AlignmentTraining, Projector
-from recbole_llm.model.parts import histories_of, text_fields
+from recbole_llm.model.parts import histories_of
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.files import preserved_random_state, save_tensors
 from recbole_llm.store.stages import Folders, Stage, StageCache, Work
 from recbole_llm.training.loop import TrainingLoop
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
 
 TEXT_ONLY, LLM_ONLY = "text vectors", "LLM only"
 

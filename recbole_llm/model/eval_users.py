@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.data.histories import Histories
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.ranks import target_ranks
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
+    from recbole_llm.data.histories import Histories
 
 Score = Callable[[Sequence[Sequence[int]], Tensor, Sequence[int]], Tensor]
 """Histories, candidates [N, C] and user ids -> scores [N, C]."""

@@ -27,8 +27,9 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters
+from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterTraining
-from recbole_llm.model.parts import RankerParts, histories_of
+from recbole_llm.model.parts import histories_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
@@ -53,7 +54,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.parts = RankerParts.of(config, dataset)
+        self.parts = assembly.ranker_parts(config, dataset)
         self.training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
         self.retriever_top = config["retriever_top"]
         self.reranks = "test" not in config["candidate_phases"]
