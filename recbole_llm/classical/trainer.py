@@ -24,6 +24,7 @@ from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
+from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
@@ -80,6 +81,11 @@ class ProtocolTrainer(Trainer):
         """
         self._stages, self._retriever = self.recommender.plan(candidates), retriever
         return [*([retriever.stage] if retriever else []), *self._stages]
+
+    @property
+    def code(self) -> str:
+        """What computed the results of the run: SHA-256 of the code of the model, ours or RecBole's, and of this trainer."""
+        return code_fingerprint(__name__, type(self.model).__module__)
 
     @property
     def trained_parameters(self) -> int | None:

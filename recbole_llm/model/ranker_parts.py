@@ -76,11 +76,10 @@ class RankerParts(Parts):
         return replace(found, prior=found) if normalize == "pmi" and found.prior is None else found
 
     def scores_depend_on(self) -> dict[str, Any]:
-        """What the scores of a likelihood depend on besides weights and code, as JSON-able values."""
+        """What the scores of a likelihood depend on besides histories, weights and code, as JSON-able values."""
         return {
             "backbone": self.backbone.fingerprint,
             "domain": self.domain.fingerprint,
-            "histories": self.histories.fingerprint,
             "prompts": self.prompts.as_dict(),
             "scoring": asdict(self.scoring),
             "several_titles": self.examples.top_k_target > 1,

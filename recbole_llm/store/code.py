@@ -1,30 +1,33 @@
 """Which code computes a result: a hash of the syntax trees of the modules that it runs.
 
 Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, those of
-:mod:`recbole_llm.store` aside: they move results and compute none.
+:mod:`recbole_llm.store` and those that draw pictures aside: they move and show results, and compute none.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 PACKAGE = "recbole_llm"
-_MOVES_RESULTS = f"{PACKAGE}.store"
+_COMPUTES_NOTHING = (f"{PACKAGE}.store", f"{PACKAGE}.evaluation.plots", f"{PACKAGE}.merging.report")
 
 
-def code_fingerprint(*modules: str) -> str:
+def code_fingerprint(*modules: str, alone: Iterable[str] = ()) -> str:
     """SHA-256 of the code of ``modules`` (dotted names) and of all modules of this package that they import.
+
+    Args:
+        alone: modules that count without what they import.
 
     Raises:
         ModuleNotFoundError: there is no such module.
     """
     digest = sha256()
-    for name in sorted(_closure(*modules)):
+    for name in sorted(_closure(*modules) | set(alone)):
         digest.update(f"{name}\n{_tree(name)[0]}\n".encode())
     return digest.hexdigest()
 
@@ -80,7 +83,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
         names = [f"{node.module}.{alias.name}" if _file(f"{node.module}.{alias.name}") else node.module for alias in node.names]
     else:
         return
-    yield from (name for name in names if name.startswith(f"{PACKAGE}.") and not name.startswith(_MOVES_RESULTS))
+    yield from (name for name in names if name.startswith(f"{PACKAGE}.") and not name.startswith(_COMPUTES_NOTHING))
 
 
 def _is_text(node: ast.AST) -> bool:
