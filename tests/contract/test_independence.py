@@ -49,8 +49,8 @@ def test_one_seed_gives_one_result_whatever_was_cached_or_ran_before(
     assert not any(second["stage_seconds"].values())
     assert _numbers(second) == _numbers(first)
 
-    for kept in ("scores", "text_vectors", "candidates"):
-        shutil.rmtree(folder / kept, ignore_errors=True)
+    for cached in ("scores", "text_vectors", "candidates"):
+        shutil.rmtree(folder / cached, ignore_errors=True)
     if last:
         shutil.rmtree(folder / "stages" / first["stages"][last])
     upstream = _run(name, module_settings, folder)

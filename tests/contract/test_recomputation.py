@@ -1,4 +1,4 @@
-"""Whatever changes, exactly what depends on it is computed again: stages and kept scores, by data, settings and code.
+"""Whatever changes, exactly what depends on it is computed again: stages and cached scores, by data, settings and code.
 
 Each run is trained once; a change is then planned on top of it, and names of stages and of rows whose fingerprint differs are
 compared with the table. Nothing is trained for that.
@@ -44,7 +44,7 @@ STAGES = {
     "AlphaRec": "builtin-text-encoder",
 }
 COCKTAIL = {"LoRACocktail", "uniform mix", "base spirit", "ingredient", "no adapter"}
-ROWS = {  # those whose scores are kept
+ROWS = {  # those whose scores are cached
     "TALLRec": {"TALLRec", "no adapter"},
     "LoRACocktail": COCKTAIL,
     "builtin": COCKTAIL,
@@ -95,8 +95,8 @@ class Trained:
         found = {}
         for name, variant in run.trainer.recommender.variants().items():
             run.trainer._variant, run.trainer._candidates = variant, run.test.candidates
-            if (kept := run.trainer._cached_scores()) is not None:
-                found[name] = kept._folder.name
+            if (scores := run.trainer._cached_scores()) is not None:
+                found[name] = scores._folder.name
         return found
 
 
@@ -288,16 +288,16 @@ def test_a_changed_text_encoder_encodes_its_texts_again(trained: Callable[[str],
     run = trained("AlphaRec")
     vectors = Path(run.settings["checkpoint_dir"]) / "text_vectors"
 
-    def kept() -> set[Path]:
+    def cached() -> set[Path]:
         model = assembled("AlphaRec", run.settings)
         model.trainer._run_stages()
         return set(vectors.glob("[!.]*"))
 
-    before = kept()
+    before = cached()
     edit("data.prompts")
-    assert kept() == before
+    assert cached() == before
     edit("llm.text_encoder")
-    assert kept() > before
+    assert cached() > before
 
 
 def test_a_changed_scorer_gives_other_numbers_under_another_code(
@@ -494,3 +494,26 @@ def test_another_test_item_recomputes_no_adapter(
         "Laser": (ALL, ()),
     }
     _check(run.changed(), expected, name)
+
+
+def test_another_validation_item_is_another_history_at_test(
+    trained: Callable[[str], Trained], rewrite: Callable[..., None]
+) -> None:
+    """The test candidates stay as they were; what the prompts show of the user does not."""
+
+    def validated(lines: list[str]) -> None:
+        row = lines[-2].split("\t")
+        row[1] = other
+        lines[-2] = "\t".join(row)
+
+    run = trained("TALLRec")
+    made = assembled(run.model, run.settings)
+    tests, histories = made.test.candidates, made.test._dataset.histories
+    user = histories.user_ids.index("u59")
+    listed = tests.items[tests.users == user].flatten().tolist()
+    other = next(
+        token for item, token in enumerate(histories.item_ids) if item and item not in {*histories.items[user].tolist(), *listed}
+    )
+    rewrite("inter", validated)
+    assert assembled(run.model, run.settings).test.candidates.sha256 == tests.sha256
+    assert run.changed() == ({"ingredient"}, {"TALLRec", "no adapter"})

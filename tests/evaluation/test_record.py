@@ -19,6 +19,7 @@ from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code
 from recbole_llm.store.runs import SavedRun
 from recbole_llm.store.stages import Stage, StageCache
+from tests.conftest import assembled
 
 Run = Callable[..., Any]
 
