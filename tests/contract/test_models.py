@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from recbole_llm.model.base import LLMRecommender
-from recbole_llm.model.lora_ranker import LoRARanker
 from safetensors.torch import load_file
 
+from recbole_llm.model.base import LLMRecommender
+from recbole_llm.model.lora_ranker import LoRARanker
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import MODELS
 
