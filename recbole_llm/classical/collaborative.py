@@ -18,7 +18,7 @@ from importlib.resources import files
 from inspect import signature
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -30,11 +30,13 @@ from torch.nn.functional import pad
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
 from recbole_llm.classical.trainer import trainer_class
-from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.store.files import save_tensors, sha256_file
 from recbole_llm.store.stages import Stage, Work, count_trained
+
+if TYPE_CHECKING:
+    from recbole_llm.data.histories import Histories
 
 logger = getLogger()
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.files import fingerprint
 
 
 class Retriever(CollaborativeModel):
@@ -24,8 +26,8 @@ class Retriever(CollaborativeModel):
 
     @property
     def identity(self) -> str:
-        """Name of the model and fingerprint of its stage, with a hyphen between them."""
-        return f"{self.name}-{self.stage.fingerprint}"
+        """Name of the model and fingerprint of its stage and of the code that ranks, with a hyphen between them."""
+        return f"{self.name}-{fingerprint([self.stage.fingerprint, code_fingerprint(__name__)])}"
 
     def load(self, folder: Path) -> None:
         super().load(folder)

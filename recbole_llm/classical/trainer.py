@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.trainer import Trainer
@@ -23,14 +23,17 @@ from torch import Tensor
 
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
-from recbole_llm.data.candidate_sets import CandidateRetriever
-from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
+from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidate_sets import CandidateRetriever
+    from recbole_llm.data.candidates import CandidateSet
 
 logger = getLogger()
 
@@ -81,6 +84,11 @@ class ProtocolTrainer(Trainer):
         """
         self._stages, self._retriever = self.recommender.plan(candidates), retriever
         return [*([retriever.stage] if retriever else []), *self._stages]
+
+    @property
+    def code(self) -> str:
+        """What computed the results of the run: SHA-256 of the code of the model, ours or RecBole's, and of this trainer."""
+        return code_fingerprint(__name__, type(self.model).__module__)
 
     @property
     def trained_parameters(self) -> int | None:

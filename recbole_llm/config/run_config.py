@@ -265,6 +265,12 @@ class LLMConfig(Config):
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
         return LLMConfig(self.model, name, config_dict=as_literals(values))
 
+    def read_dataset(self) -> Any:
+        """The dataset that this configuration names, as :func:`~recbole_llm.data.loading.create_dataset` reads it."""
+        from recbole_llm.data.loading import create_dataset
+
+        return create_dataset(self)
+
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data and scenario in the same run, with ``values`` for it."""
         about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}

@@ -188,7 +188,8 @@ def _retrieved(
         )
         return items, found.sha256
 
-    identity = fingerprint([retrieve.identity, phase, number, seed, *(ids.tolist() for ids in in_file)])
+    code = code_fingerprint(*_DRAWING_CODE)
+    identity = fingerprint([retrieve.identity, code, phase, number, seed, *(ids.tolist() for ids in in_file)])
     return CandidateSet(*in_file, identity, resolve)
 
 

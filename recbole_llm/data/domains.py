@@ -87,13 +87,11 @@ def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) ->
     Raises:
         FileNotFoundError: a dataset is not on disk; the message says which files are expected where.
     """
-    from recbole_llm.data.loading import create_dataset
-
     domains = []
     for name in names:
         logger.info(f"domain {name}: reading")
         other = config.for_dataset(name)
-        dataset = create_dataset(other)
+        dataset = other.read_dataset()
         domains.append(of_dataset(other, dataset))
         _report_overlap(*target, domains[-1], dataset.histories)
     return domains

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 logger = getLogger()
 
@@ -187,3 +188,9 @@ def _shared(names: Sequence[str]) -> list[int]:
         if item:
             bearers[title_key(name)].append(item)
     return [item for items in bearers.values() if len(items) > 1 for item in items]
+
+
+def text_fields(config: Any) -> list[str]:
+    """Columns of the .item file that are read beside the title: ``text_fields``, or all that the dataset names."""
+    given = config["text_fields"]
+    return [config[key] for key in ("year_field", "brand_field", "category_field") if config[key]] if given is None else given

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.store.stages import Stage, StageCache
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +9,10 @@ from typing import Any
 
 import torch
 
-from recbole_llm.data.domains import Domain
-from recbole_llm.llm.builtin_lm import builtin_stage
 from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_tokenizer, resolved_dtype
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
-from recbole_llm.training.loop import LoopOptions
 
 BUILTIN = "builtin"
 
@@ -48,22 +44,6 @@ class Backbone:
         self._settings, self._stage, self._folder = settings, stage, folder
         self._loaded: CausalLM | None = None
         self.stages = (stage,) if stage else ()
-
-    @classmethod
-    def of(cls, config: Any, domains: Sequence[Domain]) -> Backbone:
-        """The LM that ``config`` names; the builtin one is to be trained on ``domains``.
-
-        A run that is initialised from another (``init_from``) has the builtin LM of that one.
-
-        Raises:
-            FileNotFoundError, ValueError: there is no such LM; or the other run has none.
-        """
-        settings = BackboneSettings.of(config)
-        if settings.path != BUILTIN:
-            return cls(settings)
-        if config.init_run:
-            return cls(settings, folder=config.init_run.stage("builtin-lm"))
-        return cls(settings, builtin_stage(config["builtin_lm"], domains, config["seed"], LoopOptions.of(config)))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,20 +6,15 @@ Everything that `transformers` already names keeps that name: dtype, device_map,
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recbole_llm.llm.identity import HUB_ID, fingerprint
 from recbole_llm.logs import hide_progress_bars
-
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-WHOLE_FILE = 64 * 2**20  # larger files are known by their header, their size and samples
-SAMPLE, SAMPLES = 2**16, 64
 
 
 @dataclass(frozen=True)
@@ -107,30 +102,6 @@ def identity(path: str | Path, revision: str | None = None) -> str:
     except OSError as error:
         raise FileNotFoundError(_not_found(source, revision, error)) from error
     return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
-
-
-def fingerprint(path: str | Path, revision: str | None = None) -> str:
-    """What identifies a causal LM: SHA-256 of a folder's config, tokenizer, chat template and tensors, or ``id@revision``.
-
-    A file above 64 MB counts with its size, its first 64 kB (where safetensors keep their header) and 63 samples.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return f"{path}@{revision or 'main'}"
-    digest = hashlib.sha256()
-    patterns = ("config.json", "tokenizer*.json", "chat_template*", "*.safetensors")
-    files = {file for pattern in patterns for file in folder.glob(pattern)}
-    for file in sorted(files):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size};".encode())
-        with file.open("rb") as handle:
-            if size <= WHOLE_FILE:
-                digest.update(handle.read())
-                continue
-            for sample in range(SAMPLES):
-                handle.seek(max(size - SAMPLE, 0) * sample // (SAMPLES - 1))
-                digest.update(handle.read(SAMPLE))
-    return digest.hexdigest()
 
 
 def _source(path: str | Path) -> str:

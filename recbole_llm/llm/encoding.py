@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
+from recbole_llm.llm.forward import embedded, positions
 from recbole_llm.llm.packing import pad_left
-from recbole_llm.llm.scoring import embedded, positions
 
 
 def encode(lm: Any, rows: Sequence[Prompt], pad_token_id: int, *, soft: Tensor | None = None, mean: bool = False) -> Tensor:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from recbole_llm.data.prompts import Example
+from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import attach_lora, save_adapter
-from recbole_llm.llm.scoring import lm_loss
 from recbole_llm.settings import Settings
 from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import DEFAULT_OPTIONS, Epochs, LoopOptions, TrainingLoop, cosine_with_warmup

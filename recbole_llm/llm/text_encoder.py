@@ -24,15 +24,17 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recbole_llm.data.items import ItemTexts
-from recbole_llm.llm.causal_lm import HUB_ID
-from recbole_llm.llm.causal_lm import fingerprint as part_fingerprint
+from recbole_llm.llm.identity import HUB_ID
+from recbole_llm.llm.identity import fingerprint as part_fingerprint
 from recbole_llm.logs import hide_progress_bars
+from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import DamagedError, fingerprint, load_state, save_state, sha256_file
 from recbole_llm.store.progress import progress_bar
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from recbole_llm.data.items import ItemTexts
 
 logger = getLogger()
 
@@ -248,7 +250,8 @@ def _first_line(error: Exception) -> str:
 def cached_vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, *, show_progress: bool = True) -> Tensor:
     """The texts' vectors [N, D], kept under ``folder`` by encoder and text; only texts that are not there are encoded."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / fingerprint(encoder.fingerprint)[:12]  # hashed: what hub ids begin with is their owner
+    # hashed: what hub ids begin with is their owner
+    kept = folder / fingerprint([encoder.fingerprint, code_fingerprint(__name__)])[:12]
     keys = [sha256(text.encode()).hexdigest() for text in texts]
     # of two runs with the same encoder, one encodes and one waits; a killed process holds no lock
     with FileLock(kept.with_name(f".{kept.name}.lock")):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recbole_llm.llm.scoring import positions
+from recbole_llm.llm.forward import positions
 
 Batch = TypeVar("Batch")
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from recbole_llm.data import domains
-from recbole_llm.data.domains import Domain, TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Example
 from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
-from recbole_llm.llm.scoring import lm_loss
-from recbole_llm.model.eval_users import EvalUsers
-from recbole_llm.model.parts import RankerParts
+from recbole_llm.llm.forward import lm_loss
 from recbole_llm.store.stages import Stage, Work
+
+if TYPE_CHECKING:
+    from recbole_llm.data.domains import Domain, TrainingExample
+    from recbole_llm.model.eval_users import EvalUsers
+    from recbole_llm.model.ranker_parts import RankerParts
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ class AdapterTraining:
             )
             self._train(name, sources, examples, valid, work)
 
-        return Stage(name, depends, build, inputs=parts.backbone.stages)
+        runs = (
+            "recbole_llm.model.parts" if valid is None else "recbole_llm.model.ranker_parts"
+        )  # without users, nothing is scored
+        return Stage(name, depends, build, inputs=parts.backbone.stages, code=(runs,))
 
     def _train(
         self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
@@ -102,6 +107,13 @@ class AdapterTraining:
             return -float(torch.stack(losses).mean())
 
         finetune(
-            causal.model, name, examples, encode, self.config,
-            pad_token_id=pad, validate=score, work=work, options=parts.options,
-        )  # fmt: skip
+            causal.model,
+            name,
+            examples,
+            encode,
+            self.config,
+            pad_token_id=pad,
+            validate=score,
+            work=work,
+            options=parts.options,
+        )

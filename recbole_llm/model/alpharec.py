@@ -14,7 +14,7 @@ Legend: B users, N sampled items, U users, I items, T width of the text encoder,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from recbole.utils import InputType
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.data.items import text_fields
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Facts, Recommender, Variant
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
-from recbole_llm.model.parts import text_fields
 from recbole_llm.store.stages import Stage, StageCache
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
 
 
 class AlphaRec(Recommender, LightGCN):

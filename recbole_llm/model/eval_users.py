@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.data.histories import Histories
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.ranks import target_ranks
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
+    from recbole_llm.data.histories import Histories
 
 Score = Callable[[Sequence[Sequence[int]], Tensor, Sequence[int]], Tensor]
 """Histories, candidates [N, C] and user ids -> scores [N, C]."""
@@ -43,8 +46,14 @@ class EvalUsers:
 
     @property
     def fingerprint(self) -> str:
-        """What the score depends on besides the model: candidates, order, metric and number of users."""
-        return "/".join(map(str, (self._candidates.identity, len(self._order), self._seed, self._metric, self._number)))
+        """What the score depends on besides the model: candidates, histories of the phase, order, metric and number of users."""
+        shown = sha256()
+        for user in self._candidates.users.tolist():
+            history = self._histories.before(user, self._phase)
+            shown.update(len(history).to_bytes(8, "little") + history.astype("<i8").tobytes())
+        size = len(self._order)
+        parts = self._candidates.identity, shown.hexdigest(), size, self._seed, self._metric, self._number
+        return "/".join(map(str, parts))
 
     def draw(self, number: int) -> EvalBatch:
         """At most ``number`` users of the drawn order."""

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -31,17 +31,20 @@ from torch.nn import functional as F
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data import domains
-from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.data.items import text_fields
 from recbole_llm.data.prompts import PromptSettings
 from recbole_llm.evaluation.recommender import Variant
-from recbole_llm.model import experts
+from recbole_llm.model import assembly, experts
 from recbole_llm.model.encoder import LLMEncoder
 from recbole_llm.model.m_former import WarmUp, load_balance
-from recbole_llm.model.parts import Parts, histories_of, text_fields
+from recbole_llm.model.parts import histories_of
 from recbole_llm.model.towers import TowerConfig, TowerReader, Towers
 from recbole_llm.store.files import fingerprint, preserved_random_state, save_tensors
 from recbole_llm.store.stages import Folders, Stage, StageCache, Work
 from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
 
 PHASES = ("warmup", "phase1", "phase2")
 
@@ -97,7 +100,7 @@ class Laser(LLMEncoder):
         if self.training_config.epochs["warmup"] and not (self.tower_config.prefix and self.tower_config.m_former):
             raise ValueError("warmup_epochs: there is no M-Former to warm up without prefix and m_former; give warmup_epochs: 0")
         prompts = PromptSettings.of(config, history_label=config["history_label"])
-        self.parts = Parts(**Parts.shared(config, dataset, prompts))
+        self.parts = assembly.encoder_parts(config, dataset, prompts)
         self.texts = self.parts.domain.items.described(text_fields(config))
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
         self.init_run, self.transfer_states = config.init_run, config["transfer_states"]

@@ -14,22 +14,24 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
 from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.merging.stage import merge_adapters, resolve
-from recbole_llm.model.eval_users import EvalUsers
-from recbole_llm.model.parts import RankerParts
+from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
 from recbole_llm.store.stages import Folders, Stage, Work
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
+    from recbole_llm.llm.causal_lm import CausalLM
+    from recbole_llm.model.eval_users import EvalUsers
 
 USERS_AT_ONCE = 25  # whose gradients are computed together
 
@@ -110,9 +112,13 @@ class AdapterMerging:
         try:
             problem = self._problem(causal, model, list(folders), asked, valid)
             merge_adapters(
-                folders, self.settings.method, problem, work.out / "merged",
-                split=self.settings.split, compress_rank=self.settings.compress_rank,
-            )  # fmt: skip
+                folders,
+                self.settings.method,
+                problem,
+                work.out / "merged",
+                split=self.settings.split,
+                compress_rank=self.settings.compress_rank,
+            )
         finally:
             model.unload()
 

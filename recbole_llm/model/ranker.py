@@ -27,8 +27,9 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters
+from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterTraining
-from recbole_llm.model.parts import RankerParts, histories_of
+from recbole_llm.model.parts import Parts, histories_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
@@ -53,7 +54,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.parts = RankerParts.of(config, dataset)
+        self.parts = assembly.ranker_parts(config, dataset)
         self.training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
         self.retriever_top = config["retriever_top"]
         self.reranks = "test" not in config["candidate_phases"]
@@ -135,8 +136,12 @@ class LLMRanker(Recommender, SequentialRecommender):
         def score(interaction: Any, candidates: Tensor) -> Tensor:
             return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
-        code = code_fingerprint(type(self).__module__)
-        identity = fingerprint([code, self.parts.scores_depend_on(), list(depends)])
+        kinds = [*type(self).__mro__, *type(self.parts).__mro__]
+        own = {kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)}  # without what they train with
+        runs = [likelihood, likelihood.prompts, likelihood.scorer, likelihood.soft_tokens, self.parts.backbone]
+        runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
+        code = code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
+        identity = fingerprint([code, self.parts.scores_depend_on(), self.parts.histories.fingerprint, list(depends)])
         return Variant(score, lambda interaction: self._rerank(interaction, score), identity)
 
     # -- RecBole's interface ---------------------------------------------------------------------------------------------

@@ -118,9 +118,16 @@ class TowerReader:
     """
 
     def __init__(
-        self, config: TowerConfig, causal: CausalLM, prompts: PromptBuilder, cf: CollaborativeModel, has_state: Tensor,
-        *, batch_tokens: int | None, show_progress: bool,
-    ):  # fmt: skip
+        self,
+        config: TowerConfig,
+        causal: CausalLM,
+        prompts: PromptBuilder,
+        cf: CollaborativeModel,
+        has_state: Tensor,
+        *,
+        batch_tokens: int | None,
+        show_progress: bool,
+    ):
         self.config, self.causal, self.prompts, self.cf = config, causal, prompts, cf
         weights = causal.model.get_input_embeddings().weight
         self.width = int(weights.shape[1])

@@ -27,7 +27,7 @@ from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
 from recbole_llm.evaluation.recommender import Facts
-from recbole_llm.llm.backbones import Backbone
+from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterTraining
 from recbole_llm.model.merged import AdapterMerging, MergeSettings
 from recbole_llm.model.ranker import LLMRanker
@@ -50,7 +50,7 @@ class WeaveRec(LLMRanker):
         super().__init__(config, dataset)
         self.others = domains.named_or_views("source_datasets", config, (self.parts.domain, self.parts.histories))
         if config["source_datasets"]:  # the builtin LM reads all domains; views of the target hold nothing that it does not
-            backbone = Backbone.of(config, _in_order([self.parts.domain, *self.others]))
+            backbone = assembly.backbone(config, _in_order([self.parts.domain, *self.others]))
             self.parts = replace(self.parts, backbone=backbone)
             self.training = AdapterTraining(self.parts, self.training.config)
         self.merging = AdapterMerging(self.parts, MergeSettings.of(config))

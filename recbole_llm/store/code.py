@@ -1,30 +1,33 @@
 """Which code computes a result: a hash of the syntax trees of the modules that it runs.
 
 Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, except those
-that move or show results and compute none (:mod:`recbole_llm.store`, :mod:`recbole_llm.logs`).
+that move or show results and compute none: :mod:`recbole_llm.store`, the log and pictures.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 PACKAGE = "recbole_llm"
-_COMPUTES_NOTHING = (f"{PACKAGE}.store", f"{PACKAGE}.logs")
+_COMPUTES_NOTHING = tuple(f"{PACKAGE}.{name}" for name in ("store", "logs", "evaluation.plots", "merging.report"))
 
 
-def code_fingerprint(*modules: str) -> str:
+def code_fingerprint(*modules: str, alone: Iterable[str] = ()) -> str:
     """SHA-256 of the code of ``modules`` (dotted names) and of all modules of this package that they import.
+
+    Args:
+        alone: modules that count without what they import.
 
     Raises:
         ModuleNotFoundError: there is no such module.
     """
     digest = sha256()
-    for name in sorted(_closure(*modules)):
+    for name in sorted(_closure(*modules) | set(alone)):
         digest.update(f"{name}\n{_tree(name)[0]}\n".encode())
     return digest.hexdigest()
 

@@ -16,8 +16,10 @@ from recbole.model.general_recommender import Pop
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.record import Row, table
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.store import code
 from recbole_llm.store.runs import SavedRun
 from recbole_llm.store.stages import Stage, StageCache
+from tests.conftest import assembled
 
 Run = Callable[..., Any]
 
@@ -261,3 +263,20 @@ def test_a_run_of_ours_can_be_taken_up(run: Run) -> None:
     result, record = run("TALLRec")
     kept = SavedRun.read(Path(result["record"]).parent)
     assert kept.record == record and (kept.stage("ingredient") / "adapter_config.json").is_file()
+
+
+def test_a_record_names_the_code_that_computed_it(run: Run, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    """Of the model, ours or RecBole's, and of the trainer; what draws pictures is none of it."""
+    recorded = {name: run(name)[1]["code"] for name in ("TALLRec", "BPR")}
+    trainers = {name: assembled(name, settings).trainer for name in recorded}
+    assert {name: trainer.code for name, trainer in trainers.items()} == recorded
+    assert len({*recorded.values()}) == 2 and {len(value) for value in recorded.values()} == {64}
+    tree = code._tree
+    for module, differ in {
+        "recbole_llm.llm.scoring": ["TALLRec"],
+        "recbole_llm.classical.trainer": ["TALLRec", "BPR"],
+        "recbole.model.general_recommender.bpr": ["BPR"],
+        "recbole_llm.evaluation.plots": [],
+    }.items():
+        monkeypatch.setattr(code, "_tree", lambda name, module=module: (tree(name)[0] + "!" * (name == module), tree(name)[1]))
+        assert [name for name in recorded if trainers[name].code != recorded[name]] == differ, module

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from recbole_llm.llm import causal_lm
+from recbole_llm.llm import causal_lm, identity
 from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm
 from tests.llm.conftest import FAMILIES
 
@@ -90,7 +90,7 @@ def test_fingerprint_follows_the_weights_and_nothing_else(folder, build_model, m
     model.save_pretrained(path)
     assert fingerprint(path) != before
 
-    monkeypatch.setattr(causal_lm, "WHOLE_FILE", 0)  # a large file, known by samples that cover this one
+    monkeypatch.setattr(identity, "WHOLE_FILE", 0)  # a large file, known by samples that cover this one
     sampled = fingerprint(path)
     build_model("llama").save_pretrained(path)
     assert fingerprint(path) not in (sampled, before)

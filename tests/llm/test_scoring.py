@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.packing import Branches, token_batches
-from recbole_llm.llm.scoring import STRATEGIES, Scorer, lm_loss
+from recbole_llm.llm.scoring import STRATEGIES, Scorer
 from tests.llm.conftest import FAMILIES, VOCABULARY
 
 

@@ -1,0 +1,72 @@
+"""Parts of models, made of a configuration and a RecBole dataset; nothing is read of a backbone, and nothing trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_llm.data import domains
+from recbole_llm.data.domains import Domain
+from recbole_llm.data.examples import ExampleSettings
+from recbole_llm.data.prompts import PromptSettings, template
+from recbole_llm.evaluation.metrics import check_valid_metric
+from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
+from recbole_llm.llm.builtin_lm import builtin_stage
+from recbole_llm.model.parts import Parts, Validation
+from recbole_llm.model.ranker_parts import RankerParts, ScoringSettings
+from recbole_llm.training.loop import LoopOptions
+
+LABELS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",)
+
+
+def backbone(config: Any, sources: Sequence[Domain]) -> Backbone:
+    """The LM that ``config`` names; the builtin one is to be trained on ``sources``.
+
+    A run that is initialised from another (``init_from``) has the builtin LM of that one.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such LM; or the other run has none.
+    """
+    settings = BackboneSettings.of(config)
+    if settings.path != BUILTIN:
+        return Backbone(settings)
+    if config.init_run:
+        return Backbone(settings, folder=config.init_run.stage("builtin-lm"))
+    return Backbone(settings, builtin_stage(config["builtin_lm"], sources, config["seed"], LoopOptions.of(config)))
+
+
+def validation(config: Any) -> Validation:
+    """What stops a training.
+
+    Raises:
+        ValueError: a metric that does not follow from a target's rank.
+    """
+    check_valid_metric(config["valid_metric"])
+    return Validation(config["valid_metric"].lower(), config["valid_users"])
+
+
+def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
+    """The parts of an encoder."""
+    return Parts(**_shared(config, dataset, prompts))
+
+
+def ranker_parts(config: Any, dataset: Any) -> RankerParts:
+    """The parts of a ranker."""
+    scoring, examples = ScoringSettings.of(config), ExampleSettings.of(config)
+    labelled: dict[str, Any] = {}
+    if scoring.reads_labels:
+        labelled = {"template": template(config, "labelled"), "labels": LABELS[: examples.num_negatives + 1]}
+    return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
+
+
+def _shared(config: Any, dataset: Any, prompts: PromptSettings) -> dict[str, Any]:
+    domain = domains.of_dataset(config, dataset)
+    return {
+        "domain": domain,
+        "histories": dataset.histories,
+        "backbone": backbone(config, [domain]),
+        "prompts": prompts,
+        "validation": validation(config),
+        "options": LoopOptions.of(config),
+        "seed": config["seed"],
+    }

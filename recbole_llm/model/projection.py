@@ -1,0 +1,200 @@
+"""Stage 2 of A-LLMRec (arXiv 2404.11343, section 3.2): projectors from users and items to soft tokens, trained by the LM's loss.
+
+Legend: I items, S soft tokens, H width of the collaborative model, Z of the joint space, D of the LM.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from recbole_llm.data import domains
+from recbole_llm.data.domains import TrainingExample
+from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.data.prompts import Example, Prompt, PromptSettings, number_soft_tokens
+from recbole_llm.llm.finetune import Batches
+from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.likelihood import TitleLikelihood
+from recbole_llm.model.alignment import Projector
+from recbole_llm.model.ranker_parts import RankerParts
+from recbole_llm.settings import Settings
+from recbole_llm.store.files import preserved_random_state, save_tensors
+from recbole_llm.store.stages import Folders, Stage, Work
+from recbole_llm.training.loop import TrainingLoop
+
+if TYPE_CHECKING:
+    from recbole_llm.classical.collaborative import CollaborativeModel
+    from recbole_llm.llm.causal_lm import CausalLM
+    from recbole_llm.model.eval_users import EvalUsers
+
+
+@dataclass(frozen=True)
+class ProjectionConfig(Settings):
+    """How stage 2 is trained, and which vectors stand for items.
+
+    Attributes:
+        item_vectors: ``joint``, or, as ablations, ``text`` and ``random``.
+        cold_threshold: an item with fewer training interactions is represented by its text.
+        all_positions: train on every item of a history, not on the last one alone.
+    """
+
+    KEYS = {"samples": "train_samples"} | {name: f"stage2_{name}" for name in ("epochs", "batch_size", "learning_rate")}
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    item_vectors: str
+    cold_threshold: int
+    all_positions: bool
+    samples: int | None
+
+    def __post_init__(self) -> None:
+        if self.item_vectors not in ("joint", "text", "random"):
+            raise ValueError(f"item_vectors: {self.item_vectors!r} is unknown; choose joint, text or random")
+
+
+@dataclass(frozen=True)
+class ProjectionTraining:
+    """Stage 2 on the training split of the target.
+
+    Attributes:
+        plain_prompts: the prompts without any soft token.
+        alignment: the stage before it.
+    """
+
+    config: ProjectionConfig
+    parts: RankerParts
+    plain_prompts: PromptSettings
+    cf: CollaborativeModel
+    alignment: Stage
+
+    def stage(self, valid: EvalUsers) -> Stage:
+        """The stage, which leaves the projectors that rank the candidates of ``valid`` best."""
+        parts = self.parts
+        depends = {
+            "scores": parts.scores_depend_on(),
+            "training": [asdict(self.config), parts.seed],
+            "examples": parts.examples.as_dict() if parts.prompts.shows_candidates else None,
+            "valid": valid.fingerprint,
+        }
+
+        def build(work: Work) -> None:
+            soft = self.soft_tokens(work, parts.backbone.load(work))
+            self._train(soft, valid, work)
+
+        return Stage("projection", depends, build, (self.alignment, *parts.backbone.stages))
+
+    def soft_tokens(self, results: Folders, causal: CausalLM) -> SoftTokens:
+        """Untrained projectors over the codes of the alignment stage."""
+        with preserved_random_state():
+            self.cf.load(results.folder(self.cf.stage))
+            codes = load_file(results.folder(self.alignment) / "codes.safetensors")  # [I, Z] each
+        joint, text = (codes[kind].to(self.cf.device) for kind in ("joint", "text"))
+        if self.config.item_vectors == "random":  # as wide as the joint space, and without any meaning
+            joint = torch.rand(joint.shape, generator=torch.Generator().manual_seed(self.parts.seed)).to(self.cf.device)
+        elif self.config.item_vectors == "joint":
+            cold = torch.from_numpy(self.parts.histories.train_counts < self.config.cold_threshold)  # [I]
+            joint = torch.where(cold.to(joint.device)[:, None], text, joint)
+        else:
+            joint = text
+        width = causal.model.get_input_embeddings().weight.shape[1]
+        return SoftTokens(self.cf, joint, text, width)
+
+    def _train(self, soft: SoftTokens, valid: Any, work: Work) -> None:
+        """Stage 2: the LM's loss on the target's title trains the projectors (eq. 8)."""
+        parts, config, causal = self.parts, self.config, self.parts.backbone.load(work)
+        domain, prompts = parts.domain, parts.builder(causal.tokenizer)
+        examples = domains.training_examples(
+            [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=parts.seed
+        )
+        number = {example: soft.user_key(row) for row, example in enumerate(examples)}
+        asking = [(example.user + 1, domain.histories[example.user][: example.end].tolist()) for example in examples]
+        encoder = ExampleEncoder(domain, prompts, parts.examples)
+
+        def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
+            history = domain.histories[example.user][: example.end + 1].tolist()
+            return encoder(history, rng, number[example])
+
+        batches = Batches(examples, encode, config.batch_size, 1, parts.seed)
+
+        def loss(micro: int) -> Tensor:
+            batch, share = batches[micro]
+            rows, vectors = soft.fill([example.row for example in batch], asking)
+            batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
+            return share * lm_loss(causal.model, batch, int(causal.tokenizer.pad_token_id), soft=vectors)
+
+        likelihood = self.likelihood(causal, soft)
+        total = batches.steps_per_epoch * config.epochs
+        parameters = dict(soft.named_parameters())
+        TrainingLoop(
+            name="projection",
+            parameters=parameters,
+            optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
+            loss=loss,
+            total_steps=total,
+            validate=lambda: valid.score(likelihood),
+            eval_every=max(1, -(-total // max(4, config.epochs))),
+            folder=work.scratch / "loop",
+            options=parts.options,
+            learning_rate_key="stage2_learning_rate",
+        ).run()
+        save_tensors(work.out / "projectors.safetensors", parameters)
+
+    def likelihood(self, causal: CausalLM, soft: SoftTokens) -> TitleLikelihood:
+        """With soft tokens; without a history there is no user token to project, so the prior has none."""
+        found = self.parts.likelihood(causal, soft_tokens=soft, user_key=soft.user_key)
+        return found if found.prior is None else replace(found, prior=self.without_soft_tokens(causal))
+
+    def without_soft_tokens(self, causal: CausalLM) -> TitleLikelihood:
+        """The LM alone, on the same prompts."""
+        return self.parts.likelihood(causal, self.parts.builder(causal.tokenizer, prompts=self.plain_prompts))
+
+
+class SoftTokens(nn.Module):
+    """Fills the soft slots of prompts: ``F_I`` of an item's code, ``F_U`` of a user's state.
+
+    Args:
+        cf: the collaborative model, loaded.
+        codes: the vectors [I, Z] that stand for items.
+        text_codes: those of their texts [I, Z].
+        width: D.
+    """
+
+    def __init__(self, cf: Any, codes: Tensor, text_codes: Tensor, width: int):
+        super().__init__()
+        self._cf, self._codes, self._text_codes = cf, codes, text_codes
+        self.project_user = Projector(cf.user_states([0], [[]]).shape[1], width, nn.LeakyReLU()).to(cf.device)
+        self.project_item = Projector(codes.shape[1], width, nn.GELU()).to(cf.device)
+
+    def user_key(self, row: int) -> int:
+        """The key of the token of the user in a row of a call, behind those of the items."""
+        return len(self._codes) + row
+
+    def forward(
+        self, prompts: Sequence[Prompt], histories: Sequence[Sequence[int]], users: Sequence[int]
+    ) -> tuple[list[Prompt], Tensor | None]:
+        """Prompts with numbered slots, and the vectors [S, D] for them."""
+        return self.fill(prompts, list(zip(users, histories, strict=True)))
+
+    def fill(self, prompts: Sequence[Prompt], asking: Sequence[tuple[int, Sequence[int]]]) -> tuple[list[Prompt], Tensor | None]:
+        """As :meth:`forward`; ``asking`` holds user and history by number of the user's token. Each token is made once."""
+        numbered, keys = number_soft_tokens(prompts)
+        items = [key for key in keys if key < len(self._codes)]  # then users
+        tokens = [self.project_item(self._codes[items])] if items else []
+        if keys[len(items) :]:
+            users, histories = zip(*(asking[key - len(self._codes)] for key in keys[len(items) :]), strict=True)
+            tokens.append(self.project_user(self._cf.user_states(users, histories)))
+        return numbered, torch.cat(tokens) if tokens else None
+
+    def with_text_vectors(self) -> SoftTokens:
+        """The same projectors, with the codes of texts for all items."""
+        other = copy.copy(self)
+        other._codes = self._text_codes
+        return other
