@@ -65,11 +65,10 @@ def _file(name: str) -> Path | None:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``."""
+    """All nodes but those under ``if TYPE_CHECKING``; those under its ``else`` run."""
     yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
-            continue
+    only_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    for child in node.orelse if only_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
         yield from _running(child)
 
 
