@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,14 @@ from hypothesis import strategies as st
 from recbole.evaluator.metrics import MRR, NDCG, Hit, Recall
 
 from recbole_llm.evaluation.metrics import FROM_RANKS, check_valid_metric, half_widths, metrics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _numpy_as_recbole_has_it() -> Iterator[None]:
+    """RecBole's metrics read ``np.float``, which its Config puts there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "float", float, raising=False)
+        yield
 
 
 @given(ranks=st.lists(st.integers(1, 21), min_size=1, max_size=12))

@@ -16,6 +16,7 @@ from recbole_llm.data.loading import create_dataset
 from recbole_llm.evaluation.metrics import metrics
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.slices import item_slices, parted, user_slices
+from recbole_llm.quick_start import assemble
 
 SHARES = {"cold": 0.35, "warm": 0.35}
 
@@ -115,6 +116,7 @@ def test_slices_of_a_run_are_parts_of_its_result(mode: str, run: Callable[..., A
 
 
 @pytest.mark.parametrize("slices", [{"hot": 0.3}, {"cold": 0}, {"warm": 1}, {"cold": "few"}])
-def test_slices_that_are_none_are_refused_before_anything_is_trained(slices: dict[str, Any]) -> None:
+def test_slices_that_are_none_are_refused_before_anything_is_read(slices: dict[str, Any]) -> None:
+    config = LLMConfig("Pop", "nosuch", config_dict={"slices": slices})
     with pytest.raises(ValueError, match=r"slices: \w+: .* is not cold or warm with a share between 0 and 1, as \{'cold'"):
-        LLMConfig("Pop", "tiny", config_dict={"slices": slices})
+        assemble(config)
