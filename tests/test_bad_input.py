@@ -240,7 +240,11 @@ def test_user_with_no_history(settings: dict[str, Any]) -> None:
     run = assemble(LLMConfig("TALLRec", "tiny", config_dict=settings))
     run.trainer.fit(run.train, show_progress=False)
     candidates = torch.tensor([[3, 1, 2], [1, 2, 3]])
-    fields = {"user_id": torch.tensor([1, 2]), "item_id_list": torch.zeros(2, 5, dtype=int), "item_length": torch.zeros(2, dtype=int)}
+    fields = {
+        "user_id": torch.tensor([1, 2]),
+        "item_id_list": torch.zeros(2, 5, dtype=int),
+        "item_length": torch.zeros(2, dtype=int),
+    }
     with torch.no_grad():
         scores = run.model.score_candidates(Interaction(fields), candidates)
     assert torch.isfinite(scores).all()

@@ -568,6 +568,11 @@ def test_soft_tokens_are_numbered_in_the_order_of_their_keys(tokenizer: PreTrain
         assert after.ids == before.ids
         assert {place: keys[row] for place, row in after.soft_slots.items()} == before.soft_slots
     assert soft_keys(prompts[0]) == [USER, 1, 3, 5, 3]  # they stay as they were
+    keys = [100, 3, 64, 3]
+    assert number_soft_tokens([Prompt([0] * 4, dict(enumerate(keys)))]) == (
+        [Prompt([0] * 4, {0: 2, 1: 0, 2: 1, 3: 0})],
+        [3, 64, 100],
+    )
     assert number_soft_tokens([]) == ([], [])
 
 

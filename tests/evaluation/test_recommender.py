@@ -21,9 +21,7 @@ def test_defaults_plan_and_report_nothing(tmp_path: Path) -> None:
     assert list(model.plan({})) == [] and model.report(tmp_path) == [] and model.facts() == Facts(None, None, None)
     model.load(cache)
     assert not cache.root.exists()
-    assert model.scores_full_catalogue and not (
-        model.uses_item_text or model.uses_cf_model or model.scores_unseen_items
-    )
+    assert model.scores_full_catalogue and not (model.uses_item_text or model.uses_cf_model or model.scores_unseen_items)
     assert not (model.supports_init_from or model.trained_in_stages)
     with pytest.raises(NotImplementedError):
         model.variants()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.recommender import ClassicalRecommender
 from recbole_llm.evaluation.record import Row, table
@@ -216,7 +217,10 @@ def test_a_saved_run_is_read_from_its_folder_or_its_record(saved_run: Path, monk
     assert run.record["model"] == "Laser" and run.root == saved_run.parents[1]
     assert (run.stage("lm") / "weights").read_text() == "weights" and run.stage("lm").parent == run.root / "stages"
     monkeypatch.chdir(saved_run)
-    assert all(SavedRun.read(given) == run for given in (str(saved_run), saved_run / "record.json", ".", f"../{saved_run.name}/record.json"))
+    assert all(
+        SavedRun.read(given) == run
+        for given in (str(saved_run), saved_run / "record.json", ".", f"../{saved_run.name}/record.json")
+    )
 
 
 def test_a_saved_run_that_was_moved_with_its_stages_is_found(saved_run: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def causal(tiny_lm: Path) -> Any:
 
 
 def likelihood(causal: Any, template: str = "{history}", lm: Any = None, scorer: str = "tree", **parts: Any) -> TitleLikelihood:
-    options = {key: parts.pop(key) for key in ("labels", "item_tokens") if key in parts}
+    options = {key: parts.pop(key) for key in ("labels", "item_tokens", "candidate_separator") if key in parts}
     prompts = PromptBuilder(causal.tokenizer, NAMES, settings=PromptSettings(template, **options))
     return TitleLikelihood(lm or causal.model, prompts, Scorer(scorer, pad_token_id=2), **parts)
 
@@ -67,7 +67,7 @@ def test_several_titles_end_in_the_separator(causal: Any) -> None:
     expected = [by_hand(causal.model, prompt, several.prompts.first_of_ranking(item)) for item in (5, 3, 1)]
     assert several(HISTORIES, CANDIDATES)[0].tolist() == pytest.approx(expected, abs=1e-3)
     assert not torch.allclose(one(HISTORIES, CANDIDATES), several(HISTORIES, CANDIDATES))
-    continued = likelihood(causal, several_titles=True)  # nothing is listed, so an answer is one title
+    continued = likelihood(causal, several_titles=True, candidate_separator=" || ")  # nothing is listed: one title answers
     assert torch.equal(continued(HISTORIES, CANDIDATES), likelihood(causal)(HISTORIES, CANDIDATES))
 
 

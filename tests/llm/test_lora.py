@@ -208,7 +208,10 @@ def views_of(model):
 
 
 def test_views_do_not_disturb_each_other_in_any_order(folders):
-    alone = {name: logits(views_of(load_adapters(tiny_llama(), folders))[name]) for name in ("base", "x", "y", "half", "reversed", "modules")}
+    alone = {
+        name: logits(views_of(load_adapters(tiny_llama(), folders))[name])
+        for name in ("base", "x", "y", "half", "reversed", "modules")
+    }
     assert len({found.sum().item() for found in alone.values()}) == len(alone)
     views = views_of(load_adapters(tiny_llama(), folders))
     for first, second in permutations(views, 2):

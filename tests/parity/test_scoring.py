@@ -25,7 +25,11 @@ def cases(draw):
     users, candidates = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     answers = st.lists(st.lists(TOKEN, min_size=1, max_size=7), min_size=candidates, max_size=candidates)
     prompts = st.lists(st.lists(TOKEN, min_size=1, max_size=30), min_size=users, max_size=users)
-    return [Prompt(ids) for ids in draw(prompts)], draw(st.lists(answers, min_size=users, max_size=users)), draw(st.sampled_from([1, 80, 9999]))
+    return (
+        [Prompt(ids) for ids in draw(prompts)],
+        draw(st.lists(answers, min_size=users, max_size=users)),
+        draw(st.sampled_from([1, 80, 9999])),
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -104,7 +104,13 @@ def test_a_cache_knows_the_folders_of_all_stages_that_it_ran_or_reused(cache, bu
 
 @pytest.mark.parametrize(
     "change",
-    [{"depends": {"r": 2}}, {"depends": {"r": 1, "s": 1}}, {"code": ("recbole_llm.training.loop",)}, {"name": "b"}, {"inputs": ()}],
+    [
+        {"depends": {"r": 2}},
+        {"depends": {"r": 1, "s": 1}},
+        {"code": ("recbole_llm.training.loop",)},
+        {"name": "b"},
+        {"inputs": ()},
+    ],
     ids=["value", "key", "code", "name", "inputs"],
 )
 def test_whatever_a_stage_depends_on_makes_it_another_stage(cache, build, change):
