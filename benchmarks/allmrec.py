@@ -4,25 +4,59 @@ Nothing is trained: LM, SASRec, projectors and joint codes are random, which cha
 a prompt tokenised as one text, as published, has the ids of a prompt put together from tokenised parts, as here.
 """
 
+from __future__ import annotations
+
 import itertools
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 WORDS = ["".join(syllables) for syllables in itertools.product(("ba", "de", "ki", "lo", "mu", "na", "po", "ri"), repeat=3)]
 USER, HISTORY, CANDIDATE = MARKERS = ("[UserRep]", "[HistoryEmb]", "[CandidateEmb]")
 ITEMS = 500
 
 
-def assemble(lm, folder: Path, users: int, title: int, **settings):
+@dataclass(frozen=True)
+class Untrained:
+    """In the place of results of stages: one folder with the random weights of a collaborative model, and what else is given."""
+
+    root: Path
+
+    def folder(self, stage: Any) -> Path:
+        return self.root
+
+    @classmethod
+    def of(cls, model: Any, root: Path, **tensors: dict[str, torch.Tensor]) -> Untrained:
+        """The results of a model's stages: its collaborative model, and a file of tensors for each keyword."""
+        root.mkdir(parents=True)
+        for name, content in {"model": model.cf.model.state_dict(), **tensors}.items():
+            save_file({key: tensor.contiguous() for key, tensor in content.items()}, root / f"{name}.safetensors")
+        return cls(root)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An ALLMRec with its LM and soft tokens, and the users of the test."""
+
+    parts: Any
+    lm: Any
+    tokenizer: Any
+    soft: Any
+    likelihood: Any
+    eval_users: Any
+
+
+def assemble(lm, folder: Path, users: int, title: int, **settings) -> Assembled:
     """An ALLMRec on ``lm`` as a run puts it together, in an empty folder, with titles of about ``title`` tokens."""
     from transformers.utils.logging import disable_progress_bar
 
+    from recbole_llm import quick_start
     from recbole_llm.config import LLMConfig
-    from recbole_llm.data.loading import create_dataset, data_preparation
-    from recbole_llm.evaluation.protocol import attach_candidates
 
     disable_progress_bar()
     titles = _write_dataset(folder / "words", users, title)
@@ -30,13 +64,15 @@ def assemble(lm, folder: Path, users: int, title: int, **settings):
     config = LLMConfig("ALLMRec", "words", config_dict={**settings, "use_gpu": False, "show_progress": False})
     lm.save_pretrained(folder / "lm")
     _tokenizer(titles, config, lm.config.vocab_size).save_pretrained(folder / "lm")
-    data = create_dataset(config)
-    loaders = data_preparation(config, data)
-    attach_candidates(config, data, *loaders)
-    torch.manual_seed(0)
-    model = config.model_class(config, loaders[0]._dataset).eval()
-    model.joint_codes.uniform_()  # stage 1 would leave them
-    return model
+    run = quick_start.assemble(config)
+    model, parts = run.model, run.model.parts
+    shape = len(parts.domain.items.names), config["joint_size"]
+    codes = {kind: torch.rand(shape, generator=torch.Generator().manual_seed(0)) for kind in ("joint", "text")}
+    results = Untrained.of(model, folder / "results", codes=codes)
+    causal = parts.backbone.load(results)
+    soft = model._soft_tokens(results, causal).requires_grad_(False)
+    eval_users = parts.eval_users(run.candidates, "test")
+    return Assembled(parts, causal.model, causal.tokenizer, soft, model._likelihood(causal, soft), eval_users)
 
 
 def _write_dataset(folder: Path, users: int, title: int) -> list[str]:
@@ -88,10 +124,10 @@ class PublishedLoop:
     random LM does not know where a title ends, so a trained one's stop at EOS is put where the caller wants it.
     """
 
-    def __init__(self, model, new_tokens: int):
-        self.model, self.new_tokens = model, new_tokens
-        self.lm, self.tokenizer, self.names = model.lm, model.tokenizer, model.domain.items.names
-        self.settings, self.codes = model.prompt_settings, model.item_codes  # [I, Z]
+    def __init__(self, model: Assembled, new_tokens: int):
+        self.soft, self.new_tokens, self.domain = model.soft, new_tokens, model.parts.domain
+        self.lm, self.tokenizer, self.names = model.lm, model.tokenizer, model.parts.domain.items.names
+        self.settings, self.codes = model.parts.prompts, model.soft._codes  # [I, Z]
         self.markers = self.tokenizer.convert_tokens_to_ids(MARKERS)
 
     def __call__(self, users, histories, candidates, targets) -> list[bool]:
@@ -104,13 +140,13 @@ class PublishedLoop:
         return hits
 
     def _answers(self, users, histories, candidates) -> list[str]:
-        states = self.model.project_user(self.model.cf.user_states(users, histories))  # [2, D]
-        recent = [history[-self.settings["max_history"] :] for history in histories]
+        states = self.soft.project_user(self.soft._cf.user_states(users, histories))  # [2, D]
+        recent = [history[-self.settings.max_history :] for history in histories]
         texts = [self._text(*lists) for lists in zip(recent, candidates, strict=True)]
         tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         inputs = self.lm.get_input_embeddings()(tokens.input_ids)  # [2, L, D]
         for row, (state, *lists) in enumerate(zip(states, recent, candidates, strict=True)):
-            vectors = [state[None], *(self.model.project_item(self.codes[items]) for items in lists)]  # 3 x [N, D]
+            vectors = [state[None], *(self.soft.project_item(self.codes[items]) for items in lists)]  # 3 x [N, D]
             for marker, some in zip(self.markers, vectors, strict=True):
                 places = (tokens.input_ids[row] == marker).nonzero().flatten().tolist()
                 for place, vector in zip(places, some, strict=False):  # a prompt of the history alone has no candidates
@@ -132,11 +168,11 @@ class PublishedLoop:
     def _text(self, history: list[int], candidates: list[int]) -> str:
         parts = (("history", history, HISTORY), ("candidate", candidates, CANDIDATE))
         told, listed = (
-            self.settings[f"{name}_separator"].join(f"{self.names[item]}{marker}" for item in items)
+            getattr(self.settings, f"{name}_separator").join(f"{self.names[item]}{marker}" for item in items)
             for name, items, marker in parts
         )
-        if self.model.prompts.is_continuation:
-            told += self.settings["history_separator"]
-        words = {"noun": self.model.domain.noun, "verb": self.model.domain.verb}
+        if self.settings.is_continuation:
+            told += self.settings.history_separator
+        words = {"noun": self.domain.noun, "verb": self.domain.verb}
         # the last blank belongs to the answer
-        return self.settings["template"].format(user=USER, history=told, candidates=listed, **words).removesuffix(" ")
+        return self.settings.template.format(user=USER, history=told, candidates=listed, **words).removesuffix(" ")

@@ -14,7 +14,7 @@ On a crowded machine use one thread and processor time: ``OMP_NUM_THREADS=1 pyth
     sorted   batches of like length, as they are, against batches in the order of the catalogue under the same token budget;
              the share of real tokens in either, and the largest difference of the two matrices
     rank     users per second of ``full_sort_predict``, for the same users and titles in catalogues of N and 4N items;
-             times_anew: ranking N items for one user, the catalogue encoded anew for it, against the kept matrix
+             times_anew: ranking N items for one user, the catalogue encoded anew for it, against the matrix at hand
 """
 
 import argparse
@@ -36,29 +36,31 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from allmrec import WORDS  # noqa: E402
+from allmrec import WORDS, Untrained  # noqa: E402
 from scoring import CLOCKS, report, seconds  # noqa: E402
 
 from recbole_llm.llm.packing import token_batches  # noqa: E402
 
 WIDTH, LAYERS, TITLE, HISTORY = 256, 2, (3, 64), 10  # words of a title, items that a user has met
 PROBE_TOKENS = 256  # of a batch, where memory is measured
-BATCHES = "recbole_llm.model.laser.token_batches"
+BATCHES = "recbole_llm.model.towers.token_batches"
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # as glibc reads them
 
 
 def assemble(folder: Path, items: int, **settings):
     """A Laser as a run puts it together, in an empty folder. A catalogue begins with the titles of every smaller one."""
+    from recbole_llm import quick_start
     from recbole_llm.config import LLMConfig
-    from recbole_llm.data.loading import create_dataset, data_preparation
 
     _write_lm(folder / "lm")
     _write_dataset(folder / "words", items)
     settings |= {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "llm_path": str(folder / "lm")}
     config = LLMConfig("Laser", "words", config_dict={**settings, "llm": "builtin", "use_gpu": False, "show_progress": False})
-    loaders = data_preparation(config, create_dataset(config))
+    model = quick_start.assemble(config).model
+    model.reader = model._reader(Untrained.of(model, folder / "results"))
     torch.manual_seed(0)
-    return config.model_class(config, loaders[0]._dataset).eval()
+    model.towers = model.reader.towers().requires_grad_(False).eval()
+    return model
 
 
 def _write_lm(folder: Path) -> None:
@@ -136,7 +138,7 @@ def resident(name: str) -> int:
 
 def histories_of(model, users: int) -> list[list[int]]:
     """Histories with the same titles in every catalogue."""
-    number = {token: item for item, token in enumerate(model.histories.item_ids)}
+    number = {token: item for item, token in enumerate(model.parts.histories.item_ids)}
     return [[number[str(user + step)] for step in range(HISTORY)] for user in range(users)]
 
 
@@ -184,19 +186,22 @@ def ranking(models: dict[int, object], users: int, *timing) -> None:
 
     def rank(model, users: int, anew: bool = False) -> None:
         histories = torch.tensor(histories_of(model, users))  # [B, L]
-        model.item_matrix = None if anew else model.item_matrix  # without one, it is encoded when it is read
+        if anew:
+            model.item_matrix = model.encode_items()
         model.full_sort_predict(Interaction({model.ITEM_SEQ: histories, model.ITEM_SEQ_LEN: torch.full((users,), HISTORY)}))
 
+    for model in models.values():
+        model.item_matrix = model.encode_items()
     taken = list(seconds({str(size): partial(rank, model, users) for size, model in models.items()}, *timing).values())
     few = next(iter(models.values()))
-    both = seconds({"kept": partial(rank, few, 1), "anew": partial(rank, few, 1, anew=True)}, *timing)
+    both = seconds({"at hand": partial(rank, few, 1), "anew": partial(rank, few, 1, anew=True)}, *timing)
     report(
         "rank",
         items=list(models),
         users=users,
         users_per_s=[round(users / took, 1) for took in taken],
         seconds_relative=[round(took / taken[0], 3) for took in taken],
-        times_anew=both["anew"] / both["kept"],
+        times_anew=both["anew"] / both["at hand"],
     )
 
 
@@ -219,9 +224,9 @@ def main() -> None:
     model, timing = models[few], (options.rounds, CLOCKS[options.clock])
     report(
         "setting",
-        parameters=sum(p.numel() for p in model.lm.parameters()),
+        parameters=sum(p.numel() for p in model.reader.causal.model.parameters()),
         width=WIDTH,
-        batch_tokens=model.batch_tokens,
+        batch_tokens=model.reader._batch_tokens,
         clock=options.clock,
         threads=torch.get_num_threads(),
         torch=torch.__version__,

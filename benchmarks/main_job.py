@@ -1,4 +1,4 @@
-"""The first command of the README: from scratch, again with its stages kept, and ``--help``.
+"""The first command of the README: from scratch, again with its stages cached, and ``--help``.
 
 Prints one JSON line a measurement: wall seconds, peak memory of the process, and the ratio of the second run to the first.
 
@@ -44,7 +44,7 @@ def main() -> None:
         first, memory = timed(arguments, folder)
         show("first run", arguments=arguments, seconds=first, peak_gib=memory, bar=480)
         again, memory = timed(arguments, folder)
-        show("again, stages kept", seconds=again, peak_gib=memory, ratio=again / first, bar=60)
+        show("again, stages cached", seconds=again, peak_gib=memory, ratio=again / first, bar=60)
 
 
 DEFAULTS = {"model": "LoRACocktail", "dataset": "ml-100k"}

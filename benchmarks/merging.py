@@ -29,7 +29,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes
 import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from recbole_llm.llm.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter  # noqa: E402
+from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, lora_modules, save_adapter  # noqa: E402
 from recbole_llm.merging.arithmetic import Adapter, all_modules, read_adapter, weighted_sum, write_adapter  # noqa: E402
 from recbole_llm.merging.coefficients import MergeProblem  # noqa: E402
 from recbole_llm.merging.objectives import token_entropy  # noqa: E402
@@ -65,8 +65,8 @@ def through_scaling(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.
     problem = MergeProblem(list(folders), list(lora_modules(live)), "module")
 
     def entropy(weights: torch.Tensor) -> torch.Tensor:
-        with mixture(live, problem.by_name(weights)):
-            return token_entropy(live(input_ids=IDS, logits_to_keep=1).logits)
+        view = AdapterView(live, problem.by_name(weights))
+        return token_entropy(view(input_ids=IDS, logits_to_keep=1).logits)
 
     return entropy
 

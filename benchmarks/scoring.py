@@ -5,7 +5,7 @@ comparison. The sides are timed in turn, round after round, so that a noisy mach
 On a crowded machine use one thread and processor time: ``OMP_NUM_THREADS=1 python benchmarks/scoring.py --clock cpu``.
 
     shortcut   tree and prefix against naive, and the largest difference of their scores
-    letter     candidates listed in the prompt, one label each, against naive over the full titles
+    label      candidates listed in the prompt, one label each, against naive over the full titles
     generate   greedy decoding of one answer per user, two users at a time, as A-LLMRec evaluates, against both; for these
                prompts and for those of the builtin LM (45 tokens, titles of 4)
     allmrec    ALLMRec's evaluation, from histories to scores, against a loop of A-LLMRec's published kind on the same LM,
@@ -33,6 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from allmrec import PublishedLoop, assemble  # noqa: E402
 
+from recbole_llm.data.prompts import Prompt  # noqa: E402
 from recbole_llm.llm.scoring import Scorer  # noqa: E402
 
 VOCABULARY, PROMPT, CANDIDATES, ANSWER = 1500, 300, 20, 10
@@ -63,7 +64,7 @@ def draw(users: int, candidates: int = CANDIDATES, prompt: int = PROMPT, answer:
     tokens = torch.Generator().manual_seed(users)
     prompts = torch.randint(3, VOCABULARY, (users, prompt), generator=tokens).tolist()
     answers = torch.randint(3, VOCABULARY, (users, candidates, answer), generator=tokens).tolist()
-    return prompts, answers
+    return [Prompt(ids) for ids in prompts], answers
 
 
 def seconds(sides: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -104,7 +105,7 @@ def generation(model, users: int, new_tokens: int, lengths: tuple[int, int], *ti
 
     def generate():
         for start in range(0, users, 2):
-            ids = torch.tensor(prompts[start : start + 2])  # [2, L]
+            ids = torch.tensor([prompt.ids for prompt in prompts[start : start + 2]])  # [2, L]
             model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -128,7 +129,7 @@ def generation(model, users: int, new_tokens: int, lengths: tuple[int, int], *ti
         "generate",
         users_per_s=users / taken["generate"],
         tree_times=taken["generate"] / taken["tree"],
-        letter_times=taken["generate"] / taken["label"],
+        label_times=taken["generate"] / taken["label"],
         prompt=lengths[0],
         answer=lengths[1],
         new_tokens=new_tokens,
@@ -139,16 +140,16 @@ def allmrec(lm, users: int, prompt: str, *timing) -> None:
     title, settings = ALLMREC[prompt]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         model = assemble(lm, Path(folder), max(users, 50), title, **settings)  # enough for every item to be met
-        asked = model.asked["test"].draw(users)
-        scored = partial(model.score_histories, asked.histories, asked.candidates, asked.users)
+        batch = model.eval_users.draw(users)
+        scored = partial(model.likelihood, batch.histories, batch.candidates, batch.users)
         read = prompt_calls(model.lm, scored)
-        seen, theirs = prompts_of(read), prompts_of(prompt_calls(model.lm, lambda: PublishedLoop(model, 1)(*asked)))
+        seen, theirs = prompts_of(read), prompts_of(prompt_calls(model.lm, lambda: PublishedLoop(model, 1)(*batch)))
         difference = max(nearest(row, theirs) for row in seen)
         if len(seen) != len(theirs) or difference > 1e-4:
             raise AssertionError(f"{prompt}: both sides must read the same prompts, but they differ by {difference}")
         lengths = [len(row) for row in seen]
         lasting = {"title": title + 1, "max_length": MAX_LENGTH - max(lengths)}
-        sides = {name: partial(PublishedLoop(model, new_tokens), *asked) for name, new_tokens in lasting.items()}
+        sides = {name: partial(PublishedLoop(model, new_tokens), *batch) for name, new_tokens in lasting.items()}
         sides |= {"ours": scored, "prompts": lambda: [model.lm(**call) for call in read]}
         taken = seconds(sides, *timing)
     for name, new_tokens in lasting.items():

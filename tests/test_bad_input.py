@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from recbole_llm.evaluation.protocol import attach_candidates
+from recbole.data.interaction import Interaction
 
 from recbole_llm.cli import main
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.data.loading import create_dataset
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.lora import attach_lora, load_adapters, save_adapter
-from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.quick_start import assemble, run_recbole_llm
 
 
 def run(model: str, settings: dict[str, Any], **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -124,10 +124,8 @@ def test_duplicate_titles(own_data: Callable[..., dict[str, Any]], caplog: pytes
     names = dataset.item_texts.names
     assert len(set(names)) == len(names) == 41
     assert {"Cape Fear (1981)", "Cape Fear (1982)", "Cape Fear (1983) (i3)", "Cape Fear (1983) (i4)"} <= set(names)
-    loaders = data_preparation(config, dataset)
-    attach_candidates(config, dataset, *loaders)
     titles = dataset.item_texts.titles
-    for row in loaders[2].candidates.items.tolist():
+    for row in assemble(config).candidates["test"].items.tolist():
         assert len({titles[item] for item in row}) == len(row)
 
 
@@ -154,31 +152,26 @@ def test_prompt_that_cannot_fit(settings: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_damaged_cache(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    """A kept stage is named, refused and rebuilt."""
+    """A cached stage is named, refused and computed again."""
     first = run("TALLRec", settings)[0]["test_result"]
     (weights,) = Path(settings["checkpoint_dir"]).glob("stages/ingredient-*/*.safetensors")
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-7] + b"damaged")
     assert run("TALLRec", settings)[0]["test_result"] == first
     assert weights.read_bytes() == whole
-    assert re.search(rf"{weights.parent.name}.*{weights.name}: its SHA-256 .*rebuilt now", caplog.text)
+    assert re.search(rf"{weights.parent.name}.*{weights.name}: its SHA-256 .*computed again", caplog.text)
 
 
 def test_damaged_checkpoint(settings: dict[str, Any]) -> None:
     """Refused by name: there is nothing to rebuild it from."""
-    from recbole_llm import registry
-
-    config = LLMConfig("BPR", "tiny", config_dict=settings)
-    dataset = create_dataset(config)
-    train, valid, test = data_preparation(config, dataset)
-    attach_candidates(config, dataset, train, valid, test)
-    trainer = registry.get_trainer(config)(config, config.model_class(config, train._dataset))
-    trainer.fit(train, valid, show_progress=False)
+    run = assemble(LLMConfig("BPR", "tiny", config_dict=settings))
+    trainer = run.trainer
+    trainer.fit(run.train, run.valid, show_progress=False)
     file = Path(trainer.saved_model_file)
     half = file.with_name("half.pth")
     half.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"half\.pth: not a checkpoint that can be loaded .*train the model again"):
-        trainer.evaluate(test, model_file=str(half))
+        trainer.evaluate(run.test, model_file=str(half))
 
 
 def test_damaged_candidate_file(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -247,12 +240,15 @@ def test_user_with_too_little_history(model: str, own_data: Callable[..., dict[s
 
 def test_user_with_no_history(settings: dict[str, Any]) -> None:
     """An LLM ranks by the titles alone: the scores are those of an empty prompt, and finite."""
-    config = LLMConfig("TALLRec", "tiny", config_dict=settings)
-    dataset = create_dataset(config)
-    loaders = data_preparation(config, dataset)
-    attach_candidates(config, dataset, *loaders)
-    model = config.model_class(config, loaders[0]._dataset).eval()
+    run = assemble(LLMConfig("TALLRec", "tiny", config_dict=settings))
+    run.trainer.fit(run.train, show_progress=False)
     candidates = torch.tensor([[3, 1, 2], [1, 2, 3]])
-    scores = model.score_histories([[], []], candidates)
+    fields = {
+        "user_id": torch.tensor([1, 2]),
+        "item_id_list": torch.zeros(2, 5, dtype=int),
+        "item_length": torch.zeros(2, dtype=int),
+    }
+    with torch.no_grad():
+        scores = run.model.score_candidates(Interaction(fields), candidates)
     assert torch.isfinite(scores).all()
     assert torch.allclose(scores[0].roll(-1), scores[1], atol=1e-5)

@@ -55,7 +55,7 @@ def _tree(name: str) -> tuple[str, tuple[str, ...]]:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-    return ast.dump(tree), imports
+    return ast.unparse(tree), imports
 
 
 def _file(name: str) -> Path | None:
@@ -68,11 +68,10 @@ def _file(name: str) -> Path | None:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``."""
+    """All nodes but those under ``if TYPE_CHECKING``; those under its ``else`` run."""
     yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
-            continue
+    only_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    for child in node.orelse if only_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
         yield from _running(child)
 
 

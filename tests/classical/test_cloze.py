@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_llm import registry
 from recbole_llm.classical.cloze import MaskedLoader, MaskedTraining
 from recbole_llm.classical.sequence import training_histories
+from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.quick_start import run_recbole_llm
@@ -54,9 +54,9 @@ def test_a_batch_is_masked_as_recbole_masks_and_the_order_is_the_epochs(prepared
 @pytest.mark.slow
 def test_it_is_asked_for_and_learns(settings: dict[str, Any]) -> None:
     """The next item of the tiny data is mostly the one that follows; a guess has it in its first five for half of the users."""
-    assert not issubclass(registry.get_trainer(LLMConfig("BERT4Rec", "tiny")), MaskedTraining)
+    assert not issubclass(trainer_class(LLMConfig("BERT4Rec", "tiny")), MaskedTraining)
     given = {**settings, "train_mode": "sequence", "epochs": 80, "stopping_step": 80, "learning_rate": 0.003}
     given |= {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "train_batch_size": 64}
-    assert issubclass(registry.get_trainer(LLMConfig("BERT4Rec", "tiny", config_dict=given)), MaskedTraining)
+    assert issubclass(trainer_class(LLMConfig("BERT4Rec", "tiny", config_dict=given)), MaskedTraining)
     result = run_recbole_llm("BERT4Rec", "tiny", config_dict=given)
     assert result["test_result"]["hit@5"] > 0.6

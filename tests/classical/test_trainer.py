@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import init_seed
 
-from recbole_llm import registry
+from recbole_llm import quick_start, registry
 from recbole_llm.classical.sequence import SequenceTraining
-from recbole_llm.classical.trainer import ProtocolTrainer, StageTrainer
+from recbole_llm.classical.trainer import ProtocolTrainer, trainer_class
 from recbole_llm.config import LLMConfig
-from recbole_llm.data.loading import create_dataset, data_preparation
-from recbole_llm.evaluation.protocol import attach_candidates
 
 
 class Trap:
@@ -26,14 +23,8 @@ class Trap:
 
 def prepare(model: str, settings: dict[str, Any], **values: Any) -> tuple[Any, Any, Any, Any]:
     """A trainer and its loaders."""
-    config = LLMConfig(model, "tiny", config_dict={**settings, **values})
-    init_seed(config["seed"], True)
-    dataset = create_dataset(config)
-    loaders = data_preparation(config, dataset)
-    attach_candidates(config, dataset, *loaders)
-    init_seed(config["seed"], True)
-    network = config.model_class(config, loaders[0]._dataset).to(config["device"])
-    return registry.get_trainer(config)(config, network), *loaders
+    run = quick_start.assemble(LLMConfig(model, "tiny", config_dict={**settings, **values}))
+    return run.trainer, run.train, run.valid, run.test
 
 
 # -- which trainer -----------------------------------------------------------------------------------------------------
@@ -53,7 +44,7 @@ def prepare(model: str, settings: dict[str, Any], **values: Any) -> tuple[Any, A
     ],
 )
 def test_whole_sequences_are_for_causal_models(model: str, mode: str, sequence: bool) -> None:
-    trainer = registry.get_trainer(LLMConfig(model, "tiny", config_dict={"train_mode": mode}))
+    trainer = trainer_class(LLMConfig(model, "tiny", config_dict={"train_mode": mode}))
     assert issubclass(trainer, ProtocolTrainer) and issubclass(trainer, Trainer)
     assert issubclass(trainer, SequenceTraining) == sequence
 
@@ -65,18 +56,19 @@ def test_other_models_refuse_whole_sequences(settings: dict[str, Any]) -> None:
 
 def test_unknown_train_mode() -> None:
     with pytest.raises(ValueError, match="train_mode: 'whole' is unknown; choose auto, sequence or prefix"):
-        registry.get_trainer(LLMConfig("SASRec", "tiny", config_dict={"train_mode": "whole"}))
+        trainer_class(LLMConfig("SASRec", "tiny", config_dict={"train_mode": "whole"}))
 
 
 @pytest.mark.parametrize("model", sorted(registry.MODELS))
-def test_our_models_run_stages_and_those_without_any_have_recboles_trainer(model: str) -> None:
-    trainer = registry.get_trainer(LLMConfig(model, "tiny"))
-    assert trainer is StageTrainer or (model == "AlphaRec" and trainer.__name__ == "ProtocolTrainer")
+@pytest.mark.parametrize("mode", ["auto", "sequence", "prefix"])
+def test_our_models_have_recboles_trainer_with_stages_and_no_train_mode_of_baselines(model: str, mode: str) -> None:
+    trainer = trainer_class(LLMConfig(model, "tiny", config_dict={"train_mode": mode}))
+    assert trainer.__mro__[1] is ProtocolTrainer and not issubclass(trainer, SequenceTraining)
 
 
 @pytest.mark.parametrize(("model", "base"), [("Pop", "TraditionalTrainer"), ("RecVAE", "RecVAETrainer")])
 def test_a_models_own_trainer_stays(model: str, base: str) -> None:
-    bases = registry.get_trainer(LLMConfig(model, "tiny")).__mro__
+    bases = trainer_class(LLMConfig(model, "tiny")).__mro__
     assert base in [cls.__name__ for cls in bases]
     assert [cls.__name__ for cls in bases].index("ProtocolTrainer") == 1
 
@@ -93,11 +85,11 @@ def test_own_checkpoints_reload(model: str, settings: dict[str, Any]) -> None:
     """ItemKNN and EASE keep scipy matrices, which only a pickle holds."""
     trainer, train, valid, test = prepare(model, settings)
     trainer.fit(train, valid, show_progress=False)
-    kept = trainer.evaluate(test)
+    before = trainer.evaluate(test)
     assert [path.suffix for path in Path(settings["checkpoint_dir"]).iterdir() if path.is_file()] == [".pth"]
     for parameter in trainer.model.parameters():
         torch.nn.init.normal_(parameter)
-    assert trainer.evaluate(test) == kept
+    assert trainer.evaluate(test) == before
 
 
 def test_a_checkpoint_of_another_process_reloads_as_data(settings: dict[str, Any]) -> None:

@@ -230,11 +230,11 @@ def test_changed_code_of_the_draw(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = candidates(settings)
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(module, "code_fingerprint", lambda *names: (asked.append(names), "changed")[1])
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "code_fingerprint", lambda *names: (calls.append(names), "changed")[1])
     assert candidates(settings).sha256 == whole.sha256
     assert re.search("test.*is drawn anew: what it was drawn from has changed: code of the draw$", caplog.text, re.M)
-    assert asked == [("recbole_llm.data.candidates", "recbole_llm.data.negatives")]
+    assert calls == [("recbole_llm.data.candidates", "recbole_llm.data.negatives")]
 
 
 def test_a_flipped_digit(settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,10 +285,10 @@ class FakeRetriever:
 
     def __init__(self, histories: Any, identity: str = "Fake-0123456789ab") -> None:
         self.histories, self.identity = histories, identity
-        self.asked: list[tuple[str, int]] = []
+        self.calls: list[tuple[str, int]] = []
 
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
-        self.asked.append((phase, number))
+        self.calls.append((phase, number))
         every = range(1, len(self.histories.item_ids))
         known = {user: set(self.histories.before(user, phase).tolist()) for user in range(1, 61)}
         return {user: [item for item in every if item not in known[user]][:number] for user in known}
@@ -297,8 +297,8 @@ class FakeRetriever:
 @pytest.fixture
 def retrieved(settings: dict[str, Any]) -> Callable[..., tuple[FakeRetriever, dict[str, CandidateSet]]]:
     def make(identity: str = "Fake-0123456789ab", **values: Any) -> tuple[FakeRetriever, dict[str, CandidateSet]]:
-        asked = {"source": "retriever", "num_negatives": 9, **values.pop("candidates", {})}
-        config = LLMConfig("Pop", "tiny", config_dict={**settings, **values, "candidates": asked})
+        chosen = {"source": "retriever", "num_negatives": 9, **values.pop("candidates", {})}
+        config = LLMConfig("Pop", "tiny", config_dict={**settings, **values, "candidates": chosen})
         dataset = create_dataset(config)
         retriever = FakeRetriever(dataset.histories, identity)
         return retriever, candidate_sets(config, dataset, retriever)
@@ -315,15 +315,15 @@ def test_a_retriever_is_asked_when_items_are_read_and_not_where_they_are_on_disk
     retriever, found = retrieved()
     test = found["test"]
     assert len(test.users) == 60 and test.covers(test.users).all() and test.identity != found["valid"].identity
-    assert not retriever.asked and not files(tmp_path / "saved")
-    assert test.items.shape == (60, 10) and retriever.asked == [("test", 10)]
+    assert not retriever.calls and not files(tmp_path / "saved")
+    assert test.items.shape == (60, 10) and retriever.calls == [("test", 10)]
     assert [file.name for file in files(tmp_path / "saved")] == ["tiny.test.Fake-01234567-9-2020.candidates"]
     top = retriever.top("test", 10)
     for user, row in zip(test.users.tolist(), test.items.tolist(), strict=True):
         assert sorted(row) == top[user]
     again, other = retrieved()
     assert torch.equal(other["test"].items, test.items) and torch.equal(other["test"].users, test.users)
-    assert other["test"].sha256 == test.sha256 and not again.asked
+    assert other["test"].sha256 == test.sha256 and not again.calls
     tokens = [retriever.histories.user_ids[user] for user in test.users.tolist()]
     assert (
         tokens == sorted(tokens) == [line.split("\t")[0] for line in files(tmp_path / "saved")[0].read_text().split("\n")[1:-1]]
@@ -344,7 +344,7 @@ def test_another_retriever_behind_the_same_file_name_is_asked_anew(
 ) -> None:
     _ = retrieved("Fake-0123456789ab")[1]["test"].items
     retriever, found = retrieved("Fake-01234567zzzz")
-    assert found["test"].items.shape == (60, 10) and retriever.asked == [("test", 10)]
+    assert found["test"].items.shape == (60, 10) and retriever.calls == [("test", 10)]
     assert "is drawn anew: what it was drawn from has changed: retriever" in caplog.text
 
 

@@ -132,12 +132,12 @@ def test_a_user_held_out_of_training_needs_a_test_row_only(tmp_path: Path) -> No
         dataset = create_dataset(made)
         histories = dataset.histories
         cold = {histories.user_ids[user] for user in histories.scenario.untrained}
-        asked = {phase: {histories.user_ids[user] for user in histories.evaluated(phase)} for phase in ("valid", "test")}
-        assert asked["test"] == cold and {token[1] for token in cold} == set("3456")
-        assert asked["valid"] == {user for user, _, _ in rows if user[1] in "456"} - cold
+        eval_users = {phase: {histories.user_ids[user] for user in histories.evaluated(phase)} for phase in ("valid", "test")}
+        assert eval_users["test"] == cold and {token[1] for token in cold} == set("3456")
+        assert eval_users["valid"] == {user for user, _, _ in rows if user[1] in "456"} - cold
         for phase, loader in zip(("valid", "test"), data_preparation(made, dataset)[1:], strict=True):
             data = loader._dataset
-            assert sorted(data.id2token("user_id", data.inter_feat["user_id"])) == sorted(asked[phase])
+            assert sorted(data.id2token("user_id", data.inter_feat["user_id"])) == sorted(eval_users[phase])
 
 
 # -- pickles -----------------------------------------------------------------------------------------------------------

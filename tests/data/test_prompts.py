@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import string
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from recbole_llm.data.prompts import PromptBuilder, item_token, tokenise_as_text
+from recbole_llm.data.prompts import Example, Prompt, PromptBuilder, PromptSettings, number_soft_tokens
+from recbole_llm.data.tokens import tokenise_as_text
 
 Make = Callable[..., PreTrainedTokenizerFast]
 NAMES = ["", "Toy Story", "Cape Fear (1962)", "Heat", "The Usual Suspects", "Brazil"]
@@ -47,13 +49,14 @@ def build(tokenizer: PreTrainedTokenizerFast, names: list[str] | None = None, **
         "candidate_separator": " || ",
         **options,
     }
-    return PromptBuilder(tokenizer, names or NAMES, **options)
+    words = {key: options.pop(key) for key in ("noun", "verb")}
+    return PromptBuilder(tokenizer, names or NAMES, settings=PromptSettings(**options), **words)
 
 
 def test_listwise_prompt_reads_as_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
     builder = build(tokenizer)
     text = "A user has watched these movies: Toy Story, Heat. The next one of Brazil || Cape Fear (1962) is:"
-    assert tokenizer.decode(builder.prompt([1, 3], [5, 2])) == text
+    assert tokenizer.decode(builder.prompt([1, 3], [5, 2]).ids) == text
     assert tokenizer.decode(builder.answers[3]) == " Heat</s>"
     assert builder.shows_candidates and not builder.is_continuation
 
@@ -63,15 +66,15 @@ def test_titles_take_the_space_before_them(tokenizer: PreTrainedTokenizerFast) -
     builder = build(tokenizer)
     assert builder.answers[1] == [*title, tokenizer.eos_token_id]
     whole = tokenizer("A user has watched these movies: Toy Story", add_special_tokens=False).input_ids
-    assert builder.prompt([1], [2])[: len(whole)] == whole
+    assert builder.prompt([1], [2]).ids[: len(whole)] == whole
     bare = build(tokenizer, history_separator="||", template="[{history}] {candidates} is:\n")
     assert bare.answers[1] == [*tokenizer("Toy Story", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    assert tokenizer.decode(bare.prompt([1, 3], [2])) == "[Toy Story||Heat] Cape Fear (1962) is:\n"
+    assert tokenizer.decode(bare.prompt([1, 3], [2]).ids) == "[Toy Story||Heat] Cape Fear (1962) is:\n"
 
 
 def test_a_separator_of_nothing_but_a_space_stays(tokenizer: PreTrainedTokenizerFast) -> None:
     builder = build(tokenizer, template="{history} and", history_separator=" ")
-    assert tokenizer.decode(builder.prompt([1, 3])) == "Toy Story Heat and"
+    assert tokenizer.decode(builder.prompt([1, 3]).ids) == "Toy Story Heat and"
     with pytest.raises(ValueError, match="candidate_separator"):
         build(tokenizer, candidate_separator="")
 
@@ -81,12 +84,12 @@ def test_a_continuation_is_what_a_sequence_trains(tokenizer: PreTrainedTokenizer
     builder = build(tokenizer, template=CONTINUATION, history_separator=separator)
     row, mask = builder.sequence([1, 4, 3])
     for known in range(3):
-        prompt, answer = builder.prompt([1, 4, 3][:known]), builder.answers[[1, 4, 3][known]]
-        assert row[: len(prompt) + len(answer)] == prompt + answer
+        begun = builder.prompt([1, 4, 3][:known]) + builder.answers[[1, 4, 3][known]]
+        assert row.ids[: len(begun)] == begun.ids
     header = len(builder.prompt([]))
     assert mask == [0] * header + [1] * (len(row) - header)
     assert tokenizer.decode(builder.answers[3]).strip(" ") == "Heat" + separator.rstrip(" ")
-    assert builder.sequence([]) == (builder.prompt([]), [0] * header)
+    assert builder.sequence([]) == Example(builder.prompt([]), [0] * header)
 
 
 def test_sequences_keep_to_the_rule_of_prompts(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -103,13 +106,13 @@ def test_sequences_keep_to_the_rule_of_prompts(tokenizer: PreTrainedTokenizerFas
 def test_an_empty_history_gives_a_prompt(make_tokenizer: Make, template: str, bos: bool) -> None:
     tokenizer = make_tokenizer(bos=bos)
     prompt = build(tokenizer, template=template).prompt([], [1, 2])
-    assert prompt and (prompt[0] == tokenizer.bos_token_id) == (bos or template == "{history}")
+    assert prompt.ids and (prompt.ids[0] == tokenizer.bos_token_id) == (bos or template == "{history}")
 
 
 def test_without_bos_an_empty_prompt_is_eos(make_tokenizer: Make) -> None:
     tokenizer = make_tokenizer()
     tokenizer.bos_token = None
-    assert build(tokenizer, template="{history}").prompt([]) == [tokenizer.eos_token_id]
+    assert build(tokenizer, template="{history}").prompt([]).ids == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -119,8 +122,8 @@ def test_bos_stands_once(make_tokenizer: Make, own: bool) -> None:
         tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     for chat in (False, True):
         builder = build(tokenizer, chat=chat)
-        assert builder.prompt([1, 2], [3]).count(tokenizer.bos_token_id) == 1
-        assert builder.prompt([1, 2], [3])[0] == tokenizer.bos_token_id
+        assert builder.prompt([1, 2], [3]).ids.count(tokenizer.bos_token_id) == 1
+        assert builder.prompt([1, 2], [3]).ids[0] == tokenizer.bos_token_id
         assert tokenizer.bos_token_id not in builder.answers[1]
 
 
@@ -131,8 +134,8 @@ def test_chat(tokenizer: PreTrainedTokenizerFast) -> None:
         "A user has watched these movies: Toy Story, Heat. The next one of Brazil is:<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert tokenizer.decode(builder.prompt([1, 3], [5])) == text
-    assert builder.prompt([1, 3], [5]).count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    assert tokenizer.decode(builder.prompt([1, 3], [5]).ids) == text
+    assert builder.prompt([1, 3], [5]).ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
     assert tokenizer.decode(builder.answers[5]) == "Brazil</s>"
     assert not build(tokenizer, chat=True, template=CONTINUATION).is_continuation
 
@@ -147,7 +150,7 @@ def test_chat_errors(make_tokenizer: Make) -> None:
 
 def test_system_without_chat_is_a_first_line(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt = build(tokenizer, system="Be brief.", template="Seen: {history}. Next:").prompt([3])
-    assert tokenizer.decode(prompt) == "Be brief.\nSeen: Heat. Next:"
+    assert tokenizer.decode(prompt.ids) == "Be brief.\nSeen: Heat. Next:"
 
 
 @pytest.mark.parametrize("title", HOSTILE)
@@ -158,7 +161,7 @@ def test_hostile_titles_are_text(tokenizer: PreTrainedTokenizerFast, title: str,
         build(tokenizer, [*names[:1], first, *names[2:]], chat=chat, max_prompt_tokens=10**6, max_title_tokens=10**6)
         for first in (title, "Alien")
     )
-    prompt, calm = hostile.prompt([2, 1], [3, 1]), plain.prompt([2, 1], [3, 1])
+    prompt, calm = hostile.prompt([2, 1], [3, 1]).ids, plain.prompt([2, 1], [3, 1]).ids
     assert tokenizer.decode(prompt) == tokenizer.decode(calm).replace("Alien", title)
     added = set(tokenizer.added_tokens_decoder)
     assert [token for token in prompt if token in added] == [token for token in calm if token in added]
@@ -243,7 +246,7 @@ def test_a_prompt_that_cannot_fit(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_labels(tokenizer: PreTrainedTokenizerFast, end: str, labels: str) -> None:
     template = "Seen:\n{history}\nOne of:\n{candidates}\nAnswer:" + end
     builder = build(tokenizer, template=template, labels=labels, history_separator="\n", candidate_separator="\n")
-    text = tokenizer.decode(builder.prompt([1, 3], [5, 4]))
+    text = tokenizer.decode(builder.prompt([1, 3], [5, 4]).ids)
     assert text == f"Seen:\nToy Story\nHeat\nOne of:\nA. Brazil\nB. The Usual Suspects\nAnswer:{end.strip(' ')}"
     assert [tokenizer.decode(token) for token in builder.label_tokens] == [end.strip("\n") + label for label in labels]
     with pytest.raises(ValueError, match=f"scorer: {len(labels) + 1} candidates .* {len(labels)} labels"):
@@ -286,7 +289,7 @@ def test_inputs_and_parts_stay_as_they_are(tokenizer: PreTrainedTokenizerFast) -
     builder = build(tokenizer)
     history, candidates, first = [1, 2], [3, 4], builder.prompt([1, 2], [3, 4])
     answers = [list(answer) for answer in builder.answers]
-    builder.prompt(history, candidates).clear()
+    builder.prompt(history, candidates).ids.clear()
     assert (history, candidates) == ([1, 2], [3, 4])
     assert builder.prompt(history, candidates) == first and builder.answers == answers
 
@@ -330,7 +333,7 @@ def sets_its_own_space() -> PreTrainedTokenizerFast:
 def test_a_tokenizer_that_sets_the_space_by_itself() -> None:
     tokenizer = sets_its_own_space()
     builder = build(tokenizer, ["", "Heat", "Brazil"], template="next: {history}")
-    assert tokenizer.convert_ids_to_tokens(builder.prompt([1, 2])) == [
+    assert tokenizer.convert_ids_to_tokens(builder.prompt([1, 2]).ids) == [
         "▁next",
         ":",
         "▁Heat",
@@ -354,10 +357,10 @@ def numbered(tokenizer: PreTrainedTokenizerFast, names: list[str] | None = None,
 
 def test_a_numbered_history_counts_from_the_oldest_title_shown(tokenizer: PreTrainedTokenizerFast) -> None:
     text = "Seen:\n>> 1. Heat\n>> 2. Toy Story\n>> 3. Heat\nOne of Brazil || Heat is:"
-    assert tokenizer.decode(numbered(tokenizer).prompt([3, 1, 3], [5, 3])) == text
+    assert tokenizer.decode(numbered(tokenizer).prompt([3, 1, 3], [5, 3]).ids) == text
     text = "Seen:\n>> 1. Toy Story\n>> 2. Heat\nOne of Brazil is:"
-    assert tokenizer.decode(numbered(tokenizer, max_history=2).prompt([5, 4, 1, 3], [5])) == text
-    assert tokenizer.decode(numbered(tokenizer).prompt([], [5])) == "Seen:\n\nOne of Brazil is:"
+    assert tokenizer.decode(numbered(tokenizer, max_history=2).prompt([5, 4, 1, 3], [5]).ids) == text
+    assert tokenizer.decode(numbered(tokenizer).prompt([], [5]).ids) == "Seen:\n\nOne of Brazil is:"
 
 
 @pytest.mark.parametrize(
@@ -378,13 +381,13 @@ def test_a_label_and_its_title_are_tokenised_apart(
     template = f"Seen:{' ' * before.startswith(' ')}{{history}}. One of {{candidates}} is: "
     builder = numbered(tokenizer, template=template, history_label=label, history_separator=separator)
     wanted = [tokenizer(part, add_special_tokens=False).input_ids for part in parts]
-    assert builder.prompt([3, 3], [5]) == sum(wanted, [])
+    assert builder.prompt([3, 3], [5]).ids == sum(wanted, [])
 
 
 def test_a_numbered_history_where_the_tokenizer_sets_the_space_by_itself() -> None:
     tokenizer = sets_its_own_space()
     builder = build(tokenizer, ["", "Heat", "Brazil"], template="{history} next:", history_label="{k}. ")
-    assert tokenizer.convert_ids_to_tokens(builder.prompt([1, 2])) == [
+    assert tokenizer.convert_ids_to_tokens(builder.prompt([1, 2]).ids) == [
         "▁",
         "1",
         ".",
@@ -413,7 +416,7 @@ def test_without_a_label_nothing_changes(tokenizer: PreTrainedTokenizerFast, tem
 def test_no_title_changes_a_number(tokenizer: PreTrainedTokenizerFast, title: str) -> None:
     limits = {"max_title_tokens": 10**6, "max_prompt_tokens": 10**6}
     hostile, plain = (numbered(tokenizer, ["", first, "Heat", "Brazil"], **limits) for first in (title, "Alien"))
-    prompt, calm = hostile.prompt([2, 1, 2], [3]), plain.prompt([2, 1, 2], [3])
+    prompt, calm = hostile.prompt([2, 1, 2], [3]).ids, plain.prompt([2, 1, 2], [3]).ids
     assert tokenizer.decode(prompt) == tokenizer.decode(calm).replace("Alien", title)
 
 
@@ -422,7 +425,7 @@ def test_the_oldest_go_until_a_numbered_history_fits(tokenizer: PreTrainedTokeni
     roomy = numbered(tokenizer, max_history=120, max_prompt_tokens=10**6)
     wanted = [roomy.prompt(history[120 - kept :], [5]) for kept in range(121)]
     for limit in range(len(wanted[0]), len(wanted[-1]) + 1):
-        roomy.max_prompt_tokens = limit
+        roomy.settings = replace(roomy.settings, max_prompt_tokens=limit)
         kept = wanted.index(roomy.prompt(history, [5]))
         assert len(wanted[kept]) <= limit and (kept == 120 or len(wanted[kept + 1]) > limit)
         seen.add(kept)
@@ -431,9 +434,10 @@ def test_the_oldest_go_until_a_numbered_history_fits(tokenizer: PreTrainedTokeni
 
 def test_soft_tokens_stand_behind_numbered_titles(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt = numbered(tokenizer, item_tokens=True).prompt([1, 3], [5])
-    assert [token for token in prompt if token >= 0] == numbered(tokenizer).prompt([1, 3], [5])
-    shown = tokenizer.decode(prompt[: prompt.index(item_token(3))][prompt.index(item_token(1)) + 1 :])
-    assert shown == "\n>> 2. Heat"
+    assert hard(prompt) == numbered(tokenizer).prompt([1, 3], [5]).ids
+    place = {key: position for position, key in prompt.soft_slots.items()}
+    assert place.keys() == {1, 3, 5}
+    assert tokenizer.decode(prompt.ids[place[1] + 1 : place[3]]) == "\n>> 2. Heat"
 
 
 @pytest.mark.parametrize("label", [">> ", "{}. ", "{k}. {title} ", " "])
@@ -451,15 +455,21 @@ def test_a_history_that_the_answer_continues_is_not_numbered(tokenizer: PreTrain
 # -- soft tokens -------------------------------------------------------------------------------------------------------
 
 SOFT = "{user}This user has {verb} these {noun}s: {history}. The next one of {candidates} is: "
-USER = -1000
+USER = 1000
 
 
 def soft(tokenizer: PreTrainedTokenizerFast, names: list[str] | None = None, **options: Any) -> PromptBuilder:
     return build(tokenizer, names, **{"template": SOFT, "item_tokens": True, **options})
 
 
-def slots(prompt: list[int]) -> list[int]:
-    return [token for token in prompt if token < 0]
+def soft_keys(prompt: Prompt) -> list[int]:
+    """The keys of the soft tokens from left to right."""
+    return [prompt.soft_slots[position] for position in sorted(prompt.soft_slots)]
+
+
+def hard(prompt: Prompt, end: int | None = None) -> list[int]:
+    """Token ids without the soft slots, up to position ``end``."""
+    return [token for position, token in enumerate(prompt.ids[:end]) if position not in prompt.soft_slots]
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -467,16 +477,18 @@ def slots(prompt: list[int]) -> list[int]:
 def test_soft_tokens_stand_behind_their_titles_and_in_the_users_slot(
     tokenizer: PreTrainedTokenizerFast, template: str, chat: bool
 ) -> None:
-    builder, marks = soft(tokenizer, template=template, chat=chat), {USER: " [user]"}
-    marks |= {item_token(item): f" [{name}]" for item, name in enumerate(NAMES)}
+    builder = soft(tokenizer, template=template, chat=chat)
+    marks = {USER: " [user]"} | {item: f" [{name}]" for item, name in enumerate(NAMES)}
     prompt = builder.prompt([1, 3], [5, 2], USER)
-    pieces = "".join(marks[token] if token < 0 else tokenizer.decode(token) for token in prompt)
+    slots = prompt.soft_slots
+    pieces = "".join(marks[slots[i]] if i in slots else tokenizer.decode(token) for i, token in enumerate(prompt.ids))
     assert "Toy Story [Toy Story], Heat [Heat]" in pieces.replace(",  ", ", ")
     assert ("Brazil [Brazil] || Cape Fear (1962) [Cape Fear (1962)]" in pieces) == ("{candidates}" in template)
     assert pieces.count(" [user]") == 1
     bare = build(tokenizer, template=template.replace("{user}", ""), chat=chat)
-    assert [token for token in prompt if token >= 0] == bare.prompt([1, 3], [5, 2])
-    assert not any(slots(answer) for answer in builder.answers)
+    assert hard(prompt) == bare.prompt([1, 3], [5, 2]).ids
+    assert all(prompt.ids[position] == 0 for position in slots)
+    assert builder.answers == bare.answers and min(map(min, builder.answers)) >= 0
 
 
 @pytest.mark.parametrize("template", [SOFT, "{history}{user}"])
@@ -487,10 +499,9 @@ def test_no_title_makes_or_moves_a_soft_token(tokenizer: PreTrainedTokenizerFast
         for first in (title, "Alien")
     )
     prompt, calm = (builder.prompt([2, 1, 1], [3, 1], USER) for builder in (hostile, plain))
-    assert slots(prompt) == slots(calm) and len(slots(prompt)) == 1 + 3 + 2 * plain.shows_candidates
-    for token in {*slots(calm)}:  # what stands around each, but for the title itself
-        assert prompt.count(token) == calm.count(token)
-    before = [tokenizer.decode([t for t in row[: row.index(USER)] if t >= 0]) for row in (prompt, calm)]
+    assert soft_keys(prompt) == soft_keys(calm) and len(soft_keys(prompt)) == 1 + 3 + 2 * plain.shows_candidates
+    place = [{key: position for position, key in one.soft_slots.items()}[USER] for one in (prompt, calm)]
+    before = [tokenizer.decode(hard(one, end)) for one, end in zip((prompt, calm), place, strict=True)]
     assert before[0] == before[1].replace("Alien", title)
 
 
@@ -500,7 +511,7 @@ def test_soft_tokens_are_where_the_items_are_whatever_the_titles(tokenizer: PreT
     items = range(1, len(titles) + 1)
     builder = soft(tokenizer, ["", *titles], max_prompt_tokens=10**6)
     prompt = builder.prompt(list(items), [len(titles), 1], USER)
-    assert slots(prompt) == [USER, *map(item_token, items), item_token(len(titles)), item_token(1)]
+    assert soft_keys(prompt) == [USER, *items, len(titles), 1]
 
 
 @pytest.mark.parametrize("template", [SOFT, "{history}{user}"])
@@ -515,7 +526,7 @@ def test_truncation_keeps_soft_tokens_with_their_titles(tokenizer: PreTrainedTok
         found.add(kept)
     assert found == {0, 1, 2, 3, 4, 5}
     cut = soft(tokenizer, template=template, max_title_tokens=2).prompt(history, candidates, USER)
-    assert slots(cut) == slots(wanted[5]) and len(cut) < len(wanted[5])
+    assert soft_keys(cut) == soft_keys(wanted[5]) and len(cut) < len(wanted[5])
     least = len(wanted[0])
     with pytest.raises(ValueError, match=f"max_prompt_tokens: {least - 1} is too small, the prompt has {least} tokens"):
         soft(tokenizer, template=template, max_prompt_tokens=least - 1).prompt([], candidates, USER)
@@ -525,7 +536,8 @@ def test_a_users_token_closes_a_list_that_the_answer_continues(tokenizer: PreTra
     builder = soft(tokenizer, template="{history}{user}")
     plain = build(tokenizer, template="{history}")
     assert builder.is_continuation and builder.shows_user and builder.answers == plain.answers
-    assert builder.prompt([1, 3], None, USER)[-1] == USER
+    prompt = builder.prompt([1, 3], None, USER)
+    assert prompt.soft_slots[len(prompt) - 1] == USER
     for template in ("{history} {user}", "{history}{user}.", "{user}{history}.", "{candidates}{user}{history} is: "):
         assert not soft(tokenizer, template=template).is_continuation
     assert soft(tokenizer, template="{user}{history}").is_continuation
@@ -533,13 +545,42 @@ def test_a_users_token_closes_a_list_that_the_answer_continues(tokenizer: PreTra
         builder.sequence([1, 2])
 
 
-@pytest.mark.parametrize("user", [None, 0, 7])
-def test_a_users_slot_needs_an_id_that_no_token_has(tokenizer: PreTrainedTokenizerFast, user: int | None) -> None:
-    with pytest.raises(ValueError, match=f"slot {{user}}, which needs a soft token's id below zero, not {user}"):
-        soft(tokenizer).prompt([1], [2], user)
-    assert build(tokenizer).prompt([1], [2], user) == build(tokenizer).prompt([1], [2])  # no slot, nothing to fill
+def test_a_users_slot_needs_a_key(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="slot {user}, which needs the key of a soft token, and none is given"):
+        soft(tokenizer).prompt([1], [2])
+    for user in (0, 7):  # a user may have any key from 0 on; nothing keeps it from being an item's
+        assert soft(tokenizer).prompt([1], [2], user).soft_slots[0] == user
+        assert build(tokenizer).prompt([1], [2], user) == build(tokenizer).prompt([1], [2])  # no slot, nothing to fill
 
 
 def test_an_answer_of_several_titles_has_no_soft_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     assert soft(tokenizer).ranking([3, 5, 1]) == build(tokenizer).ranking([3, 5, 1])
     assert soft(tokenizer).first_of_ranking(3) == build(tokenizer).first_of_ranking(3)
+
+
+def test_soft_tokens_are_numbered_in_the_order_of_their_keys(tokenizer: PreTrainedTokenizerFast) -> None:
+    builder = soft(tokenizer)
+    prompts = [builder.prompt([1, 3], [5, 3], USER), builder.prompt([], [5], USER + 7), build(tokenizer).prompt([1], [2])]
+    numbered, keys = number_soft_tokens(prompts)
+    assert keys == [1, 3, 5, USER, USER + 7]
+    assert soft_keys(numbered[0]) == [3, 0, 1, 2, 1] and soft_keys(numbered[1]) == [4, 2] and numbered[2] == prompts[2]
+    for before, after in zip(prompts, numbered, strict=True):
+        assert after.ids == before.ids
+        assert {place: keys[row] for place, row in after.soft_slots.items()} == before.soft_slots
+    assert soft_keys(prompts[0]) == [USER, 1, 3, 5, 3]  # they stay as they were
+    keys = [100, 3, 64, 3]
+    assert number_soft_tokens([Prompt([0] * 4, dict(enumerate(keys)))]) == (
+        [Prompt([0] * 4, {0: 2, 1: 0, 2: 1, 3: 0})],
+        [3, 64, 100],
+    )
+    assert number_soft_tokens([]) == ([], [])
+
+
+def test_soft_tokens_around_a_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = Prompt([5, 0, 7], {1: 3})
+    found = prompt.surrounded([10, 11], [12])
+    assert found == Prompt([0, 0, 5, 0, 7, 0], {0: 10, 1: 11, 3: 3, 5: 12})
+    assert prompt == Prompt([5, 0, 7], {1: 3}) and prompt.surrounded([], []) == prompt
+    answered = found + [8, 9]
+    assert answered == Prompt([0, 0, 5, 0, 7, 0, 8, 9], found.soft_slots) and len(answered) == len(found) + 2
+    assert Example.of(found, [8, 9]) == Example(answered, [0] * 6 + [1] * 2)

@@ -19,14 +19,14 @@ Run = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
 def run(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """``run(model, **settings)`` -> result dict and run record; the same call again is not run again."""
     folder = tmp_path_factory.mktemp("runs")
-    kept: dict[str, Any] = {}
+    done: dict[str, Any] = {}
 
     def run(model: str, **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         key = json.dumps([model, values], sort_keys=True, default=str)
-        if key not in kept:
+        if key not in done:
             settings = {
                 "data_path": str(data_path),
-                "checkpoint_dir": str(folder / str(len(kept))),
+                "checkpoint_dir": str(folder / str(len(done))),
                 "show_progress": False,
                 "epochs": 1,
                 "train_batch_size": 64,
@@ -49,7 +49,7 @@ def run(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory
                 result = run_recbole_llm(model, "tiny", config_dict={**settings, **values})
             finally:
                 os.chdir(before)
-            kept[key] = result, json.loads(Path(result["record"]).read_text())
-        return kept[key]
+            done[key] = result, json.loads(Path(result["record"]).read_text())
+        return done[key]
 
     return run

@@ -9,8 +9,8 @@ MODELS = ["Pop", "BPR", "SASRec", "NeuMF", "TALLRec"]
 Run = Callable[..., Any]
 
 
-def test_every_model_is_asked_the_same(run: Run) -> None:
-    """NeuMF has no ``full_sort_predict`` and is asked item by item."""
+def test_every_model_ranks_the_same_candidates_of_the_same_users(run: Run) -> None:
+    """NeuMF has no ``full_sort_predict`` and scores item by item."""
     records = [run(model)[1] for model in MODELS]
     assert len({record["candidates_sha256"]["test"] for record in records}) == 1
     assert len({record["candidates_sha256"]["valid"] for record in records}) == 1

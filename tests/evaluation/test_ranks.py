@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_llm.evaluation.ranks import Ranks, gather_scores, spread
+from recbole_llm.evaluation.ranks import Ranks, gather_scores, scatter_to_catalogue, target_ranks
 
 USERS, WIDTH = 7, 5
 
@@ -35,6 +35,23 @@ def test_a_missed_target_ranks_behind_all() -> None:
     ranks = Ranks()
     ranks.add(torch.tensor([1, 2]), torch.ones(2, 3), torch.tensor([0, 0]), missed=torch.tensor([False, True]))
     assert (ranks.ranks, ranks.ties) == ([1, 4], [2, 0])
+
+
+def test_ranks_of_tensors() -> None:
+    scores = torch.tensor([[3.0, 1, 2], [1, 1, 1], [-math.inf, 0, -math.inf], [math.inf, 5, 5]])
+    ranks, ties = target_ranks(scores, torch.tensor([2, 1, 2, 1]))
+    assert (ranks.tolist(), ties.tolist()) == ([2, 2, 3, 2], [0, 2, 1, 1])
+    ranks, ties = target_ranks(scores, torch.tensor([2, 1, 2, 1]), torch.tensor([True, False, True, False]))
+    assert (ranks.tolist(), ties.tolist()) == ([4, 2, 4, 2], [0, 2, 0, 1])
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=1, max_size=8))
+def test_the_ranks_of_all_slots_are_a_permutation(row: list[float]) -> None:
+    """Whatever is tied: so a target at a random slot gains nothing by ties."""
+    slots = torch.arange(len(row))
+    ranks, ties = target_ranks(torch.tensor([row] * len(row)), slots)
+    assert sorted(ranks.tolist()) == list(range(1, len(row) + 1))
+    assert ties.tolist() == [row.count(score) - 1 for score in row]
 
 
 def test_a_constant_scorer_is_at_chance() -> None:
@@ -63,7 +80,7 @@ def test_a_row_orders_the_candidates_as_the_ranks_do(data: st.DataObject) -> Non
         data.draw(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=4, max_size=4), min_size=1, max_size=3))
     )
     candidates = torch.stack([torch.randperm(9)[:4] + 1 for _ in scores])
-    row = spread(scores, candidates, 10)
+    row = scatter_to_catalogue(scores, candidates, 10)
     assert row.shape == (len(scores), 10)
     assert torch.isfinite(row).sum(1).tolist() == [4] * len(scores)
     for slot in range(4):
@@ -77,15 +94,15 @@ def test_a_row_orders_the_candidates_as_the_ranks_do(data: st.DataObject) -> Non
 def test_many_equal_scores_keep_the_order_of_the_file() -> None:
     """So many that a sort which is not stable shuffles them."""
     candidates = torch.randperm(500, generator=torch.Generator().manual_seed(0))[None] + 1
-    row = spread((torch.arange(500) % 2).float()[None], candidates, 501)
+    row = scatter_to_catalogue((torch.arange(500) % 2).float()[None], candidates, 501)
     order = row.argsort(descending=True)[0, :500]
     assert order.tolist() == [*candidates[0, 1::2].tolist(), *candidates[0, ::2].tolist()]
 
 
 def test_not_a_number_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        spread(torch.tensor([[0.0, math.nan]]), torch.tensor([[1, 2]]), 4)
-    assert spread(torch.tensor([[0.0, -math.inf]]), torch.tensor([[1, 2]]), 4).tolist()[0][1:3] == [0, -1]
+        scatter_to_catalogue(torch.tensor([[0.0, math.nan]]), torch.tensor([[1, 2]]), 4)
+    assert scatter_to_catalogue(torch.tensor([[0.0, -math.inf]]), torch.tensor([[1, 2]]), 4).tolist()[0][1:3] == [0, -1]
 
 
 def test_a_model_that_gives_nan_ends_the_run(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +149,7 @@ def test_beyond_accuracy_metrics_run_beside_the_others(run: Callable[..., Any]) 
 
 
 @pytest.mark.parametrize("model", ["BPR", "SASRec", "BERT4Rec"])
-def test_scores_gathered_of_a_full_ranking_are_those_asked_for_one_by_one(
+def test_scores_gathered_of_a_full_ranking_are_those_predicted_one_by_one(
     model: str, settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = assemble(model, settings)

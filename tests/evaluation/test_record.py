@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recbole.model.general_recommender import Pop
 
 from recbole_llm.evaluation.ranks import Ranks
+from recbole_llm.evaluation.recommender import ClassicalRecommender
 from recbole_llm.evaluation.record import Row, table
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code
 from recbole_llm.store.runs import SavedRun
-from recbole_llm.store.stages import Stage, StageCache
+from recbole_llm.store.stages import Stage, StageCache, Work
 from tests.conftest import assembled
 
 Run = Callable[..., Any]
@@ -57,14 +57,14 @@ def test_a_record_holds_what_section_3_of_the_design_asks_for(run: Run) -> None:
     assert Path(result["record"]).parent.name == f"BPR-tiny-{record['fingerprint'][:8]}"
 
 
-def test_a_record_of_an_llm_model_names_its_backbone_and_controls(run: Run) -> None:
+def test_a_record_of_an_llm_model_names_its_backbone_and_variants(run: Run) -> None:
     result, _ = run("TALLRec")
     record = strict(result["record"])
     assert "tiny-llama" in record["backbone"] and record["backbone_fingerprint"]
     assert list(record["results"]) == ["TALLRec", "no adapter"] == list(record["ranks"])
     assert record["stage_seconds"].keys() == {"ingredient"} == record["stages"].keys()
     assert (Path(result["record"]).parents[2] / "stages" / record["stages"]["ingredient"]).is_dir()
-    assert result["controls"].keys() == {"no adapter"}
+    assert result["variants"].keys() == {"no adapter"}
 
 
 def test_a_record_says_what_its_model_cost(run: Run) -> None:
@@ -75,7 +75,7 @@ def test_a_record_says_what_its_model_cost(run: Run) -> None:
     assert bpr["trained_parameters"] == (61 + 41) * 64  # users and items with padding, RecBole's width
     assert bpr["users_per_second"] > 0 and bpr["seconds"]["waited"] == 0
     _, again = run("TALLRec", checkpoint_dir=str(Path(result["record"]).parents[2]))
-    assert again["users_per_second"] is None  # its scores were kept
+    assert again["users_per_second"] is None  # its scores were cached
     assert again["commit"] is None or len(again["commit"].rstrip("+")) == 40
 
 
@@ -173,7 +173,7 @@ def test_a_model_may_write_beside_its_record(
         (folder / "picture").write_text("drawn")
         return ["one expert", "another one"]
 
-    monkeypatch.setattr(Pop, "report", report, raising=False)
+    monkeypatch.setattr(ClassicalRecommender, "report", report)
     path = Path(run_recbole_llm("Pop", "tiny", config_dict=settings)["record"])
     assert path.with_name("picture").read_text() == "drawn" and caplog.messages[-2:] == ["one expert", "another one"]
 
@@ -182,22 +182,22 @@ def test_a_report_that_fails_is_raised_with_the_record_written(settings: dict[st
     def report(self: Any, folder: Path) -> list[str]:
         raise OSError("no paper")
 
-    monkeypatch.setattr(Pop, "report", report, raising=False)
+    monkeypatch.setattr(ClassicalRecommender, "report", report)
     with pytest.raises(OSError, match="no paper"):
         run_recbole_llm("Pop", "tiny", config_dict=settings)
     (path,) = Path(settings["checkpoint_dir"]).glob("runs/*/record.json")
     assert strict(str(path))["model"] == "Pop"
 
 
-# -- a run that another one takes up -----------------------------------------------------------------------------------
+# -- a run from which another one is initialised ------------------------------------------------------------------------
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def saved_run(tmp_path: Path) -> Path:
     """The folder of a run with one stage."""
 
-    def build(out: Path, scratch: Path) -> None:
-        (out / "weights").write_text("weights")
+    def build(work: Work) -> None:
+        (work.out / "weights").write_text("weights")
 
     cache = StageCache(tmp_path / "saved" / "stages")
     cache.run(Stage("lm", {}, build))
@@ -214,41 +214,44 @@ def rewrite(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
-def test_a_kept_run_is_read_from_its_folder_or_its_record(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = SavedRun.read(kept)
-    assert run.record["model"] == "Laser" and run.root == kept.parents[1]
+def test_a_saved_run_is_read_from_its_folder_or_its_record(saved_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SavedRun.read(saved_run)
+    assert run.record["model"] == "Laser" and run.root == saved_run.parents[1]
     assert (run.stage("lm") / "weights").read_text() == "weights" and run.stage("lm").parent == run.root / "stages"
-    monkeypatch.chdir(kept)
-    assert all(SavedRun.read(given) == run for given in (str(kept), kept / "record.json", ".", f"../{kept.name}/record.json"))
+    monkeypatch.chdir(saved_run)
+    assert all(
+        SavedRun.read(given) == run
+        for given in (str(saved_run), saved_run / "record.json", ".", f"../{saved_run.name}/record.json")
+    )
 
 
-def test_a_kept_run_that_was_moved_with_its_stages_is_found(kept: Path, tmp_path: Path) -> None:
-    kept.parents[1].rename(tmp_path / "elsewhere")
-    moved = SavedRun.read(tmp_path / "elsewhere" / "runs" / kept.name)
+def test_a_saved_run_that_was_moved_with_its_stages_is_found(saved_run: Path, tmp_path: Path) -> None:
+    saved_run.parents[1].rename(tmp_path / "elsewhere")
+    moved = SavedRun.read(tmp_path / "elsewhere" / "runs" / saved_run.name)
     assert moved.stage("lm").is_relative_to(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("given", ["nowhere", "nowhere/record.json", "saved", ""])
-def test_a_kept_run_that_is_not_there_is_refused(given: str, kept: Path) -> None:
+def test_a_saved_run_that_is_not_there_is_refused(given: str, saved_run: Path) -> None:
     with pytest.raises(ValueError, match=f"init_from: there is no run at {given} .* cannot be read.*give a run's folder"):
         SavedRun.read(given)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"{}", b'{"model": "Laser"}'])
-def test_what_is_no_record_is_refused(content: bytes, kept: Path) -> None:
-    (kept / "record.json").write_bytes(content)
-    with pytest.raises(ValueError, match=f"init_from: {kept}/record.json is no record of a run; give a run's folder"):
-        SavedRun.read(kept)
+def test_what_is_no_record_is_refused(content: bytes, saved_run: Path) -> None:
+    (saved_run / "record.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"init_from: {saved_run}/record.json is no record of a run; give a run's folder"):
+        SavedRun.read(saved_run)
 
 
-def test_a_record_that_names_no_stages_is_refused(kept: Path) -> None:
-    rewrite(kept, stages=None)
+def test_a_record_that_names_no_stages_is_refused(saved_run: Path) -> None:
+    rewrite(saved_run, stages=None)
     with pytest.raises(ValueError, match="init_from: .* is older .*; run its command again, --model=Laser --dataset=ml-100k"):
-        SavedRun.read(kept)
+        SavedRun.read(saved_run)
 
 
-def test_a_stage_that_is_not_there_or_damaged_is_refused(kept: Path) -> None:
-    run = SavedRun.read(kept)
+def test_a_stage_that_is_not_there_or_damaged_is_refused(saved_run: Path) -> None:
+    run = SavedRun.read(saved_run)
     with pytest.raises(ValueError, match=r"init_from: .* has no stage ingredient \(it has: lm\); give the run that trained it"):
         run.stage("ingredient")
     (run.stage("lm") / "weights").write_text("weightS")
@@ -259,10 +262,10 @@ def test_a_stage_that_is_not_there_or_damaged_is_refused(kept: Path) -> None:
         run.stage("lm")
 
 
-def test_a_run_of_ours_can_be_taken_up(run: Run) -> None:
+def test_another_run_can_be_initialised_from_ours(run: Run) -> None:
     result, record = run("TALLRec")
-    kept = SavedRun.read(Path(result["record"]).parent)
-    assert kept.record == record and (kept.stage("ingredient") / "adapter_config.json").is_file()
+    saved = SavedRun.read(Path(result["record"]).parent)
+    assert saved.record == record and (saved.stage("ingredient") / "adapter_config.json").is_file()
 
 
 def test_a_record_names_the_code_that_computed_it(run: Run, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Slices: boundaries from training counts alone, and metrics that are RecBole's."""
+"""Slices: boundaries from training counts alone, and parts of a run's result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recbole.evaluator.metrics import MRR, NDCG, Hit, Recall
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset
+from recbole_llm.evaluation.metrics import metrics
 from recbole_llm.evaluation.ranks import Ranks
-from recbole_llm.evaluation.slices import check, half_widths, item_slices, metrics, parted, user_slices
+from recbole_llm.evaluation.slices import item_slices, parted, user_slices
+from recbole_llm.quick_start import assemble
 
 SHARES = {"cold": 0.35, "warm": 0.35}
 
@@ -95,39 +96,7 @@ def test_ranks_are_parted_by_user_and_slices_of_nobody_or_everybody_left_out() -
     assert parted(Ranks(), slices) == {}
 
 
-# -- metrics -----------------------------------------------------------------------------------------------------------
-
-
-@given(ranks=st.lists(st.integers(1, 21), min_size=1, max_size=12))
-def test_metrics_are_recboles(ranks: list[int]) -> None:
-    config = {"topk": [1, 5, 10], "metric_decimal_place": 12}
-    lists = np.array([[place == rank for place in range(1, 11)] for rank in ranks])  # [N, k], where the target stands
-    sizes = np.ones(len(ranks), dtype=int)
-    expected = {}
-    for metric in (Hit, Recall, NDCG, MRR):
-        name = metric.__name__.lower()
-        made: Any = metric(config)
-        values = made.metric_info(lists, sizes) if metric in (NDCG, Recall) else made.metric_info(lists)
-        expected.update(made.topk_result(name, values))
-    assert metrics(ranks, expected) == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_metric_without_a_k_is_not_cut_and_what_ranks_do_not_give_is_left_out() -> None:
-    assert metrics([1, 4, 50], ["mrr@10", "itemcoverage@10", "mrr", "auc"]) == pytest.approx(
-        {"mrr@10": 1.25 / 3, "mrr": 1.27 / 3}
-    )
-    assert metrics([], ["hit@1", "mrr"]) == half_widths([], ["hit@1", "mrr"]) == {}
-
-
-def test_half_widths_are_those_of_a_mean() -> None:
-    found = half_widths([1, 1, 2, 3], ["hit@1", "recall@2", "mrr", "giniindex@5"])
-    assert found == pytest.approx(
-        {
-            "hit@1": 1.96 * np.sqrt(0.5 * 0.5 / 4),
-            "recall@2": 1.96 * np.sqrt(0.75 * 0.25 / 4),
-            "mrr": 1.96 * np.std([1, 1, 1 / 2, 1 / 3]) / 2,
-        }
-    )
+# -- slices of a run ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["candidates", "full"])
@@ -155,6 +124,6 @@ def test_slices_of_a_run_are_parts_of_its_result(mode: str, run: Callable[..., A
         ({"cold": "few"}, "slices.cold: 'few' in config_dict is not a number"),
     ],
 )
-def test_slices_that_are_none_are_refused_before_anything_is_trained(shares: dict[str, Any], message: str) -> None:
+def test_slices_that_are_none_are_refused_before_anything_is_read(shares: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check(LLMConfig("Pop", "tiny", config_dict={"slices": shares})["slices"])
+        assemble(LLMConfig("Pop", "nosuch", config_dict={"slices": shares}))

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.data.prompts import PromptBuilder, tokenise_as_text
+from recbole_llm.data.prompts import PromptBuilder, PromptSettings
+from recbole_llm.data.tokens import tokenise_as_text
 from recbole_llm.llm.builtin_lm import BuiltinLMConfig, builtin_stage, train_builtin_lm, train_tokenizer
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.store.stages import StageCache
 from recbole_llm.training import loop
+from recbole_llm.training.loop import LoopOptions
 
 THINGS = ["River", "House", "Wolf", "Train", "Song"]
 FILMS = ["Alien", "Brazil", "Casino", "Dune", "Evita", "Fargo", "Gigi", "Heat", "Ikiru", "Jaws"]
@@ -50,6 +52,8 @@ TINY = BuiltinLMConfig(
 )
 SHORT = BuiltinLMConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=2, window=6, tokens=1500, batch_tokens=200)
 
+QUIET = LoopOptions(show_progress=False)
+
 
 def chains(users: int = 120, seed: int = 0) -> list[np.ndarray]:
     """Histories in which item i is followed by item 7 i mod 31: a walk through all thirty titles."""
@@ -57,9 +61,10 @@ def chains(users: int = 120, seed: int = 0) -> list[np.ndarray]:
     return [np.array([start * 7**step % 31 for step in range(9)]) for start in starts.tolist()]
 
 
-def short(folder: Path, recipe: BuiltinLMConfig = SHORT, **settings: Any) -> None:
+def short(folder: Path, config: BuiltinLMConfig = SHORT, save_every: float = 20.0, **settings: Any) -> None:
     """A training of a few steps."""
-    train_builtin_lm(folder, titles=TITLES, histories=chains(), recipe=recipe, show_progress=False, **settings)
+    options = LoopOptions(save_every=save_every, show_progress=False)
+    train_builtin_lm(folder, titles=TITLES, histories=chains(), config=config, options=options, **settings)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -70,13 +75,13 @@ def weights(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("builtin")
-    train_builtin_lm(folder, titles=TITLES, histories=chains(), recipe=TINY, seed=1, show_progress=False)
+    train_builtin_lm(folder, titles=TITLES, histories=chains(), config=TINY, seed=1, options=QUIET)
     return folder
 
 
 def test_it_learns_which_title_follows(trained: Path) -> None:
     lm = load_causal_lm(trained)
-    prompts = PromptBuilder(lm.tokenizer, TITLES, template="{history}", max_history=6)
+    prompts = PromptBuilder(lm.tokenizer, TITLES, settings=PromptSettings("{history}", max_history=6))
     histories = [history.tolist() for history in chains(30, seed=5)]
     scores = Scorer("naive", "sum", lm.tokenizer.pad_token_id, 8192)(
         lm.model, [prompts.prompt(history[:-1]) for history in histories], [prompts.answers[1:]] * len(histories)
@@ -114,7 +119,7 @@ def test_frequent_titles_become_one_token() -> None:
 
 def test_hostile_catalogue_trains_and_cuts_titles(tmp_path: Path) -> None:
     histories = [[item % len(HOSTILE) for item in range(start, start + 4)] for start in range(9)]
-    train_builtin_lm(tmp_path, titles=HOSTILE, histories=histories, recipe=SHORT, show_progress=False)
+    train_builtin_lm(tmp_path, titles=HOSTILE, histories=histories, config=SHORT, options=QUIET)
     assert load_causal_lm(tmp_path).model.config.vocab_size <= 300
 
 
@@ -130,7 +135,7 @@ def test_bit_equal_whatever_the_global_random_state(tmp_path: Path) -> None:
     assert weights(tmp_path / "0") != weights(tmp_path / "2")
 
 
-def test_killed_and_gone_on_with_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_resumed_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short(tmp_path / "whole")
     step: Callable[[Any], Any] = loop.TrainingLoop._step
 
@@ -147,26 +152,26 @@ def test_killed_and_gone_on_with_is_bit_equal(tmp_path: Path, monkeypatch: pytes
     assert weights(tmp_path / "whole") == weights(tmp_path / "resumed")
 
 
-def test_stage_is_kept_and_follows_recipe_seed_and_data(tmp_path: Path) -> None:
+def test_the_stage_follows_config_seed_and_data_and_not_what_is_shown(tmp_path: Path) -> None:
     domain: Any = SimpleNamespace(items=SimpleNamespace(names=TITLES), histories=chains(), fingerprint="one")
     other: Any = SimpleNamespace(items=domain.items, histories=domain.histories, fingerprint="two")
     settings = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400}
     cache = StageCache(tmp_path)
     stages = [
-        builtin_stage(settings, [domain], 1, show_progress=False),
-        builtin_stage(settings, [domain], 2, show_progress=False),
-        builtin_stage(settings, [other], 1, show_progress=False),
-        builtin_stage(settings | {"tokens": 401}, [domain], 1, show_progress=False),
+        builtin_stage(settings, [domain], 1, QUIET),
+        builtin_stage(settings, [domain], 2, QUIET),
+        builtin_stage(settings, [other], 1, QUIET),
+        builtin_stage(settings | {"tokens": 401}, [domain], 1, QUIET),
     ]
     assert len({stage.fingerprint for stage in stages}) == 4
     assert load_causal_lm(cache.run(stages[0])).model.config.hidden_size == 16
-    assert stages[0].fingerprint == builtin_stage(settings, [domain], 1, show_progress=True).fingerprint
+    assert stages[0].fingerprint == builtin_stage(settings, [domain], 1, LoopOptions(save_every=0)).fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_stay_float32_under_autocast(tmp_path: Path, dtype: str) -> None:
-    recipe = BuiltinLMConfig(**(vars(SHORT) | {"tokens": 300, "dtype": dtype}))
-    short(tmp_path, recipe)
+    config = BuiltinLMConfig(**(vars(SHORT) | {"tokens": 300, "dtype": dtype}))
+    short(tmp_path, config)
     assert load_causal_lm(tmp_path, dtype="auto", device="cpu").model.dtype == torch.float32
 
 
@@ -196,4 +201,4 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
 )
 def test_wrong_data_are_named(tmp_path: Path, titles: list[str], histories: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train_builtin_lm(tmp_path, titles=titles, histories=histories, recipe=SHORT)
+        train_builtin_lm(tmp_path, titles=titles, histories=histories, config=SHORT)

@@ -7,23 +7,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_llm.data.domains import Row
+from recbole_llm.data.domains import TrainingExample
+from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import finetune as module
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.finetune import Batches, LoRATrainingConfig, finetune
 from recbole_llm.llm.lora import WEIGHTS_FILE, load_adapters
+from recbole_llm.store.stages import StageCache, Work
+from recbole_llm.training.loop import LoopOptions
 
-ROWS = [Row(0, user, end) for user in range(5) for end in (1, 2)]
+EXAMPLES = [TrainingExample(0, user, end) for user in range(5) for end in (1, 2)]
 PAD = 2
 
 
-def encode(row: Row, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Rows of many lengths, two prompt tokens and then the answer; one token is drawn, as negatives are."""
-    answer = [10 + row.user, *range(20, 20 + 3 * row.end), int(rng.integers(50, 60))]
-    return [5, 6, *answer], [0, 0] + [1] * len(answer)
+def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
+    """Examples of many lengths, two prompt tokens and then the answer; one token is drawn, as negatives are."""
+    answer = [10 + example.user, *range(20, 20 + 3 * example.end), int(rng.integers(50, 60))]
+    return Example.of(Prompt([5, 6]), answer)
 
 
-def recipe(**changes) -> LoRATrainingConfig:
+def of_two_tokens(first: int, second: int) -> Example:
+    return Example.of(Prompt([first]), [second])
+
+
+def training_config(**changes) -> LoRATrainingConfig:
     values = dict(
         r=4,
         lora_alpha=8,
@@ -50,22 +57,19 @@ def model(tiny_lm: Path):
     return load_causal_lm(tiny_lm, device="cpu").model
 
 
-def run(model, folder: Path, validate=None, rows=ROWS, **changes) -> dict[str, torch.Tensor]:
+def run(model, folder: Path, validate=None, examples=EXAMPLES, save_every=20.0, **changes) -> dict[str, torch.Tensor]:
     """The adapter's tensors after a training that starts, as every stage does, from the seed."""
     torch.manual_seed(0)
-    settings = {key: changes.pop(key) for key in ("save_every",) if key in changes}
     finetune(
         model,
         "test",
-        rows,
+        examples,
         encode,
-        recipe(**changes),
+        training_config(**changes),
         pad_token_id=PAD,
         validate=validate,
-        out=folder / "out",
-        scratch=folder / "scratch",
-        show_progress=False,
-        **settings,
+        work=Work(folder / "out", folder / "scratch", StageCache(folder)),
+        options=LoopOptions(save_every=save_every, show_progress=False),
     )
     return load_file(folder / "out" / WEIGHTS_FILE)
 
@@ -142,42 +146,42 @@ def test_gradient_accumulation_equals_the_full_batch_also_with_uneven_answers(mo
 
 
 def test_batches_depend_on_their_index_alone():
-    asked = [Batches(ROWS, encode, 4, 2, seed=3) for _ in range(2)]
-    forward = [asked[0][micro] for micro in range(12)]
-    backward = [asked[1][micro] for micro in reversed(range(12))]
+    batches = [Batches(EXAMPLES, encode, 4, 2, seed=3) for _ in range(2)]
+    forward = [batches[0][micro] for micro in range(12)]
+    backward = [batches[1][micro] for micro in reversed(range(12))]
     assert forward == backward[::-1]
-    assert forward != [Batches(ROWS, encode, 4, 2, seed=4)[micro] for micro in range(12)]
+    assert forward != [Batches(EXAMPLES, encode, 4, 2, seed=4)[micro] for micro in range(12)]
 
 
-def test_an_epoch_asks_every_row_once_and_the_next_one_in_another_order():
-    batches = Batches(ROWS, lambda row, rng: ([10 * row.user + row.end, 1], [0, 1]), 5, 1, seed=0)
-    epochs = [[row[0] for micro in range(2) for row in batches[2 * epoch + micro][0]] for epoch in range(2)]
+def test_an_epoch_takes_every_example_once_and_the_next_one_in_another_order():
+    batches = Batches(EXAMPLES, lambda example, rng: of_two_tokens(10 * example.user + example.end, 1), 5, 1, seed=0)
+    epochs = [[one.row.ids[0] for micro in range(2) for one in batches[2 * epoch + micro][0]] for epoch in range(2)]
     assert batches.steps_per_epoch == 2
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(10 * row.user + row.end for row in ROWS)
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(10 * example.user + example.end for example in EXAMPLES)
     assert set(epochs[0][:5]) != set(epochs[1][:5])
 
 
 def test_negatives_are_drawn_anew_in_every_epoch():
-    batches = Batches(ROWS[:1], lambda row, rng: ([1, int(rng.integers(1000))], [0, 1]), 1, 1, seed=0)
-    assert len({batches[epoch][0][0][1] for epoch in range(5)}) > 3
+    batches = Batches(EXAMPLES[:1], lambda example, rng: of_two_tokens(1, int(rng.integers(1000))), 1, 1, seed=0)
+    assert len({batches[epoch][0][0].row.ids[1] for epoch in range(5)}) > 3
 
 
 def test_the_weights_of_a_step_make_the_mean_over_all_its_answer_tokens():
-    batches = Batches(ROWS, encode, 8, 4, seed=0)
+    batches = Batches(EXAMPLES, encode, 8, 4, seed=0)
     parts = [batches[micro] for micro in range(4)]
-    counts = [sum(map(sum, masks)) for _, masks, _ in parts]
+    counts = [sum(sum(example.mask) for example in examples) for examples, _ in parts]
     assert len(set(counts)) > 1
-    assert [share for *_, share in parts] == pytest.approx([4 * count / sum(counts) for count in counts])
+    assert [share for _, share in parts] == pytest.approx([4 * count / sum(counts) for count in counts])
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_fewer_rows_than_a_batch_or_its_parts_still_train(model, tmp_path, rows):
-    assert run(model, tmp_path, rows=ROWS[:rows], batch_size=8, accumulation=4)
+@pytest.mark.parametrize("count", [1, 3])
+def test_fewer_examples_than_a_batch_or_its_parts_still_train(model, tmp_path, count):
+    assert run(model, tmp_path, examples=EXAMPLES[:count], batch_size=8, accumulation=4)
 
 
 def test_parts_that_do_not_divide_the_batch_are_refused_by_both_keys():
     with pytest.raises(ValueError, match="gradient_accumulation_steps: 3 .* lora_batch_size: 8"):
-        Batches(ROWS, encode, 8, 3, seed=0)
+        Batches(EXAMPLES, encode, 8, 3, seed=0)
 
 
 # -- interruption ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Adapters: attached without side effects, saved as ordinary PEFT folders, selected and mixed and put back."""
+"""Adapters: attached without side effects, saved as ordinary PEFT folders, selected and mixed by views."""
 
 import json
+from itertools import permutations
 
 import pytest
 import torch
@@ -8,13 +9,11 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recbole_llm.llm.lora import (
-    activate,
+    AdapterView,
     attach_lora,
     load_adapters,
     lora_modules,
-    mixture,
     save_adapter,
-    set_mixture,
     trainable_parameters,
 )
 
@@ -86,7 +85,7 @@ def test_attach_twice_is_refused():
 
 def test_attach_after_base_only_is_active():
     model = lora(tiny_llama())
-    activate(model, None)
+    AdapterView(model).select()
     lora(model, "y")
     randomize(model, "y", 0)
     assert not torch.equal(logits(model), logits(tiny_llama()))
@@ -113,24 +112,24 @@ def test_loaded_adapters_are_frozen_and_selectable(folders):
     assert not trainable_parameters(model) and not model.training
     assert torch.equal(logits(model), one["x"])
     for name in ("y", None, "x"):
-        activate(model, name)
-        assert torch.equal(logits(model), base if name is None else one[name])
+        view = AdapterView(model, {name: 1.0} if name else None)
+        assert torch.equal(logits(view), base if name is None else one[name])
         assert not trainable_parameters(model)
 
 
-def test_activate_keeps_what_trains():
+def test_a_view_keeps_what_trains():
     model = lora(lora(tiny_llama(), "x"), "y")
     before = {id(p) for p in trainable_parameters(model)}
-    activate(model, "x")
-    activate(model, None)
+    for view in (AdapterView(model, {"x": 1.0}), AdapterView(model)):
+        logits(view)
     assert {id(p) for p in trainable_parameters(model)} == before
 
 
 def test_unknown_adapter_is_named(folders):
     model = load_adapters(tiny_llama(), folders)
-    for use in (lambda: activate(model, "c"), lambda: set_mixture(model, {"c": torch.tensor(1.0)})):
+    for coefficient in (1.0, torch.tensor(1.0), {}):
         with pytest.raises(ValueError, match=r"'c'.*\['x', 'y'\]"):
-            use()
+            AdapterView(model, {"x": 1.0, "c": coefficient})
 
 
 def test_different_base_models_are_refused(folders):
@@ -159,53 +158,112 @@ def test_adapter_of_a_deeper_model_is_refused(folders):
         load_adapters(tiny_llama(layers=1), {"x": folders["x"]})
 
 
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
 def test_mixture_ends_are_the_single_adapters(folders):
     model = load_adapters(tiny_llama(), folders)
     for weights, name in (((1.0, 0.0), "x"), ((0.0, 1.0), "y")):
-        with mixture(model, dict(zip("xy", torch.tensor(weights), strict=True))):
-            mixed = logits(model)
-        activate(model, name)
-        torch.testing.assert_close(mixed, logits(model), atol=1e-6, rtol=1e-5)
+        mixed = AdapterView(model, dict(zip("xy", torch.tensor(weights), strict=True)))
+        torch.testing.assert_close(logits(mixed), logits(AdapterView(model, {name: 1.0})), atol=1e-6, rtol=1e-5)
 
 
 def test_module_coefficients_equal_to_a_scalar_agree_with_it(folders):
     model = load_adapters(tiny_llama(), folders)
     scalar = {"x": torch.tensor(0.3), "y": torch.tensor(0.7)}
-    with mixture(model, scalar):
-        expected = logits(model)
-    with mixture(model, {name: dict.fromkeys(lora_modules(model), w) for name, w in scalar.items()}):
-        assert torch.equal(logits(model), expected)
+    by_module = {name: dict.fromkeys(lora_modules(model), w) for name, w in scalar.items()}
+    assert torch.equal(logits(AdapterView(model, by_module)), logits(AdapterView(model, scalar)))
+
+
+def test_a_mixture_is_the_sum_of_the_scaled_updates(folders):
+    """``W + sum_i w_i s_i B_i A_i``, written into the weights of the base model by hand."""
+    model, base = load_adapters(tiny_llama(), folders), tiny_llama()
+    draw = torch.Generator().manual_seed(0)
+    table = {name: {module: torch.rand((), generator=draw) for module in lora_modules(model)} for name in folders}
+    for module, layer in lora_modules(model).items():
+        for name in folders:
+            base.get_submodule(module).weight.data += table[name][module] * layer.get_delta_weight(name)
+    torch.testing.assert_close(logits(AdapterView(model, table)), logits(base), atol=1e-5, rtol=1e-5)
 
 
 def test_module_coefficients_must_name_every_module(folders):
     model = load_adapters(tiny_llama(), folders)
     before = logits(model)
-    with pytest.raises(ValueError, match="'x' must name exactly its modules"), mixture(model, {"x": {}}):
-        pass
+    with pytest.raises(ValueError, match="'x' must name exactly its modules"):
+        AdapterView(model, {"x": {}})
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("selected", ["y", None])
-def test_mixture_is_undone_on_errors(folders, selected):
+def views_of(model):
+    """Views of every kind, by name."""
+    draw = torch.Generator().manual_seed(1)
+    return {
+        "base": AdapterView(model),
+        "x": AdapterView(model, {"x": 1.0}),
+        "y": AdapterView(model, {"y": 1.0}),
+        "half": AdapterView(model, {"x": 0.5, "y": torch.tensor(0.5)}),
+        "reversed": AdapterView(model, {"y": torch.tensor(2.0), "x": torch.tensor(-1.0)}),
+        "modules": AdapterView(model, {"x": {module: torch.rand((), generator=draw) for module in lora_modules(model)}}),
+    }
+
+
+def test_views_do_not_disturb_each_other_in_any_order(folders):
+    alone = {
+        name: logits(views_of(load_adapters(tiny_llama(), folders))[name])
+        for name in ("base", "x", "y", "half", "reversed", "modules")
+    }
+    assert len({found.sum().item() for found in alone.values()}) == len(alone)
+    views = views_of(load_adapters(tiny_llama(), folders))
+    for first, second in permutations(views, 2):
+        logits(views[first])
+        assert torch.equal(logits(views[second]), alone[second]), (first, second)
+
+
+def test_a_view_after_an_error_within_another_computes_the_same(folders):
     model = load_adapters(tiny_llama(), folders)
-    activate(model, selected)
-    before = logits(model)
-    weights = {name: torch.tensor(0.5, requires_grad=True) for name in folders}
-    with pytest.raises(RuntimeError, match="stop"), mixture(model, weights):
-        assert not torch.equal(logits(model), before)
-        raise RuntimeError("stop")
-    assert torch.equal(logits(model), before)
-    assert all(isinstance(s, float) for layer in lora_modules(model).values() for s in layer.scaling.values())
+    single, mixed = AdapterView(model, {"y": 1.0}), AdapterView(model, {"x": 0.5, "y": 0.5})
+    before = logits(single)
+    with pytest.raises(IndexError):
+        mixed(input_ids=torch.tensor([[10**6]]))
+    assert torch.equal(logits(single), before)
     assert not trainable_parameters(model)
 
 
-def test_gradient_reaches_coefficients_only(folders):
+def test_coefficients_of_one_restore_pefts_own_scaling(folders):
     model = load_adapters(tiny_llama(), folders)
-    weights = {name: torch.tensor(0.5, requires_grad=True) for name in folders}
-    with mixture(model, weights):
-        model(input_ids=IDS).logits.square().mean().backward()
-    assert all(weight.grad is not None and weight.grad != 0 for weight in weights.values())
+    own = [dict(layer.scaling) for layer in lora_modules(model).values()]
+    AdapterView(model, {"x": torch.tensor(0.5, requires_grad=True), "y": 0.25}).select()
+    assert [layer.scaling for layer in lora_modules(model).values()] != own
+    AdapterView(model, {"x": 1.0, "y": 1.0}).select()
+    assert [layer.scaling for layer in lora_modules(model).values()] == own
+    assert all(isinstance(scale, float) for layer in lora_modules(model).values() for scale in layer.scaling.values())
+
+
+def test_the_later_coefficient_is_read_at_the_call(folders):
+    """Merging optimises its coefficients in place: a view holds the tensor, not its value."""
+    model, weight = load_adapters(tiny_llama(), folders), torch.tensor(0.0)
+    view = AdapterView(model, {"x": weight})
+    before = logits(view)
+    weight.fill_(1.0)
+    assert torch.equal(logits(view), logits(AdapterView(model, {"x": 1.0}))) and not torch.equal(before, logits(view))
+
+
+@pytest.mark.parametrize("granularity", ["adapter", "module"])
+def test_gradient_reaches_coefficients_only(folders, granularity):
+    model = load_adapters(tiny_llama(), folders)
+    names = {"adapter": [None], "module": list(lora_modules(model))}[granularity]
+    weights = {name: {module: torch.tensor(0.5, requires_grad=True) for module in names} for name in folders}
+    view = AdapterView(model, {name: own[None] if granularity == "adapter" else own for name, own in weights.items()})
+    view(input_ids=IDS).logits.square().mean().backward()
+    found = [weight.grad for own in weights.values() for weight in own.values()]
+    assert all(gradient is not None for gradient in found) and sum(gradient != 0 for gradient in found) >= len(found) - 2
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_view_has_what_a_scorer_asks_of_a_model(folders):
+    model = load_adapters(tiny_llama(), folders)
+    view = AdapterView(model, {"x": 1.0})
+    assert view.config is model.config and view.get_input_embeddings() is model.get_input_embeddings()
 
 
 def test_a_base_model_that_was_moved_is_the_same_one() -> None:

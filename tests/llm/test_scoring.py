@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.packing import Branches, token_batches
 from recbole_llm.llm.scoring import STRATEGIES, Scorer
@@ -16,7 +17,13 @@ def users(number=7, candidates=4, seed=0, longest=6):
     def row(low, high):
         return torch.randint(3, VOCABULARY, (int(torch.randint(low, high + 1, (1,), generator=draw)),), generator=draw).tolist()
 
-    return [row(1, 24) for _ in range(number)], [[row(1, longest) for _ in range(candidates)] for _ in range(number)]
+    return [Prompt(row(1, 24)) for _ in range(number)], [[row(1, longest) for _ in range(candidates)] for _ in range(number)]
+
+
+def mostly_soft(prompt):
+    """Two tokens of three soft, by keys that are their ids; the ids beneath are of no matter."""
+    slots = {place: token for place, token in enumerate(prompt.ids) if place % 3}
+    return Prompt([0 if place in slots else token for place, token in enumerate(prompt.ids)], slots)
 
 
 def answers_for(strategy, answers):
@@ -28,7 +35,7 @@ def test_naive_is_the_plain_log_softmax(build_model):
     scores = Scorer("naive")(model, prompts, answers)
     for prompt, row, score in zip(prompts, answers, scores, strict=True):
         for answer, value in zip(row, score, strict=True):
-            logp = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            logp = model(torch.tensor([prompt.ids + answer])).logits[0].log_softmax(-1)
             expected = sum(logp[len(prompt) - 1 + i, token] for i, token in enumerate(answer))
             assert value == pytest.approx(float(expected), abs=1e-4)
 
@@ -65,8 +72,8 @@ def test_mean_divides_by_the_answers_length(build_model, strategy):
 def test_soft_tokens_score_as_the_tokens_they_embed(build_model, strategy):
     model, (prompts, answers) = build_model("opt"), users()
     answers, scorer = answers_for(strategy, answers), Scorer(strategy)
-    soft = model.get_input_embeddings()(torch.arange(60))  # [S, D]: soft token -1 - t is the token t
-    mixed = [[-1 - token if place % 3 else token for place, token in enumerate(prompt)] for prompt in prompts]
+    soft = model.get_input_embeddings()(torch.arange(60))  # [S, D]: soft token t is the token t
+    mixed = [mostly_soft(prompt) for prompt in prompts]
     torch.testing.assert_close(scorer(model, mixed, answers, soft), scorer(model, prompts, answers), atol=1e-5, rtol=0)
 
 
@@ -81,7 +88,7 @@ def test_gradients_reach_soft_tokens_and_lora_alike(build_model, strategy):
     prompts, answers = users(3)
     answers = answers_for(strategy, answers)
     soft = model.get_input_embeddings()(torch.arange(60)).requires_grad_()  # [S, D]
-    prompts = [[-1 - token if place % 3 else token for place, token in enumerate(prompt)] for prompt in prompts]
+    prompts = [mostly_soft(prompt) for prompt in prompts]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     pull = torch.arange(12.0).view(3, 4)  # [B, C]
 
@@ -111,10 +118,10 @@ def test_bf16_autocast_still_returns_fp32_scores(build_model, strategy, attentio
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_bf16_model_is_normalised_in_fp32(build_model, strategy, attention):
     model = build_model("llama", attention).bfloat16()
-    prompts = [[5, 6, 7], [8, 9]]
+    prompts = [Prompt([5, 6, 7]), Prompt([8, 9])]
     scores = Scorer(strategy, batch_tokens=1)(model, prompts, [[[4], [30]]] * 2)  # no padding: the very same logits
     for prompt, score in zip(prompts, scores, strict=True):
-        exact = model(torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)[[4, 30]]
+        exact = model(torch.tensor([prompt.ids])).logits[0, -1].float().log_softmax(-1)[[4, 30]]
         torch.testing.assert_close(score, exact, atol=1e-4, rtol=0)
     _, answers = users(2)
     if strategy != "label":  # the mask of the tree has the model's dtype
@@ -124,7 +131,7 @@ def test_a_bf16_model_is_normalised_in_fp32(build_model, strategy, attention):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_logits_are_made_only_where_they_are_read(build_model, strategy):
-    model, prompts = build_model("llama"), [[5] * 20, [6] * 30]
+    model, prompts = build_model("llama"), [Prompt([5] * 20), Prompt([6] * 30)]
     answers = answers_for(strategy, [[[7, 8, 9], [7, 8]], [[9], [8, 9, 7]]])
     made = []
     hook = model.lm_head.register_forward_hook(lambda _, inputs, out: made.append(out.shape[:-1].numel()))
@@ -153,7 +160,7 @@ def test_a_large_vocabulary_is_normalised_in_pieces(build_model, monkeypatch):
 )
 def test_what_does_not_fit_is_refused(build_model, scorer, prompts, answers, message):
     with pytest.raises(ValueError, match=message):
-        scorer(build_model("llama"), prompts, answers)
+        scorer(build_model("llama"), [Prompt(prompt) for prompt in prompts], answers)
 
 
 def test_unknown_settings_are_refused():
@@ -166,7 +173,7 @@ def test_tree_refuses_attention_without_free_masks(build_model):
     model = build_model("llama")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2.*prefix"):
-        Scorer("tree")(model, [[1]], [[[1, 2]]])
+        Scorer("tree")(model, [Prompt([1])], [[[1, 2]]])
 
 
 def test_batches_cover_everyone_within_the_budget():
@@ -189,7 +196,7 @@ def test_branches_see_the_prompt_and_themselves_only():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_equals_the_models_own(build_model, family):
     model, (prompts, answers) = build_model(family), users()
-    rows = [prompt + row[0] for prompt, row in zip(prompts, answers, strict=True)]
+    rows = [(prompt + row[0]).ids for prompt, row in zip(prompts, answers, strict=True)]
     mask = [[0] * len(prompt) + [1] * len(row[0]) for prompt, row in zip(prompts, answers, strict=True)]
     mask[0][0] = 1  # a first token has nothing before it: never a target
     longest = max(map(len, rows))
@@ -201,21 +208,21 @@ def test_loss_equals_the_models_own(build_model, family):
         ]
     )
     expected = model(ids, attention_mask=(ids > 0).long(), labels=labels).loss
-    torch.testing.assert_close(lm_loss(model, rows, mask, 0), expected, atol=1e-5, rtol=0)
+    examples = [Example(Prompt(row), wants) for row, wants in zip(rows, mask, strict=True)]
+    torch.testing.assert_close(lm_loss(model, examples, 0), expected, atol=1e-5, rtol=0)
 
 
 def test_loss_of_rows_with_soft_tokens(build_model):
     model, (prompts, _) = build_model("llama"), users()
     soft = model.get_input_embeddings()(torch.tensor([7, 9])).requires_grad_()  # [2, D]
-    rows = [[-1, *prompt, -2, 4, 5] for prompt in prompts]
-    masks = [[0] * (len(prompt) + 2) + [1, 1] for prompt in prompts]
-    loss = lm_loss(model, rows, masks, 0, soft=soft)
-    plain = [[7, *prompt, 9, 4, 5] for prompt in prompts]
-    torch.testing.assert_close(loss, lm_loss(model, plain, masks, 0), atol=1e-5, rtol=0)
+    rows = [Example.of(prompt.surrounded([0], [1]), [4, 5]) for prompt in prompts]
+    loss = lm_loss(model, rows, 0, soft=soft)
+    plain = [Example.of(Prompt([7, *prompt.ids, 9]), [4, 5]) for prompt in prompts]
+    torch.testing.assert_close(loss, lm_loss(model, plain, 0), atol=1e-5, rtol=0)
     loss.backward()
     assert (soft.grad.abs().sum(-1) > 0).all()
 
 
 def test_loss_without_a_target_is_refused(build_model):
     with pytest.raises(ValueError, match="answer mask"):
-        lm_loss(build_model("llama"), [[1, 2]], [[1, 0]], 0)
+        lm_loss(build_model("llama"), [Example(Prompt([1, 2]), [1, 0])], 0)

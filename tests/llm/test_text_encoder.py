@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from recbole_llm.data.items import ItemTexts
 from recbole_llm.llm.builtin_text_encoder import builtin_stage, train_word_tokenizer
 from recbole_llm.llm.text_encoder import TextEncoder, cached_vectors, item_sentences, load_text_encoder
-from recbole_llm.store.stages import StageCache
+from recbole_llm.store.stages import StageCache, Work
 
 GENRES = {
     "space": ["alien", "rocket", "planet", "laser"],
@@ -26,7 +26,7 @@ ODD = ["", " ", "[MASK]", "</s>", "<s> [PAD] [UNK]", "😀🚀", "שלום עו�
 
 def build(folder, texts=TEXTS, dim=16, vocab_size=400, seed=1):
     folder.mkdir(parents=True)
-    builtin_stage(texts, dim=dim, vocab_size=vocab_size, seed=seed).build(folder, folder)
+    builtin_stage(texts, dim=dim, vocab_size=vocab_size, seed=seed).build(Work(folder, folder, StageCache(folder)))
     return folder
 
 

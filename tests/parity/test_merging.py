@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recbole_llm.llm.lora import attach_lora, load_adapters, lora_modules, mixture, save_adapter
+from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, lora_modules, save_adapter
 from recbole_llm.merging.arithmetic import Adapter, read_adapter, weighted_sum, write_adapter
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
@@ -62,8 +62,7 @@ def test_exported_merge_in_vanilla_peft_equals_the_live_mixture(folders, live, t
     modules, rows = by_module(live, 1)
     weights = rows if granularity == "module" else torch.tensor([0.6, 0.5, -0.2])
     problem = MergeProblem(list(ADAPTERS), modules, granularity)
-    with mixture(live, problem.by_name(weights)):
-        expected = logits(live)
+    expected = logits(AdapterView(live, problem.by_name(weights)))
     table = dict(zip(modules, weights, strict=True)) if granularity == "module" else weights
     write_adapter(weighted_sum([read_adapter(folder) for folder in folders.values()], table), tmp_path, {})
     merged = PeftModel.from_pretrained(tiny_llama(), tmp_path)
@@ -109,8 +108,7 @@ def test_gradient_of_the_coefficients_equals_central_differences(live, granulari
     problem = MergeProblem(list(ADAPTERS), modules, granularity)
 
     def objective(weights):
-        with mixture(live, problem.by_name(weights)):
-            logits = live(input_ids=IDS).logits[:, -1, :10].double()  # [B, C]
+        logits = AdapterView(live, problem.by_name(weights))(input_ids=IDS).logits[:, -1, :10].double()  # [B, C]
         return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
 
     weights = (rows if granularity == "module" else rows[0]).requires_grad_()
@@ -138,10 +136,10 @@ def test_entropy_merge_end_to_end(folders, live, tmp_path, granularity, kind):
     problem = MergeProblem(list(ADAPTERS), list(lora_modules(live)), granularity, settings={"steps": 3, "points": 6})
 
     def term(weights, prompts):
-        with mixture(live, problem.by_name(weights)):
-            if kind == "tokens":
-                return first_k_entropy(live, prompts.tolist(), 2, pad_token_id=0)
-            return candidate_entropy(live(input_ids=prompts).logits[:, -1, :10])
+        view = AdapterView(live, problem.by_name(weights))
+        if kind == "tokens":
+            return first_k_entropy(view, prompts.tolist(), 2, pad_token_id=0)
+        return candidate_entropy(view(input_ids=prompts).logits[:, -1, :10])
 
     objective = mean_over_batches(term, IDS.split(2))
     problem = MergeProblem(problem.names, problem.modules, granularity, objective, settings=problem.settings)
@@ -151,8 +149,7 @@ def test_entropy_merge_end_to_end(folders, live, tmp_path, granularity, kind):
     with torch.no_grad():
         reached = objective(result.weights).item()
     assert all(reached <= point["entropy"] + 1e-6 for point in result.trace)
-    with mixture(live, problem.by_name(result.weights)):
-        expected = logits(live)
+    expected = logits(AdapterView(live, problem.by_name(result.weights)))
     exported = PeftModel.from_pretrained(tiny_llama(), tmp_path / "merged")
     torch.testing.assert_close(logits(exported), expected, atol=1e-5, rtol=1e-5)
 

@@ -1,10 +1,11 @@
-"""Shortcuts are the oracle: prefix, tree and letter equal naive within 1e-4, on every family and any lengths."""
+"""Shortcuts are the oracle: prefix, tree and label equal naive within 1e-4, on every family and any lengths."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.scoring import Scorer
 from tests.llm.conftest import FAMILIES, VOCABULARY, tiny_model
 
@@ -24,7 +25,11 @@ def cases(draw):
     users, candidates = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     answers = st.lists(st.lists(TOKEN, min_size=1, max_size=7), min_size=candidates, max_size=candidates)
     prompts = st.lists(st.lists(TOKEN, min_size=1, max_size=30), min_size=users, max_size=users)
-    return draw(prompts), draw(st.lists(answers, min_size=users, max_size=users)), draw(st.sampled_from([1, 80, 9999]))
+    return (
+        [Prompt(ids) for ids in draw(prompts)],
+        draw(st.lists(answers, min_size=users, max_size=users)),
+        draw(st.sampled_from([1, 80, 9999])),
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -40,5 +45,5 @@ def test_every_strategy_equals_naive(family, attention, case):
         for strategy in ("prefix", "tree"):
             scores = Scorer(strategy, batch_tokens=budget)(model, prompts, answers)
             torch.testing.assert_close(scores, oracle, atol=1e-4, rtol=0)
-        letters = Scorer("label", batch_tokens=budget)(model, prompts, labels)
-        torch.testing.assert_close(letters, Scorer("naive")(model, prompts, labels), atol=1e-4, rtol=0)
+        scores = Scorer("label", batch_tokens=budget)(model, prompts, labels)
+        torch.testing.assert_close(scores, Scorer("naive")(model, prompts, labels), atol=1e-4, rtol=0)

@@ -218,3 +218,16 @@ def test_random_states_come_back_through_a_file(tmp_path):
 def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys():
     assert module.fingerprint({"a": 1, "b": [2]}) == module.fingerprint({"b": [2], "a": 1})
     assert module.fingerprint({"a": 1}) != module.fingerprint({"a": "1"})
+
+
+def test_random_states_are_preserved_whatever_happens_within():
+    before = module.rng_state()
+    expected = (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random())
+    module.restore_rng(*before)
+    with module.preserved_random_state():
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        torch.rand(7), np.random.rand(7), random.random()
+    with pytest.raises(KeyError), module.preserved_random_state():
+        torch.rand(7), np.random.rand(7), random.random()
+        raise KeyError
+    assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == expected

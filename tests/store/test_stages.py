@@ -1,4 +1,4 @@
-"""A stage is built once, found again while nothing it depends on changes, and never half there."""
+"""A stage runs once, is reused while nothing it depends on changes, and is never half there."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from recbole_llm.store import stages
-from recbole_llm.store.stages import Stage, StageCache
+from recbole_llm.store.stages import Stage, StageCache, Work, in_order
 
 fork = multiprocessing.get_context("fork")
 
@@ -22,10 +22,10 @@ class Builder:
     def __init__(self, counter: Path):
         self.counter = counter
 
-    def __call__(self, out: Path, scratch: Path) -> None:
+    def __call__(self, work: Work) -> None:
         with self.counter.open("a") as file:
             file.write("built\n")
-        (out / "result").write_text("result")
+        (work.out / "result").write_text("result")
 
     @property
     def count(self) -> int:
@@ -47,7 +47,7 @@ def visible(cache: StageCache) -> list[str]:
     return sorted(path.name for path in cache.root.iterdir() if path.suffix != ".lock")
 
 
-def test_a_kept_result_is_found_again_also_by_another_keeper(cache, build):
+def test_a_cached_result_is_reused_also_by_another_cache(cache, build):
     stage = Stage("a", {"r": 1}, build)
     folder = cache.run(stage)
     assert cache.run(stage) == folder and StageCache(cache.root).run(Stage("a", {"r": 1}, build)) == folder
@@ -55,9 +55,9 @@ def test_a_kept_result_is_found_again_also_by_another_keeper(cache, build):
     assert visible(cache) == [folder.name]  # nothing unfinished stays
 
 
-def test_a_keeper_knows_what_a_stage_and_all_before_it_have_trained_each_once(cache):
+def test_the_trained_parameters_of_a_stage_and_all_before_it_are_counted_once(cache):
     def train(sizes: tuple[int, ...]):
-        return lambda out, scratch: [stages.count_trained([torch.zeros(size, 2)]) for size in sizes]
+        return lambda work: [stages.count_trained([torch.zeros(size, 2)]) for size in sizes]
 
     root = Stage("root", {}, train((5,)))
     left, right = (Stage(name, {}, train((1, 2)), inputs=(root,)) for name in ("left", "right"))
@@ -66,7 +66,7 @@ def test_a_keeper_knows_what_a_stage_and_all_before_it_have_trained_each_once(ca
     assert cache.trained(merged) is None
     cache.run(merged)
     assert StageCache(cache.root).trained(merged) == 2 * (5 + 3 + 3) and cache.trained(left) == 2 * 8
-    (cache.folder(root) / stages.TRAINED_FILE).unlink()  # kept by an earlier version
+    (cache.folder(root) / stages.TRAINED_FILE).unlink()  # not recorded
     assert cache.trained(merged) is None
 
 
@@ -91,7 +91,7 @@ def test_waiting_for_another_process_is_no_building(cache, build, monkeypatch):
     assert cache.waited == 7 and cache.seconds["a"] == 0
 
 
-def test_a_keeper_knows_the_folders_of_all_stages_that_it_ran_or_found(cache, build):
+def test_a_cache_knows_the_folders_of_all_stages_that_it_ran_or_reused(cache, build):
     upstream = Stage("up", {}, build)
     stage = Stage("a", {}, build, inputs=(upstream,))
     expected = {"up": cache.folder(upstream), "a": cache.folder(stage)}
@@ -104,8 +104,14 @@ def test_a_keeper_knows_the_folders_of_all_stages_that_it_ran_or_found(cache, bu
 
 @pytest.mark.parametrize(
     "change",
-    [{"depends": {"r": 2}}, {"depends": {"r": 1, "s": 1}}, {"version": 2}, {"name": "b"}, {"inputs": ()}],
-    ids=["value", "key", "version", "name", "inputs"],
+    [
+        {"depends": {"r": 2}},
+        {"depends": {"r": 1, "s": 1}},
+        {"code": ("recbole_llm.training.loop",)},
+        {"name": "b"},
+        {"inputs": ()},
+    ],
+    ids=["value", "key", "code", "name", "inputs"],
 )
 def test_whatever_a_stage_depends_on_makes_it_another_stage(cache, build, change):
     upstream = Stage("up", {}, build)
@@ -114,6 +120,61 @@ def test_whatever_a_stage_depends_on_makes_it_another_stage(cache, build, change
     assert build.count == 2
     assert cache.run(replace(stage, **change)) != cache.folder(stage)
     assert build.count == 3
+
+
+def test_inputs_come_first_and_every_stage_once(build):
+    root = Stage("root", {}, build)
+    left, right = (Stage(name, {}, build, inputs=(root,)) for name in ("left", "right"))
+    merged = Stage("merged", {}, build, inputs=(left, right))
+    assert in_order([merged]) == [root, left, right, merged]
+    assert in_order([right, merged, Stage("root", {}, build)]) == [root, right, left, merged]
+    assert in_order([]) == []
+
+
+def test_a_plan_tells_order_inputs_and_what_is_cached_and_runs_nothing(cache, build):
+    root = Stage("root", {}, build)
+    left, right = (Stage(name, {}, build, inputs=(root,)) for name in ("left", "right"))
+    merged = Stage("merged", {}, build, inputs=(left, right))
+    cache.run(left)
+    assert cache.plan([merged, left]).splitlines() == [
+        "stages:",
+        "  1. root    cached",
+        "  2. left    cached  after root",
+        "  3. right   to run  after root",
+        "  4. merged  to run  after left, right",
+    ]
+    assert build.count == 2 and not cache.is_cached(merged)
+    assert cache.plan([]) == "stages:"
+
+
+def test_several_stages_run_in_one_call_and_the_first_is_returned(cache, build):
+    root = Stage("root", {}, build)
+    left, right = (Stage(name, {}, build, inputs=(root,)) for name in ("left", "right"))
+    assert cache.run(right, left) == cache.folder(right)
+    assert build.count == 3 and all(map(cache.is_cached, (root, left, right)))
+
+
+def test_what_a_stage_is_given(cache):
+    seen = []
+
+    def build(work: Work) -> None:
+        seen.append(work)
+        assert work.out.is_dir() and work.scratch.is_dir() and not any(work.out.iterdir())
+
+    upstream = Stage("up", {}, build)
+    stage = Stage("a", {}, build, inputs=(upstream,))
+    folder = cache.run(stage)
+    assert len({work.out for work in seen} | {work.scratch for work in seen} | {folder}) == 5
+    assert seen[1].folder(upstream) == cache.folder(upstream) and not seen[1].scratch.exists()
+
+
+def test_the_code_of_a_stage_is_that_of_the_module_of_its_build(monkeypatch, build):
+    seen = []
+    monkeypatch.setattr(stages, "code_fingerprint", lambda *modules: seen.append(modules) or "hash")
+    before = Stage("a", {}, build, code=("recbole_llm.llm.lora",)).fingerprint
+    assert seen == [(Builder.__module__, "recbole_llm.llm.lora")]
+    monkeypatch.setattr(stages, "code_fingerprint", lambda *modules: "another hash")
+    assert Stage("a", {}, build, code=("recbole_llm.llm.lora",)).fingerprint != before
 
 
 def test_a_change_upstream_reaches_every_stage_below(cache, build):
@@ -130,14 +191,14 @@ def test_a_change_upstream_reaches_every_stage_below(cache, build):
 def test_the_result_of_an_input_is_there_when_a_stage_is_built(cache, build):
     upstream = Stage("up", {}, build)
     found = []
-    cache.run(Stage("a", {}, lambda out, scratch: found.append((cache.folder(upstream) / "result").exists()), (upstream,)))
-    assert found == [True]
+    cache.run(Stage("a", {}, lambda work: found.append((work.folder(upstream) / "result").read_text()), (upstream,)))
+    assert found == ["result"]
 
 
-def test_a_stage_draws_the_same_numbers_whichever_stages_were_kept(cache, tmp_path):
+def test_a_stage_draws_the_same_numbers_whichever_stages_were_cached(cache, tmp_path):
     drawn = []
 
-    def draw(out: Path, scratch: Path) -> None:
+    def draw(work: Work) -> None:
         drawn.append((torch.rand(2).tolist(), np.random.rand(2).tolist()))
 
     first, second = Stage("first", {}, draw), Stage("second", {}, draw)
@@ -148,8 +209,8 @@ def test_a_stage_draws_the_same_numbers_whichever_stages_were_kept(cache, tmp_pa
     assert drawn[1] == drawn[2] != drawn[3]
 
 
-def test_a_stage_that_an_evaluation_asks_for_can_train(cache):
-    def train(out: Path, scratch: Path) -> None:
+def test_a_stage_can_train_within_no_grad(cache):
+    def train(work: Work) -> None:
         torch.zeros(1, requires_grad=True).sum().backward()
 
     with torch.no_grad():
@@ -162,7 +223,7 @@ def test_a_damaged_result_is_rebuilt_with_a_warning(cache, build, caplog):
     (folder / "result").write_text("resulT")
     cache.run(stage)
     assert build.count == 2 and (folder / "result").read_text() == "result"
-    assert any(str(folder / "result") in message and "rebuilt" in message for message in caplog.messages)
+    assert any(str(folder / "result") in message and "computed again" in message for message in caplog.messages)
 
 
 def test_a_folder_without_its_manifest_is_not_a_result(cache, build):
@@ -173,9 +234,9 @@ def test_a_folder_without_its_manifest_is_not_a_result(cache, build):
 
 
 def test_a_stage_that_fails_leaves_no_result_but_its_unfinished_work(cache, build):
-    def fail(out: Path, scratch: Path) -> None:
-        (out / "result").write_text("half")
-        (scratch / "step").write_text("3")
+    def fail(work: Work) -> None:
+        (work.out / "result").write_text("half")
+        (work.scratch / "step").write_text("3")
         raise ValueError("trouble")
 
     stage = Stage("a", {}, fail)
@@ -184,13 +245,13 @@ def test_a_stage_that_fails_leaves_no_result_but_its_unfinished_work(cache, buil
     assert visible(cache) == [f".{cache.folder(stage).name}.unfinished"]
 
     found = []
-    cache.run(replace(stage, build=lambda out, scratch: found.append((scratch / "step").read_text())))
+    cache.run(replace(stage, build=lambda work: found.append((work.scratch / "step").read_text())))
     assert found == ["3"] and visible(cache) == [cache.folder(stage).name]
 
 
 def test_a_killed_stage_leaves_no_half_folder_and_no_lock(cache, build):
-    def die(out: Path, scratch: Path) -> None:
-        (out / "result").write_text("half")
+    def die(work: Work) -> None:
+        (work.out / "result").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
 
     stage = Stage("a", {}, build)
@@ -202,7 +263,7 @@ def test_a_killed_stage_leaves_no_half_folder_and_no_lock(cache, build):
     assert visible(cache) == [cache.folder(stage).name]  # what the killed process wrote is swept away
 
 
-def test_a_stage_killed_after_its_last_rename_is_kept_and_swept(cache, build, monkeypatch):
+def test_a_stage_killed_after_its_last_rename_is_cached_and_swept(cache, build, monkeypatch):
     stage = Stage("a", {}, build)
     monkeypatch.setattr(stages.shutil, "rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     child = fork.Process(target=cache.run, args=(stage,))
@@ -216,10 +277,10 @@ def test_a_stage_killed_after_its_last_rename_is_kept_and_swept(cache, build, mo
 def test_of_two_processes_that_need_a_stage_one_builds_and_one_waits(cache, build, monkeypatch):
     inside, waiting = fork.Event(), fork.Event()
 
-    def slowly(out: Path, scratch: Path) -> None:
+    def slowly(work: Work) -> None:
         inside.set()
         waiting.wait(10)
-        build(out, scratch)
+        build(work)
 
     class Lock(stages.FileLock):
         def acquire(self, *args, **kwargs):

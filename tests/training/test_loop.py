@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop, cosine_with_warmup
 
 STEPS = 8
 
@@ -18,7 +18,7 @@ class Interrupted(Exception):
     """Stands for a kill: nothing in the loop catches it."""
 
 
-def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, accumulate=2, **settings):
+def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, accumulate=2, save_every=20.0, **settings):
     """A loop over a tiny network whose loss draws from the global generator (dropout), and what it saw on the way."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1, bias=False))
@@ -52,7 +52,7 @@ def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, acc
         eval_every=2 if best_at is not None else 0,
         patience=patience,
         folder=folder,
-        show_progress=False,
+        options=LoopOptions(save_every=save_every, show_progress=False),
         **settings,
     )
     return loop, seen
@@ -90,7 +90,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, die_at, validati
     assert_equal(weights(loop), whole)
     if not validation:
         assert min(resumed.micro) == 2 * die_at  # nothing is trained twice
-    assert len(list((tmp_path / "loop").iterdir())) == 1  # only the last save is kept
+    assert len(list((tmp_path / "loop").iterdir())) == 1  # only the last save stays
 
 
 def test_interrupted_again_and_again_equals_uninterrupted(tmp_path):
@@ -204,7 +204,7 @@ def test_accumulation_averages_and_clipping_limits_the_gradient():
             total_steps=1,
             accumulate=accumulate,
             clip_grad_norm=clip,
-            show_progress=False,
+            options=LoopOptions(show_progress=False),
         ).run()
         return -parameter.detach()
 
