@@ -46,7 +46,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         "store/stages": "class Stage: ...\n",
     }
     monkeypatch.setattr(code, "PACKAGE", "package")
-    monkeypatch.setattr(code, "_MOVES_RESULTS", "package.store")
+    monkeypatch.setattr(code, "_COMPUTES_NOTHING", ("package.store",))
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(**changes: str) -> str:
