@@ -41,7 +41,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     Attributes:
         parts: what the model is put together from.
-        training: trains its adapters.
+        adapter_training: trains its adapters.
         retriever: ranks the catalogue where the test is a full ranking, None elsewhere.
     """
 
@@ -54,7 +54,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.parts = RankerParts.of(config, dataset)
-        self.training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
+        self.adapter_training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
         self.retriever_top = config["retriever_top"]
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,7 +67,7 @@ def made(name, module_settings, tmp_path_factory, assemble) -> SimpleNamespace:
     made = assemble(name, settings)
     made.trainer.fit(made.train, made.valid)
     made.result = made.trainer.evaluate(made.test)
-    made.name, made.folder, made.settings, made.ranks = name, folder, settings, made.trainer.ranks
+    made.name, made.folder, made.settings, made.ranks = name, folder, settings, deepcopy(made.trainer.ranks)
     return made
 
 
@@ -214,6 +215,15 @@ def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, 
     }
     assert {stage: stage in listed for stage in expected} == expected
     assert all(line.split()[2:4] == ["to", "run"] for plan in plans for line in plan[1:])
+
+
+@ours_only
+def test_a_trained_and_evaluated_model_plans_the_same_stages_again(made):
+    """Nothing that RecBole or torch does to a model in between (``eval``, ``to``) touches its parts."""
+    made.model.train()
+    made.model.eval()
+    assert {stage.name for stage in stages(made)} == {*made.trainer.cache.seconds}
+    assert all(made.trainer.cache.is_cached(stage) for stage in stages(made))
 
 
 @ours_only
