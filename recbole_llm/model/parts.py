@@ -16,7 +16,7 @@ from recbole_llm.evaluation.metrics import check_valid_metric
 from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.scoring import Scorer
+from recbole_llm.llm.scoring import NORMALIZATIONS, STRATEGIES, Scorer
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.training.loop import LoopOptions
 
@@ -48,6 +48,12 @@ class ScoringSettings:
     scorer: str
     normalize: str
     batch_tokens: int | None
+
+    def __post_init__(self) -> None:
+        known = {"scorer": STRATEGIES, "normalize": (*NORMALIZATIONS, "pmi")}
+        for key, names in known.items():
+            if getattr(self, key) not in names:
+                raise ValueError(f"{key}: {getattr(self, key)!r} is unknown; choose {', '.join(names)}")
 
     @classmethod
     def of(cls, config: Any) -> ScoringSettings:
