@@ -8,7 +8,7 @@ Legend: B users, C candidates, I items.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
         self.shuffled_title_control = config["shuffled_title_control"]
         self._variants: dict[str, Variant] = {}
+        self._unload: Callable[[], Any] = lambda: None
 
     def __str__(self) -> str:
         return f"{type(self).__name__} on {self.parts.backbone.name}"
@@ -97,7 +98,9 @@ class LLMRanker(Recommender, SequentialRecommender):
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its adapters one by one, even mixtures, the LM alone and, if asked for, the shuffled-title control."""
         folders = self.adapters(cache)
+        self._unload()  # the adapters of an earlier load
         model = load_adapters(causal.model, folders)
+        self._unload = model.unload
         answer, *others = folders
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
         chosen = {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}
