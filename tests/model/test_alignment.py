@@ -83,7 +83,12 @@ class Known:
 @pytest.fixture
 def train(domain: Domain, encoder_folder: Path, tmp_path: Path) -> Callable[..., SimpleNamespace]:
     """``train(**settings)``: stage 1 with a spy on its loop; what it read, what it trained from which weights, what it wrote."""
-    settings = {"text_encoder_path": str(encoder_folder), "text_encoder_revision": None, "builtin_text_encoder": {}, "device": "cpu"}
+    settings = {
+        "text_encoder_path": str(encoder_folder),
+        "text_encoder_revision": None,
+        "builtin_text_encoder": {},
+        "device": "cpu",
+    }
     settings |= {"show_progress": False, "checkpoint_dir": str(tmp_path)}
 
     def train(name: str = "out", save_every: float = 20.0, **changes: Any) -> SimpleNamespace:
@@ -196,7 +201,9 @@ def test_the_codes_are_those_of_the_saved_weights(train: Any, encoder: Any, tune
     again = Alignment(HIDDEN, TEXT, 5)
     again.load_state_dict(made.weights)
     assert (made.folder / "text_encoder").is_dir() == tune
-    assert bool(list((tmp_path / "text_vectors").glob("*/tensors.safetensors"))) == (not tune)  # a tuned one has no vectors to share
+    assert bool(list((tmp_path / "text_vectors").glob("*/tensors.safetensors"))) == (
+        not tune
+    )  # a tuned one has no vectors to share
     reader = load_text_encoder(made.folder / "text_encoder", device="cpu") if tune else encoder()
     again.requires_grad_(False)
     torch.testing.assert_close(again.text_codes(reader.encode(SENTENCES)), made.codes["text"])
