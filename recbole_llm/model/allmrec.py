@@ -97,6 +97,8 @@ class ALLMRec(LLMRanker):
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
+        # a model without vectors that could be read is refused now, not after a training
+        _ = self.cf.item_table, self.cf.user_states([0], [[]])
         if self.reranks:  # in a full ranking, the model's own collaborative model finds what the LM re-ranks
             self.retriever = self.cf
         sentences = item_sentences(self.parts.domain.items, text_fields(config))
@@ -116,10 +118,12 @@ class ALLMRec(LLMRanker):
             parts.builder(tokenizer)  # what does not fit it is refused before anything is trained
         self.alignment_stage = self.alignment.stage()
         depends = {
-            "scores": parts.scores_depend_on(),
+            "backbone": parts.backbone.fingerprint,
+            "domain": parts.domain.fingerprint,
+            "prompts": parts.prompts.as_dict(),
             "training": [asdict(self.projection), parts.seed],
             "examples": parts.examples.as_dict() if parts.prompts.shows_candidates else None,
-            "valid": valid.fingerprint,
+            "valid": [valid.fingerprint, parts.scoring.normalize],
         }
 
         def build(work: Work) -> None:

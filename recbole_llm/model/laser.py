@@ -56,6 +56,8 @@ class Laser(LLMEncoder):
         self.parts = Parts(**Parts.shared(config, dataset, prompts))
         self.texts = self.parts.domain.items.described(text_fields(config))
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
+        # a model without vectors that could be read is refused now, not after a training
+        _ = self.cf.item_table if self.tower_config.states == "items" else self.cf.state_width
         self.init_run, self.transfer_states = config.init_run, config["transfer_states"]
         if self.init_run:
             _ = self._run_folders  # refused now where they are gone, not after a training
@@ -65,6 +67,8 @@ class Laser(LLMEncoder):
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        if tokenizer := self.parts.backbone.tokenizer:
+            self.parts.builder(tokenizer, names=self.texts)  # what does not fit it is refused before anything is trained
         inputs = (self.cf.stage, *self.parts.backbone.stages)
         reads = {
             "domain": self.parts.domain.fingerprint,

@@ -66,8 +66,11 @@ class LaserConfig:
         )
 
     def of_phase(self, phase: str) -> dict[str, Any]:
-        """JSON-able values that a phase depends on; what stops it stops no warm-up."""
-        values = {key: value for key, value in asdict(self).items() if key not in ("epochs", "learning_rates")}
+        """JSON-able values that a phase depends on; the warm-up has another loss and is not stopped early."""
+        apart = ["epochs", "learning_rates"]
+        if phase == "warmup":
+            apart += ["temperature", "null_share", "single_share", "refresh_steps", "laser_patience"]
+        values = {key: value for key, value in asdict(self).items() if key not in apart}
         return values | {"epochs": self.epochs[phase], "learning_rate": self.learning_rates[phase]}
 
 
