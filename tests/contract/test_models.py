@@ -262,14 +262,18 @@ def overfit(loop: TrainingLoop) -> list[float]:
 
 
 @ours_on_every_backbone
-def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, tmp_path, monkeypatch):
+def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, tmp_path, monkeypatch, assemble):
     """In every kind of stage that trains; AlphaRec is trained by RecBole's loop instead."""
-    model, cache, losses = made.model, made.trainer.cache, {}
+    fresh, losses = assemble(made.name, made.settings), {}
+    model, cache = fresh.model, fresh.trainer.cache
     if model.trained_in_stages:
-        frozen = [model.parts.backbone.load(cache).model, *([model.cf.model] if model.uses_cf_model else [])]
+        frozen = [model.parts.backbone.load(cache).model]
+        if model.uses_cf_model:
+            model.cf.load(cache.folder(model.cf.stage))
+            frozen.append(model.cf.model)
         before = [_state(part) for part in frozen]
         monkeypatch.setattr(TrainingLoop, "run", lambda loop: losses.update({loop.name: overfit(loop)}))
-        chosen = [stage for stage in stages(made) if stage.name in TRAINING_STAGES[made.name]]
+        chosen = [stage for stage in stages(fresh) if stage.name in TRAINING_STAGES[made.name]]
         assert len(chosen) == len(TRAINING_STAGES[made.name])
         for stage in chosen:
             (tmp_path / stage.name).mkdir()
@@ -280,12 +284,12 @@ def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, tmp_path, 
             after = _state(part)
             assert after.keys() == state.keys() and all(torch.equal(after[key], state[key]) for key in state)
     else:
-        batch = next(iter(made.train))[:16]
+        model.load(cache)
+        batch = next(iter(fresh.train))[:16]
         parameters = dict(model.named_parameters())
         losses["RecBole"] = overfit(SimpleNamespace(parameters=parameters, loss=lambda _: model.calculate_loss(batch)))
     left = 0.9 if model.uses_cf_model else 0.7  # in front of a frozen LM that is random, there is less to win
     assert all(found[-1] < left * found[0] for found in losses.values()), losses
-    made.trainer.recommender.load(cache)  # the weights of the checks that follow
 
 
 @ours_only

@@ -29,7 +29,7 @@ def test_its_adapter_is_the_ingredient_of_the_cocktail(record, module_settings):
     assert cocktail["ranks"]["ingredient"] == record["ranks"]["TALLRec"]
 
 
-def test_a_second_fit_of_the_same_trainer_trains_nothing_and_gives_the_same_scores(record, module_settings, assemble):
+def test_a_second_fit_of_the_same_trainer_trains_nothing_and_gives_the_same_scores(record, module_settings, assemble, recwarn):
     made, scores = assemble("TALLRec", module_settings), []
     batch = next(iter(made.test))
     candidates = made.test.candidates.lookup(batch[0]["user_id"], batch[3])[:5]
@@ -38,6 +38,7 @@ def test_a_second_fit_of_the_same_trainer_trains_nothing_and_gives_the_same_scor
         with torch.no_grad():
             scores.append([variant.score(batch[0][:5], candidates) for variant in made.model.variants().values()])
     assert made.trainer.cache.seconds == {"ingredient": 0.0}
+    assert not [warning for warning in recwarn if "peft_config" in str(warning.message)]  # adapters on top of adapters
     assert all(torch.equal(one, other) for one, other in zip(*scores, strict=True))
 
 
