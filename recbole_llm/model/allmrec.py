@@ -61,6 +61,8 @@ class ALLMRec(LLMRanker):
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
+        # a model without vectors that could be read is refused now, not after a training
+        _ = self.cf.item_table, self.cf.user_states([0], [[]])
         if self.reranks:  # in a full ranking, the model's own collaborative model finds what the LM re-ranks
             self.retriever = self.cf
         domain = self.parts.domain

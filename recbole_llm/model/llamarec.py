@@ -28,7 +28,7 @@ class LlamaRec(LLMRanker):
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)
-        self.tuned = self.training.stage("verbalizer", [self.parts.domain], valid=valid)
+        self.tuned = self.adapter_training.stage("verbalizer", [self.parts.domain], valid=valid)
         return [self.tuned, *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:

@@ -41,8 +41,8 @@ class LoRACocktail(LLMRanker):
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)
         self.sources = {
-            "base spirit": self.training.stage("base-spirit", self.general, samples=self.general_samples),
-            "ingredient": self.training.stage("ingredient", [self.parts.domain], valid=valid),
+            "base spirit": self.adapter_training.stage("base-spirit", self.general, samples=self.general_samples),
+            "ingredient": self.adapter_training.stage("ingredient", [self.parts.domain], valid=valid),
         }
         self.cocktail = self.merging.stage("cocktail", self.sources, candidates)
         return [self.cocktail, *self.retrieval()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,10 +79,12 @@ class ProjectionTraining:
         """The stage, which leaves the projectors that rank the candidates of ``valid`` best."""
         parts = self.parts
         depends = {
-            "scores": parts.scores_depend_on(),
-            "training": [asdict(self.config), parts.seed],
+            "backbone": parts.backbone.fingerprint,
+            "domain": parts.domain.fingerprint,
+            "prompts": parts.prompts.as_dict(),
+            "training": [self.config.as_dict(), parts.seed],
             "examples": parts.examples.as_dict() if parts.prompts.shows_candidates else None,
-            "valid": valid.fingerprint,
+            "valid": [valid.fingerprint, parts.scoring.normalize],
         }
 
         def build(work: Work) -> None:

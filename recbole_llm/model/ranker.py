@@ -8,7 +8,7 @@ Legend: B users, C candidates, I items.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     Attributes:
         parts: what the model is put together from.
-        training: trains its adapters.
+        adapter_training: trains its adapters.
         retriever: ranks the catalogue where the test is a full ranking, None elsewhere.
     """
 
@@ -55,12 +55,13 @@ class LLMRanker(Recommender, SequentialRecommender):
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.parts = assembly.ranker_parts(config, dataset)
-        self.training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
+        self.adapter_training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
         self.retriever_top = config["retriever_top"]
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
         self.shuffled_title_control = config["shuffled_title_control"]
         self._variants: dict[str, Variant] = {}
+        self._unload: Callable[[], Any] = lambda: None
 
     def __str__(self) -> str:
         return f"{type(self).__name__} on {self.parts.backbone.name}"
@@ -98,7 +99,9 @@ class LLMRanker(Recommender, SequentialRecommender):
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its adapters one by one, even mixtures, the LM alone and, if asked for, the shuffled-title control."""
         folders = self.adapters(cache)
+        self._unload()  # the adapters of an earlier load
         model = load_adapters(causal.model, folders)
+        self._unload = model.unload
         answer, *others = folders
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
         chosen = {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.scoring import Scorer
+from recbole_llm.llm.scoring import NORMALIZATIONS, STRATEGIES, Scorer
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.parts import Parts
 from recbole_llm.settings import Settings
@@ -28,6 +28,11 @@ class ScoringSettings(Settings):
     scorer: str
     normalize: str
     batch_tokens: int | None
+
+    def __post_init__(self) -> None:
+        for key, names in {"scorer": STRATEGIES, "normalize": (*NORMALIZATIONS, "pmi")}.items():
+            if getattr(self, key) not in names:
+                raise ValueError(f"{key}: {getattr(self, key)!r} is unknown; choose {', '.join(names)}")
 
     @property
     def reads_labels(self) -> bool:

@@ -20,7 +20,7 @@ class TALLRec(LLMRanker):
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)
-        self.tuned = self.training.stage("ingredient", [self.parts.domain], valid=valid)
+        self.tuned = self.adapter_training.stage("ingredient", [self.parts.domain], valid=valid)
         return [self.tuned, *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:

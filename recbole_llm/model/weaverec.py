@@ -52,7 +52,7 @@ class WeaveRec(LLMRanker):
         if config["source_datasets"]:  # the builtin LM reads all domains; views of the target hold nothing that it does not
             backbone = assembly.backbone(config, _in_order([self.parts.domain, *self.others]))
             self.parts = replace(self.parts, backbone=backbone)
-            self.training = AdapterTraining(self.parts, self.training.config)
+            self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
         self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
         self.merge_report: Mapping[str, Any] = {}
         self.scheme = config["weave"]
@@ -90,7 +90,7 @@ class WeaveRec(LLMRanker):
         """An adapter that depends on its domains alone, not on which of them is the target or what it is called here."""
         ordered = _in_order(mixture)
         name = "lora-" + "+".join(map(_plain, ordered))
-        return self.training.stage(name[:120], ordered, of_each=True)
+        return self.adapter_training.stage(name[:120], ordered, of_each=True)
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

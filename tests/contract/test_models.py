@@ -1,18 +1,27 @@
 """One list of checks for every model of the table, ours and RecBole's own."""
 
 import json
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from safetensors.torch import load_file
 
-from recbole_llm.model.base import LLMRecommender
-from recbole_llm.model.lora_ranker import LoRARanker
+import recbole_llm.model
+from recbole_llm.classical.trainer import ProtocolTrainer
+from recbole_llm.config import LLMConfig
+from recbole_llm.evaluation.recommender import Recommender, recommender_of
+from recbole_llm.llm import backbones, text_backbone
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import MODELS
+from recbole_llm.store.stages import Stage, StageCache, Work, in_order
+from recbole_llm.training.loop import TrainingLoop
 
 BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
 OWN = {"LlamaRec": {"lora_train_mode": "prefix"}}  # what the shared tiny settings say and a model cannot do
@@ -21,7 +30,25 @@ BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
 every_backbone = pytest.mark.parametrize("name", [*MODELS, *BASELINES, *BACKBONES], indirect=True, scope="module")
 ours_on_every_backbone = pytest.mark.parametrize("name", [*MODELS, *BACKBONES], indirect=True, scope="module")
 ours_only = pytest.mark.parametrize("name", [*MODELS], indirect=True, scope="module")
-CAPABILITIES = ["uses_item_text", "uses_cf_model", "scores_unseen_items", "scores_full_catalogue"]
+CAPABILITIES = [
+    "uses_item_text",
+    "uses_cf_model",
+    "scores_unseen_items",
+    "scores_full_catalogue",
+    "supports_init_from",
+    "trained_in_stages",
+]
+TRAINING_STAGES = {  # of each model the first stages that train something, one of each kind
+    "TALLRec": ["ingredient"],
+    "LlamaRec": ["verbalizer"],
+    "LoRACocktail": ["base-spirit"],
+    "MoLoRec": ["ingredient"],
+    "WeaveRec": ["lora-tiny+tiny-comedy"],
+    "ALLMRec": ["alignment", "projection"],
+    "Laser": ["phase-1", "phase-2"],
+    "AlphaRec": [],
+}
+SMALL_LM = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400, "batch_tokens": 256, "vocab_size": 300}
 
 
 @pytest.fixture(scope="module", params=[*MODELS, *BASELINES])
@@ -40,12 +67,23 @@ def made(name, module_settings, tmp_path_factory, assemble) -> SimpleNamespace:
     made = assemble(name, settings)
     made.trainer.fit(made.train, made.valid)
     made.result = made.trainer.evaluate(made.test)
-    made.name, made.folder, made.settings, made.ranks = name, folder, settings, made.trainer.ranks
+    made.name, made.folder, made.settings, made.ranks = name, folder, settings, deepcopy(made.trainer.ranks)
     return made
 
 
+def score(made: SimpleNamespace, interaction, candidates) -> torch.Tensor:
+    """Scores by the model itself, none of them from a cache."""
+    own = next(iter(made.trainer.recommender.variants().values()))
+    return own.score(interaction, candidates)
+
+
+def stages(made: SimpleNamespace) -> list[Stage]:
+    """All stages of a model, inputs first."""
+    return in_order(made.trainer.recommender.plan(made.candidates))
+
+
 @pytest.fixture(scope="module")
-def asked(made) -> tuple:
+def first_batch(made) -> tuple:
     """The first batch of the test split, with its candidates."""
     interaction, history, positive_u, positive_i = next(iter(made.test))
     candidates = made.test.candidates.lookup(interaction["user_id"], positive_i)
@@ -75,20 +113,23 @@ def test_the_same_seed_gives_bit_equal_metrics(made, tmp_path):
     assert dict(again["test_result"]) == dict(made.result)
 
 
-def test_what_is_kept_gives_bit_equal_ranks(made, assemble):
+def test_cached_results_give_bit_equal_ranks(made, assemble):
     loaded = assemble(made.name, made.settings)
-    if hasattr(loaded.model, "run_stages"):
+    if loaded.trainer.recommender.trained_in_stages:
         loaded.trainer.fit(loaded.train, loaded.valid)
-        assert not any(loaded.model.cache.seconds.values())
         result = loaded.trainer.evaluate(loaded.test)
     else:
+        if stages(loaded):
+            loaded.trainer.cache.run(*stages(loaded))
+        loaded.trainer.recommender.load(loaded.trainer.cache)
         loaded.trainer.eval_collector.data_collect(loaded.train)
         result = loaded.trainer.evaluate(loaded.test, model_file=made.trainer.saved_model_file)
+    assert not any(loaded.trainer.cache.seconds.values())
     assert dict(result) == dict(made.result) and loaded.trainer.ranks.ranks == made.ranks.ranks
 
 
-def test_evaluation_leaves_its_input_as_it_was(made, asked):
-    batch, _ = asked
+def test_evaluation_leaves_its_input_as_it_was(made, first_batch):
+    batch, _ = first_batch
     before = {key: tensor.clone() for key, tensor in batch[0].interaction.items()}
     made.trainer._full_sort_batch_eval(batch)
     after = batch[0].interaction
@@ -97,10 +138,10 @@ def test_evaluation_leaves_its_input_as_it_was(made, asked):
 
 @every_backbone
 @torch.no_grad()
-def test_a_users_scores_depend_on_nobody_else(made, asked):
-    (interaction, *_), candidates = asked
-    together = made.trainer._candidate_scores(interaction[:7], candidates[:7])
-    alone = [made.trainer._candidate_scores(interaction[i : i + 1], candidates[i : i + 1]) for i in range(7)]
+def test_a_users_scores_depend_on_nobody_else(made, first_batch):
+    (interaction, *_), candidates = first_batch
+    together = score(made, interaction[:7], candidates[:7])
+    alone = [score(made, interaction[i : i + 1], candidates[i : i + 1]) for i in range(7)]
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-4, rtol=0)
     assert together.shape == candidates[:7].shape and torch.isfinite(together).all()
 
@@ -110,51 +151,171 @@ def test_a_users_scores_depend_on_nobody_else(made, asked):
 
 @ours_only
 def test_what_a_model_needs_and_can_do_stands_in_its_class(made):
+    assert isinstance(made.model, Recommender) and recommender_of(made.model, made.config) is made.model
     assert all(isinstance(getattr(type(made.model), flag), bool) for flag in CAPABILITIES)
 
 
-@ours_on_every_backbone
-def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, assemble):
-    model = assemble(made.name, made.settings).model.train()
-    if model.uses_cf_model:
-        model.run_stages()  # they are kept; without the first of them, every item is the same
-    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-    trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = isinstance(model, LLMRecommender)  # a language model, which AlphaRec has none of
-    assert 0 < len(trained) <= len(before) - frozen
-    others = model.cf.model.state_dict() if model.uses_cf_model else {}
-    others_before = {key: tensor.clone() for key, tensor in others.items()}
-    assert bool(others) == model.uses_cf_model
-    batch = next(iter(made.train))[:16]
+@pytest.mark.parametrize("name", [*MODELS])
+def test_at_most_three_levels_of_classes_stand_above_recboles_base(name):
+    """The protocol of the evaluation, which is no model, does not count."""
+    found = LLMConfig(name, "tiny", config_dict={"data_path": "data"}).model_class
+    own = [cls for cls in found.__mro__ if cls.__module__.startswith("recbole_llm") and issubclass(cls, AbstractRecommender)]
+    assert own[0].__name__ == name and len(own) <= 3, own
+
+
+def test_a_model_file_is_read_in_one_sitting():
+    (folder,) = recbole_llm.model.__path__
+    lines = {file.name: len(file.read_text().splitlines()) for file in Path(folder).glob("*.py")}
+    assert len(lines) > 10 and {name: number for name, number in lines.items() if number > 300} == {}
+
+
+@pytest.fixture
+def no_training(monkeypatch) -> None:
+    """Whatever trains, runs a stage or loads weights of a backbone fails."""
+
+    def forbidden(*arguments, **keywords):
+        raise AssertionError("something is trained or loaded before fit")
+
+    for owner, function in (
+        (TrainingLoop, "run"),
+        (ProtocolTrainer, "fit"),
+        (StageCache, "_run"),
+        (backbones, "load_causal_lm"),
+        (text_backbone, "load_text_encoder"),
+    ):
+        monkeypatch.setattr(owner, function, forbidden)
+
+
+@pytest.mark.parametrize("llm_path", [None, "builtin"])
+@pytest.mark.parametrize("name", [*MODELS, *BASELINES])
+def test_constructing_and_planning_train_nothing_and_load_no_weights(name, llm_path, settings, assemble, no_training):
+    changes = {"llm_path": llm_path or settings["llm_path"], "candidates": {"num_negatives": 9, "source": "retriever"}}
+    built = assemble(name, {**settings, **OWN.get(name, {}), **changes})
+    assert not list(Path(settings["checkpoint_dir"]).rglob("*.safetensors"))
+    assert not list(Path(settings["checkpoint_dir"]).glob("stages/*"))
+    assert bool(built.trainer.plan(built.candidates)) == (name in MODELS)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "SASRec"])
+@pytest.mark.parametrize("case", ["candidates", "full ranking", "candidates of a retriever"])
+def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, case, settings, assemble, caplog):
+    changes = {"llm_path": "builtin", "builtin_lm": SMALL_LM, **OWN.get(name, {})}
+    if case == "full ranking":
+        changes |= {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
+    if case == "candidates of a retriever":
+        changes |= {"candidates": {"num_negatives": 9, "source": "retriever"}}
+    assemble(name, {**settings, **changes})
+    plans = [message.splitlines() for message in caplog.messages if message.startswith("stages:")]
+    listed = [line.split()[1] for plan in plans for line in plan[1:]]
+    ranker = name not in ("Laser", "AlphaRec", "SASRec")
+    expected = {
+        "builtin-lm": name not in ("AlphaRec", "SASRec"),
+        "builtin-text-encoder": name in ("ALLMRec", "AlphaRec"),
+        "cf-SASRec": name in ("ALLMRec", "Laser") or (ranker and case == "full ranking") or case.endswith("retriever"),
+    }
+    assert {stage: stage in listed for stage in expected} == expected
+    assert all(line.split()[2:4] == ["to", "run"] for plan in plans for line in plan[1:])
+
+
+@ours_only
+def test_a_trained_and_evaluated_model_plans_the_same_stages_again(made):
+    """Nothing that RecBole or torch does to a model in between (``eval``, ``to``) touches its parts."""
+    made.model.train()
+    made.model.eval()
+    assert {stage.name for stage in stages(made)} == {*made.trainer.cache.seconds}
+    assert all(made.trainer.cache.is_cached(stage) for stage in stages(made))
+
+
+@ours_only
+def test_variants_have_the_same_ranks_in_whichever_order_they_are_evaluated(made):
+    variants = {name: replace(variant, fingerprint=None) for name, variant in made.trainer.recommender.variants().items()}
+    assert next(iter(variants)) == made.name
+
+    def ranks(names: Iterator[str]) -> dict[str, list[int]]:
+        found = {}
+        for name in names:
+            made.trainer.evaluate(made.test, variant=variants[name])
+            found[name] = made.trainer.ranks.ranks
+        return found
+
+    forward, backward = ranks(iter(variants)), ranks(reversed(variants))
+    assert forward == backward and forward[made.name] == made.ranks.ranks
+    identities = [variant.fingerprint for variant in made.trainer.recommender.variants().values() if variant.fingerprint]
+    assert len({*identities}) == len(identities)  # cached scores of one are never taken for another's
+
+
+def overfit(loop: TrainingLoop) -> list[float]:
+    """Losses of 50 steps on one batch; everything that trains moves, and nothing else of what the loop holds."""
+    before = {key: parameter.detach().clone() for key, parameter in loop.parameters.items()}
+    trained = {key: parameter for key, parameter in loop.parameters.items() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=2e-2, weight_decay=0.0)
     losses = []
     for _ in range(50):
         optimizer.zero_grad()
-        loss = model.calculate_loss(batch)
+        loss = loop.loss(1)  # Laser renews its item matrix at others
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    left = 0.7 if isinstance(model, LoRARanker) else 0.9  # in front of a frozen LM that is random, there is less to win
-    assert losses[-1] < left * losses[0]
-    for key, parameter in model.named_parameters():
+    for key, parameter in loop.parameters.items():
         assert torch.equal(parameter, before[key]) != (key in trained), key
-    assert all(torch.equal(tensor, others_before[key]) for key, tensor in others.items())
+    return losses
 
 
 @ours_on_every_backbone
-def test_nothing_of_the_base_model_is_kept_on_disk(made, tiny_lm):
+def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, tmp_path, monkeypatch, assemble):
+    """In every kind of stage that trains; AlphaRec is trained by RecBole's loop instead."""
+    fresh, losses = assemble(made.name, made.settings), {}
+    model, cache = fresh.model, fresh.trainer.cache
+    if model.trained_in_stages:
+        frozen = [model.parts.backbone.load(cache).model]
+        if model.uses_cf_model:
+            model.cf.load(cache.folder(model.cf.stage))
+            frozen.append(model.cf.model)
+        before = [_state(part) for part in frozen]
+        monkeypatch.setattr(TrainingLoop, "run", lambda loop: losses.update({loop.name: overfit(loop)}))
+        chosen = [stage for stage in stages(fresh) if stage.name in TRAINING_STAGES[made.name]]
+        assert len(chosen) == len(TRAINING_STAGES[made.name])
+        for stage in chosen:
+            (tmp_path / stage.name).mkdir()
+            torch.manual_seed(0)
+            stage.build(Work(tmp_path / stage.name, tmp_path / f"{stage.name}.scratch", cache))
+        assert len(losses) == len(chosen)
+        for part, state in zip(frozen, before, strict=True):
+            after = _state(part)
+            assert after.keys() == state.keys() and all(torch.equal(after[key], state[key]) for key in state)
+    else:
+        model.load(cache)
+        batch = next(iter(fresh.train))[:16]
+        parameters = dict(model.named_parameters())
+        losses["RecBole"] = overfit(SimpleNamespace(parameters=parameters, loss=lambda _: model.calculate_loss(batch)))
+    left = 0.9 if model.uses_cf_model else 0.7  # in front of a frozen LM that is random, there is less to win
+    assert all(found[-1] < left * found[0] for found in losses.values()), losses
+
+
+@ours_only
+def test_recboles_loss_is_there_for_models_that_recbole_trains_and_for_no_others(made):
+    batch = next(iter(made.train))[:16]
+    if made.model.trained_in_stages:
+        with pytest.raises(NotImplementedError):
+            made.model.calculate_loss(batch)
+    else:
+        assert torch.isfinite(made.model.calculate_loss(batch))
+
+
+@ours_on_every_backbone
+def test_nothing_of_the_base_model_is_written_to_disk(made, tiny_lm):
     """No tensor of it by name, and none by content; what is constant, such as a fresh norm, tells nothing."""
     base = load_file(tiny_lm / "model.safetensors")
     contents = {_content(tensor) for tensor in base.values() if tensor.unique().numel() > 1}
-    kept = {file: load_file(file) for file in (made.folder / "stages").rglob("*.safetensors")}
-    assert kept and contents
-    for file, tensors in kept.items():
+    written = {file: load_file(file) for file in (made.folder / "stages").rglob("*.safetensors")}
+    assert written and contents
+    for file, tensors in written.items():
         assert not base.keys() & tensors.keys(), file
         assert not contents & {_content(tensor) for tensor in tensors.values()}, file
-    if isinstance(made.model, LoRARanker):
+    if not made.model.uses_cf_model and made.model.trained_in_stages:  # adapters alone
         size = (tiny_lm / "model.safetensors").stat().st_size
-        assert all(file.stat().st_size < size / 2 for file in kept)
-        assert all("lora_" in key for tensors in kept.values() for key in tensors)
+        assert all(file.stat().st_size < size / 2 for file in written)
+        assert all("lora_" in key for tensors in written.values() for key in tensors)
     assert not [path.name for path in (made.folder / "stages").iterdir() if path.suffix in (".unfinished", ".tmp")]
 
 
@@ -180,3 +341,7 @@ def test_a_full_ranking_of_a_model_and_of_its_collaborative_model_stand_in_one_r
 
 def _content(tensor: torch.Tensor) -> tuple[tuple[int, ...], bytes]:
     return tuple(tensor.shape), tensor.float().numpy().tobytes()
+
+
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in module.state_dict().items()}

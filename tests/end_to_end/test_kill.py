@@ -34,7 +34,7 @@ MOMENTS = {  # the call that the process does not live to make: which function, 
     "ingredient: a validation": ("recbole_llm.model.eval_users:EvalUsers.score", 2, ""),
     "ingredient: the last step": (STEP, 28, ""),
     "ingredient: its result is renamed": ("os:replace", 1, "ingredient-"),
-    "cocktail: the entropy is measured": ("recbole_llm.model.merging_ranker:MergingRanker._entropy", 4, ""),
+    "cocktail: the entropy is measured": ("recbole_llm.model.merged:candidate_entropy", 4, ""),
     "cocktail: the mixture is renamed": ("os:replace", 1, "merged"),
     "evaluation": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 2, ""),
     "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 4, ""),
@@ -59,7 +59,7 @@ ALLMREC_MOMENTS = {
     "evaluation": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 2, ""),
     "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 4, ""),
 }
-GOES_ON = {  # moments at which a training has a save to go on from
+RESUMES = {  # moments at which a training has a save to resume from
     "alignment: a step",
     "alignment: a save is renamed",
     "alignment: the save before is removed",
@@ -71,10 +71,10 @@ GOES_ON = {  # moments at which a training has a save to go on from
     "projection: its result is renamed",
 }
 VALID = "recbole_llm.model.encoder:LLMEncoder.valid_score"
-BATCH = "recbole_llm.classical.trainer:StageTrainer._full_sort_batch_eval"
+BATCH = "recbole_llm.classical.trainer:ProtocolTrainer._full_sort_batch_eval"
 LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch, and refreshes the item matrix before the steps 0, 3 and 6; phase 2 has 4
     "phase 1: a step in an epoch, between two refreshes": (STEP, 6, ""),
-    "phase 1: the item matrix is encoded anew": ("recbole_llm.model.laser:Laser.encode_items", 2, ""),
+    "phase 1: the item matrix is encoded anew": ("recbole_llm.model.towers:TowerReader.encode_items", 2, ""),
     "phase 1: between a step with a refresh and its save": (SAVE, 4, ""),
     "phase 1: a validation": (VALID, 2, ""),
     "phase 1: a save is renamed": ("os:replace", 1, "step-5"),
@@ -89,7 +89,7 @@ WEAVE_MOMENTS = {  # two views, so two hybrids and two single-domain controls, o
     "data merging: its result is renamed": ("os:replace", 1, "lora-tiny+tiny-comedy+tiny-drama-"),
     "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 5, ""),
 }
-FLEETING = {"seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config"}
+VARIABLE = {"seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config"}
 
 
 @pytest.fixture
@@ -102,18 +102,18 @@ def whole(module_settings) -> tuple[dict[str, Any], dict[str, str], float]:
     """What an uninterrupted run leaves: its record, its files, its seconds."""
     began = time.monotonic()
     record = run({**module_settings, "use_gpu": False})
-    return record, kept(module_settings), time.monotonic() - began
+    return record, files(module_settings), time.monotonic() - began
 
 
 def run(settings: dict[str, Any], model: str = "LoRACocktail") -> dict[str, Any]:
     return json.loads(Path(run_recbole_llm(model, "tiny", config_dict=settings)["record"]).read_text())
 
 
-def kept(settings: dict[str, Any]) -> dict[str, str]:
+def files(settings: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of every file of the stages; what is unfinished or left over is there under its name, too."""
     folder = Path(settings["checkpoint_dir"]) / "stages"
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
-    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): sha256_file(path) for path in found}
 
 
 def die_before(target: str, call: int, name: str) -> None:
@@ -149,29 +149,29 @@ def killed(settings: dict[str, Any], moment: tuple[str, int, str], model: str = 
     assert process.exitcode == -signal.SIGKILL, "the moment never came"
 
 
-def lasting(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in FLEETING}
+def constant(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in VARIABLE}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_started_again_is_as_if_nothing_had_been(cpu_settings, whole, moment, caplog):
+def test_a_killed_run_that_is_started_again_ends_as_an_uninterrupted_one(cpu_settings, whole, moment, caplog):
     killed(cpu_settings, MOMENTS[moment])
     assert not list(Path(cpu_settings["checkpoint_dir"]).glob("runs/*/record.json"))
     with caplog.at_level("INFO"):
         record = run(cpu_settings)
-    assert lasting(record) == lasting(whole[0]) and kept(cpu_settings) == whole[1]
-    # nothing is trained twice: where a training was killed, it goes on from its last save
+    assert constant(record) == constant(whole[0]) and files(cpu_settings) == whole[1]
+    # nothing is trained twice: where a training was killed, it resumes from its last save
     in_training = moment.startswith(("base spirit", "ingredient"))
-    assert sum("goes on from step" in message for message in caplog.messages) == in_training
+    assert sum("resuming from step" in message for message in caplog.messages) == in_training
 
 
-def test_killed_again_and_again_each_run_goes_on_where_the_last_one_died(cpu_settings, whole):
+def test_of_several_killed_runs_each_resumes_where_the_last_one_died(cpu_settings, whole):
     killed(cpu_settings, (STEP, 7, ""))  # after 6 of the base spirit's 12 steps
     killed(cpu_settings, (STEP, 11, ""))  # after the other 6 and 4 of the ingredient's 16
     killed(cpu_settings, ("os:replace", 1, "merged"))
     record = run(cpu_settings)
     assert record["stage_seconds"]["ingredient"] == 0.0 < record["stage_seconds"]["cocktail"]
-    assert lasting(record) == lasting(whole[0]) and kept(cpu_settings) == whole[1]
+    assert constant(record) == constant(whole[0]) and files(cpu_settings) == whole[1]
 
 
 def test_killed_from_outside_wherever_it_is(cpu_settings, whole):
@@ -180,7 +180,7 @@ def test_killed_from_outside_wherever_it_is(cpu_settings, whole):
         process.join(0.4 * whole[2])
         process.kill()
         process.join()
-    assert lasting(run(cpu_settings)) == lasting(whole[0]) and kept(cpu_settings) == whole[1]
+    assert constant(run(cpu_settings)) == constant(whole[0]) and files(cpu_settings) == whole[1]
 
 
 def test_killed_while_the_builtin_lm_is_trained(cpu_settings, tmp_path):
@@ -188,9 +188,9 @@ def test_killed_while_the_builtin_lm_is_trained(cpu_settings, tmp_path):
     settings = {**cpu_settings, "llm_path": "builtin", "builtin_lm": small}
     untouched = {**settings, "checkpoint_dir": str(tmp_path / "untouched")}
     killed(settings, (STEP, 5, ""), "TALLRec")
-    assert lasting(run(settings, "TALLRec")) == lasting(run(untouched, "TALLRec"))
+    assert constant(run(settings, "TALLRec")) == constant(run(untouched, "TALLRec"))
     # an adapter's config names the folder of its base model, and so where it stands: weights are compared
-    weights = [{name: digest for name, digest in kept(some).items() if ".safetensors" in name} for some in (settings, untouched)]
+    weights = [{name: digest for name, digest in files(some).items() if ".safetensors" in name} for some in (settings, untouched)]
     assert weights[0] == weights[1] and len(weights[0]) == 2  # the builtin LM and its adapter
 
 
@@ -200,14 +200,14 @@ def test_killed_while_the_builtin_lm_is_trained(cpu_settings, tmp_path):
 @pytest.fixture(scope="module")
 def whole_weave(module_settings) -> tuple[dict[str, Any], dict[str, str]]:
     settings = {**module_settings, "use_gpu": False, "checkpoint_dir": f"{module_settings['checkpoint_dir']}/weave"}
-    return run(settings, "WeaveRec"), kept(settings)
+    return run(settings, "WeaveRec"), files(settings)
 
 
 @pytest.mark.parametrize("moment", WEAVE_MOMENTS)
-def test_weave_killed_and_started_again_is_as_if_nothing_had_been(cpu_settings, whole_weave, moment):
+def test_a_killed_weave_ends_as_an_uninterrupted_one(cpu_settings, whole_weave, moment):
     killed(cpu_settings, WEAVE_MOMENTS[moment], "WeaveRec")
     assert not list(Path(cpu_settings["checkpoint_dir"]).glob("runs/*/record.json"))
-    assert lasting(run(cpu_settings, "WeaveRec")) == lasting(whole_weave[0]) and kept(cpu_settings) == whole_weave[1]
+    assert constant(run(cpu_settings, "WeaveRec")) == constant(whole_weave[0]) and files(cpu_settings) == whole_weave[1]
 
 
 # -- a frozen LM and a frozen collaborative model ----------------------------------------------------------------------
@@ -221,35 +221,33 @@ def allmrec(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole_allmrec(module_settings) -> tuple[dict[str, Any], dict[str, str]]:
     settings = allmrec(module_settings, checkpoint_dir=f"{module_settings['checkpoint_dir']}/allmrec")
-    return run(settings, "ALLMRec"), kept(settings)
+    return run(settings, "ALLMRec"), files(settings)
 
 
 @pytest.mark.parametrize("moment", ALLMREC_MOMENTS)
-def test_killed_between_two_frozen_models_and_started_again_is_as_if_nothing_had_been(
-    cpu_settings, whole_allmrec, moment, caplog
-):
+def test_a_killed_allmrec_ends_as_an_uninterrupted_one(cpu_settings, whole_allmrec, moment, caplog):
     settings = allmrec(cpu_settings)
     killed(settings, ALLMREC_MOMENTS[moment], "ALLMRec")
     assert not list(Path(settings["checkpoint_dir"]).glob("runs/*/record.json"))
     with caplog.at_level("INFO"):
         record = run(settings, "ALLMRec")
-    assert lasting(record) == lasting(whole_allmrec[0]) and kept(settings) == whole_allmrec[1]
-    assert sum("goes on from step" in message for message in caplog.messages) == (moment in GOES_ON)
+    assert constant(record) == constant(whole_allmrec[0]) and files(settings) == whole_allmrec[1]
+    assert sum("resuming from step" in message for message in caplog.messages) == (moment in RESUMES)
 
 
 def test_killed_in_every_stage_of_the_same_run(cpu_settings, whole_allmrec):
     settings = allmrec(cpu_settings)
     for moment in ((EPOCH, 3, ""), ("os:replace", 1, "builtin-text-encoder-"), (STEP, 3, ""), (STEP, 5, ""), (STEP, 3, "")):
         killed(settings, moment, "ALLMRec")
-    assert lasting(run(settings, "ALLMRec")) == lasting(whole_allmrec[0]) and kept(settings) == whole_allmrec[1]
+    assert constant(run(settings, "ALLMRec")) == constant(whole_allmrec[0]) and files(settings) == whole_allmrec[1]
 
 
-def test_a_collaborative_model_trained_beside_a_new_or_a_kept_builtin_lm_is_the_same(cpu_settings, tmp_path):
+def test_a_collaborative_model_trained_beside_a_new_or_a_cached_builtin_lm_is_the_same(cpu_settings, tmp_path):
     small = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 4000, "batch_tokens": 256, "vocab_size": 300}
     settings = allmrec(cpu_settings, llm_path="builtin", builtin_lm=small)
     untouched = {**settings, "checkpoint_dir": str(tmp_path / "untouched")}
     killed(settings, (EPOCH, 2, ""), "ALLMRec")
-    assert lasting(run(settings, "ALLMRec")) == lasting(run(untouched, "ALLMRec")) and kept(settings) == kept(untouched)
+    assert constant(run(settings, "ALLMRec")) == constant(run(untouched, "ALLMRec")) and files(settings) == files(untouched)
 
 
 # -- two towers, of which one stands still between two refreshes -------------------------------------------------------
@@ -270,19 +268,19 @@ def whole_laser(module_settings) -> tuple[dict[str, Any], dict[str, str]]:
         patch.setattr(TrainingLoop, "run", lambda loop: states.append(trains(loop)))
         record = run(settings, "Laser")
     assert [(state.step, state.best_step) for state in states] == [(8, 8), (4, 3)]  # else a step could be lost unseen
-    return record, kept(settings)
+    return record, files(settings)
 
 
 @pytest.mark.parametrize("moment", LASER_MOMENTS)
-def test_laser_killed_and_started_again_is_as_if_nothing_had_been(cpu_settings, whole_laser, moment, caplog):
+def test_a_killed_laser_ends_as_an_uninterrupted_one(cpu_settings, whole_laser, moment, caplog):
     settings = laser(cpu_settings)
     killed(settings, LASER_MOMENTS[moment], "Laser")
     assert not list(Path(settings["checkpoint_dir"]).glob("runs/*/record.json"))
     with caplog.at_level("INFO"):
         record = run(settings, "Laser")
-    assert lasting(record) == lasting(whole_laser[0]) and kept(settings) == whole_laser[1]
+    assert constant(record) == constant(whole_laser[0]) and files(settings) == whole_laser[1]
     in_training = moment.startswith(("phase", "between"))
-    assert sum("goes on from step" in message for message in caplog.messages) == in_training
+    assert sum("resuming from step" in message for message in caplog.messages) == in_training
 
 
 def test_laser_killed_in_both_phases_of_the_same_run(cpu_settings, whole_laser):
@@ -291,4 +289,4 @@ def test_laser_killed_in_both_phases_of_the_same_run(cpu_settings, whole_laser):
     killed(settings, (SAVE, 3, ""), "Laser")  # after 3 more, the last of which is not saved
     killed(settings, (STEP, 5, ""), "Laser")  # after the other 2, and 2 of phase 2
     killed(settings, (VALID, 2, ""), "Laser")  # the first one is that of the weights before phase 2
-    assert lasting(run(settings, "Laser")) == lasting(whole_laser[0]) and kept(settings) == whole_laser[1]
+    assert constant(run(settings, "Laser")) == constant(whole_laser[0]) and files(settings) == whole_laser[1]

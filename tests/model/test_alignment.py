@@ -1,4 +1,4 @@
-"""Stage 1 by itself: who is paired with what, which weights move, what is kept, and the shapes of the paper."""
+"""Stage 1 by itself: who is paired with what, which weights move, what is written, and the shapes of the paper."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from torch import nn
 
 from recbole_llm.data.domains import Domain
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
+from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import TextEncoder, load_text_encoder
 from recbole_llm.model import alignment
-from recbole_llm.model.alignment import Alignment, AlignmentConfig, LossWeights, Projector, train_alignment
+from recbole_llm.model.alignment import Alignment, AlignmentConfig, AlignmentTraining, LossWeights, Projector
 from recbole_llm.store.files import sha256_file
-from recbole_llm.training.loop import TrainingLoop
+from recbole_llm.store.stages import Work
+from recbole_llm.training.loop import LoopOptions, TrainingLoop
 
 ITEMS, HIDDEN, TEXT = 12, 6, 10
 HISTORIES = [[1, 2, 3, 4], [5, 6], [7], [2, 8, 9], [], [10, 4, 1]]
-RECIPE = AlignmentConfig(
+CONFIG = AlignmentConfig(
     joint_size=5,
     weights=LossWeights(),
     tune_text_encoder=True,
@@ -37,6 +39,7 @@ RECIPE = AlignmentConfig(
 )
 SENTENCES = ["", *(f"the {colour} {thing}" for colour in ("red", "blue", "old") for thing in ("river", "house", "wolf", "sea"))]
 SENTENCES = SENTENCES[:ITEMS]
+NO_RESULTS: Any = SimpleNamespace(folder=lambda stage: None)  # of stages before the one that is built
 
 
 @pytest.fixture(scope="module")
@@ -45,60 +48,77 @@ def domain() -> Domain:
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], TextEncoder]:
-    """Load the same text encoder anew, as each process does."""
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
-    builtin_stage(SENTENCES, dim=TEXT, vocab_size=300, seed=0).build(folder, folder)
-    return lambda: load_text_encoder(folder, device="cpu")
+    builtin_stage(SENTENCES, dim=TEXT, vocab_size=300, seed=0).build(Work(folder, folder, NO_RESULTS))
+    return folder
+
+
+@pytest.fixture
+def encoder(encoder_folder: Path) -> Callable[[], TextEncoder]:
+    """Load the same text encoder anew, as each process does."""
+    return lambda: load_text_encoder(encoder_folder, device="cpu")
 
 
 class Known:
-    """A collaborative model that remembers what it was asked."""
+    """A collaborative model that notes for whom its states are read."""
 
     device = torch.device("cpu")
+    stage = None
+
+    def load(self, folder: None) -> None:
+        """There is nothing to read."""
 
     def __init__(self) -> None:
         draw = torch.Generator().manual_seed(3)
         self.item_table = torch.randn(ITEMS, HIDDEN, generator=draw)
-        self.people = torch.randn(len(HISTORIES) + 1, HIDDEN, generator=draw)
-        self.asked: list[tuple[int, list[int]]] = []
+        self.states = torch.randn(len(HISTORIES) + 1, HIDDEN, generator=draw)
+        self.read: list[tuple[int, list[int]]] = []
 
     def user_states(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> torch.Tensor:
-        self.asked += zip(users, map(list, histories), strict=True)
-        return self.people[list(users)]
+        self.read += zip(users, map(list, histories), strict=True)
+        return self.states[list(users)]
 
 
 @pytest.fixture
-def train(domain: Domain, encoder: Callable[[], TextEncoder], tmp_path: Path) -> Callable[..., SimpleNamespace]:
-    """``train(**recipe)``: stage 1 with a spy on its loop; what it read, what it trained, how that began, what it kept."""
+def train(domain: Domain, encoder_folder: Path, tmp_path: Path) -> Callable[..., SimpleNamespace]:
+    """``train(**settings)``: stage 1 with a spy on its loop; what it read, what it trained from which weights, what it wrote."""
+    settings = {
+        "text_encoder_path": str(encoder_folder),
+        "text_encoder_revision": None,
+        "builtin_text_encoder": {},
+        "device": "cpu",
+    }
+    settings |= {"show_progress": False, "checkpoint_dir": str(tmp_path)}
 
     def train(name: str = "out", save_every: float = 20.0, **changes: Any) -> SimpleNamespace:
         out = tmp_path / name
         out.mkdir(exist_ok=True)
         torch.manual_seed(0)
-        made = SimpleNamespace(folder=out, cf=Known(), encoder=encoder(), before={}, parameters={}, losses=[])
-        run, step = TrainingLoop.run, TrainingLoop._step
+        made = SimpleNamespace(folder=out, cf=Known(), encoder=None, before={}, parameters={}, losses=[])
+        run, step, load = TrainingLoop.run, TrainingLoop._step, TextBackbone.load
 
         def spy_run(loop: TrainingLoop) -> Any:
             made.parameters = loop.parameters
             made.before = {key: parameter.detach().clone() for key, parameter in loop.parameters.items()}
             return run(loop)
 
+        def spy_load(text: TextBackbone, results: Any) -> TextEncoder:
+            made.encoder = load(text, results)
+            return made.encoder
+
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TextBackbone, "load", spy_load)
             patch.setattr(TrainingLoop, "run", spy_run)
             patch.setattr(TrainingLoop, "_step", lambda loop: (made.losses.append(step(loop)), made.losses[-1])[1])
-            train_alignment(
-                replace(RECIPE, **changes),
+            training = AlignmentTraining(
+                replace(CONFIG, **changes),
                 domain,
                 made.cf,
-                made.encoder,
-                SENTENCES,
-                out=out,
-                vectors=tmp_path / "vectors",
-                scratch=tmp_path / f"{name}.scratch",
-                save_every=save_every,
-                show_progress=False,
+                TextBackbone(settings, SENTENCES),
+                LoopOptions(save_every=save_every, show_progress=False),
             )
+            training._build(Work(out, tmp_path / f"{name}.scratch", NO_RESULTS))
         made.codes, made.weights = load_file(out / "codes.safetensors"), load_file(out / "alignment.safetensors")
         return made
 
@@ -113,7 +133,7 @@ def bits(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def pairs(domain: Domain, **changes: Any) -> list[tuple[int, list[int], int, int]]:
-    batches = alignment._Pairs(domain, replace(RECIPE, **changes))
+    batches = alignment._Pairs(domain, replace(CONFIG, **changes))
     return [sample for step in range(len(batches)) for sample in zip(*batches[step], strict=True)]
 
 
@@ -136,13 +156,13 @@ def test_sampled_items_are_trained_ones_outside_the_users_history_each_as_likely
     assert counts[5:11].min() > 40 and counts.sum() == 400  # 67 expected
 
 
-def test_a_user_who_knows_everything_is_no_endless_search() -> None:
+def test_a_user_who_knows_every_item_does_not_search_forever() -> None:
     everything = Domain("all", None, [np.array([1, 2, 3])], "item", "chosen")  # type: ignore[arg-type]
     assert {sampled for *_, sampled in pairs(everything, batch_size=1)} <= {1, 2, 3}
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for_and_another_seed_is_another_order(domain: Domain) -> None:
-    one, other = (alignment._Pairs(domain, RECIPE) for _ in range(2))
+def test_a_step_depends_on_its_number_and_the_seed_alone(domain: Domain) -> None:
+    one, other = (alignment._Pairs(domain, CONFIG) for _ in range(2))
     late = other[4]
     assert len(one) == 6 and [one[step] for step in range(6)][4] == late
     assert pairs(domain) == pairs(domain) != pairs(domain, seed=8)
@@ -168,20 +188,22 @@ def test_both_autoencoders_are_trained_and_the_text_encoder_where_it_is_tuned(tr
     assert torch.equal(made.cf.item_table, Known().item_table)
 
 
-def test_users_are_asked_for_with_their_own_history(train: Any) -> None:
-    asked = train(epochs=1, batch_size=1).cf.asked
-    assert sorted(asked) == [(1, [1, 2, 3]), (2, [5]), (4, [2, 8]), (6, [10, 4])]
+def test_states_are_read_of_users_with_their_own_history(train: Any) -> None:
+    read = train(epochs=1, batch_size=1).cf.read
+    assert sorted(read) == [(1, [1, 2, 3]), (2, [5]), (4, [2, 8]), (6, [10, 4])]
 
 
 @pytest.mark.parametrize("tune", [True, False])
-def test_the_codes_are_those_of_the_kept_weights(train: Any, encoder: Any, tune: bool, tmp_path: Path) -> None:
+def test_the_codes_are_those_of_the_saved_weights(train: Any, encoder: Any, tune: bool, tmp_path: Path) -> None:
     made = train(tune_text_encoder=tune)
     assert {name: tuple(codes.shape) for name, codes in made.codes.items()} == {"joint": (ITEMS, 5), "text": (ITEMS, 5)}
     assert all(codes.min() > 0 and codes.max() < 1 for codes in made.codes.values())
     again = Alignment(HIDDEN, TEXT, 5)
     again.load_state_dict(made.weights)
     assert (made.folder / "text_encoder").is_dir() == tune
-    assert bool(list((tmp_path / "vectors").glob("*/tensors.safetensors"))) == (not tune)  # a tuned one has no vectors to share
+    assert bool(list((tmp_path / "text_vectors").glob("*/tensors.safetensors"))) == (
+        not tune
+    )  # a tuned one has no vectors to share
     reader = load_text_encoder(made.folder / "text_encoder", device="cpu") if tune else encoder()
     again.requires_grad_(False)
     torch.testing.assert_close(again.text_codes(reader.encode(SENTENCES)), made.codes["text"])
@@ -201,7 +223,7 @@ def test_matching_brings_the_two_codes_of_an_item_together(train: Any) -> None:
 
 @pytest.mark.parametrize("tune", [True, False])
 @pytest.mark.parametrize("die_at", [0, 3, 5])
-def test_interrupted_and_resumed_is_as_if_nothing_had_been(train: Any, die_at: int, tune: bool, tmp_path: Path) -> None:
+def test_a_resumed_training_ends_as_an_uninterrupted_one(train: Any, die_at: int, tune: bool, tmp_path: Path) -> None:
     step = TrainingLoop._step
 
     def dying(loop: TrainingLoop) -> Any:

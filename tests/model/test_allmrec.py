@@ -1,7 +1,8 @@
-"""ALLMRec: soft tokens where the items are, a frozen LM and collaborative model, controls that are what they say."""
+"""ALLMRec: soft tokens where the items are, a frozen LM and collaborative model, rows beside the model that are what they say."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +16,15 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_llm.classical.collaborative import CollaborativeModel
-from recbole_llm.data.prompts import PromptBuilder
+from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.data.prompts import Prompt, PromptBuilder, PromptSettings
 from recbole_llm.llm.scoring import Scorer
-from recbole_llm.model.allmrec import LLM_ONLY, TEXT_ONLY
+from recbole_llm.model.allmrec import LLM_ONLY, TEXT_ONLY, SoftTokens
+from recbole_llm.model.eval_users import EvalUsers
+from recbole_llm.model.parts import histories_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.files import sha256_file
+from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import TrainingLoop
 
 QUOTED = '", "'
@@ -35,22 +40,26 @@ Made = SimpleNamespace
 
 @pytest.fixture(scope="module")
 def trained(module_settings: dict[str, Any], assemble: Callable[..., Made]) -> Callable[..., Made]:
-    """``trained(**changes)``: a model with its stages, of which most are kept, and seven test users; made once."""
-    kept: dict[str, Made] = {}
+    """``trained(**changes)``: a model with its stages, of which most are cached, and seven test users; made once."""
+    cached: dict[str, Made] = {}
 
     def trained(**changes: Any) -> Made:
         key = json.dumps(changes, sort_keys=True)
-        if key not in kept:
+        if key not in cached:
             made = assemble("ALLMRec", module_settings, **changes)
             made.trainer.fit(made.train, made.valid)
             interaction, _, _, targets = next(iter(made.test))
             made.interaction = interaction[:7]
             made.users = made.interaction["user_id"].tolist()
-            made.histories = [made.model.histories.before(user, "test").tolist() for user in made.users]
+            made.histories = [made.model.parts.histories.before(user, "test").tolist() for user in made.users]
             if made.test.candidates:
                 made.candidates = made.test.candidates.lookup(made.interaction["user_id"], targets[:7])
-            kept[key] = made
-        return kept[key]
+            made.causal = made.model.parts.backbone.load(made.trainer.cache)
+            made.builder = made.model.parts.builder(made.causal.tokenizer)
+            made.soft = made.model.soft
+            made.likelihood = made.model._likelihood(made.causal, made.soft)
+            cached[key] = made
+        return cached[key]
 
     return trained
 
@@ -68,11 +77,67 @@ def scores(made: Made) -> torch.Tensor:
 @torch.no_grad()
 def score(made: Made, histories: Any = None, candidates: Any = None, users: Any = None) -> torch.Tensor:
     given = (made.histories if histories is None else histories), (made.candidates if candidates is None else candidates)
-    return made.model.score_histories(*given, made.users if users is None else users)
+    return made.likelihood(*given, made.users if users is None else users)
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def codes(made: Made) -> dict[str, torch.Tensor]:
+    """What the alignment stage has left."""
+    return load_file(made.trainer.cache.folder(made.model.alignment_stage) / "codes.safetensors")
+
+
+def with_codes(made: Made, item_codes: torch.Tensor) -> Made:
+    """The same model with other vectors for the items."""
+    soft = copy.copy(made.soft)
+    soft._codes = item_codes
+    return SimpleNamespace(**{**vars(made), "likelihood": replace(made.likelihood, soft_tokens=soft)})
+
+
+def row_of(prompt: Prompt) -> list[int]:
+    """Token ids, with ``-1 - key`` for a soft token."""
+    return [-1 - prompt.soft_slots[place] if place in prompt.soft_slots else token for place, token in enumerate(prompt.ids)]
+
+
+def run_stages(made: Made) -> dict[str, float]:
+    """What ``fit`` does before it validates; the seconds of each stage."""
+    made.trainer.cache.run(*made.model.plan(made.candidates))
+    made.model.load(made.trainer.cache)
+    return made.trainer.cache.seconds
+
+
+@pytest.fixture
+def projection(module_settings: dict[str, Any], assemble: Any, tmp_path: Path) -> Callable[..., Made]:
+    """``projection(**changes)``: stage 2 as it is before its first step, on the cached alignment: its loop, its soft tokens."""
+
+    def projection(**changes: Any) -> Made:
+        made, fill = assemble("ALLMRec", module_settings, **changes), SoftTokens.fill
+        made.trainer.cache.run(made.model.alignment_stage)
+
+        def noted(soft: SoftTokens, *arguments: Any) -> Any:
+            made.soft = soft
+            return fill(soft, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainingLoop, "run", lambda loop: setattr(made, "loop", loop))
+            patch.setattr(SoftTokens, "fill", noted)
+            made.model.projection_stage.build(Work(tmp_path, tmp_path / "scratch", made.trainer.cache))
+            made.loop.loss(0)
+        made.causal = made.model.parts.backbone.load(made.trainer.cache)
+        return made
+
+    return projection
+
+
+def batch_loss(made: Made, soft: SoftTokens, batch: Any) -> float:
+    """Mean loss of the titles of the next items over their tokens, through the scorer."""
+    targets = batch["item_id"]
+    likelihood = made.model._likelihood(made.causal, soft)
+    with torch.no_grad():
+        found = likelihood(histories_of(made.model, batch), targets[:, None], batch["user_id"].tolist())  # [B, 1]
+    return -found.sum().item() / sum(len(likelihood.prompts.answers[item]) for item in targets.tolist())
 
 
 def folder_sums(folder: Path) -> dict[str, str]:
@@ -94,44 +159,45 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_scores_are_those_of_a_plain_forward_over_embeddings_put_together_by_hand(trained: Any, prompt: str) -> None:
     made = trained(**PROMPTS[prompt])
-    model, cf = made.model, made.model.cf
-    embed, found, filled = model.lm.get_input_embeddings(), scores(made), set()
+    soft, lm = made.soft, made.causal.model
+    embed, found, filled = lm.get_input_embeddings(), scores(made), set()
     for row in (0, 3, 6):
         history, candidates, user = made.histories[row], made.candidates[row].tolist(), made.users[row]
         vectors = []
-        for token in model.prompts.prompt(history, candidates, -9999):
+        for token in row_of(made.builder.prompt(history, candidates, 9998)):
             if token == -9999:
-                vectors.append(model.project_user(cf.user_states([user], [history]))[0])
+                vectors.append(soft.project_user(made.model.cf.user_states([user], [history]))[0])
             elif token < 0:
-                vectors.append(model.project_item(model.joint_codes[-1 - token]))
+                vectors.append(soft.project_item(codes(made)["joint"][-1 - token]))
             else:
                 vectors.append(embed.weight[token])
             filled |= {token} if token < 0 else set()
         for item, value in zip(candidates, found[row], strict=True):
-            answer = model.prompts.answers[item]
+            answer = made.builder.answers[item]
             inputs = torch.stack([*vectors, *embed.weight[answer[:-1]]])[None]  # [1, T, D]
-            logp = model.lm(inputs_embeds=inputs).logits[0].log_softmax(-1)
+            logp = lm(inputs_embeds=inputs).logits[0].log_softmax(-1)
             expected = sum(logp[len(vectors) - 1 + place, token] for place, token in enumerate(answer))
             assert float(value) == pytest.approx(float(expected), abs=1e-4)
     assert len(filled) > 8 and found.std(1).min() > 0.1
 
 
 def test_the_history_prompt_is_each_title_with_its_token_and_then_the_users(made: Made) -> None:
-    tokens = made.model.tokenizer
+    tokens = made.causal.tokenizer
     row, history = [tokens.bos_token_id], made.histories[0][-5:]
     for item in history:
-        row += tokens(made.model.domain.items.names[item], add_special_tokens=False).input_ids
+        row += tokens(made.model.parts.domain.items.names[item], add_special_tokens=False).input_ids
         row += [-1 - item, *tokens("\n", add_special_tokens=False).input_ids]
-    assert made.model.prompts.prompt(made.histories[0], None, -77) == [*row, -77]
+    assert row_of(made.builder.prompt(made.histories[0], None, 76)) == [*row, -77]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_every_scorer_gives_the_same_scores(trained: Any, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_scorer_gives_the_same_scores(trained: Any, prompt: str) -> None:
     made, found = trained(**PROMPTS[prompt]), {}
     for strategy, budget in (("naive", 9999), ("prefix", 700), ("tree", 700)):
-        changed = replace(made.model.scorer, strategy=strategy, batch_tokens=budget)
-        monkeypatch.setattr(made.model, "scorer", changed)
-        found[strategy] = scores(made)
+        scorer = replace(made.likelihood.scorer, strategy=strategy, batch_tokens=budget)
+        with torch.no_grad():
+            likelihood = replace(made.likelihood, scorer=scorer)
+            found[strategy] = likelihood(made.histories, made.candidates, made.users)
     close(found["prefix"], found["naive"])
     close(found["tree"], found["naive"])
 
@@ -149,12 +215,10 @@ def test_a_users_token_is_read_and_so_is_an_items(made: Made) -> None:
     long = [3, 1, 4, 15, 9, 2, 6, 5]  # max_history is 5
     same_prompt = score(made, [long, [30, *long[1:]]], made.candidates[:1].expand(2, -1), [1, 1])
     assert not torch.allclose(same_prompt[0], same_prompt[1], atol=1e-3)
-    with torch.no_grad():
-        before, code = scores(made), made.model.joint_codes[made.histories[0][-1]].clone()
-        made.model.joint_codes[made.histories[0][-1]] = 1 - code
-        after = scores(made)
-        made.model.joint_codes[made.histories[0][-1]] = code
-    assert (after[0] - before[0]).abs().max() > 1e-3
+    last, changed = made.histories[0][-1], codes(made)["joint"].clone()
+    close(score(with_codes(made, changed)), scores(made))
+    changed[last] = 1 - changed[last]
+    assert (score(with_codes(made, changed))[0] - scores(made)[0]).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -164,30 +228,30 @@ def test_a_part_that_is_left_out_has_no_tokens(
     assemble: Any, module_settings: dict[str, Any], trained: Any, prompt: str, joint: bool, user: bool
 ) -> None:
     changes = {**PROMPTS[prompt], "joint_embedding": joint, "user_representation": user}
-    model, made = assemble("ALLMRec", module_settings, **changes).model, trained(**PROMPTS[prompt])
-    n_items = model.n_items
-    row = model.prompts.prompt(made.histories[0], made.candidates[0].tolist(), -1 - n_items)
-    soft = [-1 - token for token in row if token < 0]
-    assert (n_items in soft) == user and bool([item for item in soft if item < n_items]) == joint
-    rows, table = model._fill([row], [(made.users[0], made.histories[0])])
-    assert (table is None) == (not soft) and rows[0].count(-1) <= 1
-    if not soft:
-        assert rows == [row] and row == model._prompt_builder(model.domain, model.plain_settings).prompt(
-            made.histories[0], made.candidates[0].tolist()
-        )
+    made, other = trained(**PROMPTS[prompt]), assemble("ALLMRec", module_settings, **changes)
+    model, n_items, tokenizer = other.model, made.model.n_items, made.causal.tokenizer
+    shown = made.histories[0], made.candidates[0].tolist()
+    found = model.parts.builder(tokenizer).prompt(*shown, n_items)
+    keys = [*found.soft_slots.values()]
+    assert (n_items in keys) == user and bool([item for item in keys if item < n_items]) == joint
+    soft = model._soft_tokens(other.trainer.cache, made.causal)
+    (numbered,), table = soft.fill([found], [(made.users[0], made.histories[0])])
+    assert (table is None) == (not keys) and {*numbered.soft_slots.values()} == {*range(len({*keys}))}
+    if not keys:
+        assert numbered == found == model.parts.builder(tokenizer, prompts=model.plain_prompts).prompt(*shown)
 
 
 def test_tokens_are_numbered_once_each_and_point_to_their_vectors(made: Made) -> None:
     model, n_items = made.model, made.model.n_items
-    rows = [[5, -1 - 9, 6, -1 - 3, -1 - n_items], [-1 - 9, 7, -2 - n_items]]
-    asking = [(1, [9, 3]), (2, [9])]
+    rows = [Prompt([5, 0, 6, 0, 0], {1: 9, 3: 3, 4: n_items}), Prompt([0, 7, 0], {0: 9, 2: n_items + 1})]
+    before, asking = copy.deepcopy(rows), [(1, [9, 3]), (2, [9])]
     with torch.no_grad():
-        numbered, table = model._fill(rows, asking)
-        items = model.project_item(model.joint_codes[[3, 9]])
-        users = model.project_user(model.cf.user_states([1, 2], [[9, 3], [9]]))
-    assert numbered == [[5, -2, 6, -1, -3], [-2, 7, -4]]
+        numbered, table = made.soft.fill(rows, asking)
+        items = made.soft.project_item(codes(made)["joint"][[3, 9]])
+        users = made.soft.project_user(model.cf.user_states([1, 2], [[9, 3], [9]]))
+    assert [prompt.soft_slots for prompt in numbered] == [{1: 1, 3: 0, 4: 2}, {0: 1, 2: 3}]
+    assert [prompt.ids for prompt in numbered] == [[5, 0, 6, 0, 0], [0, 7, 0]] and rows == before
     torch.testing.assert_close(table, torch.cat([items, users]))
-    assert rows[0] == [5, -10, 6, -4, -1 - n_items]  # the given rows stay
 
 
 @pytest.mark.slow
@@ -200,12 +264,12 @@ def test_hostile_titles_are_scored_as_any_other(
     for index, words in enumerate((title, "harmless")):
         path = copied(data_path, tmp_path / str(index), item=lambda text, words=words: text.replace("The ", f"{words} "))
         made = assemble("ALLMRec", {**settings, **LISTWISE, "max_prompt_tokens": 480}, data_path=str(path))
-        assert words in made.model.domain.items.names[1]
-        row = made.model.prompts.prompt([1, 2, 3], [4, 5], -99)
-        found.append([token for token in row if token < 0])
-        batch = next(iter(made.train))[:8]
-        assert torch.isfinite(made.model.calculate_loss(batch))
-    assert found[0] == found[1] == [-99, -2, -3, -4, -5, -6]
+        assert words in made.model.parts.domain.items.names[1]
+        builder = made.model.parts.builder(made.model.parts.backbone.tokenizer)
+        found.append([*builder.prompt([1, 2, 3], [4, 5], 98).soft_slots.values()])
+        result = made.trainer.fit(made.train, made.valid)[1]
+        assert all(0 <= value <= 1 for value in result.values())
+    assert found[0] == found[1] == [98, 1, 2, 3, 4, 5]
 
 
 def copied(data_path: Path, folder: Path, **changes: Callable[[str], str]) -> Path:
@@ -222,81 +286,76 @@ def copied(data_path: Path, folder: Path, **changes: Callable[[str], str]) -> Pa
 
 def test_cold_items_are_those_with_too_few_training_interactions_and_take_their_text(trained: Any) -> None:
     for threshold in (0, 1, 9):
-        model = trained(cold_threshold=threshold).model
-        met = np.zeros(model.n_items, dtype=int)
-        for history in model.histories.items[1:]:
+        made = trained(cold_threshold=threshold)
+        met = np.zeros(made.model.n_items, dtype=int)
+        for history in made.model.parts.histories.items[1:]:
             for item in history[:-2]:  # neither the validation nor the test item counts
                 met[item] += 1
-        cold = met < threshold
-        model.joint_codes.fill_(0.25).add_(torch.arange(model.n_items)[:, None] / 100)
-        model.text_codes.fill_(-0.5).sub_(torch.arange(model.n_items)[:, None] / 100)
-        for item, code in enumerate(model.item_codes):
-            expected = -0.5 - item / 100 if cold[item] else 0.25 + item / 100
-            assert code.tolist() == pytest.approx([expected] * 16)
+        cold, found = met < threshold, codes(made)
+        assert not torch.equal(found["text"], found["joint"])
+        for item, code in enumerate(made.soft._codes):
+            assert torch.equal(code, found["text" if cold[item] else "joint"][item])
         assert cold.sum() == {0: 0, 1: 1}.get(threshold, cold.sum())  # padding alone is below 1 here
     assert 5 < cold.sum() < 35
-    for threshold in (0, 1, 9):
-        trained(cold_threshold=threshold).model._load_alignment()
 
 
 @torch.no_grad()
 def test_a_colder_threshold_changes_the_scores_of_prompts_with_such_items_alone(trained: Any) -> None:
-    made = trained()
-    model = made.model
-    warm = [item for item in range(1, model.n_items) if not trained(cold_threshold=9).model._is_cold[item]]
-    cold = [item for item in range(1, model.n_items) if item not in warm]
-    asked = [warm[:3], [*warm[:2], cold[0]]], made.candidates[:2], [1, 1]
-    before = model.score_histories(*asked)
-    model.__dict__["_is_cold"] = trained(cold_threshold=9).model._is_cold
-    after = model.score_histories(*asked)
-    del model.__dict__["_is_cold"]
+    made, colder = trained(), trained(cold_threshold=9)
+    warm = [item for item in range(1, made.model.n_items) if not colder.model.is_cold[item]]
+    cold = [item for item in range(1, made.model.n_items) if item not in warm]
+    given = [warm[:3], [*warm[:2], cold[0]]], made.candidates[:2], [1, 1]
+    before, after = made.likelihood(*given), with_codes(made, colder.soft._codes).likelihood(*given)
     close(after[0], before[0])
     assert (after[1] - before[1]).abs().max() > 1e-4
 
 
-def test_random_vectors_hang_on_the_seed_alone(trained: Any, assemble: Any, module_settings: dict[str, Any]) -> None:
+def test_random_vectors_depend_on_the_seed_alone(trained: Any, assemble: Any, module_settings: dict[str, Any]) -> None:
+    def item_codes(**changes: Any) -> torch.Tensor:
+        made = assemble("ALLMRec", module_settings, item_vectors="random", **changes)
+        made.trainer.cache.run(made.model.alignment_stage)
+        return made.model._soft_tokens(made.trainer.cache, made.model.parts.backbone.load(made.trainer.cache))._codes
+
     made = trained(item_vectors="random")
-    first = made.model.item_codes
+    first = made.soft._codes
     torch.manual_seed(99)
-    torch.rand(7)
     state_before = torch.get_rng_state()
-    assert torch.equal(made.model.item_codes, first) and torch.equal(torch.get_rng_state(), state_before)
-    again = assemble("ALLMRec", module_settings, item_vectors="random").model.item_codes
-    other = assemble("ALLMRec", module_settings, item_vectors="random", seed=1).model.item_codes
-    assert torch.equal(again, first) and not torch.equal(other, first)
+    made.model.load(made.trainer.cache)
+    assert torch.equal(torch.get_rng_state(), state_before)
+    assert torch.equal(item_codes(), first) and not torch.equal(item_codes(seed=1), first)
     assert first.shape == (41, 16) and len({*map(tuple, first.tolist())}) == 41
     assert not torch.equal(scores(made), scores(trained()))
 
 
 def test_text_vectors_stand_for_every_item(trained: Any) -> None:
     made = trained(item_vectors="text")
-    assert torch.equal(made.model.item_codes, made.model.text_codes)
-    assert not torch.equal(made.model.text_codes, made.model.joint_codes)
+    assert torch.equal(made.soft._codes, codes(made)["text"])
+    assert not torch.equal(codes(made)["text"], codes(made)["joint"])
+    assert list(made.model.variants()) == ["ALLMRec", "SASRec", LLM_ONLY]  # with its text vectors it would be itself
 
 
-# -- controls ----------------------------------------------------------------------------------------------------------
+# -- variants ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_text_control_is_the_model_with_its_item_vectors_replaced(made: Made) -> None:
-    with made.model.controls()[TEXT_ONLY]():
-        control = scores(made)
-    joint = made.model.joint_codes.clone()
-    made.model.joint_codes.copy_(made.model.text_codes)
-    replaced = scores(made)
-    made.model.joint_codes.copy_(joint)
-    assert torch.equal(control, replaced) and not torch.equal(control, scores(made))
+def variant_scores(made: Made, name: str) -> torch.Tensor:
+    with torch.no_grad():
+        return made.model.variants()[name].score(made.interaction, made.candidates)
+
+
+def test_the_text_row_is_the_model_with_its_item_vectors_replaced(made: Made) -> None:
+    found = variant_scores(made, TEXT_ONLY)
+    assert torch.equal(found, score(with_codes(made, codes(made)["text"]))) and not torch.equal(found, scores(made))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["SASRec", "BPR"])
-def test_the_collaborative_control_is_that_models_own_full_ranking_at_the_candidates(trained: Any, name: str) -> None:
+def test_the_collaborative_row_is_that_models_own_full_ranking_at_the_candidates(trained: Any, name: str) -> None:
     made = trained(cf_model=name)
     batch = next(iter(made.model.cf.loaders[2]))[0]
     own = made.model.cf.model.full_sort_predict(batch).view(len(batch), -1)
     place = {user: row for row, user in enumerate(batch["user_id"].tolist())}
     expected = own[[place[user] for user in made.users]].gather(1, made.candidates)
-    with made.model.controls()[name]():
-        close(scores(made), expected)
+    close(variant_scores(made, name), expected)
     assert not torch.allclose(scores(made), expected)
 
 
@@ -306,7 +365,7 @@ def test_the_llm_alone_is_a_bare_lm_on_prompts_without_soft_tokens(trained: Any,
     from transformers import AutoModelForCausalLM
 
     made = trained(**PROMPTS[prompt])
-    model, bare = made.model, AutoModelForCausalLM.from_pretrained(tiny_lm).eval()
+    bare = AutoModelForCausalLM.from_pretrained(tiny_lm).eval()
     template = "{history}"
     if prompt == "listwise":
         template = (
@@ -314,32 +373,29 @@ def test_the_llm_alone_is_a_bare_lm_on_prompts_without_soft_tokens(trained: Any,
             'following item title set: "{candidates}". The recommendation is '
         )
     between = {"history_separator": QUOTED, "candidate_separator": QUOTED} if prompt == "listwise" else {}
-    builder = PromptBuilder(model.tokenizer, model.domain.items.names, template=template, max_history=5, **between)
+    settings = PromptSettings(template, max_history=5, **between)
+    builder = PromptBuilder(made.causal.tokenizer, made.model.parts.domain.items.names, settings=settings)
     pairs = zip(made.histories, made.candidates.tolist(), strict=True)
     prompts = [builder.prompt(history, row if builder.shows_candidates else None) for history, row in pairs]
     answers = [[builder.answers[item] for item in row] for row in made.candidates.tolist()]
-    with model.controls()[LLM_ONLY]():
-        close(scores(made), Scorer("naive")(bare, prompts, answers))
-    assert model.prompts.shows_user and not torch.allclose(scores(made), Scorer("naive")(bare, prompts, answers))
+    close(variant_scores(made, LLM_ONLY), Scorer("naive")(bare, prompts, answers))
+    assert made.builder.shows_user and not torch.allclose(scores(made), Scorer("naive")(bare, prompts, answers))
 
 
-def test_every_control_answers_differently_and_the_model_answers_again_after_them(made: Made) -> None:
-    answers, names = {"ALLMRec": scores(made)}, {"ALLMRec": made.model.answer_fingerprint}
-    for name, control in made.model.controls().items():
-        with control():
-            answers[name], names[name] = scores(made), made.model.answer_fingerprint
-        assert torch.equal(scores(made), answers["ALLMRec"]), name
-        assert made.model.answer_fingerprint == names["ALLMRec"]
-    assert list(answers) == ["ALLMRec", "SASRec", TEXT_ONLY, LLM_ONLY]
-    assert len({tuple(found.flatten().tolist()) for found in answers.values()}) == 4
-    assert len({*names.values()}) == 4  # what is kept of one is never taken for another's
+def test_every_variant_scores_differently_and_has_a_fingerprint_of_its_own(made: Made) -> None:
+    found = {name: variant_scores(made, name) for name in made.model.variants()}
+    assert list(found) == ["ALLMRec", "SASRec", TEXT_ONLY, LLM_ONLY] and torch.equal(found["ALLMRec"], scores(made))
+    assert len({tuple(values.flatten().tolist()) for values in found.values()}) == 4
+    fingerprints = {name: variant.fingerprint for name, variant in made.model.variants().items()}
+    assert fingerprints.pop("SASRec") is None  # its scores cost less than reading them
+    assert len({*fingerprints.values()}) == 3 and None not in fingerprints.values()
 
 
-def test_a_run_reports_every_control_beside_the_model(module_settings: dict[str, Any], made: Made) -> None:
+def test_a_run_reports_every_variant_beside_the_model(module_settings: dict[str, Any], made: Made) -> None:
     result = run_recbole_llm("ALLMRec", "tiny", config_dict=module_settings)
     record = json.loads(Path(result["record"]).read_text())
     assert list(record["results"]) == ["ALLMRec", "SASRec", TEXT_ONLY, LLM_ONLY]
-    assert list(result["controls"]) == ["SASRec", TEXT_ONLY, LLM_ONLY]
+    assert list(result["variants"]) == ["SASRec", TEXT_ONLY, LLM_ONLY]
     names = ["cf-SASRec", "builtin-text-encoder", "alignment", "projection"]
     assert record["stage_seconds"] == dict.fromkeys(names, 0.0)  # `made` has trained them
     assert all(len(ranks) == 60 for ranks in record["ranks"].values())
@@ -355,14 +411,15 @@ def test_a_run_reports_every_control_beside_the_model(module_settings: dict[str,
 def test_pmi_takes_off_what_the_lm_alone_finds_likely_without_a_history(trained: Any, prompt: str) -> None:
     made, plain = trained(**PROMPTS[prompt], normalize="pmi"), trained(**PROMPTS[prompt])
     model = made.model
-    builder = model._prompt_builder(model.domain, model.plain_settings)
+    builder = model.parts.builder(made.causal.tokenizer, prompts=model.plain_prompts)
     rows = made.candidates.tolist()
     prompts = [builder.prompt([], row) for row in rows]
     answers = [[builder.answers[item] for item in row] for row in rows]
-    prior = Scorer("naive")(model.lm, prompts, answers)  # [B, C]
-    model.load_state_dict(plain.model.state_dict())  # pmi stops stage 2 elsewhere
+    prior = Scorer("naive")(made.causal.model, prompts, answers)  # [B, C]
+    made.soft.load_state_dict(plain.soft.state_dict())  # pmi stops stage 2 elsewhere
     close(scores(made), scores(plain) - prior)
-    assert prior.std() > 0.1 and model.answer_fingerprint != plain.model.answer_fingerprint
+    assert prior.std() > 0.1
+    assert model.variants()["ALLMRec"].fingerprint != plain.model.variants()["ALLMRec"].fingerprint
     alone = [score(made, [h], c[None], [u]) for h, c, u in zip(made.histories, made.candidates, made.users, strict=True)]
     close(torch.cat(alone), scores(made))
 
@@ -380,23 +437,24 @@ def test_stages_leave_the_lm_and_every_stage_before_them_as_they_were(
     settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = assemble("ALLMRec", settings)
-    model, cache = made.model, made.model.cache
-    lm, read, fill = state(model.lm), [], model._fill
+    model, cache = made.model, made.trainer.cache
+    causal, read, fill = model.parts.backbone.load(cache), [], SoftTokens.fill
+    lm = state(causal.model)
     model.cf.load(cache.run(model.cf.stage))
     known, files = state(model.cf.model), folder_sums(cache.folder(model.cf.stage))
-    last = model.plan()
-    aligned = folder_sums(cache.run(model.alignment))
+    aligned = folder_sums(cache.run(model.alignment_stage))
     assert equal(state(model.cf.model), known)
-    monkeypatch.setattr(model, "_fill", lambda *asked: (read.append(model.joint_codes.clone()), fill(*asked))[1])
-    model.run_stages()
-    codes = load_file(cache.folder(model.alignment) / "codes.safetensors")
-    assert read and all(torch.equal(joint, codes["joint"]) for joint in read)  # stage 2 reads what stage 1 has left
-    assert torch.equal(model.text_codes, codes["text"])
-    assert not any(cache.seconds[name] == 0 for name in cache.seconds)
-    assert equal(state(model.lm), lm) and equal(state(model.cf.model), known)
-    assert folder_sums(cache.folder(model.cf.stage)) == files and folder_sums(cache.folder(model.alignment)) == aligned
+    monkeypatch.setattr(SoftTokens, "fill", lambda soft, *given: (read.append(soft._codes.clone()), fill(soft, *given))[1])
+    cache.run(model.projection_stage)
+    joint = codes(made)["joint"]
+    assert read and all(torch.equal(found[1:], joint[1:]) for found in read)  # what stage 1 has left
+    assert not any(cache.seconds[name] == 0 for name in ("alignment", "projection"))
+    model.load(cache)
+    assert equal(state(causal.model), lm) and equal(state(model.cf.model), known)
+    assert folder_sums(cache.folder(model.cf.stage)) == files and folder_sums(cache.folder(model.alignment_stage)) == aligned
     assert len(files) == 3 and len(aligned) > 7  # with their manifests, and how much they trained
-    assert set(load_file(cache.folder(last) / "projectors.safetensors")) == set(model._projectors())
+    projectors = load_file(cache.folder(model.projection_stage) / "projectors.safetensors")
+    assert set(projectors) == {name for name, _ in model.soft.named_parameters()}
 
 
 def test_nothing_trains_the_collaborative_model_whatever_the_model_around_it_does(
@@ -454,41 +512,47 @@ def opt(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
 def test_the_lm_is_read_without_dropout_also_in_training(
     settings: dict[str, Any], assemble: Any, opt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = assemble("ALLMRec", settings, llm_path=str(opt))
-    made.trainer.fit(made.train, made.valid)
-    model, batch = made.model.train(), next(iter(made.train))[:8]
-    assert model.training and not any(module.training for module in model.lm.modules())
-    losses = [model.calculate_loss(batch).item() for _ in range(3)]
+    made, loops = assemble("ALLMRec", settings, llm_path=str(opt)), []
+    monkeypatch.setattr(TrainingLoop, "run", lambda loop: loops.append(loop))
+    made.model.train()
+    run_stages(made)
+    lm, (_, projection) = made.model.parts.backbone.load(made.trainer.cache).model, loops
+    assert projection.name == "projection" and not any(module.training for module in lm.modules())
+    losses = [projection.loss(0).item() for _ in range(3)]
     assert len({*losses}) == 1
-    model.lm.train()
-    assert model.calculate_loss(batch).item() != losses[0]  # there is dropout, had it been left on
+    lm.train()
+    assert projection.loss(0).item() != losses[0]  # there is dropout, had it been left on
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_stage_2_reaches_the_projectors_and_nothing_else(trained: Any, prompt: str) -> None:
-    model = trained(**PROMPTS[prompt]).model
-    for part in (model, model.cf.model):  # of its own training
-        part.zero_grad(set_to_none=True)
-    model.calculate_loss(next(iter(trained().train))[:16]).backward()
-    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert reached == set(model._projectors()) == {n for n in reached if n.startswith(("project_user", "project_item"))}
-    assert not [name for name, parameter in model._projectors().items() if not parameter.grad.abs().max() > 0]
+def test_stage_2_reaches_the_projectors_and_nothing_else(projection: Any, prompt: str) -> None:
+    made = projection(**PROMPTS[prompt])
+    made.model.cf.model.zero_grad(set_to_none=True)  # of its own training
+    made.loop.loss(0).backward()
+    reached = {name: parameter.grad for name, parameter in made.loop.parameters.items()}
     assert len(reached) == 12  # two linear layers and a norm each, with biases
-    assert all(parameter.grad is None for parameter in model.cf.model.parameters())
-    assert not model.joint_codes.requires_grad and not model.text_codes.requires_grad
-    model.zero_grad(set_to_none=True)
+    assert all(name.startswith(("project_user", "project_item")) for name in reached)
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in reached.values())
+    assert all(p.grad is None for part in (made.causal.model, made.model.cf.model) for p in part.parameters())
+    assert not made.soft._codes.requires_grad and not made.soft._text_codes.requires_grad
 
 
-@torch.no_grad()
-def test_the_loss_is_the_mean_over_the_tokens_of_the_targets(made: Made) -> None:
-    batch = next(iter(made.train))[:9]
-    targets = batch["item_id"]
-    likelihoods = made.model.score_candidates(batch, targets[:, None])  # [B, 1]
-    tokens = sum(len(made.model.prompts.answers[item]) for item in targets.tolist())
-    assert made.model.calculate_loss(batch).item() == pytest.approx(-likelihoods.sum().item() / tokens, abs=1e-4)
+def test_the_loss_is_the_mean_over_the_tokens_of_the_targets(projection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, read, encode = projection(), [], ExampleEncoder.__call__
+    monkeypatch.setattr(
+        ExampleEncoder, "__call__", lambda self, items, *rest: (read.append(items), encode(self, items, *rest))[1]
+    )
+    found = made.loop.loss(0).item()
+    assert len(read) == 16
+    targets = torch.tensor([items[-1] for items in read])
+    likelihood = made.model._likelihood(made.causal, made.soft)
+    with torch.no_grad():
+        likelihoods = likelihood([items[:-1] for items in read], targets[:, None], [1] * 16)  # [B, 1]
+    tokens = sum(len(likelihood.prompts.answers[item]) for item in targets.tolist())
+    assert found == pytest.approx(-likelihoods.sum().item() / tokens, abs=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["alignment", "projection"])
@@ -497,27 +561,27 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
     settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch, stage: str, every: bool
 ) -> None:
     made = assemble("ALLMRec", settings, all_positions=every, train_samples=None, stage1_epochs=1, stage2_epochs=1)
-    model, asked, targets = made.model, [], []
-    model.plan()
-    model.cache.run(model.cf.stage)
+    model, cache, read, targets = made.model, made.trainer.cache, [], []
+    cache.run(model.cf.stage)
     if stage == "projection":
-        model.cache.run(model.plan().inputs[0])
-    loss = model._encode
-    states = CollaborativeModel.user_states
+        cache.run(model.alignment_stage)
+    encode, states = ExampleEncoder.__call__, CollaborativeModel.user_states
 
     def spy(cf: CollaborativeModel, users: Any, histories: Any) -> torch.Tensor:
-        asked.extend(zip(users, map(list, histories), strict=True))
+        read.extend(zip(users, map(list, histories), strict=True))
         return states(cf, users, histories)
 
     monkeypatch.setattr(CollaborativeModel, "user_states", spy)
-    monkeypatch.setattr(model, "_encode", lambda items, *rest: (targets.append(items), loss(items, *rest))[1])
-    monkeypatch.setattr(model.asked["valid"], "score", lambda: 0.0)  # it asks about validation users
-    model.cache.run(model.plan() if stage == "projection" else model.alignment)
-    trained_items = {user: model.histories.items[user][:-2].tolist() for user in range(1, 61)}
-    asked = [(user, history) for user, history in asked if history]  # an empty one was asked for its width
-    assert asked and all(history == trained_items[user][: len(history)] for user, history in asked)
-    assert all(len(history) < len(trained_items[user]) for user, history in asked)
-    places = {(user, len(history)) for user, history in asked}
+    monkeypatch.setattr(
+        ExampleEncoder, "__call__", lambda self, items, *rest: (targets.append(items), encode(self, items, *rest))[1]
+    )
+    monkeypatch.setattr(EvalUsers, "score", lambda self, score: 0.0)  # it reads the states of validation users
+    cache.run(model.projection_stage if stage == "projection" else model.alignment_stage)
+    trained_items = {user: model.parts.histories.items[user][:-2].tolist() for user in range(1, 61)}
+    read = [(user, history) for user, history in read if history]  # an empty one was read for its width
+    assert read and all(history == trained_items[user][: len(history)] for user, history in read)
+    assert all(len(history) < len(trained_items[user]) for user, history in read)
+    places = {(user, len(history)) for user, history in read}
     last = {(user, len(items) - 1) for user, items in trained_items.items() if len(items) > 1}
     assert places <= last if not every else len(places - last) > 60
     if stage == "projection":
@@ -528,26 +592,22 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
 
 def test_an_answer_is_a_title_and_its_end_without_soft_tokens(trained: Any) -> None:
     for changes in ({}, LISTWISE, {**LISTWISE, "top_k_target": 3}):
-        model = trained(**changes).model
-        rng = np.random.default_rng(0)
-        ids, mask = model._encode([3, 1, 4, 15], model.prompts, model.domain, rng, -1 - model.n_items)
-        answer = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
-        assert mask == sorted(mask) and min(answer) >= 0 > min(ids)
-        first = model.prompts.answers[15][:-1]
+        made = trained(**changes)
+        encoder = ExampleEncoder(made.model.parts.domain, made.builder, made.model.parts.examples)
+        row, mask = encoder([3, 1, 4, 15], np.random.default_rng(0), made.model.n_items)
+        answer = [token for token, wanted in zip(row.ids, mask, strict=True) if wanted]
+        assert mask == sorted(mask) and row.soft_slots and not any(mask[place] for place in row.soft_slots)
+        first = made.builder.answers[15][:-1]
         assert answer[: len(first)] == first
         assert len(answer) == len(first) + 1 or changes.get("top_k_target") == 3
 
 
 def test_training_learns(trained: Any, assemble: Any, module_settings: dict[str, Any]) -> None:
-    """Stage 2's loss on its own rows, before and after it."""
+    """Stage 2's loss on training rows, before and after it."""
     made = trained(stage2_epochs=8, all_positions=True, train_samples=200)
-    fresh = assemble("ALLMRec", module_settings, all_positions=True)
-    fresh.model.plan()
-    fresh.model.cache.run(fresh.model.alignment)
-    fresh.model._load_alignment()
+    fresh = made.model._soft_tokens(made.trainer.cache, made.causal)
     batch = next(iter(made.train))[:60]
-    with torch.no_grad():
-        assert made.model.calculate_loss(batch) < 0.95 * fresh.model.calculate_loss(batch)
+    assert batch_loss(made, made.soft, batch) < 0.95 * batch_loss(made, fresh, batch)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------
@@ -562,10 +622,9 @@ def stages_run(settings: dict[str, Any], assemble: Any) -> Callable[..., set[str
     """Names of the stages that a run with ``changes`` trains, of the four that it has."""
 
     def run(**changes: Any) -> set[str]:
-        model = assemble("ALLMRec", settings, **changes).model
-        model.run_stages()
-        assert len(model.cache.seconds) == 4
-        return {name for name, seconds in model.cache.seconds.items() if seconds}
+        seconds = run_stages(assemble("ALLMRec", settings, **changes))
+        assert len(seconds) == 4
+        return {name for name, spent in seconds.items() if spent}
 
     return run
 
@@ -577,7 +636,7 @@ def test_a_second_run_trains_nothing_and_a_change_trains_what_it_touches_alone(
     assert stages_run(alpha=0.1) == BOTH and stages_run(stage2_epochs=1) == {"projection"}
     retitled = copied(data_path, tmp_path / "retitled", item=lambda text: text.replace("The red wolf", "The red fox"))
     assert stages_run(data_path=str(retitled)) == EVERYTHING - {"cf-SASRec"}
-    assert stages_run(alpha=0.1) == stages_run() == set()  # all of it is kept beside the other
+    assert stages_run(alpha=0.1) == stages_run() == set()  # all of it is cached beside the other
 
 
 @pytest.mark.slow
@@ -629,8 +688,8 @@ def exchanged(data_path: Path, folder: Path, places: tuple[int, ...]) -> Path:
 
 def results(made: Made) -> dict[str, dict[str, torch.Tensor]]:
     model = made.model
-    stages = {"cf": model.cf.stage, "alignment": model.alignment, "projection": model.plan()}
-    folders = {name: model.cache.folder(stage) for name, stage in stages.items()}
+    stages = {"cf": model.cf.stage, "alignment": model.alignment_stage, "projection": model.projection_stage}
+    folders = {name: made.trainer.cache.folder(stage) for name, stage in stages.items()}
     files = {name: [*folder.rglob("*.safetensors")] for name, folder in folders.items()}
     return {name: {f"{file.name}/{k}": t for file in found for k, t in load_file(file).items()} for name, found in files.items()}
 
@@ -639,14 +698,14 @@ def results(made: Made) -> dict[str, dict[str, torch.Tensor]]:
 def test_held_out_items_touch_no_weight(
     settings: dict[str, Any], assemble: Any, data_path: Path, tmp_path: Path, places: tuple[int, ...], same: list[str]
 ) -> None:
-    """Exchanged test items change nothing that is kept; exchanged validation items nothing but what they choose."""
+    """Exchanged test items change no result of a stage; exchanged validation items nothing but what they choose."""
     found = []
     for path in (data_path, exchanged(data_path, tmp_path / "exchanged", places)):
         made = assemble("ALLMRec", settings, data_path=str(path), checkpoint_dir=str(tmp_path / path.name / "saved"))
         made.trainer.fit(made.train, made.valid)
         found.append((made, results(made)))
     (one, first), (other, second) = found
-    assert one.model.histories.item_ids == other.model.histories.item_ids
+    assert one.model.parts.histories.item_ids == other.model.parts.histories.item_ids
     assert one.test.candidates.sha256 != other.test.candidates.sha256  # the labels did change
     assert (one.valid.candidates.sha256 == other.valid.candidates.sha256) == (places == (-1,))
     for name in same:
@@ -666,8 +725,8 @@ def test_a_full_ranking_is_its_collaborative_models_with_the_top_in_the_llms_ord
     order, before = ranked.argsort(descending=True, stable=True), own.argsort(descending=True, stable=True)
     assert torch.equal(order[:, 5:], before[:, 5:]) and torch.equal(order[:, :5].sort().values, before[:, :5].sort().values)
     assert (made.model.score_candidates(interaction, order[:, :5]).diff(dim=1) <= 1e-4).all() and not torch.equal(order, before)
-    with made.model.controls()[name]():
-        assert torch.equal(made.model.full_sort_predict(interaction), own)
+    own[:, 0] = made.model.cf.scores(interaction)[:, 0]
+    assert torch.equal(made.model.variants()[name].score_catalogue(interaction), own)
 
 
 @pytest.mark.slow
@@ -683,7 +742,7 @@ def test_histories_are_cut_to_what_a_collaborative_model_of_shorter_ones_can_rea
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scorer": "label"}, "scorer: label asks for a label, ALLMRec for a title; choose tree, prefix or naive"),
+        ({"scorer": "label"}, "scorer: label reads a label, ALLMRec answers with a title; choose tree, prefix or naive"),
         ({"item_vectors": "joined"}, "item_vectors: 'joined' is unknown; choose joint, text or random"),
         ({"logits": "max"}, "logits: 'max' is neither sum"),
         ({"soft_prompt": "nosuch"}, "prompt: nosuch is not a key of `prompts`"),
@@ -702,9 +761,9 @@ def test_settings_that_do_not_fit_are_refused_before_anything_trains(
     assert not list(Path(settings["checkpoint_dir"]).glob("stages/*-*"))
 
 
-def test_titles_are_encoded_with_the_columns_that_are_named_or_told(assemble: Any, module_settings: dict[str, Any]) -> None:
+def test_titles_are_encoded_with_the_columns_that_are_named(assemble: Any, module_settings: dict[str, Any]) -> None:
     def sentence(**changes: Any) -> str:
-        return assemble("ALLMRec", module_settings, **changes).model.sentences[1]
+        return assemble("ALLMRec", module_settings, **changes).model.alignment.text.sentences[1]
 
     title, year, genre = sentence(text_fields=[]), sentence(text_fields=["year"]), sentence()
     assert year.startswith(f"{title}, 19") or year.startswith(f"{title}, 20")
@@ -717,17 +776,15 @@ def test_a_text_encoder_of_ones_own_is_taken_by_its_folder(
     settings: dict[str, Any], assemble: Any, tmp_path: Path, tune: bool
 ) -> None:
     first = assemble("ALLMRec", settings)
-    first.model.run_stages()
+    run_stages(first)
     builtin = next(Path(settings["checkpoint_dir"]).glob("stages/builtin-text-encoder-*"))
     changes = {"text_encoder_path": str(builtin), "tune_text_encoder": tune, "checkpoint_dir": str(tmp_path / "other")}
     made = assemble("ALLMRec", settings, **changes)
-    made.model.run_stages()
-    assert [*made.model.cache.seconds] == ["cf-SASRec", "alignment", "projection"]
+    assert [*run_stages(made)] == ["cf-SASRec", "alignment", "projection"]
     assert equal(results(made)["alignment"], results(first)["alignment"]) == tune
     assert (tmp_path / "other" / "text_vectors").is_dir() == (not tune)
     less = assemble("ALLMRec", settings, **changes, text_fields=["year"])  # no builtin encoder depends on the texts here
-    less.model.run_stages()
-    assert [name for name, seconds in less.model.cache.seconds.items() if seconds] == ["alignment", "projection"]
+    assert [name for name, seconds in run_stages(less).items() if seconds] == ["alignment", "projection"]
 
 
 @pytest.mark.slow
@@ -735,7 +792,7 @@ def test_the_builtin_lm_and_the_published_prompt_work_end_to_end(settings: dict[
     small = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 4000, "batch_tokens": 256, "vocab_size": 300}
     changes = {**LISTWISE, "llm_path": "builtin", "builtin_lm": small, "normalize": "pmi"}
     result = run_recbole_llm("ALLMRec", "tiny", config_dict={**settings, **changes})
-    assert 0 <= result["test_result"]["hit@1"] <= 1 and list(result["controls"]) == ["SASRec", TEXT_ONLY, LLM_ONLY]
+    assert 0 <= result["test_result"]["hit@1"] <= 1 and list(result["variants"]) == ["SASRec", TEXT_ONLY, LLM_ONLY]
 
 
 @pytest.mark.parametrize(("stage", "key"), [("alignment", "stage1_learning_rate"), ("projection", "stage2_learning_rate")])
@@ -752,4 +809,4 @@ def test_a_stage_that_diverges_names_its_own_learning_rate(
 
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)
     with pytest.raises(ValueError, match=f"{stage}: the loss is nan at step 0; lower `{key}`"):
-        assemble("ALLMRec", settings).model.run_stages()
+        run_stages(assemble("ALLMRec", settings))

@@ -16,7 +16,11 @@ from recbole_llm.quick_start import run_recbole_llm
 
 @pytest.fixture(scope="module")
 def made(module_settings: dict[str, Any], assemble: Any) -> Any:
-    return assemble("AlphaRec", module_settings, embedding_size=8, num_negatives=12)
+    """The untrained network over text vectors."""
+    made = assemble("AlphaRec", module_settings, embedding_size=8, num_negatives=12)
+    made.trainer.cache.run(*made.model.plan(made.candidates))
+    made.model.load(made.trainer.cache)
+    return made
 
 
 def text_vectors(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +86,7 @@ def test_scores_are_cosines_and_follow_training(made: Any) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model.calculate_loss(next(iter(made.train))).backward()
     optimizer.step()
-    with torch.no_grad():  # scores that evaluation had kept are not those of the trained model
+    with torch.no_grad():  # scores that evaluation had cached are not those of the trained model
         assert not torch.equal(before, model.full_sort_predict(interaction[:4]).view(4, -1))
 
 

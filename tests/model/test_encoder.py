@@ -1,9 +1,10 @@
-"""Encoders, on a tiny trained Laser: one ranking however it is asked for, and vectors that nothing around them changes."""
+"""Encoders, on a tiny trained Laser: one ranking whichever method computes it, and vectors that nothing around them changes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 from torch import Tensor
 
-from recbole_llm.evaluation.ranks import gather_scores
+from recbole_llm.evaluation.ranks import gather_scores, target_ranks
+from recbole_llm.model.parts import histories_of
 
 Made = SimpleNamespace
 FULL = {"eval_args": {"mode": "full"}}
@@ -21,22 +23,22 @@ FULL = {"eval_args": {"mode": "full"}}
 @pytest.fixture(scope="module")
 def full(module_settings: dict[str, Any], assemble: Callable[..., Made]) -> Made:
     """A model that ranks the whole catalogue, with seven test users."""
-    return asked(assemble("Laser", module_settings, **FULL))
+    return fitted(assemble("Laser", module_settings, **FULL))
 
 
 @pytest.fixture(scope="module")
 def listed(full: Made, module_settings: dict[str, Any], assemble: Callable[..., Made]) -> Made:
-    """The same model, whose kept stages it takes up, asked about candidates."""
-    made = asked(assemble("Laser", module_settings))
+    """The same model from its cached stages, which ranks candidates."""
+    made = fitted(assemble("Laser", module_settings))
     made.candidates = made.test.candidates.lookup(made.interaction["user_id"], made.targets)
     return made
 
 
-def asked(made: Made) -> Made:
+def fitted(made: Made) -> Made:
     made.trainer.fit(made.train, made.valid)
     batch = next(iter(made.test))
     made.interaction, made.targets = batch[0][:7], batch[3][:7]
-    made.histories = made.model._histories_of(made.interaction)
+    made.histories = histories_of(made.model, made.interaction)
     return made
 
 
@@ -48,7 +50,7 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 def test_the_scores_of_candidates_are_those_of_the_whole_catalogue_in_their_columns(full: Made, listed: Made) -> None:
-    assert [*listed.model.cache.seconds.values()] == [0.0] * 3  # it is the same model
+    assert [*listed.trainer.cache.seconds.values()] == [0.0] * 3  # it is the same model
     whole = full.model.full_sort_predict(full.interaction)
     few = listed.model.score_candidates(listed.interaction, listed.candidates)
     assert whole.shape == (7, 41) and few.shape == (7, 10) and few.std(1).min() > 1e-3
@@ -80,7 +82,7 @@ def test_recommend_is_the_top_of_the_whole_catalogue_without_the_padding_item(fu
     close(scores, best.values)
 
 
-def test_of_fewer_items_than_asked_for_all_are_recommended_and_never_the_padding_item(full: Made) -> None:
+def test_of_fewer_items_than_k_all_are_recommended_and_never_the_padding_item(full: Made) -> None:
     scores, items = full.model.recommend(full.interaction, 50)
     assert items.sort().values.tolist() == [[*range(1, 41)]] * 7 and scores.isfinite().all()
 
@@ -109,7 +111,7 @@ def test_a_full_evaluation_gives_the_metrics_of_the_ranks_in_the_whole_catalogue
 # -- vectors -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_kept_item_matrix_is_what_encode_items_computes(full: Made, listed: Made) -> None:
+def test_the_cached_item_matrix_is_what_encode_items_computes(full: Made, listed: Made) -> None:
     for made in (full, listed):
         close(made.model.encode_items(), made.model.item_matrix)
     assert torch.equal(full.model.item_matrix, listed.model.item_matrix)
@@ -130,26 +132,21 @@ def test_neither_padding_nor_the_rest_of_the_batch_changes_a_score(full: Made, m
     close(torch.cat([model.encode_histories([history]) for history in histories]), together)
     close(model.encode_histories([histories[i] for i in order]), together[order])
     for tokens in (1, 300, 9999):  # one row at a time, a few, all of them
-        monkeypatch.setattr(model, "batch_tokens", tokens)
+        monkeypatch.setattr(model.reader, "_batch_tokens", tokens)
         close(model.encode_histories(histories), together)
         close(model.encode_items(), model.item_matrix)
     one = [model.full_sort_predict(full.interaction[row : row + 1]) for row in range(7)]
     close(torch.cat(one), model.full_sort_predict(full.interaction))
 
 
-def test_the_item_matrix_is_encoded_once_and_anew_after_it_was_dropped(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, kept, calls = full.model, full.model.item_matrix, []
-    encode_items = model.encode_items
-    monkeypatch.setattr(model, "encode_items", lambda: (calls.append(1), encode_items())[1])
+def test_no_score_encodes_an_item_again(full: Made, listed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, matrix, calls = full.model, full.model.item_matrix, []
+    monkeypatch.setattr(model.reader, "encode_items", lambda tower: calls.append(1))
     model.full_sort_predict(full.interaction)
-    assert model.item_matrix is kept and not calls
-    model.item_matrix = None
-    try:
-        for _ in range(3):
-            model.full_sort_predict(full.interaction)
-        assert calls == [1]
-    finally:
-        model.item_matrix = kept
+    model.score_candidates(full.interaction, listed.candidates)
+    assert model.item_matrix is matrix and not calls
+    model.encode_items()
+    assert calls == [1]
 
 
 # -- validation --------------------------------------------------------------------------------------------------------
@@ -159,7 +156,7 @@ def naive_score(model: Any, users: list[int], k: int) -> float:
     """Mean NDCG@k of validation targets among all items: one user, one item at a time."""
     total = 0.0
     for user in users:
-        items = model.histories.items[user].tolist()
+        items = model.parts.histories.items[user].tolist()
         vector, target = model.encode_histories([items[:-2]])[0], items[-2]
         own = float(vector @ model.item_matrix[target])
         rank = 1 + sum(float(vector @ model.item_matrix[item]) > own + 1e-7 for item in range(1, 41) if item != target)
@@ -167,71 +164,74 @@ def naive_score(model: Any, users: list[int], k: int) -> float:
     return total / len(users)
 
 
-def test_the_valid_score_is_that_of_a_naive_loop_over_the_asked_users(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def valid_score(model: Any, matrix: Tensor | None = None) -> float:
+    return model.valid_score(model.encode_histories, model.item_matrix if matrix is None else matrix)
+
+
+def with_validation(made: Made, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    parts = made.model.parts
+    monkeypatch.setattr(made.model, "parts", replace(parts, validation=replace(parts.validation, **changes)))
+
+
+def test_the_valid_score_is_that_of_a_naive_loop_over_the_drawn_users(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     model = full.model
-    users = model._asked_users()
-    assert len({*users}) == len(users) == 20 and 0 < model.valid_score() < 1
-    assert model.valid_score() == pytest.approx(naive_score(model, users, 5), abs=1e-4)
-    monkeypatch.setattr(model, "valid_users", 10**6)
-    assert sorted(model._asked_users()) == [*range(1, 61)]
-    assert model.valid_score() == pytest.approx(naive_score(model, [*range(1, 61)], 5), abs=1e-4)
-    assert model.valid_score() == pytest.approx(full.trainer.best_valid_result["ndcg@5"], abs=1e-4)
+    users = model.valid_users()
+    assert len({*users}) == len(users) == 20 and 0 < valid_score(model) < 1
+    assert valid_score(model) == pytest.approx(naive_score(model, users, 5), abs=1e-4)
+    with_validation(full, monkeypatch, users=10**6)
+    assert sorted(model.valid_users()) == [*range(1, 61)]
+    assert valid_score(model) == pytest.approx(naive_score(model, [*range(1, 61)], 5), abs=1e-4)
+    assert valid_score(model) == pytest.approx(full.trainer.best_valid_result["ndcg@5"], abs=1e-4)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_items_of_one_vector_share_their_ranks_and_padding_is_no_item(
+def test_items_of_one_vector_rank_in_their_order_and_padding_is_no_item(
     full: Made, monkeypatch: pytest.MonkeyPatch, sign: int
 ) -> None:
-    """Each target is at rank 20.5 of 40, also where the padding item's score of zero is above all of theirs."""
-    model, kept = full.model, full.model.item_matrix
-    monkeypatch.setattr(model, "encode_histories", lambda histories: kept[1:2].expand(len(histories), -1))
-    try:
-        model.item_matrix = torch.cat([kept[:1], sign * kept[1:2].expand(40, -1)])
-        assert model.valid_score() == 0  # ndcg@5
-        monkeypatch.setattr(model, "valid_metric", "ndcg@40")
-        assert model.valid_score() == pytest.approx(1 / math.log2(21.5))
-        model.item_matrix = torch.full_like(kept, torch.nan)
-        assert math.isnan(model.valid_score())
-    finally:
-        model.item_matrix = kept
+    """A target's rank is its number among 40, also where the padding item's score of zero is above all of theirs."""
+    model, matrix = full.model, full.model.item_matrix
+    same = torch.cat([matrix[:1], sign * matrix[1:2].expand(40, -1)])
+    targets = [model.parts.histories.target(user, "valid") for user in model.valid_users()]
+
+    def score(matrix: Tensor) -> float:
+        return model.valid_score(lambda histories: same[1:2].expand(len(histories), -1), matrix)
+
+    for k in (5, 40):
+        with_validation(full, monkeypatch, metric=f"ndcg@{k}")
+        gains = [1 / math.log2(1 + target) if target <= k else 0 for target in targets]
+        assert score(same) == pytest.approx(sum(gains) / 20)
+    assert target_ranks(torch.zeros(1, 41).index_fill(1, torch.tensor([0]), -torch.inf), torch.tensor([3]))[0].tolist() == [3]
+    assert math.isnan(score(torch.full_like(matrix, torch.nan)))
 
 
-def test_a_nan_of_an_item_that_is_nobodys_target_is_not_passed_over(full: Made) -> None:
-    model, kept = full.model, full.model.item_matrix
-    targets = {model.histories.target(user, "valid") for user in model._asked_users()}
-    matrix = kept.clone()
+def test_a_nan_of_an_item_that_is_no_target_is_not_passed_over(full: Made) -> None:
+    model = full.model
+    targets = {model.parts.histories.target(user, "valid") for user in model.valid_users()}
+    matrix = model.item_matrix.clone()
     matrix[min({*range(1, 41)} - targets)] = torch.nan
-    model.item_matrix = matrix
-    try:
-        assert math.isnan(model.valid_score())
-    finally:
-        model.item_matrix = kept
+    assert math.isnan(valid_score(model, matrix))
 
 
 def test_test_items_play_no_part_in_the_valid_score_and_validation_items_do(full: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    histories, before = full.model.histories, full.model.valid_score()
+    histories, before = full.model.parts.histories, valid_score(full.model)
     for place, same in ((-1, True), (-2, False)):
         changed = [items.copy() for items in histories.items]
         for items in changed[1:]:
             items[place] = items[place] % 40 + 1
         with monkeypatch.context() as patch:
             patch.setitem(vars(histories), "items", changed)
-            assert (full.model.valid_score() == before) == same
+            assert (valid_score(full.model) == before) == same
 
 
-# -- control -----------------------------------------------------------------------------------------------------------
+# -- variants ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_control_answers_with_the_collaborative_models_own_scores(full: Made, listed: Made) -> None:
-    model, cf = full.model, full.model.cf.model
-    own, name = model.full_sort_predict(full.interaction), model.answer_fingerprint
-    with model.controls()["SASRec"]():
-        found = model.full_sort_predict(full.interaction)
-        few = model.score_candidates(full.interaction, listed.candidates)
-        assert model.answer_fingerprint != name
+def test_the_collaborative_models_row_has_its_own_scores(full: Made, listed: Made) -> None:
+    model, variants = full.model, full.model.variants()
+    assert [*variants] == ["Laser", "SASRec"]
+    row = variants["SASRec"]
     with torch.no_grad():
-        plain = cf.full_sort_predict(full.interaction)
-    close(found, plain)
-    close(few, plain.gather(1, listed.candidates))
-    assert not torch.allclose(found, own, atol=1e-2) and [*model.controls()] == ["SASRec"]
-    assert torch.equal(model.full_sort_predict(full.interaction), own) and model.answer_fingerprint == name
+        plain = model.cf.model.full_sort_predict(full.interaction)
+    close(row.score_catalogue(full.interaction), plain)
+    close(row.score(full.interaction, listed.candidates), plain.gather(1, listed.candidates))
+    assert not torch.allclose(plain, model.full_sort_predict(full.interaction), atol=1e-2)

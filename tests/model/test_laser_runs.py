@@ -1,4 +1,4 @@
-"""Laser as whole runs: one that takes up another's towers, what it reports about its experts, the command line."""
+"""Laser as whole runs: one that is initialised from another, what it reports about its experts, the command line."""
 
 from __future__ import annotations
 
@@ -40,30 +40,32 @@ def run(settings: dict[str, Any], dataset: str = "tiny", **changes: Any) -> Made
 
 @pytest.fixture(scope="module")
 def trained(settings: dict[str, Any]) -> Made:
-    """The run that others take up."""
+    """The run from which others are initialised."""
     return run(settings)
 
 
 @pytest.fixture(scope="module")
-def taking_up(settings: dict[str, Any], trained: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings of a run that takes that one up, and says of itself only where its data are and what their columns mean."""
+def from_run(settings: dict[str, Any], trained: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a run that is initialised from that one; its own are where its data are and what their columns mean."""
     own = {key: settings[key] for key in ("data_path", "show_progress", "year_field", "category_field")}
     return {**own, "init_from": str(trained.folder), "checkpoint_dir": str(tmp_path_factory.mktemp("zero-shot"))}
 
 
 @pytest.fixture(scope="module")
-def zero_shot(taking_up: dict[str, Any]) -> Made:
-    return run(taking_up, "other")
+def zero_shot(from_run: dict[str, Any]) -> Made:
+    return run(from_run, "other")
 
 
 @pytest.fixture(scope="module")
-def loaded(taking_up: dict[str, Any], zero_shot: Made, assemble: Callable[..., Made]) -> Made:
-    """The model of that run, whose stages are kept."""
-    return finished(assemble("Laser", taking_up, "other"))
+def loaded(from_run: dict[str, Any], zero_shot: Made, assemble: Callable[..., Made]) -> Made:
+    """The model of that run, whose stages are cached."""
+    return finished(assemble("Laser", from_run, "other"))
 
 
 def finished(made: Made) -> Made:
-    made.model.eval().run_stages()
+    made.trainer.cache.run(*made.model.plan(made.candidates))
+    made.model.load(made.trainer.cache)
+    made.model.eval()
     return made
 
 
@@ -73,26 +75,28 @@ def equal(tower: torch.nn.Module, file: Path) -> bool:
 
 
 def histories(made: Made) -> list[list[int]]:
-    return [made.model.histories.before(user, "test").tolist() for user in made.model.histories.evaluated("test").tolist()]
+    return [
+        made.model.parts.histories.before(user, "test").tolist() for user in made.model.parts.histories.evaluated("test").tolist()
+    ]
 
 
-# -- taking up another run ---------------------------------------------------------------------------------------------
+# -- initialised from another run ----------------------------------------------------------------------------------------
 
 
-def test_on_another_dataset_nothing_is_made_but_its_own_control_and_an_item_matrix(zero_shot: Made, trained: Made) -> None:
+def test_on_another_dataset_nothing_is_computed_but_its_own_control_and_an_item_matrix(zero_shot: Made, trained: Made) -> None:
     assert list(trained.record["stages"]) == ["cf-SASRec", "phase-1", "phase-2"]
     assert list(zero_shot.record["stages"]) == ["cf-SASRec", "item-matrix"]
     assert zero_shot.record["stages"]["cf-SASRec"] != trained.record["stages"]["cf-SASRec"]
-    kept = [folder for folder in zero_shot.stages.iterdir() if folder.is_dir()]
-    assert {folder.name for folder in kept} == set(zero_shot.record["stages"].values())
+    folders = [folder for folder in zero_shot.stages.iterdir() if folder.is_dir()]
+    assert {folder.name for folder in folders} == set(zero_shot.record["stages"].values())
     assert list(zero_shot.record["results"]) == ["Laser", "SASRec"] and zero_shot.record["dataset"] == "other"
 
 
 def test_its_towers_are_those_of_the_run_and_its_matrix_is_what_the_item_tower_says(loaded: Made, trained: Made) -> None:
     model, stages = loaded.model, trained.record["stages"]
-    assert equal(model.tower, trained.stages / stages["phase-2"] / "user_tower.safetensors")
-    assert equal(model.item_tower, trained.stages / stages["phase-1"] / "item_tower.safetensors")
-    assert not equal(model.tower, trained.stages / stages["phase-1"] / "user_tower.safetensors")  # phase 2 did train
+    assert equal(model.towers.user, trained.stages / stages["phase-2"] / "user_tower.safetensors")
+    assert equal(model.towers.item, trained.stages / stages["phase-1"] / "item_tower.safetensors")
+    assert not equal(model.towers.user, trained.stages / stages["phase-1"] / "user_tower.safetensors")  # phase 2 did train
     assert model.item_matrix.shape == (model.n_items, 32) and not model.item_matrix[0].any()
     torch.testing.assert_close(model.item_matrix, model.encode_items())
 
@@ -100,34 +104,34 @@ def test_its_towers_are_those_of_the_run_and_its_matrix_is_what_the_item_tower_s
 @torch.no_grad()
 def test_everybody_has_the_null_token_on_another_dataset(loaded: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded.model
-    assert not model.has_state.any()
+    assert not model.reader.knows_states()
     before = model.encode_histories(histories(loaded)[:5])
-    read = model._cf_states
+    read = model.reader.states
 
     def disturbed(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         states, known = read(*arguments)
         return states + 1, known
 
-    monkeypatch.setattr(model, "_cf_states", disturbed)
+    monkeypatch.setattr(model.reader, "states", disturbed)
     torch.testing.assert_close(model.encode_histories(histories(loaded)[:5]), before)
 
 
 @torch.no_grad()
 def test_states_of_another_space_are_read_where_that_is_asked_for(
-    taking_up: dict[str, Any], loaded: Made, trained: Made, assemble: Callable[..., Made]
+    from_run: dict[str, Any], loaded: Made, trained: Made, assemble: Callable[..., Made]
 ) -> None:
-    made = finished(assemble("Laser", taking_up, "other", transfer_states=True))
-    assert made.model.has_state.sum() > 30
-    assert equal(made.model.tower, trained.stages / trained.record["stages"]["phase-2"] / "user_tower.safetensors")
-    assert made.model.cache.folders["cf-SASRec"] == loaded.model.cache.folders["cf-SASRec"]
-    assert made.model.cache.folders["item-matrix"] != loaded.model.cache.folders["item-matrix"]
+    made = finished(assemble("Laser", from_run, "other", transfer_states=True))
+    assert made.model.reader._has_state.sum() > 30
+    assert equal(made.model.towers.user, trained.stages / trained.record["stages"]["phase-2"] / "user_tower.safetensors")
+    assert made.trainer.cache.folders["cf-SASRec"] == loaded.trainer.cache.folders["cf-SASRec"]
+    assert made.trainer.cache.folders["item-matrix"] != loaded.trainer.cache.folders["item-matrix"]
     interaction = next(iter(loaded.test))[0]
     scores = [model.full_sort_predict(interaction) for model in (loaded.model, made.model)]
     assert (scores[0] - scores[1]).abs().max() > 1e-3
 
 
-def test_on_the_same_dataset_its_result_is_that_of_the_run(taking_up: dict[str, Any], settings: Any, trained: Made) -> None:
-    again = run(taking_up, checkpoint_dir=settings["checkpoint_dir"], cf_config=settings["cf_config"])
+def test_on_the_same_dataset_its_result_is_that_of_the_run(from_run: dict[str, Any], settings: Any, trained: Made) -> None:
+    again = run(from_run, checkpoint_dir=settings["checkpoint_dir"], cf_config=settings["cf_config"])
     assert again.record["results"] == trained.record["results"] and again.record["ranks"] == trained.record["ranks"]
     assert list(again.record["stages"]) == ["cf-SASRec", "item-matrix"] and again.folder != trained.folder
     both = [run.stages / run.record["stages"][name] for run, name in ((again, "item-matrix"), (trained, "phase-1"))]
@@ -136,10 +140,11 @@ def test_on_the_same_dataset_its_result_is_that_of_the_run(taking_up: dict[str, 
 
 
 def test_on_the_same_dataset_another_collaborative_model_is_another_space(
-    taking_up: dict[str, Any], assemble: Callable[..., Made], trained: Made
+    from_run: dict[str, Any], assemble: Callable[..., Made], trained: Made
 ) -> None:
     def reads_states(**changes: Any) -> bool:
-        return bool(assemble("Laser", taking_up, **changes).model.has_state.any())
+        model = assemble("Laser", from_run, **changes).model
+        return model._shares_the_space(model.cf.stage)
 
     assert reads_states() and not reads_states(cf_config={"epochs": 2})
     assert reads_states(cf_config={"epochs": 2}, transfer_states=True)
@@ -153,33 +158,33 @@ def test_on_the_same_dataset_another_collaborative_model_is_another_space(
         ({"config": None}, "init_from: .*record.json is no record of a run; give a run's folder"),
     ],
 )
-def test_a_run_that_cannot_be_taken_up_is_refused_with_a_remedy(
-    taking_up: dict[str, Any], assemble: Any, trained: Made, tmp_path: Path, changes: dict[str, Any], message: str
+def test_a_run_that_nothing_can_be_initialised_from_is_refused_with_a_remedy(
+    from_run: dict[str, Any], assemble: Any, trained: Made, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     record = {key: value for key, value in (trained.record | changes).items() if value is not None}
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=message):
-        assemble("Laser", taking_up, "other", init_from=str(tmp_path))
+        assemble("Laser", from_run, "other", init_from=str(tmp_path))
 
 
 @pytest.mark.parametrize("given", ["nowhere", "nowhere/record.json", "stages"])
 def test_a_path_without_a_run_is_refused_by_the_key_that_names_it(
-    taking_up: dict[str, Any], assemble: Any, trained: Made, given: str
+    from_run: dict[str, Any], assemble: Any, trained: Made, given: str
 ) -> None:
     path = str(trained.stages.parent / given)
     with pytest.raises(ValueError, match=f"init_from: there is no run at {path} .*; give a run's folder, as saved/runs/Laser-"):
-        assemble("Laser", taking_up, "other", init_from=path)
+        assemble("Laser", from_run, "other", init_from=path)
 
 
 def test_a_run_that_has_trained_no_tower_or_lost_it_is_refused(
-    taking_up: dict[str, Any], assemble: Any, trained: Made, zero_shot: Made, tmp_path: Path
+    from_run: dict[str, Any], assemble: Any, trained: Made, zero_shot: Made, tmp_path: Path
 ) -> None:
     has = r"\(it has: cf-SASRec, item-matrix\); give the run that trained it"
     with pytest.raises(ValueError, match=f"init_from: .* has no stage phase-1 {has}"):
-        finished(assemble("Laser", taking_up, "other", init_from=str(zero_shot.folder)))
+        finished(assemble("Laser", from_run, "other", init_from=str(zero_shot.folder)))
     shutil.copytree(trained.folder, tmp_path / "saved" / "runs" / "lost")
     with pytest.raises(ValueError, match="init_from: the stage phase-1 of .* is gone or damaged .*run its command again"):
-        finished(assemble("Laser", taking_up, "other", init_from=str(tmp_path / "saved" / "runs" / "lost")))
+        finished(assemble("Laser", from_run, "other", init_from=str(tmp_path / "saved" / "runs" / "lost")))
 
 
 # -- experts -----------------------------------------------------------------------------------------------------------
@@ -205,16 +210,16 @@ def test_the_experts_are_the_routers_and_the_picture_has_their_shares_by_categor
     (line,) = model.report(tmp_path)
     ((file, values, labels),) = drawn
     assert str(file) == str(tmp_path / "experts.png") and line == f"experts of 60 users: {file}"
-    told = json.loads((tmp_path / "experts.json").read_text())
-    assert told == json.loads((trained.folder / "experts.json").read_text())
-    for user in model.histories.evaluated("test").tolist()[::7]:
-        states, known = model._cf_states([model.histories.before(user, "test").tolist()])  # [1, N, H], [1, N]
-        p = model.tower.m_former.router(states[known]).softmax(-1)  # [N, K]
-        assert told[model.histories.user_ids[user]] == int(p.mean(0).argmax())
+    written = json.loads((tmp_path / "experts.json").read_text())
+    assert written == json.loads((trained.folder / "experts.json").read_text())
+    for user in model.parts.histories.evaluated("test").tolist()[::7]:
+        states, known = model.reader.states([model.parts.histories.before(user, "test").tolist()])  # [1, N, H], [1, N]
+        p = model.towers.user.m_former.router(states[known]).softmax(-1)  # [N, K]
+        assert written[model.parts.histories.user_ids[user]] == int(p.mean(0).argmax())
     counts = [int(row.split("(")[1].rstrip(")")) for row in labels["rows"]]
     assert sum(counts) == 60 and {row.split()[0] for row in labels["rows"]} <= {"comedy", "drama", "film"}
     np.testing.assert_allclose(values.sum(1), 1)
-    np.testing.assert_allclose(np.array(counts) @ values, np.bincount([*told.values()], minlength=3))
+    np.testing.assert_allclose(np.array(counts) @ values, np.bincount([*written.values()], minlength=3))
 
 
 @pytest.mark.parametrize("changes", [{"m_former": False}, {"moe": False}, {"prefix": False}])

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_llm.model.laser import Laser
+from recbole_llm.model.towers import Tower
 from recbole_llm.store.runs import SavedRun
-from recbole_llm.store.stages import Stage
+from recbole_llm.store.stages import in_order
 
 Made = SimpleNamespace
 SHORT = {"train_samples": 16, "phase1_epochs": 1, "phase1_learning_rate": 3e-2}
@@ -53,12 +53,17 @@ def standard(run: Any) -> Made:
     return run()
 
 
-def sizes(model: Laser) -> dict[str, int]:
+def stages(made: Made) -> dict[str, str]:
+    """Fingerprints of all stages by name."""
+    return {stage.name: stage.fingerprint for stage in in_order(made.model.plan(made.candidates))}
+
+
+def sizes(model: Any) -> dict[str, int]:
     """Trained weights by part."""
     parts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in Tower(model.tower_config, model.cf.state_width, 32).named_parameters():
         if parameter.requires_grad:
-            part = ".".join(name.split(".")[1 : 2 + ("m_former" in name)])
+            part = ".".join(name.split(".")[: 1 + ("m_former" in name)])
             parts[part] = parts.get(part, 0) + parameter.numel()
     return parts
 
@@ -71,12 +76,12 @@ def test_every_ablation_runs_and_is_another_result(run: Any, standard: Made, nam
     made = run(**ABLATIONS[name])
     assert all(0 <= value <= 1 for value in made.result.values()) and torch.isfinite(made.scores).all()
     assert (made.scores - standard.scores).abs().max() > 1e-4
-    assert made.model.stages_fingerprint != standard.model.stages_fingerprint
-    stages = {"cf-BPR" if name == "of BPR" else "cf-SASRec", "phase-1", "phase-2"}
-    stages |= {"m-former"} if name == "warm-up" else set()
-    stages -= {"phase-2"} if name in ("w/o phase 2", "w/o both") else set()
-    assert {*made.model.cache.seconds} == stages
-    towers = zip(made.model.tower.parameters(), made.model.item_tower.parameters(), strict=True)
+    assert stages(made) != stages(standard)
+    expected = {"cf-BPR" if name == "of BPR" else "cf-SASRec", "phase-1", "phase-2"}
+    expected |= {"m-former"} if name == "warm-up" else set()
+    expected -= {"phase-2"} if name in ("w/o phase 2", "w/o both") else set()
+    assert {*made.trainer.cache.seconds} == expected == {*stages(made)}
+    towers = zip(made.model.towers.user.parameters(), made.model.towers.item.parameters(), strict=True)
     apart = any((one != other).any() for one, other in towers)
     assert apart == (name != "w/o both")  # nothing was trained
 
@@ -103,11 +108,7 @@ def test_every_setting_trains_the_stages_anew_that_depend_on_it_and_no_others(
     module_settings: dict[str, Any], assemble: Any
 ) -> None:
     def planned(**changes: Any) -> dict[str, str]:
-        found, stages = {}, [assemble("Laser", module_settings, **changes).model.plan()]
-        while stages:
-            stage: Stage = stages.pop()
-            found[stage.name], stages = stage.fingerprint, [*stages, *stage.inputs]
-        return found
+        return stages(assemble("Laser", module_settings, **changes))
 
     def anew(before: dict[str, str], **changes: Any) -> set[str]:
         return {name for name, value in planned(**changes).items() if before.get(name) != value}
@@ -164,27 +165,30 @@ def test_every_setting_trains_the_stages_anew_that_depend_on_it_and_no_others(
 
 def test_a_second_run_trains_nothing_however_it_is_measured(run: Any, standard: Made) -> None:
     again = run(eval_args={"mode": "full"}, topk=[5, 10])
-    assert not any(again.model.cache.seconds.values()) and torch.equal(again.scores, standard.scores)
+    assert not any(again.trainer.cache.seconds.values()) and torch.equal(again.scores, standard.scores)
     other = run(phase2_learning_rate=0.2)
-    assert [name for name, seconds in other.model.cache.seconds.items() if seconds] == ["phase-2"]
+    assert [name for name, seconds in other.trainer.cache.seconds.items() if seconds] == ["phase-2"]
 
 
-# -- experts and control -----------------------------------------------------------------------------------------------
+# -- experts and variants ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("degenerate", [True, False])
 def test_a_router_that_sends_all_users_to_one_expert_is_warned_of_with_the_shares_and_the_keys(
     module_settings: dict[str, Any], assemble: Any, caplog: pytest.LogCaptureFixture, degenerate: bool
 ) -> None:
-    model = assemble("Laser", module_settings).model.eval()
-    router = model.tower.m_former.router
+    made = assemble("Laser", module_settings)
+    made.trainer.cache.run(made.model.cf.stage)
+    reader = made.model._reader(made.trainer.cache)
+    towers = reader.towers().eval()
+    router = towers.user.m_former.router
     with torch.no_grad():
         if degenerate:
             router.weight.zero_()  # all alike: the first
         else:
             router.weight.copy_(torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0].T)
     with caplog.at_level("INFO"):
-        model._log_experts("phase1")
+        made.model._log_experts("phase1", reader, towers)
     (record,) = [record for record in caplog.records if "phase1" in record.getMessage()]
     message = record.getMessage()
     if degenerate:
@@ -199,36 +203,35 @@ def test_a_router_that_sends_all_users_to_one_expert_is_warned_of_with_the_share
 def test_of_one_expert_there_is_nothing_to_say(
     module_settings: dict[str, Any], assemble: Any, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
 ) -> None:
-    model = assemble("Laser", module_settings, **changes).model
+    made = assemble("Laser", module_settings, **changes)
+    made.trainer.cache.run(made.model.cf.stage)
+    reader = made.model._reader(made.trainer.cache)
     with caplog.at_level("INFO"):
         caplog.clear()
-        model._log_experts("phase1")
+        made.model._log_experts("phase1", reader, reader.towers())
     assert not caplog.messages
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["full", "candidates"])
-def test_the_control_is_its_collaborative_models_own_answer_and_laser_answers_again_after_it(
-    run: Any, standard: Made, mode: str
-) -> None:
+def test_the_row_beside_laser_has_the_scores_of_its_collaborative_model(run: Any, standard: Made, mode: str) -> None:
     made = run(eval_args={"mode": mode}, topk=[1, 5, 10])
     interaction, _, _, targets = next(iter(made.test))
-    interaction, name = interaction[:7], made.model.answer_fingerprint
+    interaction = interaction[:7]
 
-    def answers() -> Tensor:
+    def scores(name: str) -> Tensor:
+        variant = made.model.variants()[name]
         if mode == "full":
-            return made.model.full_sort_predict(interaction)
-        return made.model.score_candidates(interaction, made.test.candidates.lookup(interaction["user_id"], targets[:7]))
+            return variant.score_catalogue(interaction)
+        return variant.score(interaction, made.test.candidates.lookup(interaction["user_id"], targets[:7]))
 
-    before, own = answers(), made.model.cf.scores(interaction)
+    own = made.model.cf.scores(interaction)
     if mode == "candidates":
         own = own.gather(1, made.test.candidates.lookup(interaction["user_id"], targets[:7]))
-    assert [*made.model.controls()] == ["SASRec"]
-    with made.model.controls()["SASRec"]():
-        torch.testing.assert_close(answers(), own, atol=1e-5, rtol=0)
-        assert made.model.answer_fingerprint != name
-    assert torch.equal(answers(), before) and made.model.answer_fingerprint == name
-    assert (before - own).abs().max() > 1e-2
+    assert [*made.model.variants()] == ["Laser", "SASRec"]
+    before = scores("Laser")
+    torch.testing.assert_close(scores("SASRec"), own, atol=1e-5, rtol=0)
+    assert torch.equal(scores("Laser"), before) and (before - own).abs().max() > 1e-2
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
@@ -269,8 +272,9 @@ def test_a_run_whose_towers_do_not_fit_is_refused_with_what_to_leave_out(
     run: Any, module_settings: dict[str, Any], assemble: Any
 ) -> None:
     made = run()
-    record = {"model": "Laser", "stages": {name: folder.name for name, folder in made.model.cache.folders.items()}}
-    other = assemble("Laser", module_settings, prefix_length=5).model
-    other.init_run = SavedRun(Path(module_settings["checkpoint_dir"]) / "runs" / "some" / "record.json", record)
+    record = {"model": "Laser", "stages": {name: folder.name for name, folder in made.trainer.cache.folders.items()}}
+    other = assemble("Laser", module_settings, prefix_length=5)
+    reader = other.model._reader(other.trainer.cache)
+    other.model.init_run = SavedRun(Path(module_settings["checkpoint_dir"]) / "runs" / "some" / "record.json", record)
     with pytest.raises(ValueError, match="init_from: the towers of .* do not fit this run .*experts.*; leave out"):
-        other._load_run()
+        other.model._of_run(reader)

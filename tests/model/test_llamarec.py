@@ -1,13 +1,16 @@
-"""LlamaRec: trained to name the letter of the next item, ranks by the logits of the letters."""
+"""LlamaRec: trained to name the label of the next item, ranks by the logits of the labels."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.model.parts import histories_of
 from recbole_llm.quick_start import run_recbole_llm
 
 
@@ -23,35 +26,42 @@ def made(settings: dict[str, Any], assemble: Any) -> Any:
     return made
 
 
-def test_the_training_answer_is_the_targets_letter(made: Any) -> None:
-    model, letters = made.model, "ABCDEFGHIJ"
-    history = model.domain.histories[3]
-    ids, mask = model._encode(history.tolist(), model.prompts, model.domain, np.random.default_rng(1))
+def test_the_training_answer_is_the_targets_label(made: Any) -> None:
+    parts, labels = made.model.parts, "ABCDEFGHIJ"
+    tokenizer, history = parts.backbone.tokenizer, parts.domain.histories[3]
+    encoder = ExampleEncoder(parts.domain, parts.builder(tokenizer), parts.examples)
+    row, mask = encoder(history.tolist(), np.random.default_rng(1))
     assert sum(mask) == 1 and mask[-1] == 1
-    listed = model.tokenizer.decode(ids[:-1]).split("Candidates:")[1]
-    answer = model.tokenizer.decode(ids[-1:]).strip()
-    title = model.domain.items.names[int(history[-1])]
-    assert answer in letters and f"{answer}. {title}" in listed and listed.count(". The") == len(letters)
+    listed = tokenizer.decode(row.ids[:-1]).split("Candidates:")[1]
+    answer = tokenizer.decode(row.ids[-1:]).strip()
+    title = parts.domain.items.names[int(history[-1])]
+    assert answer in labels and f"{answer}. {title}" in listed and listed.count(". The") == len(labels)
 
 
-def test_scores_are_the_logits_of_the_letters_behind_the_prompt(made: Any) -> None:
+def test_scores_are_the_logits_of_the_labels_behind_the_prompt(made: Any, tiny_lm: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     model, (interaction, _, _, targets) = made.model, next(iter(made.test))
+    folder = model.adapters(made.trainer.cache)["tuned"]
+    vanilla = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_lm), str(folder)).eval()
     candidates = made.test.candidates.lookup(interaction["user_id"], targets)[:3]
+    builder = model.parts.builder(model.parts.backbone.tokenizer)
     with torch.no_grad():
         scores = model.score_candidates(interaction[:3], candidates)
-        for row, history in enumerate(model._histories_of(interaction[:3])):
-            prompt = model.prompts.prompt(history, candidates[row].tolist())
-            logits = model.lm(torch.tensor([prompt])).logits[0, -1]
-            expected = logits.log_softmax(-1)[model.prompts.label_tokens[: candidates.size(1)]]
+        for row, history in enumerate(histories_of(model, interaction[:3])):
+            prompt = builder.prompt(history, candidates[row].tolist())
+            logits = vanilla(torch.tensor([prompt.ids])).logits[0, -1]
+            expected = logits.log_softmax(-1)[builder.label_tokens[: candidates.size(1)]]
             torch.testing.assert_close(scores[row] - scores[row, 0], expected - expected[0], atol=1e-4, rtol=0)
 
 
-def test_a_full_ranking_puts_the_retrievers_top_in_the_letters_order(settings: dict[str, Any]) -> None:
+def test_a_full_ranking_puts_the_retrievers_top_in_the_order_of_the_labels(settings: dict[str, Any]) -> None:
     mode = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "retriever_top": 6, "retriever_config": {"epochs": 1}}
     result = run_recbole_llm("LlamaRec", "tiny", config_dict={**settings, **mode, "train_batch_size": 64})
     assert 0 <= result["test_result"]["hit@5"] <= 1
 
 
 def test_another_scorer_is_refused(settings: dict[str, Any], assemble: Any) -> None:
-    with pytest.raises(ValueError, match="scorer: LlamaRec reads the logits of letters, not tree"):
+    with pytest.raises(ValueError, match="scorer: LlamaRec reads the logits of labels, not tree"):
         assemble("LlamaRec", settings, scorer="tree")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm.llm.lora import lora_modules
+from recbole_llm.llm.lora import load_adapters, lora_modules
 from recbole_llm.quick_start import run_recbole_llm
 
 
@@ -16,23 +16,28 @@ def made(module_settings, assemble):
     return made
 
 
-def test_each_module_has_weights_of_its_own_that_sum_to_one(made):
+def test_each_module_has_weights_of_its_own_that_sum_to_one(made, tiny_lm):
+    from transformers import AutoModelForCausalLM
+
+    adapted = load_adapters(AutoModelForCausalLM.from_pretrained(tiny_lm), made.model.adapters(made.trainer.cache))
     report = made.model.merge_report
     assert report["granularity"] == "module" and report["method"] == "entropy"
-    assert list(report["weights"]) == list(lora_modules(made.model.lm))
+    assert list(report["weights"]) == list(lora_modules(adapted))
     assert all(list(pair) == ["base spirit", "ingredient"] for pair in report["weights"].values())
     moved = [point for point in report["trace"] if point["phase"] == "adam"]
     assert len({tuple(pair) for pair in moved[-1]["weights"]}) > 1  # the search takes the modules apart
     assert all(sum(pair) == pytest.approx(1) for pair in moved[-1]["weights"])
 
 
-def test_its_defaults_are_the_authors_recipe(assemble, module_settings):
+def test_its_defaults_are_those_of_the_authors_code(assemble, module_settings):
     plain = {key: value for key, value in module_settings.items() if not key.startswith("merge")}
     model = assemble("MoLoRec", plain).model
-    assert (model.granularity, model.first_tokens, model.prompt_count, model.top_k_target) == ("module", 3, 100, 5)
+    settings = model.merging.settings
+    assert (settings.granularity, settings.first_tokens, settings.prompts) == ("module", 3, 100)
+    assert model.parts.examples.top_k_target == 5
 
 
-def test_a_second_run_keeps_every_stage_and_answers_alike(made, module_settings):
+def test_a_second_run_reuses_every_stage_and_gives_the_same_result(made, module_settings):
     settings = {**module_settings, "merge_learning_rate": 1.0}
     results = [run_recbole_llm("MoLoRec", "tiny", config_dict=settings) for _ in range(2)]
     assert results[0]["test_result"] == results[1]["test_result"]

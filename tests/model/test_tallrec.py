@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_llm.quick_start import run_recbole_llm
 
@@ -15,7 +16,7 @@ def record(module_settings):
     return json.loads(Path(result["record"]).read_text())
 
 
-def test_the_lm_without_its_adapter_is_the_control(record):
+def test_the_lm_without_its_adapter_stands_beside_the_model(record):
     assert list(record["results"]) == ["TALLRec", "no adapter"]
     assert record["ranks"]["TALLRec"] != record["ranks"]["no adapter"]
     assert list(record["stage_seconds"]) == ["ingredient"]
@@ -28,6 +29,19 @@ def test_its_adapter_is_the_ingredient_of_the_cocktail(record, module_settings):
     assert cocktail["ranks"]["ingredient"] == record["ranks"]["TALLRec"]
 
 
+def test_a_second_fit_of_the_same_trainer_trains_nothing_and_gives_the_same_scores(record, module_settings, assemble, recwarn):
+    made, scores = assemble("TALLRec", module_settings), []
+    batch = next(iter(made.test))
+    candidates = made.test.candidates.lookup(batch[0]["user_id"], batch[3])[:5]
+    for _ in range(2):
+        made.trainer.fit(made.train, made.valid)
+        with torch.no_grad():
+            scores.append([variant.score(batch[0][:5], candidates) for variant in made.model.variants().values()])
+    assert made.trainer.cache.seconds == {"ingredient": 0.0}
+    assert not [warning for warning in recwarn if "peft_config" in str(warning.message)]  # adapters on top of adapters
+    assert all(torch.equal(one, other) for one, other in zip(*scores, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [1, 3])
 def test_several_titles_can_be_the_training_answer(module_settings, target):
@@ -37,35 +51,32 @@ def test_several_titles_can_be_the_training_answer(module_settings, target):
     assert 0 <= result["test_result"]["hit@1"] <= 1
 
 
-def test_the_title_probe_gives_every_item_anothers_title_in_histories_and_candidates(assemble, module_settings, monkeypatch):
-    model = assemble("TALLRec", module_settings, shuffled_title_control=True).model
-    seen = {}
-
-    def score(lm, prompts, answers, soft):
-        seen.update(prompts=prompts, answers=answers)
-        return torch.zeros(len(answers), len(answers[0]))
-
-    monkeypatch.setattr(model, "scorer", score)
-    items = list(range(1, model.n_items))
-
-    def asked():
-        model.score_histories([[1, 2, 3], []], torch.tensor([items, items]))
-        return [tuple(answer) for answer in seen["answers"][0]], seen["prompts"]
-
-    own, own_prompts = asked()
-    with model.answer_with_shuffled_titles():
-        others, prompts = asked()
-        name = model.answering
-    assert sorted(others) == sorted(own) and not any(a == b for a, b in zip(own, others, strict=True))
-    bearer = [own.index(title) + 1 for title in others]  # of whose title each item has
-    assert prompts[0] == model.prompts.prompt([bearer[0], bearer[1], bearer[2]], bearer)
-    assert name != model.answering and asked() == (own, own_prompts), "afterwards all is as before"
+def test_the_shuffled_title_control_shows_every_item_under_anothers_title(assemble, module_settings, record):
+    """In histories and candidates alike: to the LM, an item is the one whose title it has."""
+    made = assemble("TALLRec", module_settings, shuffled_title_control=True)
+    made.trainer.fit(made.train, made.valid)
+    names, shuffled = made.model.parts.domain.items.names, made.model._shuffled_names()
+    assert sorted(shuffled) == sorted(names) and shuffled[0] == names[0]
+    assert not any(one == other for one, other in zip(names[1:], shuffled[1:], strict=True))
+    bearer = torch.tensor([names.index(title) for title in shuffled])  # [I]: of whose title each item has
+    batch = next(iter(made.test))
+    interaction, candidates = batch[0][:5], made.test.candidates.lookup(batch[0]["user_id"], batch[3])[:5]
+    renamed = Interaction({**interaction.interaction, "item_id_list": bearer[interaction["item_id_list"]]})
+    variants = made.model.variants()
+    with torch.no_grad():
+        for row, own in (("shuffled titles", "TALLRec"), ("no adapter, shuffled titles", "no adapter")):
+            found = variants[row].score(interaction, candidates)
+            torch.testing.assert_close(found, variants[own].score(renamed, bearer[candidates]), atol=1e-4, rtol=0)
+            assert not torch.allclose(found, variants[own].score(interaction, candidates), atol=1e-2)
 
 
-def test_the_title_probe_is_two_rows_more_and_leaves_the_others_as_they_are(record, module_settings):
+def test_the_shuffled_title_control_adds_two_rows_and_changes_no_other(record, module_settings):
     result = run_recbole_llm("TALLRec", "tiny", config_dict={**module_settings, "shuffled_title_control": True})
-    probed = json.loads(Path(result["record"]).read_text())
-    assert list(probed["results"]) == ["TALLRec", "no adapter", "shuffled titles", "no adapter, shuffled titles"]
-    assert {name: probed["ranks"][name] for name in record["ranks"]} == record["ranks"]
-    assert probed["ranks"]["shuffled titles"] not in (probed["ranks"]["TALLRec"], probed["ranks"]["no adapter, shuffled titles"])
-    assert probed["fingerprint"] != record["fingerprint"]
+    controlled = json.loads(Path(result["record"]).read_text())
+    assert list(controlled["results"]) == ["TALLRec", "no adapter", "shuffled titles", "no adapter, shuffled titles"]
+    assert {name: controlled["ranks"][name] for name in record["ranks"]} == record["ranks"]
+    assert controlled["ranks"]["shuffled titles"] not in (
+        controlled["ranks"]["TALLRec"],
+        controlled["ranks"]["no adapter, shuffled titles"],
+    )
+    assert controlled["fingerprint"] != record["fingerprint"]

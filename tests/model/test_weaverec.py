@@ -1,4 +1,4 @@
-"""WeaveRec: hybrids take no side, are trained once for all targets, and stand beside what the paper argues against."""
+"""WeaveRec: hybrids are the same for either target, trained once for all, and stand beside what the paper compares with."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from recbole_llm.config.property_files import properties_folder
-from recbole_llm.llm.lora import WEIGHTS_FILE, mixture
-from recbole_llm.model import lora_ranker
+from recbole_llm.llm import backbones
+from recbole_llm.llm.lora import WEIGHTS_FILE, AdapterView, load_adapters
+from recbole_llm.model import adapters
+from recbole_llm.model.adapters import AdapterTraining
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.store.stages import Work
 from tests.conftest import write_dataset
 
 NAMES = ["tiny", "other", "third"]
@@ -37,10 +40,14 @@ def settings(module_settings: dict[str, Any], data_path: Path, tmp_path_factory:
 
 
 @pytest.fixture(scope="module")
-def woven(settings: dict[str, Any], assemble: Any) -> Any:
-    """A trained WeaveRec on ``tiny`` with the source ``other``."""
+def woven(settings: dict[str, Any], assemble: Any, tiny_lm: Path) -> Any:
+    """A trained WeaveRec on ``tiny`` with the source ``other``; ``lm`` is another copy of its LM with all its adapters."""
+    from transformers import AutoModelForCausalLM
+
     made = assemble("WeaveRec", settings, source_datasets=["other"])
     made.trainer.fit(made.train, made.valid)
+    made.folders = made.model.adapters(made.trainer.cache)
+    made.lm = load_adapters(AutoModelForCausalLM.from_pretrained(tiny_lm), made.folders)
     return made
 
 
@@ -48,13 +55,13 @@ def woven(settings: dict[str, Any], assemble: Any) -> Any:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the adapters that are trained from now on."""
     names: list[str] = []
-    finetune = lora_ranker.finetune
+    finetune = adapters.finetune
 
     def noted(model: Any, name: str, *args: Any, **kwargs: Any) -> None:
         names.append(name)
         finetune(model, name, *args, **kwargs)
 
-    monkeypatch.setattr(lora_ranker, "finetune", noted)
+    monkeypatch.setattr(adapters, "finetune", noted)
     return names
 
 
@@ -72,9 +79,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS_FILE)
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(lm: Any, **weights: float) -> torch.Tensor:
+    """Of a mixture of adapters, with spaces in their names as underscores."""
+    view = AdapterView(lm, {name.replace("_", " "): torch.tensor(weight) for name, weight in weights.items()})
     with torch.no_grad():
-        return model.lm(torch.arange(10, 30)[None]).logits
+        return view(torch.arange(10, 30)[None]).logits
 
 
 # -- the weave ---------------------------------------------------------------------------------------------------------
@@ -84,15 +93,11 @@ def test_target_only_and_hybrids_are_merged_evenly(woven: Any) -> None:
     model = woven.model
     assert model.merge_report["method"] == "uniform"
     assert model.merge_report["weights"] == {"target only": 0.5, "hybrid other": 0.5}
-    merged = logits(model)
-    with mixture(model.lm, dict.fromkeys(["target only", "hybrid other"], torch.tensor(0.5))):
-        torch.testing.assert_close(merged, logits(model), atol=1e-4, rtol=0)
-    alone = {}
-    for name in model.adapters:
-        with model.answer_with(name):
-            alone[name] = logits(model)
+    merged = logits(woven.lm, merged=1.0)
+    torch.testing.assert_close(merged, logits(woven.lm, target_only=0.5, hybrid_other=0.5), atol=1e-4, rtol=0)
+    alone = {name: logits(woven.lm, **{name: 1.0}) for name in woven.folders}
     assert torch.equal(alone["data merging"], alone["hybrid other"])  # of one source they are one adapter
-    distinct = {tuple(answer.flatten().tolist()) for answer in alone.values()}
+    distinct = {tuple(found.flatten().tolist()) for found in alone.values()}
     assert len(distinct) == len(alone) - 1
 
 
@@ -101,14 +106,14 @@ def test_a_hybrid_reads_as_much_of_either_domain_and_no_held_out_item(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def noted(self: Any, name: str, sources: Any, rows: Any, valid: Any, out: Path, scratch: Path) -> None:
-        seen[name] = sources, rows, valid
-        (out / "done").touch()
+    def noted(self: Any, name: str, sources: Any, examples: Any, valid: Any, work: Work) -> None:
+        seen[name] = sources, examples, valid
+        (work.out / "done").touch()
 
-    model = assemble("WeaveRec", settings, source_datasets=["other"], train_samples=20, seed=77).model
-    monkeypatch.setattr(type(model), "_train", noted)
-    for stage in {**model._adapters("hybrid"), **model._adapters("single")}.values():
-        model.cache.run(stage)
+    made = assemble("WeaveRec", settings, source_datasets=["other"], train_samples=20, seed=77)
+    monkeypatch.setattr(AdapterTraining, "_train", noted)
+    for stage in {**made.model._adapters("hybrid"), **made.model._adapters("naive_merging")}.values():
+        made.trainer.cache.run(stage)
     sources, rows, valid = seen["lora-other+tiny"]
     assert [domain.name for domain in sources] == ["other", "tiny"]
     assert Counter(row.domain for row in rows) == {0: 20, 1: 20} and valid is None  # stopped on no candidates of a target
@@ -117,14 +122,16 @@ def test_a_hybrid_reads_as_much_of_either_domain_and_no_held_out_item(
         assert {row[1:] for row in seen[name][1]} == {row[1:] for row in rows if row.domain == index}
 
 
-def test_a_second_target_finds_every_adapter(woven: Any, run: Run, trained: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_target_reuses_every_adapter(woven: Any, run: Run, trained: list[str], caplog: pytest.LogCaptureFixture) -> None:
     record = run("other")
     assert not trained and all(seconds == 0 for name, seconds in record["stage_seconds"].items() if name != "weave")
-    (told,) = [message for message in caplog.messages if message.startswith("weave of 2 domains")]
-    assert "2 single-domain and 1 hybrid adapters" in told and "To be trained: none" in told
-    assert all(name in told for name in ("lora-other", "lora-tiny", "lora-other+tiny"))
+    (logged,) = [message for message in caplog.messages if message.startswith("weave of 2 domains")]
+    assert "2 single-domain and 1 hybrid adapters" in logged
+    (plan,) = [message for message in caplog.messages if message.startswith("stages:")]
+    state = {line.split()[1]: line.split()[2] for line in plan.splitlines()[1:]}
+    assert state == {"lora-other": "cached", "lora-other+tiny": "cached", "lora-tiny": "cached", "weave": "to"}  # to run
     hybrid = record["stages"]["lora-other+tiny"]
-    assert hybrid == woven.model.cache.folder(woven.model.sources["hybrid other"]).name
+    assert hybrid == woven.trainer.cache.folder(woven.model.stages["hybrid other"]).name
 
 
 def test_all_targets_of_k_domains_take_k_and_k_choose_2_trainings(run: Run, trained: list[str], tmp_path: Path) -> None:
@@ -136,23 +143,30 @@ def test_all_targets_of_k_domains_take_k_and_k_choose_2_trainings(run: Run, trai
     )
 
 
-def test_the_builtin_lm_reads_all_domains_whoever_is_the_target(settings: dict[str, Any], assemble: Any, tmp_path: Path) -> None:
+def test_the_builtin_lm_reads_all_domains_whoever_is_the_target(
+    settings: dict[str, Any], assemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400}
     changes = {"llm_path": "builtin", "builtin_lm": small, "checkpoint_dir": str(tmp_path)}
-    prints = {}
+    builtin_stage, read, found = backbones.builtin_stage, [], {}
+
+    def noted(config: Any, domains: Any, *rest: Any) -> Any:
+        read.append([domain.name for domain in domains])
+        return builtin_stage(config, domains, *rest)
+
+    monkeypatch.setattr(backbones, "builtin_stage", noted)
     for dataset, sources in (("tiny", ["other"]), ("other", ["tiny"]), ("tiny", [])):
         model = assemble("WeaveRec", settings, dataset, source_datasets=sources, **changes).model
-        prints[dataset, bool(sources)] = model.backbone_fingerprint
-        if sources:
-            assert [domain.name for domain in model._read_domains(model._config)] == ["other", "tiny"]
-    assert prints["tiny", True] == prints["other", True] != prints["tiny", False]  # views hold nothing new
+        found[dataset, bool(sources)] = model.parts.backbone.fingerprint
+        assert read[-1] == (["other", "tiny"] if sources else ["tiny"])
+        assert model.parts.backbone.stages[0] in model.schemes["hybrid"]["target only"].inputs
+    assert found["tiny", True] == found["other", True] != found["tiny", False]  # views hold nothing new
 
 
 def test_views_of_the_target_stand_in_where_no_source_is_named(settings: dict[str, Any], assemble: Any) -> None:
     model = assemble("WeaveRec", settings).model
     assert [view.name for view in model.others] == ["tiny/comedy", "tiny/drama"]
-    model.plan()
-    assert list(model.sources) == ["target only", "hybrid tiny-comedy", "hybrid tiny-drama"]
+    assert list(model.schemes["hybrid"]) == ["target only", "hybrid tiny-comedy", "hybrid tiny-drama"]
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------
@@ -168,19 +182,22 @@ def test_the_table_shows_every_control_on_the_same_candidates(run: Run) -> None:
 
 
 def test_naive_merging_is_the_mean_of_the_single_domain_adapters(woven: Any) -> None:
-    model = woven.model
-    with model.controls()["naive merging"]():
-        naive = logits(model)
-    parts = [weights(model.adapters[name]) for name in ("target only", "other only")]
+    model, names = woven.model, ["target only", "other only"]
+    interaction, _, _, targets = next(iter(woven.test))
+    candidates = woven.test.candidates.lookup(interaction["user_id"], targets)[:5]
+    parts = [weights(woven.folders[name]) for name in names]
     module = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-    scale = model.recipe.lora_alpha / model.recipe.r
+    scale = model.adapter_training.config.lora_alpha / model.adapter_training.config.r
     delta = sum(0.5 * scale * part[module.format("B")] @ part[module.format("A")] for part in parts)
-    layer = model.lm.base_model.model.model.layers[0].self_attn.q_proj
-    share = dict.fromkeys(["target only", "other only"], torch.tensor(0.5))
-    with mixture(model.lm, share), torch.no_grad():
+    layer = woven.lm.base_model.model.model.layers[0].self_attn.q_proj
+    view = AdapterView(woven.lm, dict.fromkeys(names, torch.tensor(0.5)))
+    view.select()
+    with torch.no_grad():
         x = torch.randn(3, delta.shape[1], generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(layer(x) - layer.base_layer(x), x @ delta.T, atol=1e-5, rtol=1e-4)
-        assert torch.equal(naive, logits(model))
+        likelihood = model.parts.likelihood(model.parts.backbone.load(woven.trainer.cache)).with_lm(view)
+        found = model.variants()["naive merging"].score(interaction[:5], candidates)
+        torch.testing.assert_close(found, model.variant(likelihood).score(interaction[:5], candidates), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["target only", "data merging", "naive merging"])
@@ -193,8 +210,8 @@ def test_a_control_by_its_property_file_is_the_row_of_the_whole_run(run: Run, tr
     assert abs(ours - theirs).max() <= 1
 
 
-def test_kept_scores_of_a_control_follow_its_adapters(run: Run, settings: dict[str, Any], tmp_path: Path) -> None:
-    """``weave: target`` has no part in the sources, but the rows beside it have."""
+def test_cached_scores_of_a_control_follow_its_adapters(run: Run, settings: dict[str, Any], tmp_path: Path) -> None:
+    """``weave: target_only`` has no part in the sources, but the rows beside it have."""
     changes = {"weave": "target_only", "weave_controls": ["data_merging"], "checkpoint_dir": str(tmp_path)}
     one, other = (run(source_datasets=[source], **changes) for source in ("other", "third"))
     assert one["ranks"]["WeaveRec"] == other["ranks"]["WeaveRec"]
@@ -235,7 +252,7 @@ def test_coefficients_by_module_are_drawn_in_the_run_folder(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weave": "hybrids"}, "weave: hybrids is not one of hybrid, target, all, single"),
+        ({"weave": "hybrids"}, "weave: hybrids is not one of hybrid, target_only, data_merging, naive_merging"),
         ({"weave_controls": ["naive"]}, "weave_controls: naive is not one of"),
         ({"source_datasets": ["other", "other"]}, "source_datasets: other is there 2 times"),
         ({"source_datasets": ["tiny"]}, "source_datasets: tiny is there 2 times"),
@@ -243,7 +260,7 @@ def test_coefficients_by_module_are_drawn_in_the_run_folder(
         ({"merge": "tis"}, "merge: 'tis' is unknown; did you mean 'ties'"),
     ],
 )
-def test_mistakes_are_told_before_anything_trains(run: Run, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_mistakes_are_refused_before_anything_trains(run: Run, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         run(checkpoint_dir=str(tmp_path), **changes)
     assert not list(tmp_path.glob("stages/*-*"))
@@ -274,7 +291,8 @@ def test_labels_touch_no_adapter(woven: Any, settings: dict[str, Any], assemble:
     changes = {"data_path": str(folder), "checkpoint_dir": str(tmp_path / "saved")}
     made = assemble("WeaveRec", {**settings, **changes}, source_datasets=["other"])
     made.trainer.fit(made.train, made.valid)
-    assert made.model.asked["test"].fingerprint != woven.model.asked["test"].fingerprint
-    for name, path in woven.model.adapters.items():
-        ours, theirs = weights(path), weights(made.model.adapters[name])
+    assert made.candidates["test"].sha256 != woven.candidates["test"].sha256
+    folders = made.model.adapters(made.trainer.cache)
+    for name, path in woven.folders.items():
+        ours, theirs = weights(path), weights(folders[name])
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+from recbole_llm.model.laser_training import TowerTraining
 
 HISTORIES = [[3, 7, 1, 12], [5], [20, 9], [4, 30], [8, 2, 11, 6, 17, 9], []]
 TARGETS = [9, 40, 1, 7, 18, 3]
@@ -32,18 +35,22 @@ CHANGES: dict[str, dict[str, Any]] = {
 def made(request: pytest.FixtureRequest, module_settings: dict[str, Any], assemble: Any) -> SimpleNamespace:
     """A model whose weights were drawn large enough for every part to matter, and those weights in double precision."""
     changes = {"m_former_num_layers": 3, "load_balance_weight": 0.3, "temperature": 0.05, **CHANGES[request.param]}
-    model = assemble("Laser", module_settings, **changes).model
-    model.cache.run(model.cf.stage)
-    model.cf.load(model.cache.folder(model.cf.stage))
-    draw = torch.Generator().manual_seed(3)
+    model, cache = (found := assemble("Laser", module_settings, **changes)).model, found.trainer.cache
+    cache.run(model.cf.stage)
+    reader = model._reader(cache)
+    towers, draw = reader.towers().eval(), torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for tower in (model.tower, model.item_tower):
+        for tower in (towers.user, towers.item):
             for name, parameter in tower.named_parameters():
                 scale = 1.0 if "router" in name or "experts" in name else 0.3
                 parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
-    model.has_state[COLD] = False
-    weights = {name: p.detach().double().requires_grad_() for name, p in model.tower.named_parameters()}
-    return SimpleNamespace(model=model.eval(), weights=weights, changes=changes, lm=deepcopy(model.lm).double())
+    reader._has_state[COLD] = False
+    towers.item_matrix = reader.encode_items(towers.item)
+    weights = {name: p.detach().double().requires_grad_() for name, p in towers.user.named_parameters()}
+    config = replace(model.training_config, null_share=0.0, single_share=0.0)
+    loss = TowerTraining(config, model.parts, reader, lambda *_: 0.0).loss(towers)
+    double = deepcopy(reader.causal.model).double()
+    return SimpleNamespace(reader=reader, towers=towers, loss=loss, weights=weights, changes=changes, lm=double)
 
 
 # -- the equations -----------------------------------------------------------------------------------------------------
@@ -89,8 +96,8 @@ def states_of(made: SimpleNamespace, history: list[int]) -> Tensor:
     if made.changes.get("cf_states") == "none" or not known:
         return made.weights["m_former.null"][None]
     if made.changes.get("cf_states") == "items":
-        return made.model.cf.item_table[known].double()
-    return torch.cat([made.model.cf.user_states([1], [known[:end]]) for end in range(1, len(known) + 1)]).double()
+        return made.reader.cf.item_table[known].double()
+    return torch.cat([made.reader.cf.user_states([1], [known[:end]]) for end in range(1, len(known) + 1)]).double()
 
 
 def vector(made: SimpleNamespace, history: list[int]) -> tuple[Tensor, Tensor | None]:
@@ -108,9 +115,9 @@ def vector(made: SimpleNamespace, history: list[int]) -> tuple[Tensor, Tensor | 
         parts.append(layer(weights, "m_former.project", output))
     elif changes.get("prefix", True):
         parts.append(weights["prefix"])
-    tokens = made.model.prompts.prompt(history)
+    tokens = made.reader.prompts.prompt(history).ids
     if changes.get("pooling") == "eos":
-        tokens = [*tokens, made.model.tokenizer.eos_token_id]
+        tokens = [*tokens, made.reader.causal.tokenizer.eos_token_id]
     parts.append(made.lm.get_input_embeddings().weight[tokens])
     if "pooling" not in changes:
         parts.append(weights["suffix"])
@@ -139,25 +146,24 @@ def loss_of(made: SimpleNamespace, items: Tensor) -> Tensor:
 @torch.no_grad()
 def test_a_vector_is_that_of_the_equations(made: SimpleNamespace) -> None:
     expected = torch.stack([vector(made, history)[0] for history in HISTORIES])
-    torch.testing.assert_close(made.model.encode_histories(HISTORIES).double(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.reader.encode(made.towers.user, HISTORIES).double(), expected, atol=1e-4, rtol=0)
     assert expected.std(0).max() > 0.02
 
 
 def test_the_loss_and_its_gradient_are_those_of_the_equations(made: SimpleNamespace) -> None:
     """The item matrix is a constant in both: no gradient goes through it."""
-    model = made.model
-    items = model.item_matrix
+    towers, items = made.towers, made.towers.item_matrix
     expected = loss_of(made, items.double())
-    for weight in (*made.weights.values(), *model.tower.parameters()):
+    for weight in (*made.weights.values(), *towers.user.parameters()):
         weight.grad = None
     expected.backward()
-    found = model._loss(HISTORIES, TARGETS)
+    found = made.loss(HISTORIES, TARGETS)
     found.backward()
     assert found.item() == pytest.approx(expected.item(), abs=1e-4)
-    assert not items.requires_grad and model.item_matrix is items
-    assert all(parameter.grad is None for part in (model.item_tower, model.lm) for parameter in part.parameters())
+    assert not items.requires_grad and towers.item_matrix is items
+    assert all(parameter.grad is None for part in (towers.item, made.reader.causal.model) for parameter in part.parameters())
     reached = set()
-    for name, parameter in model.tower.named_parameters():
+    for name, parameter in towers.user.named_parameters():
         gradient = made.weights[name].grad
         zero = torch.zeros_like(parameter)
         ours, theirs = zero if parameter.grad is None else parameter.grad, zero if gradient is None else gradient.float()
@@ -167,13 +173,3 @@ def test_the_loss_and_its_gradient_are_those_of_the_equations(made: SimpleNamesp
     parts = {"m_former.null", "m_former.experts", "m_former.project.weight", "m_former.router.weight", "prefix", "suffix"}
     alone = {"m_former.router.weight"} if not made.changes.get("moe", True) else set()
     assert reached & parts == (parts & made.weights.keys()) - alone
-
-
-def test_a_batch_of_recbole_has_the_loss_of_its_histories_and_next_items(made: SimpleNamespace) -> None:
-    from recbole.data.interaction import Interaction
-
-    longest = max(map(len, HISTORIES))
-    rows = torch.tensor([history + [0] * (longest - len(history)) for history in HISTORIES])
-    lengths, targets = torch.tensor([len(history) for history in HISTORIES]), torch.tensor(TARGETS)
-    batch = Interaction({"item_id_list": rows, "item_length": lengths, "item_id": targets})
-    assert made.model.calculate_loss(batch).item() == pytest.approx(made.model._loss(HISTORIES, TARGETS).item(), abs=1e-6)

@@ -1,0 +1,217 @@
+"""How Laser's towers are trained: the warm-up of the M-Former, and the two phases (``model/laser.py``).
+
+The loss is a softmax over the cosines of a user with all items, plus the load balance of the router. No gradient goes through the
+item matrix.
+
+Legend: B users, L prefix tokens, I items, M width of the M-Former, D of the LM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_llm.data import domains
+from recbole_llm.model.m_former import WarmUp, load_balance
+from recbole_llm.model.parts import Parts
+from recbole_llm.model.towers import TowerReader, Towers
+from recbole_llm.settings import Settings
+from recbole_llm.store.files import preserved_random_state, save_tensors
+from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
+
+PHASES = ("warmup", "phase1", "phase2")
+USER, ITEM, MATRIX = "user_tower.safetensors", "item_tower.safetensors", "item_matrix.safetensors"
+
+Loss = Callable[[list[list[int]], list[int]], Tensor]
+"""B histories and the items that follow them -> a scalar."""
+
+
+@dataclass(frozen=True)
+class LaserConfig(Settings):
+    """How the towers are trained: see ``properties/model/Laser.yaml``."""
+
+    temperature: float
+    load_balance_weight: float
+    null_share: float
+    single_share: float
+    train_samples: int | None
+    laser_batch_size: int
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float | None
+    refresh_steps: int | None
+    laser_patience: int
+    epochs: Mapping[str, int]
+    learning_rates: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for key in ("null_share", "single_share"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}: {getattr(self, key)} is not a share from 0 to below 1")
+
+    @classmethod
+    def of(cls, config: Any, **given: Any) -> LaserConfig:
+        """The settings of a configuration."""
+        epochs = {phase: config[f"{phase}_epochs"] for phase in PHASES}
+        rates = {phase: config[f"{phase}_learning_rate"] for phase in PHASES}
+        return super().of(config, epochs=epochs, learning_rates=rates, **given)
+
+    def of_phase(self, phase: str) -> dict[str, Any]:
+        """JSON-able values that a phase depends on; the warm-up has another loss and is not stopped early."""
+        apart = ["epochs", "learning_rates"]
+        if phase == "warmup":
+            apart += ["temperature", "null_share", "single_share", "refresh_steps", "laser_patience"]
+        values = {key: value for key, value in self.as_dict().items() if key not in apart}
+        return values | {"epochs": self.epochs[phase], "learning_rate": self.learning_rates[phase]}
+
+
+def load_towers(reader: TowerReader, folder: Path) -> Towers:
+    """Both towers and the item matrix that phase 1 left in ``folder``."""
+    with preserved_random_state():  # their weights are read, so that drawing them has to move nothing
+        towers = reader.towers()
+    towers.user.load_state_dict(load_file(folder / USER))
+    towers.item.load_state_dict(load_file(folder / ITEM))
+    towers.item_matrix = load_file(folder / MATRIX)["items"].to(reader.cf.device)
+    return towers
+
+
+@dataclass(frozen=True)
+class TowerTraining:
+    """Trains the towers of one reader on the training split of a domain.
+
+    Attributes:
+        validate: (name of the phase, towers in eval mode, with their item matrix) -> score, bigger is better.
+    """
+
+    config: LaserConfig
+    parts: Parts
+    reader: TowerReader
+    validate: Callable[[str, Towers], float]
+
+    def warm_up(self, out: Path, scratch: Path) -> None:
+        """The M-Former alone, by contrast of behaviour and text."""
+        reader, towers = self.reader, self.reader.towers()
+        m_former = towers.user.m_former
+        assert m_former is not None
+        heads = WarmUp(reader.config.former.hidden_size, reader.width).to(reader.cf.device)
+
+        def loss(histories: list[list[int]], _: list[int]) -> Tensor:
+            queried, routing = m_former.query(*reader.states(histories))  # [B, L, M]
+            with torch.no_grad():
+                text = reader.text_vectors(histories).to(queried.device)  # [B, D]
+            return heads(queried, text) + self.config.load_balance_weight * load_balance(routing)
+
+        trained = nn.ModuleDict({"m_former": m_former, "heads": heads})
+        self._fit("warmup", trained, towers, loss, scratch)
+        save_tensors(out / USER, towers.user.state_dict())
+
+    def phase1(self, begin: Path | None, out: Path, scratch: Path) -> None:
+        """The item's tower gets the user's weights, and encodes the matrix anew, wherever an epoch begins.
+
+        ``begin`` is the folder of the warm-up, where there was one.
+        """
+        reader, towers = self.reader, self.reader.towers()
+        if begin is not None:
+            towers.user.load_state_dict(load_file(begin / USER))
+        towers.refresh()
+        # the optimiser moves nothing of the item's tower, but it is half of the pair that is saved and chosen
+        self._fit("phase1", towers, towers, self.loss(towers), scratch, validate=True, refresh=True)
+        matrix = reader.encode_items(towers.item)  # that of the pair which was chosen
+        save_tensors(out / USER, towers.user.state_dict())
+        save_tensors(out / ITEM, towers.item.state_dict())
+        save_tensors(out / MATRIX, {"items": matrix})
+
+    def phase2(self, begin: Path, out: Path, scratch: Path) -> None:
+        """The user's tower against the item matrix of phase 1, whose folder is ``begin``."""
+        towers = load_towers(self.reader, begin)
+        trained = nn.ModuleDict({"user": towers.user})
+        self._fit("phase2", trained, towers, self.loss(towers), scratch, validate=True)
+        save_tensors(out / USER, towers.user.state_dict())
+
+    def loss(self, towers: Towers) -> Loss:
+        """The loss of the user's tower against the item matrix."""
+        config, reader = self.config, self.reader
+
+        def loss(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
+            if config.single_share:  # an item is a history of one: the tower has to read such histories
+                single = torch.rand(len(histories)) < config.single_share  # [B]
+                histories = [history[-1:] if cut else history for history, cut in zip(histories, single, strict=True)]
+            users, routing = reader.embed(towers.user, histories, config.null_share)  # [B, D]
+            if towers.item_matrix is None:
+                towers.item_matrix = reader.encode_items(towers.item)
+            items = towers.item_matrix[1:].to(users.device)  # [I - 1, D], without the padding item
+            logits = users @ items.T / config.temperature  # [B, I - 1]
+            found = F.cross_entropy(logits, torch.tensor(targets, device=logits.device) - 1)
+            if routing is None or reader.config.former.experts == 1:
+                return found
+            return found + config.load_balance_weight * load_balance(routing)
+
+        return loss
+
+    def _fit(
+        self,
+        phase: str,
+        trained: nn.Module,
+        towers: Towers,
+        loss: Loss,
+        scratch: Path,
+        *,
+        validate: bool = False,
+        refresh: bool = False,
+    ) -> None:
+        """Train on (history, next item) pairs of the training split for the epochs of a phase; the best weights are the result.
+
+        With ``refresh`` the item matrix is renewed every ``refresh_steps`` steps; without, what there was before the first step
+        is a candidate for the best weights, too.
+        """
+        config, parts = self.config, self.parts
+        rows = domains.training_examples([parts.domain], samples=config.train_samples, seed=parts.seed)
+        order = Epochs(len(rows), config.laser_batch_size, parts.seed)
+        total, every = order.steps * config.epochs[phase], config.refresh_steps or order.steps
+        if not total:
+            return
+
+        def step_loss(step: int) -> Tensor:
+            if refresh and step % every == 0:
+                towers.refresh()
+            towers.train()
+            chosen = [rows[i] for i in order[step]]
+            histories = [parts.domain.histories[row.user] for row in chosen]
+            pairs = list(zip(histories, chosen, strict=True))
+            return loss([h[: row.end].tolist() for h, row in pairs], [int(h[row.end]) for h, row in pairs])
+
+        def score() -> float:
+            towers.eval()
+            if towers.item_matrix is None:
+                towers.item_matrix = self.reader.encode_items(towers.item)
+            return self.validate(phase, towers)
+
+        parameters = dict(trained.named_parameters())
+        moved = [parameter for parameter in parameters.values() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(moved, lr=config.learning_rates[phase], weight_decay=config.weight_decay)
+        loop = TrainingLoop(
+            name=phase,
+            parameters=parameters,
+            optimizer=optimizer,
+            scheduler=cosine_with_warmup(optimizer, total, config.warmup_ratio),
+            loss=step_loss,
+            total_steps=total,
+            clip_grad_norm=config.max_grad_norm,
+            validate=score if validate else None,
+            eval_every=every,
+            patience=config.laser_patience,
+            folder=scratch / "loop",
+            options=parts.options,
+            learning_rate_key=f"{phase}_learning_rate",
+        )
+        if validate and not refresh:
+            loop.state.best_score = score()
+            loop.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        loop.run()
