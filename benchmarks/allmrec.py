@@ -70,9 +70,9 @@ def assemble(lm, folder: Path, users: int, title: int, **settings) -> Assembled:
     codes = {kind: torch.rand(shape, generator=torch.Generator().manual_seed(0)) for kind in ("joint", "text")}
     results = Untrained.of(model, folder / "results", codes=codes)
     causal = parts.backbone.load(results)
-    soft = model._soft_tokens(results, causal).requires_grad_(False)
+    soft = model.projection.soft_tokens(results, causal).requires_grad_(False)
     eval_users = parts.eval_users(run.candidates, "test")
-    return Assembled(parts, causal.model, causal.tokenizer, soft, model._likelihood(causal, soft), eval_users)
+    return Assembled(parts, causal.model, causal.tokenizer, soft, model.projection.likelihood(causal, soft), eval_users)
 
 
 def _write_dataset(folder: Path, users: int, title: int) -> list[str]:

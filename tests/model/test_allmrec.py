@@ -19,9 +19,10 @@ from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Prompt, PromptBuilder, PromptSettings
 from recbole_llm.llm.scoring import Scorer
-from recbole_llm.model.allmrec import LLM_ONLY, TEXT_ONLY, SoftTokens
+from recbole_llm.model.allmrec import LLM_ONLY, TEXT_ONLY
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.parts import histories_of
+from recbole_llm.model.projection import SoftTokens
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.stages import Work
@@ -57,7 +58,7 @@ def trained(module_settings: dict[str, Any], assemble: Callable[..., Made]) -> C
             made.causal = made.model.parts.backbone.load(made.trainer.cache)
             made.builder = made.model.parts.builder(made.causal.tokenizer)
             made.soft = made.model.soft
-            made.likelihood = made.model._likelihood(made.causal, made.soft)
+            made.likelihood = made.model.projection.likelihood(made.causal, made.soft)
             cached[key] = made
         return cached[key]
 
@@ -86,7 +87,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 def codes(made: Made) -> dict[str, torch.Tensor]:
     """What the alignment stage has left."""
-    return load_file(made.trainer.cache.folder(made.model.alignment_stage) / "codes.safetensors")
+    return load_file(made.trainer.cache.folder(made.model.projection.alignment) / "codes.safetensors")
 
 
 def with_codes(made: Made, item_codes: torch.Tensor) -> Made:
@@ -114,7 +115,7 @@ def projection(module_settings: dict[str, Any], assemble: Any, tmp_path: Path) -
 
     def projection(**changes: Any) -> Made:
         made, fill = assemble("ALLMRec", module_settings, **changes), SoftTokens.fill
-        made.trainer.cache.run(made.model.alignment_stage)
+        made.trainer.cache.run(made.model.projection.alignment)
 
         def noted(soft: SoftTokens, *arguments: Any) -> Any:
             made.soft = soft
@@ -134,7 +135,7 @@ def projection(module_settings: dict[str, Any], assemble: Any, tmp_path: Path) -
 def batch_loss(made: Made, soft: SoftTokens, batch: Any) -> float:
     """Mean loss of the titles of the next items over their tokens, through the scorer."""
     targets = batch["item_id"]
-    likelihood = made.model._likelihood(made.causal, soft)
+    likelihood = made.model.projection.likelihood(made.causal, soft)
     with torch.no_grad():
         found = likelihood(histories_of(made.model, batch), targets[:, None], batch["user_id"].tolist())  # [B, 1]
     return -found.sum().item() / sum(len(likelihood.prompts.answers[item]) for item in targets.tolist())
@@ -234,7 +235,7 @@ def test_a_part_that_is_left_out_has_no_tokens(
     found = model.parts.builder(tokenizer).prompt(*shown, n_items)
     keys = [*found.soft_slots.values()]
     assert (n_items in keys) == user and bool([item for item in keys if item < n_items]) == joint
-    soft = model._soft_tokens(other.trainer.cache, made.causal)
+    soft = model.projection.soft_tokens(other.trainer.cache, made.causal)
     (numbered,), table = soft.fill([found], [(made.users[0], made.histories[0])])
     assert (table is None) == (not keys) and {*numbered.soft_slots.values()} == {*range(len({*keys}))}
     if not keys:
@@ -302,7 +303,7 @@ def test_cold_items_are_those_with_too_few_training_interactions_and_take_their_
 @torch.no_grad()
 def test_a_colder_threshold_changes_the_scores_of_prompts_with_such_items_alone(trained: Any) -> None:
     made, colder = trained(), trained(cold_threshold=9)
-    warm = [item for item in range(1, made.model.n_items) if not colder.model.is_cold[item]]
+    warm = [item for item in range(1, made.model.n_items) if colder.model.parts.histories.train_counts[item] >= 9]
     cold = [item for item in range(1, made.model.n_items) if item not in warm]
     given = [warm[:3], [*warm[:2], cold[0]]], made.candidates[:2], [1, 1]
     before, after = made.likelihood(*given), with_codes(made, colder.soft._codes).likelihood(*given)
@@ -313,8 +314,8 @@ def test_a_colder_threshold_changes_the_scores_of_prompts_with_such_items_alone(
 def test_random_vectors_depend_on_the_seed_alone(trained: Any, assemble: Any, module_settings: dict[str, Any]) -> None:
     def item_codes(**changes: Any) -> torch.Tensor:
         made = assemble("ALLMRec", module_settings, item_vectors="random", **changes)
-        made.trainer.cache.run(made.model.alignment_stage)
-        return made.model._soft_tokens(made.trainer.cache, made.model.parts.backbone.load(made.trainer.cache))._codes
+        made.trainer.cache.run(made.model.projection.alignment)
+        return made.model.projection.soft_tokens(made.trainer.cache, made.model.parts.backbone.load(made.trainer.cache))._codes
 
     made = trained(item_vectors="random")
     first = made.soft._codes
@@ -442,7 +443,7 @@ def test_stages_leave_the_lm_and_every_stage_before_them_as_they_were(
     lm = state(causal.model)
     model.cf.load(cache.run(model.cf.stage))
     known, files = state(model.cf.model), folder_sums(cache.folder(model.cf.stage))
-    aligned = folder_sums(cache.run(model.alignment_stage))
+    aligned = folder_sums(cache.run(model.projection.alignment))
     assert equal(state(model.cf.model), known)
     monkeypatch.setattr(SoftTokens, "fill", lambda soft, *given: (read.append(soft._codes.clone()), fill(soft, *given))[1])
     cache.run(model.projection_stage)
@@ -451,7 +452,7 @@ def test_stages_leave_the_lm_and_every_stage_before_them_as_they_were(
     assert not any(cache.seconds[name] == 0 for name in ("alignment", "projection"))
     model.load(cache)
     assert equal(state(causal.model), lm) and equal(state(model.cf.model), known)
-    assert folder_sums(cache.folder(model.cf.stage)) == files and folder_sums(cache.folder(model.alignment_stage)) == aligned
+    assert folder_sums(cache.folder(model.cf.stage)) == files and folder_sums(cache.folder(model.projection.alignment)) == aligned
     assert len(files) == 3 and len(aligned) > 7  # with their manifests, and how much they trained
     projectors = load_file(cache.folder(model.projection_stage) / "projectors.safetensors")
     assert set(projectors) == {name for name, _ in model.soft.named_parameters()}
@@ -548,7 +549,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_targets(projection: Any, mo
     found = made.loop.loss(0).item()
     assert len(read) == 16
     targets = torch.tensor([items[-1] for items in read])
-    likelihood = made.model._likelihood(made.causal, made.soft)
+    likelihood = made.model.projection.likelihood(made.causal, made.soft)
     with torch.no_grad():
         likelihoods = likelihood([items[:-1] for items in read], targets[:, None], [1] * 16)  # [B, 1]
     tokens = sum(len(likelihood.prompts.answers[item]) for item in targets.tolist())
@@ -564,7 +565,7 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
     model, cache, read, targets = made.model, made.trainer.cache, [], []
     cache.run(model.cf.stage)
     if stage == "projection":
-        cache.run(model.alignment_stage)
+        cache.run(model.projection.alignment)
     encode, states = ExampleEncoder.__call__, CollaborativeModel.user_states
 
     def spy(cf: CollaborativeModel, users: Any, histories: Any) -> torch.Tensor:
@@ -576,7 +577,7 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
         ExampleEncoder, "__call__", lambda self, items, *rest: (targets.append(items), encode(self, items, *rest))[1]
     )
     monkeypatch.setattr(EvalUsers, "score", lambda self, score: 0.0)  # it reads the states of validation users
-    cache.run(model.projection_stage if stage == "projection" else model.alignment_stage)
+    cache.run(model.projection_stage if stage == "projection" else model.projection.alignment)
     trained_items = {user: model.parts.histories.items[user][:-2].tolist() for user in range(1, 61)}
     read = [(user, history) for user, history in read if history]  # an empty one was read for its width
     assert read and all(history == trained_items[user][: len(history)] for user, history in read)
@@ -605,7 +606,7 @@ def test_an_answer_is_a_title_and_its_end_without_soft_tokens(trained: Any) -> N
 def test_training_learns(trained: Any, assemble: Any, module_settings: dict[str, Any]) -> None:
     """Stage 2's loss on training rows, before and after it."""
     made = trained(stage2_epochs=8, all_positions=True, train_samples=200)
-    fresh = made.model._soft_tokens(made.trainer.cache, made.causal)
+    fresh = made.model.projection.soft_tokens(made.trainer.cache, made.causal)
     batch = next(iter(made.train))[:60]
     assert batch_loss(made, made.soft, batch) < 0.95 * batch_loss(made, fresh, batch)
 
@@ -688,7 +689,7 @@ def exchanged(data_path: Path, folder: Path, places: tuple[int, ...]) -> Path:
 
 def results(made: Made) -> dict[str, dict[str, torch.Tensor]]:
     model = made.model
-    stages = {"cf": model.cf.stage, "alignment": model.alignment_stage, "projection": model.projection_stage}
+    stages = {"cf": model.cf.stage, "alignment": model.projection.alignment, "projection": model.projection_stage}
     folders = {name: made.trainer.cache.folder(stage) for name, stage in stages.items()}
     files = {name: [*folder.rglob("*.safetensors")] for name, folder in folders.items()}
     return {name: {f"{file.name}/{k}": t for file in found for k, t in load_file(file).items()} for name, found in files.items()}
