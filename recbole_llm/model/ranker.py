@@ -8,7 +8,7 @@ Legend: B users, C candidates, I items.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,10 @@ class LLMRanker(Recommender, SequentialRecommender):
         def score(interaction: Any, candidates: Tensor) -> Tensor:
             return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
+        return self.scored_by(score, *depends)
+
+    def scored_by(self, score: Callable[[Any, Tensor], Tensor], *depends: Any) -> Variant:
+        """A row with scores of any other kind, ``(interaction, candidates [B, C]) -> [B, C]``, that depend on ``depends`` alike."""
         code = code_fingerprint(type(self).__module__)
         identity = fingerprint([code, self.parts.scores_depend_on(), list(depends)])
         return Variant(score, lambda interaction: self._rerank(interaction, score), identity)
