@@ -138,7 +138,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         return self.scored_by(score, *depends)
 
     def scored_by(self, score: Callable[[Any, Tensor], Tensor], *depends: Any) -> Variant:
-        """A row with scores of any other kind, ``(interaction, candidates [B, C]) -> [B, C]``, that depend on ``depends`` alike."""
+        """A row with any scores, ``(interaction, candidates [B, C]) -> [B, C]``, which depend on the same and on ``depends``."""
         code = code_fingerprint(type(self).__module__)
         identity = fingerprint([code, self.parts.scores_depend_on(), list(depends)])
         return Variant(score, lambda interaction: self._rerank(interaction, score), identity)
