@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.resources
+import inspect
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 MODELS = {
@@ -67,14 +69,28 @@ def check_name(name: str) -> None:
 
 
 def _own_model(name: str) -> type[Any]:
-    """A class of the user's own, which is known by its name from now on."""
+    """A class of the user's own, which is known by its name from now on.
+
+    Raises:
+        ValueError: there is no such module or class, or the class is named like a model that others refer to by name.
+    """
     module_name, _, class_name = name.partition(":")
+    if class_name in MODELS or class_name in _recbole_class_names():
+        raise ValueError(f"--model={name}: {class_name} is a model of this package or of RecBole; give yours another name")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"--model={name}: {error}; the module must be on the Python path or in the current folder") from error
     _own[class_name] = found
     return found
+
+
+def own_property_file(model: type[Any]) -> Path | None:
+    """The settings of a user's own model, ``MyModel.yaml`` beside the file of the class; None where there are none."""
+    if model not in _own.values():
+        return None
+    file = Path(inspect.getfile(model)).with_name(f"{model.__name__}.yaml")
+    return file if file.is_file() else None
 
 
 def _unknown(name: str) -> ValueError:

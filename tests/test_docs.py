@@ -1,15 +1,22 @@
-"""The documents keep their promises: every model has its page, its settings and a true row in the capability table."""
+"""The documents agree with the code: pages and settings of every model, the capability table, links, commands and the site."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from recbole_llm import cli, registry
+from recbole_llm.config.property_files import PropertyFiles, check_known, properties_folder
+from recbole_llm.config.values import read_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +46,7 @@ def test_readme_has_two_set_up_commands() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "properties").rglob("*.md")]:
         for target, _, anchor in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", page.read_text()):
             if "://" in target:
                 continue
@@ -54,25 +61,66 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """Page and command, of every command in a document or a property file."""
+def commands() -> Iterator[tuple[Path, str]]:
+    """File and command, of every command in a document or a property file."""
     for file in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "properties").rglob("*.yaml")]:
         text = file.read_text().replace("\\\n", " ")
-        for line in re.findall(r"(?:^    |^# |: |\. )(recbole-llm \w+ --.*|python run_recbole_llm.py --.*)$", text, re.MULTILINE):
-            yield str(file.relative_to(ROOT)), line
+        for line in re.findall(r"(?:^ +|^# |: |\. )(recbole-llm \w+ --.*|python run_recbole_llm.py --.*)$", text, re.MULTILINE):
+            yield file, line
+
+
+def own_keys(page: Path) -> set[str]:
+    """Keys that the YAML of a page defines, for a model of the reader's own."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return {key for block in blocks for key in re.findall(r"^(\w+):.*# \(\w+\)", block, re.MULTILINE)}
 
 
 def test_commands_are_ones_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = list(commands())
-    assert len(found) > 30
+    files, found = PropertyFiles(properties_folder()), list(commands())
+    assert len(found) > 50
     for page, line in found:
-        words = shlex.split(line.replace("python run_recbole_llm.py", "recbole-llm run").replace("=mydata.yaml", "="))
+        line = re.sub(r"=(mydata|mine)\.yaml", "=properties/overall.yaml", line)
+        words = shlex.split(line.replace("python run_recbole_llm.py", "recbole-llm run"))
         try:
             _, keys = cli._parser().parse_known_args(words[1:])
-            cli._keys(keys)
+            values = read_arguments(cli._keys(keys))
+            check_known(values, "a command", files, own_keys(page))
         except (SystemExit, ValueError) as error:
             raise AssertionError(f"{page}: {line}") from error
+
+
+def nav() -> set[str]:
+    """The pages that mkdocs.yml lists."""
+
+    def pages(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
+
+    return set(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+
+
+def test_the_site_lists_every_page() -> None:
+    pages = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")}
+    assert nav() - pages == {"index.md", "changelog.md", "contributing.md", "property-files.md"}, "what docs/hooks.py adds"
+    assert pages <= nav()
+
+
+def test_the_api_pages_show_every_package() -> None:
+    pages = [file.read_text() for file in (ROOT / "docs" / "api").glob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"^::: recbole_llm\.(\w+)", page, re.MULTILINE)}
+    parts = {module.name for module in pkgutil.iter_modules([str(ROOT / "recbole_llm")])}
+    assert shown == parts - {"cli", "compat", "logs"}
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings", reason="the docs extra is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "add-a-model" / "index.html").is_file()
 
 
 def test_no_document_names_a_command_that_is_gone() -> None:

@@ -94,7 +94,7 @@ class ProtocolTrainer(Trainer):
     def trained_parameters(self) -> int | None:
         """How many parameters the model has trained, in its stages or with RecBole's trainer; without the backbone's own."""
         if self.recommender.trained_in_stages:
-            return self.cache.trained(self._stages[0])
+            return self.cache.trained(self._stages[0]) if self._stages else 0
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def _run_stages(self) -> None:

@@ -130,10 +130,14 @@ class PropertyFiles:
 
     Args:
         folder: the folder itself.
+
+    Attributes:
+        own: files of a user's own by the name under which they are read, such as ``model/MyModel``.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.own: dict[str, Path] = {}
 
     def read(self, *names: str) -> dict[str, Any]:
         """The values of files by their path without ``.yaml``, each with what it ``extends``; the last file wins.
@@ -142,7 +146,7 @@ class PropertyFiles:
         """
         merged: dict[str, Any] = {}
         for name in names:
-            file = self.folder / f"{name}.yaml"
+            file = self.own.get(name, self.folder / f"{name}.yaml")
             values = read_yaml(file) if file.is_file() else {}
             extends = values.pop("extends", [])
             merged = merge(merged, self.read(*([extends] if isinstance(extends, str) else extends)), values)
@@ -160,7 +164,8 @@ class PropertyFiles:
             ValueError: a key is defined twice.
         """
         found: dict[str, Definition] = {}
-        for file in sorted([*self.folder.glob("*.yaml"), *self.folder.glob("parts/*.yaml"), *self.folder.glob("model/*.yaml")]):
+        files = [file for pattern in ("*.yaml", "parts/*.yaml", "model/*.yaml") for file in self.folder.glob(pattern)]
+        for file in [*sorted(files), *self.own.values()]:
             outer = ""
             for line in file.read_text(encoding="utf-8").splitlines():
                 if re.match(r"\w+:", line):
@@ -186,6 +191,7 @@ class PropertyFiles:
 
         folders = (self.folder, Path(recbole.__file__).parent / "properties")
         files = [file for folder in folders for file in folder.rglob("*.yaml") if not set(file.parts[-2:]) & set(_NO_SETTINGS)]
+        files += self.own.values()
         return {key for file in files for key in re.findall(r"(?m)^(\w+):", file.read_text(encoding="utf-8"))} - {"extends"}
 
 

@@ -104,6 +104,8 @@ class LLMConfig(Config):
                 raise ValueError(f"--{key} is missing: give it on the command line or in a property file")
         model_class = registry.get_model(str(model))
         compat.stop_anomaly_detection()
+        if own := registry.own_property_file(model_class):
+            self.properties.own[f"model/{model_class.__name__}"] = own
         return str(model).rpartition(":")[2], model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:

@@ -86,7 +86,7 @@ class Task:
             record = None if error else self._read()
         except (ValueError, FileNotFoundError) as problem:  # no configuration, no record
             error = error or str(problem)
-        name = self.row or self.model  # whose results and ranks are read
+        name = self.row or self.model.rpartition(":")[2]  # whose results and ranks are read
         rows = record.get("results", {}) if record else {}
         if record and name not in rows:
             record, error = None, f"its run has no row `{name}`; there is {', '.join(rows)}"

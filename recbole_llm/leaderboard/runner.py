@@ -49,7 +49,7 @@ def run_tasks(
     missing = [shared for record, shared in waiting.items() if not record.is_file()]
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
     for first, *_ in missing:  # RecBole looks for a folder, then makes it: of two runs at once, one may die of that
-        for folder in (Path("log") / first.model, Path("log_tensorboard"), first.record.parents[2]):
+        for folder in (Path("log") / first.config["model"], Path("log_tensorboard"), first.record.parents[2]):
             folder.mkdir(parents=True, exist_ok=True)
     start = _engine(engine, logs, threads=max(1, (os.cpu_count() or 1) // jobs))
     with ThreadPoolExecutor(jobs) as pool, progress_bar("leaderboard", len(missing), show=show_progress) as bar:

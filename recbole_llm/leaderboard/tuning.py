@@ -112,7 +112,7 @@ def tune(
     folder = Path(config["checkpoint_dir"]) / "tuning" / dataset
     search = Search(task, space, algo=algo, max_evals=max_evals, seeds=seeds or [config["seed"]], folder=folder)
     search.run()
-    result = TuningResult(search.trials, config["valid_metric"], search.note, output_file or folder / f"{model}.yaml")
+    result = TuningResult(search.trials, config["valid_metric"], search.note, output_file or folder / f"{config['model']}.yaml")
     options = {"config_files": " ".join(config_files), "params_file": params_file, "algo": algo, "max_evals": max_evals}
     options |= {"seeds": seeds, "output_file": output_file}
     given = [f"--{key}={value}" for key, value in options.items() if value not in (None, "")]
@@ -157,7 +157,7 @@ class Search:
             max_evals = size
         self.max_evals = max_evals or 10
         identity = fingerprint([task.config.fingerprint, space, algo, list(seeds)])
-        self.folder = folder / f"{task.model}-{identity[:8]}"
+        self.folder = folder / f"{task.config['model']}-{identity[:8]}"
         self._study = self._open()
         self._started = datetime.now()
 

@@ -144,6 +144,13 @@ class LLMRanker(Recommender, SequentialRecommender):
         runs = [likelihood, likelihood.prompts, likelihood.scorer, likelihood.soft_tokens, self.parts.backbone]
         runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
         code = code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
+        return self._row(score, code, depends)
+
+    def scored_by(self, score: Callable[[Any, Tensor], Tensor], *depends: Any) -> Variant:
+        """A row with any scores, ``(interaction, candidates [B, C]) -> [B, C]``, which depend on the same and on ``depends``."""
+        return self._row(score, code_fingerprint(type(self).__module__), depends)
+
+    def _row(self, score: Callable[[Any, Tensor], Tensor], code: str, depends: Sequence[Any]) -> Variant:
         identity = fingerprint([code, self.parts.scores_depend_on(), self.parts.histories.fingerprint, list(depends)])
         return Variant(score, lambda interaction: self._rerank(interaction, score), identity)
 
