@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
@@ -87,6 +88,11 @@ class CollaborativeModel:
                 f"{max_seq_length} when it evaluates; give --MAX_ITEM_LIST_LENGTH={longest}"
             )
         return cf
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the model reads histories."""
+        return isinstance(self.model, SequentialRecommender)
 
     def _depends(self) -> dict[str, Any]:
         depends = {"config": self.config.recbole_fingerprint, "histories": self.histories.fingerprint}
@@ -155,7 +161,7 @@ class CollaborativeModel:
 
         A user without history has no state in a sequential model and gets zeros.
         """
-        if not hasattr(self.model, "ITEM_SEQ"):
+        if not self.is_sequential:
             return _read(_USERS, self.model)[torch.tensor(users, device=self.device)]
         asked = self._interaction(users, histories)
         items, lengths = asked[self.model.ITEM_SEQ], asked[self.model.ITEM_SEQ_LEN]  # [B, L], [B]
@@ -174,7 +180,7 @@ class CollaborativeModel:
         Raises:
             ValueError: the model has no states that could be read.
         """
-        if not hasattr(self.model, "ITEM_SEQ"):
+        if not self.is_sequential:
             return self.item_states(histories)
         items = _padded(histories, min(_longest(histories), self.model.max_seq_length)).to(self.device)  # [B, N]
         known = items.ne(0)  # [B, N]
@@ -197,7 +203,7 @@ class CollaborativeModel:
     def scores(self, interaction: Any) -> Tensor:
         """Scores [B, I] of the whole catalogue for a RecBole interaction, cut to as much history as the model has room for."""
         histories: list[list[int]] = [[]] * len(interaction)
-        if hasattr(self.model, "ITEM_SEQ"):
+        if self.is_sequential:
             items, lengths = interaction[self.model.ITEM_SEQ].tolist(), interaction[self.model.ITEM_SEQ_LEN].tolist()
             histories = [row[:length] for row, length in zip(items, lengths, strict=True)]
         catalogue = torch.arange(self.model.n_items).expand(len(interaction), -1)  # [B, I]
@@ -206,7 +212,7 @@ class CollaborativeModel:
     def _interaction(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> Interaction:
         """What RecBole would hand to the model: the last ``MAX_ITEM_LIST_LENGTH`` items, padded on the right."""
         fields = {self.config["USER_ID_FIELD"]: torch.tensor(users)}
-        if hasattr(self.model, "ITEM_SEQ"):
+        if self.is_sequential:
             items = _padded(histories, self.model.max_seq_length)  # [B, L]
             # an empty history is read as one padding item: a length of 0 has no last position
             fields |= {self.model.ITEM_SEQ: items, self.model.ITEM_SEQ_LEN: items.ne(0).sum(1).clamp(min=1)}
