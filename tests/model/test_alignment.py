@@ -270,9 +270,9 @@ def test_projections_start_as_xavier_has_it() -> None:
 
 @pytest.mark.parametrize(("beta", "large", "expected"), [(None, 14, 0.2), (None, 13, 0.5), (0.0, 13, 0.0), (0.9, 14, 0.9)])
 def test_beta_is_the_papers_for_the_size_of_the_data_unless_it_is_given(
-    domain: Domain, monkeypatch: pytest.MonkeyPatch, beta: float | None, large: int, expected: float
+    monkeypatch: pytest.MonkeyPatch, beta: float | None, large: int, expected: float
 ) -> None:
     monkeypatch.setattr(alignment, "LARGE", large)
     ones = {"recommendation_weight": 1.0, "matching_weight": 1.0, "alpha": 1.0}
     config = {**ones, "beta": beta, "match_negatives": False, "logits": "sum"}
-    assert sum(map(len, HISTORIES)) == 13 and LossWeights.of(config, domain).text_reconstruction == expected
+    assert LossWeights.of(config, interactions=13).text_reconstruction == expected
