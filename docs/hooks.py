@@ -52,6 +52,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _LINK.sub(link, markdown)
 
 
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Docstrings have roles and literal blocks of reStructuredText, which Markdown shows as they are."""
+    if not page.file.src_uri.startswith("api/"):
+        return html
+    html = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", html)
+    html = re.sub(r"(?<=<code>)~(?:\w+\.)*(?=\w+</code>)", "", html)
+    return html.replace("<p>::</p>", "").replace("::</p>", ":</p>")
+
+
 def _in_repository(page: str, target: str) -> str | None:
     """Path in the repository of what a page links to; None where that is no file of it."""
     by_page = {page: source for source, page in PAGES.items()}

@@ -71,11 +71,12 @@ examples:
 
 _TUNE = """
 Search hyper-parameters of one model on one dataset by the validation score, and write the best settings as a property file for
---config_files. Each evaluation is an ordinary run; a run whose record exists is not repeated. Needs hyperopt."""
+--config_files. Each evaluation is an ordinary run; a run whose record exists is not repeated. Needs Optuna:
+pip install optuna."""
 
 _TUNE_KEYS = f"""
 a line of the search file is RecBole's, `key kind values`:
-  learning_rate loguniform -8, -5         natural logarithms of the bounds, as in hyperopt
+  learning_rate loguniform -8, -5         natural logarithms of the bounds
   hidden_dropout_prob choice [0.2, 0.5]   also: uniform LOW, HIGH and quniform LOW, HIGH, STEP
 
 keys of every run, with their defaults:
@@ -213,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         return own.add_argument
 
     add = command("run", _run, "train and evaluate one model on one dataset", _RUN, _RUN_KEYS)
-    add("--model", "-m", help=f"{', '.join(registry.MODELS)}, or a model of RecBole such as SASRec")
+    add("--model", "-m", help=f"{', '.join(registry.MODELS)}, a model of RecBole such as SASRec, or your own, file:Class")
     add("--dataset", "-d", help="ml-100k comes with RecBole; others are read from --data_path")
     add("--config_files", type=_files, default=[], metavar="FILES", help="property files, separated by blanks")
 

@@ -69,6 +69,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     # -- what a paper's model says ---------------------------------------------------------------------------------------
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        """The stages of the model, those of :meth:`retrieval` included; the first one makes the model itself."""
         raise NotImplementedError
 
     def adapters(self, results: Folders) -> dict[str, Path]:

@@ -60,6 +60,17 @@ def test_the_bare_lm_of_the_page_trains_nothing(own_models: Path, settings: dict
     assert list(record["results"]) == ["BareLM"] and not record["stage_seconds"] and not record["trained_parameters"]
 
 
+def test_a_model_of_recboles_kind_is_trained_by_its_trainer(own_models: Path, settings: dict[str, Any]) -> None:
+    (own_models / "plain.py").write_text(
+        "from recbole.model.sequential_recommender.sasrec import SASRec\n\n\nclass Mine(SASRec):\n    pass\n"
+    )
+    sizes = {"n_layers": 1, "n_heads": 1, "hidden_size": 8, "inner_size": 8, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1}
+    sizes |= {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02, "loss_type": "CE"}
+    result = run_recbole_llm("plain:Mine", "tiny", config_dict={**settings, **sizes})
+    record = json.loads(Path(result["record"]).read_text())
+    assert list(record["results"]) == ["Mine"] and record["candidates_sha256"]["test"]
+
+
 def test_a_model_cannot_take_the_name_of_another(own_models: Path) -> None:
     (own_models / "theirs.py").write_text("class SASRec: pass\n")
     with pytest.raises(ValueError, match="--model=theirs:SASRec: SASRec is a model of .* give yours another name"):
