@@ -275,4 +275,4 @@ def test_beta_is_the_papers_for_the_size_of_the_data_unless_it_is_given(
     monkeypatch.setattr(alignment, "LARGE", large)
     ones = {"recommendation_weight": 1.0, "matching_weight": 1.0, "alpha": 1.0}
     config = {**ones, "beta": beta, "match_negatives": False, "logits": "sum"}
-    assert sum(map(len, HISTORIES)) == 13 and LossWeights.of(config, domain).text_reconstruction == expected
+    assert sum(map(len, HISTORIES)) == 13 and LossWeights.of(config, interactions=13).text_reconstruction == expected
