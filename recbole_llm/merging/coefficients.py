@@ -49,6 +49,11 @@ class MergeProblem:
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"merge: the adapters need different names, got {self.names}")
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weights: ``[K]`` or ``[M, K]``."""
+        return (len(self.names),) if self.granularity == "global" else (len(self.modules), len(self.names))
+
     def setting(self, key: str, default: Any) -> Any:
         """A setting, or the method's default if the key is absent or None."""
         value = self.settings.get(key)
@@ -56,7 +61,7 @@ class MergeProblem:
 
     def expand(self, point: Tensor) -> Tensor:
         """A global point ``[K]`` in the shape of the problem."""
-        return point.clone() if self.granularity == "global" else point.expand(len(self.modules), -1).clone()
+        return point.expand(self.shape).clone()
 
     def by_name(self, weights: Tensor) -> dict[str, Tensor | Mapping[str, Tensor]]:
         """Coefficients for :class:`recbole_llm.llm.lora.AdapterView`: adapter -> scalar, or adapter -> module -> scalar."""

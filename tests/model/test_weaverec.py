@@ -15,9 +15,8 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from recbole_llm.config.property_files import properties_folder
-from recbole_llm.llm import backbones
 from recbole_llm.llm.lora import WEIGHTS_FILE, AdapterView, load_adapters
-from recbole_llm.model import adapters
+from recbole_llm.model import adapters, assembly
 from recbole_llm.model.adapters import AdapterTraining
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.stages import Work
@@ -148,13 +147,13 @@ def test_the_builtin_lm_reads_all_domains_whoever_is_the_target(
 ) -> None:
     small = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400}
     changes = {"llm_path": "builtin", "builtin_lm": small, "checkpoint_dir": str(tmp_path)}
-    builtin_stage, read, found = backbones.builtin_stage, [], {}
+    builtin_stage, read, found = assembly.builtin_stage, [], {}
 
     def noted(config: Any, domains: Any, *rest: Any) -> Any:
         read.append([domain.name for domain in domains])
         return builtin_stage(config, domains, *rest)
 
-    monkeypatch.setattr(backbones, "builtin_stage", noted)
+    monkeypatch.setattr(assembly, "builtin_stage", noted)
     for dataset, sources in (("tiny", ["other"]), ("other", ["tiny"]), ("tiny", [])):
         model = assemble("WeaveRec", settings, dataset, source_datasets=sources, **changes).model
         found[dataset, bool(sources)] = model.parts.backbone.fingerprint
