@@ -1,8 +1,8 @@
 """Exact sums of LoRA adapters: ``dW = sum_i w_i s_i B_i A_i``, with ``s_i = alpha_i / r_i`` (rsLoRA: ``/ sqrt(r_i)``).
 
-Stacking the factors, ``A = [w_1 s_1 A_1; ...]`` and ``B = [B_1, ...]``, gives that sum to the last bit of fp32, as one
-ordinary adapter of rank ``sum r_i``. Adding A's to A's and B's to B's instead (RecCocktail's equation 7 read literally,
-peft's ``combination_type="linear"``) adds cross terms ``B_i A_j`` that belong to no adapter.
+Stacking the factors, ``A = [w_1 s_1 A_1; ...]`` and ``B = [B_1, ...]``, gives this sum exactly, as one adapter of rank
+``sum r_i``. Adding the A's and the B's separately (RecCocktail's equation 7 as written, peft's
+``combination_type="linear"``) introduces cross terms ``B_i A_j``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recbole_llm.llm.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, base_mod
 
 MERGE_FILE = "merge.json"
 
-# the settings of peft's LoraConfig under which an adapter is still exactly s * B A
+# settings of peft's LoraConfig that may have any value: the adapter is still exactly s * B A
 _EXACT_KEYS = {
     *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
     *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "fan_in_fan_out"),
@@ -29,18 +29,18 @@ _EXACT_KEYS = {
     *("megatron_config", "megatron_core", "runtime_config", "ensure_weight_tying", "loftq_config", "eva_config"),
     "inference_mode",
 }
-_EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others (PiSSA, OLoRA, ...) also change the base
+_EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others (PiSSA, OLoRA, ...) change the base weights
 _FACTOR = re.compile(re.escape(KEY_PREFIX) + r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter out of any model.
+    """A LoRA adapter, detached from any model.
 
     Args:
-        config: peft's ``adapter_config.json``.
+        config: the contents of peft's ``adapter_config.json``.
         tensors: peft's keys -> ``lora_A`` ``[r, D_in]`` and ``lora_B`` ``[D_out, r]``.
-        name: for messages and the model card.
+        name: used in messages and in the model card.
     """
 
     config: dict[str, Any]
@@ -57,7 +57,7 @@ class Adapter:
         return _key(module, "A") in self.tensors
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """``s A`` ``[r, D_in]`` and ``B`` ``[D_out, r]`` of one module in fp32: their product is its ``dW``."""
+        """``s A`` ``[r, D_in]`` and ``B`` ``[D_out, r]`` of one module, in fp32; ``dW = B (s A)``."""
         a, b = (self.tensors[_key(module, factor)].float() for factor in "AB")
         return a * self.scaling(module), b
 
@@ -66,7 +66,7 @@ class Adapter:
         return self.tensors[_key(module, "B")].shape[0], self.tensors[_key(module, "A")].shape[1]
 
     def scaling(self, module: str) -> float:
-        """``s`` of one module, with peft's rules for ``alpha_pattern`` and rsLoRA."""
+        """``s`` of one module, by peft's rules for ``alpha_pattern`` and rsLoRA."""
         rank = self.tensors[_key(module, "A")].shape[0]
         alpha = self.config.get("lora_alpha", 8)
         for pattern, value in (self.config.get("alpha_pattern") or {}).items():
@@ -81,7 +81,7 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the adapter is more than ``s B A`` (DoRA, biases, full modules, ...), so no exact sum exists.
+        ValueError: see :func:`check_exact`.
     """
     from safetensors.torch import load_file
 
@@ -91,10 +91,10 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
 
 
 def write_adapter(adapter: Adapter, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write a PEFT folder with ``merge.json`` (the card) and a README that tells where the weights come from.
+    """Write a PEFT folder with ``merge.json`` (the card) and a README that lists the source adapters.
 
     Args:
-        card: JSON-able; its ``sources`` (a list of ``{"name", "sha256"}``), ``weights`` and ``method`` fill the README.
+        card: JSON-serializable; the README shows its ``sources`` (``{"name", "sha256"}`` each), ``weights`` and ``method``.
     """
     from safetensors.torch import save_file
 
@@ -107,20 +107,20 @@ def write_adapter(adapter: Adapter, folder: Path, card: Mapping[str, Any]) -> No
 
 
 def weighted_sum(adapters: Sequence[Adapter], weights: Tensor | Mapping[str, Tensor], name: str = "merged") -> Adapter:
-    """The adapter whose ``dW`` is the weighted sum of the adapters' ``dW``, exactly.
+    """The adapter whose ``dW`` is exactly the weighted sum of the adapters' ``dW``.
 
     Args:
         adapters: K adapters of one base model; ranks, alphas and target modules may differ (a missing module adds 0).
-        weights: ``[K]``, or module -> ``[K]`` for every module of any adapter. Negative and zero are allowed.
+        weights: ``[K]``, or module -> ``[K]`` for every module of any adapter. Negative weights and zero are allowed.
 
     Returns:
-        fp32, ``r = lora_alpha = sum of ranks`` (of the adapters whose weight is not 0), for vanilla peft.
+        An fp32 adapter that unmodified peft loads, with ``r = lora_alpha =`` the sum of the ranks of nonzero weight.
 
     Raises:
         ValueError: different base models, a wrong number of weights or modules without weights.
     """
     check_one_base(adapters)
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    factors = {}
     for module in all_modules(adapters):
         row = _weights_of(module, weights, len(adapters))
         parts = [(w, *adapter.factors(module)) for w, adapter in taking_part(module, adapters, row)]
@@ -131,45 +131,48 @@ def weighted_sum(adapters: Sequence[Adapter], weights: Tensor | Mapping[str, Ten
 
 
 def compress(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
-    """The best approximation of rank ``rank`` in each module, and the share of ``sum ||dW||^2`` that it keeps.
+    """The best approximation of rank ``rank`` in each module, and the share of ``sum ||dW||^2`` that it retains.
 
-    The SVD of ``B A`` is taken through the QR of the thin factors: ``[R, R]`` is decomposed, never ``[D_out, D_in]``.
+    The SVD of ``B A`` uses the QR decompositions of the thin factors: it decomposes ``[R, R]``, never ``[D_out, D_in]``.
+
+    Raises:
+        ValueError: ``rank`` is below 1.
     """
     if rank < 1:
         raise ValueError(f"compress: rank must be at least 1, got {rank}")
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    kept = total = 0.0
+    factors = {}
+    retained = total = 0.0
     for module in adapter.modules:
         a, b = (factor.double() for factor in adapter.factors(module))
         q_a, r_a = torch.linalg.qr(a.T)  # [D_in, R], [R, R]
         q_b, r_b = torch.linalg.qr(b)  # [D_out, R], [R, R]
         u, s, vh = torch.linalg.svd(r_b @ r_a.T)  # [R, R], [R], [R, R]
         top = min(rank, len(s))
-        root = s[:top].sqrt()  # shared between the factors, which keeps them of one size
+        root = s[:top].sqrt()  # in both factors, so that their norms are equal
         a = (root[:, None] * (vh[:top] @ q_a.T)).float()  # [top, D_in]
         b = ((q_b @ u[:, :top]) * root).float()  # [D_out, top]
         factors[module] = a, b
-        kept += s[:top].square().sum().item()
+        retained += s[:top].square().sum().item()
         total += s.square().sum().item()
-    return assemble([adapter], factors, adapter.name), kept / total if total else 1.0
+    return assemble([adapter], factors, adapter.name), retained / total if total else 1.0
 
 
 def all_modules(adapters: Sequence[Adapter]) -> list[str]:
-    """The modules of any of the adapters, each once."""
+    """The union of the adapters' modules, in order of first appearance."""
     return list(dict.fromkeys(module for adapter in adapters for module in adapter.modules))
 
 
 def taking_part(module: str, adapters: Sequence[Adapter], row: Sequence[float]) -> list[tuple[float, Adapter]]:
-    """Weight and adapter of those that change the module and whose weight is not 0.
+    """Weight and adapter of each adapter that changes the module and whose weight is not 0.
 
-    With nothing but zeros it is the first adapter with weight 0: one zero part keeps the result well-formed.
+    If all weights are 0, the result is the first adapter with weight 0, since the merged module needs at least one factor.
     """
     have = [(w, adapter) for w, adapter in zip(row, adapters, strict=True) if adapter.has(module)]
     return [(w, adapter) for w, adapter in have if w != 0] or [(0.0, have[0][1])]
 
 
 def assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Tensor]], name: str) -> Adapter:
-    """An adapter of the given factors, with the first source's config made to say ``s = 1`` and just these modules.
+    """An adapter from the given factors, with the config of the first source, ``s = 1`` and exactly these modules.
 
     Args:
         factors: module -> ``A`` ``[r, D_in]`` and ``B`` ``[D_out, r]``; ranks may differ by module.
@@ -177,7 +180,7 @@ def assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Ten
     ranks = {module: len(a) for module, (a, _) in factors.items()}
     rank = max(ranks.values())
     pattern = {module: r for module, r in ranks.items() if r != rank}
-    config = dict(sources[0].config) | {
+    config = sources[0].config | {
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": pattern,
@@ -188,7 +191,7 @@ def assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Ten
         "inference_mode": True,
     }
     if any(set(source.modules) != set(factors) for source in sources):
-        # no short list of name endings need describe a union; full names always do
+        # a list of name suffixes may not describe the union of modules; full names always do
         config |= {"target_modules": sorted(factors), "exclude_modules": None}
         config |= {"layers_to_transform": None, "layers_pattern": None}
     tensors = {_key(module, factor): t for module, ab in factors.items() for factor, t in zip("AB", ab, strict=True)}
@@ -196,10 +199,10 @@ def assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Ten
 
 
 def check_exact(adapter: Adapter) -> None:
-    """Refuse an adapter that is more than ``s B A``, naming the setting or the tensor.
+    """Check that an adapter is exactly ``s B A``; the error names the setting or the tensor.
 
     Raises:
-        ValueError: DoRA, biases, full modules, another kind than LoRA, tensors that are no pair of matrices.
+        ValueError: DoRA, biases, full modules, an adapter that is not LoRA, or a tensor that is not one of a pair of matrices.
     """
     from peft import LoraConfig
 
@@ -210,15 +213,19 @@ def check_exact(adapter: Adapter) -> None:
     for key, value in config.items():
         exact = value in _EXACT_INITS if key == "init_lora_weights" else not value or value == defaults.get(key)
         if key not in _EXACT_KEYS and not exact:
-            raise ValueError(f"adapter {adapter.name!r}: with {key}={value!r} it is not s * B A; no exact sum exists")
+            raise ValueError(f"adapter {adapter.name!r}: with {key}={value!r} it is not exactly s * B A and cannot be summed")
     for key, tensor in adapter.tensors.items():
         module, factor = _parse(adapter, key)
-        if tensor.dim() != 2 or _key(module, "AB".replace(factor, "")) not in adapter.tensors:
+        if tensor.dim() != 2 or _key(module, "B" if factor == "A" else "A") not in adapter.tensors:
             raise ValueError(f"adapter {adapter.name!r}: {key} is not one of two matrices A and B")
 
 
 def check_one_base(adapters: Sequence[Adapter]) -> None:
-    """Refuse adapters of different base models, weight layouts or widths, with both names and both values."""
+    """Check that adapters have the same base model, weight layout and widths.
+
+    Raises:
+        ValueError: no adapters, or two that differ; the error has both names and both values.
+    """
     if not adapters:
         raise ValueError("merge: no adapter given")
     first = adapters[0]
@@ -227,7 +234,7 @@ def check_one_base(adapters: Sequence[Adapter]) -> None:
             "base models": (base_model_name(first.config), base_model_name(other.config)),
             "weight layouts": (bool(first.config.get("fan_in_fan_out")), bool(other.config.get("fan_in_fan_out"))),
         }
-        # two folders need not say which base they are of; their widths still do
+        # the base model may not be recorded; the widths are always known
         both = [module for module in first.modules if other.has(module)]
         pairs |= {f"widths of {module}": (first.widths(module), other.widths(module)) for module in both}
         for what, (one, two) in pairs.items():
@@ -242,7 +249,7 @@ def _key(module: str, factor: str) -> str:
 def _parse(adapter: Adapter, key: str) -> tuple[str, str]:
     match = _FACTOR.fullmatch(key)
     if match is None:
-        raise ValueError(f"adapter {adapter.name!r}: {key} is not a LoRA factor of a linear layer; no exact sum exists")
+        raise ValueError(f"adapter {adapter.name!r}: {key} is not a LoRA factor of a linear layer and cannot be summed")
     return match["module"], match["factor"]
 
 
@@ -258,24 +265,20 @@ def _weights_of(module: str, weights: Tensor | Mapping[str, Tensor], count: int)
 
 def _readme(adapter: Adapter, card: Mapping[str, Any]) -> str:
     base = adapter.config.get("base_model_name_or_path")
-    base_line = [f"base_model: {json.dumps(base)}"] if base else []
-    head = ["---", "library_name: peft", *base_line, "tags: [lora, merge]", "---"]
-    sources = [f"| {source['name']} | `{source['sha256']}` |" for source in card.get("sources", [])]
-    weights = card.get("weights", {})
-    return "\n".join(
-        [
-            *head,
-            f"# {adapter.name}",
-            "",
-            f"A LoRA adapter of rank {adapter.config['r']}, merged from the adapters below "
-            f"(method `{card.get('method', 'given')}`) by RecBole-LLM.",
-            "",
-            "| source | SHA-256 of its weights |",
-            "|---|---|",
-            *sources,
-            "",
-            f"Coefficients: {json.dumps(weights) if len(json.dumps(weights)) < 500 else 'one per module'}; "
-            f"`{MERGE_FILE}` has every number, and all the points that were tried.",
-            "",
-        ]
-    )
+    base_line = f"\nbase_model: {json.dumps(base)}" if base else ""
+    sources = "\n".join(f"| {source['name']} | `{source['sha256']}` |" for source in card.get("sources", []))
+    weights = json.dumps(card.get("weights", {}))
+    return f"""---
+library_name: peft{base_line}
+tags: [lora, merge]
+---
+# {adapter.name}
+
+A LoRA adapter of rank {adapter.config["r"]}, merged by RecBole-LLM (method `{card.get("method", "given")}`) from:
+
+| source | SHA-256 of its weights |
+|---|---|
+{sources}
+
+Coefficients: {weights if len(weights) < 500 else "one per module"}; `{MERGE_FILE}` has all coefficients and measured points.
+"""

@@ -1,7 +1,7 @@
-"""How the adapters of a mixture are weighted: uniform, fixed, by a labelled grid, or by least entropy (RecCocktail).
+"""Coefficients of a merge: uniform, fixed, from a grid search with labels, or of minimum entropy (RecCocktail).
 
-Every method is one function from a :class:`MergeProblem` to a :class:`MergeResult`, and every result carries all the
-points that were measured, the uniform one and each single adapter always among them.
+Each method is a function from a :class:`MergeProblem` to a :class:`MergeResult`. A result contains every measured point,
+always including the uniform mixture and each single adapter.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from recbole_llm.merging.arithmetic import Adapter
 
 @dataclass(frozen=True)
 class MergeProblem:
-    """What a method may look at.
+    """The input of a merge method.
 
     Args:
         names: K adapters.
-        modules: M adapted modules; where the list is empty, the merge stage fills in those of the adapters.
+        modules: M adapted modules; if empty, the merge stage fills in those of the adapters.
         granularity: ``global`` (weights ``[K]``) or ``module`` (weights ``[M, K]``).
         objective: weights, ``[K]`` or ``[M, K]`` -> mean entropy on unlabelled prompts, a differentiable scalar.
-        valid_score: weights -> a metric on labelled validation data, bigger is better; only ``grid`` reads it.
-        settings: what the user set for the method; a key that is absent or None has the method's default.
-        adapters: the K adapters themselves, in the order of ``names``; the merge stage fills them in.
+        valid_score: weights -> a metric on labelled validation data, bigger is better; only ``grid`` uses it.
+        settings: the user's settings of the method; see :meth:`setting`.
+        adapters: the K adapters in the order of ``names``; the merge stage fills them in.
+
+    Raises:
+        ValueError: unknown granularity, no name, or a name that occurs twice.
     """
 
     names: list[str]
@@ -44,19 +47,24 @@ class MergeProblem:
         if self.granularity not in ("global", "module"):
             raise ValueError(f"merge_granularity must be 'global' or 'module', got {self.granularity!r}")
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ValueError(f"the adapters of a merge need different names, got {self.names}")
+            raise ValueError(f"merge: the adapters need different names, got {self.names}")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weights: ``[K]`` or ``[M, K]``."""
         return (len(self.names),) if self.granularity == "global" else (len(self.modules), len(self.names))
 
+    def setting(self, key: str, default: Any) -> Any:
+        """A setting, or the method's default if the key is absent or None."""
+        value = self.settings.get(key)
+        return default if value is None else value
+
     def expand(self, point: Tensor) -> Tensor:
         """A global point ``[K]`` in the shape of the problem."""
         return point.expand(self.shape).clone()
 
     def by_name(self, weights: Tensor) -> dict[str, Tensor | Mapping[str, Tensor]]:
-        """What :func:`recbole_llm.llm.lora.mixture` takes: adapter -> scalar, or adapter -> module -> scalar."""
+        """Coefficients for :class:`recbole_llm.llm.lora.AdapterView`: adapter -> scalar, or adapter -> module -> scalar."""
         if weights.dim() == 1:
             return dict(zip(self.names, weights.unbind(), strict=True))
         columns = weights.unbind(1)
@@ -65,15 +73,15 @@ class MergeProblem:
 
 @dataclass(frozen=True)
 class MergeResult:
-    """The chosen weights, ``[K]`` or ``[M, K]``, and every measured point.
+    """The chosen weights, ``[K]`` or ``[M, K]``, and the measured points.
 
-    A point has a ``phase`` (uniform, single, grid, adam, or the method's name), ``weights`` and, as far as measured,
+    A point has a ``phase`` (uniform, single, grid, adam, or the method's name), ``weights`` and, if measured,
     ``entropy`` and ``score``.
 
     Args:
-        merged: the adapter itself, from a method that is no weighted sum; None: the stage sums by ``weights``.
-        derived: the weights follow from the adapters, as projections do, so they may lie outside [0, 1].
-        settings: what the method used, defaults filled in, for the record.
+        merged: the merged adapter, from a method that is not a weighted sum; None: the stage sums by ``weights``.
+        derived: the method computes the weights from the adapters, so they may lie outside [0, 1].
+        settings: the settings that the method used, defaults included, for the record.
     """
 
     weights: Tensor
@@ -90,43 +98,43 @@ def uniform(problem: MergeProblem) -> MergeResult:
 
 
 def fixed(problem: MergeProblem) -> MergeResult:
-    """The user's own ``weights``: a list in the order of the adapters, or adapter -> weight."""
-    if problem.settings.get("weights") is None:
-        raise ValueError(f"merge: fixed needs one of merge_weights for each of {problem.names}, got None")
+    """The user's ``weights``: a list in the order of the adapters, or adapter -> weight."""
     weights = problem.expand(given_weights(problem))
     return MergeResult(weights, controls(problem, ("fixed", weights)))
 
 
 def grid(problem: MergeProblem) -> MergeResult:
-    """The point of the simplex lattice with the best labelled validation score; the same weights in every module."""
+    """The point of the simplex lattice with the best labelled validation score; the weights are the same in every module.
+
+    Settings: ``points`` (11) of the lattice at most.
+    """
     if problem.valid_score is None:
         raise ValueError("merge: grid needs a labelled validation score; without labels use 'entropy' or 'uniform'")
-    trace = [_measure(problem, point, scored=True) for point in _lattice(problem)]
-    return MergeResult(torch.tensor(_best(trace, "score", largest=True)["weights"]), trace)
+    trace = [_measure(problem, *point, scored=True) for point in _lattice(problem)]
+    return MergeResult(_best(trace, "score", largest=True), trace)
 
 
 def entropy(problem: MergeProblem) -> MergeResult:
-    """The least mean entropy on unlabelled prompts: a lattice without gradients, then Adam from its best point.
+    """Minimizes the mean entropy on unlabelled prompts: a lattice without gradients, then Adam from its best point.
 
-    Mixtures need not be unimodal in their weights, hence the lattice. Adam moves raw logits in fp32 (softmax over the
-    adapters), for ``granularity: module`` one vector per module. The answer is the least of all measured points, so it
-    is never above the start, the uniform mixture or a single adapter.
+    The entropy may have several local minima, hence the lattice. Adam updates fp32 logits (softmax over the adapters),
+    with ``granularity: module`` one vector per module. The result is the minimum over all measured points, so its entropy
+    is at most that of the uniform mixture and of each single adapter.
 
     Settings: ``points`` (11) of the lattice at most, ``steps`` (20) of Adam, ``lr`` (0.1).
     """
     if problem.objective is None:
         raise ValueError("merge: entropy needs an objective; use 'uniform' or 'fixed' without prompts")
-    trace = [_measure(problem, point) for point in _lattice(problem)]
-    start = torch.tensor(_best(trace, "entropy")["weights"])
+    trace = [_measure(problem, *point) for point in _lattice(problem)]
     if len(problem.names) > 1:
-        trace += _descend(problem, start)
-    return MergeResult(torch.tensor(_best(trace, "entropy")["weights"]), trace)
+        trace += _descend(problem, problem.objective, _best(trace, "entropy"))
+    return MergeResult(_best(trace, "entropy"), trace)
 
 
 def simplex_lattice(count: int, most: int) -> list[Tensor]:
     """The finest regular lattice ``{i / n}`` on the simplex of ``count`` weights with at most ``most`` points.
 
-    Its corners, the single adapters, are always there, even where ``count > most``.
+    It always contains the corners, which are the single adapters, even if ``count > most``.
     """
     n = 1
     while count > 1 and math.comb(n + count, count - 1) <= most:
@@ -136,32 +144,37 @@ def simplex_lattice(count: int, most: int) -> list[Tensor]:
     return [torch.tensor(part) / n for part in parts]
 
 
-def given_weights(problem: MergeProblem, default: float = math.nan) -> Tensor:
-    """The user's ``weights``, a list or adapter -> weight, as ``[K]``; without them ``default`` each."""
-    given = problem.settings.get("weights")
-    if given is None:
-        return torch.full((len(problem.names),), default)
+def given_weights(problem: MergeProblem, default: float | None = None) -> Tensor:
+    """The user's ``weights``, a list or adapter -> weight, as ``[K]``; if there are none, ``default`` for each adapter.
+
+    Raises:
+        ValueError: other names or another number than the problem's, no weights and no ``default``, or see :func:`check_weights`.
+    """
+    given = problem.setting("weights", None if default is None else [default] * len(problem.names))
     if isinstance(given, Mapping):
         if set(given) != set(problem.names):
             raise ValueError(f"merge_weights name {sorted(given)}, but the adapters are {sorted(problem.names)}")
         given = [given[name] for name in problem.names]
-    if len(given) != len(problem.names):
-        raise ValueError(f"merge: needs one of merge_weights for each of {problem.names}, got {given}")
+    if given is None or len(given) != len(problem.names):
+        raise ValueError(f"merge_weights: give one weight for each of {problem.names}, got {given}")
     weights = torch.tensor([float(weight) for weight in given])
     check_weights(problem, weights)
     return weights
 
 
 def controls(problem: MergeProblem, *more: tuple[str, Tensor]) -> list[dict[str, Any]]:
-    """Measured points: the uniform mixture, each adapter alone, then ``more`` phases and weights."""
-    return [_measure(problem, point) for point in (*_controls(problem), *more)]
+    """Measured points: the uniform mixture, each single adapter, then ``more`` phases and weights."""
+    return [_measure(problem, *point) for point in (*_controls(problem), *more)]
 
 
 def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) -> None:
-    """Refuse weights that are neither ``[K]`` nor ``[M, K]``, not finite, or outside [0, 1] unless ``extrapolate`` is set.
+    """Check the shape and the values of weights.
 
     Args:
-        bounded: False for coefficients that a method derives from the adapters, which nobody chose to be in [0, 1].
+        bounded: False allows weights outside [0, 1], as does the setting ``extrapolate``.
+
+    Raises:
+        ValueError: weights that are neither ``[K]`` nor ``[M, K]``, not finite, or outside [0, 1].
     """
     shapes = (len(problem.names),), (len(problem.modules), len(problem.names))
     if tuple(weights.shape) not in shapes:
@@ -169,31 +182,30 @@ def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) 
         raise ValueError(f"merge weights must have shape {one} or, by module, {each}, got {list(weights.shape)}")
     if not torch.isfinite(weights).all():
         raise ValueError(f"merge weights must be finite, got {weights.tolist()}")
-    if bounded and not problem.settings.get("extrapolate", False) and ((weights < 0) | (weights > 1)).any():
+    if bounded and not problem.settings.get("extrapolate") and ((weights < 0) | (weights > 1)).any():
         raise ValueError(
-            f"merge weights outside [0, 1]: {weights.tolist()}; allow them by merge_extrapolate: True "
-            "(recbole_llm.merging: --extrapolate)"
+            f"merge weights outside [0, 1]: {weights.tolist()}; allow them with merge_extrapolate: True "
+            "(recbole-llm merge: --extrapolate)"
         )
 
 
-def _descend(problem: MergeProblem, start: Tensor) -> list[dict[str, Any]]:
-    assert problem.objective is not None
-    # [K] or [M, K]; a little inside the simplex, since the softmax is flat at its corners
+def _descend(problem: MergeProblem, objective: Callable[[Tensor], Tensor], start: Tensor) -> list[dict[str, Any]]:
+    # [K] or [M, K]; the clamp moves the start inside the simplex, because softmax has no gradient at the corners
     raw = start.clamp(min=0.05).log().requires_grad_()
-    optimizer = torch.optim.Adam([raw], lr=float(problem.settings.get("lr", 0.1)))
+    optimizer = torch.optim.Adam([raw], lr=float(problem.setting("lr", 0.1)))
     trace = []
-    for _ in range(int(problem.settings.get("steps", 20))):
+    for _ in range(int(problem.setting("steps", 20))):
         with torch.enable_grad():
             weights = torch.softmax(raw, dim=-1)
-            value = problem.objective(weights)
-            (raw.grad,) = torch.autograd.grad(value, raw)  # reaches nothing else, so no weight collects a .grad
+            value = objective(weights)
+            (raw.grad,) = torch.autograd.grad(value, raw)  # backward() would also fill .grad of the model's weights
         trace.append(_point("adam", weights, entropy=value.item()))
         optimizer.step()
     return trace
 
 
 def _controls(problem: MergeProblem) -> list[tuple[str, Tensor]]:
-    """The uniform mixture, then each adapter alone: phases and weights."""
+    """The uniform mixture, then each single adapter: phases and weights."""
     count = len(problem.names)
     points = [("uniform", torch.full((count,), 1 / count)), *(("single", corner) for corner in torch.eye(count))]
     return [(phase, problem.expand(point)) for phase, point in points]
@@ -202,15 +214,14 @@ def _controls(problem: MergeProblem) -> list[tuple[str, Tensor]]:
 def _lattice(problem: MergeProblem) -> list[tuple[str, Tensor]]:
     """The controls, then the rest of the lattice: phases and weights."""
     points = _controls(problem)
-    for point in map(problem.expand, simplex_lattice(len(problem.names), int(problem.settings.get("points", 11)))):
+    for point in map(problem.expand, simplex_lattice(len(problem.names), int(problem.setting("points", 11)))):
         if not any(torch.equal(point, known) for _, known in points):
             points.append(("grid", point))
     return points
 
 
 @torch.no_grad()
-def _measure(problem: MergeProblem, point: tuple[str, Tensor], scored: bool = False) -> dict[str, Any]:
-    phase, weights = point
+def _measure(problem: MergeProblem, phase: str, weights: Tensor, scored: bool = False) -> dict[str, Any]:
     measured = {}
     if problem.objective is not None:
         measured["entropy"] = float(problem.objective(weights))
@@ -226,11 +237,11 @@ def _point(phase: str, weights: Tensor, **measured: float) -> dict[str, Any]:
     return {"phase": phase, "weights": weights.tolist(), **measured}
 
 
-def _best(trace: list[dict[str, Any]], what: str, largest: bool = False) -> dict[str, Any]:
-    """The least (or largest) point; of equals the most even, which no order of the adapters decides."""
+def _best(trace: list[dict[str, Any]], what: str, largest: bool = False) -> Tensor:
+    """Weights of the minimum (or maximum); ties go to the most even weights, whatever the order of the adapters."""
 
     def rank(point: dict[str, Any]) -> tuple[float, float]:
         value = -point[what] if largest else point[what]
         return value, torch.tensor(point["weights"]).square().sum().item()
 
-    return min(trace, key=rank)
+    return torch.tensor(min(trace, key=rank)["weights"])

@@ -1,8 +1,8 @@
-"""What the entropy search minimises: how unsure a model is, on unlabelled prompts.
+"""Objectives of the entropy search, on unlabelled prompts.
 
-:func:`candidate_entropy` asks about the candidates; :func:`token_entropy` and :func:`first_k_entropy` about the first
-answer tokens over the full vocabulary, as RecCocktail does (arXiv 2502.08271, equation 9). All are means of entropies
-over users, not the entropy of mean logits, which two confident users of different taste would make large.
+:func:`candidate_entropy` is the entropy over the candidates; :func:`token_entropy` and :func:`first_k_entropy` are those of
+the first answer tokens over the full vocabulary, as in RecCocktail (arXiv 2502.08271, equation 9). Each is the mean of the
+users' entropies, not the entropy of the mean logits, which is large when confident predictions of two users differ.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.llm.forward import positions
+from recbole_llm.llm.packing import pad_left
 
 Batch = TypeVar("Batch")
 
@@ -22,7 +23,7 @@ def candidate_entropy(scores: Tensor) -> Tensor:
     """Mean over users of the entropy (nats) of the softmax over candidates.
 
     Args:
-        scores: ``[B, C]`` log-likelihoods or logits; a candidate at ``-inf`` does not take part.
+        scores: ``[B, C]`` log-likelihoods or logits; a candidate at ``-inf`` is ignored.
     """
     return _entropy(scores).mean()
 
@@ -32,7 +33,7 @@ def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
 
     Args:
         logits: ``[B, k, V]``.
-        counted: ``[B, k]``, False where an answer had already ended.
+        counted: ``[B, k]``, False at positions after the end of an answer.
     """
     entropy = _entropy(logits)  # [B, k]
     return entropy.mean() if counted is None else entropy[counted].mean()
@@ -41,35 +42,35 @@ def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
 def first_k_entropy(
     model: Any, prompts: Sequence[Sequence[int]], k: int, pad_token_id: int, eos_token_id: int | None = None
 ) -> Tensor:
-    """:func:`token_entropy` at the first ``k`` greedily decoded tokens of each prompt, differentiable in one forward.
+    """:func:`token_entropy` of the first ``k`` greedily decoded tokens of each prompt; differentiable.
 
-    Decoding needs no gradient; one pass over prompt + answer then reads all ``k`` distributions.
+    Decoding runs without gradients; one forward pass over prompts and answers then gives all ``k`` distributions.
+
+    Raises:
+        ValueError: ``k`` is below 1, or there are no prompts or empty ones.
     """
     if k < 1 or not prompts or not all(prompts):
         raise ValueError(f"first_k_entropy: needs k >= 1 and non-empty prompts, got k={k} and {len(prompts)} prompts")
     device = model.get_input_embeddings().weight.device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)  # [B, L]
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)  # [B, L]
-    # a distribution is read before its own token, so the k-th token is never an input
-    ids, mask = _decode(model, ids, mask, k - 1)  # [B, L + k - 1]
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=k)
-    logits = out.logits  # [B, k, V]
+    padded, seen = pad_left([torch.tensor(prompt, device=device) for prompt in prompts], pad_token_id)  # [B, L]
+    # the k-th distribution does not depend on the k-th token
+    ids, mask = _decode(model, padded, seen.long(), k - 1)  # [B, L + k - 1]
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=k).logits  # [B, k, V]
     if eos_token_id is None:
         return token_entropy(logits)
-    ended = (ids[:, width:] == eos_token_id).cumsum(1) > 0  # [B, k - 1]
+    ended = (ids[:, padded.size(1) :] == eos_token_id).cumsum(1) > 0  # [B, k - 1]
     return token_entropy(logits, torch.cat([ended.new_ones(len(ids), 1), ~ended], dim=1))  # counted: [B, k]
 
 
 def mean_over_batches(term: Callable[[Tensor, Batch], Tensor], batches: Sequence[Batch]) -> Callable[[Tensor], Tensor]:
-    """The mean of ``term(weights, batch)`` over batches of users, with the memory of one batch.
+    """The mean of ``term(weights, batch)`` over all users, with the memory of one batch.
 
-    Each batch's gradient is taken at once and its graph freed. The returned scalar carries the summed gradient, so a
-    single ``backward`` on it works as on an ordinary mean; second derivatives are not kept.
+    The gradient of each batch is computed immediately and its graph freed. The returned scalar carries the summed gradient,
+    so that ``backward`` works as on an ordinary mean; second derivatives are not available.
 
     Args:
         term: the mean over the users of one batch.
-        batches: sized collections of users; a batch counts by its size.
+        batches: sized collections of users; each batch is weighted by its size.
     """
     sizes = [len(batch) for batch in batches]  # type: ignore[arg-type]
 
@@ -90,13 +91,13 @@ def mean_over_batches(term: Callable[[Tensor, Batch], Tensor], batches: Sequence
 
 def _entropy(logits: Tensor) -> Tensor:
     log_p = torch.log_softmax(logits.float(), dim=-1)
-    # 0 log 0 = 0, and so is its gradient
+    # 0 log 0 = 0, with gradient 0
     return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 
 
 @torch.no_grad()
 def _decode(model: Any, ids: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Append ``tokens`` greedy tokens to every row."""
+    """Append ``tokens`` greedily decoded tokens to each row."""
     cache: Any = None
     for _ in range(tokens):
         fresh = slice(None) if cache is None else slice(-1, None)

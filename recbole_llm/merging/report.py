@@ -1,4 +1,4 @@
-"""The coefficients of a merge by module as a picture: layers down, modules across."""
+"""Plot of the coefficients of a merge by module: one row for each layer, one column for each kind of module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recbole_llm.evaluation.plots import heat_map
 
 
 def draw_coefficients(file: Path, weights: Mapping[str, Any], method: str) -> list[str]:
-    """Draw weights by module, ``module -> adapter -> weight``; returns a line for the log, none where they are global."""
+    """Plot weights ``module -> adapter -> weight``; returns a line for the log. Global weights are not plotted."""
     if not isinstance(next(iter(weights.values())), dict):
         return []
     places = {module: _place(module) for module in weights}

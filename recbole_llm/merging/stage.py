@@ -1,8 +1,7 @@
-"""The merge stage: adapters by a named or user-given method into one ordinary PEFT folder.
+"""The merge of adapters into one ordinary PEFT folder, by a method of this package or a function of the user.
 
-``merge: uniform | fixed | grid | entropy`` in a property file chooses the weights of an exact sum; ``ties``, ``dare``,
-``dare_ties``, ``magnitude_prune``, ``orthogonal_residual`` and ``factors`` are the methods of
-:mod:`recbole_llm.merging.methods`. A dotted path names any other function from a
+``merge: uniform | fixed | grid | entropy`` choose the weights of an exact sum; for the other methods see
+:mod:`recbole_llm.merging.methods`. A dotted path names any function from a
 :class:`~recbole_llm.merging.coefficients.MergeProblem` to a :class:`~recbole_llm.merging.coefficients.MergeResult`.
 """
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from recbole_llm.llm.lora import WEIGHTS_FILE
 from recbole_llm.merging import coefficients, methods
 from recbole_llm.merging.arithmetic import (
+    MERGE_FILE,
     Adapter,
     all_modules,
     check_exact,
@@ -36,25 +36,25 @@ logger = getLogger()
 MergeMethod = Callable[[MergeProblem], MergeResult]
 
 _METHODS: dict[str, MergeMethod] = {
-    "uniform": coefficients.uniform,
-    "fixed": coefficients.fixed,
-    "grid": coefficients.grid,
-    "entropy": coefficients.entropy,
-    "ties": methods.ties,
-    "dare": methods.dare,
-    "dare_ties": methods.dare_ties,
-    "magnitude_prune": methods.magnitude_prune,
-    "orthogonal_residual": methods.orthogonal_residual,
-    "factors": methods.factors,
+    method.__name__: method
+    for method in (
+        *(coefficients.uniform, coefficients.fixed, coefficients.grid, coefficients.entropy),
+        *(methods.ties, methods.dare, methods.dare_ties, methods.magnitude_prune),
+        *(methods.orthogonal_residual, methods.factors),
+    )
 }
 
 
 def merge_method(name: str) -> Callable[[MergeMethod], MergeMethod]:
-    """Register a function under a name of its own, for ``merge: <name>``."""
+    """Decorator that registers a function for ``merge: <name>``.
+
+    Raises:
+        ValueError: another function has this name.
+    """
 
     def register(method: MergeMethod) -> MergeMethod:
         if _METHODS.get(name, method) is not method:
-            raise ValueError(f"a merge method named {name!r} is there already; choose another name")
+            raise ValueError(f"a merge method named {name!r} is already registered; choose another name")
         _METHODS[name] = method
         return method
 
@@ -62,10 +62,10 @@ def merge_method(name: str) -> Callable[[MergeMethod], MergeMethod]:
 
 
 def resolve(name: str) -> MergeMethod:
-    """The method behind a registered name, ``package.module:function`` or ``package.module.function``.
+    """The method of a registered name, ``package.module:function`` or ``package.module.function``.
 
     Raises:
-        ValueError: unknown name (the nearest known one is named), no such module or function.
+        ValueError: unknown name (the error has the nearest known one), module or function.
     """
     if name in _METHODS:
         return _METHODS[name]
@@ -73,8 +73,8 @@ def resolve(name: str) -> MergeMethod:
     if not module_name or not function:
         near = difflib.get_close_matches(name, _METHODS, n=1, cutoff=0.0)
         raise ValueError(
-            f"merge: {name!r} is unknown; did you mean {near[0]!r}? Known are {sorted(_METHODS)}, "
-            "or a function of your own as 'package.module:function'"
+            f"merge: {name!r} is unknown; did you mean {near[0]!r}? Choose one of {sorted(_METHODS)}, "
+            "or your own function as 'package.module:function'"
         )
     try:
         module = importlib.import_module(module_name)
@@ -95,17 +95,16 @@ def merge_adapters(
     split: str | None = "valid",
     compress_rank: int | None = None,
 ) -> MergeResult:
-    """Merge by the method and write one PEFT folder with ``merge.json`` beside it.
+    """Merge adapters and write one PEFT folder with ``merge.json`` in it.
 
-    A method's weights are summed exactly, unless it gives the merged adapter itself.
+    The result is the exact sum by the method's weights, unless the method returns the merged adapter.
 
     Args:
-        folders: adapter name -> PEFT folder, the names (and their order) of ``problem``.
+        folders: adapter name -> PEFT folder, in the order of ``problem.names``.
         method: see :func:`resolve`.
-        out: written whole or not at all.
-        split: where the objective's unlabelled prompts come from, for the record (``test`` is transductive; None:
-            no prompts were there).
-        compress_rank: an SVD back to this rank; the record keeps the retained energy.
+        out: written atomically.
+        split: the split of the objective's unlabelled prompts, for the record (``test`` is transductive; None: no prompts).
+        compress_rank: truncate the result to this rank by an SVD; the record has the retained energy.
 
     Raises:
         ValueError: unknown method, weights out of range, adapters that cannot be summed exactly.
@@ -113,21 +112,21 @@ def merge_adapters(
     from recbole_llm.store.files import atomic_folder, sha256_file
 
     if list(folders) != problem.names:
-        raise ValueError(f"the folders are named {list(folders)}, but the merge problem {problem.names}")
-    adapters = [read_adapter(Path(folder), name) for name, folder in folders.items()]
+        raise ValueError(f"merge: the folders are named {list(folders)}, but the merge problem {problem.names}")
+    adapters = [read_adapter(folder, name) for name, folder in folders.items()]
     problem = dataclasses.replace(problem, adapters=adapters, modules=problem.modules or all_modules(adapters))
     result = resolve(method)(problem)
     check_weights(problem, result.weights, bounded=not result.derived)
     merged, energy = _merged(problem, result), None
     if compress_rank is not None:
         merged, energy = compress(merged, compress_rank)
-        logger.info(f"merge: rank {compress_rank} keeps {energy:.4f} of the squared norm")
+        logger.info(f"merge: rank {compress_rank} retains {energy:.4f} of the squared norm")
     card = {
         "method": method,
         "granularity": "module" if result.weights.dim() == 2 else "global",
         "split": split,
         "settings": problem.settings | result.settings,
-        "sources": [{"name": n, "sha256": sha256_file(Path(f) / WEIGHTS_FILE)} for n, f in folders.items()],
+        "sources": [{"name": n, "sha256": sha256_file(f / WEIGHTS_FILE)} for n, f in folders.items()],
         "weights": _named(problem, result.weights),
         "compress_rank": compress_rank,
         "retained_energy": energy,
@@ -135,14 +134,19 @@ def merge_adapters(
     }
     with atomic_folder(out) as folder:
         write_adapter(merged, folder, card)
-    means = result.weights.reshape(-1, len(problem.names)).mean(0)  # [K]
-    weights = ", ".join(f"{name} {mean:.4g}" for name, mean in zip(problem.names, means.tolist(), strict=True))
-    logger.info(f"merge: {method}, mean weights: {weights}")
+    logger.info(f"merge: {method} of {described(problem, result)}")
     return result
 
 
+def described(problem: MergeProblem, result: MergeResult) -> str:
+    """Adapters and weights as text; weights by module are averaged."""
+    means = result.weights.reshape(-1, len(problem.names)).mean(0).tolist()  # [K]
+    weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(problem.names, means, strict=True))
+    return weights if result.weights.dim() == 1 else f"{weights} (means over modules; see {MERGE_FILE})"
+
+
 def _merged(problem: MergeProblem, result: MergeResult) -> Adapter:
-    """The method's own adapter, or the exact sum by its weights."""
+    """The method's merged adapter, or the exact sum by its weights."""
     if result.merged is not None:
         check_exact(result.merged)
         return result.merged

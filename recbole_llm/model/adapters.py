@@ -1,4 +1,4 @@
-"""How rankers train adapters: one LoRA a stage, each from the pre-trained LM, on a mixture of domains."""
+"""Training of a ranker's adapters: each stage trains one LoRA of the pre-trained LM on a mixture of domains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterTraining:
-    """Trains adapters of one LM for one target."""
+    """Trains adapters of one LM for one target domain."""
 
     parts: RankerParts
     config: LoRATrainingConfig
@@ -41,10 +41,10 @@ class AdapterTraining:
         """A stage that trains one adapter on a mixture of domains; its folder is an ordinary PEFT folder.
 
         Args:
-            valid: keep the weights that rank the candidates of these users best; without, those with the least loss on
-                examples held out of the mixture.
-            samples: how many examples; None takes ``train_samples``.
-            of_each: so many of each domain.
+            valid: the best weights are those that best rank the candidates of these users; None: those of lowest loss on
+                examples held out from the mixture.
+            samples: number of examples; None: ``train_samples``.
+            of_each: draw ``samples`` examples from each domain.
 
         Raises:
             ValueError: the prompts do not fit ``lora_train_mode: sequence``.
@@ -57,7 +57,7 @@ class AdapterTraining:
                 f"{prompts.template!r}; give --lora_train_mode=prefix"
             )
         if tokenizer := parts.backbone.tokenizer:
-            parts.builder(tokenizer)  # what does not fit it is refused before anything is trained
+            parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         depends = {
             "backbone": parts.backbone.fingerprint,
             "domains": [domain.fingerprint for domain in sources],
@@ -77,10 +77,8 @@ class AdapterTraining:
             )
             self._train(name, sources, examples, valid, work)
 
-        runs = (
-            "recbole_llm.model.parts" if valid is None else "recbole_llm.model.ranker_parts"
-        )  # without users, nothing is scored
-        return Stage(name, depends, build, inputs=parts.backbone.stages, code=(runs,))
+        runs = "parts" if valid is None else "ranker_parts"  # without evaluation users, nothing is scored
+        return Stage(name, depends, build, inputs=parts.backbone.stages, code=(f"recbole_llm.model.{runs}",))
 
     def _train(
         self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
@@ -97,23 +95,14 @@ class AdapterTraining:
         if valid is None:  # the paper's own split: 2 % of the mixture, at most 500 examples
             size = min(500, max(1, len(examples) // 50))
             examples, held_out = examples[size:] or examples, examples[:size]
-        target = None if valid is None else parts.likelihood(causal)
+        likelihood = None if valid is None else parts.likelihood(causal)
 
         def score(model: Any) -> float:
-            if valid is not None and target is not None:
-                return valid.score(target.with_lm(model))
+            if valid is not None and likelihood is not None:
+                return valid.score(likelihood.with_lm(model))
             encoded = [encode(example, np.random.default_rng([parts.seed, i])) for i, example in enumerate(held_out)]
             losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
             return -float(torch.stack(losses).mean())
 
-        finetune(
-            causal.model,
-            name,
-            examples,
-            encode,
-            self.config,
-            pad_token_id=pad,
-            validate=score,
-            work=work,
-            options=parts.options,
-        )
+        options = parts.options
+        finetune(causal.model, name, examples, encode, self.config, pad_token_id=pad, validate=score, work=work, options=options)

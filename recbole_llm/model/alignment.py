@@ -1,4 +1,4 @@
-"""Stage 1 of A-LLMRec (arXiv 2404.11343, section 3.1): two autoencoders whose codes of an item are pulled together.
+"""Stage 1 of A-LLMRec (arXiv 2404.11343, section 3.1): two autoencoders with similar codes for the same item.
 
 ::
 
@@ -6,7 +6,7 @@
                                                      |  matching
     Q_i [T]  text vector -----------text encoder--> q_i [Z] --text decoder--> Q'_i [T]
 
-An item is then its joint vector ``e_i``, or ``q_i`` where nobody has met it yet.
+The joint vector ``e_i`` then represents an item, or ``q_i`` if it has no interactions.
 
 Legend: B users, H width of the collaborative model, T of the text encoder, Z of the joint space.
 """
@@ -39,12 +39,12 @@ LARGE = 500_000  # interactions: the paper's beta is .5 on Games (598,509) and M
 
 @dataclass(frozen=True)
 class LossWeights(Settings):
-    """What stage 1 minimises (eq. 6); 0 takes a term out.
+    """Weights of the terms of the loss of stage 1 (eq. 6).
 
     Attributes:
         recommendation, matching: 1 in the paper.
         item_reconstruction, text_reconstruction: the paper's alpha and beta.
-        match_negatives: match the codes of sampled items, too, as the published code does.
+        match_negatives: also match the codes of sampled items, as the published code does.
         logits: ``sum`` of the products of user state and item vector (the paper's dot product), or their ``mean`` (its code).
     """
 
@@ -67,9 +67,8 @@ class LossWeights(Settings):
             raise ValueError(f"logits: {self.logits!r} is neither sum (the paper) nor mean (its code)")
 
     @classmethod
-    def of(cls, config: Any, **given: Any) -> LossWeights:
-        """The settings of a configuration; where it leaves beta open, the paper's for a data set of ``interactions``."""
-        interactions = given.pop("interactions")
+    def of(cls, config: Any, *, interactions: int = 0, **given: Any) -> LossWeights:
+        """The settings of a configuration; the default beta is the paper's for a dataset with so many ``interactions``."""
         if config["beta"] is None:
             given["text_reconstruction"] = 0.5 if interactions >= LARGE else 0.2
         return super().of(config, **given)
@@ -77,7 +76,11 @@ class LossWeights(Settings):
 
 @dataclass(frozen=True)
 class AlignmentConfig(Settings):
-    """How stage 1 is trained; without ``all_positions`` on the last training item of each user alone, as published."""
+    """Training settings of stage 1.
+
+    Attributes:
+        all_positions: train on every item of a history, not only on the last one, as published.
+    """
 
     KEYS = {name: f"stage1_{name}" for name in ("samples", "epochs", "batch_size", "learning_rate")}
 
@@ -92,14 +95,13 @@ class AlignmentConfig(Settings):
     seed: int
 
     @classmethod
-    def of(cls, config: Any, **given: Any) -> AlignmentConfig:
-        """The settings of a configuration for a data set of so many ``interactions``."""
-        weights = LossWeights.of(config, interactions=given.pop("interactions"))
-        return super().of(config, weights=weights, **given)
+    def of(cls, config: Any, *, interactions: int = 0, **given: Any) -> AlignmentConfig:
+        """The settings of a configuration for a dataset with so many ``interactions``."""
+        return super().of(config, weights=LossWeights.of(config, interactions=interactions), **given)
 
 
 class Codes(NamedTuple):
-    """An item batch in the joint space with what is decoded from it: [B, Z], [B, H], [B, Z], [B, T]."""
+    """Codes of items and their reconstructions: [B, Z], [B, H], [B, Z], [B, T]."""
 
     item: Tensor
     item_decoded: Tensor
@@ -108,7 +110,7 @@ class Codes(NamedTuple):
 
 
 class Alignment(nn.Module):
-    """The item and the text autoencoder: one linear layer and a sigmoid in, one linear layer out."""
+    """The item and the text autoencoder; encoders are a linear layer and a sigmoid, decoders a linear layer."""
 
     def __init__(self, item_size: int, text_size: int, joint_size: int):
         super().__init__()
@@ -128,7 +130,7 @@ class Alignment(nn.Module):
         return Codes(item, self.item_decoder(item), text, self.text_decoder(text))
 
     def loss(self, states: Tensor, items: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor], weights: LossWeights) -> Tensor:
-        """The loss of eq. 6 of users with one target and one sampled item each: a scalar.
+        """The loss (eq. 6) for users with one target and one sampled item each: a scalar.
 
         Args:
             states: user states before the target [B, H].
@@ -148,12 +150,11 @@ class Alignment(nn.Module):
 
 
 def _recommendation(states: Tensor, target: Codes, sampled: Codes, logits: str) -> Tensor:
-    """Binary cross-entropy of the user's next item against a sampled one, from decoded item vectors."""
+    """Binary cross-entropy of the next item and a sampled one, from decoded item vectors: a scalar."""
     products = [states * codes.item_decoded for codes in (target, sampled)]  # [B, H] each
     positive, negative = (some.sum(-1) if logits == "sum" else some.mean(-1) for some in products)  # [B] each
-    return F.binary_cross_entropy_with_logits(positive, torch.ones_like(positive)) + F.binary_cross_entropy_with_logits(
-        negative, torch.zeros_like(negative)
-    )
+    cross_entropy = F.binary_cross_entropy_with_logits
+    return cross_entropy(positive, torch.ones_like(positive)) + cross_entropy(negative, torch.zeros_like(negative))
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class AlignmentTraining:
     """Stage 1 on the training split of a domain.
 
     Attributes:
-        text: the text encoder, with the sentence of each item by internal id.
+        text: the text encoder with the sentences of the items.
     """
 
     config: AlignmentConfig
@@ -171,7 +172,7 @@ class AlignmentTraining:
     options: LoopOptions
 
     def stage(self) -> Stage:
-        """The stage, which leaves the codes of all items, the weights and, where it was tuned, the text encoder."""
+        """The stage, which writes the codes of all items, the weights and, if it was fine-tuned, the text encoder."""
         depends = {"config": asdict(self.config), "domain": self.domain.fingerprint, "text": self.text.fingerprint}
         return Stage("alignment", depends, self._build, inputs=(self.cf.stage, *self.text.stages))
 
@@ -220,7 +221,7 @@ class AlignmentTraining:
 
 
 class _Pairs:
-    """Batches by step: users, their histories, their next items and as many sampled ones from outside their histories."""
+    """Batches by step: users, histories, next items, and for each user one sampled item that is not in the history."""
 
     def __init__(self, domain: Domain, config: AlignmentConfig):
         self._domain, self._seed = domain, config.seed
@@ -228,10 +229,10 @@ class _Pairs:
             [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=config.seed
         )
         self._epochs = Epochs(len(self._rows), config.batch_size, config.seed)
-        self._steps = self._epochs.steps * config.epochs
+        self._length = self._epochs.steps * config.epochs
 
     def __len__(self) -> int:
-        return self._steps
+        return self._length
 
     def __getitem__(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
         rows = [self._rows[i] for i in self._epochs[step]]
@@ -245,7 +246,7 @@ class _Pairs:
 
 
 class Projector(nn.Sequential):
-    """``F_U`` and ``F_I`` of stage 2: from a user state or an item code to the LM's input space, [B, N] -> [B, D]."""
+    """``F_U`` and ``F_I`` of stage 2: user states or item codes [B, N] -> the LM's input space [B, D]."""
 
     def __init__(self, size: int, width: int, activation: nn.Module):
         first, last = nn.Linear(size, width), nn.Linear(width, width)

@@ -1,12 +1,12 @@
-"""AlphaRec: item texts in place of ids, two linear layers and a graph convolution; no language model is trained or prompted.
+"""AlphaRec: item texts instead of ids, two linear layers and a graph convolution; no language model is trained or prompted.
 
 Sheng et al., "Language Representations Can be What Recommenders Need: Findings and Potentials", ICLR 2025 (arXiv 2407.05441). A
-frozen text encoder gives each item a vector ``z_i``; a user is the mean of the items of the training split; one network maps both
-to the space of the recommender, in which LightGCN's convolution and a softmax over sampled items do the rest::
+frozen text encoder maps each item to a vector ``z_i``; a user is the mean of their items in the training split. One network maps
+both to the space of the recommender, followed by LightGCN's convolution and a softmax over sampled items::
 
     e_i = W_2 LeakyReLU(W_1 z_i),     z_u = mean_{i in N_u} z_i,     (e_u, e_i) --LightGCN--> cosine / tau --InfoNCE-->
 
-So the model has no parameter that belongs to an item or to a user.
+No parameter of the model belongs to a single item or user.
 
 Legend: B users, N sampled items, U users, I items, T width of the text encoder, D of the recommender.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class AlphaRec(Recommender, LightGCN):
-    """LightGCN whose embeddings are projected text vectors; RecBole's trainer trains it once the vectors are there."""
+    """LightGCN on projected text vectors; RecBole's trainer trains it after the text encoder's stage."""
 
     input_type = InputType.POINTWISE
     uses_item_text = True
@@ -46,7 +46,6 @@ class AlphaRec(Recommender, LightGCN):
         self.negatives = config["num_negatives"]
         self.seed = config["seed"]
         self.hidden_multiplier = config["hidden_multiplier"]
-        self.item_field = config["ITEM_ID_FIELD"]
         self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config)))
         self.known = csr_matrix(self.interaction_matrix, dtype=bool)  # [U, I]
         del self.user_embedding, self.item_embedding
@@ -54,13 +53,11 @@ class AlphaRec(Recommender, LightGCN):
     def __str__(self) -> str:
         return f"AlphaRec on {self.text.name}"
 
-    # -- stages --------------------------------------------------------------------------------------------------------
-
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         return self.text.stages
 
     def load(self, cache: StageCache) -> None:
-        """Encode the catalogue and make the network that is to be trained, from the model's own seed."""
+        """Encode the catalogue and initialize the network from the model's seed."""
         vectors = self.text.vectors(self.text.load(cache))  # [I, T]
         counts = self.known.sum(1).clip(min=1)  # [U, 1]
         users = torch.from_numpy(np.asarray(self.known.astype(np.float32) @ vectors.numpy() / counts, dtype=np.float32))
@@ -72,26 +69,24 @@ class AlphaRec(Recommender, LightGCN):
         self.project = network.to(self.device)
 
     def variants(self) -> dict[str, Variant]:
-        return ClassicalRecommender(self, self.item_field, type(self).__name__).variants()
+        return ClassicalRecommender(self, self.ITEM_ID, type(self).__name__).variants()
 
     def facts(self) -> Facts:
         return Facts(self.text.name, self.text.fingerprint)
-
-    # -- the model -----------------------------------------------------------------------------------------------------
 
     def get_ego_embeddings(self) -> Tensor:
         return self.project(self.text_vectors)  # [U + I, D]
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Users [U, D] and items [I, D] of unit length, so that LightGCN's products are cosines."""
+        """Users [U, D] and items [I, D] of unit length, so that LightGCN's scores are cosines."""
         return tuple(nn.functional.normalize(vectors, dim=-1) for vectors in super().forward())  # type: ignore[return-value]
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """InfoNCE of a batch of (user, item) rows against items that are drawn once for all of them: a scalar.
+        """InfoNCE of (user, item) pairs against sampled items that the batch shares: a scalar.
 
-        An item that the training split shows with a user is no negative of that user.
+        A user's items of the training split are not negatives of that user.
         """
-        self.restore_user_e = self.restore_item_e = None  # of the last evaluation
+        self.restore_user_e = self.restore_item_e = None  # LightGCN's cache of the last evaluation
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]  # [B]
         drawn = torch.randint(1, self.n_items, (self.negatives,))  # [N]
         known = torch.from_numpy(self.known[users.cpu().numpy()][:, drawn.numpy()].toarray()).to(self.device)  # [B, N]

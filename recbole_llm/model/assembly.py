@@ -1,4 +1,4 @@
-"""Parts of models, made of a configuration and a RecBole dataset; nothing is read of a backbone, and nothing trained."""
+"""Builds the parts of models from a configuration and a RecBole dataset, without loading a backbone or training."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ LABELS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",)
 
 
 def backbone(config: Any, sources: Sequence[Domain]) -> Backbone:
-    """The LM that ``config`` names; the builtin one is to be trained on ``sources``.
-
-    A run that is initialised from another (``init_from``) has the builtin LM of that one.
+    """The LM that ``config`` names; the builtin LM is trained on ``sources``, or reused from the run that ``init_from`` names.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such LM; or the other run has none.
+        FileNotFoundError, ValueError: there is no such LM, or the other run has none.
     """
     settings = BackboneSettings.of(config)
     if settings.path != BUILTIN:
@@ -35,23 +33,17 @@ def backbone(config: Any, sources: Sequence[Domain]) -> Backbone:
     return Backbone(settings, builtin_stage(config["builtin_lm"], sources, config["seed"], LoopOptions.of(config)))
 
 
-def validation(config: Any) -> Validation:
-    """What stops a training.
+def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
+    """The parts of an encoder.
 
     Raises:
-        ValueError: a metric that does not follow from a target's rank.
+        ValueError: ``valid_metric`` is not a function of the target's rank.
     """
-    check_valid_metric(config["valid_metric"])
-    return Validation(config["valid_metric"].lower(), config["valid_users"])
-
-
-def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
-    """The parts of an encoder."""
     return Parts(**_shared(config, dataset, prompts))
 
 
 def ranker_parts(config: Any, dataset: Any) -> RankerParts:
-    """The parts of a ranker."""
+    """The parts of a ranker; raises as :func:`encoder_parts`."""
     scoring, examples = ScoringSettings.of(config), ExampleSettings.of(config)
     labelled: dict[str, Any] = {}
     if scoring.reads_labels:
@@ -60,13 +52,14 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
 
 
 def _shared(config: Any, dataset: Any, prompts: PromptSettings) -> dict[str, Any]:
+    check_valid_metric(config["valid_metric"])
     domain = domains.of_dataset(config, dataset)
     return {
         "domain": domain,
         "histories": dataset.histories,
         "backbone": backbone(config, [domain]),
         "prompts": prompts,
-        "validation": validation(config),
+        "validation": Validation(config["valid_metric"].lower(), config["valid_users"]),
         "options": LoopOptions.of(config),
         "seed": config["seed"],
     }

@@ -1,4 +1,4 @@
-"""The contract of LLM encoders: one vector a user and one an item, whose product ranks the whole catalogue.
+"""Base class of LLM encoders: one vector for each user and item, whose products rank the whole catalogue.
 
 ::
 
@@ -6,7 +6,7 @@
                                                                           x --> scores [B, I]
     the catalogue, once --------------------> encode_items --> [I, D] ----+
 
-Vectors have unit length, so a score is a cosine. The items' are cached; a user costs one pass through the LM and I products.
+Vectors have unit length, so a score is a cosine. Item vectors are cached; a user costs one forward pass and I products.
 
 Legend: B users, C candidates, I items, D width of the LM.
 """
@@ -28,7 +28,7 @@ from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
 from recbole_llm.model.parts import Parts, histories_of
 
 EncodeHistories = Callable[[Sequence[Sequence[int]]], Tensor]
-"""Histories of internal item ids, old to new -> vectors [B, D] of unit length."""
+"""Histories of internal item ids, oldest first -> vectors [B, D] of unit length."""
 
 
 class LLMEncoder(Recommender, SequentialRecommender):
@@ -44,13 +44,13 @@ class LLMEncoder(Recommender, SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.item_matrix = torch.empty(0)  # [I, D] that users are ranked against, once the model is loaded
+        self.item_matrix = torch.empty(0)  # [I, D], set when the model is loaded
 
     def __str__(self) -> str:
         return f"{type(self).__name__} on {self.parts.backbone.name}"
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """User vectors [B, D] of unit length for histories of internal item ids, old to new."""
+        """User vectors [B, D] of unit length for histories of internal item ids, oldest first."""
         raise NotImplementedError
 
     def encode_users(self, interaction: Any) -> Tensor:
@@ -58,16 +58,14 @@ class LLMEncoder(Recommender, SequentialRecommender):
         return self.encode_histories(histories_of(self, interaction))
 
     def encode_items(self) -> Tensor:
-        """Item vectors [I, D] of unit length, computed anew; row 0, the padding item, is zero."""
+        """Computes item vectors [I, D] of unit length; row 0, the padding item, is zero."""
         raise NotImplementedError
 
     def facts(self) -> Facts:
         return Facts(self.parts.backbone.name, self.parts.backbone.fingerprint)
 
-    # -- scores --------------------------------------------------------------------------------------------------------
-
     def variants(self) -> dict[str, Variant]:
-        """The model, whose scores are not cached: they cost one pass a user."""
+        """The model; its scores are not cached, since they cost only one forward pass for each user."""
         return {type(self).__name__: Variant(self.score_candidates, self.full_sort_predict)}
 
     @torch.no_grad()
@@ -82,15 +80,15 @@ class LLMEncoder(Recommender, SequentialRecommender):
         return torch.einsum("bd,bcd->bc", users, items)
 
     def predict(self, interaction: Any) -> Tensor:
-        """RecBole's ``predict``: the score [B] of one item a row."""
+        """Scores [B] of one item for each user."""
         return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)  # [B]
 
     @torch.no_grad()
     def recommend(self, interaction: Any, k: int) -> tuple[Tensor, Tensor]:
-        """The k best items of each user, best first: scores and internal ids, both [B, k]; of fewer items, all of them.
+        """Scores and internal ids, both [B, k], of each user's k best items, best first; all items if there are fewer.
 
-        By ``faiss.IndexFlatIP``, exact: no row of I scores is ever made. As in RecBole's ranking for sequential models,
-        items of the history are not left out.
+        Exact, by ``faiss.IndexFlatIP``, which does not store [B, I] scores. As in RecBole's ranking for sequential models,
+        items of the history are included.
         """
         import faiss
 
@@ -100,16 +98,14 @@ class LLMEncoder(Recommender, SequentialRecommender):
         scores, items = index.search(users, min(k, index.ntotal))
         return torch.from_numpy(scores), torch.from_numpy(items) + 1
 
-    # -- validation ----------------------------------------------------------------------------------------------------
-
     def valid_users(self) -> list[int]:
-        """The users of a validation, drawn by the run's seed."""
+        """The users of :meth:`valid_score`, drawn from the run's seed."""
         users = self.parts.histories.evaluated("valid")
         return np.random.default_rng(self.parts.seed).permutation(users)[: self.parts.validation.users].tolist()
 
     @torch.no_grad()
     def valid_score(self, encode: EncodeHistories, item_matrix: Tensor) -> float:
-        """``valid_metric`` of the validation targets in the whole catalogue [I, D], of ``valid_users`` users."""
+        """``valid_metric`` of ``valid_users`` users under full ranking against an item matrix [I, D]; NaN if any score is NaN."""
         users, metric, histories = self.valid_users(), self.parts.validation.metric, self.parts.histories
         targets = torch.tensor([histories.target(user, "valid") for user in users], device=item_matrix.device)  # [N]
         scores = encode([histories.before(user, "valid").tolist() for user in users]) @ item_matrix.T  # [N, I]

@@ -1,4 +1,4 @@
-"""The evaluation users of a phase in a drawn order: what early stopping scores and what a merge is measured on."""
+"""The evaluation users of a phase, on whom early stopping and merging measure a model."""
 
 from __future__ import annotations
 
@@ -32,31 +32,30 @@ class EvalBatch(NamedTuple):
 
 
 class EvalUsers:
-    """The users of a phase with their candidates, in an order drawn by the run's seed.
+    """The users of a phase with their candidates, in an order drawn from ``seed``.
 
     Args:
-        metric: what :meth:`score` gives, as RecBole names it (``valid_metric``).
-        number: of how many users.
+        metric: the metric of :meth:`score`, by RecBole's name in lower case (``valid_metric``).
+        number: its number of users.
     """
 
     def __init__(self, candidates: CandidateSet, histories: Histories, phase: str, *, seed: int, metric: str, number: int):
         self._candidates, self._histories, self._phase = candidates, histories, phase
-        self._metric, self._number, self._seed = metric.lower(), number, seed
+        self._metric, self._number, self._seed = metric, number, seed
         self._order = torch.from_numpy(np.random.default_rng(seed).permutation(len(candidates.users)))
 
     @property
     def fingerprint(self) -> str:
-        """What the score depends on besides the model: candidates, histories of the phase, order, metric and number of users."""
+        """Identifies everything that determines the score besides the model."""
         shown = sha256()
         for user in self._candidates.users.tolist():
             history = self._histories.before(user, self._phase)
             shown.update(len(history).to_bytes(8, "little") + history.astype("<i8").tobytes())
-        size = len(self._order)
-        parts = self._candidates.identity, shown.hexdigest(), size, self._seed, self._metric, self._number
+        parts = self._candidates.identity, shown.hexdigest(), len(self._order), self._seed, self._metric, self._number
         return "/".join(map(str, parts))
 
     def draw(self, number: int) -> EvalBatch:
-        """At most ``number`` users of the drawn order."""
+        """The first ``number`` users of the order, or all if there are fewer."""
         chosen = self._order[:number]
         users = self._candidates.users[chosen].tolist()
         histories = [self._histories.before(user, self._phase).tolist() for user in users]
@@ -64,11 +63,11 @@ class EvalUsers:
 
     @torch.no_grad()
     def score(self, score: Score) -> float:
-        """The metric of the targets among their candidates; NaN where a score is no number."""
+        """The metric of the targets among their candidates; NaN if any score is not finite."""
         users, histories, candidates, targets = self.draw(self._number)
         scores = score(histories, candidates, users).cpu()  # [N, C]
         if not torch.isfinite(scores).all():
             return math.nan
-        target = candidates == targets[:, None]  # [N, C]; no slot where a retriever missed it
+        target = candidates == targets[:, None]  # [N, C]; all False if a retriever missed the target
         ranks, _ = target_ranks(scores, target.int().argmax(1), missed=~target.any(1))  # [N]
         return metrics.metrics(ranks.tolist(), [self._metric])[self._metric]

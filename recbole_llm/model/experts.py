@@ -1,4 +1,4 @@
-"""Who goes to which expert of a mixture: shares in the log, every user in a file, a picture by what users consume."""
+"""Reports of expert routing: the shares of users in the log, each user's expert in a file, a plot by groups of users."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from recbole_llm.store.files import atomic_write
 
 logger = getLogger()
 
-DEGENERATE = 0.9  # one expert with more of the users than that: there is no mixture
-LARGEST = 12  # groups in the picture
+DEGENERATE = 0.9  # a warning if one expert has a larger share of the users
+LARGEST = 12  # the largest groups, which the plot shows
 
 
 def log_shares(when: str, chosen: Sequence[int], number: int, balance_weight: float) -> None:
-    """How many of the users, whose experts are ``chosen``, go to each; said aloud where one expert takes nearly all."""
+    """Log the share of users that each expert has; a warning if one expert has nearly all."""
     shares = np.bincount(chosen, minlength=number) / len(chosen)  # [K]
     shown = " ".join(f"{share:.2f}" for share in shares)
     if shares.max() > DEGENERATE:
         logger.warning(
-            f"{when}: one expert takes {shares.max():.0%} of the users (shares {shown}), so the mixture is none; raise "
-            f"load_balance_weight, {balance_weight}, or lower num_experts, {number}"
+            f"{when}: one expert has {shares.max():.0%} of the users (shares {shown}); raise load_balance_weight, "
+            f"{balance_weight}, or lower num_experts, {number}"
         )
     else:
         logger.info(f"{when}: users by expert {shown}")
 
 
 def report(folder: Path, chosen: Mapping[str, int], groups: Sequence[str], number: int, label: str) -> str:
-    """Write ``experts.json``, the expert of each user, and ``experts.png``, by the users' ``groups``; returns a log line."""
+    """Write ``experts.json`` (user -> expert) and ``experts.png`` (shares by the users' ``groups``); returns a log line."""
     atomic_write(folder / "experts.json", json.dumps(chosen, indent=1))
     largest = Counter(groups).most_common(LARGEST)
     counts = Counter(zip(groups, chosen.values(), strict=True))

@@ -1,17 +1,17 @@
-"""Laser: a trainable prefix and suffix around a frozen LLM, which turns users and items into vectors.
+"""Laser: a trainable prefix and suffix around a frozen LLM, which maps users and items to vectors.
 
 Zhang et al., "Laser: Parameter-Efficient LLM Bi-Tuning for Sequential Recommendation with Collaborative Information", 2024
-(arXiv 2409.01605). Users and items go through the same tower (``model/towers.py``), an item as a history of one::
+(arXiv 2409.01605). One tower (``model/towers.py``) encodes users and items; an item is a history of length one::
 
     score(u, i) = cos(h_u, h_i)                                                                               (eq. 3)
 
-The loss is a softmax over the cosines with all items (tau .05), plus the router's load balance. No gradient goes through the
-item matrix, which two phases treat differently:
+The loss is the cross-entropy over the cosines with all items (temperature 0.05), plus the router's load-balancing loss. The item
+matrix has no gradient. Training has two phases:
 
-1. it is encoded anew at the start of every epoch; the pair (weights, item matrix) that validates best is the result;
-2. it stays as it is, and the user's tower alone is trained on.
+1. the item matrix is recomputed at the start of each epoch; the result is the best pair (weights, item matrix) in validation;
+2. the item matrix is fixed, and only the user tower is trained.
 
-So a model has two towers: the user's, and the item's, whose weights are those that encoded the matrix.
+So a model has a user tower, and an item tower with the weights that encoded the matrix.
 
 Legend: B users, L prefix tokens, I items, H width of the collaborative model, D of the LM.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class Laser(LLMEncoder):
-    """A frozen LLM between a prefix that the M-Former makes of collaborative states and a trainable suffix."""
+    """A frozen LLM with a trainable suffix and a prefix that the M-Former computes from collaborative states."""
 
     uses_cf_model = True
     supports_init_from = True
@@ -59,19 +59,17 @@ class Laser(LLMEncoder):
         self.parts = assembly.encoder_parts(config, dataset, prompts)
         self.texts = self.parts.domain.items.described(text_fields(config))
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
-        # a model without vectors that could be read is refused now, not after a training
+        # these raise before training if there are no such vectors or folders
         _ = self.cf.item_table if self.tower_config.states == "items" else self.cf.state_width
         self.init_run, self.transfer_states = config.init_run, config["transfer_states"]
         if self.init_run:
-            _ = self._run_folders  # refused now where they are gone, not after a training
+            _ = self._run_folders
         self.batch_tokens = config["score_batch_tokens"]
         self.group_field = config["category_field"]
 
-    # -- stages --------------------------------------------------------------------------------------------------------
-
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         if tokenizer := self.parts.backbone.tokenizer:
-            self.parts.builder(tokenizer, names=self.texts)  # what does not fit it is refused before anything is trained
+            self.parts.builder(tokenizer, names=self.texts)  # raises before training if the prompts do not suit the tokenizer
         inputs = (self.cf.stage, *self.parts.backbone.stages)
         reads = {
             "domain": self.parts.domain.fingerprint,
@@ -87,15 +85,16 @@ class Laser(LLMEncoder):
         config, valid = self.training_config, asdict(self.parts.validation)
         self.m_former: Stage | None = None
         if config.epochs["warmup"]:
-            self.m_former = Stage("m-former", reads | {"training": config.of_phase("warmup")}, self._warm_up, inputs)
+            warm_up = {**reads, "training": config.of_phase("warmup")}
+            self.m_former = Stage("m-former", warm_up, lambda work: self._training(work).warm_up(work), inputs)
             inputs = (self.m_former, *inputs)
-        training = {**reads, "valid": valid}
-        self.phase1 = Stage("phase-1", training | {"training": config.of_phase("phase1")}, self._phase1, inputs)
-        self.phase2 = Stage("phase-2", training | {"training": config.of_phase("phase2")}, self._phase2, (self.phase1,))
+        first, second = ({**reads, "valid": valid, "training": config.of_phase(phase)} for phase in ("phase1", "phase2"))
+        self.phase1 = Stage("phase-1", first, lambda work: self._training(work).phase1(self.m_former, work), inputs)
+        self.phase2 = Stage("phase-2", second, lambda work: self._training(work).phase2(self.phase1, work), (self.phase1,))
         return [self.phase2 if config.epochs["phase2"] else self.phase1]
 
     def _reader(self, results: Folders) -> TowerReader:
-        """Everything frozen, loaded."""
+        """Loads the frozen models."""
         self.cf.load(results.folder(self.cf.stage))
         causal, config = self.parts.backbone.load(results), self.tower_config
         enough = torch.from_numpy(self.parts.histories.train_counts >= max(1, config.cold_threshold))  # [I]
@@ -110,7 +109,7 @@ class Laser(LLMEncoder):
         )
 
     def _shares_the_space(self, stage: Stage) -> bool:
-        """Whether the M-Former was trained on this very collaborative model, or is asked to read another one's states."""
+        """Whether the M-Former was trained on this collaborative model, or ``transfer_states`` allows another one."""
         if not self.init_run or self.transfer_states:
             return True
         return f"{stage.name}-{stage.fingerprint[:12]}" in self.init_run.record["stages"].values()
@@ -119,32 +118,19 @@ class Laser(LLMEncoder):
         reader = self._reader(work)
 
         def validate(phase: str, towers: Towers) -> float:
-            assert towers.item_matrix is not None
             self._log_experts(phase, reader, towers)
-            return self.valid_score(lambda histories: reader.encode(towers.user, histories), towers.item_matrix)
+            return self.valid_score(lambda histories: reader.encode(towers.user, histories), reader.item_matrix(towers))
 
         return TowerTraining(self.training_config, self.parts, reader, validate)
 
-    def _warm_up(self, work: Work) -> None:
-        self._training(work).warm_up(work.out, work.scratch)
-
-    def _phase1(self, work: Work) -> None:
-        begin = work.folder(self.m_former) if self.m_former else None
-        self._training(work).phase1(begin, work.out, work.scratch)
-
-    def _phase2(self, work: Work) -> None:
-        self._training(work).phase2(work.folder(self.phase1), work.out, work.scratch)
-
-    # -- another run's towers ------------------------------------------------------------------------------------------
-
     @property
     def _run_folders(self) -> tuple[Path, Path]:
-        """Where another run keeps the item's and the user's tower."""
+        """The folders of another run's item tower and user tower."""
         last = "phase-2" if "phase-2" in self.init_run.record["stages"] else "phase-1"
         return self.init_run.stage("phase-1"), self.init_run.stage(last)
 
     def _of_run(self, reader: TowerReader) -> Towers:
-        """Both towers of another run."""
+        """The towers of another run."""
         (items, users), towers = self._run_folders, reader.towers()
         try:
             towers.item.load_state_dict(load_file(items / ITEM))
@@ -158,22 +144,18 @@ class Laser(LLMEncoder):
         return towers
 
     def _transfer(self, work: Work) -> None:
-        """Another run's item tower reads this catalogue."""
+        """Encode this catalogue with another run's item tower."""
         reader = self._reader(work)
         save_tensors(work.out / MATRIX, {"items": reader.encode_items(self._of_run(reader).item)})
-
-    # -- the trained model ---------------------------------------------------------------------------------------------
 
     def load(self, cache: StageCache) -> None:
         self.reader = self._reader(cache)
         if self.init_run:
             self.towers = self._of_run(self.reader).eval()
-            matrix = load_file(cache.folder(self.matrix_stage) / MATRIX)["items"]
-            self.item_matrix = matrix.to(self.cf.device)
+            self.item_matrix = load_file(cache.folder(self.matrix_stage) / MATRIX)["items"].to(self.cf.device)
             return
         self.towers = load_towers(self.reader, cache.folder(self.phase1)).eval()
-        assert self.towers.item_matrix is not None
-        self.item_matrix = self.towers.item_matrix
+        self.item_matrix = self.reader.item_matrix(self.towers)
         if self.training_config.epochs["phase2"]:
             self.towers.user.load_state_dict(load_file(cache.folder(self.phase2) / USER))
         self._log_experts(type(self).__name__, self.reader, self.towers)
@@ -191,22 +173,20 @@ class Laser(LLMEncoder):
 
         return {**super().variants(), self.cf.name: Variant(score, self.cf.scores)}
 
-    # -- experts -------------------------------------------------------------------------------------------------------
-
     @property
     def _routes(self) -> bool:
         config = self.tower_config
         return config.prefix and config.m_former and config.former.experts > 1
 
     def _log_experts(self, when: str, reader: TowerReader, towers: Towers) -> None:
-        """How many of the validation users go to each expert; without any states, all of them are one to the router."""
+        """Log the shares of validation users by expert; without states, the router cannot distinguish users."""
         if self._routes and reader.knows_states():
             histories = [self.parts.histories.before(user, "valid").tolist() for user in self.valid_users()]
             chosen = reader.experts(towers.user, histories)
             experts.log_shares(when, chosen, self.tower_config.former.experts, self.training_config.load_balance_weight)
 
     def report(self, folder: Path) -> list[str]:
-        """Which test users go to which expert, by what they mostly consume."""
+        """Write the experts of the test users, grouped by :meth:`_group`."""
         if not self._routes:
             return []
         known = self.parts.histories
@@ -214,14 +194,14 @@ class Laser(LLMEncoder):
         histories = [known.before(user, "test").tolist() for user in users]
         chosen = self.reader.experts(self.towers.user, histories)
         by_token = dict(zip((known.user_ids[user] for user in users), chosen, strict=True))
-        label = f"most frequent {self.group_field or 'history length'}"
+        label = f"most frequent {self.group_field}" if self.group_field else "history length"
         groups = [self._group(history) for history in histories]
         return [experts.report(folder, by_token, groups, self.tower_config.former.experts, label)]
 
     def _group(self, history: Sequence[int]) -> str:
-        """What a user mostly consumes, by the category field; without one, how much."""
+        """The most frequent category of a history; without a category field, its length rounded down to a power of two."""
         if not self.group_field:
-            return f"{2 ** (len(history).bit_length() - 1)} items and more" if history else "no item"
+            return f"{2 ** (len(history).bit_length() - 1)} or more items" if history else "no item"
         fields = self.parts.domain.items.fields[self.group_field]
         words = Counter(word for item in history for word in fields[item].split())
         return words.most_common(1)[0][0] if words else "none"

@@ -1,7 +1,4 @@
-"""How Laser's towers are trained: the warm-up of the M-Former, and the two phases (``model/laser.py``).
-
-The loss is a softmax over the cosines of a user with all items, plus the load balance of the router. No gradient goes through the
-item matrix.
+"""Training of Laser's towers: the warm-up of the M-Former and the two phases of ``model/laser.py``.
 
 Legend: B users, L prefix tokens, I items, M width of the M-Former, D of the LM.
 """
@@ -24,6 +21,7 @@ from recbole_llm.model.parts import Parts
 from recbole_llm.model.towers import TowerReader, Towers
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import preserved_random_state, save_tensors
+from recbole_llm.store.stages import Stage, Work
 from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
 
 PHASES = ("warmup", "phase1", "phase2")
@@ -35,7 +33,7 @@ Loss = Callable[[list[list[int]], list[int]], Tensor]
 
 @dataclass(frozen=True)
 class LaserConfig(Settings):
-    """How the towers are trained: see ``properties/model/Laser.yaml``."""
+    """Training settings; see ``properties/model/Laser.yaml``."""
 
     temperature: float
     load_balance_weight: float
@@ -54,7 +52,7 @@ class LaserConfig(Settings):
     def __post_init__(self) -> None:
         for key in ("null_share", "single_share"):
             if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key}: {getattr(self, key)} is not a share from 0 to below 1")
+                raise ValueError(f"{key}: {getattr(self, key)} is not in [0, 1)")
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> LaserConfig:
@@ -64,7 +62,7 @@ class LaserConfig(Settings):
         return super().of(config, epochs=epochs, learning_rates=rates, **given)
 
     def of_phase(self, phase: str) -> dict[str, Any]:
-        """JSON-able values that a phase depends on; the warm-up has another loss and is not stopped early."""
+        """JSON-serializable settings of a phase; the warm-up has another loss and no early stopping."""
         apart = ["epochs", "learning_rates"]
         if phase == "warmup":
             apart += ["temperature", "null_share", "single_share", "refresh_steps", "laser_patience"]
@@ -73,8 +71,8 @@ class LaserConfig(Settings):
 
 
 def load_towers(reader: TowerReader, folder: Path) -> Towers:
-    """Both towers and the item matrix that phase 1 left in ``folder``."""
-    with preserved_random_state():  # their weights are read, so that drawing them has to move nothing
+    """The towers and the item matrix that phase 1 wrote into ``folder``."""
+    with preserved_random_state():  # the initial weights are replaced
         towers = reader.towers()
     towers.user.load_state_dict(load_file(folder / USER))
     towers.item.load_state_dict(load_file(folder / ITEM))
@@ -95,8 +93,8 @@ class TowerTraining:
     reader: TowerReader
     validate: Callable[[str, Towers], float]
 
-    def warm_up(self, out: Path, scratch: Path) -> None:
-        """The M-Former alone, by contrast of behaviour and text."""
+    def warm_up(self, work: Work) -> None:
+        """Contrastive training of the M-Former; see :class:`WarmUp`."""
         reader, towers = self.reader, self.reader.towers()
         m_former = towers.user.m_former
         assert m_former is not None
@@ -109,44 +107,39 @@ class TowerTraining:
             return heads(queried, text) + self.config.load_balance_weight * load_balance(routing)
 
         trained = nn.ModuleDict({"m_former": m_former, "heads": heads})
-        self._fit("warmup", trained, towers, loss, scratch)
-        save_tensors(out / USER, towers.user.state_dict())
+        self._fit("warmup", trained, towers, loss, work)
+        save_tensors(work.out / USER, towers.user.state_dict())
 
-    def phase1(self, begin: Path | None, out: Path, scratch: Path) -> None:
-        """The item's tower gets the user's weights, and encodes the matrix anew, wherever an epoch begins.
-
-        ``begin`` is the folder of the warm-up, where there was one.
-        """
+    def phase1(self, warm_up: Stage | None, work: Work) -> None:
+        """Train the user tower; each epoch starts with a copy of its weights to the item tower, and a new item matrix."""
         reader, towers = self.reader, self.reader.towers()
-        if begin is not None:
-            towers.user.load_state_dict(load_file(begin / USER))
+        if warm_up is not None:
+            towers.user.load_state_dict(load_file(work.folder(warm_up) / USER))
         towers.refresh()
-        # the optimiser moves nothing of the item's tower, but it is half of the pair that is saved and chosen
-        self._fit("phase1", towers, towers, self.loss(towers), scratch, validate=True, refresh=True)
-        matrix = reader.encode_items(towers.item)  # that of the pair which was chosen
-        save_tensors(out / USER, towers.user.state_dict())
-        save_tensors(out / ITEM, towers.item.state_dict())
-        save_tensors(out / MATRIX, {"items": matrix})
+        # the item tower is not optimized, but belongs to the pair that is selected and checkpointed
+        self._fit("phase1", towers, towers, self.loss(towers), work, validate=True, refresh=True)
+        matrix = reader.encode_items(towers.item)  # of the selected pair
+        save_tensors(work.out / USER, towers.user.state_dict())
+        save_tensors(work.out / ITEM, towers.item.state_dict())
+        save_tensors(work.out / MATRIX, {"items": matrix})
 
-    def phase2(self, begin: Path, out: Path, scratch: Path) -> None:
-        """The user's tower against the item matrix of phase 1, whose folder is ``begin``."""
-        towers = load_towers(self.reader, begin)
+    def phase2(self, phase1: Stage, work: Work) -> None:
+        """Train the user tower with the item matrix of phase 1."""
+        towers = load_towers(self.reader, work.folder(phase1))
         trained = nn.ModuleDict({"user": towers.user})
-        self._fit("phase2", trained, towers, self.loss(towers), scratch, validate=True)
-        save_tensors(out / USER, towers.user.state_dict())
+        self._fit("phase2", trained, towers, self.loss(towers), work, validate=True)
+        save_tensors(work.out / USER, towers.user.state_dict())
 
     def loss(self, towers: Towers) -> Loss:
-        """The loss of the user's tower against the item matrix."""
+        """Cross-entropy over the cosines with all items, plus load balancing; no gradient through the item matrix."""
         config, reader = self.config, self.reader
 
         def loss(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
-            if config.single_share:  # an item is a history of one: the tower has to read such histories
+            if config.single_share:  # items are histories of length one
                 single = torch.rand(len(histories)) < config.single_share  # [B]
                 histories = [history[-1:] if cut else history for history, cut in zip(histories, single, strict=True)]
             users, routing = reader.embed(towers.user, histories, config.null_share)  # [B, D]
-            if towers.item_matrix is None:
-                towers.item_matrix = reader.encode_items(towers.item)
-            items = towers.item_matrix[1:].to(users.device)  # [I - 1, D], without the padding item
+            items = reader.item_matrix(towers)[1:].to(users.device)  # [I - 1, D], without the padding item
             logits = users @ items.T / config.temperature  # [B, I - 1]
             found = F.cross_entropy(logits, torch.tensor(targets, device=logits.device) - 1)
             if routing is None or reader.config.former.experts == 1:
@@ -161,15 +154,15 @@ class TowerTraining:
         trained: nn.Module,
         towers: Towers,
         loss: Loss,
-        scratch: Path,
+        work: Work,
         *,
         validate: bool = False,
         refresh: bool = False,
     ) -> None:
-        """Train on (history, next item) pairs of the training split for the epochs of a phase; the best weights are the result.
+        """Train on (history, next item) pairs of the training split and restore the best weights.
 
-        With ``refresh`` the item matrix is renewed every ``refresh_steps`` steps; without, what there was before the first step
-        is a candidate for the best weights, too.
+        With ``refresh``, the item matrix is recomputed every ``refresh_steps`` steps; without, the best weights may be the
+        initial ones.
         """
         config, parts = self.config, self.parts
         rows = domains.training_examples([parts.domain], samples=config.train_samples, seed=parts.seed)
@@ -188,10 +181,7 @@ class TowerTraining:
             return loss([h[: row.end].tolist() for h, row in pairs], [int(h[row.end]) for h, row in pairs])
 
         def score() -> float:
-            towers.eval()
-            if towers.item_matrix is None:
-                towers.item_matrix = self.reader.encode_items(towers.item)
-            return self.validate(phase, towers)
+            return self.validate(phase, towers.eval())
 
         parameters = dict(trained.named_parameters())
         moved = [parameter for parameter in parameters.values() if parameter.requires_grad]
@@ -207,7 +197,7 @@ class TowerTraining:
             validate=score if validate else None,
             eval_every=every,
             patience=config.laser_patience,
-            folder=scratch / "loop",
+            folder=work.scratch / "loop",
             options=parts.options,
             learning_rate_key=f"{phase}_learning_rate",
         )

@@ -1,10 +1,9 @@
-"""LlamaRec: one LoRA that answers with a candidate's label, behind a retriever.
+"""LlamaRec: a retriever and one LoRA that predicts the label of a candidate.
 
 Yue et al., "LlamaRec: Two-Stage Recommendation using Large Language Models for Ranking", PGAI@CIKM 2023 (arXiv 2311.02089). A
-sequential model retrieves twenty items; a prompt lists them as A, B, C, ...; the *verbalizer* reads the logits of the labels at
-one position, so all candidates are ranked in a single forward pass and nothing is generated. The LoRA is trained on the label of
-the next item among sampled others. ``retriever`` names the sequential model (LRURec in the paper), which is used where a ranking
-of the whole catalogue is asked for; on given candidates the verbalizer ranks alone.
+sequential model retrieves twenty items, and a prompt lists them as A, B, C, ... The *verbalizer* ranks them by the logits of
+their labels at one position, in a single forward pass without generation. The LoRA is trained to predict the label of the next
+item among sampled negatives. ``retriever`` names the sequential model (LRURec in the paper), used in full rankings only.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from recbole_llm.store.stages import Folders, Stage
 
 
 class LlamaRec(LLMRanker):
-    """One LoRA, trained to name the label of the next item."""
+    """One LoRA, trained to predict the label of the next item."""
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         if not self.parts.scoring.reads_labels:
-            raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave scorer out")
+            raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)

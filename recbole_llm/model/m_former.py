@@ -1,4 +1,4 @@
-"""Laser's M-Former: a mixture of query experts that reads collaborative states and answers with the LM's prefix.
+"""Laser's M-Former: a mixture of query experts that computes the LM's prefix from collaborative states.
 
 ::
 
@@ -8,9 +8,9 @@
                                                     |                                         |
                                                     +---------------- g_j* x ------> E' [L, M] -> linear -> prefix [L, D]
 
-The querying transformer is BLIP-2's (Li et al., ICML 2023, arXiv 2301.12597), from ``transformers``. The gate g_j* is
-multiplied onto its output, as in Switch Transformers (Fedus et al., JMLR 2022, arXiv 2101.03961), and not onto the queries,
-whose first layer norm would undo it: only so does the recommendation loss reach the router.
+The querying transformer is BLIP-2's (Li et al., ICML 2023, arXiv 2301.12597), from ``transformers``. The gate g_j* scales its
+output, as in Switch Transformers (Fedus et al., JMLR 2022, arXiv 2101.03961). Scaling the queries instead would have no effect
+after the first layer norm, and the router would get no gradient from the recommendation loss.
 
 Legend: B rows, N collaborative states, K experts, L tokens of an expert, H width of the collaborative model, M of the
 M-Former, D of the LM.
@@ -34,19 +34,13 @@ class MFormerConfig(Settings):
 
     Attributes:
         experts, length: K query experts of L tokens each.
-        router: ``gated`` or ``hard``, which takes the gate off the output, so that the load balance alone trains the router.
+        router: ``gated``, or ``hard`` without the gate, where only the load-balancing loss trains the router.
         hidden_size, num_layers, num_heads: of the transformer; its feed-forward layers are four times as wide.
         dropout: of its hidden states and attention.
     """
 
-    KEYS = {
-        "experts": "num_experts",
-        "length": "prefix_length",
-        "router": "router",
-        "hidden_size": "m_former_hidden_size",
-        "num_layers": "m_former_num_layers",
-        "num_heads": "m_former_num_heads",
-        "dropout": "m_former_dropout",
+    KEYS = {"experts": "num_experts", "length": "prefix_length"} | {
+        name: f"m_former_{name}" for name in ("hidden_size", "num_layers", "num_heads", "dropout")
     }
 
     experts: int
@@ -64,7 +58,7 @@ class MFormerConfig(Settings):
         if self.router not in ("gated", "hard"):
             raise ValueError(f"router: {self.router!r} is unknown; choose gated or hard")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"m_former_dropout: {self.dropout} is not a share from 0 to below 1")
+            raise ValueError(f"m_former_dropout: {self.dropout} is not in [0, 1)")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"m_former_hidden_size: {self.hidden_size} is not a multiple of m_former_num_heads, {self.num_heads}"
@@ -72,12 +66,12 @@ class MFormerConfig(Settings):
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> MFormerConfig:
-        """The settings of a configuration; without ``moe`` there is one expert."""
+        """The settings of a configuration; with ``moe: False`` there is one expert."""
         return super().of(config, **({} if config["moe"] else {"experts": 1, "router": "hard"}), **given)
 
 
 class Routing(NamedTuple):
-    """Who went where: probabilities [B, N, K] of each state, which of them are real [B, N], the chosen experts [B]."""
+    """Routing probabilities [B, N, K] of the states, the mask of real states [B, N] and the chosen experts [B]."""
 
     probabilities: Tensor
     seen: Tensor
@@ -93,9 +87,9 @@ class MFormer(nn.Module):
 
         self.recipe = recipe
         self.experts = nn.Parameter(torch.randn(recipe.experts, recipe.length, recipe.hidden_size) * 0.02)  # [K, L, M]
-        self.null = nn.Parameter(torch.randn(cf_width) * 0.02)  # [H]: stands for the state of whoever has none
+        self.null = nn.Parameter(torch.randn(cf_width) * 0.02)  # [H], the state of rows without states
         self.router = nn.Linear(cf_width, recipe.experts, bias=False)
-        self.router.requires_grad_(recipe.experts > 1)  # between one, there is nothing to learn
+        self.router.requires_grad_(recipe.experts > 1)  # unused with one expert
         self.former = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=recipe.hidden_size,
@@ -109,16 +103,16 @@ class MFormer(nn.Module):
             )
         )
         self.project = nn.Linear(recipe.hidden_size, lm_width)
-        nn.init.normal_(self.project.weight, std=0.02)  # BERT's, as in all else here: a prefix that begins small
+        nn.init.normal_(self.project.weight, std=0.02)  # as in BERT
         nn.init.zeros_(self.project.bias)
 
     def forward(self, states: Tensor, known: Tensor) -> tuple[Tensor, Routing]:
-        """Prefixes [B, L, D] from states [B, N, H], of which those ``known`` [B, N] are real."""
+        """Prefixes [B, L, D] for states [B, N, H], of which those ``known`` [B, N] are real."""
         queried, routing = self.query(states, known)  # [B, L, M]
         return self.project(queried), routing
 
     def query(self, states: Tensor, known: Tensor) -> tuple[Tensor, Routing]:
-        """The gated output [B, L, M] of the querying transformer: eqs. 5-7 and what follows them."""
+        """The gated output [B, L, M] of the querying transformer (eqs. 5-7)."""
         states, routing = self.routing(states, known)
         output = self.former(
             query_embeds=self.experts[routing.experts],  # [B, L, M]
@@ -130,10 +124,10 @@ class MFormer(nn.Module):
         return output * self._gates(routing)[:, None, None], routing
 
     def routing(self, states: Tensor, known: Tensor) -> tuple[Tensor, Routing]:
-        """States [B, N, H] with the null token in each row that knows none, and where the router sends each row."""
-        alone = ~known.any(1, keepdim=True)  # [B, 1]
+        """States [B, N, H], with the null token in rows without states, and the routing of each row."""
+        missing = ~known.any(1, keepdim=True)  # [B, 1]
         first = torch.arange(known.size(1), device=known.device) == 0  # [N]
-        seen = known | (alone & first)  # [B, N]
+        seen = known | (missing & first)  # [B, N]
         states = torch.where(known.unsqueeze(-1), states, self.null)  # [B, N, H]
         p = self.router(states).softmax(-1)  # [B, N, K]
         return states, Routing(p, seen, _mean(p, seen).argmax(-1))
@@ -145,31 +139,31 @@ class MFormer(nn.Module):
 
 
 def _mean(p: Tensor, seen: Tensor) -> Tensor:
-    """Mean of p [B, N, K] over the real states, [B, K]."""
+    """Means [B, K] of p [B, N, K] over the real states."""
     real = seen.unsqueeze(-1)  # [B, N, 1]
     return (p * real).sum(1) / real.sum(1)
 
 
 def shares(routing: Routing) -> Tensor:
-    """f [K]: the share of all real states of a batch whose most likely expert is j; they sum to one."""
+    """f [K]: the share of the real states of a batch whose most likely expert is j; the sum is 1."""
     chosen = routing.probabilities[routing.seen].argmax(-1)  # [R]
     return F.one_hot(chosen, routing.probabilities.size(-1)).float().mean(0)  # [K]
 
 
 def load_balance(routing: Routing) -> Tensor:
-    """``K sum_j f_j P_j`` over the real states of a batch: 1 where experts are used alike, K where one takes everything.
+    """``K sum_j f_j P_j`` over the real states of a batch: 1 if experts are used equally, K if only one is used.
 
-    At batch level, since the text's N (the items of one history) is 1 for an item, where f and P say nothing.
+    f and P are those of the batch; in the paper they are those of one history, which is uninformative for an item (N = 1).
     """
     p = routing.probabilities[routing.seen]  # [R, K]
     return p.size(1) * (shares(routing).detach() * p.mean(0)).sum()
 
 
 class WarmUp(nn.Module):
-    """The contrastive warm-up that the published code has and the paper does not: behaviour against text, in a batch.
+    """Contrastive loss of behaviour and text in a batch, for the warm-up of the published code (not in the paper).
 
-    As BLIP-2's: the similarity of a row's text and another's behaviour is that of the closest of its L query outputs. The
-    text branch is the frozen LM's own (mean hidden state of the prompt), for there is no BERT in our M-Former.
+    As in BLIP-2, the similarity is the maximum over the L query outputs. The text vector is the mean hidden state of the
+    prompt in the frozen LM, since this M-Former has no text branch.
     """
 
     def __init__(self, width: int, lm_width: int, joint: int = 256, temperature: float = 0.07):

@@ -1,7 +1,7 @@
-"""How rankers merge adapters: a stage in which everything is frozen and only the coefficients are chosen.
+"""The merge stage of rankers: all weights are frozen, and the method that ``merge`` names chooses the coefficients.
 
-The method is the one that ``merge`` names (:mod:`recbole_llm.merging.stage`). The mixture is written as one ordinary PEFT
-adapter, so inference costs what a single adapter costs.
+The result is one ordinary PEFT adapter, so inference costs the same as with a single adapter. For the methods see
+:mod:`recbole_llm.merging.stage`.
 
 Legend: K adapters, M adapted modules, C candidates.
 """
@@ -9,11 +9,9 @@ Legend: K adapters, M adapted modules, C candidates.
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,23 +20,22 @@ from torch import Tensor
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
-from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
-from recbole_llm.store.stages import Folders, Stage, Work
+from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
 
-USERS_AT_ONCE = 25  # whose gradients are computed together
+USERS_AT_ONCE = 25  # users in one batch of gradients
 
 
 @dataclass(frozen=True)
 class MergeSettings(Settings):
-    """What ``merge_*`` keys say: see ``properties/``, section *Merging*."""
+    """The ``merge_*`` keys; see ``properties/``, section *Merging*."""
 
     KEYS = {"method": "merge"} | {
         name: f"merge_{name}" for name in ("granularity", "split", "prompts", "first_tokens", "compress_rank")
@@ -69,13 +66,13 @@ class MergeSettings(Settings):
 
 @dataclass(frozen=True)
 class AdapterMerging:
-    """Merges the adapters of stages before it."""
+    """Merges the adapters of earlier stages."""
 
     parts: RankerParts
     settings: MergeSettings
 
     def stage(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
-        """A stage that merges the adapters of other stages, whose names here are those of the report and of the table.
+        """A stage that writes the merged adapter of ``sources``, by their names in the report, into the folder ``merged``.
 
         Raises:
             ValueError: ``merge_split`` names a phase without candidates.
@@ -83,50 +80,32 @@ class AdapterMerging:
         settings, valid = self.settings, self.parts.eval_users(candidates)
         if settings.split not in candidates:
             raise ValueError(f"merge_split: {settings.split} is not one of {', '.join(candidates)}")
-        asked = self.parts.eval_users(candidates, settings.split)
+        unlabelled = self.parts.eval_users(candidates, settings.split)
         depends = {
-            "settings": asdict(settings),
-            # a function of the user's changes as its file does
+            "settings": settings.as_dict(),
+            # the source, since the method may be a function of the user
             "method": inspect.getsource(sys.modules[resolve(settings.method).__module__]),
-            "prompts": [asked.fingerprint, valid.fingerprint],
+            "prompts": [unlabelled.fingerprint, valid.fingerprint],
             "scores": self.parts.scores_depend_on(),
         }
-        return Stage(name, depends, lambda work: self._merge(sources, asked, valid, work), inputs=tuple(sources.values()))
+        return Stage(name, depends, lambda work: self._merge(sources, unlabelled, valid, work), inputs=tuple(sources.values()))
 
-    def folder(self, results: Folders, stage: Stage) -> Path:
-        """The merged adapter."""
-        return results.folder(stage) / "merged"
-
-    def report(self, folder: Path) -> dict[str, Any]:
-        """What the merge recorded: method, weights, every measured point."""
-        return json.loads((folder / "merge.json").read_text())
-
-    def draw(self, folder: Path, report: Mapping[str, Any]) -> list[str]:
-        """Draw the coefficients of modules that have their own into ``folder``; returns lines for the log."""
-        return draw_coefficients(folder / "coefficients.png", report["weights"], self.settings.method)
-
-    def _merge(self, sources: Mapping[str, Stage], asked: EvalUsers, valid: EvalUsers, work: Work) -> None:
+    def _merge(self, sources: Mapping[str, Stage], unlabelled: EvalUsers, valid: EvalUsers, work: Work) -> None:
         folders = {name: work.folder(stage) for name, stage in sources.items()}
-        causal = self.parts.backbone.load(work)
+        causal, settings = self.parts.backbone.load(work), self.settings
         model = load_adapters(causal.model, folders)
         try:
-            problem = self._problem(causal, model, list(folders), asked, valid)
-            merge_adapters(
-                folders,
-                self.settings.method,
-                problem,
-                work.out / "merged",
-                split=self.settings.split,
-                compress_rank=self.settings.compress_rank,
-            )
+            problem = self._problem(causal, model, list(folders), unlabelled, valid)
+            out, rank = work.out / "merged", settings.compress_rank
+            merge_adapters(folders, settings.method, problem, out, split=settings.split, compress_rank=rank)
         finally:
             model.unload()
 
-    def _problem(self, causal: CausalLM, model: Any, names: list[str], asked: EvalUsers, valid: EvalUsers) -> MergeProblem:
-        """What a method may look at; the targets of the unlabelled prompts are dropped here."""
+    def _problem(self, causal: CausalLM, model: Any, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> MergeProblem:
+        """The input of the method, without the targets of the unlabelled prompts."""
         likelihood, first_tokens = self.parts.likelihood(causal), self.settings.first_tokens
         tokenizer, modules = causal.tokenizer, list(lora_modules(model))
-        drawn = asked.draw(self.settings.prompts)
+        drawn = unlabelled.draw(self.settings.prompts)
         pairs = list(zip(drawn.histories, drawn.candidates, strict=True))
         by_name: Callable[[Tensor], Any] = MergeProblem(names, modules, self.settings.granularity).by_name
 
@@ -140,7 +119,7 @@ class AdapterMerging:
             return first_k_entropy(view, prompts, first_tokens, int(tokenizer.pad_token_id), tokenizer.eos_token_id)
 
         def valid_score(weights: Tensor) -> float:
-            """Labelled validation score at weights [K] or [M, K]: what ``merge: grid`` maximises."""
+            """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""
             return valid.score(likelihood.with_lm(AdapterView(model, by_name(weights))))
 
         batches = [pairs[i : i + USERS_AT_ONCE] for i in range(0, len(pairs), USERS_AT_ONCE)]

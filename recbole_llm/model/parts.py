@@ -1,6 +1,7 @@
-"""The parts that all LLM models are put together from: a domain, its histories, a backbone, prompts, and how they are run.
+"""The parts that all LLM models have: a domain, its histories, a backbone, prompts and training options.
 
-``model/assembly.py`` makes them of a configuration. They are apart since a stage depends on the code of what it runs.
+``model/assembly.py`` builds them from a configuration. It is a separate module because a stage's fingerprint includes the
+code that the stage imports.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from recbole_llm.llm.backbones import Backbone
 if TYPE_CHECKING:
     from recbole_llm.data.domains import Domain
     from recbole_llm.data.histories import Histories
+    from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.training.loop import LoopOptions
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What stops a training and chooses its weights: ``valid_metric`` of ``valid_users`` users."""
+    """The criterion of early stopping and of the best weights: ``valid_metric`` of ``valid_users`` users."""
 
     metric: str
     users: int
@@ -28,7 +30,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Parts:
-    """What rankers and encoders share."""
+    """The parts that rankers and encoders share."""
 
     domain: Domain
     histories: Histories
@@ -46,14 +48,19 @@ class Parts:
         names: Sequence[str] | None = None,
         prompts: PromptSettings | None = None,
     ) -> PromptBuilder:
-        """Builds the prompts of a domain, by default the target."""
+        """A prompt builder for a domain, by default the target."""
         domain = domain or self.domain
         return PromptBuilder(
             tokenizer, names or domain.items.names, settings=prompts or self.prompts, noun=domain.noun, verb=domain.verb
         )
 
 
+def default_batch_tokens(causal: CausalLM) -> int:
+    """Tokens in one forward pass without gradients, if the configuration does not say how many."""
+    return 2048 if causal.model.get_input_embeddings().weight.device.type == "cpu" else 16384
+
+
 def histories_of(model: Any, interaction: Any) -> list[list[int]]:
-    """The histories of a RecBole interaction, as internal item ids from old to new."""
+    """The histories of a RecBole interaction: internal item ids, oldest first."""
     items, lengths = interaction[model.ITEM_SEQ].tolist(), interaction[model.ITEM_SEQ_LEN].tolist()
     return [row[:length] for row, length in zip(items, lengths, strict=True)]

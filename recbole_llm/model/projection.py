@@ -1,4 +1,4 @@
-"""Stage 2 of A-LLMRec (arXiv 2404.11343, section 3.2): projectors from users and items to soft tokens, trained by the LM's loss.
+"""Stage 2 of A-LLMRec (arXiv 2404.11343, section 3.2): projectors of users and items to soft tokens, trained with the LM's loss.
 
 Legend: I items, S soft tokens, H width of the collaborative model, Z of the joint space, D of the LM.
 """
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProjectionConfig(Settings):
-    """How stage 2 is trained, and which vectors stand for items.
+    """Training settings of stage 2.
 
     Attributes:
-        item_vectors: ``joint``, or, as ablations, ``text`` and ``random``.
-        cold_threshold: an item with fewer training interactions is represented by its text.
-        all_positions: train on every item of a history, not on the last one alone.
+        item_vectors: ``joint``, or as ablations ``text`` and ``random``.
+        cold_threshold: an item with fewer training interactions has its text vector.
+        all_positions: train on every item of a history, not only on the last one.
     """
 
     KEYS = {"samples": "train_samples"} | {name: f"stage2_{name}" for name in ("epochs", "batch_size", "learning_rate")}
@@ -65,8 +65,8 @@ class ProjectionTraining:
     """Stage 2 on the training split of the target.
 
     Attributes:
-        plain_prompts: the prompts without any soft token.
-        alignment: the stage before it.
+        plain_prompts: the prompts without soft tokens.
+        alignment: stage 1.
     """
 
     config: ProjectionConfig
@@ -76,7 +76,7 @@ class ProjectionTraining:
     alignment: Stage
 
     def stage(self, valid: EvalUsers) -> Stage:
-        """The stage, which leaves the projectors that rank the candidates of ``valid`` best."""
+        """The stage, which writes the projectors that best rank the candidates of ``valid``."""
         parts = self.parts
         depends = {
             "backbone": parts.backbone.fingerprint,
@@ -86,38 +86,34 @@ class ProjectionTraining:
             "examples": parts.examples.as_dict() if parts.prompts.shows_candidates else None,
             "valid": [valid.fingerprint, parts.scoring.normalize],
         }
-
-        def build(work: Work) -> None:
-            soft = self.soft_tokens(work, parts.backbone.load(work))
-            self._train(soft, valid, work)
-
-        return Stage("projection", depends, build, (self.alignment, *parts.backbone.stages))
+        inputs = self.alignment, *parts.backbone.stages
+        return Stage("projection", depends, lambda work: self._train(valid, work), inputs)
 
     def soft_tokens(self, results: Folders, causal: CausalLM) -> SoftTokens:
-        """Untrained projectors over the codes of the alignment stage."""
+        """Untrained projectors on the codes of the alignment stage."""
         with preserved_random_state():
             self.cf.load(results.folder(self.cf.stage))
             codes = load_file(results.folder(self.alignment) / "codes.safetensors")  # [I, Z] each
         joint, text = (codes[kind].to(self.cf.device) for kind in ("joint", "text"))
-        if self.config.item_vectors == "random":  # as wide as the joint space, and without any meaning
+        if self.config.item_vectors == "random":  # without information, with the width of the joint space
             joint = torch.rand(joint.shape, generator=torch.Generator().manual_seed(self.parts.seed)).to(self.cf.device)
         elif self.config.item_vectors == "joint":
             cold = torch.from_numpy(self.parts.histories.train_counts < self.config.cold_threshold)  # [I]
             joint = torch.where(cold.to(joint.device)[:, None], text, joint)
         else:
             joint = text
-        width = causal.model.get_input_embeddings().weight.shape[1]
-        return SoftTokens(self.cf, joint, text, width)
+        return SoftTokens(self.cf, joint, text, width=causal.model.get_input_embeddings().weight.shape[1])
 
-    def _train(self, soft: SoftTokens, valid: Any, work: Work) -> None:
-        """Stage 2: the LM's loss on the target's title trains the projectors (eq. 8)."""
+    def _train(self, valid: EvalUsers, work: Work) -> None:
+        """Train the projectors with the LM's loss on the target's title (eq. 8)."""
         parts, config, causal = self.parts, self.config, self.parts.backbone.load(work)
+        soft = self.soft_tokens(work, causal)
         domain, prompts = parts.domain, parts.builder(causal.tokenizer)
         examples = domains.training_examples(
             [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=parts.seed
         )
         number = {example: soft.user_key(row) for row, example in enumerate(examples)}
-        asking = [(example.user + 1, domain.histories[example.user][: example.end].tolist()) for example in examples]
+        users = [(example.user + 1, domain.histories[example.user][: example.end].tolist()) for example in examples]
         encoder = ExampleEncoder(domain, prompts, parts.examples)
 
         def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
@@ -128,7 +124,7 @@ class ProjectionTraining:
 
         def loss(micro: int) -> Tensor:
             batch, share = batches[micro]
-            rows, vectors = soft.fill([example.row for example in batch], asking)
+            rows, vectors = soft.fill([example.row for example in batch], users)
             batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
             return share * lm_loss(causal.model, batch, int(causal.tokenizer.pad_token_id), soft=vectors)
 
@@ -150,22 +146,22 @@ class ProjectionTraining:
         save_tensors(work.out / "projectors.safetensors", parameters)
 
     def likelihood(self, causal: CausalLM, soft: SoftTokens) -> TitleLikelihood:
-        """With soft tokens; without a history there is no user token to project, so the prior has none."""
+        """Likelihoods with soft tokens; the prior has none, since without a history there is no user token to project."""
         found = self.parts.likelihood(causal, soft_tokens=soft, user_key=soft.user_key)
         return found if found.prior is None else replace(found, prior=self.without_soft_tokens(causal))
 
     def without_soft_tokens(self, causal: CausalLM) -> TitleLikelihood:
-        """The LM alone, on the same prompts."""
+        """Likelihoods of the LM with the same prompts, but no soft tokens."""
         return self.parts.likelihood(causal, self.parts.builder(causal.tokenizer, prompts=self.plain_prompts))
 
 
 class SoftTokens(nn.Module):
-    """Fills the soft slots of prompts: ``F_I`` of an item's code, ``F_U`` of a user's state.
+    """Computes the soft tokens of prompts: ``F_I`` of an item's code, ``F_U`` of a user's state.
 
     Args:
-        cf: the collaborative model, loaded.
-        codes: the vectors [I, Z] that stand for items.
-        text_codes: those of their texts [I, Z].
+        cf: the loaded collaborative model.
+        codes: the vectors [I, Z] of the items.
+        text_codes: the codes [I, Z] of their texts.
         width: D.
     """
 
@@ -176,27 +172,27 @@ class SoftTokens(nn.Module):
         self.project_item = Projector(codes.shape[1], width, nn.GELU()).to(cf.device)
 
     def user_key(self, row: int) -> int:
-        """The key of the token of the user in a row of a call, behind those of the items."""
+        """The key of the user token of a row; keys of users follow those of items."""
         return len(self._codes) + row
 
     def forward(
         self, prompts: Sequence[Prompt], histories: Sequence[Sequence[int]], users: Sequence[int]
     ) -> tuple[list[Prompt], Tensor | None]:
-        """Prompts with numbered slots, and the vectors [S, D] for them."""
+        """Prompts with numbered soft slots, and the vectors [S, D] of these slots."""
         return self.fill(prompts, list(zip(users, histories, strict=True)))
 
-    def fill(self, prompts: Sequence[Prompt], asking: Sequence[tuple[int, Sequence[int]]]) -> tuple[list[Prompt], Tensor | None]:
-        """As :meth:`forward`; ``asking`` holds user and history by number of the user's token. Each token is made once."""
+    def fill(self, prompts: Sequence[Prompt], users: Sequence[tuple[int, Sequence[int]]]) -> tuple[list[Prompt], Tensor | None]:
+        """As :meth:`forward`, with (user, history) by the row of :meth:`user_key`. Each soft token is computed once."""
         numbered, keys = number_soft_tokens(prompts)
-        items = [key for key in keys if key < len(self._codes)]  # then users
+        items = [key for key in keys if key < len(self._codes)]  # the other keys are those of users
         tokens = [self.project_item(self._codes[items])] if items else []
         if keys[len(items) :]:
-            users, histories = zip(*(asking[key - len(self._codes)] for key in keys[len(items) :]), strict=True)
-            tokens.append(self.project_user(self._cf.user_states(users, histories)))
+            ids, histories = zip(*(users[key - len(self._codes)] for key in keys[len(items) :]), strict=True)
+            tokens.append(self.project_user(self._cf.user_states(ids, histories)))
         return numbered, torch.cat(tokens) if tokens else None
 
     def with_text_vectors(self) -> SoftTokens:
-        """The same projectors, with the codes of texts for all items."""
+        """The same projectors with text codes for all items."""
         other = copy.copy(self)
         other._codes = self._text_codes
         return other

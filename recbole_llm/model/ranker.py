@@ -1,13 +1,14 @@
-"""The contract of LLM rankers: histories and candidates in, scores [B, C] out; in a full ranking they re-rank a retriever's.
+"""Base class of LLM rankers: scores [B, C] from histories and candidates; in a full ranking they re-rank a retriever's top N.
 
-A paper's model says which stages it has (:meth:`LLMRanker.plan`) and which adapters these leave (:meth:`LLMRanker.adapters`):
-the first one answers, the others are reported beside it. A model without adapters makes its own :meth:`LLMRanker.rows`.
+A model defines its stages (:meth:`LLMRanker.plan`) and the adapters that they train (:meth:`LLMRanker.adapters`). The first
+adapter is the model's, the others are evaluated beside it. A model without adapters overrides :meth:`LLMRanker.rows`.
 
 Legend: B users, C candidates, I items.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters
+from recbole_llm.merging.arithmetic import MERGE_FILE
+from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterTraining
 from recbole_llm.model.parts import Parts, histories_of
@@ -41,9 +44,10 @@ class LLMRanker(Recommender, SequentialRecommender):
     """Base of models that rank candidates by the likelihood of their titles.
 
     Attributes:
-        parts: what the model is put together from.
-        adapter_training: trains its adapters.
-        retriever: ranks the catalogue where the test is a full ranking, None elsewhere.
+        parts: data, backbone, prompts and settings.
+        adapter_training: trains the adapters.
+        retriever: ranks the catalogue if the test is a full ranking, otherwise None.
+        merge_report: ``merge.json`` of the model's adapter once it is loaded; None if it is not a merged one.
     """
 
     input_type = InputType.POINTWISE
@@ -60,31 +64,28 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
         self.shuffled_title_control = config["shuffled_title_control"]
+        self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
         self._unload: Callable[[], Any] = lambda: None
 
     def __str__(self) -> str:
         return f"{type(self).__name__} on {self.parts.backbone.name}"
 
-    # -- what a paper's model says ---------------------------------------------------------------------------------------
-
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         """The stages of the model, those of :meth:`retrieval` included; the first one makes the model itself."""
         raise NotImplementedError
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        """Folders of the adapters by name; the first one answers."""
+        """Folders of the adapters by name; the first one is the model's."""
         raise NotImplementedError
 
     def mixtures(self) -> dict[str, list[str]]:
-        """Rows that mix some of the adapters evenly: name -> adapters."""
+        """Additional rows that mix adapters with equal weights: name -> adapters."""
         return {}
 
     def retrieval(self) -> Sequence[Stage]:
-        """The retriever's stage, where there is a retriever."""
+        """The retriever's stage, if there is a retriever."""
         return () if self.retriever is None else (self.retriever.stage,)
-
-    # -- rows of the table -----------------------------------------------------------------------------------------------
 
     def load(self, cache: StageCache) -> None:
         if self.retriever is not None:
@@ -95,15 +96,22 @@ class LLMRanker(Recommender, SequentialRecommender):
         return self._variants
 
     def facts(self) -> Facts:
-        return Facts(self.parts.backbone.name, self.parts.backbone.fingerprint)
+        return Facts(self.parts.backbone.name, self.parts.backbone.fingerprint, self.merge_report)
+
+    def report(self, folder: Path) -> list[str]:
+        if self.merge_report is None:
+            return []
+        return draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
-        """The model, its adapters one by one, even mixtures, the LM alone and, if asked for, the shuffled-title control."""
+        """The model, the other adapters, the mixtures, the LM without adapters and, if enabled, the shuffled-title control."""
         folders = self.adapters(cache)
         self._unload()  # the adapters of an earlier load
         model = load_adapters(causal.model, folders)
         self._unload = model.unload
         answer, *others = folders
+        record = folders[answer] / MERGE_FILE
+        self.merge_report = json.loads(record.read_text()) if record.is_file() else None
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
         chosen = {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}
         likelihood = self.parts.likelihood(causal)
@@ -122,47 +130,51 @@ class LLMRanker(Recommender, SequentialRecommender):
         return rows
 
     def _shuffled_names(self) -> list[str]:
-        """Every item under another's title, in histories and candidates alike.
+        """The catalogue's titles, permuted so that each item has the title of another, in histories and candidates.
 
-        Who chose what is as before, and so are the titles; that they belong together is gone. What is left of the score does not
-        come from what the LM knows of these titles, be it their meaning or that it has read this data set.
+        The interactions and the set of titles do not change. The metrics of this control therefore do not come from the LM's
+        knowledge of the titles, such as their meaning or memorized parts of this dataset.
         """
         names = self.parts.domain.items.names
         places = np.random.default_rng(self.parts.seed).permutation(np.arange(1, len(names)))
         shuffled = list(names)
-        for place, other in zip(places, np.roll(places, 1), strict=True):  # one ring: no item keeps its own
+        for place, other in zip(places, np.roll(places, 1), strict=True):  # a single cycle: no item has its own title
             shuffled[place] = names[other]
         return shuffled
 
     def variant(self, likelihood: TitleLikelihood, *depends: Any) -> Variant:
-        """A row whose scores are likelihoods and depend on ``depends``, besides settings and code."""
+        """A row whose scores are likelihoods.
+
+        Args:
+            depends: JSON-serializable values that determine the scores besides settings, histories and code.
+        """
 
         def score(interaction: Any, candidates: Tensor) -> Tensor:
             return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
         kinds = [*type(self).__mro__, *type(self.parts).__mro__]
-        own = {kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)}  # without what they train with
+        own = {
+            kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)
+        }  # not the training code that they import
         runs = [likelihood, likelihood.prompts, likelihood.scorer, likelihood.soft_tokens, self.parts.backbone]
         runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
         code = code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
         return self._row(score, code, depends)
 
     def scored_by(self, score: Callable[[Any, Tensor], Tensor], *depends: Any) -> Variant:
-        """A row with any scores, ``(interaction, candidates [B, C]) -> [B, C]``, which depend on the same and on ``depends``."""
+        """A row with scores ``(interaction, candidates [B, C]) -> [B, C]``; ``depends`` as in :meth:`variant`."""
         return self._row(score, code_fingerprint(type(self).__module__), depends)
 
     def _row(self, score: Callable[[Any, Tensor], Tensor], code: str, depends: Sequence[Any]) -> Variant:
         identity = fingerprint([code, self.parts.scores_depend_on(), self.parts.histories.fingerprint, list(depends)])
         return Variant(score, lambda interaction: self._rerank(interaction, score), identity)
 
-    # -- RecBole's interface ---------------------------------------------------------------------------------------------
-
     def predict(self, interaction: Any) -> Tensor:
-        """The score [B] of one item a row, as the only candidate."""
+        """Scores [B] of one item for each user."""
         return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)  # [B]
 
     def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
-        """Scores [B, C] in fp32 of candidates [B, C]."""
+        """Scores [B, C], in fp32, of candidates [B, C]."""
         return next(iter(self._variants.values())).score(interaction, candidates)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
@@ -171,12 +183,12 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     @torch.no_grad()
     def _rerank(self, interaction: Any, score: Any) -> Tensor:
-        """Scores [B, I] of the whole catalogue: the retriever's, its top ``retriever_top`` put in the LLM's order.
+        """The retriever's scores [B, I] of the catalogue, with its top ``retriever_top`` items in the LLM's order.
 
-        The re-ranked items keep the retriever's highest scores among themselves, so that scores are monotone below them.
+        The highest scores are reassigned in that order, so each re-ranked item scores above all other items.
         """
         if self.retriever is None:
-            raise ValueError("eval_args: the catalogue is ranked with a retriever, and this run has none; give mode: full")
+            raise ValueError("eval_args: ranking the catalogue needs a retriever, which this run does not have; give mode: full")
         scores = self.retriever.scores(interaction).float()  # [B, I]
         scores[:, 0] = -torch.inf
         best, items = scores.topk(self.retriever_top, dim=1)  # [B, N]

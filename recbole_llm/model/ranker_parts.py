@@ -1,4 +1,4 @@
-"""What rankers are put together from besides: how candidates are scored, on which users, and what training examples show."""
+"""Additional parts of rankers: scoring, evaluation users and training examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.scoring import NORMALIZATIONS, STRATEGIES, Scorer
 from recbole_llm.model.eval_users import EvalUsers
-from recbole_llm.model.parts import Parts
+from recbole_llm.model.parts import Parts, default_batch_tokens
 from recbole_llm.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoringSettings(Settings):
-    """How the likelihoods of titles are computed: see ``properties/``, section *Scores*."""
+    """Settings of scoring; see ``properties/``, section *Scores*."""
 
     KEYS = {"batch_tokens": "score_batch_tokens"}
 
@@ -36,46 +36,39 @@ class ScoringSettings(Settings):
 
     @property
     def reads_labels(self) -> bool:
-        """Whether candidates are scored by the label that prompts list them with."""
+        """Whether the score of a candidate is the logit of its label in the prompt."""
         return self.scorer == "label"
 
 
 @dataclass(frozen=True)
 class RankerParts(Parts):
-    """What rankers have besides: how candidates are scored, and what training examples show."""
+    """The parts of a ranker."""
 
     scoring: ScoringSettings
     examples: ExampleSettings
 
     def eval_users(self, candidates: Mapping[str, CandidateSet], phase: str = "valid") -> EvalUsers:
-        """The users of a phase, for early stopping and merging.
+        """The evaluation users of a phase, for early stopping and merging.
 
         Raises:
-            ValueError: the run has no candidates at that phase.
+            ValueError: the run has no candidates in that phase.
         """
         if phase not in candidates:
             raise ValueError(
-                f"eval_args: a ranker is stopped on candidates, and there are none at {phase}; for a full ranking of the test "
-                "items give eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}}"
+                f"eval_args: early stopping of a ranker needs candidates, but there are none for {phase}; for a full ranking "
+                "of the test items give eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}}"
             )
-        return EvalUsers(
-            candidates[phase],
-            self.histories,
-            phase,
-            seed=self.seed,
-            metric=self.validation.metric,
-            number=self.validation.users,
-        )
+        metric, number = self.validation.metric, self.validation.users
+        return EvalUsers(candidates[phase], self.histories, phase, seed=self.seed, metric=metric, number=number)
 
     def likelihood(self, causal: CausalLM, prompts: PromptBuilder | None = None, **parts: Any) -> TitleLikelihood:
-        """How the LM ranks candidates of the target; ``parts`` are those of :class:`TitleLikelihood`."""
+        """The LM's scores of the target domain's candidates; ``parts`` are arguments of :class:`TitleLikelihood`."""
         tokenizer, normalize = causal.tokenizer, self.scoring.normalize
-        on_cpu = causal.model.get_input_embeddings().weight.device.type == "cpu"
         scorer = Scorer(
             strategy=self.scoring.scorer,
             normalize="sum" if normalize == "pmi" else normalize,
             pad_token_id=int(tokenizer.pad_token_id),
-            batch_tokens=self.scoring.batch_tokens or (2048 if on_cpu else 16384),
+            batch_tokens=self.scoring.batch_tokens or default_batch_tokens(causal),
         )
         found = TitleLikelihood(
             causal.model, prompts or self.builder(tokenizer), scorer, several_titles=self.examples.top_k_target > 1, **parts
@@ -83,7 +76,7 @@ class RankerParts(Parts):
         return replace(found, prior=found) if normalize == "pmi" and found.prior is None else found
 
     def scores_depend_on(self) -> dict[str, Any]:
-        """What the scores of a likelihood depend on besides histories, weights and code, as JSON-able values."""
+        """JSON-serializable values that determine likelihoods besides histories, weights and code."""
         return {
             "backbone": self.backbone.fingerprint,
             "domain": self.domain.fingerprint,

@@ -1,8 +1,8 @@
-"""TALLRec: one LoRA on the target domain, in the list-wise form that RecCocktail and A-LLMRec compare with.
+"""TALLRec: one LoRA on the target domain, in the list-wise form that RecCocktail and A-LLMRec use as a baseline.
 
 Bao et al., "TALLRec: An Effective and Efficient Tuning Framework to Align Large Language Model with Recommendation", RecSys
-2023 (arXiv 2305.00447). The original answers Yes or No about one item; the papers we compare with train its LoRA on their own
-list-wise prompt instead, and so does this file: freeze the LM, train one adapter on the target, rank by title likelihood.
+2023 (arXiv 2305.00447). The original predicts Yes or No for one item. These papers train its LoRA on their own list-wise
+prompts, and so does this model: it trains one adapter of a frozen LM on the target and ranks by title likelihood.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from recbole_llm.store.stages import Folders, Stage
 
 
 class TALLRec(LLMRanker):
-    """One LoRA, trained from the pre-trained LM on the target's training split."""
+    """One LoRA, trained on the target's training split."""
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)

@@ -1,4 +1,4 @@
-"""Laser's towers: what is trained around a frozen LM, and how a history goes through one to a vector.
+"""Laser's towers: trainable modules around a frozen LM, which encode a history as a vector.
 
 ::
 
@@ -28,6 +28,7 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.encoding import encode
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing
+from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.settings import Settings
 from recbole_llm.store.progress import progress_bar
 
@@ -37,14 +38,14 @@ STATES = ("states", "items", "none")
 
 @dataclass(frozen=True)
 class TowerConfig(Settings):
-    """What a tower is made of and reads.
+    """Structure and input of a tower.
 
     Attributes:
         former: size and routing of the M-Former.
-        m_former: False makes the prefix trainable vectors that are the same for everybody (without M-Former).
-        prefix: False trains the suffix alone.
+        m_former: False replaces the M-Former with trainable prefix vectors that all users share.
+        prefix: False trains only the suffix.
         pooling: ``suffix``: the hidden state at a trainable vector; ``eos``: at the end-of-text token; ``mean``: over all tokens.
-        states: ``states`` of each position of the history, the ``items``' own vectors, or ``none``.
+        states: input of the M-Former: ``states`` of the positions of a history, vectors of its ``items``, or ``none``.
         cold_threshold: an item with fewer training interactions has no state.
     """
 
@@ -64,12 +65,12 @@ class TowerConfig(Settings):
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> TowerConfig:
-        """The settings of a configuration, which reads the word none as None."""
+        """The settings of a configuration; YAML's None stands for ``none``."""
         return super().of(config, former=MFormerConfig.of(config), states=config["cf_states"] or "none", **given)
 
 
 class Tower(nn.Module):
-    """What is trained around the LM: where the prefix comes from, and the suffix."""
+    """The trainable modules: the M-Former or the prefix vectors, and the suffix."""
 
     def __init__(self, config: TowerConfig, cf_width: int, lm_width: int):
         super().__init__()
@@ -79,7 +80,7 @@ class Tower(nn.Module):
         self.suffix = nn.Parameter(torch.randn(1, lm_width) * 0.02) if config.pooling == "suffix" else None  # [1, D]
 
     def forward(self, states: Tensor, known: Tensor) -> tuple[Tensor, Routing | None]:
-        """Soft tokens [B, S, D], prefix and suffix as far as there are, for states [B, N, H] of which some are known."""
+        """Soft tokens [B, S, D] (prefix, then suffix) for states [B, N, H], of which those ``known`` [B, N] are real."""
         routing, parts = None, []
         if self.m_former is not None:
             prefix, routing = self.m_former(states, known)  # [B, L, D]
@@ -89,13 +90,13 @@ class Tower(nn.Module):
 
 
 class Towers(nn.Module):
-    """The user's tower, and the item's, whose weights encoded the item matrix."""
+    """The user tower, and the item tower, which has the weights that encoded the item matrix."""
 
     def __init__(self, config: TowerConfig, cf_width: int, lm_width: int):
         super().__init__()
         self.user = Tower(config, cf_width, lm_width)
         self.item = deepcopy(self.user).requires_grad_(False).eval()
-        self.item_matrix: Tensor | None = None  # [I, D], None where it has to be encoded anew
+        self.item_matrix: Tensor | None = None  # [I, D]; see TowerReader.item_matrix
 
     def train(self, mode: bool = True) -> Towers:
         super().train(mode)
@@ -103,18 +104,18 @@ class Towers(nn.Module):
         return self
 
     def refresh(self) -> None:
-        """Give the item's tower the weights of the user's."""
+        """Copy the weights of the user tower to the item tower; the item matrix is then recomputed."""
         self.item.load_state_dict(self.user.state_dict())
         self.item_matrix = None
 
 
 class TowerReader:
-    """Reads histories through towers around one LM.
+    """Encodes histories with towers around one LM.
 
     Args:
-        prompts: of the catalogue's texts.
-        has_state: which items the collaborative model knows anything of, BoolTensor [I].
-        batch_tokens: tokens in one pass of the LM without gradients; None takes what suits its device.
+        prompts: builds the text part of the input.
+        has_state: bool [I], the items with collaborative states.
+        batch_tokens: tokens in one forward pass without gradients; None: a default for the LM's device.
     """
 
     def __init__(
@@ -129,22 +130,22 @@ class TowerReader:
         show_progress: bool,
     ):
         self.config, self.causal, self.prompts, self.cf = config, causal, prompts, cf
-        weights = causal.model.get_input_embeddings().weight
-        self.width = int(weights.shape[1])
+        self.width = int(causal.model.get_input_embeddings().weight.shape[1])
         self._has_state = has_state
         self._pad = int(causal.tokenizer.pad_token_id)
-        self._batch_tokens = batch_tokens or (2048 if weights.device.type == "cpu" else 16384)
+        self._batch_tokens = batch_tokens or default_batch_tokens(causal)
         self._show_progress = show_progress
 
     def towers(self) -> Towers:
-        """Untrained towers that fit the LM and the collaborative model."""
+        """Untrained towers for the LM and the collaborative model."""
         cf_width = self.cf.item_table.size(1) if self.config.states == "items" else self.cf.state_width
         return Towers(self.config, cf_width, self.width).to(self.cf.device)
 
     def embed(self, tower: Tower, histories: Sequence[Sequence[int]], null_share: float = 0.0) -> tuple[Tensor, Routing | None]:
-        """Vectors [B, D] of unit length, and where the router sent each history; differentiable.
+        """Vectors [B, D] of unit length and the routing; differentiable.
 
-        null_share: of the histories, drawn anew, whose states are taken away, so that the null token learns to stand for them.
+        Args:
+            null_share: share of the histories, drawn in each call, whose states are removed to train the null token.
         """
         states, known = self.states(histories)  # [B, N, H], [B, N]
         if null_share:
@@ -157,17 +158,17 @@ class TowerReader:
         return F.normalize(hidden, dim=-1), routing
 
     def text_vectors(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """Mean hidden states [B, D] of the prompts alone."""
+        """Mean hidden states [B, D] of the prompts without soft tokens."""
         return encode(self.causal.model, [self.prompts.prompt(history) for history in histories], self._pad, mean=True)
 
     def states(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """States [B, N, H] of the items that have one, and where they are, [B, N]."""
+        """States [B, N, H] of the items that have one, and their mask [B, N]."""
         known = [[item for item in history if self._has_state[item]] for history in histories]
         return self.cf.sequence_states(known) if self.config.states == "states" else self.cf.item_states(known)
 
     @torch.no_grad()
     def encode(self, tower: Tower, histories: Sequence[Sequence[int]], name: str = "") -> Tensor:
-        """Vectors [N, D], in batches of like length under a token budget; memory does not grow with N but for them."""
+        """Vectors [N, D], computed in batches of similar length under a token budget; ``name`` is that of the progress bar."""
         lengths = [len(self.prompts.prompt(history)) + self.config.former.length + 1 for history in histories]
         found = torch.empty(len(histories), self.width, device=self.cf.device)
         with progress_bar(name, len(histories), show=self._show_progress and bool(name)) as bar:
@@ -177,16 +178,22 @@ class TowerReader:
         return found
 
     def encode_items(self, tower: Tower) -> Tensor:
-        """The item matrix [I, D]; an item is a history of one, and row 0, the padding item, is zero."""
+        """Encodes the catalogue [I, D]; an item is a history of length one, and row 0, the padding item, is zero."""
         matrix = self.encode(tower, [[item] for item in range(len(self._has_state))], "item matrix")  # [I, D]
         matrix[0] = 0
         return matrix
 
+    def item_matrix(self, towers: Towers) -> Tensor:
+        """The item matrix [I, D], encoded if it is None."""
+        if towers.item_matrix is None:
+            towers.item_matrix = self.encode_items(towers.item)
+        return towers.item_matrix
+
     @torch.no_grad()
     def experts(self, tower: Tower, histories: Sequence[Sequence[int]]) -> list[int]:
-        """The expert that the router sends each history to."""
+        """The expert of each history."""
         assert tower.m_former is not None
-        parts = (histories[i : i + 512] for i in range(0, len(histories), 512))  # memory does not grow with the users
+        parts = (histories[i : i + 512] for i in range(0, len(histories), 512))  # bounds the memory
         routed = (tower.m_former.routing(*self.states(part))[1] for part in parts)
         return [expert for routing in routed for expert in routing.experts.tolist()]
 
@@ -195,7 +202,7 @@ class TowerReader:
         return bool(self._has_state.any())
 
     def _row(self, history: Sequence[int], soft: np.ndarray) -> Prompt:
-        """A row as the LM reads it: prefix, text, suffix."""
+        """The input of the LM: prefix, text, suffix; ``soft`` has the keys of the soft tokens."""
         keys = soft.tolist()
         cut = len(keys) - (self.config.pooling == "suffix")
         end = [self.causal.tokenizer.eos_token_id] if self.config.pooling == "eos" else []

@@ -1,18 +1,17 @@
-"""WeaveRec: a target LoRA woven with hybrid LoRAs, each trained on the target together with one source domain.
+"""WeaveRec: a target LoRA merged with hybrid LoRAs, each trained on the target and one source domain.
 
 "WeaveRec: An LLM-Based Cross-Domain Sequential Recommendation Framework with Model Merging" (arXiv 2510.26546). N source domains
-D_i help a target D_0; neither users nor items are shared. On one frozen LM, each from the pre-trained weights:
+D_i support a target D_0; the domains need not share users or items. All LoRAs start from the same pre-trained LM:
 
 1. target only: a LoRA theta_0 on D_0;
-2. hybrids: for each source a LoRA theta_i on D_0 and D_i, one to one (up to ``train_samples`` rows of each);
-3. weave: ``theta_0`` and all ``theta_i`` merged, uniformly as published, into one adapter.
+2. hybrids: for each source a LoRA theta_i on D_0 and D_i (up to ``train_samples`` training examples of each);
+3. weave: theta_0 and all theta_i are merged into one adapter, uniformly in the paper.
 
-The LoRA of a source alone performs badly on the target, and so does what it is merged into; a hybrid is trained on both. The
-hybrid of (Beauty, Toys) serves either as target and is reused. So K domains need K + K (K - 1) / 2 adapters for all their
-targets.
+A LoRA of a source domain performs badly on the target, and so does a merge that contains it; hence the hybrids. The hybrid of
+(Beauty, Toys) is the same for both targets, so K domains need K + K (K - 1) / 2 adapters for all K targets.
 
-``weave`` also names what the paper compares with: ``target_only`` (theta_0 alone), ``data_merging`` (one LoRA on all domains)
-and ``naive_merging`` (the LoRAs of single domains). ``weave_controls`` are trained and shown beside the model.
+``weave`` also names the paper's baselines: ``target_only`` (theta_0), ``data_merging`` (one LoRA on all domains) and
+``naive_merging`` (one LoRA for each domain, merged). ``weave_controls`` are trained and evaluated beside the model.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ from typing import Any
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
-from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterTraining
 from recbole_llm.model.merged import AdapterMerging, MergeSettings
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.stages import Folders, Stage, StageCache
+from recbole_llm.store.stages import Folders, Stage
 
 logger = getLogger()
 
@@ -49,19 +47,16 @@ class WeaveRec(LLMRanker):
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.others = domains.named_or_views("source_datasets", config, (self.parts.domain, self.parts.histories))
-        if config["source_datasets"]:  # the builtin LM reads all domains; views of the target hold nothing that it does not
+        if config["source_datasets"]:  # the builtin LM is trained on all domains; views of the target add nothing to it
             backbone = assembly.backbone(config, _in_order([self.parts.domain, *self.others]))
             self.parts = replace(self.parts, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
         self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
-        self.merge_report: Mapping[str, Any] = {}
         self.scheme = config["weave"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
             if unknown := [name for name in names if name not in SCHEMES]:
                 raise ValueError(f"{key}: {unknown[0]} is not one of {', '.join(SCHEMES)}")
-
-    # -- stages --------------------------------------------------------------------------------------------------------
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         self.schemes = {scheme: self._adapters(scheme) for scheme in (self.scheme, *self.controls)}
@@ -69,13 +64,13 @@ class WeaveRec(LLMRanker):
         self.weave = self.merging.stage("weave", self.schemes[self.scheme], candidates)
         count = 1 + len(self.others)
         logger.info(
-            f"weave of {count} domains: {count} single-domain and {count * (count - 1) // 2} hybrid adapters serve all of them "
-            f"as targets; this run and its controls use {len(self.stages)}"
+            f"weave of {count} domains: with all of them as targets, there are {count} single-domain and "
+            f"{count * (count - 1) // 2} hybrid adapters; this run and its controls use {len(self.stages)}"
         )
         return [self.weave, *self.stages.values(), *self.retrieval()]
 
     def _adapters(self, scheme: str) -> dict[str, Stage]:
-        """The adapters that a scheme merges, by name; the target's own comes first."""
+        """The adapters that a scheme merges, by name; the target's is the first."""
         target = self.parts.domain
         if scheme == "data_merging":
             return {SCHEMES[scheme]: self._lora([target, *self.others])}
@@ -87,32 +82,20 @@ class WeaveRec(LLMRanker):
         return found
 
     def _lora(self, mixture: Iterable[Domain]) -> Stage:
-        """An adapter that depends on its domains alone, not on which of them is the target or what it is called here."""
+        """A stage that depends only on its domains, not on which of them is the target."""
         ordered = _in_order(mixture)
         name = "lora-" + "+".join(map(_plain, ordered))
         return self.adapter_training.stage(name[:120], ordered, of_each=True)
 
-    # -- rows ----------------------------------------------------------------------------------------------------------
-
     def adapters(self, results: Folders) -> dict[str, Path]:
-        merged = {"merged": self.merging.folder(results, self.weave)}
+        merged = {"merged": results.folder(self.weave) / "merged"}
         return merged | {name: results.folder(stage) for name, stage in self.stages.items()}
 
     def mixtures(self) -> dict[str, list[str]]:
         found = {SCHEMES[scheme]: list(self.schemes[scheme]) for scheme in self.controls if len(self.schemes[scheme]) > 1}
-        if self.merging.settings.method != "uniform":  # else it would repeat the model's own row
+        if self.merging.settings.method != "uniform":  # otherwise it is the model's own row
             found["uniform mix"] = list(self.schemes[self.scheme])
         return found
-
-    def load(self, cache: StageCache) -> None:
-        super().load(cache)
-        self.merge_report = self.merging.report(self.merging.folder(cache, self.weave))
-
-    def facts(self) -> Facts:
-        return replace(super().facts(), merge=self.merge_report)
-
-    def report(self, folder: Path) -> list[str]:
-        return self.merging.draw(folder, self.merge_report)
 
 
 def _in_order(mixture: Iterable[Domain]) -> list[Domain]:
@@ -120,5 +103,5 @@ def _in_order(mixture: Iterable[Domain]) -> list[Domain]:
 
 
 def _plain(domain: Domain) -> str:
-    """A domain's name where neither folders nor peft's modules take dots and slashes."""
+    """A domain's name without dots and slashes, which names of folders and of peft's modules must not contain."""
     return domain.name.replace(".", "_").replace("/", "-")

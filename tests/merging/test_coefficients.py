@@ -57,8 +57,8 @@ def test_fixed_by_list_and_by_name():
 @pytest.mark.parametrize(
     "weights, message",
     [
-        (None, "needs one of merge_weights"),
-        ([0.5], "needs one of merge_weights"),
+        (None, "give one weight for each of"),
+        ([0.5], "give one weight for each of"),
         ({"a": 1.0, "c": 0.0}, r"name \['a', 'c'\]"),
         ([1.5, -0.5], r"outside \[0, 1\].*merge_extrapolate"),
         ([float("nan"), 1.0], "finite"),

@@ -107,19 +107,19 @@ def test_folder_with_an_equals_sign_is_a_folder(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--merge=entropy"], "run a model with --merge=entropy"),
-        (["--merge=grid"], "run a model with --merge=grid"),
+        (["--merge=entropy"], "--model=LoRACocktail --merge=entropy"),
+        (["--merge=grid"], "--model=LoRACocktail --merge=grid"),
         (["--merge=tiess"], "did you mean 'ties'"),
-        (["--weights=[.5, .5]"], "--weights means nothing to --merge=uniform"),
-        (["--merge=orthogonal_residual", "--weights=[.5, .5]"], "--weights means nothing to --merge=orthogonal_residual"),
-        (["--merge=fixed", "--weights=[.5]"], "one of merge_weights for each"),
-        (["--merge=fixed"], "needs one of merge_weights"),
+        (["--weights=[.5, .5]"], "--weights has no effect with --merge=uniform"),
+        (["--merge=orthogonal_residual", "--weights=[.5, .5]"], "--weights has no effect with --merge=orthogonal_residual"),
+        (["--merge=fixed", "--weights=[.5]"], "give one weight for each of"),
+        (["--merge=fixed"], "give one weight for each of"),
         (["--merge=fixed", "--weights=[1.5, -.5]"], "merge_extrapolate"),
-        (["--merge=fixed", "--density=.5"], "--density means nothing to --merge=fixed"),
-        (["--merge=ties", "--seed=1"], "--seed means nothing to --merge=ties"),
-        (["--merge=ties", "--residual=.1"], "--residual means nothing"),
+        (["--merge=fixed", "--density=.5"], "--density has no effect with --merge=fixed"),
+        (["--merge=ties", "--seed=1"], "--seed has no effect with --merge=ties"),
+        (["--merge=ties", "--residual=.1"], "--residual has no effect"),
         (["--merge=ties", "--density=0"], "merge_density"),
-        (["--extrapolate"], "none are given"),
+        (["--extrapolate"], "no weights are given"),
         (["--compress_rank=0"], "at least 1"),
         (["--what=1"], "no option --what"),
         (["other"], "'other' is not of the form --key=value"),
@@ -158,7 +158,7 @@ def test_existing_folder_is_never_overwritten(adapters, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("keep")
-    assert "never overwritten" in failing(capsys, adapters, out)
+    assert "is not overwritten" in failing(capsys, adapters, out)
     assert [file.name for file in out.iterdir()] == ["mine"]
 
 

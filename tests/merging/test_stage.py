@@ -70,7 +70,7 @@ def test_registered_method_is_found(monkeypatch):
     monkeypatch.setattr(stage, "_METHODS", dict(stage._METHODS))
     method = merge_method("mine")(lambda problem: MergeResult(torch.ones(2), []))
     assert resolve("mine") is method
-    with pytest.raises(ValueError, match="'uniform' is there already"):
+    with pytest.raises(ValueError, match="'uniform' is already registered"):
         merge_method("uniform")(method)
 
 

@@ -743,7 +743,7 @@ def test_histories_are_cut_to_what_a_collaborative_model_of_shorter_ones_can_rea
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scorer": "label"}, "scorer: label reads a label, ALLMRec answers with a title; choose tree, prefix or naive"),
+        ({"scorer": "label"}, "scorer: label scores labels, but ALLMRec predicts titles; choose tree, prefix or naive"),
         ({"item_vectors": "joined"}, "item_vectors: 'joined' is unknown; choose joint, text or random"),
         ({"logits": "max"}, "logits: 'max' is neither sum"),
         ({"soft_prompt": "nosuch"}, "prompt: nosuch is not a key of `prompts`"),
