@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ from recbole_llm.store.stages import Folders, Stage, StageCache, Work
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
+
+_CODE = ("recbole_llm.model.laser_training", "recbole_llm.model.encoder")  # what the stages run besides this file
 
 
 class Laser(LLMEncoder):
@@ -79,18 +82,19 @@ class Laser(LLMEncoder):
             "tower": [self.tower_config.as_dict(), self._shares_the_space(self.cf.stage)],
             "seed": self.parts.seed,
         }
+        stage = partial(Stage, code=_CODE, with_imports=False)
         if self.init_run:
-            self.matrix_stage = Stage("item-matrix", reads | {"run": self.init_run.record["stages"]}, self._transfer, inputs)
+            self.matrix_stage = stage("item-matrix", reads | {"run": self.init_run.record["stages"]}, self._transfer, inputs)
             return [self.matrix_stage]
         config, valid = self.training_config, asdict(self.parts.validation)
         self.m_former: Stage | None = None
         if config.epochs["warmup"]:
             warm_up = {**reads, "training": config.of_phase("warmup")}
-            self.m_former = Stage("m-former", warm_up, lambda work: self._training(work).warm_up(work), inputs)
+            self.m_former = stage("m-former", warm_up, lambda work: self._training(work).warm_up(work), inputs)
             inputs = (self.m_former, *inputs)
         first, second = ({**reads, "valid": valid, "training": config.of_phase(phase)} for phase in ("phase1", "phase2"))
-        self.phase1 = Stage("phase-1", first, lambda work: self._training(work).phase1(self.m_former, work), inputs)
-        self.phase2 = Stage("phase-2", second, lambda work: self._training(work).phase2(self.phase1, work), (self.phase1,))
+        self.phase1 = stage("phase-1", first, lambda work: self._training(work).phase1(self.m_former, work), inputs)
+        self.phase2 = stage("phase-2", second, lambda work: self._training(work).phase2(self.phase1, work), (self.phase1,))
         return [self.phase2 if config.epochs["phase2"] else self.phase1]
 
     def _reader(self, results: Folders) -> TowerReader:

@@ -74,6 +74,7 @@ class Stage:
         build: writes the result into ``work.out``.
         inputs: stages whose results must be there first.
         code: modules whose code computes the result, besides the one that defines ``build``; what they import counts too.
+        with_imports: whether what that one imports counts too; False for a module that also defines other things.
     """
 
     name: str
@@ -81,12 +82,14 @@ class Stage:
     build: Callable[[Work], None] = field(compare=False)
     inputs: tuple[Stage, ...] = ()
     code: tuple[str, ...] = ()
+    with_imports: bool = True
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that the result depends on, the code included."""
         upstream = [stage.fingerprint for stage in self.inputs]
-        code = code_fingerprint(self.build.__module__, *self.code)
+        own = (self.build.__module__,)
+        code = code_fingerprint(*(own if self.with_imports else ()), *self.code, alone=() if self.with_imports else own)
         return fingerprint({"name": self.name, "depends": self.depends, "code": code, "inputs": upstream})
 
 

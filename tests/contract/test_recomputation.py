@@ -227,8 +227,6 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
     "a comment": (("llm.scoring", "total = logp", "# a comment\n        total = logp"), {}),
     "a docstring": (("llm.scoring", "Four strategies, one number.", "Four strategies."), {}),
 }
-LATER = {("Laser", "another sign in the scorer"), ("Laser", "the builtin LM")}
-"""Laser's phases are built in the file of the model, which imports these; they are to be moved."""
 
 
 @pytest.mark.parametrize("case", CODE)
@@ -236,8 +234,6 @@ LATER = {("Laser", "another sign in the scorer"), ("Laser", "the builtin LM")}
 def test_a_changed_line_recomputes_what_runs_it(
     name: str, case: str, trained: Callable[[str], Trained], edit: Callable[..., Path]
 ) -> None:
-    if (name, case) in LATER:
-        pytest.skip("not yet")
     run, (line, expected) = trained(name), CODE[case]
     edit(*line)
     _check(run.changed(), expected, name)
