@@ -145,7 +145,7 @@ def test_backbone_not_found_offline(path: str, parts: list[str], settings: dict[
 
 def test_prompt_that_cannot_fit(settings: dict[str, Any]) -> None:
     """Error with the lengths and the key to change."""
-    lengths = r"the prompt has \d+ tokens without any history, \d+ of them in its candidates; raise it"
+    lengths = r"the prompt has \d+ tokens without history, \d+ of them in its candidates; raise it"
     with pytest.raises(ValueError, match=f"max_prompt_tokens: 20 is too small, {lengths}"):
         run("TALLRec", settings, max_prompt_tokens=20, prompt="listwise", lora_train_mode="prefix")
 

@@ -33,7 +33,7 @@ from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
-_DRAWING_CODE = ("recbole_llm.data.candidates", "recbole_llm.data.negatives")
+_DRAWING_CODE = "recbole_llm.data.candidates"
 
 
 class CandidateRetriever(Protocol):
@@ -182,7 +182,7 @@ def _retrieved(
         logger.info(f"candidates ({phase}): retriever recall@{number + 1} is {recall:.1%}, the upper bound of any re-ranker")
         return items, found.sha256
 
-    code = code_fingerprint(*_DRAWING_CODE)
+    code = code_fingerprint(_DRAWING_CODE)
     identity = fingerprint([retrieve.identity, code, phase, number, seed, *(ids.tolist() for ids in in_file)])
     return CandidateSet(*in_file, identity, resolve)
 
@@ -210,7 +210,7 @@ def _stored(
         "item ids": fingerprint([histories.item_ids[item] for item in order]),
         "histories": _histories_fingerprint(users.tolist(), histories, phase, order),
         **drawn_from,
-        "code of the draw": code_fingerprint(*_DRAWING_CODE),
+        "code of the draw": code_fingerprint(_DRAWING_CODE),
     }
     user_ids, item_ids = histories.user_ids, histories.item_ids
     return load_or_draw(path, users, targets, user_ids, item_ids, draw_items, drawn_from, target_required=not retriever)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 
 import numpy as np
 import torch
 
-from recbole_llm.data import negatives
 from recbole_llm.data.items import title_key
 from recbole_llm.store.files import fingerprint
 
@@ -173,11 +173,10 @@ class _Catalogue:
             left[item in new] -= 1
             return True
 
-        blocks = self._blocks(rng, 2 * number)
-        return negatives.rejection(lambda missing: next(blocks, []), accept, number)
+        return list(islice(filter(accept, self._draws(rng, 2 * number)), number))
 
-    def _blocks(self, rng: np.random.Generator, size: int) -> Iterator[list[int]]:
-        """Blocks of draws with replacement, then all items in random order.
+    def _draws(self, rng: np.random.Generator, size: int) -> Iterator[int]:
+        """Draws with replacement in blocks of ``size``, then all items in random order.
 
         That order sorts exponential variates divided by the weights: weighted sampling without replacement.
         """
@@ -186,13 +185,13 @@ class _Catalogue:
                 places = rng.integers(len(self.order), size=size)
             else:
                 places = np.searchsorted(self.cumulative, rng.random(size), side="right")
-            yield self.order[places].tolist()
+            yield from self.order[places].tolist()
         times = rng.exponential(size=len(self.order))
         if self.weights is not None:
             with np.errstate(divide="ignore"):
                 times /= self.weights
         places = np.argsort(times, kind="stable")
-        yield self.order[places[np.isfinite(times[places])]].tolist()
+        yield from self.order[places[np.isfinite(times[places])]].tolist()
 
 
 def token_order(item_ids: Sequence[str]) -> list[int]:

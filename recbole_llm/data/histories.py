@@ -29,12 +29,6 @@ class Scenario:
     tested: frozenset[int] | None = None
     new_share: float = 0.0
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all attributes."""
-        tested = None if self.tested is None else sorted(self.tested)
-        return fingerprint([self.label, sorted(self.untrained), sorted(self.new), tested, self.new_share])
-
 
 @dataclass(frozen=True)
 class Histories:
@@ -59,7 +53,8 @@ class Histories:
         for items in self.items:
             digest.update(len(items).to_bytes(8, "little") + items.astype("<i8").tobytes())
         if self.scenario.label:
-            digest.update(self.scenario.fingerprint.encode())
+            values = vars(self.scenario).items()
+            digest.update(fingerprint({k: sorted(v) if isinstance(v, frozenset) else v for k, v in values}).encode())
         return digest.hexdigest()
 
     def train(self, user: int) -> np.ndarray:

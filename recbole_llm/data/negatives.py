@@ -1,29 +1,10 @@
-"""Negative items by rejection sampling, for candidate sets, list-wise training prompts and pairwise losses."""
+"""Negative items of training by rejection sampling, for list-wise prompts and pairwise losses."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import numpy as np
 
 TRIES = 100  # draws of `one` before it accepts an item that is taken
-
-
-def rejection(draw: Callable[[int], Sequence[int]], accept: Callable[[int], bool], number: int) -> list[int]:
-    """The first ``number`` draws that are accepted; fewer if the draws end before.
-
-    Args:
-        draw: takes the number of items still missing and returns the next draws; an empty sequence ends the search.
-        accept: called once for each draw, in order. It must remember what it accepted if items must be distinct.
-    """
-    found: list[int] = []
-    while len(found) < number and len(drawn := draw(number - len(found))):
-        for item in drawn:
-            if accept(item):
-                found.append(item)
-                if len(found) == number:
-                    break
-    return found
 
 
 def sample(rng: np.random.Generator, pool: np.ndarray, taken: set[int], number: int) -> list[int]:
@@ -40,14 +21,14 @@ def sample(rng: np.random.Generator, pool: np.ndarray, taken: set[int], number: 
     """
     if len(pool) - len(taken) < number and (left := _left(pool, taken)) < number:
         raise ValueError(f"cannot sample {number} items, {left} of {len(pool)} are left")
+    found: list[int] = []
     seen = set(taken)
-
-    def accept(item: int) -> bool:
-        new = item not in seen
-        seen.add(item)
-        return new
-
-    return rejection(lambda missing: pool[rng.integers(len(pool), size=missing)].tolist(), accept, number)
+    while len(found) < number:
+        for item in pool[rng.integers(len(pool), size=number - len(found))].tolist():
+            if item not in seen:
+                seen.add(item)
+                found.append(item)
+    return found
 
 
 def with_target(rng: np.random.Generator, target: int, taken: set[int], pool: np.ndarray, number: int) -> list[int]:
