@@ -145,7 +145,7 @@ def test_backbone_not_found_offline(path: str, parts: list[str], settings: dict[
 
 def test_prompt_that_cannot_fit(settings: dict[str, Any]) -> None:
     """Error with the lengths and the key to change."""
-    lengths = r"the prompt has \d+ tokens without any history, \d+ of them in its candidates; raise it"
+    lengths = r"the prompt has \d+ tokens without history, \d+ of them in its candidates; raise it"
     with pytest.raises(ValueError, match=f"max_prompt_tokens: 20 is too small, {lengths}"):
         run("TALLRec", settings, max_prompt_tokens=20, prompt="listwise", lora_train_mode="prefix")
 
@@ -175,13 +175,13 @@ def test_damaged_checkpoint(settings: dict[str, Any]) -> None:
 
 
 def test_damaged_candidate_file(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    """Our own is named and drawn anew; a user's is an error that names the line."""
+    """Our own is named and regenerated; a user's is an error that names the line."""
     _, before = run("Pop", settings)
     (file,) = Path(settings["checkpoint_dir"]).glob("candidates/*test*.candidates")
     whole = file.read_text()
     file.write_text(whole[:-100])
     _, after = run("Pop", settings)
-    assert f"{file.name} is drawn anew" in caplog.text
+    assert f"{file.name} is regenerated" in caplog.text
     assert after["candidates_sha256"] == before["candidates_sha256"] and after["ranks"] == before["ranks"]
 
     Path("mine.tsv").write_text(whole.replace("\ti1", "\tx1", 1))

@@ -1,12 +1,12 @@
-"""The candidate sets of a run: which users are evaluated, on which candidates; the same for every model.
+"""The candidate sets of a run: the evaluation users and their candidates; the same for every model.
 
 ======================  ============================================================================
 ``candidates.source``   where the candidates come from
 ======================  ============================================================================
-``uniform``             drawn, every item equally likely
-``popularity``          drawn, an item as likely as its share of the training interactions
-``retriever``           the retriever's top items; a target that is not among them is missed
-``file``                files of the user's own
+``uniform``             sampled uniformly
+``popularity``          sampled in proportion to the training interactions of an item
+``retriever``           the retriever's top items; a target that is not among them counts as missed
+``file``                the user's files
 ======================  ============================================================================
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from recbole_llm.data import scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
-from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
+from recbole_llm.data.candidates import CandidateSet, draw, in_random_order, token_order
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.items import title_key
 from recbole_llm.store.code import code_fingerprint
@@ -33,15 +33,15 @@ from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
-_DRAWING_CODE = ("recbole_llm.data.candidates", "recbole_llm.data.negatives")
+_DRAWING_CODE = "recbole_llm.data.candidates"
 
 
 class CandidateRetriever(Protocol):
     """What ``source: retriever`` needs of a retriever.
 
     Attributes:
-        identity: name of the model and fingerprint of its stage, with a hyphen between them.
-        stage: what trains it. Its result has to be there when the items of a set are first read.
+        identity: name of the model and fingerprint of its stage, joined by a hyphen.
+        stage: the stage that trains it. It must have run before the items of a set are first read.
     """
 
     @property
@@ -60,15 +60,14 @@ class CandidateRetriever(Protocol):
 def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | None = None) -> dict[str, CandidateSet]:
     """The sets of the phases in ``config["candidate_phases"]``, reduced to ``config["eval_users"]`` users.
 
-    With ``source: retriever`` users, targets and identity are known at once; ``items`` and ``sha256`` are read from the file,
-    or asked of the retriever, when one of them is first used.
+    With ``source: retriever``, ``items`` and ``sha256`` are resolved on first use; the retriever must be trained by then.
 
     Args:
-        dataset: of this run, not yet split, or any of its splits.
-        retrieve: the retriever, where ``config["candidates"]["source"]`` asks for one.
+        dataset: the dataset of this run, not yet split, or any of its splits.
+        retrieve: the retriever; needed with ``source: retriever``.
 
     Raises:
-        FileNotFoundError: ``source: file`` names a file that is not there.
+        FileNotFoundError: ``source: file`` names a file that does not exist.
         ValueError: an unknown source, a file that does not fit the dataset, too few items or users, or a full ranking across
             the two catalogues of ``train_dataset``.
     """
@@ -96,8 +95,8 @@ def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRet
         return _logged(_from_file(settings["file"], phase, users, targets, histories), phase)
     if histories.scenario.new and source in ("retriever", "popularity"):
         raise ValueError(
-            f"candidates: source {source} draws by what training knows, which is nothing of the items that "
-            f"{scenarios.active(config)} holds out; choose uniform, or file"
+            f"candidates: source {source} depends on training interactions, and the items that "
+            f"{scenarios.active(config)} holds out have none; choose uniform, or file"
         )
     if source == "retriever":
         if retrieve is None:
@@ -114,13 +113,10 @@ def _logged(found: CandidateSet, phase: str) -> CandidateSet:
 
 
 def _sampled(candidates: CandidateSet, number: int | None, seed: int) -> CandidateSet:
-    """A seeded choice of users; the same for every model, since it depends on the order of the file alone."""
+    """A random sample of users; it depends on the seed and the order of the file alone."""
     if number is None or number >= len(candidates.users):
         return candidates
     return candidates.subset(torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(candidates.users))[:number])))
-
-
-# -- sources -----------------------------------------------------------------------------------------------------------
 
 
 def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories) -> CandidateSet:
@@ -130,12 +126,12 @@ def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets:
     covered = torch.isin(users, found.users)
     if not covered.any():
         raise ValueError(f"candidates: {files[phase]} has no user of this dataset's {phase} split")
-    found.lookup(users[covered], targets[covered])  # raises where the file means other targets
+    found.lookup(users[covered], targets[covered])  # raises if the file has other targets
     return found
 
 
 def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any) -> CandidateSet:
-    """What is excluded is what is known at that phase: no test label touches validation."""
+    """Negatives exclude only the items known at that phase, so no test label affects validation."""
     histories, titles = dataset.histories, dataset.catalogue_titles
     source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
     scenario = histories.scenario
@@ -157,7 +153,7 @@ def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any
             new_number=new_number,
         )
 
-    order = _token_order(histories.item_ids)
+    order = token_order(histories.item_ids)
     drawn_from = {
         "titles": fingerprint([title_key(titles[item]) for item in order]),
         "popularity": "" if weights is None else fingerprint(weights[order].tolist()),
@@ -169,7 +165,7 @@ def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any
 def _retrieved(
     config: Any, phase: str, users: Tensor, targets: Tensor, histories: Histories, retrieve: CandidateRetriever
 ) -> CandidateSet:
-    """The retriever's top ``num_negatives + 1`` of each user, in an order drawn by the seed."""
+    """The retriever's top ``num_negatives + 1`` items of each user, shuffled by the seed."""
     number, seed = config["candidates"]["num_negatives"], config["candidates"]["seed"]
     order = torch.tensor(sorted(range(len(users)), key=lambda row: histories.user_ids[int(users[row])]))  # [N], as in the file
     in_file = users[order], targets[order]  # [N], [N]
@@ -182,18 +178,13 @@ def _retrieved(
         origin = {"retriever": retrieve.identity}
         found = _logged(_stored(config, phase, users, targets, histories, draw_items, origin, retrieve.identity), phase)
         items = found.lookup(*in_file)  # [N, C]
-        inside = (items == in_file[1][:, None]).any(1).float().mean()
-        logger.info(
-            f"candidates ({phase}): {inside:.1%} of the targets are among the top {number + 1}; no re-ranker can hit more"
-        )
+        recall = (items == in_file[1][:, None]).any(1).float().mean()
+        logger.info(f"candidates ({phase}): retriever recall@{number + 1} is {recall:.1%}, the upper bound of any re-ranker")
         return items, found.sha256
 
-    code = code_fingerprint(*_DRAWING_CODE)
+    code = code_fingerprint(_DRAWING_CODE)
     identity = fingerprint([retrieve.identity, code, phase, number, seed, *(ids.tolist() for ids in in_file)])
     return CandidateSet(*in_file, identity, resolve)
-
-
-# -- files that are checked against what they were drawn from ----------------------------------------------------------
 
 
 def _stored(
@@ -206,39 +197,27 @@ def _stored(
     drawn_from: Mapping[str, str],
     retriever: str = "",
 ) -> CandidateSet:
-    """The set in the file of this source; what it depends on is compared by token, so internal ids do not matter."""
+    """The set in the file of this source. Its dependencies are compared by token, so internal ids do not matter."""
     source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
+    dataset, scenario, folder = config["dataset"], histories.scenario.label, Path(config["checkpoint_dir"]) / "candidates"
     if retriever:
         name, _, digest = retriever.rpartition("-")
         source = f"{name}-{digest[:8]}-"
-    path = candidate_path(
-        Path(config["checkpoint_dir"]) / "candidates",
-        dataset=config["dataset"],
-        split=phase,
-        source=source,
-        number=number,
-        seed=seed,
-        scenario=histories.scenario.label,
-    )
-    order = _token_order(histories.item_ids)
+    path = candidate_path(folder, dataset=dataset, split=phase, source=source, number=number, seed=seed, scenario=scenario)
+    order = token_order(histories.item_ids)
     drawn_from = {
-        "settings": fingerprint([source, number, seed, phase, histories.scenario.label]),
+        "settings": fingerprint([source, number, seed, phase, scenario]),
         "item ids": fingerprint([histories.item_ids[item] for item in order]),
         "histories": _histories_fingerprint(users.tolist(), histories, phase, order),
         **drawn_from,
-        "code of the draw": code_fingerprint(*_DRAWING_CODE),
+        "code of the draw": code_fingerprint(_DRAWING_CODE),
     }
     user_ids, item_ids = histories.user_ids, histories.item_ids
     return load_or_draw(path, users, targets, user_ids, item_ids, draw_items, drawn_from, target_required=not retriever)
 
 
-def _token_order(item_ids: list[str]) -> list[int]:
-    """Internal item ids in the order of their tokens, without padding."""
-    return sorted(range(1, len(item_ids)), key=item_ids.__getitem__)
-
-
 def _histories_fingerprint(users: Iterable[int], histories: Histories, phase: str, order: list[int]) -> str:
-    """SHA-256 of users, targets and the set of items that each user is known to have at a phase."""
+    """SHA-256 of users, targets and the set of each user's items before the target."""
     place = np.zeros(len(order) + 1, dtype="<i8")
     place[order] = np.arange(1, len(order) + 1)
     digest = sha256()

@@ -1,8 +1,7 @@
-"""Candidates of a user: drawn by nothing but (seed, split, user, target) and the catalogue, and looked up by every model.
+"""Candidates of a user, drawn from (seed, split, user, target) and the catalogue alone.
 
-The draw depends neither on the model nor on batches, workers, the order of evaluation or the internal ids that RecBole
-happens to give. RecBole's own samplers use the global generator, so that its negatives change with the number of training
-epochs, repeat, and may be history items.
+The draw is independent of the model, batches, workers, the order of evaluation and internal ids. RecBole's samplers use the
+global generator: their negatives change with the number of training epochs, repeat, and may be history items.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 
 import numpy as np
 import torch
 
-from recbole_llm.data import negatives
 from recbole_llm.data.items import title_key
 from recbole_llm.store.files import fingerprint
 
-_BLOCKS = 8  # of random draws, before every item left is put in random order
+_BLOCKS = 8  # blocks of random draws before the rest of the catalogue is shuffled
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +29,7 @@ class CandidateSet:
         users: LongTensor[N].
         targets: LongTensor[N].
         identity: what a stage may depend on. It is known before the candidates are, which may need a trained retriever.
-        resolve: gives ``items`` and ``sha256``; called once, when the first of them is read.
+        resolve: returns ``items`` and ``sha256``; called once, on first use.
     """
 
     users: torch.Tensor
@@ -40,17 +39,17 @@ class CandidateSet:
 
     @classmethod
     def of(cls, users: torch.Tensor, targets: torch.Tensor, items: torch.Tensor, digest: str) -> CandidateSet:
-        """A set whose items [N, C] are known; the SHA-256 of their file is its identity."""
+        """A set with known items [N, C]; its identity is the SHA-256 of their file."""
         return cls(users, targets, digest, lambda: (items, digest))
 
     @property
     def items(self) -> torch.Tensor:
-        """LongTensor[N, C], in which the target stands at a random slot."""
+        """LongTensor[N, C], with the target at a random slot."""
         return self._resolved[0]
 
     @property
     def sha256(self) -> str:
-        """Of the bytes of the file, in hexadecimal digits; that of the whole file for a :meth:`subset`."""
+        """SHA-256 (hex) of the file, for a :meth:`subset` of the whole file."""
         return self._resolved[1]
 
     @cached_property
@@ -58,7 +57,7 @@ class CandidateSet:
         return self.resolve()
 
     def subset(self, rows: torch.Tensor) -> CandidateSet:
-        """The pairs at ``rows`` [M], with an identity of their own."""
+        """The pairs at ``rows`` [M], with a new identity."""
         identity = fingerprint([self.identity, rows.tolist()])
         return CandidateSet(self.users[rows], self.targets[rows], identity, lambda: (self.items[rows], self.sha256))
 
@@ -76,8 +75,7 @@ class CandidateSet:
             first = int(missing[0])
             raise ValueError(
                 f"candidates: {len(missing)} of {len(wanted)} users have none for their target, the first is user "
-                f"{int(users[first])} with item {int(targets[first])} (internal ids); is the file of another split or "
-                "data set?"
+                f"{users[first]} with item {targets[first]} (internal ids); is the file of another split or dataset?"
             )
         return self.items[rows[places]].to(users.device)  # [B, C]
 
@@ -108,19 +106,18 @@ def draw(
     new: Collection[int] = frozenset(),
     new_number: int = 0,
 ) -> torch.Tensor:
-    """Draw ``number`` negatives for each of N targets and put the target among them: LongTensor[N, number + 1].
+    """Draw ``number`` negatives for each of N targets and insert the target: LongTensor[N, number + 1].
 
-    A row has unique ids and unique titles, and nothing of ``exclude`` but the target itself, for which each slot is
-    equally likely.
+    A row has unique ids and unique titles, and no item of ``exclude`` but the target, whose slot is uniformly random.
 
     Args:
         users: N user tokens.
         targets: N internal item ids.
-        exclude: N collections of internal item ids, the user's known history. Only what is known at ``split`` may stand
-            in it: training items at validation, training and validation items at test.
+        exclude: N collections of internal item ids, the history known at ``split``: training items at validation, training
+            and validation items at test.
         titles: clean title by internal item id.
         item_ids: item token by internal id; entry 0 is the padding item, which is never drawn.
-        weights: chance of each item by internal id (popularity); None for equal chances.
+        weights: weight of each item by internal id (popularity); None for a uniform draw.
         new: items of which exactly ``new_number`` are drawn.
 
     Raises:
@@ -139,20 +136,20 @@ def draw(
         if len(others) < number:
             raise ValueError(
                 f"candidates.num_negatives: {number} is too large, user {user!r} has only {len(others)} items left to draw "
-                f"({len(item_ids) - 1} items, {len(known)} of them in the history, titles taken once)"
+                f"({len(item_ids) - 1} items, {len(known)} of them in the history, each title at most once)"
                 + (f"; {new_number} of them from {len(new)} held-out items, the others from the rest" if new else "")
             )
-        if new_number:  # the scarcer kind is found later: a new item at an early slot would likely be the target
+        if new_number:  # the scarcer kind is drawn later, so the order would reveal a target of that kind
             others = rng.permutation(others).tolist()
         row[:] = [*others[:slot], target, *others[slot:]]
     return torch.from_numpy(rows)
 
 
 class _Catalogue:
-    """The items in the order of their tokens, to draw from without repeating an item or a title."""
+    """Samples items without repeating an item or a title, independently of internal ids."""
 
     def __init__(self, titles: Sequence[str], item_ids: Sequence[str], weights: np.ndarray | None) -> None:
-        self.order = np.array(sorted(range(1, len(item_ids)), key=item_ids.__getitem__), dtype=np.int64)
+        self.order = np.array(token_order(item_ids), dtype=np.int64)
         groups: dict[str, int] = {}
         self.groups = [groups.setdefault(title_key(title) or f"\t{item}", item) for item, title in enumerate(titles)]
         self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)[self.order]
@@ -165,7 +162,7 @@ class _Catalogue:
     def draw(
         self, rng: np.random.Generator, wanted: Mapping[bool, int], target: int, known: frozenset[int], new: Collection[int]
     ) -> list[int]:
-        """At most ``wanted[True]`` items of ``new`` and ``wanted[False]`` others; less only if there are no more."""
+        """Draw ``wanted[True]`` items of ``new`` and ``wanted[False]`` others; fewer only if no more are left."""
         taken = {self.groups[target]}
         left, number = dict(wanted), sum(wanted.values())
 
@@ -176,32 +173,33 @@ class _Catalogue:
             left[item in new] -= 1
             return True
 
-        blocks = self._blocks(rng, 2 * number)
-        return negatives.rejection(lambda missing: next(blocks, []), accept, number)
+        return list(islice(filter(accept, self._draws(rng, 2 * number)), number))
 
-    def _blocks(self, rng: np.random.Generator, size: int) -> Iterator[list[int]]:
-        """Draws with replacement, of which the first one of an item counts, and at last every item in random order.
+    def _draws(self, rng: np.random.Generator, size: int) -> Iterator[int]:
+        """Draws with replacement in blocks of ``size``, then all items in random order.
 
-        That order is by exponential times over weights: a draw without replacement, proportional to the weights.
+        That order sorts exponential variates divided by the weights: weighted sampling without replacement.
         """
         for _ in range(_BLOCKS):
             if self.weights is None:
                 places = rng.integers(len(self.order), size=size)
             else:
                 places = np.searchsorted(self.cumulative, rng.random(size), side="right")
-            yield self.order[places].tolist()
+            yield from self.order[places].tolist()
         times = rng.exponential(size=len(self.order))
         if self.weights is not None:
             with np.errstate(divide="ignore"):
                 times /= self.weights
         places = np.argsort(times, kind="stable")
-        yield self.order[places[np.isfinite(times[places])]].tolist()
+        yield from self.order[places[np.isfinite(times[places])]].tolist()
+
+
+def token_order(item_ids: Sequence[str]) -> list[int]:
+    """Internal item ids in the order of their tokens, without padding."""
+    return sorted(range(1, len(item_ids)), key=item_ids.__getitem__)
 
 
 def in_random_order(ranked: Sequence[Sequence[int]], seed: int) -> torch.Tensor:
-    """A retriever's items of N users, best first, as LongTensor[N, C] in an order that ``seed`` draws.
-
-    A list-wise prompt would otherwise show the retriever's ranking.
-    """
+    """Shuffle each of N ranked lists by ``seed``, so that prompts do not show the ranking: LongTensor[N, C]."""
     rng = np.random.default_rng(seed)
     return torch.tensor([rng.permutation(row).tolist() for row in ranked])

@@ -1,4 +1,4 @@
-"""RecBole's datasets with true time order, item texts, whole histories and a download that ends well.
+"""RecBole's datasets with exact time order, item texts, whole histories and a reliable download.
 
 :class:`RankedTime` extends any RecBole dataset class: ``dataset.SequentialDataset`` is RecBole's class of that name, extended.
 """
@@ -19,22 +19,20 @@ from recbole_llm.data import scenarios
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, first_column
 
-_PACKAGED = "ml-100k"  # ships inside the recbole wheel
-
 
 class RankedTime:
-    """Mixin for a RecBole dataset class; see the module."""
+    """Mixin for a RecBole dataset class."""
 
     scenario = Scenario()
 
     def _data_processing(self: Any) -> None:
-        """After RecBole's filters and its numbering of tokens, the scenario's cut: ids stay as they were."""
+        """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
         super()._data_processing()  # type: ignore[misc]
         if scenarios.active(self.config):
             order = self._order
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
-            kept, self.scenario = scenarios.hold_out(self.config, users, items, *self._tokens)
-            self.inter_feat = self.inter_feat.iloc[order[kept]].reset_index(drop=True)
+            rows, self.scenario = scenarios.hold_out(self.config, users, items, *self._tokens)
+            self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
 
     def build(self: Any) -> Any:
         self._rank_time()
@@ -42,14 +40,14 @@ class RankedTime:
         if self.scenario.label:
             histories = self.histories
             trained = [user for user in range(self.user_num) if user not in self.scenario.untrained]
-            asked = (histories.evaluated(phase) for phase in ("valid", "test"))
-            for split, users in zip(splits, (trained, *asked), strict=True):
+            evaluated = (histories.evaluated(phase) for phase in ("valid", "test"))
+            for split, users in zip(splits, (trained, *evaluated), strict=True):
                 rows = np.isin(split.inter_feat[self.uid_field].numpy(), users)
                 split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
         return splits
 
     def _rank_time(self: Any) -> None:
-        """Replace timestamps by their dense rank: float32 keeps 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
+        """Replace timestamps by their dense rank: float32 has 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
         if leaves_one_out(self.config):
             self.inter_feat[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
 
@@ -64,7 +62,7 @@ class RankedTime:
 
     @cached_property
     def histories(self: Any) -> Histories:
-        """Whole histories; first asked for before :meth:`build`, and carried over to the splits."""
+        """Whole histories; must be read first before :meth:`build`, whose splits copy them."""
         frame, order = self.inter_feat, self._order
         users = frame[self.uid_field].to_numpy()[order]
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
@@ -75,42 +73,37 @@ class RankedTime:
 
     @property
     def _order(self: Any) -> np.ndarray:
-        """Rows by user, then in time order; those of one moment in the order of the file."""
+        """Rows by user, then in time order; equal times in the order of the file."""
         return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
 
     @property
     def _tokens(self: Any) -> tuple[list[str], list[str]]:
-        """Users and items by internal id."""
-        user_ids, item_ids = (list(map(str, self.field2id_token[field])) for field in (self.uid_field, self.iid_field))
-        return user_ids, item_ids
+        """Tokens of users and items by internal id."""
+        return list(map(str, self.field2id_token[self.uid_field])), list(map(str, self.field2id_token[self.iid_field]))
 
     @cached_property
     def item_texts(self: Any) -> ItemTexts:
-        """Texts of the catalogue by internal item id, read from the ``.item`` file by ourselves."""
+        """Texts of the catalogue by internal item id, read from the ``.item`` file without RecBole."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         return ItemTexts.read(
             path,
-            item_ids=list(map(str, self.field2id_token[self.iid_field])),
+            item_ids=self._tokens[1],
             id_field=self.iid_field,
             title_field=first_column(path, self.config["title_field"]),
-            year_field=self.config["year_field"],
-            brand_field=self.config["brand_field"],
-            category_field=self.config["category_field"],
-            article_suffix=self.config["article_suffix"],
-            no_value=self.config["no_value"],
+            **{key: self.config[key] for key in ("year_field", "brand_field", "category_field", "article_suffix", "no_value")},
         )
 
     @cached_property
     def catalogue_titles(self: Any) -> list[str]:
-        """Titles to keep candidates apart; item tokens where the dataset has no titles (classical models need none)."""
+        """Titles by which candidates are unique; item tokens if the dataset has no titles, which classical models accept."""
         try:
             return self.item_texts.titles
         except (FileNotFoundError, ValueError) as error:
-            getLogger().info(f"candidates are told apart by item id: {error}")
-            return list(map(str, self.field2id_token[self.iid_field]))
+            getLogger().info(f"candidates are unique by item id, not by title: {error}")
+            return self._tokens[1]
 
     def _download(self: Any) -> None:
-        """RecBole's download without its faults: a question on standard input, a barrier that no process group answers."""
+        """RecBole's download, without its prompt on standard input and its barrier, which needs a process group."""
         from recbole.utils.url import download_url, extract_zip, rename_atomic_files
 
         folder = Path(self.dataset_path)
@@ -119,7 +112,7 @@ class RankedTime:
         except ValueError as error:
             raise FileNotFoundError(_advice(self.dataset_name, folder, "RecBole knows no download of that name")) from error
         partial = folder.with_name(f".{folder.name}.download")
-        shutil.rmtree(partial, ignore_errors=True)  # RecBole would take half an archive, left by a kill, for the whole
+        shutil.rmtree(partial, ignore_errors=True)  # RecBole would reuse an incomplete archive
         getLogger().info(f"downloading [{self.dataset_name}] from [{url}]")
         try:
             archive = Path(download_url(url, str(partial)))
@@ -142,17 +135,18 @@ class RankedTime:
 def _advice(name: str, folder: Path, reason: str) -> str:
     return (
         f"--dataset={name}: {reason}. Put the atomic files {name}.inter (user_id:token, item_id:token, timestamp:float) and "
-        f"{name}.item (item_id:token and a title) into {folder.absolute()}, or point --data_path at the folder that holds "
-        f"{name}/. --dataset={_PACKAGED} comes with RecBole and needs no download."
+        f"{name}.item (item_id:token and a title) into {folder.absolute()}, or set --data_path to the folder that contains "
+        f"{name}/. --dataset=ml-100k comes with RecBole and needs no download."
     )
 
 
 def leaves_one_out(config: Any) -> bool:
+    """Whether the last items of each user, in time order, are the validation and test targets."""
     return config["eval_args"]["order"] == "TO" and "LS" in config["eval_args"]["split"]
 
 
 def __getattr__(name: str) -> type:
-    """RecBole's dataset class of that name, extended; checkpoints that hold a dataset (DIN) find its class here."""
+    """RecBole's dataset class of that name, extended; unpickling a checkpoint with a dataset (DIN) needs it here."""
     import recbole.data.dataset as classes
 
     if name.startswith("_") or not hasattr(classes, name):

@@ -1,8 +1,7 @@
 """Domains: catalogues with training histories, and the mixtures of them that an LM or an adapter is trained on.
 
-A domain is another RecBole dataset, or a view of the target by its category field where no other dataset is at hand.
-Nothing but the training split of any of them is ever trained on. Users and items of two domains need not overlap; where they do,
-the log says so.
+A domain is another RecBole dataset, or a view of the target dataset by category if no other dataset is given. Only training
+splits are trained on. The log reports users and items that two domains share.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ logger = getLogger()
 
 @dataclass(frozen=True)
 class Domain:
-    """One catalogue with what its users did in the training split.
+    """One catalogue with the training histories of its users.
 
     Attributes:
         name: dataset name, or ``<dataset>/<category>`` for a view.
         items: texts by internal item id.
-        histories: internal item ids in time order, one array a user, validation and test items left out.
-        noun, verb: how prompts call an item and what users do with it ("movie", "watched").
+        histories: internal item ids in time order, one array per user, without validation and test items.
+        noun, verb: the words of prompts for an item and for an interaction ("movie", "watched").
     """
 
     name: str
@@ -52,7 +51,7 @@ class Domain:
 
     @cached_property
     def trained_items(self) -> np.ndarray:
-        """Internal ids of the items that occur in the training split, in their order."""
+        """Sorted internal ids of the items that occur in the training split."""
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.histories]))
 
 
@@ -71,18 +70,16 @@ class TrainingExample(NamedTuple):
 
 
 def of_dataset(config: Any, dataset: Any) -> Domain:
-    """The domain of a RecBole dataset: its training split, every user but the padding one."""
-    histories = dataset.histories
-    users = range(1, len(histories.items))
-    rows = [histories.train(user) for user in users]
+    """The domain of a RecBole dataset: the training split of every user but the padding one."""
+    rows = [dataset.histories.train(user) for user in range(1, len(dataset.histories.items))]
     return Domain(config["dataset"], dataset.item_texts, rows, config["noun"], config["verb"])
 
 
 def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
-    """Other datasets as domains, each with its own property file, under the data path of this run.
+    """Other datasets as domains, each with its property file, under the data path of this run.
 
     Args:
-        target: what this run is about; the log says what each of the others shares with it.
+        target: the dataset of this run; the log says what the others share with it.
 
     Raises:
         FileNotFoundError: a dataset is not on disk; the message says which files are expected where.
@@ -98,57 +95,55 @@ def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) ->
 
 
 def _report_overlap(target: Domain, histories: Histories, other: Domain, theirs: Histories) -> None:
-    """Say what another domain has in common with the target, by user ids and titles; nothing of it is used."""
+    """Log which user ids and titles another domain shares with the target."""
     ours, known = set(map(title_key, target.items.titles[1:])), [title_key(title) for title in other.items.titles]
     users = set(histories.user_ids[1:]).intersection(theirs.user_ids[1:])
     logger.info(
         f"domain {other.name}: {len(other.histories)} users, {len(known) - 1} items, {sum(map(len, other.histories))} training "
         f"interactions; in common with {target.name}: {len(ours.intersection(known[1:]))} titles, {len(users)} user ids"
     )
-    ids, asked = {token: user for user, token in enumerate(theirs.user_ids)}, 0
+    ids, leaked = {token: user for user, token in enumerate(theirs.user_ids)}, 0
     for user in histories.evaluated("test").tolist():
         if (token := histories.user_ids[user]) in users:
             held_out = title_key(target.items.titles[histories.target(user, "test")])
-            asked += held_out in {known[item] for item in theirs.train(ids[token]).tolist()}
-    if asked:
+            leaked += held_out in {known[item] for item in theirs.train(ids[token]).tolist()}
+    if leaked:
         logger.warning(
-            f"domain {other.name}: of {asked} users of {target.name} the test item stands in its training data, by user id and "
+            f"domain {other.name}: its training data contains the test item of {leaked} users of {target.name}, by user id and "
             "title; if these ids are the same people, leave this domain out"
         )
 
 
 def named_or_views(key: str, config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
-    """The datasets that ``config[key]`` names, or :func:`views` of the target where it names none.
+    """The datasets that ``config[key]`` names, or :func:`views` of the target if it names none.
 
     Raises:
-        ValueError: a name is given twice, or is the target's; or as :func:`views`.
+        ValueError: a name is given twice or is that of the target; or as :func:`views`.
         FileNotFoundError: as :func:`load`.
     """
     for name, times in Counter([target[0].name, *config[key]]).items():
         if times > 1:
-            raise ValueError(f"{key}: {name} is there {times} times, --dataset included; name each domain once")
+            raise ValueError(f"{key}: {name} occurs {times} times, --dataset included; name each domain once")
     if config[key]:
         return load(config[key], config, target)
-    domain = target[0]
-    found = views(
-        domain,
+    field, least, most = (
         config["domain_field"] or config["category_field"],
-        at_least=config["domain_min_users"],
-        at_most=config["domain_max_views"],
-        key=key,
+        config["domain_min_users"],
+        config["domain_max_views"],
     )
-    logger.info(
-        f"{key}: none given; {len(found)} views of {domain.name} by category stand in: "
-        f"{', '.join(view.name.split('/')[-1] for view in found)}"
-    )
+    found = views(target[0], field, at_least=least, at_most=most, key=key)
+    names = ", ".join(view.name.split("/")[-1] for view in found)
+    logger.info(f"{key}: none given; using {len(found)} views of {target[0].name} by category: {names}")
     return found
 
 
 def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key: str) -> list[Domain]:
     """Views of a domain, one for each of its most frequent categories: histories reduced to items of that category.
 
-    They stand in for other datasets where ``key`` names none. A category counts when at least ``at_least`` users have two
-    or more of its items; the ``at_most`` largest are taken.
+    Uses the ``at_most`` largest categories of which at least ``at_least`` users have two or more items.
+
+    Args:
+        key: the key that names no other datasets, for error messages.
 
     Raises:
         ValueError: no category field, one that the ``.item`` file lacks, or no category with enough users.
@@ -156,7 +151,7 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
     remedy = f"--{key}=\"['OTHER_DATASET']\""
     if field is None:
         raise ValueError(
-            f"{key}: none given, and {domain.name} has no category_field to cut views from; "
+            f"{key}: none given, and {domain.name} has no category_field for views; "
             f"give {remedy} or --category_field=COLUMN of the .item file"
         )
     if field not in domain.items.fields:
@@ -166,8 +161,8 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
     found = []
     for category, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
         inside = np.array([category in entry for entry in categories])
-        histories = [kept for history in domain.histories if len(kept := history[inside[history]]) >= 2]
-        # a category that nearly everything belongs to is the target again, not another domain
+        histories = [rest for history in domain.histories if len(rest := history[inside[history]]) >= 2]
+        # a category of nearly all items equals the target
         if len(histories) >= at_least and inside[1:].mean() < 0.9:
             found.append(Domain(f"{domain.name}/{category}", domain.items, histories, domain.noun, domain.verb))
         if len(found) == at_most:
@@ -180,7 +175,7 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
 
 
 def united(domains: Sequence[Domain]) -> tuple[list[str], list[np.ndarray]]:
-    """Names by item and training histories of several domains under one numbering, each domain's after the one before."""
+    """Names by item and training histories of several domains, whose items are numbered consecutively."""
     names: list[str] = []
     histories: list[np.ndarray] = []
     for domain in domains:
@@ -202,35 +197,26 @@ def training_examples(
 
     Args:
         window: None gives every prefix of every history (RecBole's samples). A number gives examples for whole-sequence
-            training: they end where the history ends and step back by ``window``, so that each item is a target once.
+            training: their ends step back from the end of the history by ``window``, so that each item is a target once.
         samples: at most this many examples, drawn without replacement; None takes all.
-        of_each: ``samples`` is meant for each domain, whose draw is the same in every mixture.
-        positions: ``last`` gives one example for each history, whose target is its last item; ``window`` has no meaning then.
+        of_each: draw ``samples`` from each domain; the draw of a domain is the same in every mixture.
+        positions: ``last`` gives one example per history, whose target is its last item; excludes ``window``.
 
     Raises:
-        ValueError: no history has two items; ``window`` is given beside ``last``.
+        ValueError: no history has two items; or ``window`` is given with ``last``.
     """
     if positions == "last" and window is not None:
-        raise ValueError(f"window: {window} has no meaning for the last position of each history alone")
-    parts = [
-        [
-            TrainingExample(index, user, end)
-            for user, history in enumerate(domain.histories)
-            for end in _ends(len(history), window, positions)
-        ]
-        for index, domain in enumerate(domains)
-    ]
-    if of_each:
-        parts = [_drawn(part, samples, seed) for part in parts]
-    examples = _drawn([example for part in parts for example in part], None if of_each else samples, seed)
+        raise ValueError(f"window: {window} has no meaning with positions='last'")
+    examples: list[TrainingExample] = []
+    for index, domain in enumerate(domains):
+        part: list[TrainingExample] = []
+        for user, history in enumerate(domain.histories):
+            first = max(0, len(history) - 2) if positions == "last" else 0
+            part += [TrainingExample(index, user, end) for end in range(len(history) - 1, first, -(window or 1))]
+        examples += _drawn(part, samples, seed) if of_each else part
     if not examples:
         raise ValueError(f"{', '.join(domain.name for domain in domains)}: no user has two training interactions")
-    return examples
-
-
-def _ends(length: int, window: int | None, positions: str) -> range:
-    """Positions of targets in a history, the last one first."""
-    return range(length - 1, max(0, length - 2) if positions == "last" else 0, -(window or 1))
+    return _drawn(examples, None if of_each else samples, seed)
 
 
 def _drawn(examples: list[TrainingExample], samples: int | None, seed: int) -> list[TrainingExample]:

@@ -1,4 +1,4 @@
-"""Training examples as the LM reads them: a history and the item that follows it -> token ids and a mask of the answer."""
+"""Training examples of an LM: a history and the item that follows it -> token ids and a mask of the answer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from recbole_llm.settings import Settings
 
 @dataclass(frozen=True)
 class ExampleSettings(Settings):
-    """What stands in an example besides the history.
+    """What an example contains besides the history.
 
     Attributes:
-        num_negatives: sampled items that are listed beside the target, where prompts list candidates.
-        top_k_target: titles of an answer: the target, then random other candidates.
-        whole_histories: every title of a history is a target (``lora_train_mode: sequence``), instead of the last one.
+        num_negatives: sampled items that are listed with the target, if prompts list candidates.
+        top_k_target: number of titles of an answer: the target, then random other candidates.
+        whole_histories: every title of a history is a target (``lora_train_mode: sequence``), not only the last one.
     """
 
     num_negatives: int
@@ -48,8 +48,8 @@ class ExampleEncoder:
 
         Args:
             items: internal ids, old to new.
-            rng: draws the other candidates, where any are listed.
-            user: key of the user's soft token, where prompts show one.
+            rng: samples the other candidates, if prompts list any.
+            user: key of the user's soft token, if prompts have one.
         """
         prompts, settings = self._prompts, self._settings
         if settings.whole_histories:

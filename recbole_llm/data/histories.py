@@ -1,4 +1,4 @@
-"""Every user's interactions in time order, and what a scenario holds out of training."""
+"""The interactions of every user in time order, and what a scenario holds out of training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Scenario:
     """What is held out, in internal ids; nothing by default.
 
     Attributes:
-        label: its short name, which candidate files bear; "" where there is none.
-        untrained: users on whom no model is trained or stopped.
-        new: items that neither training nor validation shows.
-        tested: users who may be asked at test; None for all.
-        new_share: share of a test target's negatives that is drawn from ``new``; the rest is drawn from the other items.
+        label: short name, part of the names of candidate files; "" without a scenario.
+        untrained: users left out of training and early stopping.
+        new: items that occur neither in training nor in validation.
+        tested: users who may be test users; None for all.
+        new_share: share of the test negatives that is drawn from ``new``; the rest is drawn from the other items.
     """
 
     label: str = ""
@@ -29,22 +29,16 @@ class Scenario:
     tested: frozenset[int] | None = None
     new_share: float = 0.0
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all of it."""
-        tested = None if self.tested is None else sorted(self.tested)
-        return fingerprint([self.label, sorted(self.untrained), sorted(self.new), tested, self.new_share])
-
 
 @dataclass(frozen=True)
 class Histories:
-    """Every user's interactions in time order, after RecBole's filters and before any split or augmentation.
+    """The interactions of every user in time order, after RecBole's filters and before any split or augmentation.
 
     Attributes:
         user_ids: token of each user by internal id; [0] is padding.
         item_ids: token of each item by internal id; [0] is padding.
         items: internal item ids of each user, by internal user id; [0] is empty.
-        scenario: what is held out of training and validation; by default nothing but leave-one-out's two items a user.
+        scenario: what is held out besides the two items per user of leave-one-out.
     """
 
     user_ids: list[str]
@@ -54,30 +48,32 @@ class Histories:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all users, items and their order, and of what is held out."""
+        """SHA-256 of all users, items, their order and the scenario."""
         digest = hashlib.sha256("\t".join([*self.user_ids, "", *self.item_ids]).encode())
         for items in self.items:
             digest.update(len(items).to_bytes(8, "little") + items.astype("<i8").tobytes())
         if self.scenario.label:
-            digest.update(self.scenario.fingerprint.encode())
+            values = vars(self.scenario).items()
+            digest.update(fingerprint({k: sorted(v) if isinstance(v, frozenset) else v for k, v in values}).encode())
         return digest.hexdigest()
 
     def train(self, user: int) -> np.ndarray:
-        """What the user did before the validation item (leave-one-out); nothing for a user held out of training."""
+        """Items before the validation item (leave-one-out); empty for a user held out of training."""
         return self.items[user][: 0 if user in self.scenario.untrained else -2]
 
     def before(self, user: int, phase: str) -> np.ndarray:
-        """What precedes the user's ``valid`` or ``test`` target; the validation item belongs to the test history."""
+        """Items before the ``valid`` or ``test`` target; the test history includes the validation item."""
         return self.items[user][: -2 if phase == "valid" else -1]
 
     def target(self, user: int, phase: str) -> int:
-        """The user's held-out item of a phase."""
+        """The held-out item of the user in a phase."""
         return int(self.items[user][-2 if phase == "valid" else -1])
 
     def evaluated(self, phase: str) -> np.ndarray:
-        """Users who are asked at ``valid`` or ``test``: those whom general and sequential RecBole models alike split so.
+        """Internal ids of the evaluation users of a phase.
 
-        That takes four interactions, for a train, a valid and a test row; three where only a test row is needed.
+        They have four interactions, the least that gives a training, a validation and a test example in RecBole's general and
+        sequential models alike; users held out of training need three.
         """
         untrained, tested = self.scenario.untrained, self.scenario.tested
         found = [user for user, items in enumerate(self.items) if len(items) >= (3 if user in untrained else 4)]
@@ -90,5 +86,5 @@ class Histories:
     @cached_property
     def train_counts(self) -> np.ndarray:
         """Training interactions of each item, by internal id."""
-        rows = [self.train(user) for user in range(len(self.items))]
-        return np.bincount(np.concatenate(rows), minlength=len(self.item_ids))
+        items = np.concatenate([self.train(user) for user in range(len(self.items))])
+        return np.bincount(items, minlength=len(self.item_ids))

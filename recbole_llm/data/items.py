@@ -1,38 +1,36 @@
-"""Item texts, read straight from RecBole's atomic ``.item`` file.
+"""Item texts, read directly from RecBole's atomic ``.item`` file.
 
-RecBole's own reader is not made for titles: it honours quotation marks, so one unbalanced quote swallows the items
-after it, and it turns titles such as ``NA`` or ``null`` into missing values. An atomic file is a plain table: one line
-per item, cells apart by tabs, ``name:type`` in the first line, so we split lines at tabs and leave every cell as it is.
+RecBole's reader interprets quotation marks, so an unbalanced quote hides the items after it, and it reads titles such as ``NA``
+or ``null`` as missing values. Here, lines are split at tabs and cells are not interpreted.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.store.files import fingerprint
+
 logger = getLogger()
 
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control characters
-# "Usual Suspects, The (1995)", "Promise, The (Versprechen, Das)": the article stands at the end of the title, or of an
-# alternative title in brackets.
+# "Usual Suspects, The (1995)", "Promise, The (Versprechen, Das)": an article at the end of a title or of an alternative title
 _ARTICLE = re.compile(r"(^|\((?:a\.k\.a\. )?)([^()]+?), (The|An?|L[aeo]s?|Les|L'|El|Il|Der|Die|Das|Det|Une?)(?=$|[):]| [(\[-])")
 
 
 @dataclass(frozen=True)
 class ItemTexts:
-    """What is known about each item in words: lists by RecBole's internal item id, whose entry 0 is ``""``.
+    """The texts of each item: lists by RecBole's internal item id, with ``""`` at entry 0.
 
     Attributes:
-        titles: the clean title; for an item without one its other texts, or else ``item <id>``.
-        names: the title as prompts show it; unique, because equal titles are told apart by year, brand or id.
-        fields: every other column of the file by name, cleaned in the same way; ``""`` where there is no value.
+        titles: the clean title; for an item without title its other texts, or else ``item <id>``.
+        names: the title as prompts show it; unique, since year, brand or id are added to equal titles.
+        fields: every other column of the file by name, cleaned in the same way; ``""`` for a missing value.
     """
 
     titles: list[str]
@@ -55,8 +53,8 @@ class ItemTexts:
     ) -> ItemTexts:
         """Read the texts of ``item_ids``, the item tokens by internal id (``item_ids[0]`` is the padding item).
 
-        With ``article_suffix`` inverted articles are put back: "Usual Suspects, The" reads "The Usual Suspects".
-        ``no_value`` lists words that stand for a missing value in this file (``unknown``).
+        ``article_suffix`` moves articles to the front: "Usual Suspects, The" becomes "The Usual Suspects".
+        ``no_value`` lists the words for a missing value in this file (``unknown``).
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -64,7 +62,7 @@ class ItemTexts:
         """
         wanted = {"title_field": title_field, "year_field": year_field, "brand_field": brand_field}
         wanted |= {"category_field": category_field, "ITEM_ID_FIELD": id_field}
-        columns = _read_columns(Path(path), wanted, id_field, item_ids, frozenset(no_value))
+        columns = _read_columns(path, wanted, id_field, item_ids, frozenset(no_value))
         raw_titles = columns.pop(title_field)
         if article_suffix:
             raw_titles = [restore_article(title) for title in raw_titles]
@@ -74,45 +72,44 @@ class ItemTexts:
         )
         untitled = raw_titles[1:].count("")
         if untitled:
-            logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {path}; other texts stand in")
+            logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {path}; their other texts replace it")
         others = zip(raw_titles, brands, categories, years, item_ids, strict=True)
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
         titles[0] = ""
-        return cls(titles, _tell_apart(titles, years, brands, item_ids), columns)
+        return cls(titles, _unique(titles, years, brands, item_ids), columns)
 
     def known(self, fields: Sequence[str]) -> list[dict[str, str]]:
-        """Those of the named columns that have a value, by item id.
+        """The named columns that have a value, by item id.
 
         Raises:
             ValueError: a named column is absent.
         """
         for field in fields:
             if field not in self.fields:
-                there = ", ".join(self.fields) or "none"
-                raise ValueError(f"text_fields: beside the title there is no column {field!r}; there is {there}")
+                columns = ", ".join(self.fields) or "none"
+                raise ValueError(f"text_fields: there is no column {field!r} besides the title; the columns are {columns}")
         return [{f: text for f in fields if (text := self.fields[f][item])} for item in range(len(self.titles))]
 
     def described(self, fields: Sequence[str]) -> list[str]:
         """``name (brand: Kaytee, category: Hay)`` by item id: the name and the columns that are :meth:`known`."""
-        told = (", ".join(f"{f.replace('_', ' ')}: {text}" for f, text in known.items()) for known in self.known(fields))
-        return [f"{name} ({text})" if text else name for name, text in zip(self.names, told, strict=True)]
+        texts = (", ".join(f"{f.replace('_', ' ')}: {text}" for f, text in known.items()) for known in self.known(fields))
+        return [f"{name} ({text})" if text else name for name, text in zip(self.names, texts, strict=True)]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of every text: equal on every machine, different as soon as one character is."""
-        content = json.dumps([self.titles, self.names, self.fields], sort_keys=True)
-        return sha256(content.encode()).hexdigest()
+        """SHA-256 (hex) of all texts."""
+        return fingerprint([self.titles, self.names, self.fields])
 
 
 def first_column(path: Path, names: str | Sequence[str]) -> str:
-    """The first of ``names`` that is a column of the file: one data set has gone by several headers. Else the first name."""
+    """The first of ``names`` that is a column of the file, or else the first name: versions of a dataset differ in headers."""
     if isinstance(names, str):
         return names
-    header = {column.rsplit(":", 1)[0] for column in next(_rows(path), [])}
+    header = column_names(next(atomic_rows(path)))
     return next((name for name in names if name in header), names[0])
 
 
 def restore_article(title: str) -> str:
-    """Put an inverted article back in front: ``"Postino, Il (The Postman)"`` becomes ``"Il Postino (The Postman)"``."""
+    """Move the article to the front: ``"Postino, Il (The Postman)"`` becomes ``"Il Postino (The Postman)"``."""
 
     def in_front(match: re.Match[str]) -> str:
         opening, noun, article = match.groups()
@@ -122,16 +119,16 @@ def restore_article(title: str) -> str:
 
 
 def title_key(title: str) -> str:
-    """What makes two titles the same to a reader: letter case and spacing do not count."""
+    """The title without differences in case and spacing."""
     return " ".join(title.split()).casefold()
 
 
 def _read_columns(
     path: Path, wanted: dict[str, str | None], id_field: str, item_ids: Sequence[str], no_value: frozenset[str]
 ) -> dict[str, list[str]]:
-    """Every column but the id as clean texts by internal id. The first line of an item counts, as in RecBole."""
-    rows = _rows(path)
-    header = [column.rsplit(":", 1)[0] for column in next(rows, [])]
+    """Every column but the id as clean texts by internal id. Of several lines of an item the first one counts, as in RecBole."""
+    rows = atomic_rows(path)
+    header = column_names(next(rows))
     for key, field in wanted.items():
         if field and field not in header:
             raise ValueError(f"{key}: there is no column {field!r} in {path}; its columns are {', '.join(header)}")
@@ -143,15 +140,26 @@ def _read_columns(
         item = internal.pop(cells[place], 0) if len(cells) > place else 0
         if not item:
             continue
-        for field, cell in zip(header, cells, strict=False):  # trailing cells may be left out
+        for field, cell in zip(header, cells, strict=False):  # trailing cells may be missing
             if field != id_field and cell not in no_value:
                 columns[field][item] = _BLANK.sub(" ", cell).strip()
     return columns
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
+def column_names(header: Sequence[str]) -> list[str]:
+    """The names in the header of an atomic file, whose cells are ``name:type``."""
+    return [column.rsplit(":", 1)[0] for column in header]
+
+
+def atomic_rows(path: Path) -> Iterator[list[str]]:
+    """The cells of each line of an atomic file, the header first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not UTF-8, or a line has more cells than the header.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"title_field: item texts are read from {path}, which does not exist")
+        raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist")
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -161,36 +169,33 @@ def _rows(path: Path) -> Iterator[list[str]]:
         cells = line.rstrip("\r").split("\t")
         if len(cells) > width:
             raise ValueError(f"{path}, line {number}: {len(cells)} cells, but {width} columns; a text contains a tab")
-        if cells != [""]:
+        if cells != [""] or number == 1:
             yield cells
 
 
-def _tell_apart(titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]) -> list[str]:
+def _unique(titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]) -> list[str]:
     names = list(titles)
-    shared = _shared(names)
-    if not shared:
-        return names
-    logger.info(f"{len(shared)} items share their title with another one: told apart by year, brand or id in prompts")
+    if shared := _shared(names):
+        logger.info(f"{len(shared)} items share their title with another one: prompts add year, brand or id")
     for texts in (years, brands):
         for item in _shared(names):
             if texts[item] and texts[item] not in names[item]:
                 names[item] += f" ({texts[item]})"
-    while shared := _shared(names):  # again only where a title looks like another one with its id
+    while shared := _shared(names):  # repeats only if a title equals another one with its id
         for item in shared:
             names[item] += f" ({item_ids[item]})"
     return names
 
 
 def _shared(names: Sequence[str]) -> list[int]:
-    """Items whose name another item has, too."""
-    bearers: dict[str, list[int]] = defaultdict(list)
-    for item, name in enumerate(names):
-        if item:
-            bearers[title_key(name)].append(item)
-    return [item for items in bearers.values() if len(items) > 1 for item in items]
+    """Items whose name another item has."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for item, name in enumerate(names[1:], start=1):
+        groups[title_key(name)].append(item)
+    return [item for items in groups.values() if len(items) > 1 for item in items]
 
 
 def text_fields(config: Any) -> list[str]:
-    """Columns of the .item file that are read beside the title: ``text_fields``, or all that the dataset names."""
+    """Columns of the .item file that are read besides the title: ``text_fields``, or all that the dataset names."""
     given = config["text_fields"]
     return [config[key] for key in ("year_field", "brand_field", "category_field") if config[key]] if given is None else given

@@ -1,4 +1,4 @@
-"""The dataset and the loaders of a run: RecBole's own classes and splits, of which nothing is ever unpickled."""
+"""The dataset and the loaders of a run: RecBole's classes and splits, without its pickled caches."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ _BY_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "Kno
 def create_dataset(config: Any) -> Any:
     """The dataset that RecBole would build for ``config``, extended by :class:`~recbole_llm.data.dataset.RankedTime`.
 
-    With ``train_dataset`` it is that dataset and ``dataset`` side by side.
+    With ``train_dataset`` it contains that dataset and ``dataset``.
 
     Raises:
-        FileNotFoundError: the dataset is not on disk and has no download; says which files go where.
-        ConnectionError: it could not be downloaded; likewise.
+        FileNotFoundError: the dataset is not on disk and has no download; the message says which files go where.
+        ConnectionError: the download failed; likewise.
     """
-    import recbole.data.dataset as recbole_classes
-
     own = f"{config['model']}Dataset"
-    name = own if hasattr(recbole_classes, own) else _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
+    name = own if hasattr(classes, own) else _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
     dataset = getattr(classes, name)(_located(config))
     if classes.leaves_one_out(config):
-        # read now: build() turns the table into RecBole's augmented rows, and its splits are copies of this dataset
+        # cache now: build() replaces the table by RecBole's augmented rows, and its splits are copies of this dataset
         _ = dataset.histories, dataset.catalogue_titles
     if dataset.scenario.label:
         logger.info(scenarios.report(config, dataset.histories))
@@ -42,7 +40,7 @@ def create_dataset(config: Any) -> Any:
 
 
 def _located(config: Any) -> Any:
-    """``config`` as RecBole's dataset reads it: with ``train_dataset`` it points at the files of both datasets."""
+    """``config`` with the path that RecBole reads: with ``train_dataset``, the united files of both datasets."""
     if not config["train_dataset"]:
         return config
     parts = {}
@@ -56,7 +54,7 @@ def _located(config: Any) -> Any:
 
 
 def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
-    """RecBole's train, valid and test loaders over its own splits, made anew.
+    """RecBole's train, valid and test loaders.
 
     RecBole's function of that name would first unpickle ``saved/<dataset>-for-<model>-dataloader.pth``.
     """
@@ -72,7 +70,7 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         get_dataloader(config, phase)(config, split, *sampler, shuffle=phase == "train" and config["shuffle"])
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
-    if hasattr(test, "uid2history_item"):  # its mask is read off the splits, where a user held out of training has no history
+    if hasattr(test, "uid2history_item"):  # the splits, its source, have no history of a user held out of training
         for user in dataset.scenario.untrained.intersection(test.uid_list.tolist()):
             known = np.setdiff1d(dataset.histories.before(user, "test"), dataset.histories.target(user, "test"))
             test.uid2history_item[user] = torch.from_numpy(known)

@@ -1,19 +1,16 @@
 """From a history and candidates to token ids.
 
-A template is plain data with slots: ``{history}`` (once), ``{candidates}`` (at most once), ``{noun}`` and ``{verb}``.
-Its literal text and every title are tokenised once, apart from each other, and a prompt is a concatenation of such
-lists. So a title never takes part in string replacement or in a chat template: whatever stands in it is only text.
+A template has slots: ``{history}`` (once), ``{candidates}`` and ``{user}`` (at most once), ``{noun}`` and ``{verb}``. Its text
+and the titles are tokenised separately, so no title takes part in string replacement or in a chat template.
 
-A soft token, a vector in a token's place (A-LLMRec, arXiv 2404.11343), is a position of a :class:`Prompt` with a key: the item
-behind whose title it stands, or what the caller gives for ``{user}``.
+A soft token, a vector in place of a token (A-LLMRec, arXiv 2404.11343), is a position of a :class:`Prompt` with a key: the item
+whose title it follows, or the key that the caller gives for ``{user}``.
 
-Where the separator of a slot ends in a space, its titles take that space over, because byte-level tokenizers know words
-with their leading space; the text before the slot gives its own up. The answer does so where the cue ends in a space.
-A label in front of a title stands between the two: it takes the separator's space over, and the title takes the label's.
+Byte-level tokenizers join a word with its leading space. So if a separator ends in a space, the next title or label takes that
+space over, and so does the answer if the text before it ends in a space.
 
-The answer of the model is a title and an end. In a template that ends in ``{history}`` the next title continues the
-list: each title is followed by the separator, and the separator ends the answer, too. So the score of a continuation is
-exactly the distribution that :meth:`PromptBuilder.sequence` trains. In all other templates the end is EOS.
+An answer is a title and an end. If the template ends in ``{history}``, the answer continues the list of titles and ends with the
+separator: its score is the distribution that :meth:`PromptBuilder.sequence` trains. In all other templates the end is EOS.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ class Prompt:
     """Token ids, some of them soft.
 
     Attributes:
-        ids: token ids; 0 where a soft token stands.
+        ids: token ids; 0 at the position of a soft token.
         soft_slots: position -> key of the soft token there.
     """
 
@@ -50,7 +47,6 @@ class Prompt:
         return len(self.ids)
 
     def __add__(self, answer: Sequence[int]) -> Prompt:
-        """The prompt with hard tokens behind it."""
         return replace(self, ids=[*self.ids, *answer])
 
     def surrounded(self, before: Sequence[int], after: Sequence[int]) -> Prompt:
@@ -73,7 +69,7 @@ class Example(NamedTuple):
 
 
 def number_soft_tokens(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """The prompts with the keys of their soft tokens replaced by their places in the returned list of keys, each once."""
+    """The distinct keys of all soft tokens, and the prompts with each key replaced by its index among them."""
     keys = sorted({key for prompt in prompts for key in prompt.soft_slots.values()})
     place = {key: row for row, key in enumerate(keys)}
     slots = ({position: place[key] for position, key in prompt.soft_slots.items()} for prompt in prompts)
@@ -81,7 +77,7 @@ def number_soft_tokens(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[in
 
 
 def _split_soft(row: Sequence[int]) -> Prompt:
-    """A row in which soft tokens are ids below zero, ``-1 - key``; no other function knows of these."""
+    """A row whose soft tokens are encoded as ``-1 - key``, as a prompt."""
     return Prompt([max(token, 0) for token in row], {position: -1 - token for position, token in enumerate(row) if token < 0})
 
 
@@ -92,14 +88,12 @@ class PromptSettings(Settings):
     Attributes:
         template: the user's text, see the module.
         system: text before it: the system message of a chat, otherwise a first line.
-        history_separator, candidate_separator: what stands between two titles.
-        history_label: where given, what stands before each title of the history, with its number, from 1 for the oldest
-            that is shown, in place of ``{k}``.
-        labels: where given, candidates are listed as ``label. title`` and the answer is a label.
-        item_tokens: put a soft token, whose key is the item, behind each title of the history and of the candidates (never
-            of an answer).
-        chat: render system and template through the tokenizer's own chat template.
-        max_history: titles of a prompt, the most recent ones.
+        history_separator, candidate_separator: text between two titles.
+        history_label: text before each title of the history, with ``{k}`` for its number: 1 for the oldest title shown.
+        labels: list candidates as ``label. title`` and answer with a label.
+        item_tokens: add a soft token, whose key is the item, after each title of the history and the candidates.
+        chat: render system and template through the tokenizer's chat template.
+        max_history: largest number of titles, the most recent ones.
         max_title_tokens: longer titles are cut.
         max_prompt_tokens: longest prompt, not counting its answer.
     """
@@ -119,18 +113,13 @@ class PromptSettings(Settings):
     @classmethod
     def of(cls, config: Any, **changes: Any) -> PromptSettings:
         """The settings of a configuration, with ``changes``."""
-        own: dict[str, Any] = {"history_label": "", "labels": None, "item_tokens": False}
-        return super().of(config, **{"template": template(config, config["prompt"]), **own, **changes})
-
-    @property
-    def slots(self) -> list[str]:
-        """The slots of the template, in order."""
-        return _SLOT.findall(self.template)
+        own = {"template": template(config, config["prompt"]), "history_label": "", "labels": None, "item_tokens": False}
+        return super().of(config, **own | changes)
 
     @property
     def shows_candidates(self) -> bool:
         """Whether prompts list the candidates."""
-        return "candidates" in self.slots
+        return "{candidates}" in self.template
 
     @property
     def is_continuation(self) -> bool:
@@ -139,11 +128,7 @@ class PromptSettings(Settings):
 
 
 def template(config: Any, name: str) -> str:
-    """A template of ``prompts`` by name.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """A template of ``prompts`` by name; raises a ValueError if there is none of that name."""
     if name not in config["prompts"]:
         raise ValueError(f"prompt: {name} is not a key of `prompts` ({', '.join(config['prompts'])})")
     return config["prompts"][name]
@@ -152,18 +137,17 @@ def template(config: Any, name: str) -> str:
 class PromptBuilder:
     """Builds prompts and answers as lists of token ids, with one rule of truncation.
 
-    Titles are cut to ``max_title_tokens``; the ``max_history`` most recent items are kept; then the oldest of these go
-    until the prompt fits into ``max_prompt_tokens``. Candidates and literal text are never cut.
+    Titles are cut to ``max_title_tokens``. A prompt has the ``max_history`` most recent items, less the oldest ones that do not
+    fit into ``max_prompt_tokens``. Candidates and literal text are never cut.
 
     Args:
         tokenizer: any Hugging Face tokenizer; it is not changed.
         names: the title of each item as shown, by internal item id; entry 0 is the padding item.
-        settings: see :class:`PromptSettings`.
+        noun, verb: the words in place of ``{noun}`` and ``{verb}``.
 
     Attributes:
         answers: item id -> tokens of its title and the end.
-        label_tokens: the one token that answers with each label.
-        is_continuation: the template ends in ``{history}``, or in ``{history}{user}``.
+        label_tokens: the one token of each label.
         shows_candidates, shows_user: the template has a slot for candidates, or for the user's soft token.
     """
 
@@ -178,7 +162,7 @@ class PromptBuilder:
     ) -> None:
         self.settings, labels, label = settings, settings.labels, settings.history_label
         self._text = text = TextTokens(tokenizer, names, settings.max_title_tokens)
-        texts, self._slots = _split(tokenizer, _fill(settings.template, noun=noun, verb=verb), settings.system, settings.chat)
+        texts, self._slots = _split(text, settings, {"noun": noun, "verb": verb})
         self.is_continuation = settings.is_continuation
         self.shows_candidates, self.shows_user = settings.shows_candidates, "user" in self._slots
 
@@ -194,34 +178,34 @@ class PromptBuilder:
         self.answers = [title + end for title in text.titles(answer_spaced)]
         soft = [[-1 - item] if settings.item_tokens else [] for item in range(len(names))]  # see _split_soft
         self._numbers = self._number_history(label, history_spaced)
-        told = text.titles(label.endswith(" ") if label else history_spaced)
-        self._history = [title + s + separator for title, s in zip(told, soft, strict=True)]
+        titles = text.titles(label.endswith(" ") if label else history_spaced)
+        self._history = [title + s + separator for title, s in zip(titles, soft, strict=True)]
         self._surplus = 0 if self.is_continuation else len(separator)  # the separator after the last title
         self._listed = text.titles(bool(labels) or listed_spaced) if self.shows_candidates else []
         self._candidates = [title + s for title, s in zip(self._listed, soft, strict=False)]
-        self._labels = [text.literal(text.spaced(f"{name}.", listed_spaced)) for name in labels or ()]
-        self.label_tokens = self._answer_with(labels, answer_spaced)
+        self._labels = [text.literal(f"{name}.", listed_spaced) for name in labels or ()]
+        self.label_tokens = self._answer_with(labels, answer_spaced) if labels else []
 
     def prompt(self, history: Sequence[int], candidates: Sequence[int] | None = None, user: int | None = None) -> Prompt:
-        """The prompt for item ids from old to new; ``candidates`` and ``user``, the key of a soft token, are used where the
-        template shows them.
+        """The prompt for item ids from old to new.
+
+        ``candidates`` and ``user``, the key of a soft token, are ignored if the template has no slot for them.
 
         Raises:
-            ValueError: it does not fit into ``max_prompt_tokens`` even without history, or something shown is missing.
+            ValueError: it does not fit into ``max_prompt_tokens`` even without history, or the value of a slot is missing.
         """
-        listed = self._list_candidates(candidates) if self.shows_candidates else []
-        if self.shows_user and user is None:
-            raise ValueError("prompt_template: it has a slot {user}, which needs the key of a soft token, and none is given")
-        asking = [-1 - user] if self.shows_user and user is not None else []
-        fixed = sum(map(len, self._literals)) + len(listed) + len(asking)
+        parts = {"candidates": self._list_candidates(candidates) if self.shows_candidates else []}
+        if self.shows_user:
+            if user is None:
+                raise ValueError("prompts: the slot {user} needs the key of a soft token, and none is given")
+            parts["user"] = [-1 - user]
+        fixed = sum(map(len, chain(self._literals, parts.values())))
         if fixed > self.settings.max_prompt_tokens:
             raise ValueError(
-                f"max_prompt_tokens: {self.settings.max_prompt_tokens} is too small, the prompt has {fixed} tokens without any "
-                f"history, {len(listed)} of them in its candidates; raise it, or lower "
-                "max_title_tokens or the number of candidates"
+                f"max_prompt_tokens: {self.settings.max_prompt_tokens} is too small, the prompt has {fixed} tokens without "
+                f"history, {len(parts['candidates'])} of them in its candidates; raise it, or lower max_title_tokens"
             )
-        told = self._list_history(history, self.settings.max_prompt_tokens - fixed)
-        parts = {"history": told, "candidates": listed, "user": asking}
+        parts["history"] = self._list_history(history, self.settings.max_prompt_tokens - fixed)
         row = list(self._literals[0])
         for slot, literal in zip(self._slots, self._literals[1:], strict=True):
             row += parts[slot]
@@ -234,38 +218,32 @@ class PromptBuilder:
         It is the prompt of all items but the last and the answer with the last one: at most ``max_history + 1`` titles.
         """
         if not self.is_continuation or self.shows_candidates or self.shows_user:
-            raise ValueError(
-                "train_mode: 'sequence' needs a template that ends in {history}, with no other slot and without chat"
-            )
-        if not len(history):
-            return Example(Prompt(list(self._literals[0])), [0] * len(self._literals[0]))
-        row = self.prompt(history[:-1]) + self.answers[history[-1]]
+            raise ValueError("lora_train_mode: sequence needs a template that ends in {history}, with no other slot and no chat")
+        row = self.prompt(history[:-1]) + (self.answers[history[-1]] if len(history) else [])
         header = len(self._literals[0])
         return Example(row, [0] * header + [1] * (len(row) - header))
 
     def ranking(self, items: Sequence[int]) -> list[int]:
-        """An answer of several titles, best first, listed as the candidates are; of one item it is its answer.
+        """An answer of several titles, best first, separated as the candidates are; for one item, its answer.
 
         Raises:
-            ValueError: the template has no ``{candidates}``, or they are answered by label or by continuation.
+            ValueError: the template has no ``{candidates}``, or the answer is a label or a continuation.
         """
         if not self.shows_candidates or self.is_continuation or self._labels:
             raise ValueError("top_k_target: a ranking needs {candidates} in the template, a cue, and no labels")
-        best, *rest = items
-        row = self.answers[best][:-1]
-        for item in rest:
-            row += self._gap
-            row += self._listed[item]
-        return row + self.answers[best][-1:]
+        row = self.answers[items[0]][:-1]
+        for item in items[1:]:
+            row += self._gap + self._listed[item]
+        return row + self._text.end()
 
     def first_of_ranking(self, item: int) -> list[int]:
-        """How a :meth:`ranking` of several titles begins: its best title and the separator, where an answer would end."""
+        """The best title of a :meth:`ranking` of several titles, and the separator after it."""
         return self.answers[item][:-1] + self._gap
 
     def _list_history(self, history: Sequence[int], room: int) -> list[int]:
         kept: list[list[int]] = []
         room += self._surplus
-        # of n titles the numbers are 1 to n, whichever they are: one title more costs the tokens of the next number
+        # n titles have the numbers 1 to n: one more title costs the tokens of the next number
         for number, item in zip(self._numbers, islice(reversed(history), self.settings.max_history), strict=False):
             room -= len(number) + len(self._history[item])
             if room < 0:
@@ -275,76 +253,47 @@ class PromptBuilder:
         return row[: len(row) - self._surplus] if kept else row
 
     def _number_history(self, label: str, spaced: bool) -> Iterable[list[int]]:
-        """What stands before the first title of the history, the second, and so on; nothing where there is no label."""
+        """Tokens before the first title of the history, the second, and so on."""
         if not label:
             return repeat([])
         if {*_WORD.findall(label)} != {"k"}:
-            raise ValueError(f"history_label: a title's number stands in place of {{k}}, the one slot there is: {label!r}")
+            raise ValueError(f"history_label: needs the slot {{k}}, the number of a title, and no other one: {label!r}")
         if self.is_continuation:
-            raise ValueError(
-                f"history_label: the answer continues the history and would lack its number after {label!r}; let the "
-                "template go on behind {history}, or leave the label out"
-            )
-        texts = [label.removesuffix(" ").replace("{k}", str(place)) for place in range(1, self.settings.max_history + 1)]
-        return [self._text.literal(self._text.spaced(text, spaced)) for text in texts]
+            raise ValueError(f"history_label: {label!r} needs a template with text after {{history}}, the answer has no number")
+        label = label.removesuffix(" ")
+        return [self._text.literal(label.replace("{k}", str(k)), spaced) for k in range(1, self.settings.max_history + 1)]
 
     def _list_candidates(self, candidates: Sequence[int] | None) -> list[int]:
         if candidates is None or not len(candidates):
-            raise ValueError("prompt_candidates: the template has a slot for candidates, and none are given")
+            raise ValueError("prompts: the template has a slot for candidates, and none are given")
         if self._labels and len(candidates) > len(self._labels):
             raise ValueError(f"scorer: {len(candidates)} candidates are more than the {len(self._labels)} labels")
-        row: list[int] = []
-        for place, item in enumerate(candidates):
-            row += self._gap if place else ()
-            row += self._labels[place] if self._labels else ()
-            row += self._candidates[item]
-        return row
+        shown = [label + self._candidates[item] for label, item in zip(self._labels or repeat([]), candidates, strict=False)]
+        return [*shown[0], *chain.from_iterable(self._gap + row for row in shown[1:])]
 
-    def _answer_with(self, labels: Sequence[str] | None, spaced: bool) -> list[int]:
-        if not labels:
-            return []
+    def _answer_with(self, labels: Sequence[str], spaced: bool) -> list[int]:
         if not self.shows_candidates or self.is_continuation:
             raise ValueError("scorer: labels need a template with {candidates} and a cue after {history}")
-        tokens = [self._text.literal(self._text.spaced(label, spaced)) for label in labels]
+        tokens = [self._text.literal(label, spaced) for label in labels]
         bad = [label for label, ids in zip(labels, tokens, strict=True) if len(ids) != 1 or tokens.count(ids) > 1]
         if bad:
             raise ValueError(
-                f"scorer: each label must be one token of its own, but for this tokenizer {bad} are not; choose other "
+                f"scorer: each label must be a single, distinct token, but for this tokenizer {bad} are not; choose other "
                 "labels, or a scorer that reads whole titles (tree, prefix, naive)"
             )
         return [ids[0] for ids in tokens]
 
 
-def _fill(template: str, **words: str) -> str:
-    unknown = {found[1] for found in _WORD.finditer(template)} - {*words, "history", "candidates", "user"}
-    if unknown:
-        raise ValueError(
-            f"prompt_template: unknown slots {sorted(unknown)}; known: history, candidates, user, noun, verb: {template!r}"
-        )
-    return _WORD.sub(lambda found: words.get(found[1], found[0]), template)
-
-
-def _split(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None, chat: bool) -> tuple[list[str], list[str]]:
+def _split(tokens: TextTokens, settings: PromptSettings, words: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """The literal texts around the slots, and the slots."""
-    text = _render_chat(tokenizer, template, system) if chat else "\n".join(filter(None, (system, template)))
+    given, known = settings.template, [*words, "history", "candidates", "user"]
+    unknown = {*_WORD.findall(given)}.difference(known)
+    if unknown:
+        raise ValueError(f"prompts: unknown slots {sorted(unknown)}; use {', '.join(known)}: {given!r}")
+    text = _WORD.sub(lambda found: words.get(found[1], found[0]), given)
+    text = tokens.chat(text, settings.system) if settings.chat else "\n".join(filter(None, (settings.system, text)))
     parts = _SLOT.split(text)
     slots = parts[1::2]
     if slots.count("history") != 1 or slots.count("candidates") > 1 or slots.count("user") > 1:
-        raise ValueError(
-            f"prompt_template: {{history}} must stand in it once, {{candidates}} and {{user}} at most once: {template!r}"
-        )
+        raise ValueError(f"prompts: a template needs {{history}} once, {{candidates}} and {{user}} at most once: {given!r}")
     return parts[::2], slots
-
-
-def _render_chat(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> str:
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        raise ValueError(f"chat: the tokenizer of {tokenizer.name_or_path!r} has no chat template; set chat: false")
-    messages = [{"role": "user", "content": template}]
-    if system:
-        messages.insert(0, {"role": "system", "content": system})
-    try:  # enable_thinking: the answer is a title, with no thoughts before it; most templates do not read it
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
-    except TemplateError as error:
-        raise ValueError(f"system: the chat template of {tokenizer.name_or_path!r} refuses it: {error}") from error

@@ -1,20 +1,20 @@
-"""Scenarios: what a run holds out of training and validation, to ask about it at test; the same for every model.
+"""Scenarios: what a run holds out of training and validation and tests on; the same for every model.
 
-A scenario cuts the interaction table before RecBole splits it and says which users and items are held out, so RecBole's
-models run under it as ours do, and leave-one-out stays the only split:
+A scenario reduces the interaction table before RecBole splits it, so RecBole's models run under it as well, and leave-one-out
+is the only split:
 
 ======================  ================================  ===========================================  ===================
-key                     held out                          asked at test                                candidates at test
+key                     held out                          test users                                   test candidates
 ======================  ================================  ===========================================  ===================
-``new_items: 0.1``      a tenth of the items              users who met one after three other items    half of them new
+``new_items: 0.1``      a tenth of the items              users with one of them after three others    half of them new
 ``cold_users: 0.1``     a tenth of the users, all but     these users                                  all items
                         their first three interactions
 ``train_users: 128``    all users but 128                 all users                                    all items
 ``train_dataset: X``    ``dataset``; X is trained on      all users of ``dataset``                     items of ``dataset``
 ======================  ================================  ===========================================  ===================
 
-Who or what is held out depends on ``candidates.seed`` and its token alone: not on internal ids, the order of rows or what
-else is in the data. So the 256 users of ``train_users: 256`` hold the 128 of ``train_users: 128``.
+Whether a user or item is held out depends on ``candidates.seed`` and its token alone, not on internal ids, row order or other
+data. So the 256 users of ``train_users: 256`` include the 128 of ``train_users: 128``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from recbole_llm.data.histories import Histories, Scenario
 KEYS = ("new_items", "cold_users", "train_users", "train_dataset")
 SETTINGS = (*KEYS, "cold_user_length")
 TEXTS = {"title_field": "title", "year_field": "year", "brand_field": "brand", "category_field": "category"}
-# how the files that `unite` writes are read: their texts are clean, and each dataset went through its own filters
+# settings for the files that `unite` writes: their texts are clean, and each dataset has been filtered
 UNITED: dict[str, Any] = {
     **TEXTS,
     "no_value": [],
@@ -44,15 +44,15 @@ UNITED: dict[str, Any] = {
 
 
 def active(settings: Any) -> str | None:
-    """The key of the scenario that is on, if one is."""
+    """The key of the active scenario, if any."""
     return next((key for key in KEYS if settings[key] is not None), None)
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse what no data could make sense of.
+    """Check the scenario's settings.
 
     Raises:
-        ValueError: names key, value and remedy.
+        ValueError: a setting is invalid; the message names key, value and remedy.
     """
     key = active(settings)
     if key is None:
@@ -60,41 +60,39 @@ def check(settings: Mapping[str, Any]) -> None:
     value = settings[key]
     also = [other for other in KEYS if other != key and settings[other] is not None]
     if also:
-        raise ValueError(f"{key}: {value} and {also[0]}: {settings[also[0]]}: a run has one scenario, leave one of them out")
+        raise ValueError(f"{key}: {value} and {also[0]}: {settings[also[0]]}: a run has one scenario, remove one of them")
     if key in ("new_items", "cold_users") and not (isinstance(value, (int, float)) and 0 < value < 1):
-        raise ValueError(f"{key}: {value!r} is not a share between 0 and 1; give for instance 0.1")
+        raise ValueError(f"{key}: {value!r} is not a share between 0 and 1, such as 0.1")
     if key == "train_users" and not (isinstance(value, int) and value >= 2):
-        raise ValueError(f"train_users: {value!r} is not a number of users, at least 2; give for instance 128")
+        raise ValueError(f"train_users: {value!r} is not a number of users of at least 2, such as 128")
     if key == "train_dataset" and (not isinstance(value, str) or value == settings["dataset"]):
         raise ValueError(f"train_dataset: {value!r} must name another dataset than the tested one, {settings['dataset']!r}")
     length = settings["cold_user_length"]
     if key == "cold_users" and not (isinstance(length, int) and length >= 3):
         raise ValueError(f"cold_user_length: {length!r} must be 3 or more: a history of two interactions and a target")
     if settings.get("benchmark_filename"):
-        raise ValueError(f"benchmark_filename: {key} holds out of one .inter file what files split beforehand have split")
+        raise ValueError(f"benchmark_filename: {key} needs a single .inter file, not files that are split already")
     arguments = settings["eval_args"]
     if arguments.get("split") != {"LS": "valid_and_test"} or arguments.get("order") != "TO":
         raise ValueError(
             f"eval_args: {key} needs the last item of each user as target, split: {{'LS': 'valid_and_test'}} and order: TO, "
             f"not {arguments.get('split')} and {arguments.get('order')}"
         )
-    if set(arguments["mode"].values()) != {"full"}:  # candidates look like full ranking here
-        raise ValueError(
-            f"eval_args: {key} needs mode: candidates or full, not {arguments['mode']}; RecBole's own draws know of no scenario"
-        )
+    if set(arguments["mode"].values()) != {"full"}:  # mode: candidates is full ranking to RecBole
+        raise ValueError(f"eval_args: {key} needs mode: candidates or full, not {arguments['mode']}; its samplers ignore it")
 
 
 def hold_out(
     config: Any, users: np.ndarray, items: np.ndarray, user_ids: Sequence[str], item_ids: Sequence[str]
 ) -> tuple[np.ndarray, Scenario]:
-    """Which interactions stay, BoolArray[R], and what is held out, under the scenario of ``config``.
+    """Which interactions remain, BoolArray[R], and what is held out, under the scenario of ``config``.
 
     Args:
         users, items: internal ids [R] of all interactions, sorted by user, then in time order.
         user_ids, item_ids: tokens by internal id; [0] is padding.
 
     Raises:
-        ValueError: there are fewer users than ``train_users`` asks for.
+        ValueError: the dataset has fewer than ``train_users`` users.
     """
     key, seed = active(config), config["candidates"]["seed"]
     start = np.searchsorted(users, users)  # [R], the first row of the row's user
@@ -124,15 +122,15 @@ def hold_out(
 
 
 def draw_lots(tokens: Sequence[str], seed: int, purpose: str) -> np.ndarray:
-    """A number in [0, 1) for each token, FloatArray[N], from nothing but seed, purpose and token."""
+    """A number in [0, 1) for each token, FloatArray[N], that depends on seed, purpose and token alone."""
     digests = (sha256(f"{seed}\t{purpose}\t{token}".encode()).digest() for token in tokens)
     return np.array([int.from_bytes(digest[:6]) / 2**48 for digest in digests])
 
 
 def _end_in_new(users: np.ndarray, new: np.ndarray, start: np.ndarray, user_num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [R] that stay so that only a user's last one is new, and the users [U] who have such a one.
+    """Rows [R] that remain if each history ends at its last new item with three others before it, and the users [U] who have one.
 
-    It is the last of the user's new items with three others before it; what follows goes, and so do all other new ones.
+    All other new items are removed.
     """
     others = np.concatenate([[0], np.cumsum(~new)])  # [R + 1], rows before that are not new
     known = others[:-1] - others[start]  # [R], of the same user
@@ -144,29 +142,28 @@ def _end_in_new(users: np.ndarray, new: np.ndarray, start: np.ndarray, user_num:
 
 
 def _ids(mask: np.ndarray) -> frozenset[int]:
-    """Internal ids that a mask holds; 0 is padding."""
+    """Internal ids where a mask is True, without the padding id 0."""
     return frozenset((np.flatnonzero(mask[1:]) + 1).tolist())
 
 
 def token_prefix(dataset: str) -> str:
-    """What the tokens of a dataset begin with where two are one (:mod:`recbole_llm.data.united`)."""
-    return f"{dataset}/"  # no folder's name holds a slash
+    """The prefix of the tokens of a dataset in :mod:`recbole_llm.data.united`."""
+    return f"{dataset}/"  # no folder name contains a slash
 
 
 def report(config: Any, histories: Histories) -> str:
-    """What the scenario did, in a line.
+    """One line about what the scenario holds out.
 
     Raises:
-        ValueError: it leaves nobody to be asked.
+        ValueError: no validation or no test users are left.
     """
     key, scenario = active(config), histories.scenario
     valid, test = (len(histories.evaluated(phase)) for phase in ("valid", "test"))
     if not valid or not test:
         raise ValueError(
-            f"{key}: {config[key]} leaves {valid} users to validate on and {test} to test on; give another value, or another "
-            "candidates.seed"
+            f"{key}: {config[key]} leaves {valid} validation users and {test} test users; change it or candidates.seed"
         )
     return (
         f"{key}: {config[key]} holds {len(scenario.new)} of {len(histories.item_ids) - 1} items and {len(scenario.untrained)} of "
-        f"{len(histories.user_ids) - 1} users out of training; {test} users are asked at test, {valid} at validation"
+        f"{len(histories.user_ids) - 1} users out of training; {test} test users, {valid} validation users"
     )

@@ -1,4 +1,4 @@
-"""Two datasets as one (``train_dataset``): ordinary atomic files in which nothing is shared."""
+"""Two datasets as one (``train_dataset``): atomic files without shared users or items."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ logger = getLogger()
 
 
 def unite(config: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
-    """Name and folder of ordinary atomic files that hold ``train_dataset`` and ``dataset`` side by side; written once.
+    """Name and folder of atomic files with the interactions and texts of ``train_dataset`` and ``dataset``; written once.
 
-    Tokens begin with the name of their dataset, so nothing is shared. The time is the place in the user's history, which
-    is all of it that leave-one-out reads. Texts are those that each dataset's own settings give.
+    Tokens begin with the name of their dataset. The time is the position in the user's history, which is all that
+    leave-one-out needs. Texts are read with the settings of each dataset.
     """
     name = "+".join(parts)
     files = {f"{name}.inter": _interactions(config, parts), f"{name}.item": _texts(config, parts)}
@@ -47,13 +47,13 @@ def _interactions(config: Any, parts: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
-    """Lines of the ``.item`` file; none where a dataset has no titles, which classical models do without."""
+    """Lines of the ``.item`` file; none if a dataset has no titles, which classical models do not need."""
     lines = [f"{config['ITEM_ID_FIELD']}:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq"]
     for name, dataset in parts.items():
         try:
             texts = dataset.item_texts
         except (FileNotFoundError, ValueError) as error:
-            logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, since {name} has none: {error}")
+            logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, because {name} has none: {error}")
             return []
         blank = [""] * len(texts.titles)
         fields = [texts.fields.get(dataset.config[key] or "", blank) for key in TEXTS if key != "title_field"]

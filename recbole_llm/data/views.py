@@ -1,13 +1,13 @@
-"""``recbole-llm views``: cut a dataset by its categories into datasets of their own.
+"""``recbole-llm views``: split a dataset by its categories into several datasets.
 
-Each view is an ordinary folder of atomic files, ``NAME-Category``, with a property file that says what its texts are, so that any
-model, RecBole's included, runs on it:
+Each view is a folder of atomic files, ``NAME-Category``, with a property file that names its text columns, so any model runs on
+it, RecBole's included:
 
     recbole-llm views --dataset=ml-100k
     recbole-llm run --model=SASRec --dataset=ml-100k-Comedy --data_path=views
 
-No item is in two views, so none has the held-out interactions of another in its training data. Never train on the whole dataset
-what is tested on a view: the whole has them all.
+Views share no items, so the training data of one contains no held-out interactions of another. Do not test on a view what was
+trained on the whole dataset, which contains all of them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from recbole_llm.data import domains
+from recbole_llm.data.items import atomic_rows, column_names
 from recbole_llm.store.files import atomic_folder
 
 logger = getLogger()
-
-OUT = "--out="
 
 
 def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
     """Write the views of a dataset below ``out``; returns their folders, the largest category first.
 
     ``domain_field``, ``domain_min_users`` and ``domain_max_views`` choose as they do for in-run views
-    (:func:`recbole_llm.data.domains.views`), by the training split alone. An item of several chosen categories goes to the
-    smallest of them. Lines are those of the dataset's own files, all columns kept, less what RecBole's filters leave out.
+    (:func:`recbole_llm.data.domains.views`), from the training split alone. An item of several chosen categories belongs to the
+    smallest of them. Lines are copied from the dataset's files with all columns, except those that RecBole's filters remove.
 
     Raises:
-        FileExistsError: a view is there already; nothing is overwritten.
+        FileExistsError: a view exists; nothing is overwritten.
         ValueError: as ``domains.views``.
     """
     whole = domains.of_dataset(config, dataset)
@@ -49,7 +47,7 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
     folders = [out / f"{whole.name}-{re.sub(r'[^A-Za-z0-9_-]+', '_', category)}" for category in chosen]
     for folder in folders:
         if folder.exists() or folders.count(folder) > 1:
-            raise FileExistsError(f"{OUT}{out}: {folder} is there already; remove it or give another folder")
+            raise FileExistsError(f"--out={out}: {folder} exists; remove it or give another folder")
 
     of_item = _assigned([set(text.split()) for text in whole.items.fields[field]], chosen)
     histories, source = dataset.histories, Path(dataset.dataset_path) / dataset.dataset_name
@@ -57,10 +55,10 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
     for category, folder in zip(chosen, folders, strict=True):
         items = {(token,) for token, own in zip(histories.item_ids, of_item, strict=True) if own == category}
         pairs = {
-            (histories.user_ids[user], token)
-            for user, row in enumerate(histories.items)
-            for token in np.asarray(histories.item_ids)[row].tolist()
-            if (token,) in items
+            (user, histories.item_ids[item])
+            for user, row in zip(histories.user_ids, histories.items, strict=True)
+            for item in row.tolist()
+            if of_item[item] == category
         }
         with atomic_folder(folder) as draft:
             for suffix, fields, kept in ((".inter", keys, pairs), (".item", keys[1:], items)):
@@ -73,19 +71,17 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
 
 
 def _assigned(categories: Sequence[set[str]], chosen: Sequence[str]) -> list[str | None]:
-    """One of the chosen categories for each item, the one with the fewest items; None where it has none of them."""
+    """The chosen category of each item with the fewest items; None for an item of no chosen category."""
     sizes = {category: sum(category in own for own in categories) for category in chosen}
     smallest = sorted(chosen, key=lambda category: (sizes[category], category))
     return [next((category for category in smallest if category in own), None) for own in categories]
 
 
 def _kept_lines(file: Path, fields: Sequence[str], kept: Container[tuple[str, ...]]) -> Iterator[str]:
-    """The header of an atomic file and those of its lines whose ``fields`` are among ``kept``."""
-    header, *lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    columns = [column.rsplit(":", 1)[0] for column in header.rstrip("\r").split("\t")]
-    places = [columns.index(field) for field in fields]
-    yield header.rstrip("\r")
-    for line in lines:
-        cells = line.rstrip("\r").split("\t")
+    """The header of an atomic file and the lines whose ``fields`` are in ``kept``."""
+    header, *rows = atomic_rows(file)
+    places = [column_names(header).index(field) for field in fields]
+    yield "\t".join(header)
+    for cells in rows:
         if len(cells) > max(places) and tuple(cells[place] for place in places) in kept:
-            yield line.rstrip("\r")
+            yield "\t".join(cells)

@@ -1,4 +1,4 @@
-"""Metrics from the ranks of single targets, as RecBole computes them from its lists."""
+"""Metrics from the ranks of single targets, equal to RecBole's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ FROM_RANKS = ("hit", "recall", "ndcg", "mrr")
 
 
 def check_valid_metric(name: str) -> None:
-    """Refuse a ``valid_metric`` that does not follow from a target's rank.
-
-    Raises:
-        ValueError: names key, value and remedy.
-    """
+    """Raise a ValueError if a ``valid_metric`` does not follow from the rank of a target."""
     if name.lower().partition("@")[0] not in FROM_RANKS:
         raise ValueError(f"valid_metric: {name} does not follow from a target's rank; choose Hit, Recall, NDCG or MRR")
 
@@ -22,18 +18,18 @@ def check_valid_metric(name: str) -> None:
 def metrics(ranks: Sequence[int], names: Iterable[str]) -> dict[str, float]:
     """Hit, Recall, NDCG and MRR from the ranks [N] of single targets, by name.
 
-    ``names`` are those of RecBole's results, as ``ndcg@10``; ``mrr`` is not cut; what ranks do not give is left out.
+    ``names`` are those of RecBole's results, such as ``ndcg@10``; ``mrr`` has no cutoff. Other metrics are ignored.
     """
     return {name: float(values.mean()) for name, values in _by_user(ranks, names).items()}
 
 
 def half_widths(ranks: Sequence[int], names: Iterable[str]) -> dict[str, float]:
-    """Half width of the 95 % interval over users (normal approximation) of each of :func:`metrics`."""
+    """Half width of the 95 % confidence interval over users (normal approximation) of each of :func:`metrics`."""
     return {name: float(1.96 * values.std() / np.sqrt(len(values))) for name, values in _by_user(ranks, names).items()}
 
 
 def _by_user(ranks: Sequence[int], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The metrics of each user, FloatArray[N] by name; none where there are no ranks."""
+    """The metrics of each user, FloatArray[N] by name; empty without ranks."""
     places = np.asarray(ranks, dtype=np.float64)  # [N]
     found = np.ones_like(places)  # [N]; of one target, recall is hit
     gains = {"hit": found, "recall": found, "ndcg": 1 / np.log2(1 + places), "mrr": 1 / places}

@@ -1,4 +1,4 @@
-"""Pictures for the run folder, drawn by matplotlib without a display, and written whole."""
+"""Plots for the run folder, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from recbole_llm.store.files import atomic_write
 def heat_map(
     file: Path, values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, row_label: str, column_label: str
 ) -> None:
-    """A table of numbers [R, C] as a PNG, each written into its cell; where there is none (NaN), the cell is empty."""
-    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+    """Write values [R, C] as an annotated heat map (PNG); cells with NaN are empty."""
+    from matplotlib.figure import Figure  # not pyplot, which has global state
 
     longest = max(map(len, columns))
     turned = longest > 8
-    size = 3 + 0.7 * len(columns), 1.2 + 0.4 * len(rows) + 0.08 * longest * turned  # inches; long labels stand upright
+    size = 3 + 0.7 * len(columns), 1.2 + 0.4 * len(rows) + 0.08 * longest * turned  # inches; long labels are vertical
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=min(0, np.nanmin(values)))
@@ -30,9 +30,9 @@ def heat_map(
     axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
     middle = np.mean(image.get_clim())
     for (row, column), value in np.ndenumerate(values):
-        if np.isnan(value):
-            continue
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black", fontsize=8)
+        if not np.isnan(value):
+            color = "white" if value < middle else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
@@ -40,4 +40,4 @@ def heat_map(
 
 
 def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # no mathematics in what people call their categories
+    return text.replace("$", r"\$")  # not mathematical notation

@@ -1,7 +1,7 @@
-"""Candidate scores -> RecBole's Collector and metrics, with every user's rank kept.
+"""Candidate scores -> RecBole's Collector and metrics, and the rank of every user.
 
-The candidate protocol looks like full ranking to RecBole: one row per user, a score for each item of the catalogue, minus
-infinity outside the candidates. All of RecBole's metrics then work untouched.
+To RecBole, the candidate protocol is full ranking: one row per user, a score for each item of the catalogue, minus infinity
+outside the candidates. So all of RecBole's metrics apply.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from torch import Tensor
 
 
 class SafeCollector(Collector):
-    """RecBole's collector without the crash of ItemCoverage, Gini and others: plain numbers have no ``.cpu()``.
-
-    Goes away with RUCAIBox/RecBole#2131.
-    """
+    """RecBole's collector, whose ItemCoverage, Gini and others fail at numbers without ``.cpu()`` (RUCAIBox/RecBole#2131)."""
 
     def get_data_struct(self) -> Any:
         plain = {key: value for key, value in self.data_struct._data_dict.items() if not isinstance(value, Tensor)}
@@ -32,14 +29,14 @@ class SafeCollector(Collector):
 
 
 def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The one rule for ranks and ties: the rank [B] of the target among its candidates, and how many others tie with it [B].
+    """The rank [B] of the target among its candidates, and how many others tie with it [B].
 
-    1 is best; equal scores rank in the order of their slots, which candidate files shuffle, so a constant scorer is at chance.
+    Rank 1 is best. Equal scores rank in the order of slots, which candidate files shuffle, so a constant scorer is at chance.
 
     Args:
         scores: [B, C], finite or infinite.
-        slots: where the target stands, [B].
-        missed: rows [B] without their target, which then ranks behind all.
+        slots: the slot of the target, [B].
+        missed: rows [B] without the target, which then ranks last.
     """
     target = scores.gather(1, slots[:, None])  # [B, 1]
     place = torch.arange(scores.size(1), device=scores.device)[None, :]  # [1, C]
@@ -53,12 +50,12 @@ def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) ->
 
 @dataclass
 class Ranks:
-    """Rank of the target among the candidates for each evaluated user of one pass, in order of evaluation.
+    """Rank of the target among the candidates for each evaluation user, in order of evaluation.
 
     Attributes:
         users: internal user ids.
         ranks: see :func:`target_ranks`.
-        ties: how many other candidates had exactly the target's score.
+        ties: number of other candidates with exactly the target's score.
     """
 
     users: list[int] = field(default_factory=list)
@@ -66,7 +63,7 @@ class Ranks:
     ties: list[int] = field(default_factory=list)
 
     def add(self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> None:
-        """Add a batch: users [B], scores [B, C], the target's slot [B]; a ``missed`` target [B] ranks behind all."""
+        """Add a batch: users [B] and the arguments of :func:`target_ranks`."""
         ranks, ties = target_ranks(scores, slots, missed)
         self.users += users.tolist()
         self.ranks += ranks.tolist()
@@ -79,7 +76,7 @@ class Ranks:
 
 
 def gather_scores(model: Any, interaction: Any, candidates: Tensor, item_field: str) -> Tensor:
-    """Scores [B, C] of candidates [B, C] by a RecBole model: out of its full ranking, or item by item where it has none."""
+    """Scores [B, C] of candidates [B, C] by a RecBole model, from its full ranking or, if it has none, item by item."""
     try:
         full = model.full_sort_predict(interaction)
     except NotImplementedError:
@@ -90,16 +87,15 @@ def gather_scores(model: Any, interaction: Any, candidates: Tensor, item_field: 
 
 
 def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) -> Tensor:
-    """Candidate scores [B, C] as a catalogue row [B, item_count] that RecBole's top-k orders without a tie.
+    """Candidate scores [B, C] as catalogue scores [B, item_count] without ties.
 
-    Scores become minus their rank, so that equal scores keep the order of the candidate file instead of an order that
-    depends on ``torch.topk``.
+    Scores become minus their rank, so equal scores have the order of the candidate file, not one that ``torch.topk`` chooses.
 
     Raises:
         ValueError: a score is not a number.
     """
     if torch.isnan(scores).any():
-        raise ValueError("a model gave scores that are not numbers (NaN) for some candidates; nothing can be ranked")
+        raise ValueError("the model returned NaN as the score of some candidates, which cannot be ranked")
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices  # [B, C]
     places = torch.empty_like(order).scatter_(1, order, torch.arange(scores.size(1), device=scores.device).expand_as(order))
     row = torch.full((scores.size(0), item_count), -torch.inf, device=scores.device)  # [B, I]

@@ -1,9 +1,9 @@
-"""What the evaluation may ask of any model, ours or RecBole's: one protocol with defaults."""
+"""The interface of all models, ours and RecBole's, with defaults."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: a way to score candidates.
+    """A way to score candidates: one row of the results.
 
     Args:
         score: (RecBole interaction of B users, candidates [B, C]) -> scores [B, C].
         score_catalogue: interaction -> scores [B, I] of the whole catalogue.
-        fingerprint: what the scores depend on besides the candidates; None where they are not to be cached.
+        fingerprint: of what the scores depend on besides the candidates; None disables caching.
     """
 
     score: Callable[[Any, Tensor], Tensor]
@@ -36,7 +36,7 @@ class Facts:
     """What a run record says about a trained model.
 
     Attributes:
-        backbone, backbone_fingerprint: the language model or text encoder, as tables name it, and what identifies it.
+        backbone, backbone_fingerprint: the name in tables and the fingerprint of the language model or text encoder.
         merge: how adapters were merged.
     """
 
@@ -46,12 +46,12 @@ class Facts:
 
 
 class Recommender:
-    """Base of our models, and through :func:`recommender_of` the face of every model.
+    """Base class of our models and, through :func:`recommender_of`, the interface of every model.
 
-    The class attributes tell what a model needs and can do; docs and contract tests are made from them.
+    The class attributes declare what a model needs and supports; docs and contract tests read them.
 
     Attributes:
-        trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer follows them.
+        trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer runs after them.
     """
 
     uses_item_text = False
@@ -62,17 +62,17 @@ class Recommender:
     trained_in_stages = False
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        """The stages of the model, which name those before them as inputs; the first one makes the model itself.
+        """The stages of the model, not yet run; the first one makes the model itself.
 
-        ``candidates`` holds the candidate sets of the run by phase. Nothing is trained here.
+        ``candidates`` are the candidate sets of the run by phase.
         """
         return ()
 
     def load(self, cache: StageCache) -> None:
-        """Read the results of the stages, which have run."""
+        """Read the results of the stages after they have run."""
 
     def variants(self) -> dict[str, Variant]:
-        """What is evaluated, by name: the model itself, then the rows that are always reported beside it."""
+        """What is evaluated, by name: the model itself, then the rows that are always reported with it."""
         raise NotImplementedError
 
     def facts(self) -> Facts:
@@ -80,17 +80,17 @@ class Recommender:
         return Facts()
 
     def report(self, folder: Path) -> list[str]:
-        """Write what else there is to show into the record's folder; returns lines for the log."""
+        """Write further results to ``folder``, that of the record; returns lines for the log."""
         return []
 
 
 @dataclass
 class ClassicalRecommender(Recommender):
-    """A model of RecBole's own."""
+    """A model of RecBole."""
 
     model: Any
     item_field: str
-    name: str = field(default="")
+    name: str = ""
 
     def variants(self) -> dict[str, Variant]:
         def score(interaction: Any, candidates: Tensor) -> Tensor:
@@ -100,5 +100,5 @@ class ClassicalRecommender(Recommender):
 
 
 def recommender_of(model: Any, config: Any) -> Recommender:
-    """The model under the protocol."""
+    """The model as a :class:`Recommender`."""
     return model if isinstance(model, Recommender) else ClassicalRecommender(model, config["ITEM_ID_FIELD"], config["model"])

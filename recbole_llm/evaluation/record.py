@@ -1,4 +1,4 @@
-"""The run record: everything that a table, a test or a later run needs of a run, as one JSON file; and the table of a run."""
+"""The run record, a JSON file with all that tables, tests and later runs need, and the table of a run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Row:
     """One line of the table: a model, or one of its controls.
 
     Attributes:
-        half_width: of the 95 % interval over users, for each metric that the ranks give.
+        half_width: of the 95 % confidence interval over users, for each metric that ranks determine.
         slices: users, metrics and half widths of each slice.
+        users_per_second: speed of the evaluation.
     """
 
     name: str
@@ -37,10 +38,11 @@ class Row:
     ranks: Ranks
     half_width: dict[str, float] = field(default_factory=dict)
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    users_per_second: float | None = None
 
 
 class RunRecord:
-    """Collects the rows of a run and writes them, once, as a whole."""
+    """Collects the rows of a run and writes them to one file."""
 
     def __init__(self, config: Any, trainer: Any, valid_data: Any, test_data: Any):
         self._config, self._trainer = config, trainer
@@ -48,36 +50,30 @@ class RunRecord:
             phase: loader.candidates.sha256 for phase, loader in (("valid", valid_data), ("test", test_data)) if loader.candidates
         }
         data, protocol = test_data._dataset, config["eval_args"]
-        last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the test target
+        last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the target
         self._user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
         self._scenario = data.scenario.label
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
         self.rows: list[Row] = []
-        self._speeds: list[float | None] = []
 
     def add(self, name: str, result: Mapping[str, float]) -> None:
-        """Add the result of the trainer's last evaluation; the ranks of a full ranking give an uncut ``mrr`` beside it."""
-        ranks = self._trainer.ranks
+        """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking."""
+        ranks = single = self._trainer.ranks
         values = {key: float(value) for key, value in result.items()}
-        told = ranks
         if "test" not in self._candidates:
-            told = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
-            values |= metrics.metrics(told.ranks, ["mrr"])
-        parts = {
-            part: {
-                "users": len(own.users),
-                **metrics.metrics(own.ranks, values),
-                _INTERVAL: metrics.half_widths(own.ranks, values),
-            }
-            for part, own in slices.parted(told, self._slices).items()
-        }
-        self.rows.append(Row(name, values, ranks, metrics.half_widths(told.ranks, values), parts))
-        self._speeds.append(self._trainer.users_per_second)
+            single = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
+            values |= metrics.metrics(single.ranks, ["mrr"])
+        parts: dict[str, dict[str, Any]] = {}
+        for part, own in slices.parted(single, self._slices).items():
+            widths = metrics.half_widths(own.ranks, values)
+            parts[part] = {"users": len(own.users), **metrics.metrics(own.ranks, values), _INTERVAL: widths}
+        widths = metrics.half_widths(single.ranks, values)
+        self.rows.append(Row(name, values, ranks, widths, parts, self._trainer.users_per_second))
 
     @property
     def heading(self) -> str:
-        """What the table is about: dataset, scenario, candidates, backbone."""
+        """Heading of the table: dataset, scenario, candidates, backbone."""
         backbone = self._trainer.recommender.facts().backbone
         users = len(self.rows[0].ranks.users)
         mode = self._config["eval_args"]["mode"]["test"]
@@ -86,7 +82,7 @@ class RunRecord:
         return ", ".join(filter(None, parts))
 
     def write(self, **facts: Any) -> Path:
-        """Write the record where the configuration says; returns its path."""
+        """Write the record to ``config.record_file``; returns its path."""
         config, path = self._config, self._config.record_file
         cache, known = self._trainer.cache, self._trainer.recommender.facts()
         content = {
@@ -102,7 +98,7 @@ class RunRecord:
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "candidates_sha256": self._candidates,
-            "users_per_second": self._speeds[0] if self._speeds else None,
+            "users_per_second": self.rows[0].users_per_second if self.rows else None,
             "trained_parameters": self._trainer.trained_parameters,
             "backbone": known.backbone,
             "backbone_fingerprint": known.backbone_fingerprint,
@@ -123,23 +119,23 @@ class RunRecord:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, with a + where files were changed; None where it is in none."""
+    """The commit of the checkout that contains this code, with a + if files were changed; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie inside the checkout of another project
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may be inside another project's checkout
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as plain text; the interval beside the first metric is over users. NDCG@1 and MRR@1 are Hit@1 and left out beside it.
+    """Rows as plain text, with a confidence interval over users for the first metric.
 
-    The first metric of each slice, of ``n`` users, stands in the last columns.
+    NDCG@1 and MRR@1 equal Hit@1 and are omitted with it. The last columns have the first metric of each slice of ``n`` users.
     """
     same = {"ndcg@1", "mrr@1"} if "hit@1" in rows[0].metrics else set()
     first, *others = [key for key in rows[0].metrics if key not in same]

@@ -1,9 +1,9 @@
-"""Is the difference real? Paired tests, intervals and power for two models that were asked about the same users.
+"""Paired tests, intervals and power for two models on the same users.
 
-The null hypothesis of the paired permutation test is that the two models are exchangeable for each user: the sign of every
-per-user difference is then a fair coin. Users on whom the models agree never matter. The two-sided p-value is the share of
-sign patterns whose sum is at least as far from zero as the observed one. It is exact where that share can be had (few users
-who differ; or differences on a lattice, as those of a hit, averaged over seeds or not), else sampled by seeded flips.
+The null hypothesis of the paired permutation test is that the two models are exchangeable for each user: every sign of a per-user
+difference has probability 1/2. The two-sided p-value is the share of sign patterns whose sum is at least as far from zero as the
+observed one. It is exact if few users differ or if the differences are on a lattice (a hit, also averaged over seeds), and
+otherwise sampled.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
 
 Values = Sequence[float] | np.ndarray
 
-_ENUMERATED = 12  # users who differ: 2^12 sign patterns are all looked at
+_ENUMERATED = 12  # users who differ: at most 2^12 sign patterns are enumerated
 _UNITS = 60  # differences that are multiples of 1/1 .. 1/60 are on a lattice
 _LATTICE_WORK = 20_000_000  # points times magnitudes
-_CHUNK = 4_000_000  # flips times users held at once
+_CHUNK = 4_000_000  # flips times users in memory
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Comparison:
     """Two models on the same users.
 
     Attributes:
-        users: how many; ``discordant`` is the share of those on whom they differ.
+        users: number of users.
+        discordant: share of users for whom the models differ.
         difference: mean of the first minus mean of the second.
         p_value: two-sided; 1.0 exactly where no user differs.
         deviation: standard deviation of the per-user differences.
@@ -42,7 +44,7 @@ class Comparison:
 
     @property
     def higher(self) -> str | None:
-        """Whose mean is higher: ``first``, ``second``, or None of two equal ones."""
+        """Which mean is higher: ``first``, ``second``, or None if they are equal."""
         return "first" if self.difference > 0 else "second" if self.difference < 0 else None
 
 
@@ -66,9 +68,9 @@ def compare(first: Values, second: Values, *, flips: int = 10_000, seed: int = 2
 
 
 def permutation_p(differences: Values, *, flips: int = 10_000, seed: int = 2020) -> float:
-    """Two-sided p-value of per-user differences [N] under random signs; sampled ones count the observed pattern, never 0."""
+    """Two-sided p-value of per-user differences [N] under random signs; a sampled one includes the observed pattern."""
     given = np.asarray(differences, dtype=np.float64)
-    magnitudes = np.sort(np.abs(given[given != 0]))  # [D], sorted: the order of users and of arguments is gone
+    magnitudes = np.sort(np.abs(given[given != 0]))  # [D], independent of the order of users and arguments
     observed = abs(math.fsum(given))
     if len(magnitudes) < 2:  # either sign of a single difference is as far from zero
         return 1.0
@@ -76,12 +78,12 @@ def permutation_p(differences: Values, *, flips: int = 10_000, seed: int = 2020)
     if unit:
         return _lattice_p(steps, round(observed * unit))
     if len(magnitudes) <= _ENUMERATED:
-        return _enumerated_p(given[given != 0])
+        return _enumerated_p(magnitudes, observed)
     return _sampled_p(magnitudes, observed, flips, seed)
 
 
 def _on_lattice(magnitudes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Magnitudes [D] as whole multiples [D] of 1 / unit; unit 0 where there is none, or too fine a one to be worth it."""
+    """Magnitudes [D] as integer multiples [D] of 1 / unit; unit 0 if there is none or the lattice is too large."""
     distinct = np.unique(magnitudes)
     for unit in range(1, _UNITS + 1):
         steps = np.rint(distinct * unit)
@@ -92,7 +94,7 @@ def _on_lattice(magnitudes: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _lattice_p(steps: np.ndarray, observed: int) -> float:
-    """Exact share of sign patterns of whole ``steps`` [D] whose sum is at least ``observed`` away from 0, to about 1e-12.
+    """Exact share of sign patterns of integer ``steps`` [D] whose sum is at least ``observed`` away from 0, to about 1e-12.
 
     The sum's characteristic function is a product of cosines; its inverse Fourier transform is the distribution.
     """
@@ -107,24 +109,14 @@ def _lattice_p(steps: np.ndarray, observed: int) -> float:
     return float(np.clip(p, np.finfo(np.float64).tiny, 1.0))
 
 
-def _enumerated_p(differences: np.ndarray) -> float:
-    """All sign patterns of a few differences [D]."""
-    ordered = differences[np.argsort(np.abs(differences), kind="stable")]
-    if math.fsum(ordered) < 0:
-        ordered = -ordered  # the test is symmetric: so are its roundings
-    result = stats.permutation_test(
-        (ordered,),
-        lambda values, axis: np.abs(values.sum(axis)),
-        permutation_type="samples",
-        alternative="greater",
-        n_resamples=np.inf,
-        vectorized=True,
-    )
-    return float(result.pvalue)
+def _enumerated_p(magnitudes: np.ndarray, observed: float) -> float:
+    """All sign patterns of a few magnitudes [D]; sums that equal the observed one up to rounding count."""
+    signs = np.array(list(product((-1, 1), repeat=len(magnitudes))))  # [2^D, D]
+    return float(np.mean(np.abs(signs @ magnitudes) >= observed - 1e-9 * magnitudes.sum()))
 
 
 def _sampled_p(magnitudes: np.ndarray, observed: float, flips: int, seed: int) -> float:
-    """Random sign patterns of magnitudes [D], in chunks; ties with the observed sum count up to rounding."""
+    """Random sign patterns of magnitudes [D], in chunks; sums that equal the observed one up to rounding count."""
     rng = np.random.default_rng(seed)
     total = magnitudes.sum()
     bar = observed - 1e-9 * total
@@ -143,7 +135,7 @@ def interval(values: Values, *, level: float = 0.95, resamples: int = 2_000, see
     """
     given = _checked(values)
     if len(given) < 2:
-        raise ValueError("a bootstrap interval of one user says nothing; evaluate more users")
+        raise ValueError("a bootstrap interval needs more than one user")
     found = stats.bootstrap(
         (given,),
         np.mean,
@@ -157,22 +149,22 @@ def interval(values: Values, *, level: float = 0.95, resamples: int = 2_000, see
 
 
 def adjusted(p_values: Values) -> np.ndarray:
-    """Benjamini-Hochberg: p-values [M] of a family -> [M]; those below alpha are a set with a false discovery rate of alpha."""
+    """Benjamini-Hochberg adjusted p-values [M] of a family of p-values [M]; control the false discovery rate."""
     given = np.asarray(p_values, dtype=np.float64)
     return stats.false_discovery_control(given, method="bh") if len(given) else given
 
 
 def detectable_difference(deviation: float, users: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest true mean difference that a two-sided paired test of ``users`` finds with probability ``power``.
+    """Smallest true mean difference that a two-sided paired test of ``users`` detects with probability ``power``.
 
-    ``deviation`` is the standard deviation of the per-user differences (normal approximation, one test). Of a binary metric
+    ``deviation`` is the standard deviation of the per-user differences (normal approximation, one test). For a binary metric
     with a share d of discordant users it is about sqrt(d), hence 2.8 * sqrt(d / n) at alpha .05 and power .8.
 
     Raises:
         ValueError: no users.
     """
     if users < 1:
-        raise ValueError(f"users: {users}: a difference needs at least one user")
+        raise ValueError(f"users: {users} must be at least 1")
     return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * deviation / math.sqrt(users))
 
 
@@ -188,5 +180,5 @@ def _paired(first: Values, second: Values) -> np.ndarray:
     if len(one) != len(other):
         raise ValueError(f"a paired test needs the same users in the same order; got {len(one)} and {len(other)} values")
     differences = one - other
-    differences[np.abs(differences) < 1e-12] = 0.0  # rounding of averages over seeds is no difference
+    differences[np.abs(differences) < 1e-12] = 0.0  # rounding of averages over seeds
     return differences

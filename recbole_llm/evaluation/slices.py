@@ -1,9 +1,8 @@
-"""Warm and cold: the test users apart by how often training saw their target, and the metrics of each from the ranks.
+"""Cold and warm slices: groups of test users by the number of training interactions of their target.
 
-``slices: {cold: 0.35, warm: 0.35}`` calls 35 % of the catalogue cold, those with the fewest training interactions, and 35 %
-warm, those with the most. Where the boundary falls among items with equal counts, none of these belongs: a slice is never
-larger than its share, and no item is in both. Items that were never trained are cold in any case. Boundaries come from
-training data alone; the test labels only say which user is in which slice.
+With ``slices: {cold: 0.35, warm: 0.35}``, the 35 % of the catalogue with the fewest training interactions are cold, the 35 % with
+the most are warm. Items with the count at the boundary belong to no slice, so a slice is never larger than its share and no item
+is in both. Items without training interactions are always cold. Boundaries depend on training data alone.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ NAMES = ("cold", "warm")
 
 
 def check(shares: Mapping[str, float] | None) -> None:
-    """Refuse slices that are none.
-
-    Raises:
-        ValueError: names key, value and remedy.
-    """
+    """Raise a ValueError if a slice is neither cold nor warm, or its share is not between 0 and 1."""
     for name, share in (shares or {}).items():
         if name not in NAMES or not (isinstance(share, (int, float)) and 0 < share < 1):
             raise ValueError(f"slices: {name}: {share!r} is not cold or warm with a share between 0 and 1, as {{'cold': 0.35}}")
@@ -35,7 +30,7 @@ def check(shares: Mapping[str, float] | None) -> None:
 def item_slices(counts: np.ndarray, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Which items belong to each slice, BoolArray[I] by name, from training counts [I]; item 0 is padding."""
     ranked = np.sort(counts[1:])
-    places = {name: int(share * len(ranked)) for name, share in shares.items()}  # how many items it may hold
+    places = {name: int(share * len(ranked)) for name, share in shares.items()}  # largest number of items
     found = {}
     for name, place in places.items():
         found[name] = (counts < ranked[place]) | (counts == 0) if name == "cold" else counts > ranked[-1 - place]
@@ -52,7 +47,7 @@ def user_slices(histories: Histories, shares: Mapping[str, float] | None) -> dic
 
 
 def parted(ranks: Ranks, slices: Mapping[str, frozenset[int]]) -> dict[str, Ranks]:
-    """The ranks of each slice's users; a slice of nobody or of everybody tells nothing and is left out."""
+    """The ranks of the users of each slice, without slices of no or all users."""
     found = {}
     for name, users in slices.items():
         rows = [row for row in zip(ranks.users, ranks.ranks, ranks.ties, strict=True) if row[0] in users]

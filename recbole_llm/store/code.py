@@ -1,7 +1,7 @@
-"""Which code computes a result: a hash of the syntax trees of the modules that it runs.
+"""Fingerprint of the code that computes a result: a hash of the syntax trees of its modules.
 
-Comments, docstrings and formatting do not count. The modules of ``recbole_llm`` that a module imports count with it, except those
-that move or show results and compute none: :mod:`recbole_llm.store`, the log and pictures.
+Comments, docstrings and formatting are ignored. The hash of a module includes the modules of ``recbole_llm`` that it imports,
+except those that only store or show results: :mod:`recbole_llm.store`, the log and plots.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def code_fingerprint(*modules: str, alone: Iterable[str] = ()) -> str:
     """SHA-256 of the code of ``modules`` (dotted names) and of all modules of this package that they import.
 
     Args:
-        alone: modules that count without what they import.
+        alone: modules that are hashed without their imports.
 
     Raises:
         ModuleNotFoundError: there is no such module.
@@ -45,7 +45,7 @@ def _closure(*modules: str) -> set[str]:
 
 @cache
 def _tree(name: str) -> tuple[str, tuple[str, ...]]:
-    """The syntax tree of a module, written out, and the modules of this package that it imports."""
+    """The syntax tree of a module as text, and the modules of this package that it imports."""
     file = _file(name)
     if file is None:
         raise ModuleNotFoundError(f"there is no module {name}")
@@ -59,7 +59,7 @@ def _tree(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _file(name: str) -> Path | None:
-    """The source file of a module, None where there is none; nothing of it is imported but the packages that hold it."""
+    """The source file of a module, or None; only the packages that contain it are imported."""
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
@@ -68,7 +68,7 @@ def _file(name: str) -> Path | None:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``; those under its ``else`` run."""
+    """All nodes but those in the body of ``if TYPE_CHECKING``."""
     yield node
     only_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     for child in node.orelse if only_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]

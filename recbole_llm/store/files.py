@@ -1,8 +1,7 @@
-"""Files that are either whole or absent: safetensors and JSON, checked by SHA-256, nothing pickled.
+"""Atomic files and folders: safetensors and JSON with SHA-256 checksums, no pickle.
 
-A file or folder is written under a temporary name, flushed to disk and renamed, so that a killed process leaves the old
-one or the new one, never half of one. A folder carries a manifest of SHA-256 sums, written last; what does not match its
-manifest is refused by name.
+A file or folder is written under a temporary name, flushed to disk and renamed, so that a killed process leaves the old or the
+new one. A folder has a manifest of SHA-256 sums, written last; :func:`verify` rejects files that do not match it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ MANIFEST = "MANIFEST.json"
 
 
 class DamagedError(ValueError):
-    """A file on disk is not what was written: named, refused, to be rebuilt."""
+    """A file on disk differs from what was written."""
 
 
 def sha256_file(path: Path) -> str:
@@ -36,7 +35,7 @@ def sha256_file(path: Path) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-able value, independent of the order of keys."""
+    """SHA-256 of a JSON-serialisable value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -48,11 +47,15 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
+
+
 def atomic_write(path: Path | str, data: bytes | str) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one."""
+    """Write ``data`` to ``path`` so that a reader sees the old file or the complete new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         _flush(temporary)
@@ -66,17 +69,16 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path``, with its manifest, when the block ends without an error.
 
-    An existing ``path`` is replaced (moved aside first: a folder cannot be renamed over another).
+    An existing ``path`` is replaced (moved first: a folder cannot be renamed over another).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    temporary = _beside(path, "tmp")
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         _write_manifest(temporary)
         if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old.tmp")
+            old = _beside(path, "old.tmp")
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old)
@@ -87,13 +89,9 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     _flush(path.parent)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-
-
 def _write_manifest(folder: Path) -> None:
     sums = {}
-    for file in _files(folder):
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST):
         _flush(file)
         sums[file.relative_to(folder).as_posix()] = sha256_file(file)
     (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
@@ -102,7 +100,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether ``folder`` was written to its end (it may still have been damaged since: :func:`verify`)."""
+    """Whether ``folder`` was written completely; :func:`verify` checks for later damage."""
     return (folder / MANIFEST).is_file()
 
 
@@ -110,7 +108,7 @@ def verify(folder: Path) -> None:
     """Check every file of ``folder`` against its manifest.
 
     Raises:
-        DamagedError: names the folder, the file and what is wrong with it.
+        DamagedError: a file is missing or differs; the message names it.
     """
     try:
         sums = json.loads((folder / MANIFEST).read_text())
@@ -120,29 +118,26 @@ def verify(folder: Path) -> None:
     for name, digest in expected.items():
         file = folder / name
         if not file.is_file():
-            raise DamagedError(f"{folder}: the file {name} is missing; delete the folder to have it rebuilt")
+            raise DamagedError(f"{folder}: the file {name} is missing; delete the folder to rebuild it")
         if sha256_file(file) != digest:
-            raise DamagedError(f"{file}: its SHA-256 is not the one in {MANIFEST}; delete the folder to have it rebuilt")
-
-
-# -- states ------------------------------------------------------------------------------------------------------------
+            raise DamagedError(f"{file}: its SHA-256 is not the one in {MANIFEST}; delete the folder to rebuild it")
 
 
 def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write named tensors, as they are, to a safetensors file of a folder that is still being made."""
-    # safetensors refuses shared storage, and views would be written whole
+    """Write named tensors to a safetensors file, not atomically: for use within :func:`atomic_folder`."""
+    # clone: safetensors rejects shared storage
     save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, file)
 
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-    """Write named tensors and JSON-able values as one atomic folder."""
+    """Write named tensors and JSON-serialisable values as one atomic folder."""
     with atomic_folder(folder) as temporary:
         save_tensors(temporary / "tensors.safetensors", tensors)
         (temporary / "values.json").write_text(json.dumps(values))
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what :func:`save_state` wrote, after checking it.
+    """Verify and read a folder of :func:`save_state`.
 
     Raises:
         DamagedError: the folder does not match its manifest.
@@ -158,7 +153,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` took; groups keep their present hyper-parameters."""
+    """Restore the state from :func:`optimizer_tensors`; the hyper-parameters of groups do not change."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
@@ -180,7 +175,7 @@ def rng_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def restore_rng(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-    """Put back what :func:`rng_state` took."""
+    """Restore the state from :func:`rng_state`."""
     torch.set_rng_state(tensors["cpu"])
     if torch.cuda.is_available():
         states = [tensors[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in tensors]
@@ -193,7 +188,7 @@ def restore_rng(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) 
 
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Within this block random numbers may be drawn, of which nothing outside is moved."""
+    """Restore the state of all random generators at the end of the block."""
     state = rng_state()
     try:
         yield

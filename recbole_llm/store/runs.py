@@ -12,11 +12,11 @@ from recbole_llm.store.files import DamagedError, verify
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A finished run (``init_from``): its record and its stages, of which nothing is executed.
+    """A finished run (``init_from``): its record and its stages.
 
     Attributes:
         path: its record.json.
-        record: what stands there.
+        record: the content of that file.
     """
 
     path: Path
@@ -27,7 +27,7 @@ class SavedRun:
         """The run of a folder or record.json.
 
         Raises:
-            ValueError: it is not there, no record, or one that does not name its stages.
+            ValueError: there is no such file, it is no record, or it does not name its stages.
         """
         path = Path(given).expanduser().resolve()
         path = path / "record.json" if path.is_dir() else path
@@ -47,14 +47,14 @@ class SavedRun:
 
     @property
     def root(self) -> Path:
-        """The ``checkpoint_dir`` that holds it."""
+        """The ``checkpoint_dir`` that contains the run."""
         return self.path.parent.parent.parent
 
     def stage(self, name: str) -> Path:
-        """The folder of a stage of the run, checked.
+        """The verified folder of a stage of the run.
 
         Raises:
-            ValueError: the run has no such stage, or its folder is gone or damaged.
+            ValueError: the run has no such stage, or its folder is missing or damaged.
         """
         stages = self.record["stages"]
         if name not in stages:
@@ -64,9 +64,11 @@ class SavedRun:
         try:
             verify(folder)
         except DamagedError as error:
-            raise ValueError(f"init_from: the stage {name} of {self.path} is gone or damaged ({error}); {self._again}") from error
+            raise ValueError(
+                f"init_from: the stage {name} of {self.path} is missing or damaged ({error}); {self._again}"
+            ) from error
         return folder
 
     @property
     def _again(self) -> str:
-        return f"run its command again, --model={self.record['model']} --dataset={self.record['dataset']} and what else it had"
+        return f"repeat the run (--model={self.record['model']} --dataset={self.record['dataset']} and its other options)"

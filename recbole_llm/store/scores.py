@@ -1,6 +1,6 @@
-"""Scores of an evaluation, kept: an adapter and a candidate file that were scored once are not scored again.
+"""Cached scores of an evaluation.
 
-They are named after all that determines them, as stages are, and kept as fp32, so metrics from kept scores are bit-equal.
+The folder's name depends on everything that determines the scores. They are stored as fp32, so metrics from them are bit-equal.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ logger = getLogger()
 
 
 class CachedScores:
-    """Scores [N, C] by user, read from ``folder`` if they are there, collected for it otherwise.
+    """Scores [N, C] by user, read from ``folder`` if it exists, otherwise collected and written to it.
 
     Attributes:
-        found: some were.
+        found: whether cached scores were used.
     """
 
     def __init__(self, folder: Path):
@@ -33,22 +33,22 @@ class CachedScores:
                 tensors, _ = load_state(folder)
                 self._rows = dict(zip(tensors["users"].tolist(), tensors["scores"], strict=True))
             except DamagedError as error:
-                logger.warning(f"{error}; scored again")
+                logger.warning(f"{error}; computing the scores again")
 
     def find(self, users: Tensor) -> Tensor | None:
-        """Scores [B, C] of users [B], or None where they are not kept."""
-        rows = [self._rows.get(user) for user in users.tolist()]
-        if any(row is None for row in rows):
+        """Scores [B, C] of users [B], or None if they are not cached."""
+        rows = [self._rows[user] for user in users.tolist() if user in self._rows]
+        if len(rows) < len(users):
             return None
         self.found = True
-        return torch.stack(rows)  # type: ignore[arg-type]
+        return torch.stack(rows)
 
     def add(self, users: Tensor, scores: Tensor) -> None:
         """Collect scores [B, C] of users [B]."""
         self._collected.append((users.cpu(), scores.detach().float().cpu()))
 
     def close(self) -> None:
-        """Write what was collected, whole or not at all."""
+        """Write the collected scores atomically."""
         if self._collected:
             users, scores = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
             save_state(self._folder, {"users": users, "scores": scores}, {})

@@ -1,7 +1,7 @@
-"""Stages: what a run trains or merges. Each result is a folder that is named after everything it depends on.
+"""Stages: the steps of a run that train or merge. The folder of a result is named by a hash of everything it depends on.
 
-A stage is computed once and reused by every later run with the same data, settings, code and upstream stages; a killed run
-repeats only the stage it was in, from that stage's last checkpoint.
+A stage is computed once and reused by later runs with the same data, settings, code and upstream stages. A killed run resumes
+from the last checkpoint of its current stage.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is
 
 logger = getLogger()
 
-TRAINED_FILE = "trained.json"  # how many parameters a stage has trained
+TRAINED_FILE = "trained.json"  # the number of parameters that a stage trained
 _trained: ContextVar[list[int] | None] = ContextVar("trained", default=None)
 
 
 def count_trained(parameters: Iterable[torch.Tensor]) -> None:
-    """Add these parameters to the count of the stage that is being computed, if one is."""
+    """Add these parameters to the count of the current stage, if any."""
     counts = _trained.get()
     if counts is not None:
         counts.append(sum(parameter.numel() for parameter in parameters))
 
 
 class Folders(Protocol):
-    """Where the results of stages are: a :class:`StageCache`, or the :class:`Work` of a later stage."""
+    """The folders of results: a :class:`StageCache`, or the :class:`Work` of a later stage."""
 
     def folder(self, stage: Stage) -> Path:
         """The folder of a stage's result."""
@@ -47,12 +47,12 @@ class Folders(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What the function of a stage is given.
+    """The argument of a stage's ``build``.
 
     Attributes:
-        out: the folder into which it writes the result.
-        scratch: where it may keep the state of unfinished work; deleted once the stage is done.
-        results: where the results of the stages before it are.
+        out: folder for the result.
+        scratch: folder for checkpoints; deleted when the stage is done.
+        results: the results of the stages before it.
     """
 
     out: Path
@@ -60,7 +60,7 @@ class Work:
     results: Folders
 
     def folder(self, stage: Stage) -> Path:
-        """The folder of the result of a stage before this one."""
+        """The result folder of an earlier stage."""
         return self.results.folder(stage)
 
 
@@ -70,11 +70,11 @@ class Stage:
 
     Args:
         name: shown in the log and in the folder's name.
-        depends: JSON-able values that determine the result: settings, fingerprints of data.
-        build: writes the result into ``work.out``.
-        inputs: stages whose results must be there first.
-        code: modules whose code computes the result, besides the one that defines ``build``; what they import counts too.
-        with_imports: whether what that one imports counts too; False for a module that also defines other things.
+        depends: JSON-serialisable values that determine the result: settings, fingerprints of data.
+        build: writes the result to ``work.out``.
+        inputs: stages that must run before.
+        code: modules whose code computes the result, besides the one that defines ``build``; their imports are included.
+        with_imports: whether the imports of that one are included too; False for a module that also defines other things.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Stage:
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages and all before them, each once, inputs first."""
+    """The stages and all their inputs, each once, inputs first."""
     found: dict[str, Stage] = {}
     for stage in stages:
         found |= {other.fingerprint: other for other in in_order(stage.inputs) if other.fingerprint not in found}
@@ -104,12 +104,12 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
 
 @dataclass
 class StageCache:
-    """Computes stages whose result is not cached yet, under ``root`` (``<checkpoint_dir>/stages``).
+    """Computes and caches the results of stages under ``root`` (``<checkpoint_dir>/stages``).
 
     Attributes:
-        seconds: what each stage that was run took, by name; 0 where its result was reused.
-        folders: where the results are, by name.
-        waited: seconds in which other processes computed some of them.
+        seconds: duration of each stage by name; 0 for a reused result.
+        folders: folder of each result by name.
+        waited: seconds spent waiting for other processes that computed a stage.
     """
 
     root: Path
@@ -119,15 +119,15 @@ class StageCache:
     waited: float = 0.0
 
     def folder(self, stage: Stage) -> Path:
-        """Where the stage's result is, or will be."""
+        """The folder of a stage's result, which may not exist yet."""
         return self.root / f"{stage.name}-{stage.fingerprint[:12]}"
 
     def is_cached(self, stage: Stage) -> bool:
-        """Whether the stage's result was written to its end."""
+        """Whether the stage's result is complete."""
         return is_complete(self.folder(stage))
 
     def plan(self, stages: Sequence[Stage]) -> str:
-        """The stages and all before them as text, in the order in which they would run."""
+        """The stages and all their inputs as text, in the order in which they would run."""
         found = in_order(stages)
         width = max((len(stage.name) for stage in found), default=0)
         lines = [
@@ -138,13 +138,13 @@ class StageCache:
         return "\n".join(["stages:", *lines])
 
     def run(self, *stages: Stage) -> Path:
-        """Compute the stages and all before them, as far as they are not cached or damaged; the folder of the first."""
+        """Compute the stages and all their inputs unless they are cached; returns the folder of the first stage."""
         for stage in in_order(stages):
             self._run(stage)
         return self.folder(stages[0])
 
     def trained(self, stage: Stage) -> int | None:
-        """How many parameters a stage and all before it have trained; None where that was not recorded."""
+        """Number of parameters trained by a stage and all its inputs; None if it was not recorded."""
         files = [self.folder(part) / TRAINED_FILE for part in in_order([stage])]
         if not all(file.is_file() for file in files):
             return None
@@ -153,18 +153,18 @@ class StageCache:
     def _run(self, stage: Stage) -> None:
         folder = self.folder(stage)
         self.root.mkdir(parents=True, exist_ok=True)
-        # of two runs that need the same stage, one computes and one waits; a killed process holds no lock
+        # if two runs need the same stage, one waits; the lock of a killed process is released
         began = time.monotonic()
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             self.waited += time.monotonic() - began
-            self._sweep(folder, "tmp")  # of a process killed while it wrote
+            self._sweep(folder, "tmp")  # left by a killed process
             if self._verified(folder):
                 logger.info(f"stage {stage.name}: reused from {folder}")
                 self.seconds.setdefault(stage.name, 0.0)
             else:
                 self._build(stage, folder)
             self._sweep(folder, "unfinished")
-        self.folders.setdefault(stage.name, folder)  # the model's own part comes before a retriever of the same name
+        self.folders.setdefault(stage.name, folder)  # the model's part runs before a retriever of the same name
 
     def _sweep(self, folder: Path, suffix: str) -> None:
         for leftover in self.root.glob(f".{folder.name}.*{suffix}"):
@@ -184,8 +184,7 @@ class StageCache:
     def _build(self, stage: Stage, folder: Path) -> None:
         logger.info(f"stage {stage.name}: started")
         began = time.monotonic()
-        # a stage's result must not depend on which of the stages before it were cached
-        init_seed(self.seed, True)
+        init_seed(self.seed, True)  # the result must not depend on which earlier stages were cached
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
         with torch.enable_grad(), atomic_folder(folder) as out:

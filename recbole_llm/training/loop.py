@@ -1,8 +1,7 @@
-"""One training loop for all that stages train: resumable to the bit, with accumulation, clipping and early stopping.
+"""The training loop of all stages: bit-exact resuming, gradient accumulation, clipping and early stopping.
 
-A step is a function of its index, the weights and the random state alone, so a killed run goes on from its last
-checkpoint and ends, on CPU, with exactly the weights of a run that was not killed. Saving only observes: when it
-happens (by the clock) changes nothing.
+A step is a function of its index, the weights and the random state alone. So a killed run resumes from its last checkpoint and
+ends, on CPU, with exactly the weights of an uninterrupted run. The times of checkpoints do not affect the result.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ logger = getLogger()
 
 @dataclass(frozen=True)
 class Epochs:
-    """Which samples a step takes: every epoch in an order drawn from (seed, epoch), so that training can resume anywhere.
+    """The samples of each step, in an order drawn from (seed, epoch), so that training can resume at any step.
 
     Args:
-        count: samples; a rest that fills no batch is left out of an epoch.
-        batch_size: samples of a step; at most all of them.
+        count: number of samples; an incomplete last batch is dropped.
+        batch_size: samples per step; at most ``count``.
     """
 
     count: int
@@ -45,7 +44,7 @@ class Epochs:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return self.count // min(self.batch_size, self.count)
 
     def __getitem__(self, step: int) -> np.ndarray:
@@ -55,17 +54,17 @@ class Epochs:
         return _order(self.count, self.seed, epoch)[place * size : (place + 1) * size]
 
 
-@lru_cache(maxsize=2)  # a step asks for the order that the step before it has asked for
+@lru_cache(maxsize=2)  # consecutive steps need the same order
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 @dataclass(frozen=True)
 class LoopOptions(Settings):
-    """How a training is saved and shown, which changes nothing of its result.
+    """Options that do not affect the result.
 
     Args:
-        save_every: seconds between two saves; 0 saves after every step.
+        save_every: seconds between two checkpoints; 0 saves after every step.
         show_progress: show a progress bar.
     """
 
@@ -80,7 +79,7 @@ DEFAULT_OPTIONS = LoopOptions()
 
 @dataclass
 class LoopState:
-    """Where a loop stands."""
+    """Progress of a loop."""
 
     step: int = 0
     best_score: float | None = None
@@ -95,19 +94,19 @@ class TrainingLoop:
 
     Args:
         name: stage name shown in the progress bar.
-        parameters: the trainable tensors, by name; nothing else is saved.
+        parameters: the trainable tensors, by name; no other weights are saved.
         optimizer, scheduler: built over those parameters.
         loss: ``loss(i)`` returns the scalar loss of micro-batch ``i``; step ``s`` takes micro-batches
             ``s * accumulate ... (s + 1) * accumulate - 1`` and averages them.
         total_steps: optimiser steps.
         accumulate: micro-batches per optimiser step.
         clip_grad_norm: largest gradient norm, or None.
-        validate: returns a score (bigger is better); asked every ``eval_every`` steps and after the last one.
-        patience: validations without a gain after which training stops; 0 never stops early. Where ``validate`` is
-            given, the weights of the best validation are kept, also with patience 0.
-        folder: where the state of an unfinished loop is kept; None keeps nothing.
-        options: how it is saved and shown.
-        learning_rate_key: what the user would lower, named where training diverges.
+        validate: returns a score (higher is better); called every ``eval_every`` steps and after the last one. The final weights
+            are those of the best validation, also with patience 0.
+        patience: validations without improvement before training stops; 0 disables early stopping.
+        folder: folder for checkpoints; None disables them.
+        options: see :class:`LoopOptions`.
+        learning_rate_key: the key that the error names if training diverges.
     """
 
     name: str
@@ -128,24 +127,25 @@ class TrainingLoop:
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self) -> LoopState:
-        """Train (or go on training) to the end; the parameters then hold the best or the last weights."""
+        """Train or resume training to the end; the parameters then have the best or the last weights."""
         count_trained(self.parameters.values())
         self._resume()
         saved = time.monotonic()
         with progress_bar(self.name, self.total_steps, start=self.state.step, show=self.options.show_progress) as bar:
             while self.state.step < self.total_steps and not self._stopped():
-                loss = self._step()
-                bar.advance(loss=loss)
-                if self._validation_due():
-                    self._validate()
+                bar.advance(loss=self._step())
+                self._validate()
                 if self.folder is not None and time.monotonic() - saved > self.options.save_every:
-                    self._save()
+                    self._save(self.folder)
                     saved = time.monotonic()
         if self.best:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(self.best[name])
+            self._load(self.best)
         return self.state
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
 
     def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,18 +167,13 @@ class TrainingLoop:
         if not math.isfinite(value):
             raise ValueError(f"{self.name}: the {what} is {value} at step {self.state.step}; lower `{self.learning_rate_key}`")
 
-    # -- early stopping ------------------------------------------------------------------------------------------------
-
-    def _validation_due(self) -> bool:
-        if self.validate is None:
-            return False
-        return self.state.step == self.total_steps or bool(self.eval_every and self.state.step % self.eval_every == 0)
-
     def _validate(self) -> None:
-        assert self.validate is not None
-        random_state = files.rng_state()
-        score = self.validate()
-        files.restore_rng(*random_state)  # looking must not change what follows
+        """Validate if it is due, and update the best weights."""
+        due = self.state.step == self.total_steps or bool(self.eval_every and self.state.step % self.eval_every == 0)
+        if self.validate is None or not due:
+            return
+        with files.preserved_random_state():
+            score = self.validate()
         self._check_finite("validation score", score)
         self.state.validations.append({"step": self.state.step, "score": score})
         if self.state.best_score is None or score > self.state.best_score:
@@ -192,10 +187,7 @@ class TrainingLoop:
     def _stopped(self) -> bool:
         return bool(self.patience) and self.state.checks_without_gain >= self.patience
 
-    # -- resume --------------------------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        assert self.folder is not None
+    def _save(self, folder: Path) -> None:
         random_tensors, random_values = files.rng_state()
         groups: dict[str, Mapping[str, Tensor]] = {
             "weights": dict(self.parameters),
@@ -204,16 +196,15 @@ class TrainingLoop:
             "rng": random_tensors,
         }
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
-        values: dict[str, Any] = {"loop": asdict(self.state), "rng": random_values}
-        files.save_state(self.folder / f"step-{self.state.step}", tensors, values)
+        current = folder / f"step-{self.state.step}"
+        files.save_state(current, tensors, {"loop": asdict(self.state), "rng": random_values})
         for other in self._saves():
-            if other.name != f"step-{self.state.step}":
+            if other != current:
                 shutil.rmtree(other)
 
     def _saves(self) -> list[Path]:
-        if self.folder is None or not self.folder.is_dir():
-            return []
-        return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+        found = self.folder.glob("step-*") if self.folder is not None else ()
+        return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
     def _resume(self) -> None:
         for folder in self._saves():
@@ -226,30 +217,23 @@ class TrainingLoop:
             for name, tensor in tensors.items():
                 group, key = name.split("/", 1)
                 groups.setdefault(group, {})[key] = tensor
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(groups["weights"][name])
+            self._load(groups["weights"])
             device = next(iter(self.parameters.values())).device
             self.best = {name: tensor.to(device) for name, tensor in groups.get("best", {}).items()}
             files.restore_optimizer(self.optimizer, groups.get("optimizer", {}))
             self.state = LoopState(**values["loop"])
             if self.scheduler is not None:
-                self._forward_scheduler()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # PyTorch expects optimiser steps in between
+                    for _ in range(self.state.step):
+                        self.scheduler.step()  # depends on the step alone
             files.restore_rng(groups["rng"], values["rng"])
             logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
             return
 
-    def _forward_scheduler(self) -> None:
-        """Bring a schedule that depends on the step alone to the step at which training goes on."""
-        assert self.scheduler is not None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch misses the optimiser's steps, which the killed process took
-            for _ in range(self.state.step):
-                self.scheduler.step()
-
 
 def cosine_with_warmup(optimizer: torch.optim.Optimizer, total_steps: int, warmup_ratio: float) -> Any:
-    """Linear warm-up, then a cosine to zero: the schedule of the RecCocktail recipe, from ``transformers``."""
+    """Linear warm-up, then cosine decay to zero, from ``transformers``; the schedule of RecCocktail."""
     from transformers import get_cosine_schedule_with_warmup
 
     return get_cosine_schedule_with_warmup(optimizer, int(np.ceil(total_steps * warmup_ratio)), total_steps)

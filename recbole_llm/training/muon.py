@@ -1,8 +1,8 @@
-"""Muon for weight matrices, AdamW for everything else, as one optimizer with one state and one schedule.
+"""Muon for weight matrices and AdamW for other parameters in one optimizer.
 
-Muon (Keller Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the
-nearest orthogonal one, so that every direction of a layer learns at the same pace. A small LM that may see few tokens
-makes far more of them. Embeddings, norms and biases are no maps between hidden states and keep AdamW.
+Muon (Keller Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest
+orthogonal matrix, so that all directions of a layer learn at the same rate. A small LM needs far fewer tokens.
+Embeddings, norms and biases are not maps between hidden states and use AdamW.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic that lifts small singular values fastest
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic by Jordan et al.
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon on ``matrices``, AdamW on ``others``; learning rate and weight decay of both stand in ``param_groups``.
+    """Muon on ``matrices``, AdamW on ``others``; ``param_groups`` has the learning rate and weight decay of each.
 
     Args:
         matrices: two-dimensional weights of linear layers.
         others: embeddings, norms, biases, an output head.
         matrix_lr: learning rate of Muon, about the relative change of a matrix in one step.
         lr: learning rate of AdamW.
-        momentum: of Muon, with Nesterov's look ahead.
+        momentum: Nesterov momentum of Muon.
         betas: of AdamW.
-        weight_decay: decoupled, of the matrices alone.
+        weight_decay: decoupled weight decay of the matrices.
     """
 
     def __init__(
@@ -41,11 +41,12 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.1,
     ):
-        groups = [
-            {"params": list(matrices), "lr": matrix_lr, "weight_decay": weight_decay, "muon": True},
+        matrices = list(matrices)
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "lr": matrix_lr, "weight_decay": weight_decay, "muon": True},
             {"params": list(others), "lr": lr, "weight_decay": 0.0, "muon": False},
         ]
-        flat = [tuple(p.shape) for p in groups[0]["params"] if p.dim() != 2]  # type: ignore[attr-defined]
+        flat = [tuple(matrix.shape) for matrix in matrices if matrix.dim() != 2]
         if flat:
             raise ValueError(f"matrices: Muon takes two-dimensional weights only, not {flat}; give those as others")
         super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": 1e-8})
@@ -96,9 +97,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About the nearest semi-orthogonal matrix [m, n]: the singular vectors stay, the singular values go to .7 .. 1.2.
+    """Approximately the nearest semi-orthogonal matrix [m, n], by Newton-Schulz iteration.
 
-    Newton-Schulz iteration: products of matrices only, no decomposition.
+    The singular vectors do not change, the singular values become .7 .. 1.2.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrix.size(0) > matrix.size(1)

@@ -1,4 +1,4 @@
-"""Candidate files: read back as they were drawn, refused where they are damaged, drawn anew where they are outdated."""
+"""Candidate files: read back as they were drawn, refused where they are damaged, regenerated where they are outdated."""
 
 from __future__ import annotations
 
@@ -88,7 +88,10 @@ def damage(path: Path, line: int, old: str, new: str) -> None:
         (lambda path: path.write_text(path.read_text()[:-1]), "line 40: the end is missing"),
         (lambda path: path.write_text(""), "line 1: the header"),
         (lambda path: path.write_text(path.read_text().split("\n")[0] + "\n"), "line 1: the end is missing"),
-        (lambda path: path.write_text(path.read_text() + path.read_text().split("\n")[1] + "\n"), "line 42: the same"),
+        (
+            lambda path: path.write_text(path.read_text() + path.read_text().split("\n")[1] + "\n"),
+            "line 42: an earlier line has the same",
+        ),
     ],
 )
 def test_damaged_file(stored: tuple[Path, CandidateSet], change: Any, message: str) -> None:
@@ -111,7 +114,7 @@ def test_users_own_file(tmp_path: Path) -> None:
     assert found.lookup(torch.tensor([1, 2]), torch.tensor([1, 3])).tolist() == [[2, 1], [3, 4]]
     for line, message in [
         ("u1\ti1\ti2 i1 i3", "line 3: 3 candidates, but 2 in line 2"),
-        ("u1\ti1\ti1 i1", "line 3: a candidate stands there twice"),
+        ("u1\ti1\ti1 i1", "line 3: duplicate candidates"),
         ("u1\ti1\ti2 i3", "line 3: the target is not among"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -131,7 +134,7 @@ def test_a_file_for_other_targets_is_drawn_anew(stored: tuple[Path, CandidateSet
 
 
 def test_item_ids_with_spaces_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="item id 'a b' is empty or holds white space"):
+    with pytest.raises(ValueError, match="item id 'a b' is empty or contains white space"):
         write_candidates(tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), USER_IDS, ["[PAD]", "a b"])
     assert not list(tmp_path.iterdir())
 
@@ -158,8 +161,8 @@ def flip_a_digit(path: Path) -> None:
         (lambda path: None, {"titles": "a1"}, "has changed: histories$"),
         (flip_a_digit, ORIGIN, "it is damaged, its SHA-256 is not the one in .*json$"),
         (lambda path: path.write_text(path.read_text()[:-9]), ORIGIN, "it is damaged, line 40: the end is missing"),
-        (lambda path: path.with_name(f"{path.name}.json").unlink(), ORIGIN, "json, which says .* is missing or damaged$"),
-        (lambda path: path.with_name(f"{path.name}.json").write_text("[]"), ORIGIN, "json, which says .* missing or damaged$"),
+        (lambda path: path.with_name(f"{path.name}.json").unlink(), ORIGIN, "json, which records .* is missing or damaged$"),
+        (lambda path: path.with_name(f"{path.name}.json").write_text("[]"), ORIGIN, "json, which records .* missing or damaged$"),
     ],
     ids=["one", "two", "more", "fewer", "digit", "truncated", "no origin", "damaged origin"],
 )
@@ -176,7 +179,7 @@ def test_it_is_drawn_anew_with_a_line_in_the_log(
     again = load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: items, origin)
     assert torch.equal(again.lookup(found.users, found.targets), items) and again.sha256 != found.sha256
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"{path} is drawn anew: ")
+    assert line.startswith(f"{path} is regenerated: ")
     assert re.search(message, line)
     load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: pytest.fail("drawn again"), origin)
     assert len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""The candidates of a run by source: what they hold, what they depend on, and when they are drawn anew."""
+"""The candidates of a run by source: what they hold, what they depend on, and when they are regenerated."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_named_and_drawn_anew(
     file.write_text(damage(content))
     assert candidates(settings).sha256 == whole.sha256
     assert file.read_text() == content
-    assert re.search(rf"{re.escape(file.name)} is drawn anew: .*line \d+", caplog.text)
+    assert re.search(rf"{re.escape(file.name)} is regenerated: .*line \d+", caplog.text)
 
 
 def test_a_dataset_without_four_interactions_a_user(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_nothing_is_put_on_the_dataset(settings: dict[str, Any]) -> None:
     assert set(vars(dataset)) == before
 
 
-# -- drawn anew where what they were drawn from has changed ------------------------------------------------------------
+# -- regenerated where what they were drawn from has changed ------------------------------------------------------------
 
 
 def edit(folder: Path, suffix: str, change: Callable[[list[list[str]]], None]) -> None:
@@ -218,11 +218,11 @@ def test_changed_data(
     edit(folder, suffix, change)
     caplog.clear()
     again = candidates(own)
-    lines = [record.getMessage() for record in caplog.records if "drawn anew" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "regenerated" in record.getMessage()]
     assert len(lines) == 1 and re.search(message, lines[0]) and files(tmp_path / "saved")[0].name in lines[0]
     assert again.sha256 == candidates({**own, "checkpoint_dir": str(tmp_path / "elsewhere")}).sha256
     caplog.clear()
-    assert candidates(own).sha256 == again.sha256 and "drawn anew" not in caplog.text
+    assert candidates(own).sha256 == again.sha256 and "regenerated" not in caplog.text
 
 
 def test_changed_code_of_the_draw(
@@ -232,8 +232,8 @@ def test_changed_code_of_the_draw(
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(module, "code_fingerprint", lambda *names: (calls.append(names), "changed")[1])
     assert candidates(settings).sha256 == whole.sha256
-    assert re.search("test.*is drawn anew: what it was drawn from has changed: code of the draw$", caplog.text, re.M)
-    assert calls == [("recbole_llm.data.candidates", "recbole_llm.data.negatives")]
+    assert re.search("test.*is regenerated: what it was drawn from has changed: code of the draw$", caplog.text, re.M)
+    assert calls == [("recbole_llm.data.candidates",)]
 
 
 def test_a_flipped_digit(settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,7 +249,7 @@ def test_a_flipped_digit(settings: dict[str, Any], tmp_path: Path, caplog: pytes
     lines[1] = "\t".join([user, target, " ".join(row)])
     file.write_text("\n".join(lines))
     assert candidates(settings).sha256 == whole.sha256 and file.read_text() == content
-    assert f"{file.name} is drawn anew: it is damaged, its SHA-256 is not the one in {file.name}.json" in caplog.text
+    assert f"{file.name} is regenerated: it is damaged, its SHA-256 is not the one in {file.name}.json" in caplog.text
 
 
 @pytest.mark.parametrize("source", ["uniform", "popularity"])
@@ -271,7 +271,7 @@ def test_unchanged_data_is_not_drawn_again_whatever_its_internal_ids(
         assert {phase: found.sha256 for phase, found in both(settings | {}, **other).items()} == {
             phase: found.sha256 for phase, found in whole.items()
         }
-    assert "drawn anew" not in caplog.text
+    assert "regenerated" not in caplog.text
 
 
 # -- a retriever -------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_another_retriever_behind_the_same_file_name_is_asked_anew(
     _ = retrieved("Fake-0123456789ab")[1]["test"].items
     retriever, found = retrieved("Fake-01234567zzzz")
     assert found["test"].items.shape == (60, 10) and retriever.calls == [("test", 10)]
-    assert "is drawn anew: what it was drawn from has changed: retriever" in caplog.text
+    assert "is regenerated: what it was drawn from has changed: retriever" in caplog.text
 
 
 def test_a_retriever_has_to_be_given(settings: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def test_what_domains_share_is_told_and_so_is_a_test_item_in_training_data(
     twins = LLMConfig("LoRACocktail", "tiny", config_dict={**config.external_config_dict, "data_path": str(tmp_path / "data")})
     domains.load(["twin"], twins, target)
     assert "in common with tiny: 40 titles, 60 user ids" in caplog.text
-    assert "domain twin: of 60 users of tiny the test item stands in its training data" in caplog.text
+    assert "domain twin: its training data contains the test item of 60 users of tiny" in caplog.text
 
 
 def test_domains_without_a_held_out_item_in_training_raise_no_alarm(
@@ -146,7 +146,7 @@ def test_a_category_of_nearly_everything_is_no_view() -> None:
 @pytest.mark.parametrize(
     ("field", "at_least", "message"),
     [
-        (None, 1, r"general_datasets: none given, and d has no category_field .*--general_datasets.*--category_field"),
+        (None, 1, r"general_datasets: none given, and d has no category_field for views.*--general_datasets.*--category_field"),
         ("nosuch", 1, r"domain_field: d\.item has no column 'nosuch', only genre"),
         ("genre", 9, r"domain_field: no category of `genre` in d has 9 users"),
     ],

@@ -168,7 +168,9 @@ def test_an_item_described_by_the_columns_that_say_something(tmp_path: Path) -> 
     ]
     assert items.described(["main_category", "brand"])[1] == "Hay (Kaytee) (main category: Food, hay, brand: Kaytee)"
     assert items.described([]) == items.names
-    with pytest.raises(ValueError, match="text_fields: .* no column 'title'; there is brand, main_category"):
+    with pytest.raises(
+        ValueError, match="text_fields: .* no column 'title' besides the title; the columns are brand, main_category"
+    ):
         items.described(["brand", "title"])
 
 

@@ -144,7 +144,7 @@ def test_chat_errors(make_tokenizer: Make) -> None:
     with pytest.raises(ValueError, match="chat: .* has no chat template"):
         build(make_tokenizer(chat_template=None), chat=True)
     refusing = make_tokenizer(chat_template="{{ raise_exception('no system role') }}")
-    with pytest.raises(ValueError, match="system: .* refuses it: no system role"):
+    with pytest.raises(ValueError, match="system: .* rejects it: no system role"):
         build(refusing, chat=True, system="s")
 
 
@@ -228,7 +228,7 @@ def test_max_title_tokens(tokenizer: PreTrainedTokenizerFast, caplog: pytest.Log
         builder = build(tokenizer, ["", "x" * 50 + "a", "x" * 50 + "b", "Heat"], max_title_tokens=10)
     assert len(builder.answers[1]) == 11 and builder.answers[3] == build(tokenizer).answers[3]
     assert [record.getMessage() for record in caplog.records] == [
-        "max_title_tokens: cut to 10 tokens, 1 titles are equal to another one"
+        "max_title_tokens: 1 titles equal another one when cut to 10 tokens"
     ]
     with pytest.raises(ValueError, match="max_title_tokens: 0"):
         build(tokenizer, max_title_tokens=0)
@@ -267,19 +267,19 @@ def test_bad_labels(tokenizer: PreTrainedTokenizerFast) -> None:
     ("template", "message"),
     [
         ("{history} {cue}", r"unknown slots \['cue'\]"),
-        ("{candidates}", "must stand in it once"),
-        ("{history} {history}", "must stand in it once"),
+        ("{candidates}", "needs {history} once"),
+        ("{history} {history}", "needs {history} once"),
         ("{history} {candidates} {candidates}", "at most once"),
         ("{user} {history} {user}", "at most once"),
     ],
 )
 def test_bad_templates(tokenizer: PreTrainedTokenizerFast, template: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"prompt_template: .*{message}"):
+    with pytest.raises(ValueError, match=f"prompts: .*{message}"):
         build(tokenizer, template=template)
 
 
 def test_candidates_only_where_the_template_shows_them(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="prompt_candidates"):
+    with pytest.raises(ValueError, match="prompts: .* none are given"):
         build(tokenizer).prompt([1])
     builder = build(tokenizer, template="{history}; next:")
     assert builder.prompt([1], [2, 3]) == builder.prompt([1])
@@ -442,13 +442,13 @@ def test_soft_tokens_stand_behind_numbered_titles(tokenizer: PreTrainedTokenizer
 
 @pytest.mark.parametrize("label", [">> ", "{}. ", "{k}. {title} ", " "])
 def test_a_label_has_the_one_slot(tokenizer: PreTrainedTokenizerFast, label: str) -> None:
-    with pytest.raises(ValueError, match=f"history_label: .* in place of {{k}}, the one slot there is: '{label}'"):
+    with pytest.raises(ValueError, match=f"history_label: needs the slot {{k}}, .* no other one: '{label}'"):
         numbered(tokenizer, history_label=label)
 
 
 @pytest.mark.parametrize("template", [CONTINUATION, "{history}{user}"])
 def test_a_history_that_the_answer_continues_is_not_numbered(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
-    with pytest.raises(ValueError, match="history_label: the answer continues the history .* '>> {k}. '; let the template"):
+    with pytest.raises(ValueError, match="history_label: '>> {k}. ' needs a template with text after {history}"):
         numbered(tokenizer, template=template)
 
 
@@ -541,12 +541,12 @@ def test_a_users_token_closes_a_list_that_the_answer_continues(tokenizer: PreTra
     for template in ("{history} {user}", "{history}{user}.", "{user}{history}.", "{candidates}{user}{history} is: "):
         assert not soft(tokenizer, template=template).is_continuation
     assert soft(tokenizer, template="{user}{history}").is_continuation
-    with pytest.raises(ValueError, match="train_mode: 'sequence' needs .* no other slot"):
+    with pytest.raises(ValueError, match="lora_train_mode: sequence needs .* no other slot"):
         builder.sequence([1, 2])
 
 
 def test_a_users_slot_needs_a_key(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="slot {user}, which needs the key of a soft token, and none is given"):
+    with pytest.raises(ValueError, match="slot {user} needs the key of a soft token, and none is given"):
         soft(tokenizer).prompt([1], [2])
     for user in (0, 7):  # a user may have any key from 0 on; nothing keeps it from being an item's
         assert soft(tokenizer).prompt([1], [2], user).soft_slots[0] == user

@@ -135,10 +135,10 @@ def test_the_last_new_item_after_three_others_ends_a_history(history: str, left:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("new", "new_items: 0.2 holds 10 of 40 items and 0 of 60 users out of training; 43 users are asked at test, 57 at"),
-        ("cold", "cold_users: 0.3 holds 0 of 40 items and 13 of 60 users out of training; 13 users are asked at test, 47 at"),
-        ("few", "train_users: 20 holds 0 of 40 items and 40 of 60 users out of training; 60 users are asked at test, 20 at"),
-        ("from", "train_dataset: other holds 40 of 80 items and 60 of 120 users out of .*; 60 users are asked at test, 60 at"),
+        ("new", "new_items: 0.2 holds 10 of 40 items and 0 of 60 users out of training; 43 test users, 57 validation users"),
+        ("cold", "cold_users: 0.3 holds 0 of 40 items and 13 of 60 users out of training; 13 test users, 47 validation users"),
+        ("few", "train_users: 20 holds 0 of 40 items and 40 of 60 users out of training; 60 test users, 20 validation users"),
+        ("from", "train_dataset: other holds 40 of 80 items and 60 of 120 users out of .*; 60 test users, 60 validation users"),
     ],
 )
 def test_the_log_says_what_was_held_out(name: str, line: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -313,8 +313,8 @@ def test_a_dataset_without_titles_will_do_for_classical_models(
     (Path(folder) / "other" / "other.item").unlink()
     bare = {**settings, "data_path": folder, "train_dataset": "other"}
     assert len(build("Pop", bare).candidates["test"].users) == 60
-    assert re.search(r"other\+tiny has no titles, since other has none: .*other\.item", caplog.text)
-    with pytest.raises(FileNotFoundError, match=r"item texts are read from .*other\+tiny\.item, which does not exist"):
+    assert re.search(r"other\+tiny has no titles, because other has none: .*other\.item", caplog.text)
+    with pytest.raises(FileNotFoundError, match=r"the file of item texts, .*other\+tiny\.item, does not exist"):
         run_recbole_llm("TALLRec", "tiny", config_dict=bare)
 
 
@@ -356,7 +356,9 @@ def test_candidates_by_what_training_knows(source: str, settings: dict[str, Any]
     candidates = {"source": source, "num_negatives": 9}
     values = {"candidates": candidates, "retriever_config": {"epochs": 1}}
     for name in ("new", "from"):
-        with pytest.raises(ValueError, match=f"source {source} draws by what training knows.*that {next(iter(SCENARIOS[name]))}"):
+        with pytest.raises(
+            ValueError, match=f"source {source} depends on training interactions.*that {next(iter(SCENARIOS[name]))}"
+        ):
             build("Pop", settings, **SCENARIOS[name], **values)
     config = LLMConfig("Pop", "tiny", config_dict={**settings, **SCENARIOS["cold"], **values})
     found = candidate_sets(config, create_dataset(config), Retriever(config))["test"]
@@ -393,24 +395,27 @@ def test_a_run_with_full_ranking(model: str, name: str, settings: dict[str, Any]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"new_items": 0.1, "train_users": 8}, r"new_items: 0\.1 and train_users: 8: a run has one scenario, leave one"),
-        ({"new_items": 1}, r"new_items: 1 is not a share between 0 and 1; give for instance 0\.1"),
+        ({"new_items": 0.1, "train_users": 8}, r"new_items: 0\.1 and train_users: 8: a run has one scenario, remove one"),
+        ({"new_items": 1}, r"new_items: 1 is not a share between 0 and 1, such as 0\.1"),
         ({"cold_users": "many"}, r"cold_users: 'many' in config_dict is not a number or ~"),
         ({"cold_users": 0.1, "cold_user_length": 2}, r"cold_user_length: 2 must be 3 or more"),
-        ({"train_users": 1}, r"train_users: 1 is not a number of users, at least 2"),
+        ({"train_users": 1}, r"train_users: 1 is not a number of users of at least 2"),
         ({"train_users": 0.5}, r"train_users: 0\.5 in config_dict is not a whole number of at least 1 or ~"),
         ({"train_users": 61}, r"train_users: 61 is more than the 60 users with four interactions; lower it"),
         ({"train_dataset": "tiny"}, r"train_dataset: 'tiny' must name another dataset than the tested one, 'tiny'"),
         ({"train_dataset": "nosuch"}, r"--dataset=nosuch: .*nosuch\.inter"),
-        ({"new_items": 0.001}, r"new_items: 0\.001 leaves 60 users to validate on and 0 to test on; .* candidates\.seed"),
-        ({"new_items": 0.99}, r"new_items: 0\.99 leaves 0 users to validate on"),
-        ({"cold_users": 0.1, "cold_user_length": 50}, r"cold_users: 0\.1 leaves 60 users to validate on and 0 to test on"),
+        ({"new_items": 0.001}, r"new_items: 0\.001 leaves 60 validation users and 0 test users; change it or candidates\.seed"),
+        ({"new_items": 0.99}, r"new_items: 0\.99 leaves 0 validation users"),
+        ({"cold_users": 0.1, "cold_user_length": 50}, r"cold_users: 0\.1 leaves 60 validation users and 0 test users"),
         ({"new_items": 0.1, "eval_args": {"mode": "uni5"}}, r"eval_args: new_items needs mode: candidates or full, not .*uni5"),
         (
             {"cold_users": 0.1, "eval_args": {"mode": "full", "split": {"RS": [0.8, 0.1, 0.1]}}},
             r"eval_args: cold_users needs the last item of each user as target, split: \{'LS': 'valid_and_test'\}.*RS",
         ),
-        ({"new_items": 0.1, "benchmark_filename": ["train", "valid", "test"]}, r"benchmark_filename: new_items holds out"),
+        (
+            {"new_items": 0.1, "benchmark_filename": ["train", "valid", "test"]},
+            r"benchmark_filename: new_items needs a single .inter file",
+        ),
     ],
 )
 def test_bad_values_name_key_value_and_remedy(values: dict[str, Any], message: str, settings: dict[str, Any]) -> None:

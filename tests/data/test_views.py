@@ -101,13 +101,13 @@ def test_any_model_runs_on_a_view_and_reads_its_texts(settings: dict[str, Any], 
 
 def test_a_view_that_is_there_is_not_overwritten(small: Path, tmp_path: Path) -> None:
     written(small, tmp_path / "views")
-    with pytest.raises(FileExistsError, match="--out=.*small-a is there already"):
+    with pytest.raises(FileExistsError, match="--out=.*small-a exists"):
         written(small, tmp_path / "views")
 
 
 def test_two_categories_of_one_file_name_are_refused(small: Path, tmp_path: Path) -> None:
     file = small / "small" / "small.item"
     file.write_text(file.read_text().replace("a b", "x/y x.y").replace("a c", "x/y"))
-    with pytest.raises(FileExistsError, match="small-x_y is there already"):
+    with pytest.raises(FileExistsError, match="small-x_y exists"):
         written(small, tmp_path / "views")
     assert not (tmp_path / "views").exists()

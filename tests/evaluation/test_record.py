@@ -246,7 +246,7 @@ def test_what_is_no_record_is_refused(content: bytes, saved_run: Path) -> None:
 
 def test_a_record_that_names_no_stages_is_refused(saved_run: Path) -> None:
     rewrite(saved_run, stages=None)
-    with pytest.raises(ValueError, match="init_from: .* is older .*; run its command again, --model=Laser --dataset=ml-100k"):
+    with pytest.raises(ValueError, match=r"init_from: .* is older .*; repeat the run \(--model=Laser --dataset=ml-100k"):
         SavedRun.read(saved_run)
 
 
@@ -255,10 +255,10 @@ def test_a_stage_that_is_not_there_or_damaged_is_refused(saved_run: Path) -> Non
     with pytest.raises(ValueError, match=r"init_from: .* has no stage ingredient \(it has: lm\); give the run that trained it"):
         run.stage("ingredient")
     (run.stage("lm") / "weights").write_text("weightS")
-    with pytest.raises(ValueError, match="init_from: the stage lm of .*weights: its SHA-256 .*run its command again"):
+    with pytest.raises(ValueError, match="init_from: the stage lm of .*weights: its SHA-256 .*repeat the run"):
         run.stage("lm")
     shutil.rmtree(run.root / "stages")
-    with pytest.raises(ValueError, match="init_from: the stage lm of .* is gone or damaged .*run its command again"):
+    with pytest.raises(ValueError, match="init_from: the stage lm of .* is missing or damaged .*repeat the run"):
         run.stage("lm")
 
 

@@ -154,7 +154,7 @@ def test_on_the_same_dataset_another_collaborative_model_is_another_space(
     ("changes", "message"),
     [
         ({"model": "ALLMRec"}, "init_from: .* is a run of ALLMRec, which Laser cannot use; give a run of Laser"),
-        ({"stages": None}, "init_from: .* is older than records that name their stages; run its command again, --model=Laser"),
+        ({"stages": None}, r"init_from: .* is older than records that name their stages; repeat the run \(--model=Laser"),
         ({"config": None}, "init_from: .*record.json is no record of a run; give a run's folder"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_run_that_has_trained_no_tower_or_lost_it_is_refused(
     with pytest.raises(ValueError, match=f"init_from: .* has no stage phase-1 {has}"):
         finished(assemble("Laser", from_run, "other", init_from=str(zero_shot.folder)))
     shutil.copytree(trained.folder, tmp_path / "saved" / "runs" / "lost")
-    with pytest.raises(ValueError, match="init_from: the stage phase-1 of .* is gone or damaged .*run its command again"):
+    with pytest.raises(ValueError, match="init_from: the stage phase-1 of .* is missing or damaged .*repeat the run"):
         finished(assemble("Laser", from_run, "other", init_from=str(tmp_path / "saved" / "runs" / "lost")))
 
 

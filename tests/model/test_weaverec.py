@@ -253,8 +253,8 @@ def test_coefficients_by_module_are_drawn_in_the_run_folder(
     [
         ({"weave": "hybrids"}, "weave: hybrids is not one of hybrid, target_only, data_merging, naive_merging"),
         ({"weave_controls": ["naive"]}, "weave_controls: naive is not one of"),
-        ({"source_datasets": ["other", "other"]}, "source_datasets: other is there 2 times"),
-        ({"source_datasets": ["tiny"]}, "source_datasets: tiny is there 2 times"),
+        ({"source_datasets": ["other", "other"]}, "source_datasets: other occurs 2 times"),
+        ({"source_datasets": ["tiny"]}, "source_datasets: tiny occurs 2 times"),
         ({"source_datasets": [], "category_field": None}, "source_datasets: none given, and tiny has no category_field"),
         ({"merge": "tis"}, "merge: 'tis' is unknown; did you mean 'ties'"),
     ],

@@ -169,9 +169,9 @@ def test_taken_items_outside_the_pool_leave_the_pool_as_large_as_it_is() -> None
 
 def test_too_few_are_an_error_and_not_an_endless_search() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="3 items were asked for, 2 of 5 are left"):
+    with pytest.raises(ValueError, match="cannot sample 3 items, 2 of 5 are left"):
         negatives.sample(rng, np.arange(5), {0, 1, 2, 99}, 3)
-    with pytest.raises(ValueError, match=r"1 items were asked for, 0 of 0 are left"):
+    with pytest.raises(ValueError, match=r"cannot sample 1 items, 0 of 0 are left"):
         negatives.sample(rng, np.empty(0, dtype=np.int64), set(), 1)
     with pytest.raises(ValueError, match=r"candidates.num_negatives: 9 .* leaves 8 of the 11 items"):
         negatives.with_target(rng, 3, {1, 2, 3}, np.arange(1, 12), 9)
