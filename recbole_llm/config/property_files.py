@@ -131,7 +131,7 @@ class PropertyFiles:
         self.own: dict[str, Path] = {}
 
     def read(self, *names: str) -> dict[str, Any]:
-        """The merged values of files, named by path without ``.yaml``, and of those they ``extend``; missing files are skipped."""
+        """Merge the values of files, named by path without ``.yaml``, and of those they ``extend``; missing files are skipped."""
         merged: dict[str, Any] = {}
         for name in names:
             file = self.own.get(name, self.folder / f"{name}.yaml")
