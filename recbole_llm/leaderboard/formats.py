@@ -11,12 +11,6 @@ import pandas as pd
 from recbole_llm.leaderboard.table import Leaderboard, Row, Table
 
 _SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target, so not shown twice
-_COSTS = {  # heading -> attribute of a row
-    "trained parameters": "trained_parameters",
-    "training": "training_seconds",
-    "users/s": "users_per_second",
-    "peak memory": "peak_memory_bytes",
-}
 _NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
 _LATEX = str.maketrans(
     {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
@@ -47,6 +41,15 @@ def _short(value: float) -> str:
     return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"
 
 
+# heading -> attribute of a row and format
+_COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "trained parameters": ("trained_parameters", amount),
+    "training": ("training_seconds", duration),
+    "users/s": ("users_per_second", _short),
+    "peak memory": ("peak_memory_bytes", lambda value: amount(value, "B")),
+}
+
+
 def superscript(row: Row) -> str:
     """The marks of the rows that ``row`` beats: ``abc``, or ``a,aa`` if some have two letters."""
     return ("," if any(len(mark) > 1 for mark in row.beats) else "").join(row.beats)
@@ -61,20 +64,14 @@ def numbers(table: Table) -> pd.DataFrame:
         count = next(row.slices[name].users for row in table.rows if name in row.slices)
         head = f"{table.metric} {name}" + (f" (n={count:,})" if count is not None else "")
         columns[head] = [_slice_value(row, name, table.metric) for row in table.rows]
-    columns |= {head: [getattr(row, name) for row in table.rows] for head, name in _COSTS.items()}
+    columns |= {head: [getattr(row, name) for row in table.rows] for head, (name, _) in _COSTS.items()}
     columns["seeds"] = [len(row.seeds) for row in table.rows]
     return pd.DataFrame(columns, dtype=float)
 
 
 def texts(table: Table) -> pd.DataFrame:
     """:func:`numbers` as text, not escaped; empty for missing values."""
-    forms: dict[str, Callable[[float], str]] = {
-        "trained parameters": amount,
-        "training": duration,
-        "users/s": _short,
-        "peak memory": lambda value: amount(value, "B"),
-        "seeds": "{:.0f}".format,
-    }
+    forms = {"seeds": "{:.0f}".format} | {head: form for head, (_, form) in _COSTS.items()}
     shown = {
         head: ["" if math.isnan(value) else forms.get(str(head), "{:.4f}".format)(value) for value in column]
         for head, column in numbers(table).items()
@@ -157,7 +154,8 @@ def to_csv(leaderboard: Leaderboard) -> str:
     """One line for each row, with unrounded numbers."""
     metrics = dict.fromkeys(name for table in leaderboard.tables for name in table.metrics)
     parts = dict.fromkeys((name, table.metric) for table in leaderboard.tables for name in table.slices)
-    facts = ["backbone", "backbone_fingerprint", *_COSTS.values(), "training_at_least", "candidates", "note"]
+    facts = ["backbone", "backbone_fingerprint", "trained_parameters", "training_seconds", "training_at_least"]
+    facts += ["users_per_second", "peak_memory_bytes", "candidates", "note"]
     lines = []
     for table in leaderboard.tables:
         for row in table.rows:

@@ -30,13 +30,7 @@ from recbole_llm.config.property_files import property_file
 from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")
-_COSTS = (
-    "trained_parameters",
-    "stage_seconds",
-    "seconds",
-    "users_per_second",
-    "peak_memory_bytes",
-)
+_COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")
 _MODEL_KEYS = ("model", "row", "config_files", "settings", "protocols")
 
 

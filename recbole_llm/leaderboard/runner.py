@@ -20,8 +20,6 @@ from recbole_llm.store.progress import progress_bar
 
 logger = getLogger()
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 def run_tasks(
     tasks: Sequence[Task], logs: Path, *, jobs: int = 1, engine: str = "process", show_progress: bool = True
@@ -67,10 +65,10 @@ def run_tasks(
 def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None:
     """Run in a process of its own, which measures its peak memory; returns the reason if it fails, else None."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+    settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with open(log, "w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "recbole_llm.cli", *arguments]
-        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | settings, check=False).returncode
     if code == 0:
         return None
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
