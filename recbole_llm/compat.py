@@ -1,21 +1,20 @@
-"""The only file that knows the version quirks of RecBole 1.2 and its dependencies.
+"""Workarounds for RecBole 1.2 and its dependencies.
 
-Each item says what breaks, since when, and when it can go. :func:`apply` runs with every
-:class:`~recbole_llm.config.LLMConfig`; it adds names that are missing and replaces none, and may run any number of times. What
-has to be a subclass of a RecBole class (the dataset, the trainer, the collector) lives with that class and is listed here by
-name only:
+Each one says what breaks, since which version, and when it can be removed. :func:`apply` runs with every
+:class:`~recbole_llm.config.LLMConfig`; it adds missing names, replaces none, and may run repeatedly. Workarounds in subclasses of
+RecBole's classes are listed here:
 
 ==========================================  ============================================================================
-quirk of RecBole 1.2.1                      where it is answered
+problem of RecBole 1.2.1                    workaround
 ==========================================  ============================================================================
 ``Config`` evaluates strings, reads argv    :class:`recbole_llm.config.LLMConfig`
 ``torch.load`` without ``weights_only``     :class:`recbole_llm.classical.trainer.ProtocolTrainer`
 datasets are unpickled from ``saved/``      :func:`recbole_llm.data.loading.create_dataset`
 loaders are unpickled from ``saved/``       :func:`recbole_llm.data.loading.data_preparation`
-download ends in a barrier error, asks      :meth:`recbole_llm.data.dataset.RankedTime._download`
+download fails in a barrier or prompts       :meth:`recbole_llm.data.dataset.RankedTime._download`
 timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.RankedTime.build`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.ranks.SafeCollector`
-the second logger of a process is mute      :func:`recbole_llm.logs.init_logging`
+the second run of a process logs nothing     :func:`recbole_llm.logs.init_logging`
 ==========================================  ============================================================================
 """
 
@@ -28,20 +27,20 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-# setup.cfg does not require RecBole, because that would bring in a ray that has no wheel for Python 3.12 and later
+# setup.cfg does not require RecBole, whose dependency ray has no wheel for Python 3.12 and later
 _INSTALL_RECBOLE = 'pip install --no-deps "recbole==1.2.1"'
 
-# numpy 2.0 dropped these names; recbole/config/configurator.py:630-635 reads them at every Config().
-# Goes away when RecBole stops (PR RUCAIBox/RecBole#2187).
+# numpy 2.0 removed these names; recbole/config/configurator.py:630-635 reads them in every Config().
+# Remove when RecBole no longer does (PR RUCAIBox/RecBole#2187).
 _NUMPY_NAMES = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
 
-# options of RecBole that nothing here carries out, with RecBole's defaults
+# options of RecBole that are not supported, with RecBole's defaults
 _PROCESSES = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": "5678", "group_offset": 0, "offset": 0, "local_rank": 0}
 _PICKLES = {"save_dataset": False, "dataset_save_path": None, "save_dataloaders": False, "dataloaders_save_path": None}
 
 
 def check_recbole() -> None:
-    """Require RecBole 1.2.1 or a later 1.2, which is installed by a command of its own.
+    """Require RecBole 1.2.1 or a later 1.2.
 
     Raises:
         ModuleNotFoundError: RecBole is not installed.
@@ -49,7 +48,7 @@ def check_recbole() -> None:
     """
     if importlib.util.find_spec("recbole") is None:
         raise ModuleNotFoundError(f"RecBole-LLM needs RecBole, which is not installed; run: {_INSTALL_RECBOLE}", name="recbole")
-    # --help must not import RecBole, so the metadata is read; a source folder of RecBole has none and is accepted
+    # read the metadata, as --help must not import RecBole; a source folder of RecBole has none and is accepted
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version("recbole")
         if not version.startswith("1.2.") or version == "1.2.0":
@@ -57,28 +56,23 @@ def check_recbole() -> None:
 
 
 def apply() -> None:
-    """Add what RecBole misses on numpy >= 2 and scipy >= 1.13, and refuse what cannot be mended."""
+    """Add the names that RecBole needs and numpy >= 2 and scipy >= 1.13 no longer have."""
     import numpy as np
+    from scipy.sparse import dok_matrix
 
     for name, successor in _NUMPY_NAMES.items():
         if not hasattr(np, name):
             setattr(np, name, getattr(np, successor))
-    _mend_dok_matrix()
-
-
-def _mend_dok_matrix() -> None:
-    # scipy 1.13 dropped dok_matrix._update; LightGCN, NGCF, NCL, SpectralCF, GCMC, KGIN and MCCLK call it.
-    # Goes away when RecBole builds its graphs from coo_matrix.
-    from scipy.sparse import dok_matrix
-
+    # scipy 1.13 removed dok_matrix._update; LightGCN, NGCF, NCL, SpectralCF, GCMC, KGIN and MCCLK call it.
+    # Remove when RecBole builds its graphs from coo_matrix.
     if not hasattr(dok_matrix, "_update"):
         dok_matrix._update = lambda self, entries: self._dict.update(entries)
 
 
 def check_pandas() -> None:
-    """Refuse pandas 3: under copy-on-write RecBole silently corrupts features and loses every ``token_seq`` field.
+    """Refuse pandas 3: with copy-on-write, RecBole silently corrupts features and loses every ``token_seq`` field.
 
-    Goes away when recbole/data/dataset/dataset.py stops ``feat[field].fillna(inplace=True)`` and ``Series.agg(len)``.
+    Remove when recbole/data/dataset/dataset.py no longer calls ``feat[field].fillna(inplace=True)`` and ``Series.agg(len)``.
 
     Raises:
         ImportError: pandas is 3 or newer.
@@ -87,12 +81,12 @@ def check_pandas() -> None:
 
     if int(pandas.__version__.split(".")[0]) >= 3:
         raise ImportError(
-            f"RecBole 1.2 reads atomic files wrongly with pandas {pandas.__version__}; run: pip install 'pandas>=2.2,<3'"
+            f"RecBole 1.2 misreads atomic files with pandas {pandas.__version__}; run: pip install 'pandas>=2.2,<3'"
         )
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident memory that this process has had so far, in bytes, on Linux, macOS and Windows."""
+    """The peak resident memory of this process in bytes, on Linux, macOS and Windows."""
     if sys.platform == "win32":
         import psutil
 
@@ -104,10 +98,9 @@ def peak_memory_bytes() -> int:
 
 
 def stop_anomaly_detection() -> None:
-    """Turn off what importing RecBole's SINE turns on for the whole process (recbole/model/sequential_recommender/sine.py:25).
+    """Disable autograd's anomaly detection, which takes a third of a training step or more.
 
-    Autograd's anomaly detection checks every tensor for NaN and takes a third of a training step or more. Goes away when
-    that line does.
+    Importing RecBole's SINE enables it for the process (recbole/model/sequential_recommender/sine.py:25). Remove with that line.
     """
     import torch
 
@@ -115,16 +108,16 @@ def stop_anomaly_detection() -> None:
 
 
 def refuse_options(given: Mapping[str, Any]) -> None:
-    """Refuse options of RecBole that would be ignored; their defaults change nothing and pass.
+    """Refuse options of RecBole that would be ignored, except with their default values.
 
     Raises:
-        ValueError: names the option and what to do instead.
+        ValueError: names the option and the remedy.
     """
     for key, value in given.items():
         if key in _PROCESSES and str(value) != str(_PROCESSES[key]):
-            remedy = "a run is one process here; for several runs at once: recbole-llm leaderboard --jobs=N"
+            remedy = "a run is one process; for parallel runs use recbole-llm leaderboard --jobs=N"
         elif key in _PICKLES and str(value) != str(_PICKLES[key]):
-            remedy = "datasets and loaders are made anew in each run and never unpickled"
+            remedy = "datasets and loaders are built in each run and never unpickled"
         else:
             continue
-        raise ValueError(f"{key}={value}: this option of RecBole is not carried out; leave it out ({remedy})")
+        raise ValueError(f"{key}={value}: this option of RecBole is not supported; remove it ({remedy})")

@@ -1,7 +1,7 @@
-"""What a run says: its log file, its lines on the terminal, and how results and settings are written in them.
+"""The log of a run, on the terminal and in a file, and the format of its lines.
 
-The terminal shows the lines of this package and of RecBole, and what other libraries log from ``WARNING`` on. Python warnings
-that come from inside a library go to the log file alone: a user of this package cannot act on them.
+The terminal shows the messages of this package and of RecBole, and those of other libraries from ``WARNING`` on. Python warnings
+that are raised inside libraries go to the log file only, because a user of this package cannot act on them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _COLOUR_OF = {logging.WARNING: "\033[33m", logging.ERROR: "\033[31m", logging.CR
 
 
 class _Formatter(logging.Formatter):
-    """RecBole's line; colours are left out where they would be control characters in a file or a pipe."""
+    """RecBole's format; colours are removed unless ``colour`` is set."""
 
     def __init__(self, *, colour: bool = False):
         super().__init__("%(asctime)s    %(levelname)s  %(message)s", "%d %b %H:%M")
         self.colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name == "py.warnings":  # the line of code comes after the text
+        if record.name == "py.warnings":  # drop the source line
             record = logging.makeLogRecord({**vars(record), "msg": record.getMessage().strip().split("\n")[0], "args": None})
         line = super().format(record)
         if not self.colour:
@@ -44,7 +44,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Terminal(logging.StreamHandler):
-    """Standard error; a progress bar that is shown there steps aside for a line."""
+    """Standard error; a line does not break a progress bar."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -60,15 +60,8 @@ class _Terminal(logging.StreamHandler):
             super().emit(record)
 
 
-def quiet_libraries() -> None:
-    """Take Python warnings into the log, and hide the progress bars of libraries."""
-    logging.captureWarnings(True)
-    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # at INFO, it shows a bar for each text
-    hide_progress_bars()
-
-
 def hide_progress_bars() -> None:
-    """Turn off the bars of ``transformers`` once it is imported; those of downloads stay on a terminal."""
+    """Disable the progress bars of ``transformers`` if it is imported, except those of downloads on a terminal."""
     if "transformers" in sys.modules:
         from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
         from transformers.utils import logging as transformers_logging
@@ -77,19 +70,17 @@ def hide_progress_bars() -> None:
         (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()
 
 
-def init_console(level: int = logging.INFO) -> None:
-    """Log to standard error; for commands that start runs."""
-    quiet_libraries()
-    _install([_Terminal()], level)
+def init_console() -> None:
+    """Log to standard error, for commands that start runs."""
+    _install([_Terminal()], logging.INFO)
 
 
 def init_logging(config: Any) -> Path:
     """Log to standard error and to a new ``log/<Model>/<Model>-<dataset>-<time>-<hash>.log``, whose path is returned.
 
-    In place of RecBole's ``init_logger``, whose second call in a process changes nothing (recbole/utils/logger.py:130 lacks
+    Replaces RecBole's ``init_logger``, whose second call in a process changes nothing (recbole/utils/logger.py:130 lacks
     ``force``). ``state`` is the level.
     """
-    quiet_libraries()
     level = getattr(logging, str(config["state"] or "INFO").upper(), logging.INFO)
     values = "".join(map(str, config.final_config_dict.values()))
     identity = hashlib.sha256(values.encode()).hexdigest()[:6]
@@ -104,23 +95,23 @@ def init_logging(config: Any) -> Path:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """RecBole and this package log through the root logger; other libraries report every request and every file."""
+    """Whether RecBole or this package, which use the root logger, logged the record, or its level is ``WARNING`` or higher."""
     return record.name == "root" or record.levelno >= logging.WARNING
 
 
 def _install(handlers: Sequence[logging.Handler], level: int) -> None:
+    logging.captureWarnings(True)
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # at INFO, it shows a progress bar for each text
+    hide_progress_bars()
     root = logging.getLogger()
     for handler in list(root.handlers):
-        # other handlers, such as pytest's, belong to the program that calls
+        # other handlers, such as pytest's, belong to the caller
         if type(handler).__module__ in ("logging", "colorlog.formatter", __name__):
             root.removeHandler(handler)
             handler.close()
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(level)
-
-
-# -- lines ---------------------------------------------------------------------------------------------------------------------
 
 
 def metrics_line(result: Mapping[str, float] | None) -> str:
@@ -134,7 +125,7 @@ def _numbers(text: str) -> dict[str, float]:
 
 
 def configuration_line(config: Any) -> str:
-    """What was given for this run and differs from the defaults; all keys are in the run record."""
+    """The given settings that differ from the defaults; the run record has all of them."""
     changed = {}
     for key, value in config.external_config_dict.items():
         default = config.internal_config_dict.get(key)
@@ -143,10 +134,8 @@ def configuration_line(config: Any) -> str:
             default = {}
         if value != default and key not in ("model", "dataset", "config_files"):
             changed[key] = value
-    if not changed:
-        return "configuration: the defaults"
-    count = "1 key differs" if len(changed) == 1 else f"{len(changed)} keys differ"
-    return f"configuration: {count} from the defaults: " + ", ".join(f"{key}={_cut(value)}" for key, value in changed.items())
+    shown = ", ".join(f"{key}={_cut(value)}" for key, value in changed.items())
+    return f"configuration: {shown}; defaults otherwise" if changed else "configuration: all defaults"
 
 
 def _cut(value: Any, width: int = 80) -> str:
@@ -155,14 +144,14 @@ def _cut(value: Any, width: int = 80) -> str:
 
 
 def dataset_line(dataset: Any) -> str:
-    """Name and sizes of a dataset, without RecBole's padding user and item."""
+    """Name, sizes (without RecBole's padding user and item) and folder of a dataset."""
     users, items, interactions = dataset.user_num - 1, dataset.item_num - 1, dataset.inter_num
-    sizes = f"{users:,} users, {items:,} items, {interactions:,} interactions"
-    return f"{dataset.dataset_name}: {sizes} ({interactions / (users * items):.2%} of all pairs)"
+    sizes = f"{users:,} users, {items:,} items, {interactions:,} interactions, density {interactions / (users * items):.2%}"
+    return f"{dataset.dataset_name}: {sizes}, read from {os.path.normpath(dataset.dataset_path)}"
 
 
 def model_line(model: Any) -> str:
-    """What a model says of itself in one line, or its name and size where it would print all of its layers."""
+    """``str(model)`` if that is one line, else the name and size of the model."""
     line = str(model)
     if "\n" not in line:
         return line

@@ -1,4 +1,4 @@
-"""A whole run in one function: config -> data -> candidates -> model -> stages -> evaluation -> record."""
+"""One run: configuration, data, candidates, model, stages, evaluation, run record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
 from recbole.utils import init_seed
@@ -36,16 +35,16 @@ def run_recbole_llm(
 
     Args:
         model, dataset, config_file_list, config_dict, saved: as RecBole's ``run_recbole``.
-        cmd_line: ``--key=value`` arguments; they win over everything else.
+        cmd_line: ``--key=value`` arguments, which override everything else.
 
     Returns:
         RecBole's result dict (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``) with
-        ``variants`` (name -> test result) and ``record`` (path of the run record) beside it.
+        ``variants`` (test results by name) and ``record`` (path of the run record).
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
     compat.refuse_options(config.external_config_dict)
-    logs.init_logging(config)
+    log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
     run = assemble(config)
     shown = config["show_progress"]
@@ -67,7 +66,7 @@ def run_recbole_llm(
     test_result = record.rows[0].metrics
     logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
     logger.info(f"test result: {logs.metrics_line(test_result)}")
-    logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}")
+    logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
     for line in run.trainer.recommender.report(path.parent):
         logger.info(line)
     return {
@@ -76,18 +75,13 @@ def run_recbole_llm(
         "best_valid_result": best_valid_result,
         "test_result": test_result,
         "variants": {row.name: row.metrics for row in record.rows[1:]},
-        "record": str(Path(path)),
+        "record": str(path),
     }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A configured run, put together and not yet trained.
-
-    Attributes:
-        candidates: candidate sets by phase, none where the phase is a full ranking.
-        trainer: knows the stages that its ``fit`` will run.
-    """
+    """The parts of a run before training; ``candidates`` has no set for a phase of full ranking."""
 
     config: LLMConfig
     model: Any
@@ -99,7 +93,7 @@ class Run:
 
 
 def assemble(config: LLMConfig) -> Run:
-    """Read the data, draw the candidates, build the model and plan its stages; nothing is trained."""
+    """Read the data, draw the candidates, build the model and plan its stages, without training."""
     slices.check(config["slices"])
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
@@ -107,13 +101,12 @@ def assemble(config: LLMConfig) -> Run:
     train, valid, test = data_preparation(config, data)
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
-    valid.candidates, test.candidates = (candidates.get(phase) for phase in ("valid", "test"))
+    valid.candidates, test.candidates = candidates.get("valid"), candidates.get("test")
 
-    init_seed(config["seed"], config["reproducibility"])  # whatever was drawn so far, every model starts alike
+    init_seed(config["seed"], config["reproducibility"])  # the initial weights must not depend on earlier draws
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
-    stages = trainer.plan(candidates, retriever)
-    if stages:
+    if stages := trainer.plan(candidates, retriever):
         logger.info(trainer.cache.plan(stages))
     return Run(config, model, trainer, train, valid, test, candidates)

@@ -1,4 +1,4 @@
-"""Typed settings: small frozen dataclasses, each read from a configuration in one place."""
+"""Base class of the frozen dataclasses that hold the settings of each part."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from typing import Any, ClassVar, Self
 
 
 class Settings:
-    """Base of settings dataclasses.
-
-    Attributes:
-        KEYS: the key of a field in the configuration, where it is not the field's name.
-    """
+    """Base of settings dataclasses; ``KEYS`` maps a field to its key in the configuration, where the names differ."""
 
     KEYS: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> Self:
-        """The settings of a configuration; what is ``given`` is not read from it."""
+        """Read the fields from ``config``, except those in ``given``."""
         names = [field.name for field in fields(cls) if field.name not in given]  # type: ignore[arg-type]
         return cls(**{name: config[cls.KEYS.get(name, name)] for name in names}, **given)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able values, for what depends on them."""
+        """The fields as JSON-able values, for fingerprints."""
         return asdict(self)  # type: ignore[call-overload]

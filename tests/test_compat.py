@@ -107,7 +107,7 @@ def test_pandas_3_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) ->
     ("file", "text", "shim"),
     [
         ("config/configurator.py", "np.float_", "compat._NUMPY_NAMES"),
-        ("model/general_recommender/lightgcn.py", "A._update(", "compat._mend_dok_matrix"),
+        ("model/general_recommender/lightgcn.py", "A._update(", "compat.apply"),
         ("data/dataset/dataset.py", "inplace=True", "compat.check_pandas (fillna)"),
         ("data/dataset/dataset.py", ".agg(len)", "compat.check_pandas (Series.agg)"),
         ("config/configurator.py", "eval(param)", "LLMConfig._convert_config_dict"),
@@ -130,7 +130,7 @@ def test_recbole_still_needs(file: str, text: str, shim: str) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("nproc", 2), ("world_size", "4"), ("ip", "10.0.0.1"), ("save_dataset", True)])
 def test_options_that_are_not_carried_out_are_refused_by_name(key: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"{key}={value}: this option of RecBole is not carried out; leave it out \("):
+    with pytest.raises(ValueError, match=rf"{key}={value}: this option of RecBole is not supported; remove it \("):
         compat.refuse_options({"epochs": 3, key: value})
     compat.refuse_options({"epochs": 3, "nproc": 1, "world_size": -1, "port": 5678, "save_dataset": False})
 

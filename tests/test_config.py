@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target = copy / file.relative_to(properties_folder())
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(file.read_text(encoding="utf-8"))
-    monkeypatch.setattr("recbole_llm.config.run_config.properties_folder", lambda: copy)
+    monkeypatch.setattr("recbole_llm.config.property_files.properties_folder", lambda: copy)
     return copy
 
 
@@ -145,7 +145,7 @@ def test_modes() -> None:
 
 @pytest.mark.parametrize("change", [{"split": {"RS": [0.8, 0.1, 0.1]}}, {"split": {"LS": "test_only"}}, {"order": "RO"}])
 def test_candidates_with_another_split_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="eval_args: candidates need .*'mode': 'full'"):
+    with pytest.raises(ValueError, match="eval_args: mode 'candidates' needs .*'mode': 'full'"):
         LLMConfig("Pop", "tiny", config_dict={"eval_args": change})
     LLMConfig("Pop", "tiny", config_dict={"eval_args": {**change, "mode": "full"}})
 
@@ -239,21 +239,21 @@ def test_a_backbone_beside_a_kept_run_is_refused_unless_it_is_that_runs(kept: An
     for given in ({}, {"llm": "builtin"}, {"llm_path": "here"}):
         config = LLMConfig("TALLRec", "tiny", config_dict={"init_from": run, **given})
         assert config["llm_path"] == given.get("llm_path", "builtin")
-    with pytest.raises(ValueError, match="--llm=qwen2.5-0.5b: init_from=.* was trained on builtin; leave llm out"):
+    with pytest.raises(ValueError, match="--llm=qwen2.5-0.5b: init_from=.* was trained on builtin; remove llm"):
         LLMConfig("TALLRec", "tiny", config_dict={"init_from": run, "llm": "qwen2.5-0.5b"})
     run = kept(llm_path="there", name="another")
-    with pytest.raises(ValueError, match="--llm=builtin: init_from=.* was trained on there; leave llm out"):
+    with pytest.raises(ValueError, match="--llm=builtin: init_from=.* was trained on there; remove llm"):
         LLMConfig("TALLRec", "tiny", config_dict={"init_from": run, "llm": "builtin"})
 
 
 def test_only_some_models_use_runs_and_only_their_own(kept: Any) -> None:
     run = kept()
     for model in ("LoRACocktail", "SASRec"):
-        with pytest.raises(ValueError, match=f"init_from: {model} uses no other run; leave init_from=.*run out"):
+        with pytest.raises(ValueError, match=f"init_from: {model} cannot be initialised from a run; remove init_from=.*run"):
             LLMConfig(model, "tiny", config_dict={"init_from": run})
     file = Path(run) / "record.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model": "Laser"}))
-    with pytest.raises(ValueError, match="init_from: .*run is a run of Laser, which TALLRec cannot use; give .* of TALLRec"):
+    with pytest.raises(ValueError, match="init_from: .*run is a run of Laser; give a run of TALLRec"):
         LLMConfig("TALLRec", "tiny", config_dict={"init_from": run})
     with pytest.raises(ValueError, match="init_from: there is no run at nowhere"):
         LLMConfig("TALLRec", "tiny", cmd_line=["--init_from=nowhere"])
@@ -337,7 +337,7 @@ def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
         LLMConfig("Pop", "tiny", cmd_line=["--merge_step=1"])
     with pytest.raises(ValueError, match="unknown key `extends` in"):  # a line of ours alone
         LLMConfig("Pop", "tiny", cmd_line=["--extends=model/TALLRec"])
-    with pytest.raises(ValueError, match="unknown key `xyzzy` in the command line; properties/ lists ours"):
+    with pytest.raises(ValueError, match="unknown key `xyzzy` in the command line; see properties/"):
         LLMConfig("Pop", "tiny", cmd_line=["--xyzzy=1"])
 
 
@@ -350,7 +350,7 @@ def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
         LLMConfig("Pop", "tiny", ["nowhere.yaml"])
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    with pytest.raises(ValueError, match=r"list\.yaml: a property file holds `key: value` lines, not a list"):
+    with pytest.raises(ValueError, match=r"list\.yaml: a property file consists of `key: value` lines, not of a list"):
         LLMConfig("Pop", "tiny", [str(tmp_path / "list.yaml")])
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match=r"broken\.yaml: not a YAML file"):
@@ -369,9 +369,9 @@ def test_model_and_dataset_may_stand_in_a_file_and_must_stand_somewhere(tmp_path
 
 
 def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"valid_metric: NDCG@10 is not measured; .*topk is \[5\]"):
+    with pytest.raises(ValueError, match=r"valid_metric: NDCG@10 is not computed; .*topk is \[5\]"):
         LLMConfig("Pop", "tiny", config_dict={"topk": 5})
-    with pytest.raises(ValueError, match=r"valid_metric: NDCG@10 is not measured; metrics are \['Hit'\]"):
+    with pytest.raises(ValueError, match=r"valid_metric: NDCG@10 is not computed; metrics are \['Hit'\]"):
         LLMConfig("Pop", "tiny", config_dict={"metrics": "Hit"})
     LLMConfig("Pop", "tiny", config_dict={"topk": 5, "valid_metric": "hit@5"})
 
@@ -379,10 +379,10 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"valid_metric": "NDCG"}, "valid_metric: NDCG is not measured; .*give one of .*NDCG@5, NDCG@10"),
-        ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not measured"),
-        ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not measured; .*topk is \[1, 5, 10\]"),
-        ({"metrics": ["NGCD"]}, "metrics: RecBole has no 'NGCD'; it has .*ndcg"),
+        ({"valid_metric": "NDCG"}, "valid_metric: NDCG is not computed; .*give one of .*NDCG@5, NDCG@10"),
+        ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not computed"),
+        ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed; .*topk is \[1, 5, 10\]"),
+        ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD'; known: .*ndcg"),
         ({"topk": []}, r"topk: \[\] are not all whole numbers of at least 1"),
         ({"topk": [5, "ten"]}, r"topk: \[5, 'ten'\] are not all whole numbers"),
         ({"topk": 0}, "topk: 0 in config_dict is not a list or a whole number of at least 1"),
@@ -395,7 +395,7 @@ def test_metrics_that_nobody_can_measure_are_refused(values: dict[str, Any], mes
 
 def test_metrics_without_a_cut_have_no_k() -> None:
     assert LLMConfig("FM", "tiny", config_dict={"valid_metric": "LogLoss"})["valid_metric"] == "LogLoss"
-    with pytest.raises(ValueError, match="valid_metric: AUC@10 is not measured"):
+    with pytest.raises(ValueError, match="valid_metric: AUC@10 is not computed"):
         LLMConfig("FM", "tiny", config_dict={"valid_metric": "AUC@10"})
 
 
@@ -404,7 +404,7 @@ def test_metrics_without_a_cut_have_no_k() -> None:
     [
         (
             "--candidates=19",
-            "candidates: 19 in the command line is not a dictionary; leave it out for the default, {'source': 'uniform'",
+            "candidates: 19 in the command line is not a dictionary; remove it to use the default, {'source': 'uniform'",
         ),
         ("--candidates={'number': 29}", "unknown key `number` of candidates in the command line; did you mean `num_negatives`"),
         ("--candidates={'num_negatives': 0}", "candidates.num_negatives: 0 in .* is not a whole number of at least 1"),
@@ -415,27 +415,28 @@ def test_metrics_without_a_cut_have_no_k() -> None:
         ("--builtin_text_encoder={'dims': 8}", "unknown key `dims` of builtin_text_encoder .* did you mean `dim`"),
         (
             "--builtin_text_encoder={'dim': '8'}",
-            "builtin_text_encoder.dim: '8' in .* is not a whole number of at least 1; leave it",
+            "builtin_text_encoder.dim: '8' in .* is not a whole number of at least 1; remove it",
         ),
         (
             "--eval_users=0",
-            "eval_users: 0 in the command line is not a whole number of at least 1 or ~; leave it out for the default, ~",
+            "eval_users: 0 in the command line is not a whole number of at least 1 or ~; remove it to use the default, ~",
         ),
         (
             "--valid_users=0",
-            "valid_users: 0 in the command line is not a whole number of at least 1; leave it out for the default, 500",
+            "valid_users: 0 in the command line is not a whole number of at least 1; remove it to use the default, 500",
         ),
         (
             "--lora_batch_size=0",
-            "lora_batch_size: 0 in the command line is not a whole number of at least 1; leave it out for the default, 32",
+            "lora_batch_size: 0 in the command line is not a whole number of at least 1; remove it to use the default, 32",
         ),
         ("--lora_patience=-1", "lora_patience: -1 in the command line is not a whole number of at least 0"),
+        ("--epochs=many", "epochs: 'many' in the command line is not a number; remove it to use the default, 300"),
         ("--r=8.5", "r: 8.5 in the command line is not a whole number"),
         ("--r=None", "r: None in the command line is not a whole number"),
         ("--chat=1", "chat: 1 in the command line is not True or False"),
         ("--alpha=True", "alpha: True in the command line is not a number"),
         ("--no_value=unknown", r"no_value: 'unknown' in the command line is not a list; give \['unknown'\]"),
-        ("--noun=7", "noun: 7 in the command line is not a text; put quotes around it: .*'7'"),
+        ("--noun=7", "noun: 7 in the command line is not a string; put quotes around it: .*'7'"),
     ],
 )
 def test_values_of_another_type_name_key_value_source_and_remedy(given: str, message: str) -> None:
@@ -549,21 +550,18 @@ def test_a_dataset_may_have_its_property_file_beside_its_data(tmp_path: Path) ->
 def test_a_property_file_beside_the_data_is_about_the_data(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     write(tmp_path / "mine" / "mine.yaml", noun="song", checkpoint_dir="/elsewhere")
-    with pytest.raises(ValueError, match=r"mine\.yaml: `checkpoint_dir` says nothing about a dataset"):
+    with pytest.raises(ValueError, match=r"mine\.yaml: `checkpoint_dir` does not describe a dataset"):
         LLMConfig("Pop", "mine", config_dict={"data_path": str(tmp_path)})
 
 
-def test_the_users_own_ml_100k_comes_before_recboles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_users_own_ml_100k_comes_before_recboles(tmp_path: Path) -> None:
     def path(data_path: Path) -> str:
-        config = LLMConfig("Pop", "ml-100k", config_dict={"data_path": str(data_path)})
-        config.log_ours()
-        return config["data_path"]
+        return LLMConfig("Pop", "ml-100k", config_dict={"data_path": str(data_path)})["data_path"]
 
-    assert "dataset_example" in path(tmp_path) and "the copy that comes with RecBole" not in caplog.text
+    assert "dataset_example" in path(tmp_path)
     (tmp_path / "ml-100k").mkdir()
     (tmp_path / "ml-100k" / "ml-100k.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n")
     assert path(tmp_path) == str(tmp_path / "ml-100k")
-    assert f"ml-100k: the files of {tmp_path / 'ml-100k'} are used, not the copy that comes with RecBole" in caplog.text
 
 
 # -- properties --------------------------------------------------------------------------------------------------------
@@ -622,7 +620,7 @@ def test_a_key_is_defined_once(folder: Path) -> None:
     assert len(DEFINITIONS) > 150
     with (folder / "model" / "Laser.yaml").open("a") as stream:
         stream.write("r: 8  # (int) rank\n")
-    with pytest.raises(ValueError, match=r"r is defined in .*Laser\.yaml and in .*overall\.yaml; only one comment has its type"):
+    with pytest.raises(ValueError, match=r"r is defined in .*Laser\.yaml and in .*overall\.yaml; keep the type in one comment"):
         _ = PropertyFiles(folder).definitions
 
 

@@ -163,18 +163,18 @@ def test_metrics_line() -> None:
 
 
 def test_configuration_line() -> None:
-    assert logs.configuration_line(LLMConfig("Pop", "ml-100k")) == "configuration: the defaults"
+    assert logs.configuration_line(LLMConfig("Pop", "ml-100k")) == "configuration: all defaults"
     values = {"candidates": {"num_negatives": 5, "seed": 2020}, "topk": [1, 5, 10]}
     line = logs.configuration_line(LLMConfig("Pop", "ml-100k", config_dict=values))
-    assert line == "configuration: 1 key differs from the defaults: candidates={'num_negatives': 5}"
+    assert line == "configuration: candidates={'num_negatives': 5}; defaults otherwise"
     given = LLMConfig("SASRec", "ml-100k", cmd_line=["--epochs=3", "--seed=2020", f"--note={'long ' * 50}"])
-    start, note = logs.configuration_line(given).split("note=")
-    assert start == "configuration: 2 keys differ from the defaults: epochs=3, " and len(note) == 80 and note.endswith("...")
+    start, note = logs.configuration_line(given).removesuffix("; defaults otherwise").split("note=")
+    assert start == "configuration: epochs=3, " and len(note) == 80 and note.endswith("...")
 
 
 def test_dataset_and_model_lines() -> None:
-    dataset = SimpleNamespace(dataset_name="tiny", user_num=61, item_num=1041, inter_num=624)
-    assert logs.dataset_line(dataset) == "tiny: 60 users, 1,040 items, 624 interactions (1.00% of all pairs)"
+    dataset = SimpleNamespace(dataset_name="tiny", user_num=61, item_num=1041, inter_num=624, dataset_path="a/../data/tiny")
+    assert logs.dataset_line(dataset) == "tiny: 60 users, 1,040 items, 624 interactions, density 1.00%, read from data/tiny"
     assert logs.model_line(torch.nn.Sequential(torch.nn.Linear(30, 40))) == "Sequential: 1,240 trainable parameters"
     assert logs.model_line("LoRACocktail on builtin: 4 of 9 parameters") == "LoRACocktail on builtin: 4 of 9 parameters"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,4 +89,6 @@ else:
 
 def test_every_model_of_recbole_has_a_name_that_passes() -> None:
     known = {name.lower() for name in registry._recbole_class_names()}
-    assert known == set(registry.recbole_model_names())
+    packages = [f"recbole.model.{kind}_recommender" for kind in ("general", "context_aware", "sequential", "knowledge_aware")]
+    modules = [pkgutil.iter_modules(importlib.import_module(package).__path__) for package in packages]
+    assert known == {module.name for found in modules for module in found}

@@ -1,4 +1,4 @@
-"""The files of ``properties/``, and what their comments say about each key.
+"""The files of ``properties/``, and the checks of a user's values against them.
 
 A key is defined once, where its comment begins with a type (``properties/README.md``)::
 
@@ -6,7 +6,7 @@ A key is defined once, where its comment begins with a type (``properties/README
     lora_patience: 0            # (int >= 0) validations without a gain before training stops
     target_modules: all-linear  # (str) or (list) the layers that are adapted
 
-The comment is the check of a user's value: :func:`check`. A dictionary whose inner keys are defined has no others.
+:func:`check` compares a value with that type. A dictionary whose inner keys are defined accepts no others.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from recbole.utils.argument_list import dataset_arguments, evaluation_arguments,
 
 from recbole_llm.config.key_groups import RECBOLE_KEYS
 
-# dictionaries that are replaced as a whole: `load_col: {inter: [...]}` means these columns and no others
+# dictionaries that are replaced as a whole and not merged
 _WHOLE = ("load_col", "unload_col", "slices")
-# files whose keys are no settings of a run
+# folders and files whose keys are not settings of a run
 _NO_SETTINGS = ("leaderboard", "url.yaml", "kg_url.yaml")
 
 _TYPE = r"\((?:int|float|str|list|dict|bool)(?: >= 0)?\)"
@@ -39,7 +39,7 @@ _WORDS = {
     "int": "a whole number of at least 1",
     "int >= 0": "a whole number of at least 0",
     "float": "a number",
-    "str": "a text",
+    "str": "a string",
     "list": "a list",
     "dict": "a dictionary",
     "bool": "True or False",
@@ -47,38 +47,38 @@ _WORDS = {
 
 
 def properties_folder() -> Path:
-    """``properties/``: inside the package in a wheel, at the top of a checkout otherwise."""
+    """``properties/``: in the package of a wheel, or at the top of a checkout."""
     package = Path(__file__).parent.parent
     for folder in (package / "properties", package.parent / "properties"):
         if (folder / "overall.yaml").is_file():
             return folder
-    raise FileNotFoundError(f"properties/overall.yaml is neither in {package} nor beside it; reinstall recbole-llm")
+    raise FileNotFoundError(f"properties/overall.yaml was not found in {package} or {package.parent}; reinstall recbole-llm")
 
 
 def property_file(given: str | Path, key: str = "--config_files") -> Path:
-    """A file that the user names with ``key``; ``properties/...`` that is not there from here is the package's own.
+    """The file that the user names with ``key``; ``properties/...`` may also be a file of the package.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: there is no such file.
     """
     for file in (Path(given), properties_folder().parent / given):
         if file.is_file():
             return file
-    raise FileNotFoundError(f"{key}: {given} does not exist (read from {Path.cwd()})")
+    raise FileNotFoundError(f"{key}: {given} does not exist (current folder: {Path.cwd()})")
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """A file of ``key: value`` lines; ``1e-4`` is a number, as in RecBole.
+    """Read a file of ``key: value`` lines; ``1e-4`` is a number, as in RecBole.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the file has another form.
     """
     try:
         values = deepcopy(_parsed(Path(file).read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise ValueError(f"{file}: not a YAML file ({error})") from error
     if values is not None and not isinstance(values, dict):
-        raise ValueError(f"{file}: a property file holds `key: value` lines, not a {type(values).__name__}")
+        raise ValueError(f"{file}: a property file consists of `key: value` lines, not of a {type(values).__name__}")
     return values or {}
 
 
@@ -88,7 +88,7 @@ def _parsed(text: str) -> Any:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """All values, of which those of later layers win; a dictionary changes only the keys that it names."""
+    """Merge values; later ones override earlier ones, and a dictionary overrides only the keys that it names."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -99,13 +99,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Definition:
-    """What the comment of a key asks of its values.
-
-    Attributes:
-        file: where it stands.
-        types: keys of ``_WORDS``.
-        optional: None is a value, too.
-    """
+    """The types of a key, which its comment in ``file`` gives as keys of ``_WORDS``; ``optional`` accepts None too."""
 
     file: Path
     types: tuple[str, ...]
@@ -126,24 +120,18 @@ def _is(value: Any, name: str) -> bool:
 
 
 class PropertyFiles:
-    """``properties/``, read once.
-
-    Args:
-        folder: the folder itself.
+    """The property files of ``folder``, by default ``properties/``.
 
     Attributes:
-        own: files of a user's own by the name under which they are read, such as ``model/MyModel``.
+        own: additional files of the user by the name under which they are read, such as ``model/MyModel``.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder or properties_folder()
         self.own: dict[str, Path] = {}
 
     def read(self, *names: str) -> dict[str, Any]:
-        """The values of files by their path without ``.yaml``, each with what it ``extends``; the last file wins.
-
-        A file that is not there has no values.
-        """
+        """Merge the values of files, named by path without ``.yaml``, and of those they ``extend``; missing files are skipped."""
         merged: dict[str, Any] = {}
         for name in names:
             file = self.own.get(name, self.folder / f"{name}.yaml")
@@ -153,12 +141,12 @@ class PropertyFiles:
         return merged
 
     def names(self, below: str) -> list[str]:
-        """The files directly in a folder."""
+        """The names of the files in a folder."""
         return sorted(file.stem for file in (self.folder / below).glob("*.yaml"))
 
     @cached_property
     def definitions(self) -> dict[str, Definition]:
-        """Every key that is defined; inner keys as ``candidates.seed``.
+        """All defined keys; inner keys are named as ``candidates.seed``.
 
         Raises:
             ValueError: a key is defined twice.
@@ -176,17 +164,17 @@ class PropertyFiles:
                 indent, key, types, text = match.groups()
                 key = f"{outer}.{key}" if indent else key
                 if key in found:
-                    raise ValueError(f"{key} is defined in {found[key].file} and in {file}; only one comment has its type")
+                    raise ValueError(f"{key} is defined in {found[key].file} and in {file}; keep the type in one comment")
                 optional = "~" in text or line.split("#")[0].rstrip().endswith("~")
                 found[key] = Definition(file, tuple(re.findall(r"\(([a-z]+(?: >= 0)?)\)", types)), optional)
         return found
 
     def inner_keys(self, key: str) -> list[str]:
-        """The keys of a dictionary, where they are defined."""
+        """The defined keys of a dictionary."""
         return [name.partition(".")[2] for name in self.definitions if name.startswith(f"{key}.")]
 
     def all_keys(self) -> set[str]:
-        """Every key that a property file of ours or of RecBole sets, for any model."""
+        """All keys of our property files and RecBole's, for any model."""
         import recbole
 
         folders = (self.folder, Path(recbole.__file__).parent / "properties")
@@ -196,11 +184,11 @@ class PropertyFiles:
 
 
 def check(values: Mapping[str, Any], source: str, files: PropertyFiles, defaults: Mapping[str, Any]) -> None:
-    """Check the type and the inner keys of a user's values.
+    """Check the types and the inner keys of a user's values.
 
     Args:
-        source: where they stand, for the message.
-        defaults: the run's values without the user's; other keys are another model's and are left alone.
+        source: the file or argument that the values come from.
+        defaults: the run's default values; other keys belong to other models and are not checked.
 
     Raises:
         ValueError: names key, value, source and remedy.
@@ -213,7 +201,7 @@ def check(values: Mapping[str, Any], source: str, files: PropertyFiles, defaults
                 if name not in inner:
                     near = (get_close_matches(str(name), inner, n=1, cutoff=0.0) or inner)[0]
                     raise ValueError(
-                        f"unknown key `{name}` of {key} in {source}; did you mean `{near}`? It has {', '.join(inner)}"
+                        f"unknown key `{name}` of {key} in {source}; did you mean `{near}`? Known: {', '.join(inner)}"
                     )
                 default = (defaults[key] or {}).get(name)
                 _check_value(f"{key}.{name}", entry, source, files.definitions[f"{key}.{name}"], default)
@@ -222,7 +210,7 @@ def check(values: Mapping[str, Any], source: str, files: PropertyFiles, defaults
 def _check_value(key: str, value: Any, source: str, definition: Definition, default: Any) -> None:
     if definition.accepts(value):
         return
-    remedy = f"leave it out for the default, {'~' if default is None else repr(default)}"
+    remedy = f"remove it to use the default, {'~' if default is None else repr(default)}"
     if "list" in definition.types and isinstance(value, str):
         remedy = f"give [{value!r}]"
     elif "str" in definition.types and isinstance(value, (int, float)):
@@ -230,24 +218,26 @@ def _check_value(key: str, value: Any, source: str, definition: Definition, defa
     raise ValueError(f"{key}: {value!r} in {source} is not {definition}; {remedy}")
 
 
-def check_known(values: Mapping[str, Any], source: str, files: PropertyFiles, defaults: Collection[str]) -> None:
-    """Refuse keys that no model has; another model's are left alone, since one file may serve several.
+def check_known(values: Mapping[str, Any], source: str, files: PropertyFiles, defaults: Mapping[str, Any]) -> None:
+    """Refuse keys that no model has, and strings for RecBole's numbers; keys of other models pass, as a file may serve several.
 
     Args:
-        defaults: the keys of this run.
+        defaults: the run's default values, RecBole's included.
 
     Raises:
-        ValueError: names key, source and the nearest key, of this run where one is near.
+        ValueError: names key and source, and the nearest key, preferably of this run, or the default.
     """
     here = {*defaults, *RECBOLE_KEYS, *general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments}
-    for key in values:
+    for key, value in values.items():
+        if isinstance(value, str) and type(defaults.get(key)) in (int, float) and key not in files.definitions:
+            raise ValueError(f"{key}: {value!r} in {source} is not a number; remove it to use the default, {defaults[key]}")
         if key not in here and key not in (known := files.all_keys()):
             inner = {name for name in files.definitions if name.partition(".")[0] in here}
             raise ValueError(f"unknown key `{key}` in {source}; {_nearest(key, here | inner, known)}")
 
 
 def _nearest(key: str, *pools: Collection[str]) -> str:
-    """The nearest key of the first pool that has one near enough; inner keys are found by their own name."""
+    """Suggest the nearest key of the first pool that has a similar one; inner keys are compared without their prefix."""
     for pool in pools:
         names: dict[str, str] = {}
         for name in sorted(pool, key=lambda name: (name.count("."), name)):
@@ -255,4 +245,4 @@ def _nearest(key: str, *pools: Collection[str]) -> str:
         for near in get_close_matches(key, names, n=1, cutoff=0.7):
             outer, _, inner = names[near].rpartition(".")
             return f"did you mean `{inner}`{f' of `{outer}`' if outer else ''}?"
-    return "properties/ lists ours, RecBole's documentation its own"
+    return "see properties/ and RecBole's documentation"

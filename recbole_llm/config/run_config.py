@@ -1,9 +1,9 @@
-"""RecBole's ``Config`` with our property files, checked keys and values that are never evaluated.
+"""RecBole's ``Config`` with our property files, checked keys, and values that are never evaluated.
 
-Later wins: RecBole's defaults <- properties/overall <- properties/dataset <- a property file beside the data <-
-properties/llm/L (what backbone L is) <- properties/model/M (the paper's recipe) <- properties/llm/L/M (what L needs for M
-alone) <- the run of ``init_from`` <- the user's files <- dict <- command line. A backbone never changes a recipe. A partial
-``eval_args``, ``candidates`` or other dict is merged into what came before.
+Later values override earlier ones: RecBole's defaults, properties/overall, properties/dataset, the property file beside the
+data, properties/llm/L (backbone L), properties/model/M (the recipe of model M), properties/llm/L/M (what L needs for M alone),
+the run of ``init_from``, the user's files, ``config_dict``, the command line. A dictionary such as ``eval_args`` or
+``candidates`` overrides only the keys that it names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,13 @@ from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
-from recbole_llm.config.property_files import (
-    PropertyFiles,
-    check,
-    check_known,
-    merge,
-    properties_folder,
-    property_file,
-    read_yaml,
-)
+from recbole_llm.config.property_files import PropertyFiles, check, check_known, merge, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
 from recbole_llm.data import scenarios
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.runs import SavedRun
 
-# model families that RecBole measures by click labels (AUC, log-loss) keep its evaluation as it is
+# model families with click labels (AUC, log loss), which keep RecBole's evaluation
 _LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 
 
@@ -47,14 +38,14 @@ class LLMConfig(Config):
         model: name of one of our models or of RecBole's.
         dataset: name of an atomic dataset.
         config_file_list: the user's YAML files.
-        config_dict: values set from Python; strings are read as literals, never evaluated.
-        cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read here.
+        config_dict: values by key; strings are parsed as literals and never evaluated.
+        cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read.
 
     Attributes:
-        init_run: the run that this one is initialised from, with ``init_from``.
+        init_run: the run that ``init_from`` names.
 
     Raises:
-        ValueError: an unknown key, model or value, or one of another type; names the key, its file and the remedy.
+        ValueError: an unknown key or model, or an invalid value; the message names the key, its source and the remedy.
     """
 
     init_run: SavedRun | None = None
@@ -71,12 +62,10 @@ class LLMConfig(Config):
     ):
         compat.check_pandas()
         self._cmd_line = tuple(cmd_line)
-        self._given: list[tuple[str, dict[str, Any]]] = []  # the user's values by where they stand, the last ones win
-        self.properties = PropertyFiles(properties_folder())
+        self._given: list[tuple[str, dict[str, Any]]] = []  # source and values; later ones win
+        self.properties = PropertyFiles()
         super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
-        _ = self.fingerprint  # as it was asked for: some models (BERT4Rec) put keys of their own into it while they run
-
-    # -- what the user gave --------------------------------------------------------------------------------------------
+        _ = self.fingerprint  # computed now, because some models (BERT4Rec) add keys while they run
 
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
         self._given += [(str(file), read_yaml(property_file(file))) for file in file_list or []]
@@ -93,8 +82,6 @@ class LLMConfig(Config):
 
     def _merge_external_config_dict(self) -> None:
         self.external_config_dict = merge(*(values for _, values in self._given))
-
-    # -- defaults ------------------------------------------------------------------------------------------------------
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
         model = model or self.external_config_dict.get("model")
@@ -114,7 +101,7 @@ class LLMConfig(Config):
         files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
         self._ours = {*overall, *evaluation}
         if self.internal_config_dict["load_col"] != {"inter": ["user_id", "item_id"]}:
-            del overall["load_col"]  # only RecBole's default leaves out the time that its own ordering needs (RecBole#1616)
+            del overall["load_col"]  # ours only adds the time column, which RecBole's default omits (RecBole#1616)
         if self.internal_config_dict["MODEL_TYPE"] in _LABELLED:
             evaluation = {}
         beside, llm = self._beside_the_data(dataset, overall), self._llm()
@@ -129,22 +116,20 @@ class LLMConfig(Config):
             check(values, source, files, defaults)
 
     def _llm(self) -> str | None:
-        """The file of ``--llm=<llm>``, ``llm/<llm>``: builtin unless a backbone is given."""
+        """The property file of the backbone, ``llm/<llm>``; None if ``llm_path`` names the backbone."""
         name = self.external_config_dict.get("llm")
         if name is None and "llm_path" in self.external_config_dict:
             return None
         name, known = name or "builtin", self.properties.names("llm")
         if name not in known:
-            raise ValueError(
-                f"--llm={name}: no file of properties/llm; known: {', '.join(known)}; or give --llm_path=FOLDER_OR_HUB_ID"
-            )
+            raise ValueError(f"--llm={name}: unknown backbone; known: {', '.join(known)}; or give --llm_path=FOLDER_OR_HUB_ID")
         return f"llm/{name}"
 
     def _beside_the_data(self, dataset: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """A property file of a dataset's own, ``<data_path>/<dataset>/<dataset>.yaml``: what its texts are, and its filters.
+        """The property file ``<data_path>/<dataset>/<dataset>.yaml``: text fields and filters of the dataset.
 
         Raises:
-            ValueError: it says something about another thing than the dataset.
+            ValueError: a key that does not describe a dataset.
         """
         file = self._own_data(dataset) / f"{dataset}.yaml"
         if not file.is_file():
@@ -152,7 +137,7 @@ class LLMConfig(Config):
         values, allowed = read_yaml(file), self.dataset_keys().union(dataset_arguments)
         for key in values:
             if key not in allowed:
-                raise ValueError(f"{file}: `{key}` says nothing about a dataset; give it in a file of --config_files")
+                raise ValueError(f"{file}: `{key}` does not describe a dataset; set it in a file of --config_files")
         check(values, str(file), self.properties, defaults)
         return values
 
@@ -161,28 +146,28 @@ class LLMConfig(Config):
         return Path(str(data_path)) / dataset
 
     def _initialise_from_run(self, model: str, model_class: type) -> None:
-        """``init_from``: what a saved run says about its model becomes this run's defaults.
+        """``init_from``: use the model settings of a saved run as defaults.
 
         Raises:
-            ValueError: the model uses no other run, the run is of another model or backbone, or as :meth:`SavedRun.read`.
+            ValueError: the model does not support it, the run has another model or backbone, or as :meth:`SavedRun.read`.
         """
         given, llm = self.external_config_dict.get("init_from"), self.external_config_dict.get("llm")
         if given is None:
             return
         if not getattr(model_class, "supports_init_from", False):
-            raise ValueError(f"init_from: {model} uses no other run; leave init_from={given} out")
+            raise ValueError(f"init_from: {model} cannot be initialised from a run; remove init_from={given}")
         self.init_run = SavedRun.read(str(given))
         theirs, trained = self.init_run.record["model"], self.init_run.record["config"]
         if theirs != model:
-            raise ValueError(f"init_from: {given} is a run of {theirs}, which {model} cannot use; give a run of {model}")
+            raise ValueError(f"init_from: {given} is a run of {theirs}; give a run of {model}")
         backbone = trained["llm"] or trained["llm_path"]
-        if llm not in (None, backbone):  # the run's llm_path would win over that of properties/llm
-            raise ValueError(f"--llm={llm}: init_from={given} was trained on {backbone}; leave llm out")
+        if llm not in (None, backbone):
+            raise ValueError(f"--llm={llm}: init_from={given} was trained on {backbone}; remove llm")
         taken = self._ours - ABOUT_DATA - self.dataset_keys()
         self.internal_config_dict.update({key: value for key, value in trained.items() if key in taken})
 
     def dataset_keys(self) -> set[str]:
-        """What property files say about datasets."""
+        """The keys that describe a dataset."""
         files = self.properties
         return set(scenarios.TEXTS).union(*(files.read(f"dataset/{name}") for name in files.names("dataset")))
 
@@ -190,7 +175,7 @@ class LLMConfig(Config):
         final = merge(self.internal_config_dict, self.external_config_dict)
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
-            final["train_neg_sample_args"] = None  # RecBole's own default is one that its SASRec refuses
+            final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
         self._settle_evaluation(final)
         self._settle_scenario(final)
         return final
@@ -200,51 +185,49 @@ class LLMConfig(Config):
         self._settle_metrics(final)
         super()._set_default_parameters()
         if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}.*inter")):
-            final["data_path"] = str(own)  # RecBole puts its own copy of ml-100k before the user's
+            final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
 
     def _settle_metrics(self, final: dict[str, Any]) -> None:
         metrics, topk, given = final["metrics"], final["topk"], str(final["valid_metric"])
         final["metrics"] = metrics = [metrics] if isinstance(metrics, str) else list(metrics)
         final["topk"] = topk = [topk] if isinstance(topk, int) else list(topk)
         if not topk or not all(type(k) is int and k > 0 for k in topk):
-            raise ValueError(f"topk: {topk} are not all whole numbers of at least 1; give for instance [1, 5, 10]")
+            raise ValueError(f"topk: {topk} are not all whole numbers of at least 1; give a list such as [1, 5, 10]")
         known: list[str] = []
         for metric in metrics:
             kind = metric_types.get(str(metric).lower())
             if kind is None:
-                raise ValueError(f"metrics: RecBole has no {metric!r}; it has {', '.join(sorted(metric_types))}")
+                raise ValueError(f"metrics: unknown metric {metric!r}; known: {', '.join(sorted(metric_types))}")
             takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
             known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
         if given.lower() not in map(str.lower, known):
             raise ValueError(
-                f"valid_metric: {given} is not measured; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
+                f"valid_metric: {given} is not computed; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
             )
 
     def _settle_evaluation(self, final: dict[str, Any]) -> None:
-        """``eval_args: {mode: candidates}`` is our protocol; to RecBole it looks like full ranking, one row per user."""
+        """Replace the mode ``candidates``, which RecBole does not know, by ``full``: one row per user."""
         mode = final["eval_args"]["mode"]
         modes = {"valid": mode, "test": mode} if isinstance(mode, str) else dict(mode)
         final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
-        final["eval_args"] = {
-            **final["eval_args"],
-            "mode": {phase: "full" if value == "candidates" else value for phase, value in modes.items()},
-        }
+        modes = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
+        final["eval_args"] = {**final["eval_args"], "mode": modes}
         split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
         if final["candidate_phases"] and (split != {"LS": "valid_and_test"} or order != "TO"):
             raise ValueError(
-                f"eval_args: candidates need the last item of each user as target, split: {{'LS': 'valid_and_test'}} and "
-                f"order: TO, not {split} and {order}; for another split give eval_args: {{'mode': 'full'}}"
+                "eval_args: mode 'candidates' needs split {'LS': 'valid_and_test'} and order 'TO' (the target is the last item "
+                f"of each user), not {split} and {order!r}; for another split set eval_args: {{'mode': 'full'}}"
             )
 
     def _settle_scenario(self, final: dict[str, Any]) -> None:
-        """One at most; with ``train_dataset`` this run reads the two datasets as one, whose columns are ours."""
+        """Check the scenario; with ``train_dataset``, set the columns of the two datasets that are read as one."""
         scenarios.check({**final, "dataset": self.dataset})
         if final["train_dataset"]:
             fields = [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
             final.update(scenarios.UNITED, load_col={"inter": fields})
 
     def _init_device(self) -> None:
-        # RecBole overwrites CUDA_VISIBLE_DEVICES with gpu_id; what the shell says wins unless gpu_id was given
+        # RecBole overwrites CUDA_VISIBLE_DEVICES with the default of gpu_id; here only a gpu_id that the user gave does
         shell = os.environ.get("CUDA_VISIBLE_DEVICES")
         if shell is not None and "gpu_id" not in self.external_config_dict:
             self.final_config_dict["gpu_id"] = shell
@@ -255,15 +238,12 @@ class LLMConfig(Config):
         super().compatibility_settings()
 
     def for_dataset(self, name: str, *, whole: bool = False) -> LLMConfig:
-        """The configuration of another dataset in the same run: its own property file, this run's other settings.
+        """The configuration of another dataset in the same run: its own property file, and this run's other settings.
 
-        A scenario holds nothing out of another dataset; out of this run's own, unless it is asked for as a ``whole``.
+        The scenario is dropped for another dataset, and for this run's own one if it is requested as a ``whole``.
         """
-        dropped, other = {"dataset"}, name != self.dataset
-        if other:
-            dropped |= self.dataset_keys()
-        if other or whole:
-            dropped |= set(scenarios.SETTINGS)
+        other = name != self.dataset
+        dropped = {"dataset", *(self.dataset_keys() if other else ()), *(scenarios.SETTINGS if other or whole else ())}
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
         return LLMConfig(self.model, name, config_dict=as_literals(values))
 
@@ -274,17 +254,15 @@ class LLMConfig(Config):
         return create_dataset(self)
 
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
-        """The configuration of another model on the same data and scenario in the same run, with ``values`` for it."""
+        """The configuration of another model on the same data and scenario, with ``values`` for that model."""
         about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
         about_data |= {*dataset_arguments, *scenarios.SETTINGS}
         if self["train_dataset"]:
-            about_data |= set(scenarios.UNITED)  # the same texts make the same files
+            about_data |= set(scenarios.UNITED)
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
         if scenarios.active(self):
-            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # it draws what is held out
+            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items
         return LLMConfig(name, self.dataset, config_dict=as_literals({**kept, **values}))
-
-    # -- views ---------------------------------------------------------------------------------------------------------
 
     def plain(self) -> dict[str, Any]:
         """The final values as JSON-able data."""
@@ -292,24 +270,17 @@ class LLMConfig(Config):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of every value that can change a result, as the run was asked for."""
-        values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # wherever it lies
+        """SHA-256 of every given value that can change a result."""
+        values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # not its path
         return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
 
     @property
     def record_file(self) -> Path:
-        """Where the record of this run is, or will be: ``<checkpoint_dir>/runs/<Model>-<dataset>-<fingerprint>/record.json``."""
+        """The file of the run record, ``<checkpoint_dir>/runs/<Model>-<dataset>-<fingerprint>/record.json``."""
         name = f"{self['model']}-{self['dataset']}-{self.fingerprint[:8]}"
         return Path(self["checkpoint_dir"]) / "runs" / name / "record.json"
 
     @property
     def recbole_fingerprint(self) -> str:
-        """SHA-256 of every value that can change what RecBole trains; it reads nothing of what is said about LLMs."""
+        """SHA-256 of every value that can change what RecBole trains, without the keys of LLMs."""
         return fingerprint({key: value for key, value in self.plain().items() if key in self._recbole_knows - BOOKKEEPING})
-
-    def log_ours(self) -> None:
-        """Show our own settings in RecBole's manner."""
-        logger = getLogger()
-        logger.info("\n".join(f"{key} = {self[key]}" for key in sorted(self._ours)))
-        if self.dataset == "ml-100k" and Path(self["data_path"]) == self._own_data(self.dataset):
-            logger.info(f"ml-100k: the files of {self['data_path']} are used, not the copy that comes with RecBole")

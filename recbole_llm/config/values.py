@@ -8,7 +8,7 @@ from typing import Any
 
 
 def parse_value(text: str) -> Any:
-    """A command-line value as Python reads a literal, YAML's true/false/null included; anything else is a string."""
+    """Parse a value as a Python literal, or as YAML's true, false, null or ~; any other text is a string."""
     simple = {"true": True, "false": False, "none": None, "null": None, "~": None}
     if text.strip().lower() in simple:
         return simple[text.strip().lower()]
@@ -16,14 +16,14 @@ def parse_value(text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-    return value if isinstance(value, (str, int, float, list, tuple, dict)) else text  # `...` is a separator, not an Ellipsis
+    return value if isinstance(value, (str, int, float, list, tuple, dict)) else text  # not an Ellipsis, bytes or a set
 
 
 def read_arguments(arguments: Iterable[str]) -> dict[str, Any]:
     """Keys and values of a command line.
 
     Raises:
-        ValueError: an argument that is not --key=value, or a key with two values.
+        ValueError: an argument is not of the form --key=value, or a key has two values.
     """
     texts: dict[str, str] = {}
     for argument in arguments:
@@ -37,7 +37,7 @@ def read_arguments(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def as_literals(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that were parsed once, so that parsing them again changes nothing."""
+    """Quote the strings of parsed values, so that parsing them again changes nothing."""
     return {key: repr(value) if isinstance(value, str) else value for key, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""A property file in, a leaderboard out: run what has no record, compare, write every format."""
+"""Make a leaderboard from a property file: run what has no record, compare, write every format."""
 
 from __future__ import annotations
 
@@ -20,19 +20,16 @@ _FORMATS = {"json": to_json, "md": to_markdown, "csv": to_csv, "tex": to_latex, 
 def make_leaderboard(
     file: Path, changes: Mapping[str, Any], *, jobs: int = 1, engine: str = "process", out: Path | None = None, show: bool = False
 ) -> tuple[Leaderboard, list[Path]]:
-    """Run what has no record yet; returns the leaderboard and the files that were written.
-
-    ``leaderboard.failed`` is the number of failed cells; :func:`recbole_llm.leaderboard.formats.to_markdown` gives it as text.
+    """Run what has no record; returns the leaderboard and its files.
 
     Args:
-        file: as :func:`recbole_llm.leaderboard.plan.read_plan` reads it.
-        changes: keys of every run that win over the file's, such as ``data_path`` or ``checkpoint_dir``.
-        jobs, engine: as :func:`recbole_llm.leaderboard.runner.run_tasks` takes them.
+        file, changes: as in :func:`recbole_llm.leaderboard.plan.read_plan`.
+        jobs, engine: as in :func:`recbole_llm.leaderboard.runner.run_tasks`.
         out: folder of the files, by default ``<checkpoint_dir>/leaderboard/<name of the file>``.
-        show: run nothing, show what is there.
+        show: run nothing and show the existing records.
 
     Raises:
-        ValueError, FileNotFoundError: a mistake in the file or in an option.
+        ValueError, FileNotFoundError: the file or an option is invalid.
         ImportError: the engine needs submitit, which is not installed.
     """
     tasks = read_plan(file, changes)
@@ -43,8 +40,8 @@ def make_leaderboard(
 
 
 def write_all(leaderboard: Leaderboard, folder: Path) -> list[Path]:
-    """Write ``leaderboard.{json,md,csv,tex,html}`` into ``folder``, each whole or not at all; returns the paths."""
+    """Write ``leaderboard.{json,md,csv,tex,html}`` into ``folder``, and return the paths."""
     texts = {folder / f"leaderboard.{ending}": write(leaderboard) for ending, write in _FORMATS.items()}
-    for path, text in texts.items():  # every format could be made
+    for path, text in texts.items():
         atomic_write(path, text)
     return list(texts)

@@ -1,7 +1,4 @@
-"""A leaderboard as Markdown, CSV and LaTeX, written by pandas.
-
-Labels, commands and errors may contain anything: each format escapes them.
-"""
+"""A leaderboard as Markdown, CSV and LaTeX; each format escapes labels, commands and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import pandas as pd
 
 from recbole_llm.leaderboard.table import Leaderboard, Row, Table
 
-_SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target: left out beside it in what people read
+_SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target, so not shown twice
 _NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
 _LATEX = str.maketrans(
     {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
@@ -23,7 +20,7 @@ _LATEX = str.maketrans(
 
 
 def shown_metrics(table: Table) -> list[str]:
-    """The metrics of a table without those that equal another one."""
+    """The metrics of a table, without those that always equal another one."""
     return [name for name in table.metrics if _SAME.get(name) not in table.metrics or name == table.metric]
 
 
@@ -44,40 +41,40 @@ def _short(value: float) -> str:
     return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"
 
 
+# heading -> attribute of a row and format
+_COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "trained parameters": ("trained_parameters", amount),
+    "training": ("training_seconds", duration),
+    "users/s": ("users_per_second", _short),
+    "peak memory": ("peak_memory_bytes", lambda value: amount(value, "B")),
+}
+
+
 def superscript(row: Row) -> str:
-    """The marks of the rows that it beats: ``abc``, or ``a,aa`` where some have two letters."""
+    """The marks of the rows that ``row`` beats: ``abc``, or ``a,aa`` if some have two letters."""
     return ("," if any(len(mark) > 1 for mark in row.beats) else "").join(row.beats)
 
 
 def numbers(table: Table) -> pd.DataFrame:
-    """A line for each row: metrics, the first metric of each slice, costs, number of seeds; NaN where there is none."""
-    users = {name: [row.slices[name].users for row in table.rows if name in row.slices][0] for name in table.slices}
+    """For each row: metrics, the first metric of each slice, costs, number of seeds; NaN for missing values."""
     columns: dict[str, list[float | None]] = {
         name: [row.metrics.get(name) for row in table.rows] for name in shown_metrics(table)
     }
-    for name, count in users.items():
+    for name in table.slices:
+        count = next(row.slices[name].users for row in table.rows if name in row.slices)
         head = f"{table.metric} {name}" + (f" (n={count:,})" if count is not None else "")
         columns[head] = [_slice_value(row, name, table.metric) for row in table.rows]
-    columns["trained parameters"] = [row.trained_parameters for row in table.rows]
-    columns["training"] = [row.training_seconds for row in table.rows]
-    columns["users/s"] = [row.users_per_second for row in table.rows]
-    columns["peak memory"] = [row.peak_memory_bytes for row in table.rows]
+    columns |= {head: [getattr(row, name) for row in table.rows] for head, (name, _) in _COSTS.items()}
     columns["seeds"] = [len(row.seeds) for row in table.rows]
     return pd.DataFrame(columns, dtype=float)
 
 
 def texts(table: Table) -> pd.DataFrame:
-    """:func:`numbers` as text, empty where there is none; nothing is escaped."""
-    forms: dict[str, Callable[[float], str]] = {
-        "trained parameters": amount,
-        "training": duration,
-        "users/s": _short,
-        "peak memory": lambda value: amount(value, "B"),
-        "seeds": "{:.0f}".format,
-    }
-    given = numbers(table)
+    """:func:`numbers` as text, not escaped; empty for missing values."""
+    forms = {"seeds": "{:.0f}".format} | {head: form for head, (_, form) in _COSTS.items()}
     shown = {
-        head: ["" if math.isnan(value) else forms.get(head, "{:.4f}".format)(value) for value in given[head]] for head in given
+        head: ["" if math.isnan(value) else forms.get(str(head), "{:.4f}".format)(value) for value in column]
+        for head, column in numbers(table).items()
     }
     at_least = [row.training_at_least and text != "" for row, text in zip(table.rows, shown["training"], strict=True)]
     shown["training"] = ["≥ " * more + text for more, text in zip(at_least, shown["training"], strict=True)]
@@ -89,7 +86,7 @@ def _slice_value(row: Row, name: str, metric: str | None) -> float | None:
 
 
 def caption(leaderboard: Leaderboard, table: Table) -> str:
-    """How to read a table."""
+    """Users, candidates, and the meaning of the signs of a table."""
     facts = [f"{table.users:,} users"] if table.users else []
     facts += [f"candidates {table.candidates[:12]}"] if table.candidates else []
     if table.metric:
@@ -104,7 +101,7 @@ def caption(leaderboard: Leaderboard, table: Table) -> str:
 
 
 def _marked(table: Table, escape: Callable[[str], str], bold: str, raised: str, plus_minus: str) -> pd.DataFrame:
-    """The table in a markup: ``escape`` is applied to every text, the others are patterns around numbers."""
+    """The table in a markup: ``escape`` is applied to every text, ``bold`` and ``raised`` are format strings."""
     frame = texts(table).map(escape)
     for name in shown_metrics(table):
         for place, row in enumerate(table.rows):
@@ -119,7 +116,7 @@ def _marked(table: Table, escape: Callable[[str], str], bold: str, raised: str, 
 
 
 def to_markdown(leaderboard: Leaderboard) -> str:
-    """A heading and a table for each protocol, and the notes of its rows."""
+    """A heading, a table and the notes of its rows for each protocol."""
     parts = [f"# {_markdown(leaderboard.title)}"]
     for table in leaderboard.tables:
         frame = _marked(table, _markdown, "**{}**", "<sup>{}</sup>", "±")
@@ -131,12 +128,12 @@ def to_markdown(leaderboard: Leaderboard) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text as text: no markup, no HTML, no new cell or line."""
+    """Escape markup, HTML, cell separators and line breaks."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
 
 
 def to_latex(leaderboard: Leaderboard) -> str:
-    """A ``table`` environment for each protocol; its first line names the packages that it needs."""
+    """A ``table`` environment for each protocol; the first line names the required packages."""
     parts = [f"% {' '.join(leaderboard.title.split())}: \\usepackage[T1]{{fontenc}}, \\usepackage{{booktabs,graphicx}}"]
     for table in leaderboard.tables:
         frame = _marked(table, _latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}", r"$\pm$")
@@ -154,7 +151,7 @@ def _latex(text: str) -> str:
 
 
 def to_csv(leaderboard: Leaderboard) -> str:
-    """One line for each row, numbers as they are."""
+    """One line for each row, with unrounded numbers."""
     metrics = dict.fromkeys(name for table in leaderboard.tables for name in table.metrics)
     parts = dict.fromkeys((name, table.metric) for table in leaderboard.tables for name in table.slices)
     facts = ["backbone", "backbone_fingerprint", "trained_parameters", "training_seconds", "training_at_least"]

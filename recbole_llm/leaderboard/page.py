@@ -1,4 +1,4 @@
-"""A leaderboard as one HTML page that needs no network: jinja2 writes and escapes it, matplotlib draws its pictures as SVG."""
+"""A leaderboard as one self-contained HTML page with SVG pictures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from recbole_llm.leaderboard.formats import caption, duration, numbers, shown_metrics, superscript, texts
 from recbole_llm.leaderboard.table import Leaderboard, Row, Slice, Table
 
-# colours of the pictures, which follow the page's: in the dark they are others
+# colours of the pictures, which are replaced by the page's variables, so that they follow its dark mode
 _INK, _SOFT, _LINE, _LLM, _PLAIN = "#1c1d1f", "#5d6168", "#dcdcd7", "#1f5fae", "#8a5a12"
 _VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _LINE: "var(--line)", _LLM: "var(--llm)", _PLAIN: "var(--plain)"}
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # a label is no formula
+    "svg.fonttype": "none",  # text, not paths
+    "text.parse_math": False,  # labels are not formulas
     "font.sans-serif": ["DejaVu Sans"],
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,7 +36,7 @@ _TIMES = [1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000, 360_0
 
 
 def to_html(leaderboard: Leaderboard) -> str:
-    """The page: sortable tables, accuracy against cost, slices, and the command and commit behind each cell."""
+    """Sortable tables, pictures of cost and slices, and the command and commit of each cell."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = importlib.resources.files("recbole_llm.leaderboard").joinpath("page.html").read_text(encoding="utf-8")
     sections = [_section(leaderboard, table) for table in leaderboard.tables]
@@ -44,7 +44,7 @@ def to_html(leaderboard: Leaderboard) -> str:
 
 
 def _section(leaderboard: Leaderboard, table: Table) -> dict[str, Any]:
-    """What the page shows of a table: for each row its cells, as (head, value to sort by, text, half width)."""
+    """The part of a table; a cell of ``lines`` is (head, sort value, text, half width)."""
     values, shown = numbers(table), texts(table)
     lines = []
     for place, row in enumerate(table.rows):
@@ -61,7 +61,7 @@ def _section(leaderboard: Leaderboard, table: Table) -> dict[str, Any]:
 
 
 def cost_picture(table: Table) -> str | None:
-    """The first metric against training time (logarithmic, from 1 s) as SVG; None unless two rows have both."""
+    """The first metric by training time (logarithmic, from 1 s) as SVG; None unless two rows have both."""
     points = [
         (row.metrics[table.metric], max(row.training_seconds, 1), row)
         for row in table.rows
@@ -74,7 +74,7 @@ def cost_picture(table: Table) -> str | None:
         for place, (value, seconds, row) in enumerate(points):
             llm = row.backbone is not None
             axes.plot(seconds, value, "o" if llm else "s", color=_LLM if llm else _PLAIN, markersize=7)
-            axes.annotate(  # labels stand at the right, in the order of the values, so that none covers another
+            axes.annotate(  # labels in a column at the right, so that none overlap
                 _short(row),
                 (seconds, value),
                 (1.04, (place + 0.5) / len(points)),
@@ -93,22 +93,19 @@ def cost_picture(table: Table) -> str | None:
 
 
 def slice_picture(table: Table) -> str | None:
-    """For each row with slices: the first metric over all users and in each slice, with the interval over its users, as SVG."""
+    """The first metric of each row over all users and in each slice, with the interval over its users, as SVG."""
     metric = table.metric or ""
     rows = [row for row in table.rows if any(metric in part.metrics for part in row.slices.values())]
-    names = [
-        "all",
-        *(name for name in table.slices if any(metric in row.slices[name].metrics for row in rows if name in row.slices)),
-    ]
+    filled = {name for row in rows for name, part in row.slices.items() if metric in part.metrics}
+    names = ["all", *(name for name in table.slices if name in filled)]
     thick = 0.85 / len(names)
 
     def draw(axes: Axes) -> None:
         for place, name in enumerate(names):
-            parts = [
-                Slice(None, row.metrics, {}) if name == "all" else row.slices.get(name) for row in rows
-            ]  # all: other interval
-            values = [part.metrics.get(metric, math.nan) if part else math.nan for part in parts]
-            half_widths = [part.half_width.get(metric, 0.0) if part else 0.0 for part in parts]
+            none = Slice(None, {}, {})
+            parts = [Slice(None, row.metrics, {}) if name == "all" else row.slices.get(name, none) for row in rows]
+            values = [part.metrics.get(metric, math.nan) for part in parts]
+            half_widths = [part.half_width.get(metric, 0.0) for part in parts]
             heights = [at + (place - (len(names) - 1) / 2) * thick for at in range(len(rows))]
             colour: dict[str, Any] = {"color": _SOFT if name == "all" else _LLM, "alpha": 1 - 0.3 * place}
             bars = axes.barh(heights, values, 0.85 * thick, xerr=half_widths, label=name, error_kw={"ecolor": _INK}, **colour)
@@ -130,16 +127,15 @@ def _short(row: Row) -> str:
 
 
 def _svg(draw: Callable[[Axes], None], name: str, width: float, height: float) -> str:
-    """A picture of ``width`` by ``height`` inches for the inside of a page; its ids come from ``name``."""
+    """An inline picture of ``width`` by ``height`` inches; ``name`` makes its ids unique."""
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has other fonts
+        warnings.filterwarnings("ignore", "Glyph")  # missing here, not in the browser
         figure = Figure(figsize=(width, height))
         draw(figure.subplots())
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]  # without the header of a file
+    svg = file.getvalue().partition("<svg")[2]  # without the header of a file
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    return svg
+    return f"<svg{svg}"

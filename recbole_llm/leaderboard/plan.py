@@ -1,18 +1,16 @@
-"""What a leaderboard measures: one property file -> its tasks, each of which is an ordinary run.
-
-::
+"""The tasks of a leaderboard, each an ordinary run, from one property file::
 
     dataset: ml-100k
     seeds: [2020, 2021, 2022]
-    protocols:                          # name -> keys of that protocol; each is a table of its own
+    protocols:                          # name -> its keys; each is one table
       candidates: {}
     settings: {epochs: 30}              # (dict) keys of every run
     models:
       Pop: {}
       SASRec: {config_files: properties/tuned/ml-100k/SASRec.yaml, settings: {epochs: 15}}
-      zero-shot: {model: TALLRec, row: no adapter}    # another row of a run of TALLRec, which is not run again
+      zero-shot: {model: TALLRec, row: no adapter}    # another row of the record of TALLRec
 
-The key ``note``, in settings or a property file, is shown with the row: how its settings were found.
+The value of the key ``note``, such as how the settings were found, is shown with the row.
 """
 
 from __future__ import annotations
@@ -32,15 +30,15 @@ from recbole_llm.config.property_files import property_file
 from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")
-_COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")  # of a record's model
+_COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")
 _MODEL_KEYS = ("model", "row", "config_files", "settings", "protocols")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of one model; ``row`` names the row of its record that is shown, None the model's own.
+    """One run of one model; ``settings`` override ``config_files``.
 
-    ``config_files`` are the run's property files, over which ``settings`` win.
+    ``row`` names the row of the record that is shown, by default that of the model.
     """
 
     label: str
@@ -54,43 +52,43 @@ class Task:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line of the run, as ``run_recbole_llm.py`` takes it."""
+        """The arguments of ``run_recbole_llm.py``."""
         files = {"config_files": " ".join(self.config_files)} if self.config_files else {}
         values = {"model": self.model, "dataset": self.dataset, **files, **self.settings, "seed": self.seed}
         return [f"--{key}={_literal(value)}" for key, value in values.items()]
 
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
-        """The same run with more settings, which win over its own."""
+        """The task with additional settings, which override its own."""
         return replace(self, settings={**self.settings, **settings})
 
     @cached_property
     def record(self) -> Path:
-        """Where the run's record is, or will be: named by everything that can change the result; raises as :attr:`config`."""
+        """The file of the run record; raises as :attr:`config`."""
         return self.config.record_file
 
     @cached_property
     def config(self) -> LLMConfig:
-        """The configuration that the run will read.
+        """The configuration of the run.
 
         Raises:
-            ValueError, FileNotFoundError: as the run itself would.
+            ValueError, FileNotFoundError: as the run itself.
         """
         values = [f"--{key}={_literal(value)}" for key, value in {**self.settings, "seed": self.seed}.items()]
         return LLMConfig(self.model, self.dataset, self.config_files, cmd_line=values)
 
     def cell(self, error: str | None = None) -> Cell:
-        """What the leaderboard shows of this task: its record where there is one, else ``error``, the reason why not."""
+        """The cell of the leaderboard: the record of the run, or ``error``, the reason why there is none."""
         note = record = None
         try:
             note = self.config["note"]
             record = None if error else self._read()
         except (ValueError, FileNotFoundError) as problem:  # no configuration, no record
             error = error or str(problem)
-        name = self.row or self.model.rpartition(":")[2]  # whose results and ranks are read
+        name = self.row or self.model.rpartition(":")[2]
         rows = record.get("results", {}) if record else {}
         if record and name not in rows:
-            record, error = None, f"its run has no row `{name}`; there is {', '.join(rows)}"
-        if record and self.row:  # the costs are those of the model, not of another row
+            record, error = None, f"its run has no row `{name}`; known: {', '.join(rows)}"
+        if record and self.row:  # the costs are those of the model's own row
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
@@ -104,7 +102,7 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
     """The tasks of a property file, model by model, then protocol by protocol, then seed by seed.
 
     Args:
-        changes: keys for every run that win over the file's, such as ``data_path`` or ``checkpoint_dir``.
+        changes: keys of every run that override the file's, such as ``data_path`` or ``checkpoint_dir``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -119,7 +117,7 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
         entry = {"model": label, **(given or {})}
         for protocol in entry.get("protocols", protocols):
             if protocol not in protocols:
-                raise ValueError(f"{file}: `{label}` names the protocol {protocol!r}; there is {', '.join(protocols)}")
+                raise ValueError(f"{file}: `{label}` has an unknown protocol {protocol!r}; known: {', '.join(protocols)}")
             parts = (plan.get("settings"), protocols[protocol], entry.get("settings"), changes)
             settings = {key: value for part in parts for key, value in (part or {}).items()}
             files = entry.get("config_files", ())
@@ -130,10 +128,10 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
 
 def _check(file: Path, values: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: {values!r} is not a mapping; recbole_llm/leaderboard/plan.py shows the form of the file")
+        raise ValueError(f"{file}: {values!r} is not a dictionary; docs/leaderboard.md describes the form of the file")
     for key in values:
         if key not in known:
-            raise ValueError(f"{file}: unknown key `{key}`; known are {', '.join(known)}")
+            raise ValueError(f"{file}: unknown key `{key}`; known: {', '.join(known)}")
     for key in needed:
         if key not in values:
             raise ValueError(f"{file}: `{key}` is missing")

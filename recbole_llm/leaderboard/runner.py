@@ -1,7 +1,7 @@
-"""Run the tasks of a leaderboard: each in a process of its own, some side by side, none twice.
+"""Run the tasks of a leaderboard, each in a process of its own, several in parallel.
 
-A task is done when its record is there. So a leaderboard that was killed resumes, a model that was added is the only one that
-runs, and another row of the same run costs nothing. A task that fails leaves its reason and does not stop the others.
+A task whose record exists is not run, so a killed leaderboard resumes and only added models are run. Tasks that differ in the row
+share one run. A failed task does not stop the others.
 """
 
 from __future__ import annotations
@@ -20,35 +20,33 @@ from recbole_llm.store.progress import progress_bar
 
 logger = getLogger()
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 def run_tasks(
     tasks: Sequence[Task], logs: Path, *, jobs: int = 1, engine: str = "process", show_progress: bool = True
 ) -> dict[Task, str]:
-    """Run what has no record yet; returns the reason of each task that failed.
+    """Run the tasks without a record; returns the reason for each failed task.
 
     Args:
-        logs: folder for the output of the runs, and for what submitit keeps.
-        jobs: how many run side by side; they divide the cores between them.
-        engine: ``process``: on this machine; ``slurm`` or ``local``: through submitit, which must be installed.
+        logs: folder for the output of the runs and the files of submitit.
+        jobs: number of parallel runs, which share the cores.
+        engine: ``process`` (subprocesses), or ``slurm`` or ``local`` (submitit, which must be installed).
 
     Raises:
-        ValueError: no such engine, or fewer than one job.
+        ValueError: an unknown engine, or fewer than one job.
         ImportError: submitit is not installed.
     """
     if jobs < 1:
-        raise ValueError(f"--jobs={jobs}: at least one run at a time")
+        raise ValueError(f"--jobs={jobs}: must be at least 1")
     reasons: dict[Task, str] = {}
-    waiting: dict[Path, list[Task]] = {}  # tasks by the run that they share
+    waiting: dict[Path, list[Task]] = {}  # by record
     for task in tasks:
         try:
             waiting.setdefault(task.record, []).append(task)
-        except (ValueError, FileNotFoundError) as error:  # no configuration, no run
+        except (ValueError, FileNotFoundError) as error:
             reasons[task] = str(error)
     missing = [shared for record, shared in waiting.items() if not record.is_file()]
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
-    for first, *_ in missing:  # RecBole looks for a folder, then makes it: of two runs at once, one may die of that
+    for first, *_ in missing:  # RecBole's way of creating folders fails if two runs do it at once
         for folder in (Path("log") / first.config["model"], Path("log_tensorboard"), first.record.parents[2]):
             folder.mkdir(parents=True, exist_ok=True)
     start = _engine(engine, logs, threads=max(1, (os.cpu_count() or 1) // jobs))
@@ -58,19 +56,19 @@ def run_tasks(
             shared = running[done]
             reason = done.result()
             if reason or not shared[0].record.is_file():
-                reasons |= dict.fromkeys(shared, reason or "it ended without a record")
+                reasons |= dict.fromkeys(shared, reason or "the run ended without a record")
                 logger.warning(f"{shared[0].label}, seed {shared[0].seed}: {reasons[shared[0]]}")
             bar.advance()
     return reasons
 
 
 def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None:
-    """One run as a process of its own, so that its peak memory is its own; returns why it failed, if it did."""
+    """Run in a process of its own, which measures its peak memory; returns the reason if it fails, else None."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+    settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with open(log, "w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "recbole_llm.cli", *arguments]
-        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | settings, check=False).returncode
     if code == 0:
         return None
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -79,26 +77,26 @@ def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None
 
 
 def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]:
-    def log(task: Task) -> Path:
-        return logs / f"{task.record.parent.name}.log"
+    def given(task: Task) -> tuple[list[str], Path, int]:
+        return [*task.arguments, "--show_progress=False"], logs / f"{task.record.parent.name}.log", threads
 
     if name == "process":
-        return lambda task: run_process([*task.arguments, "--show_progress=False"], log(task), threads)
+        return lambda task: run_process(*given(task))
     if name not in ("local", "slurm"):
-        raise ValueError(f"--engine={name}: there is process, local and slurm")
+        raise ValueError(f"--engine={name}: known: process, local, slurm")
     try:
         import submitit
     except ModuleNotFoundError as error:
         raise ImportError(f"--engine={name} needs submitit: pip install submitit") from error
+    logs = logs.absolute()
     executor: Any = submitit.AutoExecutor(folder=logs / "submitit", cluster=name)
     executor.update_parameters(name="leaderboard", timeout_min=24 * 60, cpus_per_task=threads)
 
     def submit(task: Task) -> str | None:
-        arguments = [*task.arguments, "--show_progress=False"]
-        job = executor.submit(run_process, arguments, log(task).absolute(), threads)
+        job = executor.submit(run_process, *given(task))
         try:
             return job.result()
-        except Exception as error:  # of the cluster: preemption, time limit, a node that is gone
+        except Exception as error:  # such as preemption, a time limit or a lost node
             return f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
 
     return submit

@@ -1,9 +1,9 @@
-"""Cells (one run each) -> a leaderboard: rows with means over seeds, paired tests between them, and what each cost.
+"""Build a leaderboard from cells (one run each): means over seeds, paired tests between rows, and costs.
 
 A row is a label under a protocol. Its per-user values of the first metric, averaged over seeds, are tested against those of
 every other row of the protocol; the p-values of the whole leaderboard are one Benjamini-Hochberg family. The tests are over
-users, for the seeds at hand; the interval over seeds is shown with each mean. All metrics are taken to be better when higher.
-Nothing about a single user is in the result.
+users, given the seeds; the interval over seeds is shown with each mean. Higher values of a metric count as better. The result
+has no data of single users.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from scipy import stats
 from recbole_llm.evaluation import metrics, significance
 from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table
 
-_HALF_WIDTH = "half_width_95"  # as run records call it
-_TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks, rounding included
+_TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """Per-user values [N] of the first metric, averaged over seeds, of users [N] in the order of their tokens."""
+    """Per-user values [N] of the first metric, averaged over seeds, and the users [N], sorted."""
 
     users: tuple[str, ...]
     values: np.ndarray
@@ -44,10 +43,10 @@ class _Pair:
 def build(
     cells: Sequence[Cell], title: str = "Leaderboard", *, metric: str | None = None, alpha: float = 0.05, flips: int = 10_000
 ) -> Leaderboard:
-    """The leaderboard of ``cells``; ``metric`` sorts and is tested, by default the first of each protocol's results.
+    """The leaderboard of ``cells``; ``metric``, by default the first of each protocol, sorts the rows and is tested.
 
     Raises:
-        ValueError: a cell is given twice; a label has two models; the rows of a protocol saw other candidates or users.
+        ValueError: a cell is given twice, a label has two models, or the rows of a protocol have different candidates or users.
     """
     _check(cells)
     costs = _stage_costs(cells)
@@ -91,18 +90,15 @@ def _check(cells: Sequence[Cell]) -> None:
             most, *others = sorted(holders, key=lambda digest: -len(holders[digest]))
             raise ValueError(
                 f"leaderboard: {protocol}: {', '.join(holders[others[0]])} ranked the candidates {others[0]}, "
-                f"but {', '.join(holders[most])} ranked {most}; such results cannot stand in one table: run them on the same "
-                "candidates, or give them another protocol"
+                f"but {', '.join(holders[most])} ranked {most}; such results cannot be compared: run them on the same "
+                "candidates, or under another protocol"
             )
-
-
-# --- rows
 
 
 def _table(
     protocol: str, cells: Sequence[Cell], metric: str | None, costs: Mapping[str, float]
 ) -> tuple[Table, dict[str, _Scores]]:
-    """A protocol's table without its tests, and the per-user values by label."""
+    """The table of a protocol without tests, and the per-user values by label."""
     by_label = _by("label", cells)
     rows = [_row(own, costs) for own in by_label.values()]
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
@@ -148,23 +144,23 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
 
 
 def _slices(parts: Sequence[Mapping[Any, Any]]) -> dict[str, Slice]:
-    """Means over seeds; the half widths are over users, and averaged too."""
+    """Means over seeds, of the half widths over users too."""
     found: dict[str, Slice] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         own = [_numbers(_dig(part, name)) for part in parts if name in part]
         users = _first([part.pop("users", None) for part in own])
-        half_widths = [_numbers(_dig(part, name, _HALF_WIDTH)) for part in parts]
+        half_widths = [_numbers(_dig(part, name, "half_width_95")) for part in parts]
         found[str(name)] = Slice(None if users is None else int(users), _means(own), _means(half_widths))
     return found
 
 
 def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each number that stands in any of ``parts``."""
+    """The mean of each number over those of ``parts`` that have it."""
     return {str(name): float(mean) for name, mean in pd.DataFrame(parts).mean().items()}
 
 
 def _t_half_width(values: pd.Series) -> float | None:
-    """Half width of the 95 % t interval of a mean over seeds [S]; None of one."""
+    """Half width of the 95 % t interval of a mean over seeds [S]; None for one seed."""
     if len(values) < 2:
         return None
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values.to_numpy(), ddof=1) / math.sqrt(len(values)))
@@ -179,11 +175,8 @@ def _mark(place: int) -> str:
     return mark
 
 
-# --- what training cost
-
-
 def _stage_costs(cells: Iterable[Cell]) -> dict[str, float]:
-    """Seconds of each stage folder, from whichever record trained it: the others, which found it there, say 0."""
+    """Seconds by stage folder, from the record that trained it; a record that reused it has 0."""
     costs: dict[str, float] = {}
     for cell in cells:
         if cell.status == DONE:
@@ -194,7 +187,7 @@ def _stage_costs(cells: Iterable[Cell]) -> dict[str, float]:
 
 
 def _training(record: Mapping[str, Any], costs: Mapping[str, float]) -> tuple[float, bool] | None:
-    """Seconds to train a run from scratch, and whether more than these are missing from it; None where no time is recorded."""
+    """Seconds to train a run from scratch, and whether those of a stage are missing; None if no time is recorded."""
     own = _numbers(_dig(record, "stage_seconds"))
     measured = _numbers(_dig(record, "seconds")).get("train")
     if measured is None and not own:
@@ -204,11 +197,8 @@ def _training(record: Mapping[str, Any], costs: Mapping[str, float]) -> tuple[fl
     return outside + sum(full.values()), any(seconds == 0 for seconds in full.values())
 
 
-# --- tests
-
-
 def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
-    """Per-user values of a row; None unless every finished cell has ranks that give its recorded metric."""
+    """Per-user values of a row; None unless every finished cell has ranks that agree with its recorded metric."""
     done = [cell for cell in cells if cell.status == DONE]
     found = {f"seed {cell.seed}": own for cell in done if (own := _cell_scores(cell, metric))}
     if not found or len(found) < len(done):
@@ -224,7 +214,7 @@ def _cell_scores(cell: Cell, metric: str) -> _Scores | None:
         return None
     users = sorted(ranks)
     distinct, where = np.unique(np.array([ranks[user] for user in users]), return_inverse=True)
-    gains = [metrics.metrics([rank], [metric]).get(metric) for rank in distinct.tolist()]  # of one user: the value itself
+    gains = [metrics.metrics([rank], [metric]).get(metric) for rank in distinct.tolist()]  # a mean over one user
     if None in gains:
         return None
     values = np.array(gains, dtype=np.float64)[where]
@@ -232,7 +222,7 @@ def _cell_scores(cell: Cell, metric: str) -> _Scores | None:
 
 
 def _same_users(what: str, scores: Mapping[str, _Scores]) -> int | None:
-    """How many users all of ``scores`` are about; None without any."""
+    """The number of users, which must be the same in all ``scores``; None without scores."""
     if not scores:
         return None
     (name, one), *others = scores.items()
@@ -240,14 +230,14 @@ def _same_users(what: str, scores: Mapping[str, _Scores]) -> int | None:
         if other.users != one.users:
             odd = sorted(set(one.users) ^ set(other.users))
             raise ValueError(
-                f"leaderboard: {what}: {name} ({len(one.users)} users) and {other_name} ({len(other.users)} users) did not rank "
-                f"the same users ({odd[0]!r} is in one only); run them on the same data, or give them another protocol"
+                f"leaderboard: {what}: {name} ({len(one.users)} users) and {other_name} ({len(other.users)} users) have "
+                f"different users ({odd[0]!r} is in one only); run them on the same data, or under another protocol"
             )
     return len(one.users)
 
 
 def _pairs(table: Table, scores: Mapping[str, _Scores], flips: int) -> list[_Pair]:
-    """Every two rows of a table that ranked the same candidates, tested."""
+    """Test every pair of rows with the same candidates."""
     found = []
     for one, other in combinations([row for row in table.rows if row.label in scores], 2):
         if one.candidates == other.candidates:
@@ -264,7 +254,7 @@ def _judge(pair: _Pair, p: float, alpha: float) -> None:
 
 
 def _compare_with_best(table: Table, pairs: Sequence[_Pair], alpha: float) -> None:
-    """Flag the best row and those not significantly worse; say what difference against it can be found."""
+    """Mark the best row and those not significantly worse; set the detectable difference."""
     top = table.rows[0]
     for row in table.rows:
         row.best = table.metric in row.metrics and (row is top or row.p_values.get(top.label, 0.0) >= alpha)
@@ -272,9 +262,6 @@ def _compare_with_best(table: Table, pairs: Sequence[_Pair], alpha: float) -> No
     found = [pair.found for pair in pairs if top is pair.first or top is pair.second]
     sizes = [significance.detectable_difference(one.deviation, one.users) for one in found]
     table.detectable = float(np.median(sizes)) if sizes else None
-
-
-# --- reading records that may lack anything
 
 
 def _dig(value: Any, *keys: Any) -> Mapping[Any, Any]:

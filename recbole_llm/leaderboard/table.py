@@ -1,4 +1,4 @@
-"""What a leaderboard holds, and its JSON, from which everything else can be made again."""
+"""The content of a leaderboard, and its JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ DONE, FAILED, WAITING = "done", "failed", "not run"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the leaderboard: its command, and its record or the reason why there is none.
+    """One run: its command, and its record or the reason why there is none.
 
     Attributes:
         record: the JSON of the run record.
-        error: why the cell failed; without record and error it has not run.
-        note: search space and budget, or what else a reader of the row must know.
+        error: the reason of a failure; without record and error, the cell has not run.
+        note: a remark on the row, such as search space and budget.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a row keeps of one of its cells."""
+    """The outcome of one cell of a row."""
 
     seed: int
     status: str
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass
 class Slice:
-    """Some users, as those with a cold target: how many, means over seeds, half widths of the 95 % intervals over users."""
+    """A subset of users: their number, means over seeds, half widths of the 95 % intervals over users."""
 
     users: int | None
     metrics: dict[str, float]
@@ -58,18 +58,18 @@ class Slice:
 
 @dataclass
 class Row:
-    """A label under a protocol. What was not recorded is None or absent.
+    """A label under a protocol. Values that were not recorded are None or absent.
 
     Attributes:
-        mark: names the row in the superscripts of its protocol, as ``a``; empty without a result.
+        mark: the name of the row in superscripts, such as ``a``; empty without a result.
         metrics: means over seeds.
         half_width: of the 95 % t interval over seeds; None with one seed.
         interval: 95 % bootstrap interval over users of the first metric, averaged over seeds.
         p_values: adjusted, by the label of the other row.
         best: not significantly worse than the best row.
         beats: marks of the rows that are significantly worse.
-        training_seconds: everything from scratch, mean over seeds; cached stages count with what they once took.
-        training_at_least: some cached stage was trained outside of this leaderboard, so the cost is higher.
+        training_seconds: from scratch, mean over seeds; a reused stage counts with its training time.
+        training_at_least: a stage was trained outside this leaderboard, so the true time is longer.
         candidates: SHA-256 of the candidate file.
     """
 
@@ -111,10 +111,9 @@ class Table:
     """The rows of a protocol, best first.
 
     Attributes:
-        metric: the one that sorts and is tested.
-        metrics: all, in order; ``slices`` likewise.
-        users: how many the tests compare.
-        detectable: median smallest difference that 80 % of such experiments would find, of the best row against each other.
+        metric: sorts the rows and is tested.
+        users: number of users that the tests compare.
+        detectable: smallest difference that is detected with a power of 80 %, median over the tests against the best row.
     """
 
     protocol: str
@@ -129,7 +128,7 @@ class Table:
 
 @dataclass
 class Leaderboard:
-    """Tables by protocol; ``alpha`` is the false discovery rate of all their tests, of which there are ``tests``."""
+    """A table for each protocol; ``alpha`` is the false discovery rate over all ``tests`` tests."""
 
     title: str
     alpha: float
@@ -138,20 +137,20 @@ class Leaderboard:
 
     @property
     def failed(self) -> int:
-        """How many cells failed."""
+        """Number of failed cells."""
         return sum(cell.status == FAILED for table in self.tables for row in table.rows for cell in row.cells)
 
 
 def to_json(leaderboard: Leaderboard) -> str:
-    """Everything; strict JSON."""
+    """The leaderboard as strict JSON."""
     return json.dumps(asdict(leaderboard), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> Leaderboard:
-    """What :func:`to_json` wrote.
+    """Read the output of :func:`to_json`.
 
     Raises:
-        ValueError: it is not a leaderboard.
+        ValueError: the text is not a leaderboard.
     """
 
     def row(content: dict[str, Any]) -> Row:
@@ -163,4 +162,4 @@ def from_json(text: str) -> Leaderboard:
         tables = [Table(**table | {"rows": [row(line) for line in table["rows"]]}) for table in content["tables"]]
         return Leaderboard(**content | {"tables": tables})
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"this is not the content of a leaderboard.json ({error}); make it again from its cells") from error
+        raise ValueError(f"not the content of a leaderboard.json ({error}); run recbole-llm leaderboard again") from error

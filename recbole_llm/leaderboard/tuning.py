@@ -1,8 +1,8 @@
-"""Hyper-parameter search with Optuna: a search file in, a property file of the best settings out.
+"""Hyper-parameter search with Optuna; writes a property file of the best settings.
 
-Each evaluation is an ordinary run whose record is cached. Of a record, only the validation score is read: the test's decides
-nothing and is not shown. The study is a journal on disk, to which a run is added when it has ended. So a search that was killed
-resumes with the settings that it was evaluating, and several processes may share one: each claims a run by a lock.
+Each evaluation is an ordinary run whose record is reused. Only the validation score of a record is read, never the test result.
+The study is a journal on disk, to which a run is added when it ends, so a killed search resumes with the settings that it was
+evaluating. Several processes may share a search: each locks the run that it evaluates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALGORITHMS = ("exhaustive", "random", "bayes")
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were evaluated, with their validation score, or why they failed."""
+    """Evaluated settings with their validation score, or with the error of a failed run."""
 
     settings: dict[str, Any]
     score: float | None
@@ -49,12 +49,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
-        trials: all settings, the best first, failed ones last.
-        metric: the validation metric that decided.
-        note: search space and budget, as a leaderboard shows them beside the row.
+        trials: the best first, failed ones last.
+        metric: the validation metric.
+        note: search space and budget, which a leaderboard shows with the row.
         file: the property file of the best settings.
     """
 
@@ -69,12 +69,9 @@ class TuningResult:
         return self.trials[0].settings
 
     def table(self) -> str:
-        """All settings and their scores as plain text."""
-        keys = list(self.best)
-        rows = [
-            [*(one.settings[key] for key in keys), one.error if one.score is None else f"{one.score:.4f}"] for one in self.trials
-        ]
-        return tabulate(rows, headers=[*keys, f"valid {self.metric}"], disable_numparse=True)
+        """All settings and their scores as text."""
+        rows = [[*one.settings.values(), one.error if one.score is None else f"{one.score:.4f}"] for one in self.trials]
+        return tabulate(rows, headers=[*self.best, f"valid {self.metric}"], disable_numparse=True)
 
 
 def tune(
@@ -89,18 +86,18 @@ def tune(
     output_file: Path | None = None,
     arguments: Sequence[str] = (),
 ) -> TuningResult:
-    """Search, or resume a search; writes the property file of the best settings.
+    """Run or resume a search, and write the property file of the best settings.
 
     Args:
-        params_file: what is searched, as :func:`read_space` reads it.
+        params_file: the search space, as in :func:`read_space`.
         algo: ``exhaustive`` (every combination), ``random``, or ``bayes`` (tree-structured Parzen estimator).
-        max_evals: how many settings ``random`` and ``bayes`` evaluate, 10 by default.
-        seeds: with which each setting is run; its score is their mean. By default the seed of the configuration alone.
+        max_evals: number of settings that ``random`` and ``bayes`` evaluate, by default 10.
+        seeds: each setting is scored by the mean over them; by default the seed of the configuration.
         output_file: by default ``<checkpoint_dir>/tuning/<dataset>/<Model>.yaml``.
-        arguments: ``--key=value`` for every run.
+        arguments: ``--key=value`` arguments of every run.
 
     Raises:
-        ValueError, FileNotFoundError: a mistake in a file or an option, or every run failed.
+        ValueError, FileNotFoundError: a file or an option is invalid, or every run failed.
         ImportError: optuna is not installed.
     """
     space = read_space(params_file)
@@ -108,7 +105,7 @@ def tune(
     settings = {key: value for key, value in read_arguments(arguments).items() if key != "seed"}
     task = Task(model, model, dataset, config["seed"], "search", settings, config_files=tuple(config_files))
     if seeds is not None and (not isinstance(seeds, (list, tuple)) or not seeds or not all(type(seed) is int for seed in seeds)):
-        raise ValueError(f"--seeds={seeds}: give a list of whole numbers, as [2020, 2021]")
+        raise ValueError(f"--seeds={seeds}: give a list of whole numbers, such as [2020, 2021]")
     folder = Path(config["checkpoint_dir"]) / "tuning" / dataset
     search = Search(task, space, algo=algo, max_evals=max_evals, seeds=seeds or [config["seed"]], folder=folder)
     search.run()
@@ -122,22 +119,22 @@ def tune(
 
 
 class Search:
-    """Runs of one model on one dataset with settings that Optuna's samplers draw; one that fails counts and does not stop it.
+    """A search over the settings of one model; failed runs count towards the budget and do not stop the search.
 
     Args:
-        task: what every run has in common.
-        folder: of the study, which is named by everything that decides about its scores and draws.
+        task: the run whose settings are varied.
+        folder: the study has a subfolder named by everything that its scores and draws depend on.
 
     Raises:
         ImportError: optuna is not installed.
-        ValueError: an unknown algorithm, or one that does not fit the space; a damaged study.
+        ValueError: the algorithm is unknown or does not fit the space, or the study is damaged.
     """
 
     def __init__(self, task: Task, space: Space, *, algo: str, max_evals: int | None, seeds: Sequence[int], folder: Path):
         if algo not in ALGORITHMS:
-            raise ValueError(f"--algo={algo}: there is {', '.join(ALGORITHMS[:-1])} and {ALGORITHMS[-1]}")
+            raise ValueError(f"--algo={algo}: known: {', '.join(ALGORITHMS)}")
         if max_evals is not None and max_evals < 1:
-            raise ValueError(f"--max_evals={max_evals}: at least one run")
+            raise ValueError(f"--max_evals={max_evals}: must be at least 1")
         try:
             import optuna
         except ModuleNotFoundError as error:
@@ -150,10 +147,10 @@ class Search:
         self._direction = "maximize" if task.config["valid_metric_bigger"] else "minimize"
         if algo == "exhaustive":
             for key in (key for key, (kind, _) in space.items() if kind != "choice"):
-                raise ValueError(f"--algo=exhaustive: `{key}` is no choice; give it choices, or --algo=random or bayes")
+                raise ValueError(f"--algo=exhaustive: `{key}` is not a choice; make it one, or use --algo=random or bayes")
             size = math.prod(len(choices.choices) for choices in self._distributions.values())
             if max_evals not in (None, size):
-                raise ValueError(f"--max_evals={max_evals}: exhaustive takes all {size}; leave it out, or give --algo=random")
+                raise ValueError(f"--max_evals={max_evals}: exhaustive evaluates all {size}; remove it, or use --algo=random")
             max_evals = size
         self.max_evals = max_evals or 10
         identity = fingerprint([task.config.fingerprint, space, algo, list(seeds)])
@@ -162,7 +159,7 @@ class Search:
         self._started = datetime.now()
 
     def _open(self) -> Any:
-        """The study on disk; the last line of a process that was killed while it wrote is taken off."""
+        """Open the study on disk, without an incomplete last line of a killed process."""
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         file = self.folder / "study.journal"
@@ -177,25 +174,26 @@ class Search:
             storage = self._optuna.storages.JournalStorage(JournalFileBackend(str(file), lock))
             return self._optuna.create_study(storage=storage, study_name="search", direction=self._direction, load_if_exists=True)
         except (ValueError, KeyError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it, the runs themselves are cached") from error
+            raise ValueError(f"{file} is damaged ({error}); delete it; the records of its runs are reused") from error
 
     def run(self) -> None:
-        """Evaluate what is missing of the budget; the same seed draws the same settings.
+        """Evaluate the remaining runs; the same seed draws the same settings.
 
         Raises:
             ValueError: every run failed.
         """
         for index in range(self.max_evals):
-            with contextlib.suppress(Timeout), FileLock(self.folder / f"run-{index}.lock", timeout=0):  # else another has it
+            # a locked run is left to the process that evaluates it
+            with contextlib.suppress(Timeout), FileLock(self.folder / f"run-{index}.lock", timeout=0):
                 if index not in self._ended():
                     self._evaluate(index)
         if not self.trials:
-            raise ValueError(f"no run of the search has ended: other processes are evaluating them ({self.folder})")
+            raise ValueError(f"no run of the search has ended; other processes are evaluating them ({self.folder})")
         if self.trials[0].score is None:
             raise ValueError(f"every run of the search failed; the last one: {self.trials[-1].error}")
 
     def _ended(self) -> set[int]:
-        """Runs with a score, and those that failed since this search was started; earlier failures are tried again."""
+        """Runs with a score, and those that failed since the start of this search; earlier failures are repeated."""
         trials = self._study.get_trials(deepcopy=False)
         return {one.user_attrs["index"] for one in trials if one.value is not None or one.datetime_complete > self._started}
 
@@ -214,7 +212,7 @@ class Search:
         self._study.add_trial(trial)
 
     def _draw(self, index: int) -> dict[str, Any]:
-        """Optuna's parameters of a run, from a study in memory: on disk there are ended runs alone."""
+        """Draw the parameters of a run from a study in memory, as the one on disk has ended runs only."""
         if self.algo != "bayes":
             return self._draws[index]
         sampler = self._optuna.samplers.TPESampler(seed=self.task.seed + index)
@@ -224,7 +222,7 @@ class Search:
 
     @cached_property
     def _draws(self) -> list[dict[str, Any]]:
-        """All parameters of a search whose draws do not depend on scores."""
+        """The parameters of all runs, if the draws do not depend on scores."""
         if self.algo == "exhaustive":
             choices = {key: list(line.choices) for key, line in self._distributions.items()}
             sampler = self._optuna.samplers.GridSampler(choices, seed=self.task.seed)
@@ -234,14 +232,12 @@ class Search:
         return [study.ask(self._distributions).params for _ in range(self.max_evals)]
 
     def _settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of parameters: a choice is stored as its text."""
-        choices = {
-            key: {repr(value): value for value in values} for key, (kind, values) in self.space.items() if kind == "choice"
-        }
-        return {key: choices[key][drawn[key]] if key in choices else drawn[key] for key in self.space}
+        """The settings of drawn parameters, in which a choice is a string."""
+        choices = {key: {repr(value): value for value in values} for key, (_, values) in self.space.items()}
+        return {key: choices[key].get(drawn[key], drawn[key]) for key in self.space}
 
     def _score(self, task: Task) -> float:
-        """The validation score of a run, or of its record where there is one."""
+        """The validation score of a run, which is started if it has no record."""
         if not task.record.is_file():
             threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
             log = self.folder / "logs" / f"{task.record.parent.name}.log"
@@ -250,12 +246,12 @@ class Search:
         record = json.loads(task.record.read_text(encoding="utf-8"))
         score = record["best_valid_result"][task.config["valid_metric"].lower()]
         if not math.isfinite(score):
-            raise ValueError(f"its validation score is {score} ({task.record})")
+            raise ValueError(f"the validation score is {score} ({task.record})")
         return score
 
     @property
     def trials(self) -> list[Trial]:
-        """All settings, each once, the best first."""
+        """The trials, each setting once, the best first."""
         last = {repr(one.params): one for one in self._study.get_trials(deepcopy=False)}  # a draw may repeat one
         found = [Trial(self._settings(one.params), one.value, one.user_attrs.get("error", "")) for one in last.values()]
         sign = -1 if self._direction == "maximize" else 1
@@ -263,18 +259,16 @@ class Search:
 
     @property
     def note(self) -> str:
-        """Search space and budget, as a leaderboard shows them beside the row."""
+        """Search space and budget."""
         trials = self.trials
         failed = sum(one.score is None for one in trials)
-        lines = [
-            f"{key} {values}" if kind == "choice" else f"{key} {kind} {values}" for key, (kind, values) in self.space.items()
-        ]
-        count = f"{len(trials)}" + (f" ({failed} failed)" if failed else "")
+        lines = [f"{key} {kind} {values}".replace(" choice ", " ", 1) for key, (kind, values) in self.space.items()]
+        count = f"{len(trials)}" + f" ({failed} failed)" * bool(failed)
         found = f"best of {count} by validation {self.task.config['valid_metric']} ({trials[0].score:.4f})"
         seeds = ", ".join(str(task.seed) for task in self.tasks)
         return f"{found}, {self.algo} search, seed{'s' * (len(self.tasks) > 1)} {seeds}: {'; '.join(lines)}"
 
     def best_properties(self) -> dict[str, Any]:
-        """What was given for the model, the best settings, and the note."""
+        """The given settings of the model, the best settings, and the note."""
         given = {key: value for key, value in self.task.settings.items() if key not in ABOUT_DATA}
         return {**given, **self.trials[0].settings, "note": self.note}

@@ -299,7 +299,7 @@ def test_each_dataset_goes_through_its_own_filters(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(properties_folder(), tmp_path / "properties")
-    monkeypatch.setattr("recbole_llm.config.run_config.properties_folder", lambda: tmp_path / "properties")
+    monkeypatch.setattr("recbole_llm.config.property_files.properties_folder", lambda: tmp_path / "properties")
     (tmp_path / "properties" / "dataset" / "tiny.yaml").write_text("user_inter_num_interval: '[8,inf)'\n")
     filtered = build("Pop", settings).histories.user_ids[1:]
     users = build("Pop", settings, train_dataset="other").histories.user_ids[1:]

@@ -35,8 +35,8 @@ def test_the_command_trains_then_keeps_every_stage_and_answers_alike(settings, t
     assert second.returncode == 0, second.stderr
     first, second = first.stdout + first.stderr, second.stdout + second.stderr
     for stage in ("base-spirit", "ingredient", "cocktail"):
-        assert f"stage {stage}: done in" in first and f"stage {stage}: kept in" not in first
-        assert f"stage {stage}: kept in" in second and f"stage {stage}: started" not in second
+        assert f"stage {stage}: done in" in first and f"stage {stage}: reused from" not in first
+        assert f"stage {stage}: reused from" in second and f"stage {stage}: started" not in second
     assert table(first) == table(second)
     for row in ("LoRACocktail", "uniform mix", "base spirit", "ingredient", "no adapter"):
         assert re.search(rf"^{row} +0\.\d", table(second), re.MULTILINE)

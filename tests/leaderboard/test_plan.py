@@ -74,8 +74,8 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
         ({"modles": {}}, "unknown key `modles`"),
         ({"seeds": None}, None),
         ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
-        ({"models": {"Pop": ["epochs"]}}, "is not a mapping"),
-        ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` names the protocol 'ful'; there is candidates, full"),
+        ({"models": {"Pop": ["epochs"]}}, "is not a dictionary"),
+        ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` has an unknown protocol 'ful'; known: candidates, full"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, Any], message: str | None) -> None:
@@ -99,7 +99,7 @@ def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path
     assert tables["no adapter"].backbone == "b"
     assert other.cell("no memory").record is None and other.cell("no memory").error == "no memory"
     del results["no adapter"]
-    assert other.cell().record is None and other.cell().error == "its run has no row `no adapter`; there is TALLRec"
+    assert other.cell().record is None and other.cell().error == "its run has no row `no adapter`; known: TALLRec"
 
 
 @pytest.mark.parametrize("file", sorted((properties_folder() / "leaderboard").glob("*.yaml")), ids=lambda file: file.stem)

@@ -101,7 +101,7 @@ def test_submitit_runs_two_local_workers(given: dict[str, Any], tmp_path: Path) 
 
 
 def test_engines_and_jobs_that_are_none_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--engine=ray: there is process, local and slurm"):
+    with pytest.raises(ValueError, match="--engine=ray: known: process, local, slurm"):
         run_tasks([task(given)], tmp_path, engine="ray", show_progress=False)
     with pytest.raises(ValueError, match="--jobs=0"):
         run_tasks([task(given)], tmp_path, jobs=0, show_progress=False)

@@ -162,7 +162,7 @@ def test_a_run_that_fails_is_reported_and_does_not_stop_the_search(runs: Callabl
     with pytest.raises(ValueError, match="every run of the search failed; the last one: it does not learn"):
         search.run()
     search, _ = runs(lambda _: float("nan"), seed=4)
-    with pytest.raises(ValueError, match="its validation score is nan"):
+    with pytest.raises(ValueError, match="the validation score is nan"):
         search.run()
 
 
@@ -200,7 +200,7 @@ def test_the_line_of_a_process_that_was_killed_while_it_wrote_is_taken_off(runs:
     again.run()
     assert ran == [] and again.trials == search.trials, "its run has a record"
     journal.write_bytes(b"{}\n" + journal.read_bytes()[5:])
-    with pytest.raises(ValueError, match="study.journal is damaged .*; delete it, the runs themselves are cached"):
+    with pytest.raises(ValueError, match="study.journal is damaged .*; delete it; the records of its runs are reused"):
         runs(score)
 
 
@@ -226,10 +226,10 @@ def test_two_processes_share_a_study(runs: Callable[..., Any], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"algo": "grid"}, "--algo=grid: there is exhaustive, random and bayes"),
-        ({"algo": "random", "max_evals": 0}, "--max_evals=0: at least one run"),
-        ({"max_evals": 4}, "--max_evals=4: exhaustive takes all 6"),
-        ({"space": {"reg": ("uniform", [0, 1])}}, "--algo=exhaustive: `reg` is no choice"),
+        ({"algo": "grid"}, "--algo=grid: known: exhaustive, random, bayes"),
+        ({"algo": "random", "max_evals": 0}, "--max_evals=0: must be at least 1"),
+        ({"max_evals": 4}, "--max_evals=4: exhaustive evaluates all 6"),
+        ({"space": {"reg": ("uniform", [0, 1])}}, "--algo=exhaustive: `reg` is not a choice"),
     ],
 )
 def test_an_algorithm_that_does_not_fit(runs: Callable[..., Any], more: dict[str, Any], message: str) -> None:
@@ -294,7 +294,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     given: dict[str, Any] = {"params_file": tmp_path / "BPR.hyper"}
     with pytest.raises(ValueError, match="--model=BRP: no such model. Did you mean BPR"):
         tune("BRP", "tiny", **given)
-    with pytest.raises(ValueError, match=r"--seeds=2020,2021: give a list of whole numbers, as \[2020, 2021\]"):
+    with pytest.raises(ValueError, match=r"--seeds=2020,2021: give a list of whole numbers, such as \[2020, 2021\]"):
         tune("BPR", "tiny", **given, seeds="2020,2021")
     with pytest.raises(ValueError, match="unknown key `epoch`"):
         tune("BPR", "tiny", **given, arguments=["--epoch=3"])
