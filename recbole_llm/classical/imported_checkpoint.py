@@ -56,7 +56,7 @@ class _RefusedError(ValueError):
 
 
 def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedCheckpoint:
-    """Read a checkpoint of RecBole's ``Trainer``, one of ours, or a ``.safetensors`` state dict; nothing in it is executed.
+    """Read a checkpoint of RecBole or this package, or a ``.safetensors`` state dict; nothing in it is executed.
 
     Args:
         file: path; ``~`` is the home folder.
@@ -68,7 +68,7 @@ def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedChe
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{key}: {path} is not a file (seen from {Path.cwd()}); give a checkpoint, like saved/*.pth")
+        raise FileNotFoundError(f"{key}: {path} is not a file (relative to {Path.cwd()}); give a checkpoint, like saved/*.pth")
     try:
         if path.suffix == ".safetensors":
             return ImportedCheckpoint(load_file(path), {})

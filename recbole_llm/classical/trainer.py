@@ -62,7 +62,7 @@ class ProtocolTrainer(Trainer):
         self._candidates: CandidateSet | None = None
         self._variant: Variant
         self._scores: CachedScores | None = None
-        self._bar: Any = None
+        self._bar: Any
         self.ranks = Ranks()
         self.users_per_second: float | None = None
         self.optimizer: Any
@@ -76,7 +76,7 @@ class ProtocolTrainer(Trainer):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def plan(self, candidates: Mapping[str, CandidateSet], retriever: CandidateRetriever | None = None) -> Sequence[Stage]:
-        """The stages that :meth:`fit` will run; nothing is trained here.
+        """The stages that :meth:`fit` will run; trains nothing.
 
         Args:
             candidates: candidate sets by phase.
@@ -167,15 +167,11 @@ class ProtocolTrainer(Trainer):
         return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
-        self._advance()
+        self._bar.advance()
         return super()._neg_sample_batch_eval(batched_data)
 
-    def _advance(self) -> None:
-        if self._bar is not None:
-            self._bar.advance()
-
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        self._advance()
+        self._bar.advance()
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
@@ -237,7 +233,7 @@ class ProtocolTrainer(Trainer):
             Path(temporary).unlink(missing_ok=True)
         self._written_here.add(str(final))
         if verbose:
-            logger.info(f"Saving current: {final}")
+            logger.info(f"saved {final}")
 
     def _read_checkpoint(self, file: str) -> dict[str, Any]:
         """A checkpoint's content. Only files that this trainer wrote are unpickled."""
@@ -256,7 +252,7 @@ class ProtocolTrainer(Trainer):
         state = self._read_checkpoint(file)
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(state.get("other_parameter"))
-        logger.info(f"Loading model structure and parameters from {file}")
+        logger.info(f"loaded the weights of {file}")
 
     def load_best(self) -> None:
         """Load the best weights of ``fit`` into the model."""

@@ -116,7 +116,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a PEFT folder; pickled ``.bin`` weights are refused.
+    """``adapter_config.json`` of a PEFT folder with safetensors; pickled ``.bin`` weights are refused.
 
     Raises:
         FileNotFoundError: names the file that is missing.
@@ -175,7 +175,7 @@ class AdapterView:
     of other views.
 
     Args:
-        model: with its adapters loaded.
+        model: a causal LM with loaded adapters.
         adapters: name -> coefficient: a scalar, or {module -> scalar tensor}. Tensors receive gradients; tensors on the CPU
             work for modules on any device. Without adapters, the view is the base model.
 
@@ -216,11 +216,11 @@ class AdapterView:
 
     @property
     def config(self) -> Any:
-        """Of the base model."""
+        """The configuration of the base model."""
         return self.model.config
 
     def get_input_embeddings(self) -> Any:
-        """Of the base model."""
+        """The input embeddings of the base model."""
         return self.model.get_input_embeddings()
 
 
