@@ -97,6 +97,13 @@ class ProtocolTrainer(Trainer):
             return self.cache.trained(self._stages[0]) if self._stages else 0
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
+    def _run_stages(self) -> None:
+        if self._retriever is not None:
+            self._retriever.load(self.cache.run(self._retriever.stage))
+        if self._stages:
+            self.cache.run(*self._stages)
+        self.recommender.load(self.cache)
+
     def fit(
         self,
         train_data: Any,
@@ -107,11 +114,7 @@ class ProtocolTrainer(Trainer):
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
         """Run the stages that are not cached, then RecBole's ``fit``, or one validation if the stages are the whole training."""
-        if self._retriever is not None:
-            self._retriever.load(self.cache.run(self._retriever.stage))
-        if self._stages:
-            self.cache.run(*self._stages)
-        self.recommender.load(self.cache)
+        self._run_stages()
         if not self.recommender.trained_in_stages:
             if self.optimizer is None:  # stages made the parameters, so the random state depends on what was cached
                 init_seed(self.config["seed"], self.config["reproducibility"])
