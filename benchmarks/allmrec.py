@@ -1,7 +1,7 @@
-"""ALLMRec on a catalogue of random words, and an evaluation loop of the published kind on the same model: for ``scoring.py``.
+"""ALLMRec on a catalogue of random words, and the published evaluation loop on the same model, for ``scoring.py``.
 
-Nothing is trained: LM, SASRec, projectors and joint codes are random, which changes no cost. Every word is one token, so that
-a prompt tokenised as one text, as published, has the ids of a prompt put together from tokenised parts, as here.
+All weights and codes are random, which does not affect the cost. Every word is one token, so that a prompt tokenised as one
+text, as published, has the same ids as a prompt of tokenised parts, as in this package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ITEMS = 500
 
 @dataclass(frozen=True)
 class Untrained:
-    """In the place of results of stages: one folder with the random weights of a collaborative model, and what else is given."""
+    """Results of stages: one folder with the random weights of a collaborative model and other tensors."""
 
     root: Path
 
@@ -32,7 +32,7 @@ class Untrained:
 
     @classmethod
     def of(cls, model: Any, root: Path, **tensors: dict[str, torch.Tensor]) -> Untrained:
-        """The results of a model's stages: its collaborative model, and a file of tensors for each keyword."""
+        """Write the collaborative model and a file of tensors for each keyword."""
         root.mkdir(parents=True)
         for name, content in {"model": model.cf.model.state_dict(), **tensors}.items():
             save_file({key: tensor.contiguous() for key, tensor in content.items()}, root / f"{name}.safetensors")
@@ -41,7 +41,7 @@ class Untrained:
 
 @dataclass(frozen=True)
 class Assembled:
-    """An ALLMRec with its LM and soft tokens, and the users of the test."""
+    """An ALLMRec with its LM and soft tokens, and the test users."""
 
     parts: Any
     lm: Any
@@ -52,14 +52,15 @@ class Assembled:
 
 
 def assemble(lm, folder: Path, users: int, title: int, **settings) -> Assembled:
-    """An ALLMRec on ``lm`` as a run puts it together, in an empty folder, with titles of about ``title`` tokens."""
+    """An ALLMRec on ``lm`` as in a run, in an empty folder, with titles of about ``title`` tokens."""
     from transformers.utils.logging import disable_progress_bar
 
     from recbole_llm import quick_start
     from recbole_llm.config import LLMConfig
 
     disable_progress_bar()
-    titles = _write_dataset(folder / "words", users, title)
+    titles, histories = _draw(users, title)
+    write_dataset(folder / "words", titles, histories)
     settings |= {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "llm_path": str(folder / "lm")}
     config = LLMConfig("ALLMRec", "words", config_dict={**settings, "use_gpu": False, "show_progress": False})
     lm.save_pretrained(folder / "lm")
@@ -75,24 +76,24 @@ def assemble(lm, folder: Path, users: int, title: int, **settings) -> Assembled:
     return Assembled(parts, causal.model, causal.tokenizer, soft, model.projection.likelihood(causal, soft), eval_users)
 
 
-def _write_dataset(folder: Path, users: int, title: int) -> list[str]:
+def _draw(users: int, title: int) -> tuple[list[str], list[list[int]]]:
     draw = random.Random(0)
     spread = title // 4
     titles = [" ".join(draw.choices(WORDS, k=title + draw.randint(-spread, spread))) for _ in range(ITEMS)]
-    items = [f"{item}\t{text}\n" for item, text in enumerate(titles)]
-    rows = [
-        f"{user}\t{item}\t{time}\n"
-        for user in range(users)
-        for time, item in enumerate(draw.sample(range(ITEMS), draw.randint(25, 50)))
-    ]
+    return titles, [draw.sample(range(ITEMS), draw.randint(25, 50)) for _ in range(users)]
+
+
+def write_dataset(folder: Path, titles: list[str], histories: list[list[int]]) -> None:
+    """The atomic files of a dataset "words", with a title for each item and a history of items for each user."""
+    items = [f"{item}\t{title}\n" for item, title in enumerate(titles)]
+    rows = [f"{user}\t{item}\t{time}\n" for user, history in enumerate(histories) for time, item in enumerate(history)]
     folder.mkdir()
     (folder / "words.item").write_text("".join(["item_id:token\ttitle:token_seq\n", *items]))
     (folder / "words.inter").write_text("".join(["user_id:token\titem_id:token\ttimestamp:float\n", *rows]))
-    return titles
 
 
 def _tokenizer(titles: list[str], config, vocab_size: int):
-    """A token for each word with and each without a blank before it, as in byte-level vocabularies, and for punctuation."""
+    """Tokens for each word with and without a leading space, as in byte-level vocabularies, and for punctuation."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -120,8 +121,8 @@ def _tokenizer(titles: list[str], config, vocab_size: int):
 class PublishedLoop:
     """Two users at a time: state, prompt text, tokens, soft tokens one by one, greedy ``generate``, a comparison of strings.
 
-    It shares with ``model`` every weight, the template and the codes of the items. Answers have ``new_tokens`` tokens: a
-    random LM does not know where a title ends, so a trained one's stop at EOS is put where the caller wants it.
+    It shares all weights, the template and the codes of the items with ``model``. Answers have ``new_tokens`` tokens, since a
+    random LM does not end them.
     """
 
     def __init__(self, model: Assembled, new_tokens: int):
@@ -131,7 +132,7 @@ class PublishedLoop:
         self.markers = self.tokenizer.convert_tokens_to_ids(MARKERS)
 
     def __call__(self, users, histories, candidates, targets) -> list[bool]:
-        """Whether each user's target stands in the answer."""
+        """Whether each user's answer contains the target."""
         hits = []
         for start in range(0, len(users), 2):
             two = slice(start, start + 2)

@@ -1,20 +1,20 @@
-"""What it costs Laser to encode a catalogue and to rank users against it: ``python benchmarks/encoding.py``.
+"""The cost of encoding a catalogue with Laser and of ranking it for users: ``python benchmarks/encoding.py``.
 
-A random Llama between random towers, with the settings of the builtin LM, encodes made-up catalogues of N, 4N and 16N items
-whose titles have 3 to 64 words, few more often than many. Nothing is trained, which changes no cost. One JSON line per
-comparison. Sides are timed in turn, round after round, and medians are compared.
-On a crowded machine use one thread and processor time: ``OMP_NUM_THREADS=1 python benchmarks/encoding.py --clock cpu``.
+A random Llama between random towers, with the settings of the builtin LM, encodes synthetic catalogues of N, 4N and 16N items.
+Titles have 3 to 64 words; short ones are more frequent. All weights are random, which does not affect the cost. One JSON line
+per comparison. Sides are timed alternately and medians are compared.
+On a busy machine use one thread and processor time: ``OMP_NUM_THREADS=1 python benchmarks/encoding.py --clock cpu``.
 
     linear   seconds of ``encode_items`` for N and 4N items
-    memory   by how much the resident size rises at its peak while ``encode_items`` runs, less the bytes of the item matrix
-             that it returns; for N, 4N and 16N items, each in a process of its own (Linux). The model, the tokenised titles
-             and libraries warmed up by batches of users are there before and do not count. Everything else does, lists
-             and a second copy of the matrix included: malloc is told to give what is freed back to the system at once, and
-             batches are small, so that what grows with the catalogue is not hidden by what a batch takes
-    sorted   batches of like length, as they are, against batches in the order of the catalogue under the same token budget;
-             the share of real tokens in either, and the largest difference of the two matrices
+    memory   growth of the resident size to its peak during ``encode_items``, without the item matrix that it returns; for N,
+             4N and 16N items, each in a process of its own (Linux). The model, the tokenised titles and the buffers of
+             libraries are allocated before and are not included. Everything else is, such as lists or a second copy of the
+             matrix: malloc returns freed memory to the system at once, and batches are small, so that they do not hide
+             growth with the catalogue
+    sorted   batches of similar length, as in the package, against batches in the order of the catalogue with the same token
+             budget; the share of real tokens in both, and the largest difference of the two matrices
     rank     users per second of ``full_sort_predict``, for the same users and titles in catalogues of N and 4N items;
-             times_anew: ranking N items for one user, the catalogue encoded anew for it, against the matrix at hand
+             times_anew: ranking N items for one user, with the catalogue encoded for it, against a cached matrix
 """
 
 import argparse
@@ -23,7 +23,6 @@ import gc
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -36,24 +35,24 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from allmrec import WORDS, Untrained  # noqa: E402
-from scoring import CLOCKS, report, seconds  # noqa: E402
+from allmrec import WORDS, Untrained, write_dataset  # noqa: E402
+from scoring import CLOCKS, report, resident, seconds  # noqa: E402
 
 from recbole_llm.llm.packing import token_batches  # noqa: E402
 
-WIDTH, LAYERS, TITLE, HISTORY = 256, 2, (3, 64), 10  # words of a title, items that a user has met
+WIDTH, LAYERS, TITLE, HISTORY = 256, 2, (3, 64), 10  # words of a title, items of a history
 PROBE_TOKENS = 256  # of a batch, where memory is measured
 BATCHES = "recbole_llm.model.towers.token_batches"
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # as glibc reads them
 
 
 def assemble(folder: Path, items: int, **settings):
-    """A Laser as a run puts it together, in an empty folder. A catalogue begins with the titles of every smaller one."""
+    """A Laser as in a run, in an empty folder. A catalogue begins with the titles of every smaller one."""
     from recbole_llm import quick_start
     from recbole_llm.config import LLMConfig
 
     _write_lm(folder / "lm")
-    _write_dataset(folder / "words", items)
+    write_dataset(folder / "words", *_draw(items))
     settings |= {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "llm_path": str(folder / "lm")}
     config = LLMConfig("Laser", "words", config_dict={**settings, "llm": "builtin", "use_gpu": False, "show_progress": False})
     model = quick_start.assemble(config).model
@@ -64,7 +63,7 @@ def assemble(folder: Path, items: int, **settings):
 
 
 def _write_lm(folder: Path) -> None:
-    """A token for each word; whatever else stands in a prompt is unknown, but a token too."""
+    """A token for each word; everything else in a prompt is an unknown token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.utils.logging import disable_progress_bar
@@ -81,20 +80,16 @@ def _write_lm(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def _write_dataset(folder: Path, items: int) -> None:
-    """Item i is called by as many words as are drawn for it; every item is met, and a user meets ten in a row."""
+def _draw(items: int) -> tuple[list[str], list[list[int]]]:
+    """Titles of random length, and histories of ten successive items, in which every item occurs."""
     draw = random.Random(0)
     least, most = TITLE
     titles = [" ".join(draw.choices(WORDS, k=int(least * ((most + 1) / least) ** draw.random()))) for _ in range(items)]
-    rows = [f"{start}\t{(start + step) % items}\t{step}\n" for start in range(0, items, HISTORY // 2) for step in range(HISTORY)]
-    folder.mkdir()
-    lines = [f"{item}\t{title}\n" for item, title in enumerate(titles)]
-    (folder / "words.item").write_text("".join(["item_id:token\ttitle:token_seq\n", *lines]))
-    (folder / "words.inter").write_text("".join(["user_id:token\titem_id:token\ttimestamp:float\n", *rows]))
+    return titles, [[(start + step) % items for step in range(HISTORY)] for start in range(0, items, HISTORY // 2)]
 
 
 def linear(models: dict[int, object], *timing) -> None:
-    taken = list(seconds({str(size): model.encode_items for size, model in models.items()}, *timing).values())
+    taken = list(seconds({size: model.encode_items for size, model in models.items()}, *timing).values())
     report(
         "linear",
         items=list(models),
@@ -126,20 +121,17 @@ def memory_of(model) -> tuple[int, int]:
     model.encode_histories(histories_of(model, 200))
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on, not from when the model was loaded
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     matrix = model.encode_items()
-    return resident("VmHWM") - before, matrix.nbytes
-
-
-def resident(name: str) -> int:
-    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return resident() - before, matrix.nbytes
 
 
 def histories_of(model, users: int) -> list[list[int]]:
-    """Histories with the same titles in every catalogue."""
-    number = {token: item for item, token in enumerate(model.parts.histories.item_ids)}
-    return [[number[str(user + step)] for step in range(HISTORY)] for user in range(users)]
+    """Histories with the same titles in every catalogue of at least ``users`` + ten items."""
+    _, *tokens = model.parts.histories.item_ids  # without the padding item
+    number = {token: item for item, token in enumerate(tokens, 1)}
+    return [[number[str((user + step) % len(tokens))] for step in range(HISTORY)] for user in range(users)]
 
 
 def sorting(model, *timing) -> None:
@@ -169,7 +161,7 @@ def sorting(model, *timing) -> None:
 
 
 def in_order(lengths: Sequence[int], _: Sequence[int], budget: int) -> list[list[int]]:
-    """Batches of neighbours in the catalogue, as many as fit into ``budget`` with their padding."""
+    """Batches of successive items, as many as fit into ``budget`` with their padding."""
     batches: list[list[int]] = [[]]
     longest = 0
     for i, length in enumerate(lengths):
@@ -192,16 +184,16 @@ def ranking(models: dict[int, object], users: int, *timing) -> None:
 
     for model in models.values():
         model.item_matrix = model.encode_items()
-    taken = list(seconds({str(size): partial(rank, model, users) for size, model in models.items()}, *timing).values())
+    taken = list(seconds({size: partial(rank, model, users) for size, model in models.items()}, *timing).values())
     few = next(iter(models.values()))
-    both = seconds({"at hand": partial(rank, few, 1), "anew": partial(rank, few, 1, anew=True)}, *timing)
+    both = seconds({"cached": partial(rank, few, 1), "anew": partial(rank, few, 1, anew=True)}, *timing)
     report(
         "rank",
         items=list(models),
         users=users,
         users_per_s=[round(users / took, 1) for took in taken],
         seconds_relative=[round(took / taken[0], 3) for took in taken],
-        times_anew=both["anew"] / both["at hand"],
+        times_anew=both["anew"] / both["cached"],
     )
 
 

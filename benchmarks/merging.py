@@ -1,7 +1,7 @@
-"""Merging against what it replaces, as ratios measured in one run: ``python benchmarks/merging.py``.
+"""Merging against other implementations, as ratios measured in one run: ``python benchmarks/merging.py``.
 
 A random Llama (8 layers, 512 wide, 26 M parameters) with K LoRA adapters of rank 16 on every linear layer. One JSON
-line per comparison. CPU seconds of one thread; the sides take turns, round after round, and medians are compared.
+line per comparison. Times are CPU seconds of one thread; sides are timed alternately and medians are compared.
 
     step     one entropy-gradient step on the coefficients: through ``scaling``, against rebuilding W0 + sum_i w_i dW_i
              with full deltas (AdaMerging, FusionBench); for one coefficient per adapter and one per module
@@ -13,11 +13,8 @@ line per comparison. CPU seconds of one thread; the sides take turns, round afte
 """
 
 import argparse
-import json
 import math
 import os
-import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,10 +22,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # messages of the profiler
 import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scoring import report, resident, seconds  # noqa: E402
+
 from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, lora_modules, save_adapter  # noqa: E402
 from recbole_llm.merging.arithmetic import Adapter, all_modules, read_adapter, weighted_sum, write_adapter  # noqa: E402
 from recbole_llm.merging.coefficients import MergeProblem  # noqa: E402
@@ -60,7 +59,7 @@ def write_adapters(root: Path, count: int) -> dict[str, Path]:
 
 
 def through_scaling(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Our way: weights ``[K]`` or ``[M, K]`` -> entropy, coefficients in peft's own scaling."""
+    """This package: weights ``[K]`` or ``[M, K]`` -> entropy, with coefficients in peft's scaling."""
     live = load_adapters(build_model(), folders)
     problem = MergeProblem(list(folders), list(lora_modules(live)), "module")
 
@@ -72,11 +71,11 @@ def through_scaling(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.
 
 
 def by_rebuilding(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """AdaMerging's way: the K full deltas are kept, and every weight is rebuilt in every step."""
+    """AdaMerging: stores the K full deltas and rebuilds every weight in every step."""
     model = build_model()
     adapters = [read_adapter(folder) for folder in folders.values()]
     deltas = {}
-    for module in lora_modules(load_adapters(build_model(), dict([next(iter(folders.items()))]))):
+    for module in lora_modules(load_adapters(build_model(), {"e0": folders["e0"]})):
         pairs = [adapter.factors(module) for adapter in adapters]
         deltas[f"{module}.weight"] = torch.stack([b @ a for a, b in pairs])  # [K, D_out, D_in]
     base = dict(model.named_parameters())
@@ -102,36 +101,20 @@ def gradient(entropy: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, 
     return torch.autograd.grad(entropy(weights), weights)[0]
 
 
-def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each side, taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()
-    for turn in range(rounds):
-        for name in sorted(sides, reverse=bool(turn % 2)):
-            began = time.process_time()
-            sides[name]()
-            seconds[name].append(time.process_time() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def report(**fields) -> None:
-    print(json.dumps(fields), flush=True)
-
-
 def step(folders: dict[str, Path], rounds: int) -> None:
     count = len(folders)
     entropies = {name: way(folders) for name, way in WAYS.items()}
     for granularity, shape in (("global", (count,)), ("module", (7 * LAYERS, count))):
         ours, theirs = (gradient(entropies[name], shape) for name in WAYS)
-        took = medians({name: lambda e=e, s=shape: gradient(e, s) for name, e in entropies.items()}, rounds)
+        sides = {name: lambda e=e, s=shape: gradient(e, s) for name, e in entropies.items()}
+        took = seconds(sides, rounds, time.process_time)
         report(
-            benchmark="step",
+            "step",
             granularity=granularity,
             adapters=count,
-            scaling_s=round(took["scaling"], 4),
-            rebuild_s=round(took["rebuild"], 4),
-            speedup=round(took["rebuild"] / took["scaling"], 3),
+            scaling_s=took["scaling"],
+            rebuild_s=took["rebuild"],
+            speedup=took["rebuild"] / took["scaling"],
             gradient_difference=float((ours - theirs).norm() / theirs.norm()),
         )
 
@@ -141,30 +124,19 @@ def memory(root: Path, count: int) -> None:
     for way in WAYS:
         command = [sys.executable, __file__, "--memory-of", way, "--root", str(root), "--adapters", str(count)]
         grown[way] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    report(
-        benchmark="memory",
-        adapters=count,
-        scaling_mib=round(grown["scaling"]),
-        rebuild_mib=round(grown["rebuild"]),
-        ratio=round(grown["rebuild"] / grown["scaling"], 2),
-    )
+    sizes = {f"{way}_mib": round(mib) for way, mib in grown.items()}
+    report("memory", adapters=count, **sizes, ratio=grown["rebuild"] / grown["scaling"])
 
 
 def memory_of(way: str, folders: dict[str, Path]) -> float:
     """MiB by which the peak grows from the bare model to two finished steps."""
     with torch.no_grad():
-        build_model()(input_ids=IDS, logits_to_keep=1)  # libraries and their buffers, paid by both ways
-    before = peak_mib()
+        build_model()(input_ids=IDS, logits_to_keep=1)  # allocates the buffers of libraries
+    before = resident()
     entropy = WAYS[way](folders)
     for _ in range(2):
         gradient(entropy, (len(folders),))
-    return peak_mib() - before
-
-
-def peak_mib() -> float:
-    """VmHWM; ``getrusage`` would not do, since a child process starts with its parent's peak."""
-    status = Path("/proc/self/status").read_text()
-    return float(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    return (resident() - before) / 2**20
 
 
 def folded(folders: dict[str, Path], root: Path, rounds: int) -> None:
@@ -176,14 +148,10 @@ def folded(folders: dict[str, Path], root: Path, rounds: int) -> None:
         for name, folder in (("merged", root / "merged"), ("single", folders["e0"]))
     }
     with torch.no_grad():
-        took = medians({name: lambda m=m: m(input_ids=IDS) for name, m in models.items()}, 5 * rounds)
-    report(
-        benchmark="folded",
-        adapters=len(adapters),
-        merged_s=round(took["merged"], 4),
-        single_s=round(took["single"], 4),
-        ratio=round(took["merged"] / took["single"], 4),
-    )
+        sides = {name: lambda m=m: m(input_ids=IDS) for name, m in models.items()}
+        took = seconds(sides, 5 * rounds, time.process_time)
+    times = {f"{name}_s": taken for name, taken in took.items()}
+    report("folded", adapters=len(adapters), **times, ratio=took["merged"] / took["single"])
 
 
 def linear(folders: dict[str, Path], rounds: int) -> None:
@@ -192,14 +160,14 @@ def linear(folders: dict[str, Path], rounds: int) -> None:
     mib = sum(tensor.nbytes for tensor in pattern.tensors.values()) / 2**20
     for method in ("sum", "ties", "dare"):
         sides = {n: lambda n=n, method=method: merged(method, adapters[:n]) for n in counts}
-        report(benchmark="linear", method=method, adapter_mib=round(mib, 1), **growth(sides, rounds))
+        report("linear", method=method, adapter_mib=round(mib, 1), **growth(sides, rounds))
 
 
 def width(rounds: int) -> None:
     pairs = {size: [square(size, seed) for seed in range(2)] for size in (1024, 2048, 4096)}
     for method in ("sum", "ties", "dare", "dense"):
         sides = {size: lambda pair=pair, method=method: merged(method, pair) for size, pair in pairs.items()}
-        report(benchmark="width", method=method, adapters=2, rank=RANK, **growth(sides, rounds))
+        report("width", method=method, adapters=2, rank=RANK, **growth(sides, rounds))
 
 
 def merged(method: str, adapters: list[Adapter]) -> list[torch.Tensor]:
@@ -226,33 +194,30 @@ def square(size: int, seed: int) -> Adapter:
 
 def growth(sides: dict[int, Callable[[], list[torch.Tensor]]], rounds: int) -> dict[str, object]:
     """Seconds and MiB of each side, and the exponents between the first and the last."""
-    took = medians({str(n): side for n, side in sides.items()}, rounds)
-    seconds = [took[str(n)] for n in sides]
-    mib = [extra_mib(side) for side in sides.values()]
+    measured = {
+        "seconds": seconds(sides, rounds, time.process_time),
+        "extra_mib": {size: extra_mib(side) for size, side in sides.items()},
+    }
     few, many = min(sides), max(sides)
-    exponents = {
-        f"{what}_exponent": round(math.log(values[-1] / values[0]) / math.log(many / few), 2)
-        for what, values in (("seconds", seconds), ("extra_mib", mib))
-    }
-    return {
-        "seconds": {n: float(f"{s:.3g}") for n, s in zip(sides, seconds, strict=True)},
-        "extra_mib": {n: float(f"{m:.3g}") for n, m in zip(sides, mib, strict=True)},
-        **exponents,
-    }
+    found: dict[str, object] = {}
+    for what, values in measured.items():
+        found[what] = {size: float(f"{value:.3g}") for size, value in values.items()}
+        found[f"{what}_exponent"] = math.log(values[many] / values[few]) / math.log(many / few)
+    return found
 
 
 def extra_mib(side: Callable[[], list[torch.Tensor]]) -> float:
-    """Peak of what torch allocates on the CPU while a side runs, beyond what it gives back."""
+    """Peak allocation by torch on the CPU while a side runs, without its result."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = sum(tensor.nbytes for tensor in side())
+        result = sum(tensor.nbytes for tensor in side())
     changes = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     level = peak = 0
     for change in sorted(changes, key=lambda e: e.start_ns()):
         level += change.nbytes()
         peak = max(peak, level)
-    return (peak - kept) / 2**20
+    return (peak - result) / 2**20
 
 
 def main() -> None:

@@ -1,32 +1,34 @@
 """Scoring strategies against what they replace, as ratios measured in one run: ``python benchmarks/scoring.py``.
 
 A random Llama of 2 M parameters reads prompts of 300 tokens and scores 20 candidates of 10 tokens. One JSON line per
-comparison. The sides are timed in turn, round after round, so that a noisy machine troubles both; medians are compared.
-On a crowded machine use one thread and processor time: ``OMP_NUM_THREADS=1 python benchmarks/scoring.py --clock cpu``.
+comparison. The sides are timed alternately and medians are compared, so that other load on the machine affects both.
+On a busy machine use one thread and processor time: ``OMP_NUM_THREADS=1 python benchmarks/scoring.py --clock cpu``.
 
     shortcut   tree and prefix against naive, and the largest difference of their scores
     label      candidates listed in the prompt, one label each, against naive over the full titles
     generate   greedy decoding of one answer per user, two users at a time, as A-LLMRec evaluates, against both; for these
                prompts and for those of the builtin LM (45 tokens, titles of 4)
-    allmrec    ALLMRec's evaluation, from histories to scores, against a loop of A-LLMRec's published kind on the same LM,
-               prompts and soft tokens; with answers that end behind a title, and that run to the published max_length.
-               times_limit is the ratio of a scorer that would do nothing but read the prompts, prompt_share what that
-               takes of ours, max_diff the largest difference between the prompts that the two sides read
+    allmrec    ALLMRec's evaluation, from histories to scores, against A-LLMRec's published evaluation loop on the same LM,
+               prompts and soft tokens; with answers that end after a title, and at the published max_length.
+               times_limit is the ratio for a scorer that only reads the prompts, prompt_share its share of our time,
+               max_diff the largest difference between the prompts that the two sides read
     linear     tree's seconds for 1, 2 and 4 times the candidates, and the users
     memory     growth of the peak resident size from few to many users, each in a process of its own
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,7 +40,7 @@ from recbole_llm.llm.scoring import Scorer  # noqa: E402
 
 VOCABULARY, PROMPT, CANDIDATES, ANSWER = 1500, 300, 20, 10
 MAX_LENGTH = 512  # of prompt and answer, as published
-NEW_TOKENS = (16, MAX_LENGTH - PROMPT)  # a title, and an answer that does not end before
+NEW_TOKENS = (16, MAX_LENGTH - PROMPT)  # a title, and an answer without an end
 BUILTIN = (45, 4)
 ALLMREC = {"published": (9, {}), "builtin": (4, {"llm": "builtin"})}  # prompt: tokens of a title, settings
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -67,9 +69,9 @@ def draw(users: int, candidates: int = CANDIDATES, prompt: int = PROMPT, answer:
     return [Prompt(ids) for ids in prompts], answers
 
 
-def seconds(sides: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each side; sides alternate within a round, the first round is a rehearsal."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
+def seconds(sides: Mapping[Any, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[Any, float]:
+    """Median seconds of each side; sides alternate within a round, and the first round is a warm-up."""
+    times: dict[Any, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, run in sides.items():
             start = clock()
@@ -82,6 +84,11 @@ def seconds(sides: dict[str, Callable[[], object]], rounds: int, clock: Callable
 def report(name: str, **figures: object) -> None:
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
     print(json.dumps({"benchmark": name, **rounded}), flush=True)
+
+
+def resident(name: str = "VmHWM") -> int:
+    """Bytes of this process (Linux); ``getrusage`` instead begins with the parent's peak."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def shortcuts(model, users: int, *timing) -> None:
@@ -139,7 +146,7 @@ def generation(model, users: int, new_tokens: int, lengths: tuple[int, int], *ti
 def allmrec(lm, users: int, prompt: str, *timing) -> None:
     title, settings = ALLMREC[prompt]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
-        model = assemble(lm, Path(folder), max(users, 50), title, **settings)  # enough for every item to be met
+        model = assemble(lm, Path(folder), max(users, 50), title, **settings)  # enough for every item to occur
         batch = model.eval_users.draw(users)
         scored = partial(model.likelihood, batch.histories, batch.candidates, batch.users)
         read = prompt_calls(model.lm, scored)
@@ -169,7 +176,7 @@ def allmrec(lm, users: int, prompt: str, *timing) -> None:
 
 
 def prompt_calls(lm, run: Callable[[], object]) -> list[dict]:
-    """The arguments of each call of ``lm`` that reads embeddings, in the course of ``run``."""
+    """The arguments of each call of ``lm`` with embeddings during ``run``."""
     calls: list[dict] = []
 
     def note(_, __, arguments):
@@ -183,7 +190,7 @@ def prompt_calls(lm, run: Callable[[], object]) -> list[dict]:
 
 
 def prompts_of(calls: list[dict]) -> list[torch.Tensor]:
-    """The rows [L, D] that such calls read, without padding."""
+    """The rows [L, D] of such calls, without padding."""
     rows = []
     for call in calls:
         inputs, mask = call["inputs_embeds"], call.get("attention_mask")  # [B, L, D]; generate drops a mask of ones
@@ -224,9 +231,7 @@ def main() -> None:
     with torch.no_grad():
         if options.memory_probe:
             Scorer("tree")(model, *draw(options.memory_probe))
-            # not ru_maxrss, which starts at the parent's
-            peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-            print(int(peak.split()[1]) / 1024)
+            print(resident() / 2**20)
             return
         timing = options.rounds, CLOCKS[options.clock]
         report(

@@ -1,12 +1,12 @@
-"""One epoch of ``train_mode: sequence`` against RecBole's own, on ml-100k, same module, same settings, same process.
+"""One epoch of ``train_mode: sequence`` against RecBole's own, on ml-100k, with the same model and settings, in one process.
 
     python benchmarks/sequence.py [--model SASRec] [--batches 4] [--rounds 3] [--full]
 
 Prints JSON lines. RecBole's epoch is timed on ``--batches`` of its batches and scaled to all of them; the two are
-measured in turn, ``--rounds`` times, and the ratio is that of the medians. Importing RecBole's ``sine.py`` leaves
-autograd's anomaly detection on for the whole process, so there are two ratios: against RecBole as shipped, and without
-it. ``--full`` also trains a whole prefix epoch (minutes) and compares validation NDCG@10 after one epoch of each, and
-after as much time. On a busy machine, take ``--clock cpu`` and one thread.
+measured alternately, ``--rounds`` times, and the ratio is that of the medians. Importing RecBole's ``sine.py`` turns on
+autograd's anomaly detection for the whole process, so there are two ratios: against RecBole as shipped, and without it.
+``--full`` also trains a whole prefix epoch (minutes) and compares validation NDCG@10 after one epoch of each, and after
+the same time. On a busy machine, use ``--clock cpu`` and one thread.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def trainers(config, model):
 
 
 def seconds(clock, trainer, data, epoch, anomaly=False):
-    """Of one epoch over ``data``."""
+    """Seconds of one epoch over ``data``."""
     with torch.autograd.set_detect_anomaly(anomaly, check_nan=True):
         start = CLOCKS[clock]()
         trainer._train_epoch(data, epoch)
@@ -96,7 +96,7 @@ def speed(clock, pair, train, batches, rounds):
 
 
 def quality(clock, pair, train, valid):
-    """Validation NDCG@10 after one prefix epoch, one sequence epoch, and as much time of sequence epochs."""
+    """Validation NDCG@10 after one prefix epoch, one sequence epoch, and sequence epochs for the time of the prefix epoch."""
     prefix, sequence = pair
     for trainer in pair:
         trainer.eval_collector.data_collect(train)

@@ -1,10 +1,10 @@
-"""Imported checkpoints: RecBole's own ``.pth`` files, read as data, without importing or calling anything that they name.
+"""Imported checkpoints: RecBole's ``.pth`` files, read without importing or calling anything that they name.
 
-RecBole pickles its whole ``Config`` beside the weights: ``torch.load(weights_only=False)`` runs whatever the file says, and
-``weights_only=True`` refuses it, whatever is allowlisted, because RecBole pickles with protocol 4 and torch's unpickler reads
-protocol 2 only. Nor does torch before 2.10 compare the size of a storage with the bytes that are in the file. So the standard
-library's unpickler reads it here, with stand-ins for all classes and functions; a tensor of the state dict is then looked up
-among the stand-ins and is a view, checked by torch, of bytes whose CRC-32 and number are checked.
+RecBole pickles its whole ``Config`` with the weights. ``torch.load(weights_only=False)`` would execute the file, and
+``weights_only=True`` refuses it, whatever is allowlisted, since RecBole uses pickle protocol 4 and torch's unpickler supports
+protocol 2 only. Before 2.10, torch does not compare the size of a storage with the bytes in the file either. Here, the
+standard library's unpickler replaces all classes and functions by placeholders. The tensors of the state dict are made from
+these placeholders, as views, checked by torch, of bytes whose CRC-32 and number are checked.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 
 @dataclass(frozen=True)
 class ImportedCheckpoint:
-    """A model's tensors, on the CPU, and the plain values of the configuration it was saved with ({} if there is none)."""
+    """A model's tensors, on the CPU, and the plain values of its configuration ({} if there is none)."""
 
     state_dict: dict[str, Tensor]
     config: dict[str, Any]
 
 
 class _RefusedError(ValueError):
-    """What a file is, and the remedy; the caller adds which file."""
+    """The problem with a file and the remedy; the caller adds the file."""
 
 
 def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedCheckpoint:
-    """Read a checkpoint of RecBole's ``Trainer``, one of ours, or a ``.safetensors`` state dict; nothing in it is executed.
+    """Read a checkpoint of RecBole or this package, or a ``.safetensors`` state dict; nothing in it is executed.
 
     Args:
-        file: where it is; ``~`` is the home folder.
-        key: the setting that gave ``file``, to be named in errors.
+        file: path; ``~`` is the home folder.
+        key: the setting that gave ``file``, for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged or holds no state dict of ordinary tensors; names key, file and remedy.
+        ValueError: it is damaged or has no state dict of ordinary tensors; names key, file and remedy.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{key}: {path} is not a file (seen from {Path.cwd()}); give a checkpoint, like saved/*.pth")
+        raise FileNotFoundError(f"{key}: {path} is not a file (relative to {Path.cwd()}); give a checkpoint, like saved/*.pth")
     try:
         if path.suffix == ".safetensors":
             return ImportedCheckpoint(load_file(path), {})
@@ -97,8 +97,8 @@ def _read(archive: _Archive) -> ImportedCheckpoint:
 
 
 def _plain(value: Any, visited: Iterator[int]) -> Any:
-    """``value`` less what is not plain data."""
-    if next(visited) > 100_000:  # a few lists that hold one another are enough for more than any memory
+    """The plain data in ``value``."""
+    if next(visited) > 100_000:  # lists that contain each other expand exponentially
         raise _RefusedError("its config is no configuration but over 100000 values; leave it out of the file")
     if isinstance(value, dict):
         return {k: _plain(v, visited) for k, v in value.items() if isinstance(k, str) and isinstance(v, _PLAIN)}
@@ -109,7 +109,7 @@ def _plain(value: Any, visited: Iterator[int]) -> Any:
 
 
 class _Inert:
-    """Stand-in for a class or function: takes all that a pickle can do to one, keeps arguments and state, does nothing."""
+    """Placeholder for a class or function: supports all operations of a pickle, stores arguments and state, does nothing."""
 
     origin = ""
     args: tuple[Any, ...] = ()
@@ -130,59 +130,59 @@ class _Inert:
 
 
 class _Ordered(dict[Any, Any]):
-    """Stand-in for OrderedDict; its attributes, where torch keeps the versions of modules, are dropped."""
+    """Placeholder for OrderedDict; drops its attributes, in which torch stores the versions of modules."""
 
     def __setstate__(self, state: Any) -> None: ...
 
 
 class _Unpickler(pickle.Unpickler):
-    """All that a pickle can get hold of is made for it here, so there is nothing for it to call, and nothing to change."""
+    """An unpickler in which every global is a placeholder, so a pickle can call and change nothing else."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         origin = f"{module_name}.{global_name}"
-        return type("StandIn", (_Ordered if origin == "collections.OrderedDict" else _Inert,), {"origin": origin})
+        return type("Placeholder", (_Ordered if origin == "collections.OrderedDict" else _Inert,), {"origin": origin})
 
     def persistent_load(self, pid: Any) -> _Inert:
         return _Inert(*pid)
 
 
 def _check(pickled: bytes) -> None:
-    """Refuse what would exhaust any unpickler: memo indices of any size, and keys deep enough for their hash to crash."""
+    """Refuse pickles that exhaust an unpickler: by huge memo indices, or by keys nested so deep that their hash crashes."""
     tuples = 0
-    for opcode, argument, _ in pickletools.genops(pickled):  # also fails on lengths beyond the end
+    for opcode, argument, _ in pickletools.genops(pickled):  # fails on lengths beyond the end
         tuples += opcode.name.startswith("TUPLE")
         if tuples > 50_000 or (opcode.name.endswith("PUT") and int(argument or 0) > len(pickled)):
-            raise _RefusedError("its pickle is made to fill the memory or the stack; get the file from its author")
+            raise _RefusedError("its pickle would exhaust the memory or the stack; get the file from its author")
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
 class _Archive:
-    """The records of torch's zip format, and tensors over them."""
+    """The records of torch's zip format, and their tensors."""
 
     def __init__(self, zipped: zipfile.ZipFile, size: int):
         self.zipped = zipped
         self.records = {info.filename.partition("/")[2]: info for info in zipped.infolist()}  # one folder holds all
         self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.elements_left = size  # of its tensors: what repeats stored values (stride 0) could be of any size
+        self.elements_left = size  # a limit, since tensors with stride 0 could have any size
         if "byteorder" in self.records and self.read("byteorder").decode() != sys.byteorder:
             raise _RefusedError(f"its byte order is not this machine's, {sys.byteorder}; save it as .safetensors")
 
     def read(self, name: str) -> bytes:
         """The bytes of a record, after checking their CRC-32."""
         if name not in self.records:
-            raise _RefusedError(f"it has no record {name}, as torch.save would have written; copy or save it again")
+            raise _RefusedError(f"it has no record {name}, which torch.save writes; copy or save it again")
         if self.records[name].compress_type != zipfile.ZIP_STORED:
             raise _RefusedError(f"its record {name} is compressed, which torch.save does not do; save it again")
         return self.zipped.read(self.records[name])
 
     def storage(self, reference: _Inert) -> Tensor:
-        """The values [elements] that a reference means, read once."""
+        """The values [elements] of a storage, read once."""
         _, kind, key, _, elements = reference.args
         dtype = _DTYPES.get(kind.origin)
         if dtype is None:
-            raise _RefusedError(f"it holds a {kind.origin}, which is unknown; save it as .safetensors")
+            raise _RefusedError(f"it has a {kind.origin}, which is unknown; save it as .safetensors")
         if (key, dtype) not in self.storages:
             data = self.read(f"data/{key}")
             if len(data) != elements * dtype.itemsize:
@@ -196,9 +196,9 @@ class _Archive:
             record = record.args[0]
         if not isinstance(name, str) or not isinstance(record, _Inert) or record.origin != _TENSOR or any(record.args[6:]):
             found = getattr(record, "origin", "") or type(record).__name__
-            raise _RefusedError(f"state_dict[{name!r}] is no ordinary tensor but {found}; leave it out, or save it dense")
+            raise _RefusedError(f"state_dict[{name!r}] is no ordinary tensor but {found}; remove it, or save it dense")
         reference, offset, size, stride = record.args[:4]
         self.elements_left -= math.prod(size)
         if self.elements_left < 0:
             raise _RefusedError(f"state_dict[{name!r}] has more elements than the file has bytes; save it after .contiguous()")
-        return self.storage(reference).as_strided(size, stride, offset)  # torch refuses what reaches outside
+        return self.storage(reference).as_strided(size, stride, offset)  # torch checks the bounds

@@ -1,9 +1,4 @@
-"""The retriever: a classical model that ranks the whole catalogue. Its top N are candidates, or are re-ranked by an LLM.
-
-Its constructor builds and does not train: run :attr:`Retriever.stage`, then :meth:`Retriever.load` the result.
-
-Legend: B users, I items.
-"""
+"""The retriever: a classical model that ranks the whole catalogue. Its top N are candidates, or are re-ranked by an LLM."""
 
 from __future__ import annotations
 
@@ -18,7 +13,10 @@ from recbole_llm.store.files import fingerprint
 
 
 class Retriever(CollaborativeModel):
-    """The model that ``retriever`` names, with the settings of ``retriever_config``."""
+    """The model that ``retriever`` names, with the settings of ``retriever_config``.
+
+    The constructor does not train: run :attr:`stage`, then :meth:`load` its result.
+    """
 
     def __init__(self, config: Any):
         super().__init__(config, config["retriever"], config["retriever_config"])
@@ -26,7 +24,7 @@ class Retriever(CollaborativeModel):
 
     @property
     def identity(self) -> str:
-        """Name of the model and fingerprint of its stage and of the code that ranks, with a hyphen between them."""
+        """``<model>-<SHA-256>`` of its stage and of the code that ranks."""
         return f"{self.name}-{fingerprint([self.stage.fingerprint, code_fingerprint(__name__)])}"
 
     def load(self, folder: Path) -> None:
@@ -35,26 +33,25 @@ class Retriever(CollaborativeModel):
 
     @torch.no_grad()
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
-        """Internal user id -> its ``number`` best items that are not in its history, best first.
+        """The ``number`` best items outside the user's history, best first, by internal user id.
 
         Raises:
             RuntimeError: the stage's result is not loaded.
-            ValueError: a user has fewer items left.
+            ValueError: a user's history leaves fewer items.
         """
         if not self._loaded:
-            raise RuntimeError(f"retriever {self.name}: it is not trained yet; run its stage and load the result first")
-        loader = self.loaders[1 if phase == "valid" else 2]
+            raise RuntimeError(f"retriever {self.name}: it is not trained yet; run its stage and load the result")
         found: dict[int, list[int]] = {}
-        for interaction, *_ in loader:
+        for interaction, *_ in self.loaders[1 if phase == "valid" else 2]:
             users = interaction[self.config["USER_ID_FIELD"]].tolist()
-            scores = self.scores(interaction)  # [B, I]
+            scores = self.scores(interaction)  # [B, I], B users, I items
             scores[:, 0] = -torch.inf
             for row, user in zip(scores, users, strict=True):
                 row[torch.from_numpy(self.histories.before(user, phase)).to(row.device)] = -torch.inf
             left = int(torch.isfinite(scores).sum(1).min())
             if left < number:
                 raise ValueError(
-                    f"candidates.num_negatives: {number - 1} is too large, the retriever ranks at most {left} items of a user"
+                    f"candidates.num_negatives: {number - 1} is too large, the retriever ranks at most {left} items for a user"
                 )
             found.update(zip(users, scores.topk(number).indices.tolist(), strict=True))
         return found

@@ -1,7 +1,7 @@
 """RecBole's trainers with stages before training and fixed candidates in evaluation.
 
-:class:`ProtocolTrainer` is mixed into whichever trainer RecBole uses for a model, so that baselines and LLM models are
-measured by the same code on the same candidates; checkpoints are written whole and loaded without executing anything.
+:class:`ProtocolTrainer` is a mixin for any trainer of RecBole, so that the same code evaluates baselines and LLM models on the
+same candidates. Checkpoints are written atomically and loaded without executing code.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class ProtocolTrainer(Trainer):
     """Stages before training, evaluation of variants on fixed candidates, and safe checkpoints, for any RecBole trainer.
 
     Attributes:
-        recommender: the model under the protocol of the evaluation.
-        cache: where the results of its stages are.
+        recommender: the model as a :class:`~recbole_llm.evaluation.recommender.Recommender`.
+        cache: the results of its stages.
         ranks: of the last evaluation.
-        users_per_second: of the last evaluation; None where the scores of an earlier one were reused.
+        users_per_second: of the last evaluation; None if it used cached scores.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -53,22 +53,22 @@ class ProtocolTrainer(Trainer):
         self.recommender = recommender_of(model, config)
         self.cache = StageCache(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         self.eval_collector = SafeCollector(config)
-        # RecBole's name has a resolution of one second, at which parallel runs collide
+        # in parallel runs, RecBole's own name is not unique: it has a resolution of one second
         name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
-        self.saved_model_file = str(Path(self.checkpoint_dir) / name)
+        self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self._written_here: set[str] = set()
         self._stages: Sequence[Stage] = ()
         self._retriever: CandidateRetriever | None = None
         self._candidates: CandidateSet | None = None
-        self._variant: Variant | None = None
+        self._variant: Variant
         self._scores: CachedScores | None = None
-        self._bar: Any = None  # of the evaluation that is under way
+        self._bar: Any
         self.ranks = Ranks()
         self.users_per_second: float | None = None
         self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
-        """RecBole's, over what there is to train: stages have their own, and may make the parameters first."""
+        """RecBole's; None if the model has no parameters yet, or its stages are the whole training."""
         if any(True for _ in self.model.parameters()) and not recommender_of(self.model, self.config).trained_in_stages:
             return super()._build_optimizer(**kwargs)
         return None
@@ -76,23 +76,23 @@ class ProtocolTrainer(Trainer):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def plan(self, candidates: Mapping[str, CandidateSet], retriever: CandidateRetriever | None = None) -> Sequence[Stage]:
-        """The stages that :meth:`fit` will run; nothing is trained here.
+        """The stages that :meth:`fit` will run; trains nothing.
 
         Args:
             candidates: candidate sets by phase.
-            retriever: the one that candidates come from, where one is needed.
+            retriever: the source of the candidates, if it is a model.
         """
         self._stages, self._retriever = self.recommender.plan(candidates), retriever
         return [*([retriever.stage] if retriever else []), *self._stages]
 
     @property
     def code(self) -> str:
-        """What computed the results of the run: SHA-256 of the code of the model, ours or RecBole's, and of this trainer."""
+        """SHA-256 of the code of the model and of this trainer."""
         return code_fingerprint(__name__, type(self.model).__module__)
 
     @property
     def trained_parameters(self) -> int | None:
-        """How many parameters the model has trained, in its stages or with RecBole's trainer; without the backbone's own."""
+        """Number of parameters trained in the stages or by RecBole's trainer, without those of the backbone."""
         if self.recommender.trained_in_stages:
             return self.cache.trained(self._stages[0]) if self._stages else 0
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -113,10 +113,10 @@ class ProtocolTrainer(Trainer):
         show_progress: bool = False,
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
-        """Run the stages that are not cached yet, then RecBole's ``fit``, or one validation where the stages were all of it."""
+        """Run the stages that are not cached, then RecBole's ``fit``, or one validation if the stages are the whole training."""
         self._run_stages()
         if not self.recommender.trained_in_stages:
-            if self.optimizer is None:  # the stages made the parameters; whatever of them was cached, training begins alike
+            if self.optimizer is None:  # stages made the parameters, so the random state depends on what was cached
                 init_seed(self.config["seed"], self.config["reproducibility"])
                 self.optimizer = self._build_optimizer()
             return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
@@ -128,7 +128,7 @@ class ProtocolTrainer(Trainer):
         return self.best_valid_score, self.best_valid_result
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
-        # RecBole's bar is made of control characters that only a terminal understands
+        # RecBole's bar contains control characters for terminals
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress and sys.stderr.isatty())
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class ProtocolTrainer(Trainer):
         show_progress: bool = False,
         variant: Variant | None = None,
     ) -> Any:
-        """RecBole's ``evaluate`` of the model or of a variant of it; the ranks of this pass are in ``ranks`` afterwards."""
+        """RecBole's ``evaluate`` of the model, or a variant of it; sets ``ranks`` and ``users_per_second``."""
         if not eval_data:
             return None
         if load_best_model and not self.recommender.trained_in_stages:
@@ -159,40 +159,35 @@ class ProtocolTrainer(Trainer):
             self._scores.close()
             self.users_per_second = None if self._scores.found else self.users_per_second
         if self.ranks.tie_rate > 0.01:
-            logger.info(f"ties: the target's score equals another candidate's for {self.ranks.tie_rate:.1%} of the users")
+            logger.info(f"ties: the target has the score of another candidate for {self.ranks.tie_rate:.1%} of the users")
         return result
 
     def _cached_scores(self) -> CachedScores | None:
-        """The scores of the variant on these candidates, where they may be reused."""
-        if self._candidates is None or self._variant is None or self._variant.fingerprint is None:
+        """The cache of the variant's scores of these candidates; None if they are not to be cached."""
+        if self._candidates is None or self._variant.fingerprint is None:
             return None
         name = fingerprint([self._variant.fingerprint, self._candidates.sha256, self._candidates.users.tolist()])
         return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
-        self._advance()
+        self._bar.advance()
         return super()._neg_sample_batch_eval(batched_data)
 
-    def _advance(self) -> None:
-        if self._bar is not None:
-            self._bar.advance()
-
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        self._advance()
+        self._bar.advance()
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
         users = interaction[self.config["USER_ID_FIELD"]]
         covered = self._candidates.covers(users)
-        if not covered.all():  # users with too few interactions to be split alike by every model
+        if not covered.all():  # some users have too few interactions for a split that is equal for all models
             interaction, users, positive_i = interaction[covered], users[covered], positive_i[covered]
         listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
         scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
         target = positive_i.to(self.device)
-        found = listed == target[:, None]  # [B, C]; a retriever may have missed the target
+        found = listed == target[:, None]  # [B, C]; the candidates of a retriever may lack the target
         self.ranks.add(users, scores, found.int().argmax(1), missed=~found.any(1))
-        assert self.tot_item_num is not None
-        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)
+        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)  # [B, I]
         return interaction, catalogue, torch.arange(len(users)), positive_i
 
     def _full_ranking(self, batched_data: Any) -> Any:
@@ -200,23 +195,21 @@ class ProtocolTrainer(Trainer):
         if isinstance(self.recommender, ClassicalRecommender):
             _, scores, _, _ = super()._full_sort_batch_eval(batched_data)
         else:
-            assert self._variant is not None
             scores = self._variant.score_catalogue(interaction.to(self.device)).view(-1, self.tot_item_num)  # [B, I]
             scores[:, 0] = -torch.inf
             if history is not None:
                 scores[history] = -torch.inf
-        if len(positive_u) == len(interaction):  # one target a row: leave-one-out
+        if len(positive_u) == len(interaction):  # leave-one-out: one target per row
             self.ranks.add(interaction[self.config["USER_ID_FIELD"]], scores, positive_i.to(self.device))
         return interaction, scores, positive_u, positive_i
 
     def _candidate_scores(self, interaction: Any, users: Tensor, candidates: Tensor) -> Tensor:
-        """Scores [B, C] in fp32 of candidates [B, C] by the variant, or those of an earlier evaluation."""
-        if not len(candidates):  # eval_users leaves some batches without a user, and few models take an empty one
+        """Scores [B, C] in fp32 of candidates [B, C] by the variant, from the cache if there are any."""
+        if not len(candidates):  # eval_users leaves some batches empty, which few models support
             return candidates.float()
         cached = self._scores.find(users) if self._scores is not None else None
         if cached is not None:
             return cached.to(candidates.device)
-        assert self._variant is not None
         scores = self._variant.score(interaction, candidates).float()  # [B, C]
         if self._scores is not None:
             self._scores.add(users, scores)
@@ -243,33 +236,33 @@ class ProtocolTrainer(Trainer):
             Path(temporary).unlink(missing_ok=True)
         self._written_here.add(str(final))
         if verbose:
-            logger.info(f"Saving current: {final}")
+            logger.info(f"saved {final}")
 
     def _read_checkpoint(self, file: str) -> dict[str, Any]:
-        """A checkpoint's content; nothing in a file from elsewhere is executed."""
+        """A checkpoint's content. Only files that this trainer wrote are unpickled."""
         if str(file) in self._written_here:
-            # item-KNN, EASE and others keep scipy matrices, which only a pickle holds: trusted, this process wrote it
+            # the scipy matrices of item-KNN, EASE and others need pickle
             return torch.load(file, map_location=self.device, weights_only=False)
         try:
             return torch.load(file, map_location=self.device, weights_only=True)
         except Exception as error:
             raise ValueError(
                 f"{file}: not a checkpoint that can be loaded without executing code ({type(error).__name__}); "
-                f"train the model again with this command, or convert the file yourself if you trust it"
+                f"train the model again with this command, or convert the file if you trust it"
             ) from error
 
     def _load_weights(self, file: str) -> None:
         state = self._read_checkpoint(file)
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(state.get("other_parameter"))
-        logger.info(f"Loading model structure and parameters from {file}")
+        logger.info(f"loaded the weights of {file}")
 
     def load_best(self) -> None:
-        """Put the best weights of this trainer's ``fit`` back into the model."""
+        """Load the best weights of ``fit`` into the model."""
         self._load_weights(self.saved_model_file)
 
     def resume_checkpoint(self, resume_file: str) -> None:
-        """Go on from a checkpoint that this class wrote."""
+        """Resume from a checkpoint of this class."""
         self.saved_model_file = str(resume_file)
         state = self._read_checkpoint(self.saved_model_file)
         self.start_epoch = state["epoch"] + 1
@@ -278,21 +271,17 @@ class ProtocolTrainer(Trainer):
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(state.get("other_parameter"))
         self.optimizer.load_state_dict(state["optimizer"])
-        logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
+        logger.info(f"resuming from epoch {self.start_epoch} of {resume_file}")
 
 
 def trainer_class(config: Any) -> type[Any]:
-    """The trainer for a configured model.
-
-    Raises:
-        ValueError: an unknown ``train_mode``.
-    """
+    """The trainer for a configured model. Raises ValueError for an unknown ``train_mode``."""
     base = recbole_get_trainer(config["MODEL_TYPE"], config["model"])
     bases: tuple[type, ...] = (ProtocolTrainer,) if base is Trainer else (ProtocolTrainer, base)
     if config["train_mode"] not in ("auto", "sequence", "prefix"):
         raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
-    if issubclass(config.model_class, Recommender):  # ``train_mode`` is about RecBole's own models
-        pass
+    if issubclass(config.model_class, Recommender):
+        pass  # ``train_mode`` concerns RecBole's models
     elif config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
         bases = (MaskedTraining, *bases)
     elif config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):

@@ -1,4 +1,4 @@
-"""The backbone of a model: the builtin LM, which a stage trains, or any causal LM by folder or hub id; loaded when needed."""
+"""The backbone of a model: the builtin LM, trained by a stage, or any causal LM from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class BackboneSettings(Settings):
-    """Which causal LM, and how it is loaded, under the names of ``transformers``."""
+    """Which causal LM, and the options of ``transformers`` to load it with."""
 
     KEYS = {"path": "llm_path", "revision": "llm_revision"}
 
@@ -36,37 +36,33 @@ class Backbone:
     """A frozen causal LM with its tokenizer.
 
     Attributes:
-        stages: what trains it: the builtin LM's stage, or nothing.
-        fingerprint: what identifies its weights, tokenizer and chat template, its precision and quantisation as resolved.
+        stages: the stage that trains the builtin LM; empty for any other.
     """
 
     def __init__(self, settings: BackboneSettings, stage: Stage | None = None, folder: Path | None = None):
-        self._settings, self._stage, self._folder = settings, stage, folder
+        self._settings, self._stage, self._source = settings, stage, folder or settings.path
         self._loaded: CausalLM | None = None
         self.stages = (stage,) if stage else ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256; known before anything is loaded or trained."""
+        """SHA-256 of weights, tokenizer, chat template, precision and quantisation; needs neither loading nor training."""
         weights = self._stage.fingerprint if self._stage else identity(self._source, self._settings.revision)
         dtype = resolved_dtype(self._settings.dtype, torch.device(self._settings.device))
         return fingerprint([weights, str(dtype), self._settings.load_in_4bit])
 
     @property
     def name(self) -> str:
-        """What tables show: ``builtin`` with its size once it is loaded, a folder's name or a hub id."""
+        """As tables show it: a folder's name, a hub id, or ``builtin``, followed by its size once it is loaded."""
         if self._settings.path != BUILTIN:
-            return Path(self._source).resolve().name if Path(self._source).is_dir() else str(self._source)
+            folder = Path(self._source)
+            return folder.resolve().name if folder.is_dir() else str(self._source)
         if self._loaded is None:
             return BUILTIN
         return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
 
-    @property
-    def _source(self) -> str | Path:
-        return self._folder or self._settings.path
-
     def load(self, results: Folders) -> CausalLM:
-        """The LM, frozen and in ``eval()``, on its device; loaded once, and without a change to any random state."""
+        """The LM, frozen and in ``eval()``, on its device; loaded once. Random states are preserved."""
         if self._loaded is None:
             source = results.folder(self._stage) if self._stage else self._source
             options = {key: value for key, value in asdict(self._settings).items() if key != "path"}
@@ -76,5 +72,5 @@ class Backbone:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, where it needs no training, so that what does not fit it is refused before anything is trained."""
+        """The tokenizer, to check settings against before training; None if the stage has yet to train it."""
         return None if self._stage else load_tokenizer(self._source, self._settings.revision)

@@ -1,19 +1,17 @@
-"""The builtin LM: a small Llama trained on the spot, so that the first command works on any machine, offline.
+"""The builtin LM: a small Llama trained on the catalogue, so that the first command needs no download.
 
-Its tokenizer is a byte-level BPE of the catalogue's titles. Its training data are the training split's histories, as
-prompts write them, ``<s>title\\ntitle\\n...``, in windows in which every token is a target. What it knows is which
-titles follow which: it is never passed off as a pretrained LLM. It is saved as an ordinary ``transformers`` folder, so
-that the code that runs Qwen runs it.
+Its tokenizer is a byte-level BPE of the catalogue's titles. Its training data are the histories of the training split, in
+the format of prompts, ``<s>title\\ntitle\\n...``. Every token is a target. It learns which titles follow which and has no
+other knowledge, so tables name it ``builtin``. It is saved as an ordinary ``transformers`` folder.
 
-Three choices make a minute or two on a CPU enough. Words may merge into whole titles, frequent ones first: a history
-then takes a third of the tokens. Muon trains the matrices (``training/muon.py``). Batches are small: at this size the
-number of steps counts for more than the quiet of each.
+Three choices keep the training within minutes on a CPU. Words may merge into whole titles, frequent ones first, which
+reduces a history to a third of the tokens. Muon trains the matrices (``training/muon.py``). Batches are small: at this size,
+more steps improve the model more than less noisy gradients.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -45,17 +43,17 @@ class BuiltinLMConfig:
     """Size and training of the builtin LM.
 
     Attributes:
-        vocab_size: largest number of tokens; 256 bytes and 3 special tokens are always there.
-        hidden_size, num_layers, num_heads: of the Llama; its feed-forward layers are 8/3 as wide, as in Llama.
+        vocab_size: maximum number of tokens, including 256 bytes and 3 special tokens.
+        hidden_size, num_layers, num_heads: of the Llama; the feed-forward layers are 8/3 as wide.
         window: titles in a training row.
-        max_title_tokens: longer titles are cut, as in prompts.
-        tokens: budget, counted in predicted tokens; the cost does not depend on the machine, only the time does.
-        epochs: passes over the histories after which training ends although tokens are left.
+        max_title_tokens: longer titles are truncated, as in prompts.
+        tokens: training budget in predicted tokens.
+        epochs: maximum number of passes over the histories.
         batch_tokens: tokens of an optimiser step, padding included.
         learning_rate: of embeddings and norms (AdamW).
         matrix_learning_rate, weight_decay: of all other weights (Muon).
-        warmup_ratio: share of the steps with rising learning rates, then a cosine.
-        dtype: ``float32``, or ``bfloat16`` for training under autocast; weights are kept in float32.
+        warmup_ratio: share of the steps with linear warm-up; a cosine follows.
+        dtype: ``float32``, or ``bfloat16`` for autocast with weights in float32.
     """
 
     vocab_size: int = 6000
@@ -89,7 +87,7 @@ class BuiltinLMConfig:
 
     @classmethod
     def read(cls, settings: dict[str, Any]) -> BuiltinLMConfig:
-        """The settings of a property file; an unknown key is named with its nearest neighbour."""
+        """The settings of a property file. Raises ValueError for an unknown key, with the nearest known one."""
         known = [field.name for field in fields(cls)]
         for key in settings:
             if key not in known:
@@ -105,16 +103,7 @@ def builtin_stage(
     config = BuiltinLMConfig.read(settings)
 
     def build(work: Work) -> None:
-        titles, histories = united(domains)
-        train_builtin_lm(
-            work.out,
-            titles=titles,
-            histories=histories,
-            config=config,
-            seed=seed,
-            scratch=work.scratch,
-            options=options,
-        )
+        train_builtin_lm(work.out, *united(domains), config=config, seed=seed, scratch=work.scratch, options=options)
 
     depends = {"config": asdict(config), "domains": [domain.fingerprint for domain in domains], "seed": seed}
     return Stage("builtin-lm", depends, build)
@@ -122,31 +111,29 @@ def builtin_stage(
 
 def train_builtin_lm(
     folder: Path,
-    *,
     titles: Sequence[str],
     histories: Histories,
-    config: BuiltinLMConfig | None = None,
+    *,
+    config: BuiltinLMConfig,
     seed: int = 2020,
     scratch: Path | None = None,
     options: LoopOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Train the builtin LM and write it to ``folder`` as config.json, model.safetensors and the tokenizer's files.
 
-    The result depends on the arguments alone: bit-equal on one CPU, whatever the global random state, in one go
-    or killed and resumed.
+    The result is independent of the global random state. On one CPU it is bit-equal, also after a kill and a resume.
 
     Args:
-        titles: item id -> title as prompts show it; an empty one stands for the padding item.
+        titles: title by item id, as prompts show it; empty for the padding item.
         histories: item ids of each user in time order, of the training split only.
-        scratch: folder for the state of an unfinished training, which a later call goes on from; None keeps nothing.
+        scratch: folder of checkpoints, from which a later call resumes; None writes none.
 
     Raises:
         ValueError: no titles, no history, or an item id without a title.
     """
-    config = config or BuiltinLMConfig()
     _check(titles, histories)
-    counts = Counter(chain.from_iterable(map(np.ndarray.tolist, map(np.asarray, histories))))
-    tokenizer = train_tokenizer(titles, [counts[item] for item in range(len(titles))], config.vocab_size)
+    items = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
+    tokenizer = train_tokenizer(titles, np.bincount(items, minlength=len(titles)).tolist(), config.vocab_size)
     end = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
     answers = [row[: config.max_title_tokens] + end for row in tokenise_as_text(tokenizer, titles)]
     batches = WindowBatches(
@@ -186,9 +173,9 @@ def train_builtin_lm(
 
 def _check(titles: Sequence[str], histories: Histories) -> None:
     if not any(titles):
-        raise ValueError("titles: no item has one, so there is nothing to train the builtin LM on")
+        raise ValueError("titles: no item has one, so the builtin LM has no training data")
     if not any(len(history) for history in histories):
-        raise ValueError("histories: the training split is empty, so there is nothing to train the builtin LM on")
+        raise ValueError("histories: the training split is empty, so the builtin LM has no training data")
     for user, history in enumerate(histories):
         if len(history) and not 0 <= min(history) <= max(history) < len(titles):
             raise ValueError(f"histories: item {max(history, key=abs)} of history {user} has no title, there are {len(titles)}")
@@ -197,8 +184,8 @@ def _check(titles: Sequence[str], histories: Histories) -> None:
 def train_tokenizer(titles: Sequence[str], counts: Sequence[int], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer in which whole titles may become one token, those with the largest counts first.
 
-    Every Unicode text goes through it unchanged. ``<s>`` and the like in a text are text: only ids make them special.
-    A title counts with the root of its count, so that rare ones keep a say.
+    Any Unicode text survives encoding and decoding. Special tokens such as ``<s>`` in a text are encoded as ordinary text.
+    A title has the square root of its count as its weight, so that rare titles are represented too.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -245,7 +232,7 @@ def new_model(config: BuiltinLMConfig, vocab_size: int) -> Any:
 
 
 def new_optimizer(model: Any, config: BuiltinLMConfig) -> MuonAdamW:
-    """Muon for the matrices between hidden states, AdamW for embeddings (which are the output, too) and norms."""
+    """Muon for the matrices between hidden states, AdamW for norms and for the embeddings, which are tied to the output."""
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items() if p.dim() == 2 and "embed_tokens" not in name}
     return MuonAdamW(
@@ -257,10 +244,10 @@ def new_optimizer(model: Any, config: BuiltinLMConfig) -> MuonAdamW:
     )
 
 
-def lm_loss(model: Any, rows: Tensor, dtype: str = "float32") -> Tensor:
-    """Mean negative log-likelihood of every token of ``rows`` [B, T] after the first, padding left out."""
+def lm_loss(model: Any, rows: Tensor, dtype: str) -> Tensor:
+    """Mean negative log-likelihood of all tokens of ``rows`` [B, T] but the first of each row and padding."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
         hidden = model.model(input_ids=rows[:, :-1]).last_hidden_state  # [B, T - 1, D]
-        read = rows[:, 1:] != model.config.pad_token_id  # [B, T - 1]
-        logits = model.lm_head(hidden[read])  # [N, V]
-    return nn.functional.cross_entropy(logits.float(), rows[:, 1:][read])
+        targets = rows[:, 1:] != model.config.pad_token_id  # [B, T - 1]
+        logits = model.lm_head(hidden[targets])  # [N, V]
+    return nn.functional.cross_entropy(logits.float(), rows[:, 1:][targets])

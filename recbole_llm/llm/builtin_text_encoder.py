@@ -1,8 +1,8 @@
 """The builtin text encoder: word vectors of the catalogue's own texts, so that A-LLMRec's first command needs no download.
 
-A text is the mean of its word vectors, which start as a latent semantic analysis (LSA: TF-IDF, then SVD) and can be trained
-on. What it knows is which words stand together in this catalogue: it is never passed off as a pretrained SBERT. It is saved
-as an ordinary SentenceTransformer, a ``StaticEmbedding``.
+The vector of a text is the mean of its word vectors. These are initialised by latent semantic analysis (LSA: TF-IDF, then
+SVD) and can be fine-tuned. They know only which words occur together in this catalogue, so tables name the encoder
+``builtin``. It is saved as an ordinary SentenceTransformer with a ``StaticEmbedding``.
 
 Legend: N texts, V tokens, D width, R rank of the catalogue.
 """
@@ -25,12 +25,12 @@ def builtin_stage(texts: Sequence[str], *, dim: int, vocab_size: int, seed: int)
     """The builtin encoder of a catalogue's texts as a cached stage; vectors of width ``dim``, at most ``vocab_size`` tokens.
 
     Raises:
-        ValueError: there is no text, no width, or no room for the 256 bytes.
+        ValueError: all texts are empty, ``dim`` is below 1, or ``vocab_size`` is below 256, one token for each byte.
     """
     if dim < 1 or vocab_size < 256:
-        raise ValueError(f"builtin text encoder: dim {dim} must be at least 1, vocab_size {vocab_size} 256, one a byte")
+        raise ValueError(f"builtin_text_encoder: dim {dim} must be at least 1, vocab_size {vocab_size} at least 256")
     if not any(text.strip() for text in texts):
-        raise ValueError("texts: no item has one, so there is nothing to make the builtin text encoder from")
+        raise ValueError("texts: no item has one, so the builtin text encoder has no training data")
 
     def build(work: Work) -> None:
         from sentence_transformers import SentenceTransformer
@@ -47,10 +47,10 @@ def builtin_stage(texts: Sequence[str], *, dim: int, vocab_size: int, seed: int)
 
 
 def train_word_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
-    """A tokenizer of lower-case words and punctuation, with byte-level subwords for words that occur once or are rare.
+    """A tokenizer of lower-case words and punctuation, with byte-level subwords for rare words.
 
-    The builtin LM's tokenizer merges whole titles into one token, in which LSA would find nothing that two items share.
-    Every Unicode text goes through, and there are no special tokens: ``[MASK]`` in a text is text.
+    The builtin LM's tokenizer merges whole titles into one token; LSA needs tokens that several items share. Any Unicode
+    text can be encoded. There are no special tokens: ``[MASK]`` in a text is encoded as ordinary text.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -72,10 +72,10 @@ def train_word_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
 
 
 def lsa_embeddings(tokens: Sequence[Sequence[int]], vocab_size: int, dim: int, seed: int) -> Tensor:
-    """Token vectors [V, D] whose mean over a text points where the text's LSA vector does; the means have norm 1 on average.
+    """Token vectors [V, D]; their mean over a text has the direction of its LSA vector. The means have norm 1 on average.
 
-    LSA: the truncated SVD U S V' of the texts' TF-IDF rows x, in which a text has the vector x V. A mean over tokens weights
-    each of them equally, so the idf goes into its row of V. Columns beyond the catalogue's rank are zero.
+    LSA: a text with the TF-IDF row x has the vector x V, from the truncated SVD U S V' of all rows. A mean weights all tokens
+    equally, so each row of V is multiplied by the token's idf. Columns beyond the catalogue's rank are zero.
     """
     from scipy import sparse
     from sklearn.preprocessing import normalize
@@ -85,11 +85,11 @@ def lsa_embeddings(tokens: Sequence[Sequence[int]], vocab_size: int, dim: int, s
     cells = np.repeat(np.arange(len(tokens)), lengths.astype(int)), np.concatenate(tokens)
     counts = sparse.csr_matrix((np.ones(len(cells[0]), np.float32), cells), shape=(len(tokens), vocab_size))  # [N, V]
     texts_with = np.bincount(counts.indices, minlength=vocab_size)
-    idf = np.log((1 + len(tokens)) / np.maximum(texts_with, 1)).astype(np.float32)  # [V], above 0 even where all have it
+    idf = np.log((1 + len(tokens)) / np.maximum(texts_with, 1)).astype(np.float32)  # [V], positive even for a token of all texts
     weighted = counts.copy()
     weighted.data = (1 + np.log(counts.data)) * idf[counts.indices]
     _, strength, right = randomized_svd(normalize(weighted), dim, n_iter=4, random_state=seed)  # [R], [R, V], R <= D
-    right = right[strength > 1e-5 * strength[0]]  # of the others only rounding errors are left
+    right = right[strength > 1e-5 * strength[0]]  # the others are rounding errors
     table = np.zeros((vocab_size, dim), np.float32)
     table[:, : len(right)] = idf[:, None] * right.T
     means = (counts @ table) / lengths[:, None]  # [N, D]

@@ -1,7 +1,7 @@
 """A causal LM as a frozen part of a recommender: a folder or a Hugging Face hub id, loaded without running its code.
 
-Weights come from safetensors only, remote code stays off, and the revision that was loaded is kept for the run record.
-Everything that `transformers` already names keeps that name: dtype, device_map, attn_implementation, load_in_4bit.
+Only safetensors are read, and remote code is never run. Options have their names in `transformers`: dtype, device_map,
+attn_implementation, load_in_4bit.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 
-from recbole_llm.llm.identity import HUB_ID, fingerprint
+from recbole_llm.llm.identity import checked_hub_id, fingerprint, first_line, not_on_hub
 from recbole_llm.logs import hide_progress_bars
 
 
 @dataclass(frozen=True)
 class CausalLM:
-    """A frozen backbone. name: folder name or hub id; revision: the hub's commit, None for a folder."""
+    """A frozen backbone and its tokenizer."""
 
     model: Any
     tokenizer: Any
-    name: str
-    revision: str | None
 
 
 def load_causal_lm(
@@ -37,13 +35,13 @@ def load_causal_lm(
     attn_implementation: str | None = None,
     load_in_4bit: bool = False,
 ) -> CausalLM:
-    """Load, freeze and place a causal LM and its tokenizer; a tokenizer without a pad token pads with its end token.
+    """Load, freeze and place a causal LM and its tokenizer.
 
     path: a folder in the `save_pretrained` layout, or a hub id. revision: branch, tag or commit of the hub.
-    dtype: 'auto' is bfloat16 on a CUDA device that has it, float32 elsewhere.
-    device: default CUDA where there is one; `device_map` and `load_in_4bit` place the model themselves.
-    Raises FileNotFoundError where nothing can be loaded from `path`, ValueError for an unknown dtype or a tokenizer
-    without an end token, ImportError where 4-bit loading lacks bitsandbytes.
+    dtype: see :func:`resolved_dtype`.
+    device: CUDA by default if available; `device_map` and `load_in_4bit` place the model themselves.
+    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype or a tokenizer
+    without an end token, ImportError if `load_in_4bit` is set and bitsandbytes is not installed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -62,36 +60,30 @@ def load_causal_lm(
     try:
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
     except OSError as error:
-        raise FileNotFoundError(_not_found(source, revision, error)) from error
+        raise _not_found(source, revision, error) from error
     if not device_map:
         model = model.to(device)  # type: ignore[arg-type]
-    folder = Path(source).is_dir()
-    return CausalLM(
-        model=model.requires_grad_(False).eval(),
-        tokenizer=tokenizer,
-        name=Path(source).resolve().name if folder else source,
-        revision=None if folder else getattr(model.config, "_commit_hash", None),
-    )
+    return CausalLM(model.requires_grad_(False).eval(), tokenizer)
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer of a causal LM; without a pad token it pads with its end token. Raises as :func:`load_causal_lm`."""
+    """The tokenizer of a causal LM; one without a pad token pads with its end token. Raises as :func:`load_causal_lm`."""
     from transformers import AutoTokenizer
 
     source = _source(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except OSError as error:
-        raise FileNotFoundError(_not_found(source, revision, error)) from error
+        raise _not_found(source, revision, error) from error
     if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer of {source} has no end-of-text token, so no answer could end; set eos_token")
+        raise ValueError(f"the tokenizer of {source} has no end-of-text token to end an answer with; set eos_token")
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only fills holes: attention masks say what is padding
+        tokenizer.pad_token = tokenizer.eos_token  # attention masks tell the two apart
     return tokenizer
 
 
 def identity(path: str | Path, revision: str | None = None) -> str:
-    """What identifies a causal LM before it is loaded: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
+    """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
     from transformers import AutoConfig
 
     source = _source(path)
@@ -100,41 +92,29 @@ def identity(path: str | Path, revision: str | None = None) -> str:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except OSError as error:
-        raise FileNotFoundError(_not_found(source, revision, error)) from error
+        raise _not_found(source, revision, error) from error
     return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
 
 
 def _source(path: str | Path) -> str:
-    """A folder that exists or a possible hub id; a path that is neither never reaches the network."""
+    """An existing folder or a possible hub id; anything else raises an error without a network request."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
-    if isinstance(path, Path) or not HUB_ID.fullmatch(path):
-        raise FileNotFoundError(
-            f"llm_path: there is no folder {path}; give a folder with config.json, tokenizer.json "
-            "and model.safetensors, a hub id such as Qwen/Qwen2.5-0.5B, or 'builtin'"
-        )
-    return path
+    return checked_hub_id(path, "llm_path", "config.json, tokenizer.json and model.safetensors", "Qwen/Qwen2.5-0.5B")
 
 
-def _not_found(source: str, revision: str | None, error: OSError) -> str:
-    """What was tried, what `transformers` answered, what to do."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(source).is_dir():
-        return (
-            f"llm_path: the folder {source} holds no complete model ({reason}). It needs config.json, the "
-            "tokenizer's files and *.safetensors; pickled weights (*.bin) are not read: save_pretrained() converts"
-        )
-    wanted = f"{source}@{revision}" if revision else source
-    return (
-        f"llm_path: cannot load {wanted} ({reason}). Tried the folder of that name, the local cache (HF_HOME) and "
-        f"the hub. Download it where there is a network, `hf download {source}`, and point HF_HOME or "
-        "llm_path to it; or use llm_path: builtin, which needs no download"
+def _not_found(source: str, revision: str | None, error: OSError) -> FileNotFoundError:
+    if not Path(source).is_dir():
+        return not_on_hub("llm_path", source, revision, error)
+    return FileNotFoundError(
+        f"llm_path: the folder {source} holds no complete model ({first_line(error)}). It needs config.json, the tokenizer's "
+        "files and *.safetensors; pickled weights (*.bin) are not read: convert them with save_pretrained()"
     )
 
 
 def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision that ``dtype`` means on a device: ``auto`` is bfloat16 on a CUDA device that has it, float32 elsewhere."""
+    """The torch dtype; ``auto`` is bfloat16 on a CUDA device with native support, float32 elsewhere."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -147,7 +127,7 @@ def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtyp
 
 
 def _four_bits(dtype: torch.dtype) -> Any:
-    """NF4 with double quantization, computing in `dtype`: the QLoRA setting."""
+    """NF4 with double quantization and computation in `dtype`, as in QLoRA."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError("load_in_4bit: true needs bitsandbytes: `pip install bitsandbytes`, or load_in_4bit: false")
     from transformers import BitsAndBytesConfig

@@ -1,6 +1,6 @@
-"""LoRA fine-tuning of a frozen LM: how every adapter is trained.
+"""LoRA fine-tuning of a frozen LM.
 
-The loss is the LM's own, ``- sum_t log P(y_t | y_<t, x)``, over the answer alone (RecCocktail eqs. 4-5).
+The loss is ``- sum_t log P(y_t | y_<t, x)`` over the tokens of the answer (RecCocktail, equations 4 and 5).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from recbole_llm.training.loop import DEFAULT_OPTIONS, Epochs, LoopOptions, Trai
 logger = getLogger()
 
 Encode = Callable[[Any, np.random.Generator], Example]
-"""Makes a training example of whatever stands for one; the generator draws its negative candidates, if it has any."""
+"""Encodes a training example; the generator draws its negative candidates, if any."""
 
 
 @dataclass(frozen=True)
 class LoRATrainingConfig(Settings):
-    """How an adapter is trained; peft's names where peft has one."""
+    """How an adapter is trained, under peft's names if there is one."""
 
     KEYS = {
         "train_mode": "lora_train_mode",
@@ -67,23 +67,15 @@ def finetune(
     work: Work,
     options: LoopOptions = DEFAULT_OPTIONS,
 ) -> None:
-    """Train one adapter on ``examples`` and write it to ``work.out`` as a PEFT folder; ``model`` comes back without it.
+    """Train one adapter on ``examples`` and write it to ``work.out`` as a PEFT folder; ``model`` has no adapter afterwards.
 
     Args:
         model: the frozen causal LM.
-        examples: whatever ``encode`` takes.
-        validate: score (bigger is better) of the PeftModel in eval mode; the best weights are returned to.
+        examples: inputs of ``encode``.
+        validate: score (bigger is better) of the PeftModel in eval mode; the weights with the best score are written.
     """
-    peft_model = attach_lora(
-        model,
-        name=name,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.target_modules,
-        use_rslora=config.use_rslora,
-        seed=config.seed,
-    )
+    keys = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "seed")
+    peft_model = attach_lora(model, name=name, **{key: getattr(config, key) for key in keys})
     parameters = {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
     batches = Batches(examples, encode, config.batch_size, config.accumulation, config.seed)
@@ -127,10 +119,10 @@ def finetune(
 
 
 class Batches:
-    """Micro-batches by index: micro-batch ``i`` depends on (seed, i) alone, so that training can resume anywhere.
+    """Micro-batches by index: micro-batch ``i`` is a function of (seed, i), so training can resume at any step.
 
-    Each is examples and the weight that makes the mean loss over the ``parts`` of a step the mean over all its answer tokens,
-    however unevenly the parts hold them.
+    Each is a list of examples and its weight. With these weights, the mean loss over the ``parts`` of a step is the mean over
+    all answer tokens of the step.
     """
 
     def __init__(self, examples: Sequence[Any], encode: Encode, batch_size: int, accumulation: int, seed: int):
@@ -145,7 +137,7 @@ class Batches:
         step, part = divmod(micro, self.parts)
         epoch, chosen = step // self.steps_per_epoch, self._epochs[step]
         encoded = [self._encode(self._examples[i], np.random.default_rng([self._seed, epoch, int(i)])) for i in chosen]
-        encoded.sort(key=lambda example: len(example.row))  # parts of like length, less padding
+        encoded.sort(key=lambda example: len(example.row))  # less padding
         size = len(encoded)
         taken = encoded[part * size // self.parts : (part + 1) * size // self.parts]
         answers, all_answers = (sum(sum(example.mask) for example in some) for some in (taken, encoded))

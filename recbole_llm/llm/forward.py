@@ -1,4 +1,4 @@
-"""What training, scoring and encoding share of a pass through a causal LM: input embeddings, positions, and the loss.
+"""Inputs of a causal LM's forward pass, for training, scoring and encoding, and the training loss.
 
 Legend: B rows, T tokens, S soft tokens, D width, V vocabulary.
 """
@@ -17,37 +17,46 @@ from recbole_llm.llm.packing import pad_left
 
 
 def lm_loss(model: Any, examples: Sequence[Example], pad_token_id: int, *, soft: Tensor | None = None) -> Tensor:
-    """Mean next-token loss, in nats, over the answers of examples; what precedes the first answer gets no logits.
+    """Mean next-token loss, in nats, over the answers of examples; logits are computed from the first answer on.
 
-    examples: of any lengths; soft slots name rows of ``soft`` [S, D] and are never targets, nor is a row's first token.
+    examples: of any lengths; soft slots index rows of ``soft`` [S, D]. These and a row's first token are never targets.
     Raises ValueError if no example has an answer.
     """
-    embed = model.get_input_embeddings()
-    rows = [example.row for example in examples]
-    tokens, seen = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)  # [B, T]
-    wanted, _ = pad_left([torch.tensor(example.mask, device=seen.device) for example in examples])  # [B, T]
-    inputs = embedded(embed, tokens, rows, soft)  # [B, T, D]
-    wanted = wanted[:, 1:].bool() & seen[:, :-1]  # [B, T - 1]
-    if not wanted.any():
+    inputs, tokens, real = left_padded(model, [example.row for example in examples], pad_token_id, soft)  # [B, T]
+    mask, _ = pad_left([torch.tensor(example.mask, device=real.device) for example in examples])  # [B, T]
+    targets = mask[:, 1:].bool() & real[:, :-1]  # [B, T - 1]
+    if not targets.any():
         raise ValueError("no row has an answer token after its first, so there is no loss; check the answer mask")
-    keep = wanted.shape[1] - int(wanted.any(0).int().argmax())  # columns from the first target of any row on
-    logits = model(
-        inputs_embeds=inputs,
-        attention_mask=seen.long(),
-        position_ids=positions(seen),
-        use_cache=False,
-        logits_to_keep=keep + 1,
-    ).logits[:, :-1]  # [B, keep, V]
-    wanted = wanted[:, -keep:]  # [B, keep]
-    return F.cross_entropy(logits[wanted].float(), tokens[:, -keep:][wanted])
+    keep = targets.shape[1] - int(targets.any(0).int().argmax())  # columns from the first target of any row on
+    logits = model(**inputs, logits_to_keep=keep + 1).logits[:, :-1]  # [B, keep, V]
+    targets = targets[:, -keep:]  # [B, keep]
+    return F.cross_entropy(logits[targets].float(), tokens[:, -keep:][targets])
+
+
+def left_padded(
+    model: Any, rows: Sequence[Prompt], pad_token_id: int, soft: Tensor | None
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Rows as keyword arguments of a forward pass, as tokens [B, T], and where these are real, [B, T] bool.
+
+    Padding changes no result: it is masked, and positions count real tokens only. All rows end in the last column.
+    """
+    embed = model.get_input_embeddings()
+    tokens, real = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)
+    inputs = {
+        "inputs_embeds": embedded(embed, tokens, rows, soft),
+        "attention_mask": real.long(),
+        "position_ids": positions(real),
+        "use_cache": False,
+    }
+    return inputs, tokens, real
 
 
 def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None) -> Tensor:
-    """Input embeddings [B, T, D] of rows that are padded on the left to tokens [B, T]; soft slots read ``soft`` [S, D]."""
+    """Input embeddings [B, T, D] of rows, padded on the left to tokens [B, T]; soft slots index rows of ``soft`` [S, D]."""
     hard = embed(tokens)  # [B, T, D]
     if soft is None:
         return hard
-    slots = torch.full(tokens.shape, -1)  # [B, T], the row of ``soft`` that is read there, -1 where none is
+    slots = torch.full(tokens.shape, -1)  # [B, T], rows of ``soft``, -1 for a token
     for slot, row in zip(slots, rows, strict=True):
         if row.soft_slots:
             start = len(slot) - len(row)
@@ -56,6 +65,6 @@ def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | 
     return torch.where((slots >= 0).unsqueeze(-1), soft.to(hard.device, hard.dtype)[slots.clamp(min=0)], hard)
 
 
-def positions(seen: Tensor) -> Tensor:
-    """Position ids [B, L] that count real tokens only, so that padding moves nobody."""
-    return (seen.cumsum(-1) - 1).clamp(min=0)
+def positions(real: Tensor) -> Tensor:
+    """Position ids [B, T] that count real tokens only."""
+    return (real.cumsum(-1) - 1).clamp(min=0)

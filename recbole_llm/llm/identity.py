@@ -1,4 +1,4 @@
-"""What identifies the model in a folder, before anything of it is loaded."""
+"""What identifies a model before it is loaded, and the errors of a model that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from pathlib import Path
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 PATTERNS = ("config.json", *TOKENIZER, "chat_template*", "*.safetensors")
-WHOLE_FILE = 64 * 2**20  # larger files are known by their header, their size and samples
+WHOLE_FILE = 64 * 2**20  # larger files are hashed by size and samples
 SAMPLE, SAMPLES = 2**16, 64
 
 
 def fingerprint(path: str | Path, revision: str | None = None) -> str:
-    """What identifies a causal LM: SHA-256 of a folder's config, tokenizer, chat template and tensors, or ``id@revision``.
+    """SHA-256 of a folder's config, tokenizer, chat template and tensors; ``id@revision`` for a hub id.
 
-    A file above 64 MB counts with its size, its first 64 kB (where safetensors keep their header) and 63 samples.
+    Of a file above 64 MB, the hash reads the size, the first 64 kB (the header of safetensors) and 63 further samples.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return f"{path}@{revision or 'main'}"
     digest = hashlib.sha256()
-    files = {file for pattern in PATTERNS for file in folder.glob(pattern)}
-    for file in sorted(files):
+    for file in sorted({file for pattern in PATTERNS for file in folder.glob(pattern)}):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size};".encode())
         with file.open("rb") as handle:
@@ -34,3 +33,31 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
                 handle.seek(max(size - SAMPLE, 0) * sample // (SAMPLES - 1))
                 digest.update(handle.read(SAMPLE))
     return digest.hexdigest()
+
+
+def checked_hub_id(path: str | Path, key: str, files: str, example: str) -> str:
+    """``path`` if it can be a hub id.
+
+    Raises:
+        FileNotFoundError: it cannot, so it is a folder that does not exist. ``files`` and ``example`` are for the message.
+    """
+    if isinstance(path, Path) or not HUB_ID.fullmatch(path):
+        raise FileNotFoundError(
+            f"{key}: there is no folder {path}; give a folder with {files}, a hub id such as {example}, or 'builtin'"
+        )
+    return path
+
+
+def not_on_hub(key: str, hub_id: str, revision: str | None, error: Exception) -> FileNotFoundError:
+    """The error for a hub id that cannot be loaded: what was tried, the reason, the remedy."""
+    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    return FileNotFoundError(
+        f"{key}: cannot load {wanted} ({first_line(error)}). Tried the folder of that name, the local cache (HF_HOME) and the "
+        f"hub. On a machine with network access, run `hf download {hub_id}` and point HF_HOME or {key} to the result; "
+        f"or use {key}: builtin, which needs no download"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Candidates ranked by the likelihood of their titles: from histories and candidates to scores.
+"""Likelihoods of candidate titles: from histories and candidates to scores.
 
 ::
 
@@ -21,21 +21,21 @@ from recbole_llm.llm.scoring import Scorer
 
 Histories = Sequence[Sequence[int]]
 SoftTokens = Callable[[Sequence[Prompt], Histories, Sequence[int]], tuple[Sequence[Prompt], Tensor | None]]
-"""Prompts, histories and user ids -> the prompts with numbered soft slots, and the vectors [S, D] for these."""
+"""Prompts, histories and user ids -> the prompts with numbered soft slots, and their vectors [S, D]."""
 
 
 @dataclass(frozen=True)
 class TitleLikelihood:
-    """``log P(title | prompt)`` of candidates, by one LM with one kind of prompt.
+    """``log P(title | prompt)`` of candidates under one LM and one prompt format.
 
     Args:
         lm: a causal LM, or an :class:`~recbole_llm.llm.lora.AdapterView` of one.
-        prompts: builds the prompts; where it has labels, the label of a candidate is scored instead of its title.
-        scorer: how the likelihoods are computed.
-        several_titles: the LM learned to answer with several titles, so that a separator ends the first one.
-        soft_tokens: fills the soft slots of prompts; ``user_key`` gives the key of a user's own.
-        prior: takes off what a title's likelihood is without a history (``normalize: pmi``; Holtzman et al., EMNLP 2021,
-            arXiv 2104.08315), so that a title is not put behind for being rare, or unseen.
+        prompts: builds the prompts; if it has labels, a candidate's label is scored instead of its title.
+        scorer: computes the likelihoods.
+        several_titles: the LM was trained on answers of several titles, so a separator ends the first one.
+        soft_tokens: fills the soft slots of prompts; ``user_key`` maps a row of the batch to the key of its user's slot.
+        prior: its likelihood without a history is subtracted (``normalize: pmi``; Holtzman et al., EMNLP 2021,
+            arXiv 2104.08315), so that rare or unseen titles are not penalised.
     """
 
     lm: Any
@@ -47,31 +47,31 @@ class TitleLikelihood:
     prior: TitleLikelihood | None = None
 
     def __call__(self, histories: Histories, candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
-        """Scores [B, C] in fp32 of candidates [B, C] for B histories of internal item ids, old to new; differentiable.
+        """Scores [B, C] in fp32 of candidates [B, C] for B histories of internal item ids, oldest first; differentiable.
 
-        ``users`` holds internal user ids, for models to whom a user is more than a history.
+        ``users`` are internal user ids, for models that use more of a user than the history.
         """
         scores = self._likelihoods(histories, candidates, users)  # [B, C]
         return scores if self.prior is None else scores - self.prior.without_history(candidates)
 
     def with_lm(self, lm: Any) -> TitleLikelihood:
-        """The same by another LM, or by other adapters of it."""
+        """A copy with another LM, or other adapters."""
         return replace(self, lm=lm, prior=self.prior and replace(self.prior, lm=lm))
 
     def prompts_of(self, histories: Histories, candidates: Tensor) -> list[Prompt]:
-        """The prompts of histories; candidates [B, C] are listed where prompts show them."""
+        """The prompts of histories, with candidates [B, C] if prompts show them."""
         rows = candidates.tolist()
         shown = rows if self.prompts.shows_candidates else [None] * len(rows)
         keys = [self.user_key(row) if self.user_key else None for row in range(len(rows))]
         return [self.prompts.prompt(*parts) for parts in zip(histories, shown, keys, strict=True)]
 
     def without_history(self, candidates: Tensor) -> Tensor:
-        """How likely titles are without any history, [B, C]."""
+        """Likelihoods [B, C] without a history; each distinct title is scored once where prompts do not show candidates."""
         if self.prompts.shows_candidates:
             return self._likelihoods([[]] * len(candidates), candidates)
         items, place = candidates.cpu().unique(return_inverse=True)  # [N], [B, C]
         width = candidates.size(1)
-        rows = torch.cat([items, items[:1].expand(-len(items) % width)]).view(-1, width)  # each item once, then a filler
+        rows = torch.cat([items, items[:1].expand(-len(items) % width)]).view(-1, width)  # padded with the first
         found = self._likelihoods([[]] * len(rows), rows).flatten()
         return found[place.to(found.device)]  # [B, C]
 
@@ -88,6 +88,6 @@ class TitleLikelihood:
         return self.scorer(self.lm, prompts, answers, soft)  # [B, C]
 
     def _title(self, item: int) -> list[int]:
-        """A title as the LM learned to answer it: followed by its end, or by the separator of a longer answer."""
+        """A title and what followed it in training: the end of the answer, or the separator of several titles."""
         longer = self.several_titles and self.prompts.shows_candidates
         return self.prompts.first_of_ranking(item) if longer else self.prompts.answers[item]

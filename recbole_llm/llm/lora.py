@@ -1,15 +1,15 @@
 """LoRA adapters through peft's public API: attach, save, load, select, mix.
 
-A mixture ``h = W x + sum_i w_i s_i B_i A_i x`` needs no copy of any weight: all adapters are active and the coefficient
-``w_i`` is a tensor inside peft's own ``layer.scaling[name]``, so gradients reach it. Merged for good, the same mixture
-is :mod:`recbole_llm.merging.arithmetic`.
+A mixture ``h = W x + sum_i w_i s_i B_i A_i x`` copies no weights: all its adapters are active, and each coefficient ``w_i``
+is a tensor in peft's ``layer.scaling[name]``, through which gradients flow. :mod:`recbole_llm.merging.arithmetic` merges
+adapters into one.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ CONFIG_FILE = "adapter_config.json"
 KEY_PREFIX = "base_model.model."
 
 Coefficient = float | Tensor | Mapping[str, Tensor]
-"""A scalar for the whole adapter, or one scalar for each LoRA module by name."""
+"""A scalar for the whole adapter, or a scalar for each LoRA module by name."""
 
 
 def attach_lora(
@@ -38,11 +38,14 @@ def attach_lora(
     use_rslora: bool = False,
     seed: int,
 ) -> PeftModel:
-    """Add a fresh adapter (``B = 0``), make it the active one and the only thing that trains.
+    """Add an untrained adapter (``B = 0``) as the only active and trainable one.
 
     Args:
-        model: a causal LM, or a PeftModel that gets one more adapter.
-        seed: of the initial ``A``; the global random state is left as it was.
+        model: a causal LM, or a PeftModel with other adapters.
+        seed: of the initial ``A``; the global random state is preserved.
+
+    Raises:
+        ValueError: there is an adapter of that name.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -59,18 +62,13 @@ def attach_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if not isinstance(model, PeftModel):
-            return get_peft_model(model, config, adapter_name=name)  # type: ignore[arg-type]
+            return get_peft_model(model, config, adapter_name=name)
         if name in model.peft_config:
             raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
         model.add_adapter(name, config)
     _tuner(model).enable_adapter_layers()
-    model.set_adapter(name)  # in peft, what is set also trains
+    model.set_adapter(name)  # peft also makes it trainable
     return model
-
-
-def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters an optimizer should see."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -88,12 +86,12 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     config: Any = copy.copy(model.peft_config[name])
     config.inference_mode = True
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # sets print in another order in each process
+        config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
     config.save_pretrained(str(folder))
 
 
 def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
-    """Load several adapters next to each other, frozen, in eval mode; the first is active.
+    """Load several adapters into one model, frozen, in eval mode; the first is active.
 
     Raises:
         FileNotFoundError: a folder is not a PEFT folder.
@@ -101,25 +99,24 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    keys = {name: _adapter_keys(Path(folder)) for name, folder in folders.items()}
-    _check_alike(folders, keys)
+    keys = _checked_keys(folders)
     for name, folder in folders.items():
         if isinstance(model, PeftModel):
             if name in model.peft_config:
                 raise ValueError(f"adapter {name!r} is already loaded; give {folder} another name")
             model.load_adapter(str(folder), adapter_name=name)
         else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)  # type: ignore[arg-type]
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
         if expected != keys[name]:
             odd = min(expected ^ keys[name])
-            raise ValueError(f"adapter {name!r} in {folder} does not fit this model: {odd} is in one of them only")
+            raise ValueError(f"adapter {name!r} in {folder} does not fit this model: only one of them has {odd}")
     AdapterView(model, {next(iter(folders)): 1.0}).select()  # type: ignore[arg-type]
     return model.eval()  # type: ignore[return-value]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a PEFT folder; pickled ``.bin`` weights are refused.
+    """``adapter_config.json`` of a PEFT folder with safetensors; pickled ``.bin`` weights are refused.
 
     Raises:
         FileNotFoundError: names the file that is missing.
@@ -131,25 +128,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def base_model_name(config: Mapping[str, Any]) -> str | None:
-    """The base model of an adapter: a hub id, or the name of a folder, since a backbone that was moved is the same one."""
+    """The base model of an adapter: a hub id, or the name of a folder without its path, since folders may be moved."""
     base = config.get("base_model_name_or_path")
     if not base or (base.count("/") <= 1 and not Path(base).is_absolute()):
         return base
     return Path(base).name
 
 
-def _adapter_keys(folder: Path) -> set[str]:
+def _checked_keys(folders: Mapping[str, Path]) -> dict[str, set[str]]:
+    """The tensors of each adapter by name, after checking that the adapters are alike."""
     from safetensors import safe_open
 
-    read_config(folder)
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        return set(file.keys())
-
-
-def _check_alike(folders: Mapping[str, Path], keys: Mapping[str, set[str]]) -> None:
     if not folders:
         raise ValueError("no adapter to load: folders is empty")
-    bases = {name: base_model_name(read_config(Path(folder))) for name, folder in folders.items()}
+    bases, keys = {}, {}
+    for name, folder in folders.items():
+        bases[name] = base_model_name(read_config(folder))
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            keys[name] = set(file.keys())
     first, *others = folders
     for other in others:
         if bases[other] != bases[first]:
@@ -159,28 +155,29 @@ def _check_alike(folders: Mapping[str, Path], keys: Mapping[str, set[str]]) -> N
         if keys[other] != keys[first]:
             odd = min(keys[other] ^ keys[first])
             raise ValueError(f"adapters {first!r} and {other!r} have different target modules: only one has {odd}")
+    return keys
 
 
 # -- selection and mixture ---------------------------------------------------------------------------------------------
 
 
 def lora_modules(model: PeftModel) -> dict[str, Any]:
-    """Module name within the base model -> peft's LoRA layer, in the model's order."""
+    """peft's LoRA layers by module name within the base model, in the model's order."""
     from peft.tuners.lora import LoraLayer
 
     return {name: layer for name, layer in _tuner(model).model.named_modules() if isinstance(layer, LoraLayer)}
 
 
 class AdapterView:
-    """A causal LM as it computes with some of its adapters: ``W x + sum_i w_i s_i B_i A_i x``.
+    """A causal LM with a mixture of its adapters: ``W x + sum_i w_i s_i B_i A_i x``.
 
-    Views of one model share its weights. Each call selects the view's own adapters first, so a view computes the same whichever
-    was called before; nothing has to be put back.
+    Views of one model share its weights. Each call selects the view's own adapters first, so results do not depend on calls
+    of other views.
 
     Args:
-        model: with its adapters loaded.
-        adapters: name -> coefficient: a scalar, or {module -> scalar tensor}. Gradients reach tensors, and tensors on the CPU
-            serve modules on any device. Without any adapter the base model computes alone.
+        model: a causal LM with loaded adapters.
+        adapters: name -> coefficient: a scalar, or {module -> scalar tensor}. Tensors receive gradients; tensors on the CPU
+            work for modules on any device. Without adapters, the view is the base model.
 
     Raises:
         ValueError: an unknown adapter, or per-module coefficients that do not name exactly the adapter's modules.
@@ -188,9 +185,7 @@ class AdapterView:
 
     def __init__(self, model: PeftModel, adapters: Mapping[str, Coefficient] | None = None):
         self.model, self.adapters = model, dict(adapters or {})
-        unknown = [name for name in self.adapters if name not in model.peft_config]
-        if unknown:
-            raise ValueError(f"no adapter named {unknown}; loaded are {sorted(model.peft_config)}")
+        _check_names(model, self.adapters)
         layers = lora_modules(model)
         for name, coefficient in self.adapters.items():
             targeted = {module for module, layer in layers.items() if name in layer.scaling}
@@ -204,8 +199,16 @@ class AdapterView:
         return self.model(*args, **kwargs)
 
     def select(self) -> None:
-        """Make the model compute with this view's adapters; what trains does not change."""
-        _select(self.model, list(self.adapters) or None)
+        """Make this view's adapters the active ones of the model."""
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        tuner = _tuner(self.model)
+        if self.adapters:
+            tuner.enable_adapter_layers()
+            tuner.set_adapter(list(self.adapters))
+        else:
+            tuner.disable_adapter_layers()
+        for parameter, flag in flags:  # peft makes active adapters trainable
+            parameter.requires_grad_(flag)
         for module, layer in lora_modules(self.model).items():
             for name, coefficient in self.adapters.items():
                 if name in layer.scaling:
@@ -213,31 +216,19 @@ class AdapterView:
 
     @property
     def config(self) -> Any:
-        """Of the base model."""
+        """The configuration of the base model."""
         return self.model.config
 
     def get_input_embeddings(self) -> Any:
-        """Of the base model."""
+        """The input embeddings of the base model."""
         return self.model.get_input_embeddings()
 
 
 def _tuner(model: PeftModel) -> Any:
-    return model.base_model  # peft's LoraModel: it takes several active adapters, PeftModel only one
+    return model.base_model  # peft's LoraModel: unlike PeftModel, it allows several active adapters
 
 
-def _check_names(model: PeftModel, names: Sequence[str]) -> None:
+def _check_names(model: PeftModel, names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in model.peft_config]
-    if unknown or not names:
-        raise ValueError(f"no adapter named {unknown or '(none given)'}; loaded are {sorted(model.peft_config)}")
-
-
-def _select(model: PeftModel, names: list[str] | None) -> None:
-    """Set the active adapters. peft would also make them trainable; selecting is not training, so that is undone."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    if names is None:
-        _tuner(model).disable_adapter_layers()
-    else:
-        _tuner(model).enable_adapter_layers()
-        _tuner(model).set_adapter(names)
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
+    if unknown:
+        raise ValueError(f"no adapter named {unknown}; loaded are {sorted(model.peft_config)}")

@@ -1,9 +1,9 @@
 """Rows of different lengths as tensors: padding, batches under a token budget, candidate branches behind one prompt.
 
-The packed tree is the candidate-isolation mask of SpecInfer and of multi-item scoring: the answers of a user stand in
-one row, each sees the prompt and itself, and each believes that it follows the prompt directly.
+A packed tree holds all answers of a user in one row, as in SpecInfer and multi-item scoring. Each answer attends to the
+prompt and to itself, and its positions follow those of the prompt.
 
-Legend: B users, C candidates, L prompt tokens, A answer tokens, S answer tokens fed per user.
+Legend: B users, C candidates, L prompt tokens, A answer tokens, S answer tokens in a user's row.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def token_batches(lengths: Sequence[int], extras: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches whose padded size, rows x (longest length + largest extra), stays within ``budget``.
+    """Indices in batches whose padded size, rows x (longest length + largest extra), is at most ``budget``.
 
-    Longest first, so that little is padded and a batch too large for the memory fails at once; a row that exceeds the
-    budget alone is a batch of its own.
+    Longest first: this limits padding, and running out of memory happens in the first batch. A row above the budget is a
+    batch of its own.
     """
     batches: list[list[int]] = []
     length = extra = 0
@@ -35,14 +35,14 @@ def token_batches(lengths: Sequence[int], extras: Sequence[int], budget: int) ->
 
 
 def pad_left(rows: Sequence[Tensor], pad: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows [T, ...] with ``pad`` before them, so that all end together: ([B, T, ...], real [B, T] bool)."""
+    """Rows [T, ...] padded on the left: ([B, T, ...], real [B, T] bool)."""
     padded = pad_sequence(list(rows), batch_first=True, padding_value=pad, padding_side="left")  # [B, T, ...]
     lengths = torch.tensor([len(row) for row in rows], device=padded.device).unsqueeze(-1)  # [B, 1]
     return padded, torch.arange(padded.shape[1], device=padded.device) >= padded.shape[1] - lengths
 
 
 def pad_answers(answers: Sequence[Sequence[Sequence[int]]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """B x C answers with ``pad`` after them: (tokens [B, C, A], real [B, C, A] bool)."""
+    """B x C answers padded on the right: (tokens [B, C, A], real [B, C, A] bool)."""
     lengths = torch.tensor([[len(answer) for answer in row] for row in answers], device=device)  # [B, C]
     width = int(lengths.max())
     tokens = torch.tensor(
@@ -53,10 +53,10 @@ def pad_answers(answers: Sequence[Sequence[Sequence[int]]], pad: int, device: to
 
 @dataclass(frozen=True)
 class Branches:
-    """The answers of each user, without their last tokens, one after the other in a row of S slots.
+    """The answers of each user, without their last tokens, concatenated in a row of S slots.
 
-    tokens, owner (candidate, -1 in a hole), depth (position inside the answer): LongTensor[B, S].
-    slots: LongTensor[B, C, A - 1], where in the row the j-th fed token of an answer stands (anywhere, if it has none).
+    tokens, owner (candidate, -1 for padding), depth (position within the answer): LongTensor[B, S].
+    slots: LongTensor[B, C, A - 1], the slot of the j-th token of an answer (any slot, if it has no such token).
     """
 
     tokens: Tensor
@@ -66,7 +66,7 @@ class Branches:
 
     @classmethod
     def of(cls, tokens: Tensor, real: Tensor) -> Branches:
-        """Pack tokens [B, C, A] where ``real`` [B, C, A]; an answer of n tokens takes n - 1 slots."""
+        """Pack tokens [B, C, A] where ``real`` [B, C, A]; an answer of n tokens fills n - 1 slots."""
         fed = real[..., 1:]  # [B, C, A - 1]
         number = fed.sum(-1)  # [B, C]
         depth = torch.arange(fed.shape[-1], device=tokens.device).expand_as(fed)  # [B, C, A - 1]
@@ -75,8 +75,8 @@ class Branches:
         users, owner, _ = where = fed.nonzero(as_tuple=True)  # 3 x [fed tokens]
         width = int(number.sum(-1).max())
 
-        def packed(values: Tensor, hole: int) -> Tensor:
-            row = values.new_full((len(tokens), width), hole)  # [B, S]
+        def packed(values: Tensor, padding: int) -> Tensor:
+            row = values.new_full((len(tokens), width), padding)  # [B, S]
             row[users, slots[where]] = values
             return row
 
@@ -88,7 +88,7 @@ class Branches:
         )
 
     def visible(self, prompt: Tensor) -> Tensor:
-        """Who sees whom, BoolTensor[B, S, L + S]: the real tokens ``prompt`` [B, L], and the branch so far."""
+        """Attention mask, BoolTensor[B, S, L + S]: the real tokens ``prompt`` [B, L], and the own answer up to the token."""
         width = self.owner.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()  # [S, S]
         own = (self.owner.unsqueeze(-1) == self.owner.unsqueeze(-2)) & causal  # [B, S, S]

@@ -1,18 +1,16 @@
-"""How likely a causal LM finds each candidate: ``log P(answer | prompt)`` in fp32, differentiable.
+"""The likelihood of candidates under a causal LM: ``log P(answer | prompt)`` in fp32, differentiable.
 
-Four strategies, one number. ``naive`` feeds every (prompt, answer) pair in full and is the oracle of the tests. The
-others read each prompt once, take the first token of every answer off its last position, and differ in what follows:
+Four strategies compute the same number. ``naive`` runs the model on every (prompt, answer) pair; the tests compare the
+others with it. These run on each prompt once, read the first token of all answers at its last position, and differ in the rest:
 
-    prefix   each answer in a row of its own, over a copy of the prompt's KV cache
-    tree     all answers in one row behind the prompt's KV cache, kept apart by a block mask, positions restarting
-    label    no tokens follow: every answer is a single label
+    prefix   each answer in a row of its own, with a copy of the prompt's KV cache
+    tree     all answers in one row after the prompt's KV cache, separated by a block mask and with restarting positions
+    label    nothing else: every answer is one token
 
-``C`` answers of ``A`` tokens after a prompt of ``L`` cost ``C(L+A)`` tokens naively and ``L+CA`` otherwise. The last
-token of an answer is never fed, and ``lm_head`` runs only where a logit is read.
+For ``C`` answers of ``A`` tokens after a prompt of ``L``, naive scoring costs ``C(L+A)`` tokens, the others ``L+CA``. The last
+token of an answer is not an input, and ``lm_head`` runs only at positions whose logits are needed.
 
-A prompt may hold soft tokens, vectors in a token's place: its ``soft_slots`` name rows of a table ``soft`` [S, D].
-
-Legend: B users, C candidates, L prompt tokens, A answer tokens, S answer tokens fed per user, D width, V vocabulary.
+Legend: B users, C candidates, L prompt tokens, A answer tokens, S answer tokens in a user's row, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ from recbole_llm.llm.packing import Branches, pad_answers, pad_left, token_batch
 
 STRATEGIES = ("naive", "prefix", "tree", "label")
 NORMALIZATIONS = ("sum", "mean")
-LOGITS_AT_ONCE = 2**18  # logits upcast together: 1 MB in fp32, which a CPU's cache holds
+LOGITS_AT_ONCE = 2**18  # logits upcast at a time: 1 MB in fp32, which fits into a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Scorer:
 
     strategy: 'naive', 'prefix', 'tree' (needs sdpa or eager attention) or 'label' (answers of one token each).
     normalize: 'sum' of the answer's token log-probabilities, or their 'mean'.
-    pad_token_id: any valid id; it fills the holes of a batch and is never attended to.
-    batch_tokens: padded tokens that may pass through the model at once; a single user may exceed it.
+    pad_token_id: any valid id, for padding, which is masked.
+    batch_tokens: maximum number of padded tokens in a forward pass; a single user may exceed it.
     """
 
     strategy: str = "tree"
@@ -59,13 +57,12 @@ class Scorer:
     ) -> Tensor:
         """``log P(answer | prompt)`` for each user's candidates.
 
-        prompts: B of them; their soft slots name rows of ``soft`` [S, D].
+        prompts: B prompts; their soft slots index rows of ``soft`` [S, D].
         answers: B x C rows of token ids, none of them empty.
-        Raises ValueError where the two do not fit each other, the strategy or the model's context.
+        Raises ValueError if prompts and answers do not match, or do not fit the strategy or the model's context.
         """
         self._check(model, prompts, answers)
-        lengths = [len(prompt) for prompt in prompts]
-        batches = token_batches(lengths, [self._fed(row) for row in answers], self.batch_tokens)
+        batches = token_batches([*map(len, prompts)], [self._following(row) for row in answers], self.batch_tokens)
         scores = [self._score(model, [prompts[i] for i in batch], [answers[i] for i in batch], soft) for batch in batches]
         order = torch.tensor([i for batch in batches for i in batch])
         return torch.cat(scores)[order.argsort()]  # [B, C]
@@ -75,9 +72,8 @@ class Scorer:
     ) -> Tensor:
         embed = model.get_input_embeddings()
         device = embed.weight.device
-        inputs = [
-            embedded(embed, torch.tensor([prompt.ids], device=device), [prompt], soft)[0] for prompt in prompts
-        ]  # B x [L, D]
+        ids = [torch.tensor([prompt.ids], device=device) for prompt in prompts]  # B x [1, L]
+        inputs = [embedded(embed, row, [prompt], soft)[0] for row, prompt in zip(ids, prompts, strict=True)]  # B x [L, D]
         tokens, real = pad_answers(answers, self.pad_token_id, device)  # [B, C, A]
         if self.strategy == "naive":
             logp = _naive(model, inputs, tokens)  # [B, C, A]
@@ -91,10 +87,10 @@ class Scorer:
         total = logp.where(real, 0.0).sum(-1)  # [B, C]
         return total / real.sum(-1) if self.normalize == "mean" else total
 
-    def _fed(self, answers: Sequence[Sequence[int]]) -> int:
-        """Answer tokens that one user adds to a batch."""
-        fed = [len(answer) - 1 for answer in answers]
-        return sum(fed) if self.strategy == "tree" else len(fed) * max(fed)
+    def _following(self, answers: Sequence[Sequence[int]]) -> int:
+        """Number of answer tokens that one user adds to a batch."""
+        lengths = [len(answer) - 1 for answer in answers]
+        return sum(lengths) if self.strategy == "tree" else len(lengths) * max(lengths)
 
     def _check(self, model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[Sequence[int]]]) -> None:
         if not prompts or len(prompts) != len(answers):
@@ -102,7 +98,7 @@ class Scorer:
         if len({len(row) for row in answers}) != 1 or not answers[0]:
             raise ValueError("every prompt needs the same number of answers, at least one")
         if not all(len(prompt) for prompt in prompts) or not all(len(answer) for row in answers for answer in row):
-            raise ValueError("a prompt or an answer has no tokens, so there is nothing to score")
+            raise ValueError("a prompt or an answer has no tokens")
         if self.strategy == "label" and any(len(answer) != 1 for row in answers for answer in row):
             raise ValueError("strategy 'label' scores answers of one token; use 'tree' or 'prefix' for titles")
         if self.strategy == "tree":
@@ -111,46 +107,46 @@ class Scorer:
         context = getattr(model.config, "max_position_embeddings", longest)
         if longest > context:
             raise ValueError(
-                f"prompt and answer take {longest} tokens, the model has room for {context}; "
+                f"a prompt and its answer have {longest} tokens, more than the model's context of {context}; "
                 "lower max_prompt_tokens or max_history"
             )
 
 
 def _log_prob(logits: Tensor, rows: Tensor, columns: Tensor, tokens: Tensor) -> Tensor:
-    """fp32 log P of ``tokens``, each read at its row and column of logits [N, T, V]; the result is shaped as tokens."""
+    """fp32 log P of ``tokens``, each at its row and column of logits [N, T, V]; has the shape of ``tokens``."""
     step = max(1, LOGITS_AT_ONCE // logits.shape[-1])
     norm = torch.cat([some.float().logsumexp(-1) for some in logits.flatten(0, 1).split(step)])  # [N * T]
     return logits[rows, columns, tokens].float() - norm.view(logits.shape[:2])[rows, columns]
 
 
 def _grid(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column indices of tokens [N, T], ready to broadcast."""
+    """Row and column indices of tokens [N, T], for broadcasting."""
     rows, columns = (torch.arange(size, device=tokens.device) for size in tokens.shape)
     return rows.unsqueeze(-1), columns  # [N, 1], [T]
 
 
 def _check_tree(config: Any) -> None:
-    """A tree needs an attention that takes a mask of its own in every layer."""
+    """A tree needs attention with an arbitrary mask in every layer."""
     attention = getattr(config, "_attn_implementation", "eager")
     if attention not in ("sdpa", "eager"):
         raise ValueError(f"strategy 'tree' needs attn_implementation sdpa or eager, not {attention!r}; use 'prefix'")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ValueError("strategy 'tree' does not fit sliding-window attention; use 'prefix'")
+        raise ValueError("strategy 'tree' does not support sliding-window attention; use 'prefix'")
 
 
 def _naive(model: Any, prompts: Sequence[Tensor], tokens: Tensor) -> Tensor:
-    """Every answer behind its prompt in full; padding on the right is never looked at, so no mask is needed."""
+    """Every answer after its whole prompt; a causal model ignores padding on the right, so there is no mask."""
     logp = []
     for prompt, answers in zip(prompts, tokens, strict=True):  # [L, D], [C, A]
-        fed = model.get_input_embeddings()(answers[:, :-1])  # [C, A - 1, D]
-        rows = torch.cat([prompt.expand(len(fed), -1, -1), fed], dim=1)  # [C, L + A - 1, D]
+        following = model.get_input_embeddings()(answers[:, :-1])  # [C, A - 1, D]
+        rows = torch.cat([prompt.expand(len(following), -1, -1), following], dim=1)  # [C, L + A - 1, D]
         logits = model(inputs_embeds=rows, use_cache=False, logits_to_keep=answers.shape[1]).logits  # [C, A, V]
         logp.append(_log_prob(logits, *_grid(answers), answers))  # [C, A]
     return torch.stack(logp)  # [B, C, A]
 
 
 def _read_prompts(model: Any, prompts: Sequence[Tensor], tokens: Tensor, use_cache: bool) -> tuple[Tensor, Tensor, Any]:
-    """One pass over the prompts: log P of the first tokens [B, C], which columns are real [B, L], the KV cache."""
+    """One pass over the prompts: log P of the first tokens [B, C], mask of real columns [B, L], KV cache."""
     inputs, seen = pad_left(prompts)  # [B, L, D], [B, L]
     output = model(
         inputs_embeds=inputs, attention_mask=seen.long(), position_ids=positions(seen), use_cache=use_cache, logits_to_keep=1
@@ -160,24 +156,24 @@ def _read_prompts(model: Any, prompts: Sequence[Tensor], tokens: Tensor, use_cac
 
 
 def _prefix(model: Any, seen: Tensor, cache: Any, tokens: Tensor, real: Tensor) -> Tensor:
-    """log P of the second and later tokens, [B, C, A - 1]: B * C short rows, each over its own copy of the cache."""
+    """log P of the second and later tokens, [B, C, A - 1]: B * C short rows, each with its own copy of the cache."""
     users, candidates, width = tokens.shape
-    fed, targets = tokens[..., :-1].flatten(0, 1), tokens[..., 1:].flatten(0, 1)  # [B * C, A - 1]
-    mask = torch.cat([seen.repeat_interleave(candidates, 0), torch.ones_like(fed, dtype=torch.bool)], -1)
+    inputs, targets = tokens[..., :-1].flatten(0, 1), tokens[..., 1:].flatten(0, 1)  # [B * C, A - 1]
+    mask = torch.cat([seen.repeat_interleave(candidates, 0), torch.ones_like(inputs, dtype=torch.bool)], -1)
     start = seen.sum(-1).repeat_interleave(candidates).unsqueeze(-1)  # [B * C, 1]
     cache.batch_repeat_interleave(candidates)
     logits = model(
-        input_ids=fed,
+        input_ids=inputs,
         attention_mask=mask.long(),
         past_key_values=cache,
         use_cache=True,
-        position_ids=start + torch.arange(width - 1, device=fed.device),
+        position_ids=start + torch.arange(width - 1, device=inputs.device),
     ).logits  # [B * C, A - 1, V]
     return _log_prob(logits, *_grid(targets), targets).unflatten(0, (users, candidates))  # [B, C, A - 1]
 
 
 def _tree(model: Any, seen: Tensor, cache: Any, tokens: Tensor, real: Tensor) -> Tensor:
-    """log P of the second and later tokens, [B, C, A - 1]: one row per user, its answers invisible to each other."""
+    """log P of the second and later tokens, [B, C, A - 1]: one row per user, in which answers do not attend to each other."""
     branches = Branches.of(tokens, real)
     visible = branches.visible(seen).unsqueeze(1)  # [B, 1, S, L + S]
     dtype = model.get_input_embeddings().weight.dtype

@@ -1,4 +1,4 @@
-"""The text encoder of a model: the builtin one, which a stage makes, or any SentenceTransformer by folder or hub id."""
+"""The text encoder of a model: the builtin one, made by a stage, or any SentenceTransformer from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BUILTIN = "builtin"
 
 
 class TextBackbone:
-    """The text encoder that ``text_encoder_path`` names, for the sentences [I] of a catalogue, item 0 being padding.
+    """The text encoder that ``text_encoder_path`` names, for the sentences of a catalogue.
 
     Attributes:
-        sentences: the text of each item.
-        stages: what makes the encoder: the builtin one's stage, or nothing.
-        name: what tables show; of the builtin encoder its size is known once it is loaded.
+        sentences: the text of each of I items; item 0 is padding.
+        stages: the stage that makes the builtin encoder; empty for any other.
+        name: as tables show it; the builtin encoder's size is part of it once it is loaded.
     """
 
     def __init__(self, config: Any, sentences: Sequence[str]):
@@ -38,18 +38,18 @@ class TextBackbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the vectors depend on: the encoder and the sentences; known before anything is loaded or made."""
+        """SHA-256 of the encoder and the sentences; does not load the encoder."""
         encoder = self.stages[0].fingerprint if self.stages else identity(self._path, self._revision)
         return fingerprint([encoder, list(self.sentences)])
 
     def load(self, results: Folders) -> TextEncoder:
-        """The encoder, frozen and in ``eval()``; a new one at each call, since callers may train it."""
+        """The encoder, frozen and in ``eval()``; loaded anew at each call, since callers may train it."""
         path = results.folder(self.stages[0]) if self.stages else self._path
         encoder = load_text_encoder(path, revision=self._revision, device=self._device)
         self.name = encoder.name
         return encoder
 
     def vectors(self, encoder: TextEncoder) -> Tensor:
-        """Vectors [I, T] of the sentences, cached by encoder and text; that of item 0 is zero."""
+        """Vectors [I, T] of the sentences, cached by encoder and text; row 0 is zero."""
         found = cached_vectors(encoder, self.sentences[1:], self._vectors_folder, show_progress=self._show_progress)
         return torch.cat([torch.zeros(1, encoder.dim), found])  # [I, T]

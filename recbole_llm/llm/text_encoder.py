@@ -1,10 +1,7 @@
-"""SBERT vectors of item texts: any SentenceTransformer by folder or hub id, frozen or fine-tuned, or the builtin encoder.
+"""SBERT vectors of item texts, by any SentenceTransformer from a folder or the hub, frozen or fine-tuned.
 
-A hub id is first brought to a folder of JSON and safetensors; pickled weights and remote code are never read. Vectors are
-kept on disk by the hash of their text, so that a catalogue in which one title changed has one text to encode.
-
-The builtin encoder (``llm/builtin_text_encoder.py``) is an ordinary SentenceTransformer, so that the code that runs MiniLM
-runs it and trains it.
+From the hub, only JSON, tokenizer files and safetensors are downloaded; pickled weights and remote code are never read.
+Vectors are cached on disk by the hash of their text, so that after a change of one title only that title is encoded.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recbole_llm.llm.identity import HUB_ID
+from recbole_llm.llm.identity import checked_hub_id, first_line, not_on_hub
 from recbole_llm.llm.identity import fingerprint as part_fingerprint
 from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.code import code_fingerprint
@@ -38,29 +35,29 @@ if TYPE_CHECKING:
 
 logger = getLogger()
 
-NAME = "text_encoder.json"  # keeps the name that tables show, beside the SentenceTransformer's own files
-READ = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # what is fetched from the hub
+NAME = "text_encoder.json"  # the name that tables show, in the folder of the SentenceTransformer
+READ = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # files to download from the hub
 
 
 def item_sentences(items: ItemTexts, fields: Sequence[str]) -> list[str]:
-    """What is encoded of each item: its title, then the named columns where they have a value, in one line.
+    """The text of each item: its title and the values of the named columns, in one line.
 
     Raises:
         ValueError: a named column is absent.
     """
     sentences = []
     for title, known in zip(items.titles, items.known(fields), strict=True):
-        said = title.split(", ")  # of an item without a title, other columns stand in for it
-        sentences.append(", ".join([title, *(text for text in known.values() if text not in said)]))
+        parts = title.split(", ")  # other columns replace a missing title, and are not repeated
+        sentences.append(", ".join([title, *(text for text in known.values() if text not in parts)]))
     return sentences
 
 
 class TextEncoder:
-    """Texts -> vectors [N, D], with gradients (calling it) or without (:meth:`encode`).
+    """Texts -> vectors [N, D], with gradients (:meth:`__call__`) or without (:meth:`encode`).
 
     Attributes:
         model: the SentenceTransformer, an ``nn.Module``, frozen until a caller trains it.
-        name: what tables show: ``builtin 0.2M``, a folder's name or a hub id.
+        name: as tables show it: ``builtin 0.2M``, a folder's name or a hub id.
         dim: D.
     """
 
@@ -73,19 +70,19 @@ class TextEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the weights: as loaded, or, since they were trained, as they are now."""
+        """Identifies the weights as they are now, also after training."""
         bits = _bits(self.model)
         return self._loaded if bits == self._loaded_bits else f"{self._loaded}+{bits:x}"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Vectors [N, D] in float32 on the model's device, differentiable. A text is tokenised the first time only."""
+        """Vectors [N, D] in float32 on the model's device, differentiable. Tokens of texts are cached."""
         if not texts:
             return torch.zeros(0, self.dim, device=self.model.device)
         return self.model(self._features(texts))["sentence_embedding"].float()  # [N, D]
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, batch_size: int = 64, show_progress: bool = True) -> Tensor:
-        """Vectors [N, D] in float32 on the CPU, in evaluation mode; equal texts are encoded once, like lengths together."""
+        """Vectors [N, D] in float32 on the CPU, in evaluation mode; equal texts are encoded once."""
         unique = sorted(dict.fromkeys(texts), key=len)
         vectors = torch.zeros(len(unique), self.dim)  # [U, D]
         training = [module for module in self.model.modules() if module.training]
@@ -103,9 +100,9 @@ class TextEncoder:
         return vectors[[place[text] for text in texts]]  # [N, D]
 
     def save(self, folder: Path) -> None:
-        """Write an ordinary SentenceTransformer folder in safetensors; it is loaded again under the same name."""
+        """Write an ordinary SentenceTransformer folder in safetensors, and the name."""
         self.model.save(str(folder), create_model_card=False)
-        (Path(folder) / NAME).write_text(json.dumps({"name": self.name}))
+        (folder / NAME).write_text(json.dumps({"name": self.name}))
 
     def _features(self, texts: Sequence[str]) -> dict[str, Any]:
         new = [text for text in dict.fromkeys(texts) if text not in self._tokens]
@@ -118,14 +115,14 @@ class TextEncoder:
 
 
 def _bits(model: torch.nn.Module) -> int:
-    """The sum of all weights' bits: the same on every device, another one after training."""
+    """A checksum of the weights, equal on all devices."""
     return sum(int(p.detach().float().view(torch.int32).sum(dtype=torch.int64)) for p in model.parameters())
 
 
 def _rows(features: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each text's features without padding. What is no tensor, such as the modality, is the same for all texts."""
+    """Each text's features without padding. Values that are not tensors, such as the modality, are equal for all texts."""
     tensors = {key: value for key, value in features.items() if isinstance(value, Tensor)}
-    if "offsets" in tensors:  # StaticEmbedding lays texts end to end
+    if "offsets" in tensors:  # StaticEmbedding concatenates texts
         for ids in torch.tensor_split(features["input_ids"], features["offsets"][1:].tolist()):
             yield {"input_ids": ids}  # [T]
     elif "attention_mask" in tensors and len({value.shape for value in tensors.values()}) == 1:  # all [N, T]
@@ -139,7 +136,7 @@ def _rows(features: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _collate(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
-    """The features of one batch, padded as the tokenizer pads, or laid end to end for a StaticEmbedding."""
+    """The features of one batch, padded as the tokenizer does, or concatenated for a StaticEmbedding."""
     if "attention_mask" not in rows[0]:
         offsets = [0, *accumulate(len(row["input_ids"]) for row in rows)][:-1]
         return {"input_ids": torch.cat([row["input_ids"] for row in rows]), "offsets": torch.tensor(offsets)}  # [N T], [N]
@@ -157,8 +154,8 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
     """Load a SentenceTransformer in float32, frozen and in evaluation mode.
 
     path: a folder that ``SentenceTransformer.save`` wrote, or a hub id. revision: branch, tag or commit of the hub.
-    device: default CUDA where there is one.
-    Raises FileNotFoundError where nothing can be loaded from `path`, ValueError for a model that reads no tokens.
+    device: CUDA by default if available.
+    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for a model without token inputs.
     """
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
@@ -168,7 +165,7 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
     name = folder.resolve().name if Path(path).expanduser().is_dir() else str(path)
     for file in folder.rglob("*_model.bin"):
         if not any(file.parent.glob(file.stem.removeprefix("pytorch_") + "*.safetensors")):
-            raise FileNotFoundError(_incomplete(folder, f"{file.relative_to(folder)} has no safetensors beside it"))
+            raise _incomplete(folder, f"{file.relative_to(folder)} has no safetensors beside it")
     try:
         model = SentenceTransformer(
             str(folder),
@@ -178,50 +175,38 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise FileNotFoundError(_incomplete(folder, _first_line(error))) from error
+        raise _incomplete(folder, first_line(error)) from error
     if (folder / NAME).is_file():
         name = json.loads((folder / NAME).read_text())["name"]
     return TextEncoder(model.float().requires_grad_(False).eval(), name, identity)
 
 
 def identity(path: str | Path, revision: str | None = None) -> str:
-    """What identifies a text encoder before it is loaded: a hash of its folder, or ``id@commit`` of the hub."""
+    """The identity of a text encoder, without loading it: a hash of its folder, or ``id@commit`` of the hub."""
     return _located(path, revision)[1]
 
 
 def _located(path: str | Path, revision: str | None) -> tuple[Path, str]:
-    """The folder of a text encoder, fetched where need be, and what identifies it."""
+    """The folder of a text encoder, downloaded if necessary, and its identity."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder, _folder_fingerprint(folder)
-    folder = _fetch(path, revision)
+    example = "sentence-transformers/all-MiniLM-L6-v2"
+    source = checked_hub_id(path, "text_encoder_path", "modules.json and model.safetensors", example)
+    from huggingface_hub import snapshot_download
+
+    if "/" not in source:
+        source = f"sentence-transformers/{source}"  # as in the library sentence-transformers
+    cache = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    try:
+        folder = Path(snapshot_download(source, revision=revision, cache_dir=cache, allow_patterns=READ))
+    except (OSError, ValueError) as error:
+        raise not_on_hub("text_encoder_path", source, revision, error) from error
     return folder, f"{path}@{folder.name}"  # the hub's snapshots are named after their commit
 
 
-def _fetch(path: str | Path, revision: str | None) -> Path:
-    """The folder of a hub id in the local cache, downloaded where need be; a path that is neither stays off the network."""
-    if isinstance(path, Path) or not HUB_ID.fullmatch(path):
-        raise FileNotFoundError(
-            f"text_encoder_path: there is no folder {path}; give a folder with modules.json and "
-            "model.safetensors, a hub id such as sentence-transformers/all-MiniLM-L6-v2, or 'builtin'"
-        )
-    from huggingface_hub import snapshot_download
-
-    source = path if "/" in path else f"sentence-transformers/{path}"  # as sentence-transformers itself reads it
-    cache = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
-    try:
-        return Path(snapshot_download(source, revision=revision, cache_dir=cache, allow_patterns=READ))
-    except (OSError, ValueError) as error:
-        wanted = f"{source}@{revision}" if revision else source
-        raise FileNotFoundError(
-            f"text_encoder_path: cannot load {wanted} ({_first_line(error)}). Tried the folder of that name, the local cache "
-            f"(HF_HOME) and the hub. Download it where there is a network, `hf download {source}`, and point "
-            "HF_HOME or text_encoder_path to it; or use text_encoder_path: builtin, which needs no download"
-        ) from error
-
-
 def _folder_fingerprint(folder: Path) -> str:
-    """SHA-256 of what determines the vectors: every module's config and tensors, the tokenizer, how they are put together."""
+    """SHA-256 of everything that determines the vectors: all configs, tensors and tokenizer files."""
     parts = sorted({file.parent for pattern in ("config.json", "*.safetensors") for file in folder.rglob(pattern)})
     settings = [file for file in (folder / "modules.json", *sorted(folder.glob("*config*.json"))) if file.is_file()]
     return fingerprint(
@@ -232,47 +217,41 @@ def _folder_fingerprint(folder: Path) -> str:
     )
 
 
-def _incomplete(folder: Path, reason: str) -> str:
-    return (
-        f"text_encoder_path: the folder {folder} holds no complete model ({reason}). It needs modules.json, the modules' "
-        "configs and *.safetensors; pickled weights (*.bin) and code are not read: SentenceTransformer.save() converts; "
-        "text_encoder_path: builtin needs no model"
+def _incomplete(folder: Path, reason: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"text_encoder_path: the folder {folder} holds no complete model ({reason}). It needs modules.json, the modules' configs "
+        "and *.safetensors; pickled weights (*.bin) and code are not read: convert them with SentenceTransformer.save(), or use "
+        "text_encoder_path: builtin"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # -- vectors on disk ---------------------------------------------------------------------------------------------------
 
 
 def cached_vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, *, show_progress: bool = True) -> Tensor:
-    """The texts' vectors [N, D], kept under ``folder`` by encoder and text; only texts that are not there are encoded."""
+    """The texts' vectors [N, D], cached under ``folder`` by encoder and text."""
     folder.mkdir(parents=True, exist_ok=True)
-    # hashed: what hub ids begin with is their owner
-    kept = folder / fingerprint([encoder.fingerprint, code_fingerprint(__name__)])[:12]
+    cache = folder / fingerprint([encoder.fingerprint, code_fingerprint(__name__)])[:12]
     keys = [sha256(text.encode()).hexdigest() for text in texts]
-    # of two runs with the same encoder, one encodes and one waits; a killed process holds no lock
-    with FileLock(kept.with_name(f".{kept.name}.lock")):
-        for leftover in folder.glob(f".{kept.name}.*tmp"):  # of a process killed while it wrote
+    with FileLock(cache.with_name(f".{cache.name}.lock")):  # released when a process is killed
+        for leftover in folder.glob(f".{cache.name}.*tmp"):  # of a process that was killed
             shutil.rmtree(leftover)
-        place, vectors = _kept_vectors(kept, encoder.dim)
+        place, vectors = _read_vectors(cache, encoder.dim)
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in place}
         if missing:
             new = encoder.encode(list(missing.values()), show_progress=show_progress)
             vectors = torch.cat([vectors, new])  # [M, D]
             place |= {key: len(place) + row for row, key in enumerate(missing)}
-            save_state(kept, {"vectors": vectors}, {"texts": list(place)})
+            save_state(cache, {"vectors": vectors}, {"texts": list(place)})
     return vectors[[place[key] for key in keys]]  # [N, D]
 
 
-def _kept_vectors(kept: Path, dim: int) -> tuple[dict[str, int], Tensor]:
-    """Row by text hash, and the rows [M, D]; empty where nothing is kept, or something damaged."""
-    if kept.is_dir():
+def _read_vectors(cache: Path, dim: int) -> tuple[dict[str, int], Tensor]:
+    """Row by text hash, and the rows [M, D]; empty if the cache is missing or damaged."""
+    if cache.is_dir():
         try:
-            tensors, values = load_state(kept)
+            tensors, values = load_state(cache)
             return {key: row for row, key in enumerate(values["texts"])}, tensors["vectors"]
         except DamagedError as error:
-            logger.warning(f"{error}; its vectors are encoded again now")
+            logger.warning(f"{error}; encoding its texts again")
     return {}, torch.zeros(0, dim)

@@ -1,8 +1,8 @@
-"""Histories as padded rows of title tokens: the training data of the builtin LM, step by step.
+"""Histories as padded rows of title tokens: the training batches of the builtin LM.
 
-In each epoch every history is cut into windows of some titles, at another place each time; a row is the begin token
-and the titles of one window; rows of like length share a batch. All of it follows from the seed and is planned ahead as
-positions, two numbers a row, so that training can go on at any step.
+In each epoch, every history is cut into windows of titles at a new random offset. A row is the begin token and the titles of
+one window; rows of similar length share a batch. The seed determines all batches. They are planned in advance as start and
+end positions, so that training can resume at any step.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 Histories = Sequence[Sequence[int] | np.ndarray]
-POOL = 256  # rows among which like lengths are looked for
+POOL = 256  # rows that are sorted by length
 
 
 class WindowBatches:
     """Token rows [B, T] by step, right-padded.
 
     Args:
-        answers: item id -> tokens of its title and what ends it.
+        answers: tokens of the title and of its end, by item id.
         histories: item ids of each user in time order.
-        begin, pad: the token at the begin of every row, and the one that fills it up.
+        begin, pad: the first token of every row, and the padding token.
         window: titles in a row.
-        batch_tokens: most tokens in a batch, padding included (a longer row is a batch of its own).
-        tokens: predicted tokens after which the plan ends, unless ``epochs`` end it before.
+        batch_tokens: maximum number of tokens in a batch, padding included (a longer row is a batch of its own).
+        tokens, epochs: the plan ends after this many predicted tokens, or epochs if that is earlier.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class WindowBatches:
                 yield batch
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
-        """Batches of windows [B, 2] that hold each position of all histories once."""
+        """Batches of windows [B, 2] that cover each position of all histories once."""
         rng = np.random.default_rng([self._seed, epoch])
         windows = rng.permutation(np.array(list(self._cut_histories(rng))))  # [W, 2]
         batches: list[np.ndarray] = []

@@ -450,7 +450,7 @@ def test_other_formats_are_refused(good: str) -> None:
         refused(file, "damaged")
     with zipfile.ZipFile("other.pth", "w") as archive:
         archive.writestr("word/document.xml", "")
-    refused("other.pth", "no record data.pkl, as torch.save")
+    refused("other.pth", "no record data.pkl, which torch.save")
     refused(changed("small.pth", lambda name, data: data, compression=zipfile.ZIP_DEFLATED), "compressed")
     refused(changed("big.pth", lambda name, data: b"big" if name == "byteorder" else data), "byte order")
 
@@ -526,8 +526,8 @@ def test_a_tensor_stays_within_its_bytes(forgery: str, good: str) -> None:
 
 
 def test_a_small_file_cannot_fill_the_memory(good: str) -> None:
-    refused(with_opcodes(b"K\x01r\xff\xff\xff\x7f"), "fill the memory")  # memo of two billion entries
-    refused(with_opcodes(b"K\x01p2147483647\n"), "fill the memory")
+    refused(with_opcodes(b"K\x01r\xff\xff\xff\x7f"), "exhaust the memory")  # memo of two billion entries
+    refused(with_opcodes(b"K\x01p2147483647\n"), "exhaust the memory")
     refused(with_opcodes(b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00"), "damaged")  # a string of a terabyte
     many: Any = [1]
     for _ in range(12):
@@ -560,7 +560,7 @@ def test_many_tensors_cannot_repeat_a_storage_without_end() -> None:
 @pytest.mark.parametrize("nest", [b"\x85" * 300_000, b"q\x63h\x63\x85" * 300_000], ids=["directly", "by the memo"])
 def test_a_deep_key_cannot_crash_the_process(nest: bytes, good: str) -> None:
     """The hash of tuples in tuples recurses without a check: pickle and torch's own unpickler end by a segmentation fault."""
-    refused(with_opcodes(b"N)" + nest + b"K\x01"), "fill the memory or the stack")
+    refused(with_opcodes(b"N)" + nest + b"K\x01"), "exhaust the memory or the stack")
     shallow = with_opcodes(b"N)" + b"\x85" * 49_000 + b"K\x01")
     assert same(read_checkpoint(shallow).state_dict, STATE)
 

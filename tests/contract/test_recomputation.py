@@ -225,7 +225,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
     ),
     "pictures": (("evaluation.plots",), {}),
     "a comment": (("llm.scoring", "total = logp", "# a comment\n        total = logp"), {}),
-    "a docstring": (("llm.scoring", "Four strategies, one number.", "Four strategies."), {}),
+    "a docstring": (("llm.scoring", "Four strategies compute the same number.", "Four strategies."), {}),
 }
 
 

@@ -27,7 +27,7 @@ def test_every_family_loads_frozen_with_equal_logits(folder, build_model, family
     ids = torch.arange(5, 15).unsqueeze(0)  # [1, 10]
     assert torch.equal(lm.model(ids).logits, build_model(family)(ids).logits)
     assert not lm.model.training and not any(p.requires_grad for p in lm.model.parameters())
-    assert (lm.name, lm.revision, lm.model.dtype) == (f"tiny-{family}", None, torch.float32)
+    assert lm.model.dtype == torch.float32
     assert lm.tokenizer("ab c", add_special_tokens=False).input_ids == [4, 5, 3, 6]
 
 

@@ -89,7 +89,7 @@ def test_no_logits_are_computed(build_model, monkeypatch):
     ("rows", "message"),
     [
         ([[1, 2], []], "a row has no tokens"),
-        ([[1], [4] * 129], "a row has 129 tokens, the model has room for 128; lower max_prompt_tokens or max_history"),
+        ([[1], [4] * 129], "a row has 129 tokens, more than the model's context of 128; lower max_prompt_tokens or max_history"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(build_model, rows, message):

@@ -14,7 +14,6 @@ from recbole_llm.llm.lora import (
     load_adapters,
     lora_modules,
     save_adapter,
-    trainable_parameters,
 )
 
 IDS = torch.arange(2, 14).reshape(2, 6)  # [B, L]
@@ -27,6 +26,10 @@ def tiny_llama(seed=0, layers=2):
     model = LlamaForCausalLM(config).eval()
     model.name_or_path = "tiny"
     return model
+
+
+def trainable_parameters(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def lora(model, name="x", seed=1, **changes):

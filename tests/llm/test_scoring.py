@@ -155,7 +155,7 @@ def test_a_large_vocabulary_is_normalised_in_pieces(build_model, monkeypatch):
         (Scorer(), [[]], [[[1]]], "no tokens"),
         (Scorer(), [[1]], [[[1], []]], "no tokens"),
         (Scorer("label"), [[1]], [[[1], [1, 2]]], "answers of one token"),
-        (Scorer(), [[1] * 127], [[[1, 2, 3]]], "129 tokens, the model has room for 128; lower max_prompt_tokens"),
+        (Scorer(), [[1] * 127], [[[1, 2, 3]]], "129 tokens, more than the model's context of 128; lower max_prompt_tokens"),
     ],
 )
 def test_what_does_not_fit_is_refused(build_model, scorer, prompts, answers, message):

@@ -255,7 +255,7 @@ def test_the_row_beside_laser_has_the_scores_of_its_collaborative_model(run: Any
         ({"warmup_epochs": 1, "prefix": False}, "warmup_epochs: there is no M-Former to warm up"),
         ({"text_fields": ["nosuch"]}, "text_fields: .* no column 'nosuch' besides the title; the columns are year, genre"),
         ({"prompt": "nosuch"}, "prompt: nosuch is not a key of `prompts`"),
-        ({"cf_model": "Pop"}, "cf_model: Pop keeps no vectors"),
+        ({"cf_model": "Pop"}, "cf_model: Pop has no vectors"),
         ({"history_label": "{k}. "}, "history_label: .* needs a template with text after"),
         ({"cf_config": {"MAX_ITEM_LIST_LENGTH": 80}}, "MAX_ITEM_LIST_LENGTH: SASRec reads 80 .*_LENGTH=80"),
     ],
