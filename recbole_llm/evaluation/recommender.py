@@ -38,11 +38,13 @@ class Facts:
     Attributes:
         backbone, backbone_fingerprint: the name in tables and the fingerprint of the language model or text encoder.
         merge: how adapters were merged.
+        backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
     """
 
     backbone: str | None = None
     backbone_fingerprint: str | None = None
     merge: Mapping[str, Any] | None = None
+    backbone_identity: str | None = None
 
 
 class Recommender:

@@ -102,6 +102,7 @@ class RunRecord:
             "trained_parameters": self._trainer.trained_parameters,
             "backbone": known.backbone,
             "backbone_fingerprint": known.backbone_fingerprint,
+            "backbone_identity": known.backbone_identity,
             "merge": known.merge,
             "stages": {stage: folder.name for stage, folder in cache.folders.items()},
             "stage_seconds": cache.seconds,

@@ -45,11 +45,15 @@ class Backbone:
         self.stages = (stage,) if stage else ()
 
     @cached_property
+    def identity(self) -> str:
+        """``id@commit`` of a model from the hub, otherwise a hash of its folder or of the stage that trains it."""
+        return self._stage.fingerprint if self._stage else identity(self._source, self._settings.revision)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer, chat template, precision and quantisation; needs neither loading nor training."""
-        weights = self._stage.fingerprint if self._stage else identity(self._source, self._settings.revision)
         dtype = resolved_dtype(self._settings.dtype, torch.device(self._settings.device))
-        return fingerprint([weights, str(dtype), self._settings.load_in_4bit])
+        return fingerprint([self.identity, str(dtype), self._settings.load_in_4bit])
 
     @property
     def name(self) -> str:

@@ -151,8 +151,8 @@ def train_builtin_lm(
         torch.manual_seed(seed)
         model = new_model(config, len(tokenizer))
     logger.info(
-        f"builtin LM: {model.num_parameters():,} weights, {len(tokenizer)} tokens, "
-        f"{np.mean([len(answer) for answer in answers]):.1f} a title; {len(batches)} steps"
+        f"builtin LM: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, "
+        f"{np.mean([len(answer) for answer in answers]):.1f} tokens per title; {len(batches)} steps"
     )
     optimizer = new_optimizer(model, config)
     TrainingLoop(

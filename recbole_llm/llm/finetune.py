@@ -108,9 +108,8 @@ def finetune(
         options=options,
         learning_rate_key="lora_learning_rate",
     )
-    logger.info(
-        f"{name}: {len(examples)} samples, {total} steps, {sum(p.numel() for p in parameters.values()):,} trained weights"
-    )
+    trainable = sum(parameter.numel() for parameter in parameters.values())
+    logger.info(f"{name}: {len(examples)} training examples, {total} steps, {trainable:,} trainable parameters")
     try:
         loop.run()
         save_adapter(peft_model, name, work.out)

@@ -37,10 +37,14 @@ class TextBackbone:
         self.name = str(self._path)
 
     @cached_property
+    def identity(self) -> str:
+        """``id@commit`` of an encoder from the hub, otherwise a hash of its folder or of the stage that trains it."""
+        return self.stages[0].fingerprint if self.stages else identity(self._path, self._revision)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the encoder and the sentences; does not load the encoder."""
-        encoder = self.stages[0].fingerprint if self.stages else identity(self._path, self._revision)
-        return fingerprint([encoder, list(self.sentences)])
+        return fingerprint([self.identity, list(self.sentences)])
 
     def load(self, results: Folders) -> TextEncoder:
         """The encoder, frozen and in ``eval()``; loaded anew at each call, since callers may train it."""

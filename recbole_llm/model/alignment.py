@@ -199,7 +199,7 @@ class AlignmentTraining:
             states = cf.user_states(users, histories)  # [B, H]
             return alignment.loss(states, (items[targets], items[sampled]), (described[0], described[1]), config.weights)
 
-        logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trained weights")
+        logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trainable parameters")
         TrainingLoop(
             name="alignment",
             parameters=parameters,

@@ -51,7 +51,7 @@ class AlphaRec(Recommender, LightGCN):
         del self.user_embedding, self.item_embedding
 
     def __str__(self) -> str:
-        return f"AlphaRec on {self.text.name}"
+        return f"AlphaRec, text vectors of {self.text.name}"
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         return self.text.stages
@@ -72,7 +72,7 @@ class AlphaRec(Recommender, LightGCN):
         return ClassicalRecommender(self, self.ITEM_ID, type(self).__name__).variants()
 
     def facts(self) -> Facts:
-        return Facts(self.text.name, self.text.fingerprint)
+        return Facts(self.text.name, self.text.fingerprint, backbone_identity=self.text.identity)
 
     def get_ego_embeddings(self) -> Tensor:
         return self.project(self.text_vectors)  # [U + I, D]

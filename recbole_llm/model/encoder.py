@@ -47,7 +47,7 @@ class LLMEncoder(Recommender, SequentialRecommender):
         self.item_matrix = torch.empty(0)  # [I, D], set when the model is loaded
 
     def __str__(self) -> str:
-        return f"{type(self).__name__} on {self.parts.backbone.name}"
+        return f"{type(self).__name__}, backbone {self.parts.backbone.name}"
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """User vectors [B, D] of unit length for histories of internal item ids, oldest first."""
@@ -62,7 +62,8 @@ class LLMEncoder(Recommender, SequentialRecommender):
         raise NotImplementedError
 
     def facts(self) -> Facts:
-        return Facts(self.parts.backbone.name, self.parts.backbone.fingerprint)
+        backbone = self.parts.backbone
+        return Facts(backbone.name, backbone.fingerprint, backbone_identity=backbone.identity)
 
     def variants(self) -> dict[str, Variant]:
         """The model; its scores are not cached, since they cost only one forward pass for each user."""

@@ -69,7 +69,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         self._unload: Callable[[], Any] = lambda: None
 
     def __str__(self) -> str:
-        return f"{type(self).__name__} on {self.parts.backbone.name}"
+        return f"{type(self).__name__}, backbone {self.parts.backbone.name}"
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         """The stages of the model, those of :meth:`retrieval` included; the first one makes the model itself."""
@@ -96,7 +96,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         return self._variants
 
     def facts(self) -> Facts:
-        return Facts(self.parts.backbone.name, self.parts.backbone.fingerprint, self.merge_report)
+        backbone = self.parts.backbone
+        return Facts(backbone.name, backbone.fingerprint, self.merge_report, backbone.identity)
 
     def report(self, folder: Path) -> list[str]:
         if self.merge_report is None:

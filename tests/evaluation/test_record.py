@@ -15,6 +15,7 @@ import pytest
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.recommender import ClassicalRecommender
 from recbole_llm.evaluation.record import Row, table
+from recbole_llm.llm.causal_lm import identity
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code
 from recbole_llm.store.runs import SavedRun
@@ -61,6 +62,7 @@ def test_a_record_of_an_llm_model_names_its_backbone_and_variants(run: Run) -> N
     result, _ = run("TALLRec")
     record = strict(result["record"])
     assert "tiny-llama" in record["backbone"] and record["backbone_fingerprint"]
+    assert record["backbone_identity"] == identity(record["config"]["llm_path"])
     assert list(record["results"]) == ["TALLRec", "no adapter"] == list(record["ranks"])
     assert record["stage_seconds"].keys() == {"ingredient"} == record["stages"].keys()
     assert (Path(result["record"]).parents[2] / "stages" / record["stages"]["ingredient"]).is_dir()
