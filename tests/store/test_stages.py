@@ -170,10 +170,10 @@ def test_what_a_stage_is_given(cache):
 
 def test_the_code_of_a_stage_is_that_of_the_module_of_its_build(monkeypatch, build):
     seen = []
-    monkeypatch.setattr(stages, "code_fingerprint", lambda *modules: seen.append(modules) or "hash")
+    monkeypatch.setattr(stages, "code_fingerprint", lambda *modules, alone: seen.append(modules) or "hash")
     before = Stage("a", {}, build, code=("recbole_llm.llm.lora",)).fingerprint
     assert seen == [(Builder.__module__, "recbole_llm.llm.lora")]
-    monkeypatch.setattr(stages, "code_fingerprint", lambda *modules: "another hash")
+    monkeypatch.setattr(stages, "code_fingerprint", lambda *modules, alone: "another hash")
     assert Stage("a", {}, build, code=("recbole_llm.llm.lora",)).fingerprint != before
 
 
