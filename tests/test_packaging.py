@@ -156,6 +156,6 @@ def test_a_wheel_holds_every_file_of_the_package_and_the_property_files(tmp_path
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {str(file.relative_to(checkout)) for file in (checkout / "recbole_llm").rglob("*") if file.is_file()}
-    properties = {f"recbole_llm/{file.relative_to(checkout)}" for file in (checkout / "properties").rglob("*") if file.is_file()}
+    properties = {f"recbole_llm/{file.relative_to(checkout)}" for file in (checkout / "properties").rglob("*.[yh]*")}
     assert any(name.endswith(".hyper") for name in properties) and any(name.endswith(".html") for name in package)
     assert held == package | properties

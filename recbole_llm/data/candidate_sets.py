@@ -108,7 +108,7 @@ def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRet
 
 
 def _logged(found: CandidateSet, phase: str) -> CandidateSet:
-    logger.info(f"candidates ({phase}): {len(found.users)} users x {found.items.size(1)}, SHA-256 {found.sha256}")
+    logger.info(f"candidates ({phase}): {len(found.users)} users x {found.items.size(1)}, SHA-256 {found.sha256[:12]}")
     return found
 
 
