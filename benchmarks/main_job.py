@@ -40,11 +40,11 @@ def main() -> None:
     arguments = [*given, *(f"--{key}={value}" for key, value in DEFAULTS.items() if f"--{key}=" not in " ".join(given))]
     with tempfile.TemporaryDirectory() as folder:
         seconds, _ = timed(["--help"], folder)
-        show("--help", seconds=seconds, bar=2)
+        show("--help", seconds=seconds, bar=1)
         first, memory = timed(arguments, folder)
-        show("first run", arguments=arguments, seconds=first, peak_gib=memory, bar=480)
+        show("first run", arguments=arguments, seconds=first, peak_gib=memory, bar=300)
         again, memory = timed(arguments, folder)
-        show("again, stages cached", seconds=again, peak_gib=memory, ratio=again / first, bar=60)
+        show("again, stages cached", seconds=again, peak_gib=memory, ratio=again / first, bar=15)
 
 
 DEFAULTS = {"model": "LoRACocktail", "dataset": "ml-100k"}
