@@ -45,24 +45,8 @@ _METHODS: dict[str, MergeMethod] = {
 }
 
 
-def merge_method(name: str) -> Callable[[MergeMethod], MergeMethod]:
-    """Decorator that registers a function for ``merge: <name>``.
-
-    Raises:
-        ValueError: another function has this name.
-    """
-
-    def register(method: MergeMethod) -> MergeMethod:
-        if _METHODS.get(name, method) is not method:
-            raise ValueError(f"a merge method named {name!r} is already registered; choose another name")
-        _METHODS[name] = method
-        return method
-
-    return register
-
-
 def resolve(name: str) -> MergeMethod:
-    """The method of a registered name, ``package.module:function`` or ``package.module.function``.
+    """The method of that name, ``package.module:function`` or ``package.module.function``.
 
     Raises:
         ValueError: unknown name (the error has the nearest known one), module or function.

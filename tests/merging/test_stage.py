@@ -11,7 +11,7 @@ import torch
 from recbole_llm.merging import stage
 from recbole_llm.merging.arithmetic import Adapter, read_adapter, write_adapter
 from recbole_llm.merging.coefficients import MergeProblem, MergeResult, entropy, uniform
-from recbole_llm.merging.stage import merge_adapters, merge_method, resolve
+from recbole_llm.merging.stage import merge_adapters, resolve
 
 MODULES = ["model.q_proj", "model.v_proj"]
 
@@ -64,14 +64,6 @@ def test_resolve_names_and_paths(users):
 def test_resolve_explains(users, name, message):
     with pytest.raises(ValueError, match=message):
         resolve(name)
-
-
-def test_registered_method_is_found(monkeypatch):
-    monkeypatch.setattr(stage, "_METHODS", dict(stage._METHODS))
-    method = merge_method("mine")(lambda problem: MergeResult(torch.ones(2), []))
-    assert resolve("mine") is method
-    with pytest.raises(ValueError, match="'uniform' is already registered"):
-        merge_method("uniform")(method)
 
 
 @pytest.mark.parametrize("granularity", ["global", "module"])
