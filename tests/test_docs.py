@@ -69,6 +69,17 @@ def commands() -> Iterator[tuple[Path, str]]:
             yield file, line
 
 
+def dotted_names() -> list[str]:
+    """Every ``recbole_llm.package.name`` in the documents."""
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "properties").rglob("*.yaml")]
+    return sorted({name for file in files for name in re.findall(r"\brecbole_llm(?:\.[A-Za-z_]\w*)+", file.read_text())})
+
+
+@pytest.mark.parametrize("name", dotted_names())
+def test_python_names_in_the_documents_exist(name: str) -> None:
+    pkgutil.resolve_name(name)
+
+
 def own_keys(page: Path) -> set[str]:
     """Keys that the YAML of a page defines, for a model of the reader's own."""
     blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)

@@ -144,3 +144,22 @@ class Leaderboard:
 def to_json(leaderboard: Leaderboard) -> str:
     """The leaderboard as strict JSON."""
     return json.dumps(asdict(leaderboard), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Leaderboard:
+    """Read the output of :func:`to_json`.
+
+    Raises:
+        ValueError: the text is not a leaderboard.
+    """
+
+    def row(content: dict[str, Any]) -> Row:
+        slices = {name: Slice(**part) for name, part in content["slices"].items()}
+        return Row(**content | {"cells": [Outcome(**cell) for cell in content["cells"]], "slices": slices})
+
+    try:
+        content = json.loads(text)
+        tables = [Table(**table | {"rows": [row(line) for line in table["rows"]]}) for table in content["tables"]]
+        return Leaderboard(**content | {"tables": tables})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"not the content of a leaderboard.json ({error}); run recbole-llm leaderboard again") from error

@@ -22,7 +22,7 @@ from recbole_llm.leaderboard import formats
 from recbole_llm.leaderboard import page as pages
 from recbole_llm.leaderboard.board import write_all
 from recbole_llm.leaderboard.statistics import build
-from recbole_llm.leaderboard.table import Cell, Leaderboard, to_json
+from recbole_llm.leaderboard.table import Cell, Leaderboard, from_json, to_json
 
 SCRIPT = "<script>alert(1)</script>"
 NASTY = 'a|b & 50% of_$x^2 {#1} "quoted", ~\\'
@@ -69,10 +69,17 @@ def page(board: Leaderboard) -> str:
     return pages.to_html(board)
 
 
-def test_json_is_strict_and_holds_the_whole_leaderboard(board: Leaderboard) -> None:
+def test_json_is_strict_and_comes_back_as_it_was(board: Leaderboard) -> None:
     text = to_json(board)
-    assert json.loads(text, parse_constant=pytest.fail) == asdict(board)
+    assert from_json(text) == board and json.loads(text) == asdict(board)
     assert "u17" not in text  # nothing of a single user
+    assert from_json(to_json(build([]))) == build([])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tables": [{}]}', '{"tables": [], "other": 1}'])
+def test_other_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not the content of a leaderboard.json"):
+        from_json(text)
 
 
 def test_markdown_rows_are_whole_and_escaped(board: Leaderboard) -> None:
@@ -177,7 +184,7 @@ def test_all_files_are_written(board: Leaderboard, tmp_path: Path) -> None:
     paths = write_all(board, tmp_path / "new")
     assert [path.name for path in paths] == [f"leaderboard.{ending}" for ending in ("json", "md", "csv", "tex", "html")]
     assert sorted(tmp_path.glob("new/*")) == sorted(paths) and all(path.stat().st_size > 0 for path in paths)
-    assert json.loads(paths[0].read_text(encoding="utf-8")) == asdict(board)
+    assert from_json(paths[0].read_text(encoding="utf-8")) == board
 
 
 @pytest.mark.parametrize("cells", [[], [cell("Broken", error="x")], [cell("Empty", 0.3, facts={"results": {}})], [cell("Later")]])
