@@ -98,6 +98,7 @@ class ProtocolTrainer(Trainer):
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def _run_stages(self) -> None:
+        self.recommender.check()
         if self._retriever is not None:
             self._retriever.load(self.cache.run(self._retriever.stage))
         if self._stages:

@@ -212,6 +212,20 @@ class PromptBuilder:
             row += literal
         return _split_soft(row)
 
+    def longest(self, candidates: int = 1, titles: int = 1) -> int:
+        """A number of tokens that no prompt with its answer exceeds.
+
+        Args:
+            candidates: in a prompt. titles: in an answer.
+        """
+        numbers = [len(number) for number, _ in zip(self._numbers, range(self.settings.max_history), strict=False)]
+        fixed = sum(map(len, self._literals)) + self.shows_user
+        listed = max(map(len, self._candidates), default=0) + len(self._gap) + max(map(len, self._labels), default=0)
+        shown = candidates * listed if self.shows_candidates else 0
+        row = fixed + sum(numbers) + len(numbers) * max(map(len, self._history)) + shown
+        answer = titles * (max(map(len, self.answers)) + len(self._gap))
+        return min(row, self.settings.max_prompt_tokens) + answer
+
     def sequence(self, history: Sequence[int]) -> Example:
         """A history as one training example, whose answer is every title with the separator that ends it.
 

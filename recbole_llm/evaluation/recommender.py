@@ -70,6 +70,9 @@ class Recommender:
         """
         return ()
 
+    def check(self) -> None:
+        """Raise a ValueError, before the first stage runs, for what would fail or be wrong after the training."""
+
     def load(self, cache: StageCache) -> None:
         """Read the results of the stages after they have run."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import torch
 
 from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_tokenizer, resolved_dtype
+from recbole_llm.llm.reading import Reading
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
 
 BUILTIN = "builtin"
+
+Check = Callable[[str, str, Callable[[], CausalLM]], Reading]
+"""(fingerprint, name, load) -> how the LM is run."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,19 @@ class BackboneSettings(Settings):
 class Backbone:
     """A frozen causal LM with its tokenizer.
 
+    Args:
+        check: finds out how the LM is run exactly, see :class:`~recbole_llm.llm.checks.BackboneCheck`.
+
     Attributes:
         stages: the stage that trains the builtin LM; empty for any other.
     """
 
-    def __init__(self, settings: BackboneSettings, stage: Stage | None = None, folder: Path | None = None):
+    def __init__(
+        self, settings: BackboneSettings, stage: Stage | None = None, folder: Path | None = None, check: Check | None = None
+    ):
         self._settings, self._stage, self._source = settings, stage, folder or settings.path
+        self._check = check
+        self._unchecked: CausalLM | None = None
         self._loaded: CausalLM | None = None
         self.stages = (stage,) if stage else ()
 
@@ -68,11 +80,34 @@ class Backbone:
     def load(self, results: Folders) -> CausalLM:
         """The LM, frozen and in ``eval()``, on its device; loaded once. Random states are preserved."""
         if self._loaded is None:
-            source = results.folder(self._stage) if self._stage else self._source
+            causal = self._load(results.folder(self._stage) if self._stage else self._source)
+            reading = self._check(self.fingerprint, self.name, lambda: causal) if self._check else Reading()
+            self._loaded = replace(causal, reading=reading)
+        return self._loaded
+
+    def check(self, longest: int) -> None:
+        """Refuse an LM that cannot be run exactly, or not on rows of ``longest`` tokens.
+
+        The builtin LM is checked when it is loaded, after it was trained.
+
+        Raises:
+            ValueError: names the key and the remedy.
+        """
+        if self._check is None or self._stage is not None:
+            return
+        context = self._check(self.fingerprint, self.name, lambda: self._load(self._source)).context
+        if context and longest > context:
+            raise ValueError(
+                f"max_prompt_tokens: prompts and answers of this run have up to {longest} tokens, more than the context of "
+                f"{self.name}, {context}; lower max_prompt_tokens by {longest - context}, or max_history"
+            )
+
+    def _load(self, source: str | Path) -> CausalLM:
+        if self._unchecked is None:
             options = {key: value for key, value in asdict(self._settings).items() if key != "path"}
             with preserved_random_state():
-                self._loaded = load_causal_lm(source, **options)
-        return self._loaded
+                self._unchecked = load_causal_lm(source, **options)
+        return self._unchecked
 
     @cached_property
     def tokenizer(self) -> Any:

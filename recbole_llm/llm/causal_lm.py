@@ -14,15 +14,22 @@ from typing import Any
 import torch
 
 from recbole_llm.llm.identity import checked_hub_id, fingerprint, first_line, not_on_hub
+from recbole_llm.llm.reading import Reading
 from recbole_llm.logs import hide_progress_bars
 
 
 @dataclass(frozen=True)
 class CausalLM:
-    """A frozen backbone and its tokenizer."""
+    """A frozen backbone, its tokenizer, and how it is run so that its results are exact."""
 
     model: Any
     tokenizer: Any
+    reading: Reading = Reading()
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that pads batches; None if batches must not be padded."""
+        return int(self.tokenizer.pad_token_id) if self.reading.padding else None
 
 
 def load_causal_lm(

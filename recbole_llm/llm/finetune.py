@@ -62,7 +62,7 @@ def finetune(
     encode: Encode,
     config: LoRATrainingConfig,
     *,
-    pad_token_id: int,
+    pad_token_id: int | None,
     validate: Callable[[Any], float] | None,
     work: Work,
     options: LoopOptions = DEFAULT_OPTIONS,

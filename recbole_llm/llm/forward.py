@@ -13,16 +13,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_llm.data.prompts import Example, Prompt
-from recbole_llm.llm.packing import pad_left
+from recbole_llm.llm.packing import equal_lengths, pad_left
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 
 
-def lm_loss(model: Any, examples: Sequence[Example], pad_token_id: int, *, soft: Tensor | None = None) -> Tensor:
+def lm_loss(model: Any, examples: Sequence[Example], pad_token_id: int | None, *, soft: Tensor | None = None) -> Tensor:
     """Mean next-token loss, in nats, over the answers of examples; logits are computed from the first answer on.
 
     examples: of any lengths; soft slots index rows of ``soft`` [S, D]. These and a row's first token are never targets.
-    Raises ValueError if no example has an answer.
+    pad_token_id: None does not pad: examples of equal lengths are computed together.
+    Raises ValueError if no example has an answer, or one is longer than the model's context.
     """
-    inputs, tokens, real = left_padded(model, [example.row for example in examples], pad_token_id, soft)  # [B, T]
+    if pad_token_id is None:
+        groups = [[examples[i] for i in group] for group in equal_lengths([example.row for example in examples])]
+        sizes = [sum(sum(example.mask[1:]) for example in group) for group in groups]
+        losses = [lm_loss(model, group, 0, soft=soft) * size for group, size in zip(groups, sizes, strict=True) if size]
+        if losses:
+            return torch.stack(losses).sum() / sum(sizes)
+    inputs, tokens, real = left_padded(model, [example.row for example in examples], pad_token_id or 0, soft)  # [B, T]
     mask, _ = pad_left([torch.tensor(example.mask, device=real.device) for example in examples])  # [B, T]
     targets = mask[:, 1:].bool() & real[:, :-1]  # [B, T - 1]
     if not targets.any():
@@ -38,8 +47,10 @@ def left_padded(
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """Rows as keyword arguments of a forward pass, as tokens [B, T], and where these are real, [B, T] bool.
 
-    Padding changes no result: it is masked, and positions count real tokens only. All rows end in the last column.
+    Padding is masked, and positions count real tokens only. All rows end in the last column.
+    Raises ValueError if a row is longer than the model's context.
     """
+    check_context(model.config, max(map(len, rows)))
     embed = model.get_input_embeddings()
     tokens, real = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)
     inputs = {
@@ -68,3 +79,18 @@ def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | 
 def positions(real: Tensor) -> Tensor:
     """Position ids [B, T] that count real tokens only."""
     return (real.cumsum(-1) - 1).clamp(min=0)
+
+
+def context_length(config: Any) -> int | None:
+    """The longest row that a model of this config reads; None if nothing limits it."""
+    text = config.get_text_config(decoder=True)
+    return next((int(found) for key in CONTEXT_KEYS if (found := getattr(text, key, None))), None)
+
+
+def check_context(config: Any, longest: int, what: str = "a row has") -> None:
+    """Raises ValueError if rows of ``longest`` tokens do not fit into the model's context."""
+    context = context_length(config)
+    if context and longest > context:
+        raise ValueError(
+            f"{what} {longest} tokens, more than the model's context of {context}; lower max_prompt_tokens or max_history"
+        )

@@ -223,6 +223,10 @@ class AdapterView:
         """The input embeddings of the base model."""
         return self.model.get_input_embeddings()
 
+    def get_output_embeddings(self) -> Any:
+        """The ``lm_head`` of the base model."""
+        return self.model.get_output_embeddings()
+
 
 def _tuner(model: PeftModel) -> Any:
     return model.base_model  # peft's LoraModel: unlike PeftModel, it allows several active adapters

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.llm.forward import positions
-from recbole_llm.llm.packing import pad_left
+from recbole_llm.llm.packing import equal_lengths, pad_left
 
 Batch = TypeVar("Batch")
 
@@ -40,7 +40,7 @@ def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
 
 
 def first_k_entropy(
-    model: Any, prompts: Sequence[Sequence[int]], k: int, pad_token_id: int, eos_token_id: int | None = None
+    model: Any, prompts: Sequence[Sequence[int]], k: int, pad_token_id: int | None, eos_token_id: int | None = None
 ) -> Tensor:
     """:func:`token_entropy` of the first ``k`` greedily decoded tokens of each prompt; differentiable.
 
@@ -51,6 +51,10 @@ def first_k_entropy(
     """
     if k < 1 or not prompts or not all(prompts):
         raise ValueError(f"first_k_entropy: needs k >= 1 and non-empty prompts, got k={k} and {len(prompts)} prompts")
+    if pad_token_id is None:  # prompts of equal lengths together, weighted by their number
+        groups = [[prompts[i] for i in group] for group in equal_lengths(prompts)]
+        parts = [first_k_entropy(model, group, k, 0, eos_token_id) * (len(group) / len(prompts)) for group in groups]
+        return torch.stack(parts).sum()
     device = model.get_input_embeddings().weight.device
     padded, seen = pad_left([torch.tensor(prompt, device=device) for prompt in prompts], pad_token_id)  # [B, L]
     # the k-th distribution does not depend on the k-th token

@@ -84,7 +84,7 @@ class AdapterTraining:
         self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
     ) -> None:
         parts, causal = self.parts, self.parts.backbone.load(work)
-        pad, longest = int(causal.tokenizer.pad_token_id), parts.prompts.max_history
+        pad, longest = causal.pad_token_id, parts.prompts.max_history
         encoders = [ExampleEncoder(domain, parts.builder(causal.tokenizer, domain), parts.examples) for domain in sources]
 
         def encode(example: TrainingExample, rng: np.random.Generator) -> Example:

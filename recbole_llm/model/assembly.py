@@ -12,6 +12,7 @@ from recbole_llm.data.prompts import PromptSettings, template
 from recbole_llm.evaluation.metrics import check_valid_metric
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
 from recbole_llm.llm.builtin_lm import builtin_stage
+from recbole_llm.llm.checks import BackboneCheck
 from recbole_llm.model.parts import Parts, Validation
 from recbole_llm.model.ranker_parts import RankerParts, ScoringSettings
 from recbole_llm.training.loop import LoopOptions
@@ -19,18 +20,22 @@ from recbole_llm.training.loop import LoopOptions
 LABELS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",)
 
 
-def backbone(config: Any, sources: Sequence[Domain]) -> Backbone:
+def backbone(config: Any, sources: Sequence[Domain], *, encodes: bool = False) -> Backbone:
     """The LM that ``config`` names; the builtin LM is trained on ``sources``, or reused from the run that ``init_from`` names.
+
+    encodes: its hidden states are read, not its scores.
 
     Raises:
         FileNotFoundError, ValueError: there is no such LM, or the other run has none.
     """
     settings = BackboneSettings.of(config)
+    check = BackboneCheck.of(config, **{"scorer": None} if encodes else {})
     if settings.path != BUILTIN:
-        return Backbone(settings)
+        return Backbone(settings, check=check)
     if config.init_run:
-        return Backbone(settings, folder=config.init_run.stage("builtin-lm"))
-    return Backbone(settings, builtin_stage(config["builtin_lm"], sources, config["seed"], LoopOptions.of(config)))
+        return Backbone(settings, folder=config.init_run.stage("builtin-lm"), check=check)
+    stage = builtin_stage(config["builtin_lm"], sources, config["seed"], LoopOptions.of(config))
+    return Backbone(settings, stage, check=check)
 
 
 def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
@@ -39,7 +44,7 @@ def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
     Raises:
         ValueError: ``valid_metric`` is not a function of the target's rank.
     """
-    return Parts(**_shared(config, dataset, prompts))
+    return Parts(**_shared(config, dataset, prompts, encodes=True))
 
 
 def ranker_parts(config: Any, dataset: Any) -> RankerParts:
@@ -51,13 +56,13 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
 
 
-def _shared(config: Any, dataset: Any, prompts: PromptSettings) -> dict[str, Any]:
+def _shared(config: Any, dataset: Any, prompts: PromptSettings, *, encodes: bool = False) -> dict[str, Any]:
     check_valid_metric(config["valid_metric"])
     domain = domains.of_dataset(config, dataset)
     return {
         "domain": domain,
         "histories": dataset.histories,
-        "backbone": backbone(config, [domain]),
+        "backbone": backbone(config, [domain], encodes=encodes),
         "prompts": prompts,
         "validation": Validation(config["valid_metric"].lower(), config["valid_users"]),
         "options": LoopOptions.of(config),

@@ -97,6 +97,9 @@ class Laser(LLMEncoder):
         self.phase2 = stage("phase-2", second, lambda work: self._training(work).phase2(self.phase1, work), (self.phase1,))
         return [self.phase2 if config.epochs["phase2"] else self.phase1]
 
+    def check(self) -> None:
+        self.parts.check(names=self.texts, soft=self.tower_config.former.length + 1)
+
     def _reader(self, results: Folders) -> TowerReader:
         """Loads the frozen models."""
         self.cf.load(results.folder(self.cf.stage))

@@ -116,7 +116,7 @@ class AdapterMerging:
             if not first_tokens:
                 return candidate_entropy(likelihood.with_lm(view)(histories, candidates))
             prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
-            return first_k_entropy(view, prompts, first_tokens, int(tokenizer.pad_token_id), tokenizer.eos_token_id)
+            return first_k_entropy(view, prompts, first_tokens, causal.pad_token_id, tokenizer.eos_token_id)
 
         def valid_score(weights: Tensor) -> float:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""

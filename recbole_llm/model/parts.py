@@ -54,6 +54,17 @@ class Parts:
             tokenizer, names or domain.items.names, settings=prompts or self.prompts, noun=domain.noun, verb=domain.verb
         )
 
+    def check(self, *, names: Sequence[str] | None = None, candidates: int = 1, titles: int = 1, soft: int = 0) -> None:
+        """Refuse, before anything is trained, a backbone that is not exact or that this run's rows do not fit.
+
+        Args:
+            names: as in :meth:`builder`.
+            candidates, titles, soft: largest numbers of candidates in a prompt, titles in an answer and soft tokens beside them.
+        """
+        tokenizer = self.backbone.tokenizer
+        if tokenizer is not None:
+            self.backbone.check(self.builder(tokenizer, names=names).longest(candidates, titles) + soft)
+
 
 def default_batch_tokens(causal: CausalLM) -> int:
     """Tokens in one forward pass without gradients, if the configuration does not say how many."""

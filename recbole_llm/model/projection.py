@@ -126,7 +126,7 @@ class ProjectionTraining:
             batch, share = batches[micro]
             rows, vectors = soft.fill([example.row for example in batch], users)
             batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
-            return share * lm_loss(causal.model, batch, int(causal.tokenizer.pad_token_id), soft=vectors)
+            return share * lm_loss(causal.model, batch, causal.pad_token_id, soft=vectors)
 
         likelihood = self.likelihood(causal, soft)
         total = batches.steps_per_epoch * config.epochs

@@ -87,6 +87,11 @@ class LLMRanker(Recommender, SequentialRecommender):
         """The retriever's stage, if there is a retriever."""
         return () if self.retriever is None else (self.retriever.stage,)
 
+    def check(self) -> None:
+        examples = self.parts.examples
+        candidates = max(examples.num_negatives + 1, self.retriever_top if self.reranks else 1)
+        self.parts.check(candidates=candidates, titles=examples.top_k_target)
+
     def load(self, cache: StageCache) -> None:
         if self.retriever is not None:
             self.retriever.load(cache.folder(self.retriever.stage))

@@ -65,10 +65,11 @@ class RankerParts(Parts):
         """The LM's scores of the target domain's candidates; ``parts`` are arguments of :class:`TitleLikelihood`."""
         tokenizer, normalize = causal.tokenizer, self.scoring.normalize
         scorer = Scorer(
-            strategy=self.scoring.scorer,
+            strategy=causal.reading.scorer or self.scoring.scorer,
             normalize="sum" if normalize == "pmi" else normalize,
-            pad_token_id=int(tokenizer.pad_token_id),
+            pad_token_id=causal.pad_token_id,
             batch_tokens=self.scoring.batch_tokens or default_batch_tokens(causal),
+            share=causal.reading.share,
         )
         found = TitleLikelihood(
             causal.model, prompts or self.builder(tokenizer), scorer, several_titles=self.examples.top_k_target > 1, **parts

@@ -132,7 +132,7 @@ class TowerReader:
         self.config, self.causal, self.prompts, self.cf = config, causal, prompts, cf
         self.width = int(causal.model.get_input_embeddings().weight.shape[1])
         self._has_state = has_state
-        self._pad = int(causal.tokenizer.pad_token_id)
+        self._pad = causal.pad_token_id
         self._batch_tokens = batch_tokens or default_batch_tokens(causal)
         self._show_progress = show_progress
 
