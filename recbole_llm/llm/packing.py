@@ -17,7 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def token_batches(
-    lengths: Sequence[int], extras: Sequence[int], budget: int, *, extra_budget: int | None = None, equal: bool = False
+    lengths: Sequence[int],
+    extras: Sequence[int],
+    budget: int,
+    *,
+    extra_budget: int | None = None,
+    padding: float = 1.0,
 ) -> list[list[int]]:
     """Indices in batches whose padded size, rows x (longest length + largest extra), is at most ``budget``.
 
@@ -25,25 +30,25 @@ def token_batches(
     batch of its own.
 
     extra_budget: the largest rows x largest extra.
-    equal: rows of a batch have the same length, so that none is padded.
+    padding: the largest share of a batch that is padding, of lengths or extras; 0 puts equal rows together alone.
     """
     batches: list[list[int]] = []
-    length = extra = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length, extra = max(length, lengths[i]), max(extra, extras[i])
+    length = extra = real = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], -extras[i])):
+        length, extra, real = max(length, lengths[i]), max(extra, extras[i]), real + lengths[i] + extras[i]
         rows = len(batches[-1]) + 1 if batches else 0
-        fits = rows * (length + extra) <= budget and rows * extra <= (extra_budget or rows * extra)
-        if rows and fits and not (equal and lengths[i] < length):
+        size = rows * (length + extra)
+        if rows and size <= budget and rows * extra <= (extra_budget or size) and size - real <= padding * size:
             batches[-1].append(i)
         else:
             batches.append([i])
-            length, extra = lengths[i], extras[i]
+            length, extra, real = lengths[i], extras[i], lengths[i] + extras[i]
     return batches
 
 
 def equal_lengths(rows: Sequence[Sized]) -> list[list[int]]:
     """Indices of rows, those of equal lengths together."""
-    return token_batches([len(row) for row in rows], [0] * len(rows), sum(map(len, rows)) * len(rows), equal=True)
+    return token_batches([len(row) for row in rows], [0] * len(rows), sum(map(len, rows)) * len(rows), padding=0)
 
 
 def common_start(rows: Sequence[list[int]]) -> int:

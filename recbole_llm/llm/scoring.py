@@ -28,13 +28,14 @@ from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.forward import check_context, embedded, positions
-from recbole_llm.llm.packing import Branches, common_start, pad_answers, pad_left, token_batches
+from recbole_llm.llm.packing import Branches, common_start, equal_lengths, pad_answers, pad_left, token_batches
 
 STRATEGIES = ("naive", "prefix", "tree", "label")
 NORMALIZATIONS = ("sum", "mean")
 SHARED_GAIN = 0.05  # the share of a call's prompt tokens from which on a shared beginning is run separately
 LOGITS = {"cpu": 2**26}  # logits of a forward pass by device, 256 MB in fp32
 LOGITS_ELSEWHERE = 2**30  # 2 GB in bf16
+PADDING = {"cpu": 0.05}  # share of a batch that may be padding, by device; others prefer few batches
 LOGITS_AT_ONCE = {"cpu": 2**18}  # logits upcast at a time: 1 MB in fp32, which fits into a CPU's cache
 LOGITS_AT_ONCE_ELSEWHERE = 2**27  # 512 MB
 
@@ -76,13 +77,19 @@ class Scorer:
         self._check(model, prompts, answers)
         embed = model.get_input_embeddings()
         shared = _read_shared(model, prompts[0].ids[: self._shared_tokens(prompts)])  # N tokens
-        batches = token_batches(
-            [len(prompt) - shared.tokens for prompt in prompts],
-            [self._following(prompt, row) for prompt, row in zip(prompts, answers, strict=True)],
-            self.batch_tokens,
-            extra_budget=LOGITS.get(embed.weight.device.type, LOGITS_ELSEWHERE) // embed.weight.shape[0],
-            equal=self.pad_token_id is None,
-        )
+        device, lengths = embed.weight.device.type, [len(prompt) - shared.tokens for prompt in prompts]
+        together = [range(len(prompts))] if self.pad_token_id is not None else equal_lengths(prompts)
+        batches = [
+            [group[i] for i in batch]
+            for group in together
+            for batch in token_batches(
+                [lengths[i] for i in group],
+                [self._following(prompts[i], answers[i]) for i in group],
+                self.batch_tokens,
+                extra_budget=LOGITS.get(device, LOGITS_ELSEWHERE) // embed.weight.shape[0],
+                padding=PADDING.get(device, 1.0),
+            )
+        ]
         scores = [self._score(model, [prompts[i] for i in batch], [answers[i] for i in batch], soft, shared) for batch in batches]
         order = torch.tensor([i for batch in batches for i in batch])
         return torch.cat(scores)[order.argsort()]  # [B, C]
