@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from recbole_llm.llm.identity import check_complete, checked_hub_id, fingerprint, first_line, not_on_hub
 from recbole_llm.llm.reading import Reading
 from recbole_llm.logs import hide_progress_bars
+
+logger = getLogger()
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ def load_causal_lm(
     path: a folder in the `save_pretrained` layout, or a hub id. revision: branch, tag or commit of the hub.
     dtype: see :func:`resolved_dtype`.
     device: CUDA by default if available; `device_map` and `load_in_4bit` place the model themselves.
-    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype or a tokenizer
-    without an end token, ImportError if `load_in_4bit` is set and bitsandbytes is not installed.
+    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype, a model that is no causal
+    LM or cannot run the attention, or a tokenizer without an end token, ImportError if `load_in_4bit` is set and
+    bitsandbytes is not installed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,17 +68,30 @@ def load_causal_lm(
     if device_map:
         options["device_map"] = device_map
     tokenizer = load_tokenizer(path, revision)
-    auto: Any = AutoModelForCausalLM  # its return type does not know output_loading_info
     try:
-        model, loading = auto.from_pretrained(
-            source, revision=revision, trust_remote_code=False, output_loading_info=True, **options
-        )
+        model, loading = _from_pretrained(AutoModelForCausalLM, source, revision, options)
         check_complete(loading)
     except OSError as error:
         raise _not_found(source, revision, error) from error
     if not device_map:
         model = model.to(device)
     return CausalLM(model.requires_grad_(False).eval(), tokenizer)
+
+
+def _from_pretrained(auto: Any, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    """A model and what of it was found; in eager attention, if it has no sdpa, which computes the same."""
+    fixed = {"revision": revision, "trust_remote_code": False, "output_loading_info": True}
+    attention = options.get("attn_implementation")
+    try:
+        return auto.from_pretrained(source, **fixed, **options)
+    except (ValueError, ImportError) as error:
+        if attention == "sdpa":
+            model = _from_pretrained(auto, source, revision, options | {"attn_implementation": "eager"})
+            logger.warning(f"attn_implementation: sdpa cannot run {source} ({first_line(error)}); eager takes its place")
+            return model
+        keys = "llm_path" if attention in (None, "eager") else f"attn_implementation: {attention}, llm_path"
+        remedy = "choose a causal LM of text" if keys == "llm_path" else "choose attn_implementation: sdpa or eager"
+        raise ValueError(f"{keys}: {source} cannot be loaded ({first_line(error)}); {remedy}") from error
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
