@@ -179,8 +179,12 @@ def _read_shared(model: Any, ids: Sequence[int]) -> _Shared:
 @contextmanager
 def _logits_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """In this block, ``lm_head`` runs on the hidden states at ``rows`` and ``columns`` [M] alone: logits are [1, M, V]."""
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows, columns].unsqueeze(0),))
+
+    def select(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        (hidden,) = inputs  # [B, T, D], on the device of the last layer
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0),)  # [1, M, D]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:

@@ -53,6 +53,7 @@ def test_what_would_be_wrong_is_refused_before_anything_is_trained(
     assert not trained_folders(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "strategy"), [("mistral", "prefix"), ("lfm2", "naive"), ("rwkv", "naive")])
 def test_a_ranker_on_an_lm_with_windows_or_states_gives_the_scores_of_naive(
     settings: Any, assemble: Any, lm_of: Any, family: str, strategy: str, caplog: pytest.LogCaptureFixture
