@@ -113,7 +113,7 @@ def _decode(model: Any, ids: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor,
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = out.past_key_values
+        cache = out.get("past_key_values")  # some models have none: they read the whole rows again
         ids = torch.cat([ids, out.logits[:, -1].argmax(-1, keepdim=True)], dim=1)  # [B, L + 1]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)  # [B, L + 1]
     return ids, mask

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches, token_entropy
+from tests.llm import families
 
 
 def test_mean_of_entropies_not_entropy_of_mean():
@@ -94,3 +95,11 @@ def test_mean_over_batches_has_the_value_and_gradient_of_the_mean():
     torch.testing.assert_close(two, one)
     with torch.no_grad():
         torch.testing.assert_close(batched(weights), expected)
+
+
+@pytest.mark.parametrize(("family", "pad"), [("mamba", 0), ("lfm2", 0), ("bart", None)])
+def test_first_k_entropy_of_models_without_a_cache_or_padding(family: str, pad: int | None) -> None:
+    model, draw = families.build(family), torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, families.VOCABULARY, (length,), generator=draw).tolist() for length in (20, 9, 14, 9)]
+    alone = [first_k_entropy(model, [prompt], 3, 0) for prompt in prompts]
+    torch.testing.assert_close(first_k_entropy(model, prompts, 3, pad), torch.stack(alone).mean(), atol=1e-4, rtol=0)
