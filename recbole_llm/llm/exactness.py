@@ -25,12 +25,12 @@ from torch import Tensor
 
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.encoding import encode
-from recbole_llm.llm.forward import context_length, lm_loss
+from recbole_llm.llm.forward import context_length, left_padded, lm_loss
 from recbole_llm.llm.reading import Reading
 from recbole_llm.llm.scoring import Scorer
 
 SHARED, SHORT, LONG, BEYOND = 8, 20, 40, 16  # tokens: of a common beginning, of prompts, of a prompt after the widest window
-ANSWERS = (3, 1, 2)  # tokens of each prompt's answers
+ANSWERS, ONE = (3, 1, 2), 1  # tokens of each prompt's answers, and the place of an answer of one token
 WINDOWS = re.compile(r".*(window|chunk|block_size|index_topk|original_max_position).*")
 NOT_WINDOWS = re.compile(r"chunk_size_feed_forward|.*(layer|pattern|block_size_|vision|audio).*")
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}  # layer types without a state
@@ -60,14 +60,13 @@ def exact_reading(model: Any, *, scorer: str | None, longest: int, source: str) 
     except NotExactError as error:
         raise NotExactError(f"{about}: {error}; choose a causal LM of text") from error
     found, reasons = Reading(context=context_length(model.config)), []
-    uses = "the loss" if scorer else "the encoding"
     for padding in (True, False):
         pad = 0 if padding else None
-        problem = probe.problem_of_loss(pad) if scorer else probe.problem_of_encoding(pad)
+        problem = probe.problem_of_loss(pad) or probe.problem_of_prompts(pad) if scorer else probe.problem_of_encoding(pad)
         if problem is None:
             found = replace(found, padding=padding)
             break
-        reasons.append(f"{uses} of {'padded' if padding else 'unpadded'} rows {problem}")
+        reasons.append(f"of {'padded' if padding else 'unpadded'} rows {problem}")
     else:
         raise NotExactError(f"{about}: {'; '.join(reasons)}. No batches are exact; choose another llm_path")
     if not found.padding:
@@ -135,7 +134,8 @@ class _Probe:
     """A model with a few prompts and answers, and the truth about them.
 
     Attributes:
-        prompts: two long ones and a short one, with a common beginning.
+        prompts: three long ones, one of them shorter by a token so that a batch of these is padded, and a short one; they have
+            a common beginning.
         answers: of each prompt.
         scores: log P of each answer, [prompts, answers].
     """
@@ -156,7 +156,7 @@ class _Probe:
 
         short, long = probe_lengths(model.config, longest)
         start = tokens(min(SHARED, short - 1))
-        prompts = [start + tokens(length - len(start)) for length in (long, short, long)]
+        prompts = [start + tokens(length - len(start)) for length in (long, short, long - 1, long)]
         answers = [[tokens(1 if labels else length) for length in ANSWERS] for _ in prompts]
         try:
             read = [[_logits(model, prompt + answer) for answer in some] for prompt, some in zip(prompts, answers, strict=True)]
@@ -184,7 +184,22 @@ class _Probe:
         answers = [row[0] for row in self.answers]
         examples = [Example.of(Prompt(prompt), answer) for prompt, answer in zip(self.prompts, answers, strict=True)]
         expected = -self.scores[:, 0].sum() / sum(map(len, answers))
-        return self._problem(lambda: lm_loss(self.model, examples, pad).cpu() - expected, "nats per token")
+        found = self._problem(lambda: lm_loss(self.model, examples, pad).cpu() - expected, "nats per token")
+        return found and f"the loss {found}"
+
+    def problem_of_prompts(self, pad: int | None) -> str | None:
+        """What is wrong with the next token after prompts that are padded on the left, or alone for None; or None."""
+        rows = [Prompt(ids) for ids in self.prompts]
+        places = torch.arange(len(rows)), torch.tensor([row[ONE][0] for row in self.answers])
+
+        def difference() -> Tensor:
+            groups = [[row] for row in rows] if pad is None else [rows]
+            inputs = [left_padded(self.model, group, pad or 0, None)[0] for group in groups]
+            logits = [self.model(**given, logits_to_keep=1).logits[:, -1].float().cpu() for given in inputs]
+            return torch.cat(logits).log_softmax(-1)[places] - self.scores[:, ONE]
+
+        found = self._problem(difference, "nats")
+        return found and f"the next token {found}"
 
     def problem_of_encoding(self, pad: int | None) -> str | None:
         """What is wrong with the last hidden states and with their means, or None."""
@@ -196,7 +211,8 @@ class _Probe:
             expected = torch.stack([state[-1] for state in states]), torch.stack([state.mean(0) for state in states])
             return torch.cat([(last - expected[0]) / expected[0].std(), (mean - expected[1]) / expected[1].std()])
 
-        return self._problem(difference, "standard deviations")
+        found = self._problem(difference, "standard deviations")
+        return found and f"the encoding {found}"
 
     def _problem(self, difference: Callable[[], Tensor], unit: str) -> str | None:
         try:
