@@ -21,9 +21,12 @@ from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.merged import AdapterMerging, MergeSettings
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
+
+BASE_SPIRIT = "base spirit"
 
 
 class LoRACocktail(LLMRanker):
@@ -31,22 +34,24 @@ class LoRACocktail(LLMRanker):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.general = domains.named_or_views("general_datasets", config, (self.parts.domain, self.parts.histories))
+        needed = BASE_SPIRIT not in self.given.given  # a given base spirit needs no general domain
+        target = self.parts.domain, self.parts.histories
+        self.general = domains.named_or_views("general_datasets", config, target) if needed else []
         self.general_samples = config["general_samples"]
         self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
 
-    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.parts.eval_users(candidates)
-        self.sources = {
-            "base spirit": self.adapter_training.stage("base-spirit", self.general, samples=self.general_samples),
-            "ingredient": self.adapter_training.stage("ingredient", [self.parts.domain], valid=valid),
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        return {
+            BASE_SPIRIT: AdapterSpec("base-spirit", self.general, samples=self.general_samples),
+            "ingredient": AdapterSpec("ingredient", [self.parts.domain], valid=self.parts.eval_users(candidates)),
         }
-        self.cocktail = self.merging.stage("cocktail", self.sources, candidates)
+
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        self.cocktail = self.merging.stage("cocktail", self.adapter_stages(candidates), candidates)
         return [self.cocktail, *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        merged = {"merged": results.folder(self.cocktail) / "merged"}
-        return merged | {name: results.folder(stage) for name, stage in self.sources.items()}
+        return {"merged": results.folder(self.cocktail) / "merged", **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         # with merge: uniform it is the model's own row
