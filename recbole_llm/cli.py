@@ -186,7 +186,7 @@ def _tune(options: argparse.Namespace, keys: list[str]) -> None:
 def _merge(options: argparse.Namespace, keys: list[str]) -> None:
     if keys:
         raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm merge --help")
-    given = {name: getattr(options, name) for name in ("merge", "compress_rank", *READERS)}
+    given = {name: getattr(options, name) for name in ("merge", "compress_rank", "full_model", "base_model", *READERS)}
     print(merge_folders(options.adapters, options.out, extrapolate=options.extrapolate == "True", **given))
 
 
@@ -252,6 +252,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="random seed, default 0; for dare, dare_ties")
     add("--compress_rank", type=int, metavar="R", help="reduce the result to this rank by SVD (default: exact, no reduction)")
     add("--extrapolate", **_SWITCH, help="allow weights outside [0, 1]")
+    add("--full_model", type=Path, metavar="DIR", help="also write the base model with the result folded into its weights")
+    add("--base_model", metavar="PATH", help="its folder or hub id, if it is not the one that the adapters name")
 
     add = command("views", _views, "split a dataset by category into datasets", _VIEWS, _VIEWS_KEYS)
     add("--dataset", "-d", required=True, help=dataset)
