@@ -51,9 +51,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of adapters that are trained from here on."""
     names: list[str] = []
     attach = finetune.attach_lora
-    monkeypatch.setattr(
-        finetune, "attach_lora", lambda *args, **options: names.append(options["name"]) or attach(*args, **options)
-    )
+
+    def noted(*args: Any, **options: Any) -> Any:
+        names.append(options["name"])
+        return attach(*args, **options)
+
+    monkeypatch.setattr(finetune, "attach_lora", noted)
     return names
 
 
@@ -157,7 +160,7 @@ def truncated(folder: Path) -> None:
         (lambda f: configured(f, peft_type="LOHA"), "peft_type 'LOHA' cannot be summed"),
         (lambda f: configured(f, use_dora=True), "with use_dora=True it is not exactly"),
         (lambda f: configured(f, target_modules=["query"]), r"its target_modules \['query'\] do not fit the backbone"),
-        (lambda f: configured(f, layers_to_transform=[0]), "layers.1.mlp.down_proj.lora_A.weight is .* takes absent"),
+        (lambda f: configured(f, target_modules=["q_proj"]), "layers.0.mlp.down_proj.lora_A.weight is .* takes absent"),
         (lambda f: (f / CONFIG_FILE).write_text("[1]"), "holds a list, not the object that peft writes"),
         (lambda f: (f / CONFIG_FILE).write_text("{"), "is not valid JSON"),
         (lambda f: (f / CONFIG_FILE).unlink(), "has no adapter_config.json"),
