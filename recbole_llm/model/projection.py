@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from recbole_llm.data import domains
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
-from recbole_llm.data.prompts import Example, Prompt, PromptSettings, number_soft_tokens
+from recbole_llm.data.prompts import Example, Prompt, number_soft_tokens
+from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.finetune import Batches
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.likelihood import TitleLikelihood
