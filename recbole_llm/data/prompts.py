@@ -91,6 +91,7 @@ class PromptBuilder:
 
     Attributes:
         answers: item id -> tokens of its title and the end.
+        end: tokens of the end of an answer.
         label_tokens: the one token of each label.
         shows_candidates, shows_user: the template has a slot for candidates, or for the user's soft token.
     """
@@ -121,8 +122,8 @@ class PromptBuilder:
         self._literals = [text.literal(part) for part in bare]
         self._literals[first] = text.begin(bare[first], needed=self.is_continuation)
 
-        end = separator if self.is_continuation else text.end()
-        self.answers = [title + end for title in text.titles(answer_spaced)]
+        self.end = separator if self.is_continuation else text.end()
+        self.answers = [title + self.end for title in text.titles(answer_spaced)]
         soft = [[-1 - item] if settings.item_tokens else [] for item in range(len(names))]  # see _split_soft
         self._numbers = self._number_history(label, history_spaced)
         titles = text.titles(label.endswith(" ") if label else history_spaced)
