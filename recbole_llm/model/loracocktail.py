@@ -21,7 +21,7 @@ from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.model.merged import AdapterMerging, MergeSettings
+from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -33,7 +33,7 @@ class LoRACocktail(LLMRanker):
         super().__init__(config, dataset)
         self.general = domains.named_or_views("general_datasets", config, (self.parts.domain, self.parts.histories))
         self.general_samples = config["general_samples"]
-        self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
+        self.merging = AdapterMerging.of(config, self.parts)
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)

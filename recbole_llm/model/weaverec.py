@@ -27,7 +27,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterTraining
-from recbole_llm.model.merged import AdapterMerging, MergeSettings
+from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -51,7 +51,7 @@ class WeaveRec(LLMRanker):
             backbone = assembly.backbone(config, _in_order([self.parts.domain, *self.others]))
             self.parts = replace(self.parts, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
-        self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
+        self.merging = AdapterMerging.of(config, self.parts)
         self.scheme = config["weave"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
