@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -26,8 +27,8 @@ class LlamaRec(LLMRanker):
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.parts.eval_users(candidates)
-        self.tuned = self.adapter_training.stage("verbalizer", [self.parts.domain], valid=valid)
+        valid = self.adapter_training.valid(candidates)
+        self.tuned = self.adapter_training.stage(AdapterSpec("verbalizer", [self.parts.domain], valid))
         return [self.tuned, *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:

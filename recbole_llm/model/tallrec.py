@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -19,8 +20,8 @@ class TALLRec(LLMRanker):
     """One LoRA, trained on the target's training split."""
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.parts.eval_users(candidates)
-        self.tuned = self.adapter_training.stage("ingredient", [self.parts.domain], valid=valid)
+        valid = self.adapter_training.valid(candidates)
+        self.tuned = self.adapter_training.stage(AdapterSpec("ingredient", [self.parts.domain], valid))
         return [self.tuned, *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:

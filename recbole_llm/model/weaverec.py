@@ -4,7 +4,7 @@
 D_i support a target D_0; the domains need not share users or items. All LoRAs start from the same pre-trained LM:
 
 1. target only: a LoRA theta_0 on D_0;
-2. hybrids: for each source a LoRA theta_i on D_0 and D_i (up to ``train_samples`` training examples of each);
+2. hybrids: for each source a LoRA theta_i on D_0 and D_i (up to ``weave_samples`` training examples of each);
 3. weave: theta_0 and all theta_i are merged into one adapter, uniformly in the paper.
 
 A LoRA of a source domain performs badly on the target, and so does a merge that contains it; hence the hybrids. The hybrid of
@@ -26,7 +26,7 @@ from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
 from recbole_llm.model import assembly
-from recbole_llm.model.adapters import AdapterTraining
+from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
@@ -52,7 +52,7 @@ class WeaveRec(LLMRanker):
             self.parts = replace(self.parts, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
         self.merging = AdapterMerging.of(config, self.parts)
-        self.scheme = config["weave"]
+        self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
             if unknown := [name for name in names if name not in SCHEMES]:
@@ -62,12 +62,13 @@ class WeaveRec(LLMRanker):
         self.schemes = {scheme: self._adapters(scheme) for scheme in (self.scheme, *self.controls)}
         self.stages = {name: stage for adapters in self.schemes.values() for name, stage in adapters.items()}
         self.weave = self.merging.stage("weave", self.schemes[self.scheme], candidates)
+        self.beside = self.merging.beside("weave", self.schemes[self.scheme], candidates)
         count = 1 + len(self.others)
         logger.info(
             f"weave of {count} domains: with all of them as targets, there are {count} single-domain and "
             f"{count * (count - 1) // 2} hybrid adapters; this run and its controls use {len(self.stages)}"
         )
-        return [self.weave, *self.stages.values(), *self.retrieval()]
+        return [self.weave, *self.beside.values(), *self.stages.values(), *self.retrieval()]
 
     def _adapters(self, scheme: str) -> dict[str, Stage]:
         """The adapters that a scheme merges, by name; the target's is the first."""
@@ -85,10 +86,11 @@ class WeaveRec(LLMRanker):
         """A stage that depends only on its domains, not on which of them is the target."""
         ordered = _in_order(mixture)
         name = "lora-" + "+".join(map(_plain, ordered))
-        return self.adapter_training.stage(name[:120], ordered, of_each=True)
+        alone = len(ordered) == 1
+        return self.adapter_training.stage(AdapterSpec(name[:120], ordered, of_each=True, most=None if alone else self.most))
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        merged = {"merged": results.folder(self.weave) / "merged"}
+        merged = {name: results.folder(stage) / "merged" for name, stage in {"merged": self.weave, **self.beside}.items()}
         return merged | {name: results.folder(stage) for name, stage in self.stages.items()}
 
     def mixtures(self) -> dict[str, list[str]]:
