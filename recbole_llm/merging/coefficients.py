@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_llm.merging.arithmetic import Adapter
+from recbole_llm.llm.adapter_folders import Adapter
 
 
 @dataclass(frozen=True)

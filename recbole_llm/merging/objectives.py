@@ -102,7 +102,7 @@ def first_tokens_entropy(
         return [counted.places(answer, eos_token_id) for answer in ids[:, width:].tolist()]
 
     # a distribution does not depend on its own token, so the last one that counts is not decoded
-    ids, mask = _decode(model, padded, seen.long(), lambda ids: all(done for _, done in places(ids)))  # [B, L + T]
+    ids, mask = _decode(model, padded, seen.long(), lambda ids: all([done for _, done in places(ids)]))  # [B, L + T]
     rows = [found for found, _ in places(ids)]
     columns = sorted({place for row in rows for place in row})  # k of them, where all rows count the same
     kept = torch.tensor(columns, device=device) + width - 1

@@ -27,32 +27,34 @@ from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
+BASE_SPIRIT = "base spirit"
+
 
 class LoRACocktail(LLMRanker):
     """Base spirit + ingredient, mixed with entropy-guided coefficients."""
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.general = domains.named_or_views("general_datasets", config, (self.parts.domain, self.parts.histories))
+        needed = BASE_SPIRIT not in self.given.given  # a given base spirit needs no general domain
+        target = self.parts.domain, self.parts.histories
+        self.general = domains.named_or_views("general_datasets", config, target) if needed else []
         general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}
         self.general_training = replace(self.adapter_training.config, **general)
         self.merging = AdapterMerging.of(config, self.parts)
 
-    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.adapter_training.valid(candidates)
-        specs = {
-            "base spirit": AdapterSpec("base-spirit", self.general, training=self.general_training),
-            "ingredient": AdapterSpec("ingredient", [self.parts.domain], valid),
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        return {
+            BASE_SPIRIT: AdapterSpec("base-spirit", self.general, training=self.general_training),
+            "ingredient": AdapterSpec("ingredient", [self.parts.domain], self.adapter_training.valid(candidates)),
         }
-        self.sources = {name: self.adapter_training.stage(spec) for name, spec in specs.items()}
-        self.cocktail = self.merging.stage("cocktail", self.sources, candidates)
-        self.beside = self.merging.beside("cocktail", self.sources, candidates)
-        return [self.cocktail, *self.beside.values(), *self.retrieval()]
+
+    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        self.merged = self.merging.stages("cocktail", self.adapter_stages(candidates), candidates)
+        return [*self.merged.values(), *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        stages = {"merged": self.cocktail, **self.beside}
-        merged = {name: results.folder(stage) / "merged" for name, stage in stages.items()}
-        return merged | {name: results.folder(stage) for name, stage in self.sources.items()}
+        merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}
+        return {**merged, **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         # with merge: uniform it is the model's own row

@@ -100,11 +100,13 @@ class AdapterMerging:
         """The merging of a configuration; raises as :class:`MergeSettings`."""
         return cls(parts, MergeSettings.of(config), MergeSettings.beside(config))
 
-    def beside(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
-        """The stages of ``merge_beside`` by the name of the row; otherwise as :meth:`stage`."""
-        slugs = {row: re.sub(r"\W+", "-", row) for row in self.others}
-        merging = {row: replace(self, settings=settings) for row, settings in self.others.items()}
-        return {row: one.stage(f"{name}-{slugs[row]}", sources, candidates) for row, one in merging.items()}
+    def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
+        """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows."""
+        found = {"merged": self.stage(name, sources, candidates)}
+        for row, settings in self.others.items():
+            slug = re.sub(r"\W+", "-", row)
+            found[row] = replace(self, settings=settings).stage(f"{name}-{slug}", sources, candidates)
+        return found
 
     def stage(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
         """A stage that writes the merged adapter of ``sources``, by their names in the report, into the folder ``merged``.

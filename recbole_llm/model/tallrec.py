@@ -7,22 +7,15 @@ prompts, and so does this model: it trains one adapter of a frozen LM on the tar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.stages import Folders, Stage
 
 
 class TALLRec(LLMRanker):
     """One LoRA, trained on the target's training split."""
 
-    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.adapter_training.valid(candidates)
-        self.tuned = self.adapter_training.stage(AdapterSpec("ingredient", [self.parts.domain], valid))
-        return [self.tuned, *self.retrieval()]
-
-    def adapters(self, results: Folders) -> dict[str, Path]:
-        return {"tuned": results.folder(self.tuned)}
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        return {"tuned": AdapterSpec("ingredient", [self.parts.domain], self.adapter_training.valid(candidates))}

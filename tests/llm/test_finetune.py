@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import finetune as module
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.finetune import Batches, LoRATrainingConfig, finetune
-from recbole_llm.llm.lora import WEIGHTS_FILE, load_adapters
+from recbole_llm.llm.lora import load_adapters
 from recbole_llm.store.stages import StageCache, Work
 from recbole_llm.training.loop import LoopOptions
 from recbole_llm.training.schedule import Schedule

@@ -7,8 +7,9 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recbole_llm.llm.adapter_folders import Adapter, read_adapter
 from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, lora_modules, save_adapter
-from recbole_llm.merging.arithmetic import Adapter, read_adapter, weighted_sum, write_adapter
+from recbole_llm.merging.arithmetic import weighted_sum, write_adapter
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters
