@@ -120,7 +120,14 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def facts(self) -> Facts:
         backbone = self.parts.backbone
-        return Facts(backbone.name, backbone.fingerprint, self.merge_report, backbone.identity, self.given.facts())
+        return Facts(
+            backbone.name,
+            backbone.fingerprint,
+            self.merge_report,
+            backbone.identity,
+            given_adapters=self.given.facts(),
+            builtin=backbone.builtin,
+        )
 
     def report(self, folder: Path) -> list[str]:
         if self.merge_report is None:
