@@ -40,6 +40,7 @@ class Facts:
         merge: how adapters were merged.
         backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
         given_adapters: folder and SHA-256 of each adapter that was given and not trained, by its name.
+        builtin: the parts that are not pretrained: ``llm``, ``text_encoder``.
     """
 
     backbone: str | None = None
@@ -47,6 +48,7 @@ class Facts:
     merge: Mapping[str, Any] | None = None
     backbone_identity: str | None = None
     given_adapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    builtin: tuple[str, ...] = ()
 
 
 class Recommender:

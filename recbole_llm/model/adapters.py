@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from recbole_llm.llm.forward import lm_loss
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.data.domains import Domain, TrainingExample
     from recbole_llm.model.eval_users import EvalUsers
     from recbole_llm.model.ranker_parts import RankerParts
@@ -31,15 +33,17 @@ class AdapterSpec:
         sources: the mixture of domains.
         valid: the best weights are those that best rank the candidates of these users; None: those of lowest loss on
             examples held out from the mixture.
-        samples: number of examples; None: ``train_samples``.
+        training: other settings than those of the model's adapters.
         of_each: draw ``samples`` examples from each domain.
+        most: at most so many examples of each domain.
     """
 
     name: str
     sources: Sequence[Domain]
     valid: EvalUsers | None = None
-    samples: int | None = None
+    training: LoRATrainingConfig | None = None
     of_each: bool = False
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,17 @@ class AdapterTraining:
     parts: RankerParts
     config: LoRATrainingConfig
 
+    def valid(self, candidates: Mapping[str, CandidateSet]) -> EvalUsers | None:
+        """The users whose ranking chooses the weights of an adapter of the target; None with ``lora_valid: loss``."""
+        return self.parts.eval_users(candidates) if self.config.valid == "ranking" else None
+
     def stage(self, spec: AdapterSpec) -> Stage:
         """A stage that trains one adapter; its folder is an ordinary PEFT folder.
 
         Raises:
             ValueError: the prompts do not fit ``lora_train_mode: sequence``.
         """
-        parts, samples = self.parts, self._samples(spec)
+        parts, training = self.parts, self._training(spec)
         prompts = parts.prompts
         if parts.examples.whole_histories and (prompts.shows_candidates or not prompts.is_continuation):
             raise ValueError(
@@ -68,7 +76,7 @@ class AdapterTraining:
             "backbone": parts.backbone.fingerprint,
             "domains": [domain.fingerprint for domain in spec.sources],
             "prompts": prompts.as_dict(),
-            "training": self.config.as_dict() | {"samples": [samples, "of each"] if spec.of_each else samples},
+            "training": training.as_dict() | {"of_each": spec.of_each, "most": spec.most},
             "examples": parts.examples.as_dict() if prompts.shows_candidates else None,
             "valid": spec.valid and [spec.valid.fingerprint, parts.scoring.normalize],
         }
@@ -78,16 +86,19 @@ class AdapterTraining:
 
     def examples(self, spec: AdapterSpec) -> tuple[list[TrainingExample], list[TrainingExample]]:
         """The examples to train on, and those held out to choose the weights if there are no evaluation users."""
+        training = self._training(spec)
         examples = domains.training_examples(
             spec.sources,
             window=self.parts.prompts.max_history + 1 if self.parts.examples.whole_histories else None,
-            samples=self._samples(spec),
+            samples=training.samples,
             seed=self.parts.seed,
             of_each=spec.of_each,
+            positions=training.positions,
+            most=spec.most,
         )
         if spec.valid is not None:
             return examples, []
-        size = min(500, max(1, len(examples) // 50))  # the paper's own split: 2 % of the mixture, at most 500 examples
+        size = max(1, math.floor(len(examples) * training.held_out + 1e-9))
         return examples[size:] or examples, examples[:size]
 
     def encoder(self, spec: AdapterSpec, tokenizer: Any) -> Encode:
@@ -98,12 +109,13 @@ class AdapterTraining:
 
         def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
             history = sources[example.domain].histories[example.user]
-            return encoders[example.domain](history[max(0, example.end - longest) : example.end + 1].tolist(), rng)
+            shown = history[max(0, example.end - longest) : example.end + 1].tolist()
+            return encoders[example.domain](shown, rng, known=history)
 
         return encode
 
-    def _samples(self, spec: AdapterSpec) -> int | None:
-        return spec.samples or self.config.samples
+    def _training(self, spec: AdapterSpec) -> LoRATrainingConfig:
+        return spec.training or self.config
 
     def _train(self, spec: AdapterSpec, work: Work) -> None:
         examples, held_out = self.examples(spec)
@@ -118,7 +130,7 @@ class AdapterTraining:
             losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
             return -float(torch.stack(losses).mean())
 
-        options = parts.options
+        training, options = self._training(spec), parts.options
         finetune(
-            causal.model, spec.name, examples, encode, self.config, pad_token_id=pad, validate=score, work=work, options=options
+            causal.model, spec.name, examples, encode, training, pad_token_id=pad, validate=score, work=work, options=options
         )

@@ -25,4 +25,4 @@ class LlamaRec(LLMRanker):
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
-        return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], valid=self.parts.eval_users(candidates))}
+        return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}

@@ -18,4 +18,4 @@ class TALLRec(LLMRanker):
     """One LoRA, trained on the target's training split."""
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
-        return {"tuned": AdapterSpec("ingredient", [self.parts.domain], valid=self.parts.eval_users(candidates))}
+        return {"tuned": AdapterSpec("ingredient", [self.parts.domain], self.adapter_training.valid(candidates))}

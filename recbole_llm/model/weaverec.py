@@ -4,7 +4,7 @@
 D_i support a target D_0; the domains need not share users or items. All LoRAs start from the same pre-trained LM:
 
 1. target only: a LoRA theta_0 on D_0;
-2. hybrids: for each source a LoRA theta_i on D_0 and D_i (up to ``train_samples`` training examples of each);
+2. hybrids: for each source a LoRA theta_i on D_0 and D_i (up to ``weave_samples`` training examples of each);
 3. weave: theta_0 and all theta_i are merged into one adapter, uniformly in the paper.
 
 A LoRA of a source domain performs badly on the target, and so does a merge that contains it; hence the hybrids. The hybrid of
@@ -27,7 +27,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
-from recbole_llm.model.merged import AdapterMerging, MergeSettings
+from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -52,8 +52,8 @@ class WeaveRec(LLMRanker):
             self.parts = replace(self.parts, backbone=backbone)
             self.given = replace(self.given, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
-        self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
-        self.scheme = config["weave"]
+        self.merging = AdapterMerging.of(config, self.parts)
+        self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
             if unknown := [name for name in names if name not in SCHEMES]:
@@ -64,14 +64,14 @@ class WeaveRec(LLMRanker):
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         stages = self.adapter_stages(candidates)
-        merged = {name: stages[name] for name in self._specs(self.scheme)}
-        self.weave = self.merging.stage("weave", merged, candidates)
+        sources = {name: stages[name] for name in self._specs(self.scheme)}
+        self.merged = self.merging.stages("weave", sources, candidates)
         count = 1 + len(self.others)
         logger.info(
             f"weave of {count} domains: with all of them as targets, there are {count} single-domain and "
             f"{count * (count - 1) // 2} hybrid adapters; this run and its controls use {len(stages)}"
         )
-        return [self.weave, *stages.values(), *self.retrieval()]
+        return [*self.merged.values(), *stages.values(), *self.retrieval()]
 
     def _specs(self, scheme: str) -> dict[str, AdapterSpec]:
         """The adapters that a scheme merges, by name; the target's is the first."""
@@ -89,10 +89,11 @@ class WeaveRec(LLMRanker):
         """An adapter that depends only on its domains, not on which of them is the target."""
         ordered = _in_order(mixture)
         name = "lora-" + "+".join(map(_plain, ordered))
-        return AdapterSpec(name[:120], ordered, of_each=True)
+        return AdapterSpec(name[:120], ordered, of_each=True, most=self.most if len(ordered) > 1 else None)
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        return {"merged": results.folder(self.weave) / "merged", **super().adapters(results)}
+        merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}
+        return {**merged, **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         controls = {SCHEMES[scheme]: list(self._specs(scheme)) for scheme in self.controls}
