@@ -199,6 +199,10 @@ def _tune(options: argparse.Namespace, keys: list[str]) -> None:
 def _merge(options: argparse.Namespace, keys: list[str]) -> None:
     if keys:
         raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm merge --help")
+    if options.full_model is not None:
+        from recbole_llm import logs
+
+        logs.init_console()  # warnings of libraries that load the base model
     given = {name: getattr(options, name) for name in ("merge", "compress_rank", "full_model", "base_model", *READERS)}
     print(merge_folders(options.adapters, options.out, extrapolate=options.extrapolate == "True", **given))
 
