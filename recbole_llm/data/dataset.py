@@ -17,7 +17,7 @@ import numpy as np
 
 from recbole_llm.data import scenarios
 from recbole_llm.data.histories import Histories, Scenario
-from recbole_llm.data.items import ItemTexts, first_column
+from recbole_llm.data.items import ItemTexts, chosen_columns
 
 
 class RankedTime:
@@ -89,8 +89,8 @@ class RankedTime:
             path,
             item_ids=self._tokens[1],
             id_field=self.iid_field,
-            title_field=first_column(path, self.config["title_field"]),
-            **{key: self.config[key] for key in ("year_field", "brand_field", "category_field", "article_suffix", "no_value")},
+            **chosen_columns(path, self.config),
+            **{key: self.config[key] for key in ("article_suffix", "no_value")},
         )
 
     @cached_property
