@@ -167,7 +167,7 @@ def test_the_published_merge_and_ours_are_rows_of_one_table(run):
 
 
 def test_each_adapter_has_its_own_training_settings(module_settings, assemble):
-    """RecCocktail: one example of each user and 2 epochs for the base spirit; these and others, and 4 epochs, for the ingredient."""
+    """RecCocktail: one example of each user, 2 epochs for the base spirit; these and others, 4 epochs for the ingredient."""
     changes = {"lora_train_mode": "prefix", "general_positions": "last", "general_samples": None, "general_epochs": 2}
     changes |= {"train_positions": "last_and_others", "train_samples": 30, "lora_epochs": 4, "lora_valid": "loss"}
     made = assemble("LoRACocktail", module_settings, **changes, held_out=0.1, general_held_out=0.02)
