@@ -136,7 +136,7 @@ def named_or_views(key: str, config: Any, target: tuple[Domain, Histories]) -> l
     if config[key]:
         return load(config[key], config, target)
     field, least, most = (
-        config["domain_field"] or config["category_field"],
+        config["domain_field"] or target[0].items.columns.get("category_field"),
         config["domain_min_users"],
         config["domain_max_views"],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,7 +48,13 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class AdapterTraining:
-    """Trains adapters of one LM for one target domain."""
+    """Trains adapters of one LM for one target domain.
+
+    Attributes:
+        own_code: modules of a subclass, which stages depend on.
+    """
+
+    own_code: ClassVar[tuple[str, ...]] = ()
 
     parts: RankerParts
     config: LoRATrainingConfig
@@ -81,7 +87,7 @@ class AdapterTraining:
             "valid": spec.valid and [spec.valid.fingerprint, parts.scoring.normalize],
         }
         runs = "parts" if spec.valid is None else "ranker_parts"  # without evaluation users, nothing is scored
-        code = (f"recbole_llm.model.{runs}",)
+        code = (f"recbole_llm.model.{runs}", *self.own_code)
         return Stage(spec.name, depends, lambda work: self._train(spec, work), inputs=parts.backbone.stages, code=code)
 
     def examples(self, spec: AdapterSpec) -> tuple[list[TrainingExample], list[TrainingExample]]:

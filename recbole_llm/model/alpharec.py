@@ -48,7 +48,7 @@ class AlphaRec(Recommender, LightGCN):
         self.negatives = config["num_negatives"]
         self.seed = config["seed"]
         self.hidden_multiplier = config["hidden_multiplier"]
-        self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config)))
+        self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config, dataset.item_texts)))
         self.known = csr_matrix(self.interaction_matrix, dtype=bool)  # [U, I]
         del self.user_embedding, self.item_embedding
 
