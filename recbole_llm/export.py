@@ -20,6 +20,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.conversations import LAYOUTS, Conversations, description
 from recbole_llm.llm.causal_lm import load_tokenizer
 from recbole_llm.model.ranker import LLMRanker
+from recbole_llm.model.yes_no import YesNoParts
 from recbole_llm.quick_start import Run, assemble
 from recbole_llm.store.files import atomic_folder
 from recbole_llm.store.stages import StageCache
@@ -114,22 +115,35 @@ class _Exporter:
                 text, exact = self._texts.document(row.ids)
                 yield {"text": text, "exact": exact, **ids}
             else:
-                start = mask.index(1)  # the answer is the rest of the row
+                start = self._answer_start(row.ids, mask)
                 yield self._texts.of(row.ids[:start], row.ids[start:]).line(self._layout) | ids
 
+    def _answer_start(self, row: list[int], mask: list[int]) -> int:
+        """The answer is the rest of the row; Yes and No are found by their tokens, since questions may be trained on as well."""
+        if not isinstance(self._parts, YesNoParts):
+            return mask.index(1)
+        prompts = self._parts.builder(self._tokenizer)
+        return next(len(row) - len(end) for end in (prompts.yes, prompts.no) if row[-len(end) :] == end)
+
     def _prompts(self, phase: str, candidates: CandidateSet) -> Iterator[dict[str, Any]]:
-        """Prompts without an answer, with the titles and ids of the candidates in their order."""
+        """Prompts without an answer, with the titles and ids of the candidates in their order; a question has one candidate."""
         builder, histories = self._parts.builder(self._tokenizer), self._parts.histories
         dataset, names = self._run.test._dataset, self._parts.domain.items.names
         item_ids = dataset.field2id_token[dataset.iid_field]
         for user, items in zip(candidates.users.tolist(), candidates.items.tolist(), strict=True):
-            prompt = builder.prompt(histories.before(user, phase).tolist(), items)
-            yield self._texts.of(prompt.ids).line(self._layout, answered=False) | {
-                "user": histories.user_ids[user],
-                "candidates": [names[item] for item in items],
-                "items": [str(item_ids[item]) for item in items],
-                **({"input_ids": prompt.ids} if self._ids else {}),
-            }
+            history = histories.before(user, phase).tolist()
+            if isinstance(self._parts, YesNoParts):
+                question = builder.prompt(history, self._parts.disliked[user])
+                asked = [((question + builder.target(item)).ids, [item]) for item in items]
+            else:
+                asked = [(builder.prompt(history, items).ids, items)]
+            for ids, listed in asked:
+                yield self._texts.of(ids).line(self._layout, answered=False) | {
+                    "user": histories.user_ids[user],
+                    "candidates": [names[item] for item in listed],
+                    "items": [str(item_ids[item]) for item in listed],
+                    **({"input_ids": ids} if self._ids else {}),
+                }
 
     def _write(self, name: str, lines: Iterable[dict[str, Any]], about: dict[str, Any], *, trains: bool = True) -> None:
         file = self._files[name] = _File("text" if trains and self._documents else self._layout, about=about)
@@ -155,6 +169,8 @@ class _Exporter:
             form = "chat: render through the tokenizer's chat template; LLaMA-Factory: stage: sft, no template"
         else:
             form = "bare text: tokenise as it stands, without special tokens; LLaMA-Factory: stage: sft, template: empty"
+        if isinstance(self._parts, YesNoParts) and self._parts.train_on_inputs:
+            form += "; the loss is that of prompt and answer, LLaMA-Factory: train_on_prompt: true"
         if prompts.is_continuation:
             form += "; the answer continues the list of titles and ends with its separator"
         content = {

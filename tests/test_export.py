@@ -127,6 +127,19 @@ def test_whole_histories_are_documents(settings: dict[str, Any], tmp_path: Path)
     assert "stage: pt" in json.loads((tmp_path / "out" / "export.json").read_text())["form"]
 
 
+@pytest.mark.parametrize("train_on_inputs", [True, False])
+def test_questions_have_yes_or_no_as_their_answer(settings: dict[str, Any], tmp_path: Path, train_on_inputs: bool) -> None:
+    form = {"tallrec_form": "yes_no", "train_on_inputs": train_on_inputs, "prompt": "tallrec_yes_no", "normalize": "sum"}
+    changes = {**settings, **form, "lora_train_mode": "prefix", "max_prompt_tokens": 400}
+    files = export("TALLRec", tmp_path / "out", changes)
+    answers = {line["messages"][-1]["content"] for line in files["tuned.train.jsonl"]}
+    assert answers == {"Yes.</s>", "No.</s>"}
+    assert len(files["test.jsonl"]) == 600 and all(len(line["candidates"]) == 1 for line in files["test.jsonl"])  # 60 users x 10
+    assert all(line["candidates"][0] in line["messages"][-1]["content"] for line in files["test.jsonl"])
+    about = json.loads((tmp_path / "out" / "export.json").read_text())["form"]
+    assert ("train_on_prompt: true" in about) == train_on_inputs
+
+
 def test_a_given_adapter_has_no_training_file(settings: dict[str, Any], tmp_path: Path, tiny_lm: Path) -> None:
     from tests.model.test_given_adapters import make
 
