@@ -214,6 +214,11 @@ class AdapterView:
                 if name in layer.scaling:
                     layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
 
+    def selected(self) -> Any:
+        """The causal LM of ``transformers``, in which this view's adapters are active until another view is called."""
+        self.select()
+        return self.model.get_base_model()
+
     @property
     def config(self) -> Any:
         """The configuration of the base model."""

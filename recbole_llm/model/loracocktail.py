@@ -21,6 +21,7 @@ from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation.published import RECCOCKTAIL
 from recbole_llm.model.merged import AdapterMerging, MergeSettings
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
@@ -28,6 +29,8 @@ from recbole_llm.store.stages import Folders, Stage
 
 class LoRACocktail(LLMRanker):
     """Base spirit + ingredient, mixed with entropy-guided coefficients."""
+
+    published = RECCOCKTAIL
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation.published import RECCOCKTAIL
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
 
 class TALLRec(LLMRanker):
     """One LoRA, trained on the target's training split."""
+
+    published = RECCOCKTAIL
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)
