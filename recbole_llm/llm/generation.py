@@ -83,8 +83,10 @@ class Generator:
     def _generate(
         self, model: Any, prompts: Sequence[Prompt], soft: Tensor | None, complete: Callable[[str], bool] | None, ends: list[int]
     ) -> list[str]:
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
+        # not the penalty of GenerationConfig: with vectors as input, it spares as many new tokens as a row has padding
+        penalty = float(self.repetition_penalty)
         pad = int(self.tokenizer.pad_token_id)
         inputs, *_ = left_padded(model, prompts, pad, soft)
         tokens = model.generate(  # of the answers alone, since the prompts are vectors
@@ -94,10 +96,10 @@ class Generator:
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=self._room(model, prompts),
-                repetition_penalty=float(self.repetition_penalty),
                 eos_token_id=ends,
                 pad_token_id=pad,
             ),
+            logits_processor=[RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else [],
             stopping_criteria=[_Complete(self.decode, complete)] if complete else [],
         ).tolist()  # [B, N]
         rows = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in tokens]
