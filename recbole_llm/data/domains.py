@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -32,7 +32,7 @@ class Domain:
         name: dataset name, or ``<dataset>/<category>`` for a view.
         items: texts by internal item id.
         histories: internal item ids in time order, one array per user, without validation and test items.
-        noun, verb: the words of prompts for an item and for an interaction ("movie", "watched").
+        noun, verb, verb_base: the words of prompts for an item and for an interaction ("movie", "watched", "watch").
     """
 
     name: str
@@ -40,14 +40,20 @@ class Domain:
     histories: list[np.ndarray]
     noun: str
     verb: str
+    verb_base: str = "choose"
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of texts and training histories."""
-        digest = hashlib.sha256(f"{self.name}|{self.noun}|{self.verb}|{self.items.fingerprint()}".encode())
+        digest = hashlib.sha256("|".join([self.name, *self.words.values(), self.items.fingerprint()]).encode())
         for history in self.histories:
             digest.update(len(history).to_bytes(8, "little") + history.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The words of prompts by slot."""
+        return {"noun": self.noun, "verb": self.verb, "verb_base": self.verb_base}
 
     @cached_property
     def trained_items(self) -> np.ndarray:
@@ -72,7 +78,7 @@ class TrainingExample(NamedTuple):
 def of_dataset(config: Any, dataset: Any) -> Domain:
     """The domain of a RecBole dataset: the training split of every user but the padding one."""
     rows = [dataset.histories.train(user) for user in range(1, len(dataset.histories.items))]
-    return Domain(config["dataset"], dataset.item_texts, rows, config["noun"], config["verb"])
+    return Domain(config["dataset"], dataset.item_texts, rows, config["noun"], config["verb"], config["verb_base"])
 
 
 def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
@@ -164,7 +170,7 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
         histories = [rest for history in domain.histories if len(rest := history[inside[history]]) >= 2]
         # a category of nearly all items equals the target
         if len(histories) >= at_least and inside[1:].mean() < 0.9:
-            found.append(Domain(f"{domain.name}/{category}", domain.items, histories, domain.noun, domain.verb))
+            found.append(replace(domain, name=f"{domain.name}/{category}", histories=histories))
         if len(found) == at_most:
             break
     if not found:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
-from recbole_llm.data.prompts import template
+from recbole_llm.data.templates import template
 from recbole_llm.evaluation.published import PublishedProtocol
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.recommender import Answers, Recommender

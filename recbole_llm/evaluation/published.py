@@ -131,7 +131,7 @@ RECCOCKTAIL = PublishedProtocol(
     paper="RecCocktail (arXiv 2502.08271)",
     metrics=("hr@1", "hr@3", "ndcg@1", "ndcg@3"),
     max_new_tokens=800,
-    settings={"prompt": "reccocktail", "chat": True, "top_k_target": 5, **_WHOLE},
+    settings={"prompt": "reccocktail", "chat": True, "candidate_separator": "||", "top_k_target": 5, **_WHOLE},
 )
 WEAVEREC = replace(
     RECCOCKTAIL, paper="WeaveRec (arXiv 2510.26546)", metrics=("hr@1", "hr@3", "ndcg@1", "ndcg@3", "ndcg@5", "mrr@5")
@@ -141,7 +141,7 @@ ALLMREC = PublishedProtocol(
     metrics=("hit@1",),
     max_new_tokens=512,
     repetition_penalty=1.5,
-    settings={"soft_prompt": "allmrec", **_WHOLE},
+    settings={"soft_prompt": "allmrec", "title_quote": '"', "candidate_separator": ", ", **_WHOLE},
     prompt_key="soft_prompt",
     exact=False,
 )

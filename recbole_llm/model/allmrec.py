@@ -27,7 +27,7 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.items import text_fields
-from recbole_llm.data.prompts import template
+from recbole_llm.data.templates import template
 from recbole_llm.evaluation.published import ALLMREC
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.llm.causal_lm import CausalLM
@@ -59,7 +59,12 @@ class ALLMRec(LLMRanker):
         prompt = template(config, config["soft_prompt"])
         self.plain_prompts = replace(self.parts.prompts, template=prompt.replace("{user}", ""))  # without any soft token
         user = config["user_text"] if config["user_representation"] else ""
-        soft = replace(self.plain_prompts, template=prompt.replace("{user}", user), item_tokens=config["joint_embedding"])
+        soft = replace(
+            self.plain_prompts,
+            template=prompt.replace("{user}", user),
+            user_before_bos=config["user_before_bos"] and bool(user),
+            item_tokens=config["joint_embedding"],
+        )
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)

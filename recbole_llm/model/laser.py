@@ -31,7 +31,7 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.items import text_fields
-from recbole_llm.data.prompts import PromptSettings
+from recbole_llm.data.templates import PromptSettings
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.model import assembly, experts
 from recbole_llm.model.encoder import LLMEncoder
@@ -58,7 +58,7 @@ class Laser(LLMEncoder):
         self.tower_config, self.training_config = TowerConfig.of(config), LaserConfig.of(config)
         if self.training_config.epochs["warmup"] and not (self.tower_config.prefix and self.tower_config.m_former):
             raise ValueError("warmup_epochs: there is no M-Former to warm up without prefix and m_former; give warmup_epochs: 0")
-        prompts = PromptSettings.of(config, history_label=config["history_label"])
+        prompts = PromptSettings.of(config)
         self.parts = assembly.encoder_parts(config, dataset, prompts)
         self.texts = self.parts.domain.items.described(text_fields(config))
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)

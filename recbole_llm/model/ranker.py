@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.lora import AdapterView, load_adapters
+from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
@@ -113,7 +114,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         folders = self.adapters(cache)
         self._unload()  # the adapters of an earlier load
         model = load_adapters(causal.model, folders)
-        self._unload = model.unload
+        self._unload = partial(unload, model)
         answer, *others = folders
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
@@ -125,7 +126,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         def row(
             weights: Mapping[str, float], prompts: PromptBuilder | None = None, *what: Any, generator: Generator | None = None
         ) -> Variant:
-            view = AdapterView(model, {name: torch.tensor(w) if w != 1 else w for name, w in weights.items()})
+            view = AdapterView(model, weights, fold=True)
             own = likelihood if prompts is None else self.parts.likelihood(causal, prompts)
             depends = [[identity[name], weight] for name, weight in weights.items()]
             return self.variant(own.with_lm(view), depends, *what, generator=generator)
@@ -189,7 +190,9 @@ class LLMRanker(Recommender, SequentialRecommender):
         prompts, parts = likelihood.prompts, self.parts
         continues, settings = prompts.is_continuation, prompts.settings
         separator = settings.history_separator if continues else settings.candidate_separator
-        titles = [generator.decode(answer).removesuffix(separator.strip()).strip() for answer in prompts.answers]
+        quote = "" if self.published.exact else settings.title_quote  # a title is found in an answer without its quotes
+        shown = [generator.decode(answer[: len(answer) - len(prompts.end)]).strip() for answer in prompts.answers]
+        titles = [title.removeprefix(quote).removesuffix(quote) for title in shown]
         complete = self.published.completes(separator, titles, continues)
 
         def generate(users: Sequence[int], candidates: Tensor) -> list[str]:

@@ -179,6 +179,6 @@ def test_a_prompt_that_is_not_the_papers_is_named(
     assemble("WeaveRec", settings, scoring="published")
     assert (
         "scoring: not as in WeaveRec (arXiv 2510.26546): prompt: 'history' instead of 'reccocktail', "
-        "chat: False instead of True, top_k_target: 1 instead of 5"
+        "chat: False instead of True, candidate_separator: '\\n' instead of '||', top_k_target: 1 instead of 5"
     ) in caplog.messages
     assert "scoring: the prompt lists no candidates, so answers may name any title of the catalogue" in caplog.messages

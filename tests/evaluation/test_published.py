@@ -98,7 +98,8 @@ def test_generation_stops_when_the_metrics_need_no_further_title() -> None:
 
 
 def test_what_differs_from_the_paper_is_named() -> None:
-    config: dict[str, Any] = {"prompt": "reccocktail", "chat": True, "top_k_target": 5, "published_max_new_tokens": None}
+    config: dict[str, Any] = {"prompt": "reccocktail", "chat": True, "candidate_separator": "||", "top_k_target": 5}
+    config["published_max_new_tokens"] = None
     assert RECCOCKTAIL.differences(config) == []
     assert RECCOCKTAIL.differences(config | {"chat": False, "published_max_new_tokens": 9}) == [
         "chat: False instead of True",
