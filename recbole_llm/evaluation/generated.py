@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = getLogger()
 
 LIKELIHOOD, PUBLISHED = "likelihood", "published"
-_USERS_AT_ONCE = 64  # between two saves of the answers
+_USERS_AT_ONCE = 32  # between two saves of the answers
 
 
 @dataclass(frozen=True)
