@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -59,6 +59,9 @@ class Domain:
     def trained_items(self) -> np.ndarray:
         """Sorted internal ids of the items that occur in the training split."""
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.histories]))
+
+
+POSITIONS = ("all", "last", "last_and_others")  # which prefixes of the training histories are examples
 
 
 class TrainingExample(NamedTuple):
@@ -133,7 +136,7 @@ def named_or_views(key: str, config: Any, target: tuple[Domain, Histories]) -> l
     if config[key]:
         return load(config[key], config, target)
     field, least, most = (
-        config["domain_field"] or config["category_field"],
+        config["domain_field"] or target[0].items.columns.get("category_field"),
         config["domain_min_users"],
         config["domain_max_views"],
     )
@@ -197,7 +200,8 @@ def training_examples(
     samples: int | None,
     seed: int,
     of_each: bool = False,
-    positions: Literal["all", "last"] = "all",
+    positions: str = "all",
+    most: int | None = None,
 ) -> list[TrainingExample]:
     """Training examples of a mixture, shuffled by ``seed``.
 
@@ -206,23 +210,41 @@ def training_examples(
             training: their ends step back from the end of the history by ``window``, so that each item is a target once.
         samples: at most this many examples, drawn without replacement; None takes all.
         of_each: draw ``samples`` from each domain; the draw of a domain is the same in every mixture.
-        positions: ``last`` gives one example per history, whose target is its last item; excludes ``window``.
+        positions: one of :data:`POSITIONS`; all but ``all`` exclude ``window``. ``last`` gives one example per history, whose
+            target is its last item. ``last_and_others`` gives these and ``samples`` of the other prefixes.
+        most: at most this many examples of each domain, drawn from those.
 
     Raises:
-        ValueError: no history has two items; or ``window`` is given with ``last``.
+        ValueError: no history has two items; or ``window`` is given with other positions than ``all``.
     """
-    if positions == "last" and window is not None:
-        raise ValueError(f"window: {window} has no meaning with positions='last'")
-    examples: list[TrainingExample] = []
+    if positions != "all" and window is not None:
+        raise ValueError(f"window: {window} has no meaning with positions={positions!r}")
+    certain: list[TrainingExample] = []
+    others: list[TrainingExample] = []
     for index, domain in enumerate(domains):
-        part: list[TrainingExample] = []
-        for user, history in enumerate(domain.histories):
-            first = max(0, len(history) - 2) if positions == "last" else 0
-            part += [TrainingExample(index, user, end) for end in range(len(history) - 1, first, -(window or 1))]
-        examples += _drawn(part, samples, seed) if of_each else part
-    if not examples:
+        own, rest = _by_position(index, domain, positions, window)
+        rest = _drawn(rest, samples, seed) if of_each else rest
+        if most is not None:
+            own, rest = [], _drawn([*own, *rest], most, seed)
+        certain += own
+        others += rest
+    if not certain and not others:
         raise ValueError(f"{', '.join(domain.name for domain in domains)}: no user has two training interactions")
-    return _drawn(examples, None if of_each else samples, seed)
+    drawn = _drawn(others, None if of_each else samples, seed)
+    return _drawn([*certain, *drawn], None, seed) if certain else drawn
+
+
+def _by_position(
+    index: int, domain: Domain, positions: str, window: int | None
+) -> tuple[list[TrainingExample], list[TrainingExample]]:
+    """The examples of a domain that are taken in any case, and those to draw from."""
+    last: list[TrainingExample] = []
+    others: list[TrainingExample] = []
+    for user, history in enumerate(domain.histories):
+        ends = [TrainingExample(index, user, end) for end in range(len(history) - 1, 0, -(window or 1))]
+        last += ends[:1]
+        others += ends if positions == "all" else ends[1:]
+    return {"all": ([], others), "last": ([], last), "last_and_others": (last, others)}[positions]
 
 
 def _drawn(examples: list[TrainingExample], samples: int | None, seed: int) -> list[TrainingExample]:

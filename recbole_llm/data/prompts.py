@@ -92,6 +92,7 @@ class PromptBuilder:
     Attributes:
         answers: item id -> tokens of its title and the end.
         end: tokens of the end of an answer.
+        gap: tokens between two candidates, and between two titles of :meth:`ranking`.
         label_tokens: the one token of each label.
         shows_candidates, shows_user: the template has a slot for candidates, or for the user's soft token.
     """
@@ -113,7 +114,7 @@ class PromptBuilder:
         self.shows_candidates, self.shows_user = settings.shows_candidates, "user" in self._slots
 
         separator, history_spaced = text.separator("history_separator", settings.history_separator)
-        self._gap, listed_spaced = text.separator("candidate_separator", settings.candidate_separator)
+        self.gap, listed_spaced = text.separator("candidate_separator", settings.candidate_separator)
         spaced = {"history": history_spaced, "candidates": listed_spaced, "user": False}
         answer_spaced = history_spaced if self.is_continuation else texts[-1].endswith(" ")
         takes_space = [*(spaced[slot] for slot in self._slots), answer_spaced]
@@ -181,12 +182,12 @@ class PromptBuilder:
             raise ValueError("top_k_target: a ranking needs {candidates} in the template, a cue, and no labels")
         row = self.answers[items[0]][:-1]
         for item in items[1:]:
-            row += self._gap + self._listed[item]
+            row += self.gap + self._listed[item]
         return row + self._text.end()
 
     def first_of_ranking(self, item: int) -> list[int]:
         """The best title of a :meth:`ranking` of several titles, and the separator after it."""
-        return self.answers[item][:-1] + self._gap
+        return self.answers[item][:-1] + self.gap
 
     def _list_history(self, history: Sequence[int], room: int) -> list[int]:
         kept: list[list[int]] = []
@@ -227,7 +228,7 @@ class PromptBuilder:
         if self._labels and len(candidates) > len(self._labels):
             raise ValueError(f"scorer: {len(candidates)} candidates are more than the {len(self._labels)} labels")
         shown = [label + self._candidates[item] for label, item in zip(self._labels or repeat([]), candidates, strict=False)]
-        return [*shown[0], *chain.from_iterable(self._gap + row for row in shown[1:])]
+        return [*shown[0], *chain.from_iterable(self.gap + row for row in shown[1:])]
 
     def _answer_with(self, labels: Sequence[str], spaced: bool) -> list[int]:
         if not self.shows_candidates or self.is_continuation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from recbole_llm.data.tokens import TextTokens
 from recbole_llm.settings import Settings
 
 WORD = re.compile(r"\{(\w+)\}")
-_SLOT = re.compile(r"\{(history|candidates|user)\}")
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,28 @@ def template(config: Any, name: str) -> str:
     return config["prompts"][name].replace("{top_k}", str(config["top_k_target"]))
 
 
-def split(tokens: TextTokens, settings: PromptSettings, words: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """The literal texts around the slots, and the slots."""
-    given, known = settings.template, [*words, "history", "candidates", "user"]
+def split(
+    tokens: TextTokens,
+    settings: PromptSettings,
+    words: Mapping[str, str],
+    needed: Sequence[str] = ("history",),
+    optional: Sequence[str] = ("candidates", "user"),
+) -> tuple[list[str], list[str]]:
+    """The literal texts around the slots, and the slots.
+
+    Raises:
+        ValueError: a slot is unknown, missing or given twice.
+    """
+    given, known = settings.template, [*words, *needed, *optional]
     unknown = {*WORD.findall(given)}.difference(known)
     if unknown:
         raise ValueError(f"prompts: unknown slots {sorted(unknown)}; use {', '.join(known)}: {given!r}")
     text = WORD.sub(lambda found: words.get(found[1], found[0]), given)
     text = tokens.chat(text, settings.system) if settings.chat else "\n".join(filter(None, (settings.system, text)))
-    parts = _SLOT.split(text)
+    parts = re.split(rf"\{{({'|'.join([*needed, *optional])})\}}", text)
     slots = parts[1::2]
-    if slots.count("history") != 1 or slots.count("candidates") > 1 or slots.count("user") > 1:
-        raise ValueError(f"prompts: a template needs {{history}} once, {{candidates}} and {{user}} at most once: {given!r}")
+    if any(slots.count(slot) != 1 for slot in needed) or any(slots.count(slot) > 1 for slot in optional):
+        once, rarely = (" and ".join(f"{{{slot}}}" for slot in some) for some in (needed, optional))
+        also = f", {rarely} at most once" if rarely else ""
+        raise ValueError(f"prompts: a template needs {once} once{also}: {given!r}")
     return parts[::2], slots

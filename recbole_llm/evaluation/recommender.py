@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class Facts:
         backbone, backbone_fingerprint: the name in tables and the fingerprint of the language model or text encoder.
         merge: how adapters were merged.
         backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
+        given_adapters: folder and SHA-256 of each adapter that was given and not trained, by its name.
         builtin: the parts that are not pretrained: ``llm``, ``text_encoder``.
     """
 
@@ -66,6 +67,7 @@ class Facts:
     backbone_fingerprint: str | None = None
     merge: Mapping[str, Any] | None = None
     backbone_identity: str | None = None
+    given_adapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     builtin: tuple[str, ...] = ()
 
 

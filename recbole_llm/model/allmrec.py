@@ -73,7 +73,7 @@ class ALLMRec(LLMRanker):
             self.retriever = self.cf
         domain = self.parts.domain
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
+        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config, domain.items, described=True)))
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         projection = ProjectionConfig.of(config)
         self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())

@@ -60,7 +60,8 @@ class Laser(LLMEncoder):
             raise ValueError("warmup_epochs: there is no M-Former to warm up without prefix and m_former; give warmup_epochs: 0")
         prompts = PromptSettings.of(config)
         self.parts = assembly.encoder_parts(config, dataset, prompts)
-        self.texts = self.parts.domain.items.described(text_fields(config))
+        items = self.parts.domain.items
+        self.texts = items.described(text_fields(config, items))
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
         # these raise before training if there are no such vectors or folders
         _ = self.cf.item_table if self.tower_config.states == "items" else self.cf.state_width
@@ -68,7 +69,7 @@ class Laser(LLMEncoder):
         if self.init_run:
             _ = self._run_folders
         self.batch_tokens = config["score_batch_tokens"]
-        self.group_field = config["category_field"]
+        self.group_field = items.columns.get("category_field")
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         if tokenizer := self.parts.backbone.tokenizer:

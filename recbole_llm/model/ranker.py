@@ -1,7 +1,8 @@
 """Base class of LLM rankers: scores [B, C] from histories and candidates; in a full ranking they re-rank a retriever's top N.
 
-A model defines its stages (:meth:`LLMRanker.plan`) and the adapters that they train (:meth:`LLMRanker.adapters`). The first
-adapter is the model's, the others are evaluated beside it. A model without adapters overrides :meth:`LLMRanker.rows`.
+A model says which adapters it trains (:meth:`LLMRanker.trained`). The first one is the model's, the others are evaluated beside
+it. A model that makes another adapter of them overrides :meth:`LLMRanker.plan` and :meth:`LLMRanker.adapters`; one without
+adapters overrides :meth:`LLMRanker.plan` and :meth:`LLMRanker.rows`.
 
 Legend: B users, C candidates, I items.
 """
@@ -34,7 +35,8 @@ from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
-from recbole_llm.model.adapters import AdapterTraining
+from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
+from recbole_llm.model.given_adapters import GivenAdapters
 from recbole_llm.model.parts import Parts, default_batch_tokens, histories_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
@@ -49,6 +51,8 @@ class LLMRanker(Recommender, SequentialRecommender):
     Attributes:
         parts: data, backbone, prompts and settings.
         adapter_training: trains the adapters.
+        given: the adapters that the user gives in place of a training.
+        sources: the stage of each adapter of :meth:`trained`, once they are planned.
         retriever: ranks the catalogue if the test is a full ranking, otherwise None.
         merge_report: ``merge.json`` of the model's adapter once it is loaded; None if it is not a merged one.
     """
@@ -63,6 +67,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         super().__init__(config, dataset)
         self.parts = assembly.ranker_parts(config, dataset)
         self.adapter_training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
+        self.given = GivenAdapters(config["adapters"] or {}, self.parts.backbone)
+        self.sources: dict[str, Stage] = {}
         self.retriever_top = config["retriever_top"]
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
@@ -76,13 +82,29 @@ class LLMRanker(Recommender, SequentialRecommender):
     def __str__(self) -> str:
         return f"{type(self).__name__}, backbone {self.parts.backbone.name}"
 
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        """The adapters that the model trains, by the names that tables show and ``adapters`` takes; the first is the model's."""
+        return {}
+
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         """The stages of the model, those of :meth:`retrieval` included; the first one makes the model itself."""
-        raise NotImplementedError
+        return [*self.adapter_stages(candidates).values(), *self.retrieval()]
+
+    def adapter_stages(self, candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
+        """The stages of :meth:`trained`; that of a given adapter copies its folder.
+
+        Raises:
+            ValueError: a given adapter is none of the model's, or cannot be used.
+        """
+        specs = self.trained(candidates)
+        self.given.check_names(specs, type(self).__name__)
+        stages = self.adapter_training.stage
+        self.sources = {n: self.given.stage(n) if n in self.given.given else stages(spec) for n, spec in specs.items()}
+        return self.sources
 
     def adapters(self, results: Folders) -> dict[str, Path]:
         """Folders of the adapters by name; the first one is the model's."""
-        raise NotImplementedError
+        return {name: results.folder(stage) for name, stage in self.sources.items()}
 
     def mixtures(self) -> dict[str, list[str]]:
         """Additional rows that mix adapters with equal weights: name -> adapters."""
@@ -102,7 +124,14 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def facts(self) -> Facts:
         backbone = self.parts.backbone
-        return Facts(backbone.name, backbone.fingerprint, self.merge_report, backbone.identity, backbone.builtin)
+        return Facts(
+            backbone.name,
+            backbone.fingerprint,
+            self.merge_report,
+            backbone.identity,
+            given_adapters=self.given.facts(),
+            builtin=backbone.builtin,
+        )
 
     def report(self, folder: Path) -> list[str]:
         if self.merge_report is None:
@@ -119,7 +148,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
-        chosen = {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}
+        single = {self.given.label(name): {name: 1.0} for name in others}
+        chosen = {type(self).__name__: {answer: 1.0}, **mixed, **single, NO_ADAPTER: {}}
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
 

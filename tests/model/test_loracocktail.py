@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_llm.llm import finetune
-from recbole_llm.llm.lora import WEIGHTS_FILE, AdapterView, load_adapters
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
+from recbole_llm.llm.lora import AdapterView, load_adapters
 from recbole_llm.model.loracocktail import LoRACocktail
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.stages import Work
