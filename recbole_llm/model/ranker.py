@@ -187,7 +187,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         if self.published is None:
             return None
         tokens, penalty = self.published.max_new_tokens, self.published.repetition_penalty
-        batch_tokens = self.parts.scoring.batch_tokens or default_batch_tokens(causal)
+        # each step reads all weights for one token of a row, so a few rows cost as much as many
+        batch_tokens = self.parts.scoring.batch_tokens or max(8192, default_batch_tokens(causal))
         return Generator(causal.tokenizer, tokens, penalty, batch_tokens)
 
     def variant(self, likelihood: TitleLikelihood, *depends: Any, generator: Generator | None = None) -> Variant:
