@@ -106,6 +106,23 @@ class Backbone:
         return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
 
     @property
+    def base_name(self) -> str:
+        """The base model that adapters of this LM name: a hub id or a folder."""
+        if self._stage:
+            return self._stage.folder_name
+        folder = Path(self._source).expanduser()
+        return str(folder.resolve() if folder.is_dir() else self._source)
+
+    def source(self, results: Folders) -> str | Path:
+        """The folder or hub id to load it from."""
+        return results.folder(self._stage) if self._stage else self._source
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of a hub id."""
+        return self._settings.revision
+
+    @property
     def builtin(self) -> tuple[str, ...]:
         """``llm`` if it is the builtin LM, which is not pretrained."""
         return ("llm",) if self._settings.path == BUILTIN else ()
@@ -113,7 +130,7 @@ class Backbone:
     def load(self, results: Folders) -> CausalLM:
         """The LM, frozen and in ``eval()``, on its device; loaded once. Random states are preserved."""
         if self._loaded is None:
-            causal = self._load(results.folder(self._stage) if self._stage else self._source)
+            causal = self._load(self.source(results))
             reading = self._check(self.fingerprint, self.name, lambda: causal) if self._check else Reading()
             self._loaded = replace(causal, reading=reading)
         return self._loaded

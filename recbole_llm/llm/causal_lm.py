@@ -94,6 +94,17 @@ def _from_pretrained(auto: Any, source: str, revision: str | None, options: dict
         raise ValueError(f"{keys}: {source} cannot be loaded ({first_line(error)}); {remedy}") from error
 
 
+def load_config(path: str | Path, revision: str | None = None) -> Any:
+    """The ``config.json`` of a causal LM, without its weights. Raises as :func:`load_causal_lm`."""
+    from transformers import AutoConfig
+
+    source = _source(path)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise _not_found(source, revision, error) from error
+
+
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """The tokenizer of a causal LM; one without a pad token pads with its end token. Raises as :func:`load_causal_lm`."""
     from transformers import AutoTokenizer
@@ -112,16 +123,10 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
 
 def identity(path: str | Path, revision: str | None = None) -> str:
     """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
-    from transformers import AutoConfig
-
     source = _source(path)
     if Path(source).is_dir():
         return fingerprint(source)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise _not_found(source, revision, error) from error
-    return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
+    return fingerprint(source, getattr(load_config(source, revision), "_commit_hash", None) or revision)
 
 
 def _source(path: str | Path) -> str:

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.items import text_fields
-from recbole_llm.data.prompts import template
+from recbole_llm.data.templates import template
+from recbole_llm.evaluation.published import ALLMREC
 from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.text_backbone import TextBackbone
@@ -49,6 +50,7 @@ class ALLMRec(LLMRanker):
     """SASRec aligned with SBERT, projected into a frozen LLM's token space."""
 
     uses_cf_model = True
+    published = ALLMREC
 
     def __init__(self, config: Any, dataset: Any):
         if config["scorer"] == "label":
@@ -57,7 +59,12 @@ class ALLMRec(LLMRanker):
         prompt = template(config, config["soft_prompt"])
         self.plain_prompts = replace(self.parts.prompts, template=prompt.replace("{user}", ""))  # without any soft token
         user = config["user_text"] if config["user_representation"] else ""
-        soft = replace(self.plain_prompts, template=prompt.replace("{user}", user), item_tokens=config["joint_embedding"])
+        soft = replace(
+            self.plain_prompts,
+            template=prompt.replace("{user}", user),
+            user_before_bos=config["user_before_bos"] and bool(user),
+            item_tokens=config["joint_embedding"],
+        )
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
@@ -66,7 +73,7 @@ class ALLMRec(LLMRanker):
             self.retriever = self.cf
         domain = self.parts.domain
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
+        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config, domain.items, described=True)))
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         projection = ProjectionConfig.of(config)
         self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())
@@ -100,9 +107,11 @@ class ALLMRec(LLMRanker):
             users = interaction[self.USER_ID].tolist()
             return self.cf.candidate_scores(users, histories_of(self, interaction), candidates)  # [B, C]
 
-        rows = {type(self).__name__: self.variant(own, folder.name), self.cf.name: Variant(cf_score, self.cf.scores)}
+        generator = self.generator(causal)
+        rows = {type(self).__name__: self.variant(own, folder.name, generator=generator)}
+        rows[self.cf.name] = Variant(cf_score, self.cf.scores)
         if self.projection.config.item_vectors == "joint":
             text = replace(own, soft_tokens=self.soft.with_text_vectors())
             rows[TEXT_ONLY] = self.variant(text, folder.name, TEXT_ONLY)
         alone = self.projection.without_soft_tokens(causal)
-        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY)}
+        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY, generator=generator)}
