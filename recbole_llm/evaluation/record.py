@@ -51,7 +51,7 @@ class RunRecord:
         }
         data, protocol = test_data._dataset, config["eval_args"]
         last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the target
-        self._user_ids = data.field2id_token[config["USER_ID_FIELD"]]
+        self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
         self._scenario = data.scenario.label
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
@@ -96,7 +96,7 @@ class RunRecord:
             _INTERVAL: {row.name: row.half_width for row in self.rows},
             "slices": {row.name: row.slices for row in self.rows},
             "ranks": {
-                row.name: {str(self._user_ids[user]): rank for user, rank in zip(row.ranks.users, row.ranks.ranks, strict=True)}
+                row.name: {str(self.user_ids[user]): rank for user, rank in zip(row.ranks.users, row.ranks.ranks, strict=True)}
                 for row in self.rows
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},

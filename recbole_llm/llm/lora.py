@@ -220,6 +220,11 @@ class AdapterView:
             found = coefficient.values() if isinstance(coefficient, Mapping) else [coefficient]
             yield from (value for value in found if isinstance(value, Tensor))
 
+    def selected(self) -> Any:
+        """The causal LM of ``transformers``, in which this view's adapters are active until another view is called."""
+        self.select()
+        return self.model.get_base_model()
+
     @property
     def config(self) -> Any:
         """The configuration of the base model."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.items import text_fields
 from recbole_llm.data.templates import template
+from recbole_llm.evaluation.published import ALLMREC
 from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.text_backbone import TextBackbone
@@ -49,6 +50,7 @@ class ALLMRec(LLMRanker):
     """SASRec aligned with SBERT, projected into a frozen LLM's token space."""
 
     uses_cf_model = True
+    published = ALLMREC
 
     def __init__(self, config: Any, dataset: Any):
         if config["scorer"] == "label":
@@ -105,9 +107,11 @@ class ALLMRec(LLMRanker):
             users = interaction[self.USER_ID].tolist()
             return self.cf.candidate_scores(users, histories_of(self, interaction), candidates)  # [B, C]
 
-        rows = {type(self).__name__: self.variant(own, folder.name), self.cf.name: Variant(cf_score, self.cf.scores)}
+        generator = self.generator(causal)
+        rows = {type(self).__name__: self.variant(own, folder.name, generator=generator)}
+        rows[self.cf.name] = Variant(cf_score, self.cf.scores)
         if self.projection.config.item_vectors == "joint":
             text = replace(own, soft_tokens=self.soft.with_text_vectors())
             rows[TEXT_ONLY] = self.variant(text, folder.name, TEXT_ONLY)
         alone = self.projection.without_soft_tokens(causal)
-        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY)}
+        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY, generator=generator)}

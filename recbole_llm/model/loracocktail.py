@@ -22,6 +22,7 @@ from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation.published import RECCOCKTAIL
 from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
@@ -32,6 +33,8 @@ BASE_SPIRIT = "base spirit"
 
 class LoRACocktail(LLMRanker):
     """Base spirit + ingredient, mixed with entropy-guided coefficients."""
+
+    published = RECCOCKTAIL
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)

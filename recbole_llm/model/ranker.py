@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.evaluation.recommender import Answers, Facts, Recommender, Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
+from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.arithmetic import MERGE_FILE
@@ -35,7 +37,7 @@ from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.given_adapters import GivenAdapters
-from recbole_llm.model.parts import Parts, histories_of
+from recbole_llm.model.parts import Parts, default_batch_tokens, histories_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
@@ -71,6 +73,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
         self.shuffled_title_control = config["shuffled_title_control"]
+        if self.published is not None:  # an answer of one label is no title
+            self.published = None if self.parts.scoring.reads_labels else self.published.with_settings(config)
         self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
         self._unload: Callable[[], Any] = lambda: None
@@ -149,12 +153,16 @@ class LLMRanker(Recommender, SequentialRecommender):
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
 
-        def row(weights: Mapping[str, float], prompts: PromptBuilder | None = None, *what: Any) -> Variant:
+        def row(
+            weights: Mapping[str, float], prompts: PromptBuilder | None = None, *what: Any, generator: Generator | None = None
+        ) -> Variant:
             view = AdapterView(model, weights, fold=True)
             own = likelihood if prompts is None else self.parts.likelihood(causal, prompts)
-            return self.variant(own.with_lm(view), [[identity[name], weight] for name, weight in weights.items()], *what)
+            depends = [[identity[name], weight] for name, weight in weights.items()]
+            return self.variant(own.with_lm(view), depends, *what, generator=generator)
 
-        rows = {name: row(weights) for name, weights in chosen.items()}
+        published = dict.fromkeys((type(self).__name__, NO_ADAPTER), self.generator(causal))
+        rows = {name: row(weights, generator=published.get(name)) for name, weights in chosen.items()}
         if self.shuffled_title_control:
             prompts = self.parts.builder(causal.tokenizer, names=self._shuffled_names())
             rows[SHUFFLED] = row({answer: 1.0}, prompts, SHUFFLED, self.parts.seed)
@@ -174,24 +182,57 @@ class LLMRanker(Recommender, SequentialRecommender):
             shuffled[place] = names[other]
         return shuffled
 
-    def variant(self, likelihood: TitleLikelihood, *depends: Any) -> Variant:
+    def generator(self, causal: CausalLM) -> Generator | None:
+        """Decodes the answers of the published protocol, if there is one."""
+        if self.published is None:
+            return None
+        tokens, penalty = self.published.max_new_tokens, self.published.repetition_penalty
+        # each step reads all weights for one token of a row, so a few rows cost as much as many
+        batch_tokens = self.parts.scoring.batch_tokens or max(8192, default_batch_tokens(causal))
+        return Generator(causal.tokenizer, tokens, penalty, batch_tokens)
+
+    def variant(self, likelihood: TitleLikelihood, *depends: Any, generator: Generator | None = None) -> Variant:
         """A row whose scores are likelihoods.
 
         Args:
             depends: JSON-serializable values that determine the scores besides settings, histories and code.
+            generator: decodes the row's answers for the published protocol; None if it has none.
         """
 
         def score(interaction: Any, candidates: Tensor) -> Tensor:
             return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
+        found = self._row(score, self._code(likelihood, likelihood.scorer), depends)
+        return found if generator is None else replace(found, answers=self._answers(generator, likelihood, depends))
+
+    def _code(self, likelihood: TitleLikelihood, *others: object) -> str:
+        """Fingerprint of the code that runs when a likelihood's LM reads its prompts, and of ``others``."""
         kinds = [*type(self).__mro__, *type(self.parts).__mro__]
         own = {
             kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)
         }  # not the training code that they import
-        runs = [likelihood, likelihood.prompts, likelihood.scorer, likelihood.soft_tokens, self.parts.backbone]
+        runs = [likelihood, likelihood.prompts, likelihood.soft_tokens, self.parts.backbone, *others]
         runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
-        code = code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
-        return self._row(score, code, depends)
+        return code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
+
+    def _answers(self, generator: Generator, likelihood: TitleLikelihood, depends: Sequence[Any]) -> Answers:
+        """The answers of a row to the prompts whose titles it scores."""
+        assert self.published is not None  # otherwise there is no generator
+        prompts, parts = likelihood.prompts, self.parts
+        continues, settings = prompts.is_continuation, prompts.settings
+        separator = settings.history_separator if continues else settings.candidate_separator
+        quote = "" if self.published.exact else settings.title_quote  # a title is found in an answer without its quotes
+        shown = [generator.decode(answer[: len(answer) - len(prompts.end)]).strip() for answer in prompts.answers]
+        titles = [title.removeprefix(quote).removesuffix(quote) for title in shown]
+        complete = self.published.completes(separator, titles, continues)
+
+        def generate(users: Sequence[int], candidates: Tensor) -> list[str]:
+            histories = [parts.histories.before(user, "test")[-self.max_seq_length :].tolist() for user in users]
+            return generator(likelihood.lm, *likelihood.inputs(histories, candidates, users), complete)
+
+        code = self._code(likelihood, generator, self.published)
+        what = [parts.prompts_depend_on(), parts.histories.fingerprint, generator.settings, list(depends)]
+        return Answers(generate, titles, separator, fingerprint([code, *what]))
 
     def scored_by(self, score: Callable[[Any, Tensor], Tensor], *depends: Any) -> Variant:
         """A row with scores ``(interaction, candidates [B, C]) -> [B, C]``; ``depends`` as in :meth:`variant`."""

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation.published import RECCOCKTAIL, PublishedProtocol
 from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.model.yes_no import YesNoParts, YesNoTraining
@@ -19,6 +20,8 @@ from recbole_llm.model.yes_no import YesNoParts, YesNoTraining
 
 class TALLRec(LLMRanker):
     """One LoRA, trained on the target's training split."""
+
+    published: PublishedProtocol | None = RECCOCKTAIL
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
@@ -32,6 +35,7 @@ class TALLRec(LLMRanker):
                 )
             shared = {field.name: getattr(parts, field.name) for field in fields(parts)}
             self.parts = YesNoParts(**shared, train_on_inputs=config["train_on_inputs"])
+            self.published = None  # Yes and No have scores
             self.adapter_training = YesNoTraining(self.parts, self.adapter_training.config)
             if tokenizer := self.parts.backbone.tokenizer:
                 self.parts.builder(tokenizer)  # raises before training if the prompt does not suit

@@ -25,6 +25,7 @@ from typing import Any
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
+from recbole_llm.evaluation.published import WEAVEREC
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.merged import AdapterMerging
@@ -43,6 +44,8 @@ SCHEMES = {
 
 class WeaveRec(LLMRanker):
     """Target-only LoRA + one hybrid LoRA for each source, merged."""
+
+    published = WEAVEREC
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
