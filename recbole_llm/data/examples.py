@@ -21,11 +21,13 @@ class ExampleSettings(Settings):
     Attributes:
         num_negatives: sampled items that are listed with the target, if prompts list candidates.
         top_k_target: number of titles of an answer: the target, then random other candidates.
+        label_end: an answer that is a label has an end, too, as LlamaRec's code trains it.
         whole_histories: every title of a history is a target (``lora_train_mode: sequence``), not only the last one.
     """
 
     num_negatives: int
     top_k_target: int = 1
+    label_end: bool = False
     whole_histories: bool = False
 
     @classmethod
@@ -34,7 +36,8 @@ class ExampleSettings(Settings):
         mode = config["lora_train_mode"]
         if mode not in ("prefix", "sequence"):
             raise ValueError(f"lora_train_mode: {mode} is neither prefix nor sequence")
-        return cls(config["candidates"]["num_negatives"], config["top_k_target"] or 1, mode == "sequence")
+        number = config["candidates"]["num_negatives"]
+        return cls(number, config["top_k_target"] or 1, config["label_end"], mode == "sequence")
 
 
 class ExampleEncoder:
@@ -43,13 +46,17 @@ class ExampleEncoder:
     def __init__(self, domain: Domain, prompts: PromptBuilder, settings: ExampleSettings):
         self._domain, self._prompts, self._settings = domain, prompts, settings
 
-    def __call__(self, items: Sequence[int], rng: np.random.Generator, user: int | None = None) -> Example:
+    def __call__(
+        self, items: Sequence[int], rng: np.random.Generator, user: int | None = None, *, known: Sequence[int] | np.ndarray
+    ) -> Example:
         """The example of a history whose last item is the target.
 
         Args:
             items: internal ids, old to new.
             rng: samples the other candidates, if prompts list any.
             user: key of the user's soft token, if prompts have one.
+            known: the user's whole training history, also what a prompt does not show and what follows the target: none of it
+                is a negative.
         """
         prompts, settings = self._prompts, self._settings
         if settings.whole_histories:
@@ -57,11 +64,12 @@ class ExampleEncoder:
         *history, target = items
         if not prompts.shows_candidates:
             return Example.of(prompts.prompt(history, None, user), prompts.answers[target])
-        listed = negatives.with_target(rng, target, set(items), self._domain.trained_items, settings.num_negatives)
+        listed = negatives.with_target(rng, target, {*map(int, known)}, self._domain.trained_items, settings.num_negatives)
         return Example.of(prompts.prompt(history, listed, user), self._answer(target, listed, rng))
 
     def _answer(self, target: int, listed: list[int], rng: np.random.Generator) -> list[int]:
         if self._prompts.label_tokens:
-            return [self._prompts.label_tokens[listed.index(target)]]
+            label = self._prompts.label_tokens[listed.index(target)]
+            return [label, *self._prompts.end] if self._settings.label_end else [label]
         others = rng.permutation([item for item in listed if item != target])[: self._settings.top_k_target - 1]
         return self._prompts.ranking([target, *others])

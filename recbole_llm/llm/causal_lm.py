@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from recbole_llm.llm.identity import checked_hub_id, fingerprint, first_line, not_on_hub
+from recbole_llm.llm.identity import check_complete, checked_hub_id, fingerprint, first_line, not_on_hub
 from recbole_llm.logs import hide_progress_bars
 
 
@@ -57,13 +57,28 @@ def load_causal_lm(
     if device_map:
         options["device_map"] = device_map
     tokenizer = load_tokenizer(path, revision)
+    auto: Any = AutoModelForCausalLM  # its return type does not know output_loading_info
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+        model, loading = auto.from_pretrained(
+            source, revision=revision, trust_remote_code=False, output_loading_info=True, **options
+        )
+        check_complete(loading)
     except OSError as error:
         raise _not_found(source, revision, error) from error
     if not device_map:
-        model = model.to(device)  # type: ignore[arg-type]
+        model = model.to(device)
     return CausalLM(model.requires_grad_(False).eval(), tokenizer)
+
+
+def load_config(path: str | Path, revision: str | None = None) -> Any:
+    """The ``config.json`` of a causal LM, without its weights. Raises as :func:`load_causal_lm`."""
+    from transformers import AutoConfig
+
+    source = _source(path)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise _not_found(source, revision, error) from error
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
@@ -84,16 +99,10 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
 
 def identity(path: str | Path, revision: str | None = None) -> str:
     """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
-    from transformers import AutoConfig
-
     source = _source(path)
     if Path(source).is_dir():
         return fingerprint(source)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise _not_found(source, revision, error) from error
-    return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
+    return fingerprint(source, getattr(load_config(source, revision), "_commit_hash", None) or revision)
 
 
 def _source(path: str | Path) -> str:

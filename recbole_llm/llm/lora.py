@@ -8,20 +8,20 @@ adapters into one.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, read_adapter, same_base
+from recbole_llm.llm.folding import Folding
+
 if TYPE_CHECKING:
     from peft import PeftModel
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-KEY_PREFIX = "base_model.model."
 
 Coefficient = float | Tensor | Mapping[str, Tensor]
 """A scalar for the whole adapter, or a scalar for each LoRA module by name."""
@@ -65,6 +65,8 @@ def attach_lora(
             return get_peft_model(model, config, adapter_name=name)
         if name in model.peft_config:
             raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
+        AdapterView(model).select()  # ends a folding
+        del _SELECTIONS[model]
         model.add_adapter(name, config)
     _tuner(model).enable_adapter_layers()
     model.set_adapter(name)  # peft also makes it trainable
@@ -91,11 +93,12 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
 
 
 def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
-    """Load several adapters into one model, frozen, in eval mode; the first is active.
+    """Load several adapters into one model, frozen, in eval mode; the first is active. Target modules may differ.
 
     Raises:
         FileNotFoundError: a folder is not a PEFT folder.
-        ValueError: two adapters differ in base model or in target modules, or one does not fit ``model``.
+        ValueError: two adapters differ in base model, one does not fit ``model``, or as
+            :func:`~recbole_llm.llm.adapter_folders.read_adapter`.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -105,6 +108,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
             if name in model.peft_config:
                 raise ValueError(f"adapter {name!r} is already loaded; give {folder} another name")
             model.load_adapter(str(folder), adapter_name=name)
+            _SELECTIONS.pop(model, None)
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
@@ -115,47 +119,19 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
     return model.eval()  # type: ignore[return-value]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a PEFT folder with safetensors; pickled ``.bin`` weights are refused.
-
-    Raises:
-        FileNotFoundError: names the file that is missing.
-    """
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} is not a PEFT adapter in safetensors format: it has no {file}")
-    return json.loads((folder / CONFIG_FILE).read_text())
-
-
-def base_model_name(config: Mapping[str, Any]) -> str | None:
-    """The base model of an adapter: a hub id, or the name of a folder without its path, since folders may be moved."""
-    base = config.get("base_model_name_or_path")
-    if not base or (base.count("/") <= 1 and not Path(base).is_absolute()):
-        return base
-    return Path(base).name
-
-
 def _checked_keys(folders: Mapping[str, Path]) -> dict[str, set[str]]:
-    """The tensors of each adapter by name, after checking that the adapters are alike."""
-    from safetensors import safe_open
-
+    """The tensors of each adapter by name, after checking each and that their base models are the same."""
     if not folders:
         raise ValueError("no adapter to load: folders is empty")
-    bases, keys = {}, {}
-    for name, folder in folders.items():
-        bases[name] = base_model_name(read_config(folder))
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            keys[name] = set(file.keys())
+    adapters = {name: read_adapter(folder, name) for name, folder in folders.items()}
+    bases = {name: base_model_name(adapter.config) for name, adapter in adapters.items()}
     first, *others = folders
     for other in others:
-        if bases[other] != bases[first]:
+        if not same_base(bases[other], bases[first]):
             raise ValueError(
                 f"adapters {first!r} and {other!r} have different base models: {bases[first]!r} and {bases[other]!r}"
             )
-        if keys[other] != keys[first]:
-            odd = min(keys[other] ^ keys[first])
-            raise ValueError(f"adapters {first!r} and {other!r} have different target modules: only one has {odd}")
-    return keys
+    return {name: set(adapter.tensors) for name, adapter in adapters.items()}
 
 
 # -- selection and mixture ---------------------------------------------------------------------------------------------
@@ -178,20 +154,23 @@ class AdapterView:
         model: a causal LM with loaded adapters.
         adapters: name -> coefficient: a scalar, or {module -> scalar tensor}. Tensors receive gradients; tensors on the CPU
             work for modules on any device. Without adapters, the view is the base model.
+        fold: without gradients, run on weights with the mixture folded in where :class:`Folding` can: a forward pass then costs
+            that of the base model, and results differ by the rounding of a weight.
 
     Raises:
-        ValueError: an unknown adapter, or per-module coefficients that do not name exactly the adapter's modules.
+        ValueError: an unknown adapter, or per-module coefficients that lack a module of the adapter or name none of the model.
     """
 
-    def __init__(self, model: PeftModel, adapters: Mapping[str, Coefficient] | None = None):
-        self.model, self.adapters = model, dict(adapters or {})
+    def __init__(self, model: PeftModel, adapters: Mapping[str, Coefficient] | None = None, *, fold: bool = False):
+        self.model, self.adapters, self._fold = model, dict(adapters or {}), fold
         _check_names(model, self.adapters)
-        layers = lora_modules(model)
+        self._layers = lora_modules(model)
         for name, coefficient in self.adapters.items():
-            targeted = {module for module, layer in layers.items() if name in layer.scaling}
-            if isinstance(coefficient, Mapping) and set(coefficient) != targeted:
-                odd = min(set(coefficient) ^ targeted)
-                raise ValueError(f"coefficients of adapter {name!r} must name exactly its modules; {odd!r} does not match")
+            targeted = {module for module, layer in self._layers.items() if name in layer.scaling}
+            if not isinstance(coefficient, Mapping):
+                continue
+            if odd := (targeted - set(coefficient)) | (set(coefficient) - set(self._layers)):  # others may have more modules
+                raise ValueError(f"coefficients of adapter {name!r} must name its modules; {min(odd)!r} does not match")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass, as in ``transformers``."""
@@ -199,20 +178,52 @@ class AdapterView:
         return self.model(*args, **kwargs)
 
     def select(self) -> None:
-        """Make this view's adapters the active ones of the model."""
+        """Make this view's adapters the active ones of the model; does nothing if they are."""
+        state = _SELECTIONS.setdefault(self.model, _Selection())
+        fold = self._fold and not torch.is_grad_enabled() and bool(self.adapters) and self._foldable(state)
+        chosen = fold, [(name, _value(coefficient)) for name, coefficient in self.adapters.items()]
+        if state.chosen == chosen and not any(tensor.requires_grad for tensor in self._tensors()):
+            return
+        state.chosen = None  # until all is done
+        if state.folding is not None and state.folding.active and not fold:
+            state.folding.restore()
+        self._activate(state, () if fold else tuple(self.adapters))
+        for module, layer in self._layers.items():
+            for name, coefficient in self.adapters.items():
+                if name in layer.scaling:
+                    layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
+        if fold and state.folding is not None:
+            state.folding.fold(self.adapters)
+        state.chosen, state.coefficients = chosen, self.adapters
+
+    def _activate(self, state: _Selection, names: tuple[str, ...]) -> None:
+        if state.active == names:
+            return
         flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         tuner = _tuner(self.model)
-        if self.adapters:
+        if names:
             tuner.enable_adapter_layers()
-            tuner.set_adapter(list(self.adapters))
+            tuner.set_adapter(list(names))
         else:
             tuner.disable_adapter_layers()
         for parameter, flag in flags:  # peft makes active adapters trainable
             parameter.requires_grad_(flag)
-        for module, layer in lora_modules(self.model).items():
-            for name, coefficient in self.adapters.items():
-                if name in layer.scaling:
-                    layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
+        state.active = names
+
+    def _foldable(self, state: _Selection) -> bool:
+        if state.folding is None:
+            state.folding = Folding(_tuner(self.model).model, self._layers)
+        return state.folding.possible
+
+    def _tensors(self) -> Iterable[Tensor]:
+        for coefficient in self.adapters.values():
+            found = coefficient.values() if isinstance(coefficient, Mapping) else [coefficient]
+            yield from (value for value in found if isinstance(value, Tensor))
+
+    def selected(self) -> Any:
+        """The causal LM of ``transformers``, in which this view's adapters are active until another view is called."""
+        self.select()
+        return self.model.get_base_model()
 
     @property
     def config(self) -> Any:
@@ -222,6 +233,33 @@ class AdapterView:
     def get_input_embeddings(self) -> Any:
         """The input embeddings of the base model."""
         return self.model.get_input_embeddings()
+
+
+def unload(model: PeftModel) -> None:
+    """Remove all adapters; the base model has its own weights afterwards."""
+    if (state := _SELECTIONS.pop(model, None)) is not None and state.folding is not None and state.folding.active:
+        state.folding.restore()
+    model.unload()
+
+
+@dataclass
+class _Selection:
+    """What the last view of a model has selected; None if unknown."""
+
+    active: tuple[str, ...] | None = None
+    chosen: Any = None  # whether adapters are folded, and their coefficients as _value describes them
+    coefficients: Any = None  # keeps the tensors among them, so that no other tensor gets their ids
+    folding: Folding | None = None
+
+
+_SELECTIONS: WeakKeyDictionary[Any, _Selection] = WeakKeyDictionary()
+
+
+def _value(coefficient: Coefficient) -> Any:
+    """A number, or the identity of a tensor and its version, which changes when it is written to."""
+    if isinstance(coefficient, Mapping):
+        return {module: _value(value) for module, value in coefficient.items()}
+    return (id(coefficient), coefficient._version) if isinstance(coefficient, Tensor) else coefficient
 
 
 def _tuner(model: PeftModel) -> Any:

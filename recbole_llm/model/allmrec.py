@@ -27,8 +27,9 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.items import text_fields
-from recbole_llm.data.prompts import template
-from recbole_llm.evaluation.recommender import Variant
+from recbole_llm.data.templates import template
+from recbole_llm.evaluation.published import ALLMREC
+from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
@@ -36,7 +37,7 @@ from recbole_llm.model.alignment import AlignmentConfig, AlignmentTraining
 from recbole_llm.model.parts import histories_of
 from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Stage, StageCache
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class ALLMRec(LLMRanker):
     """SASRec aligned with SBERT, projected into a frozen LLM's token space."""
 
     uses_cf_model = True
+    published = ALLMREC
 
     def __init__(self, config: Any, dataset: Any):
         if config["scorer"] == "label":
@@ -57,7 +59,12 @@ class ALLMRec(LLMRanker):
         prompt = template(config, config["soft_prompt"])
         self.plain_prompts = replace(self.parts.prompts, template=prompt.replace("{user}", ""))  # without any soft token
         user = config["user_text"] if config["user_representation"] else ""
-        soft = replace(self.plain_prompts, template=prompt.replace("{user}", user), item_tokens=config["joint_embedding"])
+        soft = replace(
+            self.plain_prompts,
+            template=prompt.replace("{user}", user),
+            user_before_bos=config["user_before_bos"] and bool(user),
+            item_tokens=config["joint_embedding"],
+        )
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
@@ -66,8 +73,8 @@ class ALLMRec(LLMRanker):
             self.retriever = self.cf
         domain = self.parts.domain
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
-        self.alignment = AlignmentTraining(alignment, domain, self.cf, text, self.parts.options)
+        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config, domain.items, described=True)))
+        self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         projection = ProjectionConfig.of(config)
         self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())
 
@@ -76,6 +83,16 @@ class ALLMRec(LLMRanker):
             self.parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         self.projection_stage = self.projection.stage(self.parts.eval_users(candidates))
         return [self.projection_stage]
+
+    def facts(self) -> Facts:
+        lm, text = super().facts(), self.text
+        return replace(
+            lm,
+            backbone=f"{lm.backbone}, {text.name}",
+            backbone_fingerprint=fingerprint([lm.backbone_fingerprint, text.identity]),
+            backbone_identity=f"{lm.backbone_identity}, {text.identity}",
+            builtin=(*lm.builtin, *text.builtin),
+        )
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its collaborative model, the model with text vectors for all items, and the LM without soft tokens."""
@@ -90,9 +107,11 @@ class ALLMRec(LLMRanker):
             users = interaction[self.USER_ID].tolist()
             return self.cf.candidate_scores(users, histories_of(self, interaction), candidates)  # [B, C]
 
-        rows = {type(self).__name__: self.variant(own, folder.name), self.cf.name: Variant(cf_score, self.cf.scores)}
+        generator = self.generator(causal)
+        rows = {type(self).__name__: self.variant(own, folder.name, generator=generator)}
+        rows[self.cf.name] = Variant(cf_score, self.cf.scores)
         if self.projection.config.item_vectors == "joint":
             text = replace(own, soft_tokens=self.soft.with_text_vectors())
             rows[TEXT_ONLY] = self.variant(text, folder.name, TEXT_ONLY)
         alone = self.projection.without_soft_tokens(causal)
-        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY)}
+        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY, generator=generator)}

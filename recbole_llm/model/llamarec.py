@@ -8,13 +8,12 @@ item among sampled negatives. ``retriever`` names the sequential model (LRURec i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.stages import Folders, Stage
 
 
 class LlamaRec(LLMRanker):
@@ -25,10 +24,5 @@ class LlamaRec(LLMRanker):
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
 
-    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.parts.eval_users(candidates)
-        self.tuned = self.adapter_training.stage("verbalizer", [self.parts.domain], valid=valid)
-        return [self.tuned, *self.retrieval()]
-
-    def adapters(self, results: Folders) -> dict[str, Path]:
-        return {"tuned": results.folder(self.tuned)}
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}
