@@ -18,7 +18,7 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.backbones import Backbone, BackboneSettings
 from recbole_llm.llm.causal_lm import CausalLM
-from recbole_llm.llm.finetune import lm_loss
+from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import attach_lora
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.llm.text_backbone import TextBackbone
