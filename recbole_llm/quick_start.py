@@ -72,6 +72,7 @@ def run_recbole_llm(
     published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
     path = record.write(
         best_valid_result=best_valid_result,
+        best_valid_users=run.trainer.validated,
         seconds=seconds,
         peak_memory_bytes=compat.peak_memory_bytes(),
         published=published and published.content(record.user_ids),

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from recbole_llm import cli
-from recbole_llm.llm.finetune import Batches
+from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.quick_start import run_recbole_llm
 from tests.conftest import CHATML
 
@@ -47,20 +47,20 @@ def test_training_files_hold_what_the_training_sees(
     files = export("LoRACocktail", tmp_path / "out", config, "--ids", "--passes=2")
     assert not list((tmp_path / "saved").glob("stages/*"))  # nothing was trained
     seen: dict[int, set[tuple[int, ...]]] = {}  # number of the training -> epoch and ids
-    get, init = Batches.__getitem__, Batches.__init__
+    get, init = MicroBatches.__getitem__, MicroBatches.__init__
 
-    def noted(self: Batches, micro: int) -> Any:
-        batch = get(self, micro)
-        epoch = micro // self.parts // self.steps_per_epoch
-        seen[len(seen)].update((epoch, *row.ids) for row, _ in batch[0])
-        return batch
+    def noted(self: MicroBatches, step: int) -> Any:
+        found = get(self, step)
+        epoch = step // self.steps_per_epoch
+        seen[len(seen)].update((epoch, *row.ids) for batch, _ in found for row, _ in batch)
+        return found
 
-    def started(self: Batches, *args: Any, **options: Any) -> None:
+    def started(self: MicroBatches, *args: Any, **options: Any) -> None:
         seen[len(seen) + 1] = set()
         init(self, *args, **options)
 
-    monkeypatch.setattr(Batches, "__getitem__", noted)
-    monkeypatch.setattr(Batches, "__init__", started)
+    monkeypatch.setattr(MicroBatches, "__getitem__", noted)
+    monkeypatch.setattr(MicroBatches, "__init__", started)
     run_recbole_llm("LoRACocktail", "tiny", config_dict=config)
     tokenizer = AutoTokenizer.from_pretrained(chat_lm)
     for number, name in enumerate(("base-spirit", "ingredient"), 1):

@@ -161,7 +161,7 @@ def train_builtin_lm(
         parameters=dict(model.named_parameters()),
         optimizer=optimizer,
         scheduler=Schedule(warmup_ratio=config.warmup_ratio).build(optimizer, len(batches)),
-        loss=lambda step: lm_loss(model, batches[step], config.dtype),
+        loss=lambda step: [lm_loss(model, batches[step], config.dtype)],
         total_steps=len(batches),
         folder=scratch / "loop" if scratch else None,
         options=options,

@@ -60,9 +60,11 @@ def exact_reading(model: Any, *, scorer: str | None, longest: int, source: str) 
     except NotExactError as error:
         raise NotExactError(f"{about}: {error}; choose a causal LM of text") from error
     found, reasons = Reading(context=context_length(model.config)), []
+    if scorer and (problem := probe.problem_of_loss()):
+        raise NotExactError(f"{about}: {problem}; choose another llm_path")
     for padding in (True, False):
         pad = 0 if padding else None
-        problem = probe.problem_of_loss(pad) or probe.problem_of_prompts(pad) if scorer else probe.problem_of_encoding(pad)
+        problem = probe.problem_of_prompts(pad) if scorer else probe.problem_of_encoding(pad)
         if problem is None:
             found = replace(found, padding=padding)
             break
@@ -179,12 +181,12 @@ class _Probe:
         prompts = [Prompt(ids) for ids in self.prompts]
         return self._problem(lambda: (scorer(self.model, prompts, self.answers).cpu() - self.scores) / lengths, "nats per token")
 
-    def problem_of_loss(self, pad: int | None) -> str | None:
-        """What is wrong with the training loss of rows in one batch, or None."""
+    def problem_of_loss(self) -> str | None:
+        """What is wrong with the training loss of rows in one batch, padded on the right, or None."""
         answers = [row[0] for row in self.answers]
         examples = [Example.of(Prompt(prompt), answer) for prompt, answer in zip(self.prompts, answers, strict=True)]
         expected = -self.scores[:, 0].sum() / sum(map(len, answers))
-        found = self._problem(lambda: lm_loss(self.model, examples, pad).cpu() - expected, "nats per token")
+        found = self._problem(lambda: lm_loss(self.model, examples).cpu() - expected, "nats per token")
         return found and f"the loss {found}"
 
     def problem_of_prompts(self, pad: int | None) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, read_adapter, same_base
 from recbole_llm.llm.folding import Folding
+from recbole_llm.llm.lora_inputs import share_inputs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +40,8 @@ def attach_lora(
     seed: int,
 ) -> PeftModel:
     """Add an untrained adapter (``B = 0``) as the only active and trainable one.
+
+    Dropout is drawn once for each distinct input of its layers, see :mod:`recbole_llm.llm.lora_inputs`.
 
     Args:
         model: a causal LM, or a PeftModel with other adapters.
@@ -62,12 +65,15 @@ def attach_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if not isinstance(model, PeftModel):
-            return get_peft_model(model, config, adapter_name=name)
+            found = get_peft_model(model, config, adapter_name=name)
+            share_inputs(lora_modules(found).values())
+            return found
         if name in model.peft_config:
             raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
         AdapterView(model).select()  # ends a folding
         del _SELECTIONS[model]
         model.add_adapter(name, config)
+    share_inputs(lora_modules(model).values())
     _tuner(model).enable_adapter_layers()
     model.set_adapter(name)  # peft also makes it trainable
     return model
@@ -115,6 +121,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
         if expected != keys[name]:
             odd = min(expected ^ keys[name])
             raise ValueError(f"adapter {name!r} in {folder} does not fit this model: only one of them has {odd}")
+    share_inputs(lora_modules(model).values())  # type: ignore[arg-type]
     AdapterView(model, {next(iter(folders)): 1.0}).select()  # type: ignore[arg-type]
     return model.eval()  # type: ignore[return-value]
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from recbole_llm.data import domains
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Example
-from recbole_llm.llm.finetune import Encode, LoRATrainingConfig, finetune
+from recbole_llm.llm import micro_batches
+from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.micro_batches import Encode
+from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
@@ -126,17 +128,15 @@ class AdapterTraining:
     def _train(self, spec: AdapterSpec, work: Work) -> None:
         examples, held_out = self.examples(spec)
         parts, valid, causal = self.parts, spec.valid, self.parts.backbone.load(work)
-        pad, encode = causal.pad_token_id, self.encoder(spec, causal.tokenizer)
+        encode = self.encoder(spec, causal.tokenizer)
         likelihood = None if valid is None else parts.likelihood(causal)
 
         def score(model: Any) -> float:
             if valid is not None and likelihood is not None:
                 return valid.score(likelihood.with_lm(model))
             encoded = [encode(example, np.random.default_rng([parts.seed, i])) for i, example in enumerate(held_out)]
-            losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
-            return -float(torch.stack(losses).mean())
+            batches = micro_batches.parts(encoded, default_batch_tokens(causal))
+            return -sum(share * float(lm_loss(model, batch)) for batch, share in batches)
 
         training, options = self._training(spec), parts.options
-        finetune(
-            causal.model, spec.name, examples, encode, training, pad_token_id=pad, validate=score, work=work, options=options
-        )
+        finetune(causal.model, spec.name, examples, encode, training, validate=score, work=work, options=options)

@@ -26,7 +26,7 @@ from recbole_llm.model.ranker_parts import RankerParts
 if TYPE_CHECKING:
     from recbole_llm.data.domains import Domain, TrainingExample
     from recbole_llm.llm.causal_lm import CausalLM
-    from recbole_llm.llm.finetune import Encode
+    from recbole_llm.llm.micro_batches import Encode
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def check_scores(model):
     expected = truth(model, prompts, answers)
     assert expected.std() > 0.1  # otherwise everything is near
     torch.testing.assert_close(scorer(model, [Prompt(ids) for ids in prompts], answers), expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(lm_loss(model, examples, pad), -expected[:, 0].sum() / 16, atol=1e-3, rtol=0)
+    torch.testing.assert_close(lm_loss(model, examples), -expected[:, 0].sum() / 16, atol=1e-3, rtol=0)
     assert bool(reading.warnings) == (reading.scorer is not None or not reading.padding)
     return reading
 

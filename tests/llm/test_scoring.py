@@ -313,41 +313,26 @@ def test_loss_equals_the_models_own(build_model, family):
     )
     expected = model(ids, attention_mask=(ids > 0).long(), labels=labels).loss
     examples = [Example(Prompt(row), wants) for row, wants in zip(rows, mask, strict=True)]
-    torch.testing.assert_close(lm_loss(model, examples, 0), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lm_loss(model, examples), expected, atol=1e-5, rtol=0)
 
 
 def test_loss_of_rows_with_soft_tokens(build_model):
     model, (prompts, _) = build_model("llama"), users()
     soft = model.get_input_embeddings()(torch.tensor([7, 9])).requires_grad_()  # [2, D]
     rows = [Example.of(prompt.surrounded([0], [1]), [4, 5]) for prompt in prompts]
-    loss = lm_loss(model, rows, 0, soft=soft)
+    loss = lm_loss(model, rows, soft=soft)
     plain = [Example.of(Prompt([7, *prompt.ids, 9]), [4, 5]) for prompt in prompts]
-    torch.testing.assert_close(loss, lm_loss(model, plain, 0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss, lm_loss(model, plain), atol=1e-5, rtol=0)
     loss.backward()
     assert (soft.grad.abs().sum(-1) > 0).all()
-
-
-def test_loss_without_padding_is_the_same(build_model):
-    model, (prompts, answers) = build_model("llama"), users(9)
-    examples = [Example.of(prompt, row[0]) for prompt, row in zip(prompts, answers, strict=True)]
-    shapes = []
-    hook = model.register_forward_pre_hook(
-        lambda _, __, given: shapes.append(bool(given["attention_mask"].all())), with_kwargs=True
-    )
-    found = lm_loss(model, examples, None)
-    assert all(shapes) and len(shapes) > 1
-    hook.remove()
-    torch.testing.assert_close(found, lm_loss(model, examples, 0), atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="answer mask"):
-        lm_loss(model, [Example(Prompt([1, 2]), [1, 0])], None)
 
 
 def test_rows_beyond_the_context_are_refused_in_training(build_model):
     for family in ("gpt2", "llama"):
         with pytest.raises(ValueError, match="a row has 130 tokens, more than the model's context of 128; lower max_prompt"):
-            lm_loss(build_model(family), [Example.of(Prompt([5] * 128), [6, 7])], 0)
+            lm_loss(build_model(family), [Example.of(Prompt([5] * 128), [6, 7])])
 
 
 def test_loss_without_a_target_is_refused(build_model):
     with pytest.raises(ValueError, match="answer mask"):
-        lm_loss(build_model("llama"), [Example(Prompt([1, 2]), [1, 0])], 0)
+        lm_loss(build_model("llama"), [Example(Prompt([1, 2]), [1, 0])])
