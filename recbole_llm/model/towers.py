@@ -155,7 +155,7 @@ class TowerReader:
         rows = [self._row(history, np.arange(size) + number * size) for number, history in enumerate(histories)]
         rows, _ = number_soft_tokens(rows)
         hidden = encode(self.causal.model, rows, self._pad, soft=soft.flatten(0, 1), mean=self.config.pooling == "mean")  # [B, D]
-        return F.normalize(hidden, dim=-1), routing
+        return F.normalize(hidden, dim=-1).to(soft.device), routing
 
     def text_vectors(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """Mean hidden states [B, D] of the prompts without soft tokens."""
@@ -173,7 +173,7 @@ class TowerReader:
         found = torch.empty(len(histories), self.width, device=self.cf.device)
         with progress_bar(name, len(histories), show=self._show_progress and bool(name)) as bar:
             for batch in token_batches(lengths, [0] * len(lengths), self._batch_tokens):
-                found[batch] = self.embed(tower, [histories[i] for i in batch])[0].to(found.device)
+                found[batch] = self.embed(tower, [histories[i] for i in batch])[0]
                 bar.advance(len(batch))
         return found
 
