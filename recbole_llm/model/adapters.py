@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from recbole_llm.data import domains
-from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.data.examples import ExampleEncoder, check_negatives
 from recbole_llm.data.prompts import Example
 from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
 from recbole_llm.llm.forward import lm_loss
@@ -56,6 +56,13 @@ class AdapterTraining:
                 "lora_train_mode: sequence needs a prompt that ends in {history} and lists no candidates, unlike "
                 f"{prompts.template!r}; give --lora_train_mode=prefix"
             )
+        if "{user}" in prompts.template:
+            raise ValueError(
+                f"prompt: the slot {{user}} is for the soft token of a user, which only ALLMRec has: {prompts.template!r}; choose "
+                "another key of `prompts`"
+            )
+        for source in sources if prompts.shows_candidates and not parts.examples.whole_histories else ():
+            check_negatives(source, parts.examples)
         if tokenizer := parts.backbone.tokenizer:
             parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         depends = {

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.data.examples import check_negatives
 from recbole_llm.data.items import text_fields
 from recbole_llm.data.prompts import template
 from recbole_llm.evaluation.recommender import Facts, Variant
@@ -56,6 +57,13 @@ class ALLMRec(LLMRanker):
         super().__init__(config, dataset)
         prompt = template(config, config["soft_prompt"])
         self.plain_prompts = replace(self.parts.prompts, template=prompt.replace("{user}", ""))  # without any soft token
+        if config["user_representation"] and not ("{user}" in prompt and "{user}" in config["user_text"]):
+            raise ValueError(
+                f"soft_prompt: {config['soft_prompt']}, with user_text, needs the slot {{user}} for the user's soft token: "
+                f"{prompt!r}, {config['user_text']!r}; choose allmrec or allmrec_history, or user_representation: False"
+            )
+        if not (config["user_representation"] or config["joint_embedding"]):
+            raise ValueError("user_representation and joint_embedding: without both there is no soft token to train; enable one")
         user = config["user_text"] if config["user_representation"] else ""
         soft = replace(self.plain_prompts, template=prompt.replace("{user}", user), item_tokens=config["joint_embedding"])
         examples = replace(self.parts.examples, whole_histories=False)
@@ -65,6 +73,8 @@ class ALLMRec(LLMRanker):
         if self.reranks:
             self.retriever = self.cf
         domain = self.parts.domain
+        if soft.shows_candidates:
+            check_negatives(domain, examples)
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
         self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)

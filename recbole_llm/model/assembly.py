@@ -24,8 +24,10 @@ def backbone(config: Any, sources: Sequence[Domain]) -> Backbone:
 
     Raises:
         FileNotFoundError, ValueError: there is no such LM, or the other run has none.
+        ImportError: a package that its options need is not installed.
     """
     settings = BackboneSettings.of(config)
+    settings.check()
     if settings.path != BUILTIN:
         return Backbone(settings)
     if config.init_run:
@@ -45,10 +47,25 @@ def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
 def ranker_parts(config: Any, dataset: Any) -> RankerParts:
     """The parts of a ranker; raises as :func:`encoder_parts`."""
     scoring, examples = ScoringSettings.of(config), ExampleSettings.of(config)
+    if scoring.scorer == "tree" and config["attn_implementation"] not in (None, "sdpa", "eager"):
+        raise ValueError(
+            f"scorer: tree needs attn_implementation: sdpa or eager, not {config['attn_implementation']}, which takes no mask of "
+            "its own; give --scorer=prefix or --attn_implementation=sdpa"
+        )
     labelled: dict[str, Any] = {}
     if scoring.reads_labels:
+        check_labels("candidates.num_negatives", examples.num_negatives, examples.num_negatives + 1)
         labelled = {"template": template(config, "labelled"), "labels": LABELS[: examples.num_negatives + 1]}
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
+
+
+def check_labels(key: str, value: Any, candidates: int) -> None:
+    """Refuse prompts with more candidates than there are labels, because ``key`` has this value."""
+    if candidates > len(LABELS):
+        raise ValueError(
+            f"{key}: {value} lists {candidates} candidates, but scorer: label has {len(LABELS)} labels (A to Z, a to z); lower "
+            f"it by {candidates - len(LABELS)}, or choose a model that scores titles, such as TALLRec"
+        )
 
 
 def _shared(config: Any, dataset: Any, prompts: PromptSettings) -> dict[str, Any]:

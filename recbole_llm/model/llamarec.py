@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model import assembly
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -24,8 +25,13 @@ class LlamaRec(LLMRanker):
         super().__init__(config, dataset)
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
+        if self.reranks:
+            assembly.check_labels("retriever_top", self.retriever_top, self.retriever_top)
+        self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+        for phase, file in self.candidate_files.items():
+            assembly.check_labels("candidates.file", file, candidates[phase].items.size(1))
         valid = self.parts.eval_users(candidates)
         self.tuned = self.adapter_training.stage("verbalizer", [self.parts.domain], valid=valid)
         return [self.tuned, *self.retrieval()]
