@@ -185,7 +185,7 @@ def load_text_encoder(
         raise _incomplete(folder, first_line(error)) from error
     if (folder / NAME).is_file():
         name = json.loads((folder / NAME).read_text())["name"]
-    return TextEncoder(model.to(dtype).requires_grad_(False).eval(), name, fingerprint([identity, str(dtype)]))
+    return TextEncoder(model.to(dtype).requires_grad_(False).eval(), name, identity if dtype == torch.float32 else f"{identity} {dtype}")
 
 
 def identity(path: str | Path, revision: str | None = None) -> str:

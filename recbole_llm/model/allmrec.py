@@ -76,7 +76,8 @@ class ALLMRec(LLMRanker):
         if soft.shows_candidates:
             check_negatives(domain, examples)
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
+        sentences = item_sentences(domain.items, text_fields(config))
+        self.text = TextBackbone(config, sentences, trained=alignment.tune_text_encoder)
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         projection = ProjectionConfig.of(config)
         self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())

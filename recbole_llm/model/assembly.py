@@ -54,18 +54,14 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
         )
     labelled: dict[str, Any] = {}
     if scoring.reads_labels:
-        check_labels("candidates.num_negatives", examples.num_negatives, examples.num_negatives + 1)
+        if examples.num_negatives >= len(LABELS):
+            raise ValueError(
+                f"candidates.num_negatives: {examples.num_negatives} lists {examples.num_negatives + 1} candidates, but scorer: label "
+                f"has {len(LABELS)} labels (A to Z, a to z); choose at most {len(LABELS) - 1}, or a model that scores titles, "
+                "such as TALLRec"
+            )
         labelled = {"template": template(config, "labelled"), "labels": LABELS[: examples.num_negatives + 1]}
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
-
-
-def check_labels(key: str, value: Any, candidates: int) -> None:
-    """Refuse prompts with more candidates than there are labels, because ``key`` has this value."""
-    if candidates > len(LABELS):
-        raise ValueError(
-            f"{key}: {value} lists {candidates} candidates, but scorer: label has {len(LABELS)} labels (A to Z, a to z); lower "
-            f"it by {candidates - len(LABELS)}, or choose a model that scores titles, such as TALLRec"
-        )
 
 
 def _shared(config: Any, dataset: Any, prompts: PromptSettings) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.model import assembly
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -26,12 +25,20 @@ class LlamaRec(LLMRanker):
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
         if self.reranks:
-            assembly.check_labels("retriever_top", self.retriever_top, self.retriever_top)
+            self._check_labels(f"retriever_top: {self.retriever_top}", self.retriever_top)
         self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
+
+    def _check_labels(self, what: str, candidates: int) -> None:
+        labels = len(self.parts.prompts.labels or ())
+        if candidates > labels:
+            raise ValueError(
+                f"{what} lists {candidates} candidates, but with candidates.num_negatives: {labels - 1} prompts have {labels} "
+                f"labels; give candidates: {{'num_negatives': {candidates - 1}}}"
+            )
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         for phase, file in self.candidate_files.items():
-            assembly.check_labels("candidates.file", file, candidates[phase].items.size(1))
+            self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
         valid = self.parts.eval_users(candidates)
         self.tuned = self.adapter_training.stage("verbalizer", [self.parts.domain], valid=valid)
         return [self.tuned, *self.retrieval()]

@@ -34,8 +34,8 @@ def test_absent_candidates_count_for_nothing():
 def test_ended_answers_are_not_counted():
     logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
     counted = torch.tensor([[True, True, False], [True, False, False]])
-    expected = sum(token_entropy(logits[i, j][None, None]) for i, j in ((0, 0), (0, 1), (1, 0))) / 3
-    torch.testing.assert_close(token_entropy(logits, counted), expected)
+    each = [token_entropy(logits[i, j][None, None]) for i, j in ((0, 0), (0, 1), (1, 0))]
+    torch.testing.assert_close(token_entropy(logits, counted), (each[0] / 2 + each[1] / 2 + each[2]) / 2)
 
 
 @pytest.fixture(scope="module", params=["relative", "absolute"])
@@ -74,8 +74,10 @@ def test_first_k_equals_token_by_token_generation(model, k):
 
 def test_first_k_stops_at_the_end_token(model):
     eos = by_generation(model, PROMPTS[0], 3)[1][0]
-    expected = torch.stack([h for prompt in PROMPTS for h in by_generation(model, prompt, 3, eos)[0]]).mean()
-    torch.testing.assert_close(first_k_entropy(model, PROMPTS, 3, 0, eos), expected, atol=1e-5, rtol=1e-5)
+    users = [torch.stack(by_generation(model, prompt, 3, eos)[0]).mean() for prompt in PROMPTS]
+    torch.testing.assert_close(first_k_entropy(model, PROMPTS, 3, 0, eos), torch.stack(users).mean(), atol=1e-5, rtol=1e-5)
+    alone = [first_k_entropy(model, [prompt], 3, 0, eos) for prompt in PROMPTS]  # the others in a batch change nothing
+    torch.testing.assert_close(torch.stack(alone), torch.stack(users), atol=1e-5, rtol=1e-5)
 
 
 def test_first_k_refuses_nothing_to_read(model):
@@ -94,3 +96,39 @@ def test_mean_over_batches_has_the_value_and_gradient_of_the_mean():
     torch.testing.assert_close(two, one)
     with torch.no_grad():
         torch.testing.assert_close(batched(weights), expected)
+
+
+def test_only_the_graph_of_one_batch_is_alive():
+    """The bytes that autograd keeps at once, for eight batches and for one; without gradients, larger batches are used."""
+    torch.manual_seed(0)
+    layer, data, sizes = torch.nn.Linear(2, 500), torch.randn(8, 64, 2), []
+
+    def term(weights, batch):
+        sizes.append(len(batch))
+        return candidate_entropy(layer(batch * weights).relu().exp().mean(-1))
+
+    def peak(batches) -> int:
+        alive = most = 0
+
+        class Kept:
+            def __init__(self, tensor):
+                nonlocal alive, most
+                self.tensor, self.size = tensor, tensor.numel() * 4
+                alive += self.size
+                most = max(most, alive)
+
+            def __del__(self):
+                nonlocal alive
+                alive -= self.size
+
+        weights = torch.tensor([0.3, 0.7], requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            value = mean_over_batches(term, batches)(weights)
+        value.backward()
+        return most
+
+    assert peak(data.split(1)) < 1.3 * peak(data[:1].split(1)) < 0.3 * peak(data.split(8))
+    objective, weights = mean_over_batches(term, data.split(1), measured=data.split(4)), torch.tensor([0.3, 0.7])
+    sizes.clear()
+    assert objective(weights.requires_grad_()).item() == pytest.approx(objective(weights.detach()).item(), rel=1e-6)
+    assert sizes == [1] * 8 + [4, 4]

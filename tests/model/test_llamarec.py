@@ -30,7 +30,7 @@ def test_the_training_answer_is_the_targets_label(made: Any) -> None:
     parts, labels = made.model.parts, "ABCDEFGHIJ"
     tokenizer, history = parts.backbone.tokenizer, parts.domain.histories[3]
     encoder = ExampleEncoder(parts.domain, parts.builder(tokenizer), parts.examples)
-    row, mask = encoder(history.tolist(), np.random.default_rng(1))
+    row, mask = encoder(history.tolist(), np.random.default_rng(1), known=history)
     assert sum(mask) == 1 and mask[-1] == 1
     listed = tokenizer.decode(row.ids[:-1]).split("Candidates:")[1]
     answer = tokenizer.decode(row.ids[-1:]).strip()
