@@ -101,8 +101,8 @@ def identity(path: str | Path, revision: str | None = None) -> str:
         # asks the hub for headers, or the local cache; no weights are downloaded
         if not any(has_file(source, name, revision=revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
             raise FileNotFoundError(
-                f"llm_path: {source}@{revision or 'main'} has no safetensors, and pickled weights are not read. Give llm_revision: "
-                f"a revision that has them, or {_convert(source, revision, Path(source).name + '-safetensors')}"
+                f"llm_path: {source}@{revision or 'main'} has no safetensors, and pickled weights are not read. Give "
+                f"llm_revision, if a revision has them, or {_convert(source, revision, Path(source).name + '-safetensors')}"
             )
     except FileNotFoundError:
         raise
@@ -132,7 +132,8 @@ def _convert(source: str, revision: str | None, target: str) -> str:
     """The command that converts pickled weights, which executes what is in them."""
     at = f", revision='{revision}'" if revision else ""
     return (
-        "if you trust the file, convert it once, `python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        'if you trust the file, convert it once, `python -c "'
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
         f"M.from_pretrained('{source}'{at}, use_safetensors=False, dtype='auto').save_pretrained('{target}'); "
         f"T.from_pretrained('{source}'{at}).save_pretrained('{target}')\"`, and give --llm_path={target}"
     )

@@ -161,7 +161,8 @@ def load_text_encoder(
     """Load a SentenceTransformer, frozen and in evaluation mode.
 
     path: a folder that ``SentenceTransformer.save`` wrote, or a hub id. revision: branch, tag or commit of the hub.
-    device: CUDA by default if available. dtype: float32 for an encoder that will be trained. name: as tables show it; by default that of the folder or the hub id.
+    device: CUDA by default if available. dtype: float32 for an encoder that will be trained.
+    name: as tables show it; by default that of the folder or the hub id.
     Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for a model without token inputs.
     """
     from safetensors import SafetensorError
@@ -185,7 +186,9 @@ def load_text_encoder(
         raise _incomplete(folder, first_line(error)) from error
     if (folder / NAME).is_file():
         name = json.loads((folder / NAME).read_text())["name"]
-    return TextEncoder(model.to(dtype).requires_grad_(False).eval(), name, identity if dtype == torch.float32 else f"{identity} {dtype}")
+    return TextEncoder(
+        model.to(dtype).requires_grad_(False).eval(), name, identity if dtype == torch.float32 else f"{identity} {dtype}"
+    )
 
 
 def identity(path: str | Path, revision: str | None = None) -> str:

@@ -58,8 +58,8 @@ class AdapterTraining:
             )
         if "{user}" in prompts.template:
             raise ValueError(
-                f"prompt: the slot {{user}} is for the soft token of a user, which only ALLMRec has: {prompts.template!r}; choose "
-                "another key of `prompts`"
+                f"prompt: the slot {{user}} is for the soft token of a user, which only ALLMRec has: {prompts.template!r}; "
+                "choose another key of `prompts`"
             )
         for source in sources if prompts.shows_candidates and not parts.examples.whole_histories else ():
             check_negatives(source, parts.examples)

@@ -56,9 +56,9 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
     if scoring.reads_labels:
         if examples.num_negatives >= len(LABELS):
             raise ValueError(
-                f"candidates.num_negatives: {examples.num_negatives} lists {examples.num_negatives + 1} candidates, but scorer: label "
-                f"has {len(LABELS)} labels (A to Z, a to z); choose at most {len(LABELS) - 1}, or a model that scores titles, "
-                "such as TALLRec"
+                f"candidates.num_negatives: {examples.num_negatives} lists {examples.num_negatives + 1} candidates, but scorer: "
+                f"label has {len(LABELS)} labels (A to Z, a to z); choose at most {len(LABELS) - 1}, or a model that scores "
+                "titles, such as TALLRec"
             )
         labelled = {"template": template(config, "labelled"), "labels": LABELS[: examples.num_negatives + 1]}
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)

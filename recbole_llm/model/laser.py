@@ -61,8 +61,8 @@ class Laser(LLMEncoder):
         prompts = PromptSettings.of(config, history_label=config["history_label"])
         if prompts.shows_candidates or "{user}" in prompts.template:
             raise ValueError(
-                f"prompt: {config['prompt']} has a slot for candidates or for a user's soft token, but Laser encodes a history alone: "
-                f"{prompts.template!r}; choose laser or history"
+                f"prompt: {config['prompt']} has a slot for candidates or for a user's soft token, but Laser encodes a history "
+                f"alone: {prompts.template!r}; choose laser or history"
             )
         self.parts = assembly.encoder_parts(config, dataset, prompts)
         self.texts = self.parts.domain.items.described(text_fields(config))

@@ -23,18 +23,34 @@ FLASH = {"attn_implementation": "flash_attention_2"}
 FULL = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "tree with flash attention": ("TALLRec", FLASH, r"scorer: tree needs attn_implementation: sdpa or eager, not flash_attention_2"),
-    "flash attention on a CPU": ("TALLRec", FLASH | {"scorer": "prefix"}, r"attn_implementation: flash_attention_2 needs an accel"),
+    "tree with flash attention": (
+        "TALLRec",
+        FLASH,
+        r"scorer: tree needs attn_implementation: sdpa or eager, not flash_attention_2",
+    ),
+    "flash attention on a CPU": (
+        "TALLRec",
+        FLASH | {"scorer": "prefix"},
+        r"attn_implementation: flash_attention_2 needs an accel",
+    ),
     "4 bits without bitsandbytes": ("TALLRec", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes: `pip install"),
     "4 bits without bitsandbytes, in an encoder": ("Laser", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes"),
     "an unknown dtype": ("TALLRec", {"dtype": "float12"}, r"dtype 'float12' is unknown; choose auto"),
     "an unknown precision": ("SASRec", {"float32_matmul_precision": "low"}, r"float32_matmul_precision: 'low' is unknown"),
-    "a longer list of a retriever than labels": ("LlamaRec", LABELS | FULL | {"retriever_top": 53}, r"retriever_top: 53 lists 53 candid"),
+    "a longer list of a retriever than labels": (
+        "LlamaRec",
+        LABELS | FULL | {"retriever_top": 53},
+        r"retriever_top: 53 lists 53 candid",
+    ),
     "a slot for a soft token that a model does not have": (
         *("TALLRec", {"prompt": "allmrec", "lora_train_mode": "prefix"}),
         r"prompt: the slot \{user\} is for the soft token of a user, which only ALLMRec has",
     ),
-    "a user representation without its slot": ("ALLMRec", {"soft_prompt": "listwise"}, r"soft_prompt: listwise, .* needs the slot"),
+    "a user representation without its slot": (
+        "ALLMRec",
+        {"soft_prompt": "listwise"},
+        r"soft_prompt: listwise, .* needs the slot",
+    ),
     "no soft token at all": (
         *("ALLMRec", {"user_representation": False, "joint_embedding": False}),
         r"user_representation and joint_embedding: without both there is no soft token",
@@ -78,11 +94,11 @@ def test_more_candidates_than_labels(
     settings |= LABELS
     files = {phase: assemble("LlamaRec", settings).candidates[phase].items for phase in ("valid", "test")}
     assert {items.size(1) for items in files.values()} == {10}
-    (written,) = (Path(settings["checkpoint_dir"]) / "candidates").glob("*test*.candidates")
+    valid, test = (next((Path(settings["checkpoint_dir"]) / "candidates").glob(f"*{phase}*.candidates")) for phase in files)
     monkeypatch.setattr(assembly, "LABELS", assembly.LABELS[:8])
     with pytest.raises(ValueError, match=r"num_negatives: 9 lists 10 candidates, but scorer: label has 8 labels .* at most 7"):
         assemble("LlamaRec", settings)
-    source = {"source": "file", "num_negatives": 5, "file": {"valid": str(written).replace("test", "valid"), "test": str(written)}}
+    source = {"source": "file", "num_negatives": 5, "file": {"valid": str(valid), "test": str(test)}}
     with pytest.raises(ValueError, match=r"candidates.file: .* lists 10 candidates, but .* have 6 labels; give .*: 9"):
         assemble("LlamaRec", settings, candidates=source)
 
