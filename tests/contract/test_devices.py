@@ -154,6 +154,20 @@ def test_a_backbone_may_be_on_another_device_than_the_rest(
     assert {parameter.device for parameter in model.parameters()} == {elsewhere}
 
 
+@pytest.mark.parametrize("wanted", ["high", "highest"])
+def test_products_of_float32_use_tf32_on_a_device_alone(
+    wanted: str, settings: dict[str, Any], assemble: Any, on_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    made = assemble("SASRec", settings, float32_matmul_precision=wanted)
+    assert chosen and {*chosen} == {wanted}
+    chosen.clear()
+    monkeypatch.setattr(LLMConfig, "_init_device", type(made.config).__mro__[1]._init_device)
+    assemble("SASRec", settings, float32_matmul_precision=wanted)
+    assert chosen == []
+
+
 # -- placement and precision -------------------------------------------------------------------------------------------
 
 
