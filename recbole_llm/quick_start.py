@@ -18,7 +18,7 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
-from recbole_llm.evaluation import slices
+from recbole_llm.evaluation import generated, slices
 from recbole_llm.evaluation.record import RunRecord, table
 
 logger = getLogger()
@@ -48,7 +48,8 @@ def run_recbole_llm(
 
     Returns:
         RecBole's result dict (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``) with
-        ``variants`` (test results by name) and ``record`` (path of the run record).
+        ``variants`` (test results by name), ``published`` (results of ``scoring: published`` by name) and ``record`` (path of
+        the run record).
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
@@ -67,15 +68,21 @@ def run_recbole_llm(
     for name, variant in others:
         record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
 
+    seconds = {"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited}
+    ranks = {row.name: row.ranks for row in record.rows}
+    published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
     path = record.write(
         best_valid_result=best_valid_result,
-        seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
+        seconds=seconds,
         peak_memory_bytes=compat.peak_memory_bytes(),
+        published=published and published.content(record.user_ids),
     )
     test_result = record.rows[0].metrics
     logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
     logger.info(f"test result: {logs.metrics_line(test_result)}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
+    if published:
+        logger.info(published.table())
     for line in run.trainer.recommender.report(path.parent):
         logger.info(line)
     for part in run.trainer.recommender.facts().builtin:
@@ -86,6 +93,7 @@ def run_recbole_llm(
         "best_valid_result": best_valid_result,
         "test_result": test_result,
         "variants": {row.name: row.metrics for row in record.rows[1:]},
+        "published": published.metrics() if published else {},
         "record": str(path),
     }
 
@@ -119,6 +127,7 @@ def assemble(config: LLMConfig) -> Run:
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
+    generated.check(config, trainer.recommender, candidates.get("test"))
     if stages := trainer.plan(candidates, retriever):
         logger.info(trainer.cache.plan(stages))
     return Run(config, model, trainer, train, valid, test, candidates)

@@ -21,5 +21,5 @@ BOOKKEEPING = {
 ABOUT_DATA = {
     *(*evaluation_arguments, *BOOKKEEPING, *scenarios.SETTINGS, *scenarios.TEXTS),
     *("candidates", "eval_users", "slices", "cf_checkpoint", "load_col", "init_from"),
-    *("retriever", "retriever_config", "retriever_top"),
+    *("retriever", "retriever_config", "retriever_top", "scoring", "published_max_new_tokens"),
 }

@@ -120,6 +120,23 @@ class Backbone:
         return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
 
     @property
+    def base_name(self) -> str:
+        """The base model that adapters of this LM name: a hub id or a folder."""
+        if self._stage:
+            return self._stage.folder_name
+        folder = Path(self._source).expanduser()
+        return str(folder.resolve() if folder.is_dir() else self._source)
+
+    def source(self, results: Folders) -> str | Path:
+        """The folder or hub id to load it from."""
+        return results.folder(self._stage) if self._stage else self._source
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of a hub id."""
+        return self._settings.revision
+
+    @property
     def builtin(self) -> tuple[str, ...]:
         """``llm`` if it is the builtin LM, which is not pretrained."""
         return ("llm",) if self._settings.path == BUILTIN else ()
@@ -127,7 +144,7 @@ class Backbone:
     def load(self, results: Folders) -> CausalLM:
         """The LM, frozen and in ``eval()``, on its device; loaded once. Random states are preserved."""
         if self._loaded is None:
-            source = results.folder(self._stage) if self._stage else self._source
+            source = self.source(results)
             options = {key: value for key, value in asdict(self._settings).items() if key not in _NOT_OF_LOADING}
             with preserved_random_state():
                 self._loaded = load_causal_lm(source, **options)

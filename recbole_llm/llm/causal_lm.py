@@ -70,6 +70,17 @@ def load_causal_lm(
     return CausalLM(model.requires_grad_(False).eval(), tokenizer)
 
 
+def load_config(path: str | Path, revision: str | None = None) -> Any:
+    """The ``config.json`` of a causal LM, without its weights. Raises as :func:`load_causal_lm`."""
+    from transformers import AutoConfig
+
+    source = _source(path)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise _not_found(source, revision, error) from error
+
+
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """The tokenizer of a causal LM; one without a pad token pads with its end token. Raises as :func:`load_causal_lm`."""
     from transformers import AutoTokenizer
@@ -88,7 +99,6 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
 
 def identity(path: str | Path, revision: str | None = None) -> str:
     """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
-    from transformers import AutoConfig
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
 
     source = _source(path)
@@ -96,18 +106,13 @@ def identity(path: str | Path, revision: str | None = None) -> str:
         if not any(Path(source).glob("*.safetensors")):
             raise _not_found(source, revision, OSError("no *.safetensors"))
         return fingerprint(source)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        # asks the hub for headers, or the local cache; no weights are downloaded
-        if not any(has_file(source, name, revision=revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-            raise FileNotFoundError(
-                f"llm_path: {source}@{revision or 'main'} has no safetensors, and pickled weights are not read. Give "
-                f"llm_revision, if a revision has them, or {_convert(source, revision, Path(source).name + '-safetensors')}"
-            )
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _not_found(source, revision, error) from error
+    config = load_config(source, revision)
+    # asks the hub for headers, or the local cache; no weights are downloaded
+    if not any(has_file(source, name, revision=revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise FileNotFoundError(
+            f"llm_path: {source}@{revision or 'main'} has no safetensors, and pickled weights are not read. Give "
+            f"llm_revision, if a revision has them, or {_convert(source, revision, Path(source).name + '-safetensors')}"
+        )
     return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
 
 

@@ -56,7 +56,7 @@ def merge_folders(
 
     from safetensors import SafetensorError
 
-    from recbole_llm.llm.lora import read_config
+    from recbole_llm.llm.adapter_folders import read_config
     from recbole_llm.merging.coefficients import MergeProblem
     from recbole_llm.merging.stage import described, merge_adapters
 
@@ -80,11 +80,6 @@ def _folders(given: Sequence[str]) -> dict[str, Path]:
             )
         if not folder.is_dir():
             raise ValueError(f"--adapters: there is no folder {folder}")
-        if (folder / "adapter_model.bin").exists() and not (folder / "adapter_model.safetensors").exists():
-            raise ValueError(
-                f"{folder} has a pickled adapter_model.bin, which can execute code when loaded; save it again as "
-                "safetensors with peft's save_pretrained"
-            )
         folders[name] = folder
     if not folders:
         raise ValueError("--adapters: give at least one PEFT folder")

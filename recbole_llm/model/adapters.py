@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,44 +13,63 @@ import torch
 from recbole_llm.data import domains
 from recbole_llm.data.examples import ExampleEncoder, check_negatives
 from recbole_llm.data.prompts import Example
-from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
+from recbole_llm.llm.finetune import Encode, LoRATrainingConfig, finetune
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.data.domains import Domain, TrainingExample
     from recbole_llm.model.eval_users import EvalUsers
     from recbole_llm.model.ranker_parts import RankerParts
 
 
 @dataclass(frozen=True)
+class AdapterSpec:
+    """What one adapter is trained on.
+
+    Args:
+        name: of the stage.
+        sources: the mixture of domains.
+        valid: the best weights are those that best rank the candidates of these users; None: those of lowest loss on
+            examples held out from the mixture.
+        training: other settings than those of the model's adapters.
+        of_each: draw ``samples`` examples from each domain.
+        most: at most so many examples of each domain.
+    """
+
+    name: str
+    sources: Sequence[Domain]
+    valid: EvalUsers | None = None
+    training: LoRATrainingConfig | None = None
+    of_each: bool = False
+    most: int | None = None
+
+
+@dataclass(frozen=True)
 class AdapterTraining:
-    """Trains adapters of one LM for one target domain."""
+    """Trains adapters of one LM for one target domain.
+
+    Attributes:
+        own_code: modules of a subclass, which stages depend on.
+    """
+
+    own_code: ClassVar[tuple[str, ...]] = ()
 
     parts: RankerParts
     config: LoRATrainingConfig
 
-    def stage(
-        self,
-        name: str,
-        sources: Sequence[Domain],
-        *,
-        valid: EvalUsers | None = None,
-        samples: int | None = None,
-        of_each: bool = False,
-    ) -> Stage:
-        """A stage that trains one adapter on a mixture of domains; its folder is an ordinary PEFT folder.
+    def valid(self, candidates: Mapping[str, CandidateSet]) -> EvalUsers | None:
+        """The users whose ranking chooses the weights of an adapter of the target; None with ``lora_valid: loss``."""
+        return self.parts.eval_users(candidates) if self.config.valid == "ranking" else None
 
-        Args:
-            valid: the best weights are those that best rank the candidates of these users; None: those of lowest loss on
-                examples held out from the mixture.
-            samples: number of examples; None: ``train_samples``.
-            of_each: draw ``samples`` examples from each domain.
+    def stage(self, spec: AdapterSpec) -> Stage:
+        """A stage that trains one adapter; its folder is an ordinary PEFT folder.
 
         Raises:
             ValueError: the prompts do not fit ``lora_train_mode: sequence``.
         """
-        parts, samples = self.parts, samples or self.config.samples
+        parts, training = self.parts, self._training(spec)
         prompts = parts.prompts
         if parts.examples.whole_histories and (prompts.shows_candidates or not prompts.is_continuation):
             raise ValueError(
@@ -61,48 +81,59 @@ class AdapterTraining:
                 f"prompt: the slot {{user}} is for the soft token of a user, which only ALLMRec has: {prompts.template!r}; "
                 "choose another key of `prompts`"
             )
-        for source in sources if prompts.shows_candidates and not parts.examples.whole_histories else ():
+        for source in spec.sources if prompts.shows_candidates and not parts.examples.whole_histories else ():
             check_negatives(source, parts.examples)
         if tokenizer := parts.backbone.tokenizer:
             parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         depends = {
             "backbone": parts.backbone.fingerprint,
-            "domains": [domain.fingerprint for domain in sources],
+            "domains": [domain.fingerprint for domain in spec.sources],
             "prompts": prompts.as_dict(),
-            "training": self.config.as_dict() | {"samples": [samples, "of each"] if of_each else samples},
+            "training": training.as_dict() | {"of_each": spec.of_each, "most": spec.most},
             "examples": parts.examples.as_dict() if prompts.shows_candidates else None,
-            "valid": valid and [valid.fingerprint, parts.scoring.normalize],
+            "valid": spec.valid and [spec.valid.fingerprint, parts.scoring.normalize],
         }
+        runs = "parts" if spec.valid is None else "ranker_parts"  # without evaluation users, nothing is scored
+        code = (f"recbole_llm.model.{runs}", *self.own_code)
+        return Stage(spec.name, depends, lambda work: self._train(spec, work), inputs=parts.backbone.stages, code=code)
 
-        def build(work: Work) -> None:
-            examples = domains.training_examples(
-                sources,
-                window=prompts.max_history + 1 if parts.examples.whole_histories else None,
-                samples=samples,
-                seed=parts.seed,
-                of_each=of_each,
-            )
-            self._train(name, sources, examples, valid, work)
+    def examples(self, spec: AdapterSpec) -> tuple[list[TrainingExample], list[TrainingExample]]:
+        """The examples to train on, and those held out to choose the weights if there are no evaluation users."""
+        training = self._training(spec)
+        examples = domains.training_examples(
+            spec.sources,
+            window=self.parts.prompts.max_history + 1 if self.parts.examples.whole_histories else None,
+            samples=training.samples,
+            seed=self.parts.seed,
+            of_each=spec.of_each,
+            positions=training.positions,
+            most=spec.most,
+        )
+        if spec.valid is not None:
+            return examples, []
+        size = max(1, math.floor(len(examples) * training.held_out + 1e-9))
+        return examples[size:] or examples, examples[:size]
 
-        runs = "parts" if valid is None else "ranker_parts"  # without evaluation users, nothing is scored
-        return Stage(name, depends, build, inputs=parts.backbone.stages, code=(f"recbole_llm.model.{runs}",))
-
-    def _train(
-        self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
-    ) -> None:
-        parts, causal = self.parts, self.parts.backbone.load(work)
-        pad, longest = int(causal.tokenizer.pad_token_id), parts.prompts.max_history
-        encoders = [ExampleEncoder(domain, parts.builder(causal.tokenizer, domain), parts.examples) for domain in sources]
+    def encoder(self, spec: AdapterSpec, tokenizer: Any) -> Encode:
+        """Encodes the examples of :meth:`examples`."""
+        parts, sources = self.parts, spec.sources
+        encoders = [ExampleEncoder(domain, parts.builder(tokenizer, domain), parts.examples) for domain in sources]
+        longest = parts.prompts.max_history
 
         def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
             history = sources[example.domain].histories[example.user]
             shown = history[max(0, example.end - longest) : example.end + 1].tolist()
             return encoders[example.domain](shown, rng, known=history)
 
-        held_out: list[TrainingExample] = []
-        if valid is None:  # the paper's own split: 2 % of the mixture, at most 500 examples
-            size = min(500, max(1, len(examples) // 50))
-            examples, held_out = examples[size:] or examples, examples[:size]
+        return encode
+
+    def _training(self, spec: AdapterSpec) -> LoRATrainingConfig:
+        return spec.training or self.config
+
+    def _train(self, spec: AdapterSpec, work: Work) -> None:
+        examples, held_out = self.examples(spec)
+        parts, valid, causal = self.parts, spec.valid, self.parts.backbone.load(work)
+        pad, encode = int(causal.tokenizer.pad_token_id), self.encoder(spec, causal.tokenizer)
         likelihood = None if valid is None else parts.likelihood(causal)
 
         def score(model: Any) -> float:
@@ -112,5 +143,7 @@ class AdapterTraining:
             losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
             return -float(torch.stack(losses).mean())
 
-        options = parts.options
-        finetune(causal.model, name, examples, encode, self.config, pad_token_id=pad, validate=score, work=work, options=options)
+        training, options = self._training(spec), parts.options
+        finetune(
+            causal.model, spec.name, examples, encode, training, pad_token_id=pad, validate=score, work=work, options=options
+        )

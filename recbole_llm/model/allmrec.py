@@ -28,7 +28,8 @@ from torch import Tensor
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.examples import check_negatives
 from recbole_llm.data.items import text_fields
-from recbole_llm.data.prompts import template
+from recbole_llm.data.templates import template
+from recbole_llm.evaluation.published import ALLMREC
 from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.text_backbone import TextBackbone
@@ -50,6 +51,7 @@ class ALLMRec(LLMRanker):
     """SASRec aligned with SBERT, projected into a frozen LLM's token space."""
 
     uses_cf_model = True
+    published = ALLMREC
 
     def __init__(self, config: Any, dataset: Any):
         if config["scorer"] == "label":
@@ -65,7 +67,12 @@ class ALLMRec(LLMRanker):
         if not (config["user_representation"] or config["joint_embedding"]):
             raise ValueError("user_representation and joint_embedding: without both there is no soft token to train; enable one")
         user = config["user_text"] if config["user_representation"] else ""
-        soft = replace(self.plain_prompts, template=prompt.replace("{user}", user), item_tokens=config["joint_embedding"])
+        soft = replace(
+            self.plain_prompts,
+            template=prompt.replace("{user}", user),
+            user_before_bos=config["user_before_bos"] and bool(user),
+            item_tokens=config["joint_embedding"],
+        )
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
@@ -76,7 +83,7 @@ class ALLMRec(LLMRanker):
         if soft.shows_candidates:
             check_negatives(domain, examples)
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        sentences = item_sentences(domain.items, text_fields(config))
+        sentences = item_sentences(domain.items, text_fields(config, domain.items, described=True))
         self.text = TextBackbone(config, sentences, trained=alignment.tune_text_encoder)
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         projection = ProjectionConfig.of(config)
@@ -111,9 +118,11 @@ class ALLMRec(LLMRanker):
             users = interaction[self.USER_ID].tolist()
             return self.cf.candidate_scores(users, histories_of(self, interaction), candidates)  # [B, C]
 
-        rows = {type(self).__name__: self.variant(own, folder.name), self.cf.name: Variant(cf_score, self.cf.scores)}
+        generator = self.generator(causal)
+        rows = {type(self).__name__: self.variant(own, folder.name, generator=generator)}
+        rows[self.cf.name] = Variant(cf_score, self.cf.scores)
         if self.projection.config.item_vectors == "joint":
             text = replace(own, soft_tokens=self.soft.with_text_vectors())
             rows[TEXT_ONLY] = self.variant(text, folder.name, TEXT_ONLY)
         alone = self.projection.without_soft_tokens(causal)
-        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY)}
+        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY, generator=generator)}

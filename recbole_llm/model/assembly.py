@@ -8,7 +8,7 @@ from typing import Any
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.examples import ExampleSettings
-from recbole_llm.data.prompts import PromptSettings, template
+from recbole_llm.data.templates import PromptSettings, template
 from recbole_llm.evaluation.metrics import check_valid_metric
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
 from recbole_llm.llm.builtin_lm import builtin_stage
@@ -60,7 +60,7 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
                 f"label has {len(LABELS)} labels (A to Z, a to z); choose at most {len(LABELS) - 1}, or a model that scores "
                 "titles, such as TALLRec"
             )
-        labelled = {"template": template(config, "labelled"), "labels": LABELS[: examples.num_negatives + 1]}
+        labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: examples.num_negatives + 1]}
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
 
 

@@ -8,13 +8,12 @@ item among sampled negatives. ``retriever`` names the sequential model (LRURec i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.stages import Folders, Stage
 
 
 class LlamaRec(LLMRanker):
@@ -36,12 +35,7 @@ class LlamaRec(LLMRanker):
                 f"labels; give candidates: {{'num_negatives': {candidates - 1}}}"
             )
 
-    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
         for phase, file in self.candidate_files.items():
             self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
-        valid = self.parts.eval_users(candidates)
-        self.tuned = self.adapter_training.stage("verbalizer", [self.parts.domain], valid=valid)
-        return [self.tuned, *self.retrieval()]
-
-    def adapters(self, results: Folders) -> dict[str, Path]:
-        return {"tuned": results.folder(self.tuned)}
+        return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}

@@ -9,9 +9,11 @@ Legend: K adapters, M adapted modules, C candidates.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging.coefficients import MergeProblem
-from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
+from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
@@ -38,7 +40,7 @@ class MergeSettings(Settings):
     """The ``merge_*`` keys; see ``properties/``, section *Merging*."""
 
     KEYS = {"method": "merge"} | {
-        name: f"merge_{name}" for name in ("granularity", "split", "prompts", "first_tokens", "compress_rank")
+        name: f"merge_{name}" for name in ("granularity", "split", "prompts", "first_tokens", "titles", "compress_rank")
     }
 
     method: str
@@ -46,20 +48,41 @@ class MergeSettings(Settings):
     split: str
     prompts: int
     first_tokens: int
+    titles: int
     compress_rank: int | None
     options: Mapping[str, Any]
+
+    @classmethod
+    def beside(cls, config: Any) -> dict[str, MergeSettings]:
+        """The settings of ``merge_beside`` by the name of the row.
+
+        Raises:
+            ValueError: one that changes a key that is not of merging, or as :meth:`of`.
+        """
+        found = {}
+        for row, changes in (config["merge_beside"] or {}).items():
+            for key in changes:
+                if key != "merge" and not key.startswith("merge_"):
+                    raise ValueError(f"merge_beside: {row} changes {key}, which is not a key of properties/parts/merging.yaml")
+            found[row] = cls.of(ChainMap(changes, config))  # type: ignore[arg-type]
+        return found
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> MergeSettings:
         """The settings of a configuration.
 
         Raises:
-            ValueError: no such method or granularity.
+            ValueError: no such method, granularity or start.
         """
         resolve(config["merge"])
         if config["merge_granularity"] not in ("global", "module"):
             raise ValueError(f"merge_granularity: {config['merge_granularity']} is neither global nor module")
-        options = {name: config[f"merge_{name}"] for name in ("weights", "extrapolate", "points", "steps", "density", "residual")}
+        if config["merge_start"] not in ("lattice", "uniform"):
+            raise ValueError(f"merge_start: {config['merge_start']} is neither lattice nor uniform")
+        options = {
+            name: config[f"merge_{name}"]
+            for name in ("start", "weights", "extrapolate", "points", "steps", "density", "residual")
+        }
         options |= {"lr": config["merge_learning_rate"], "seed": config["seed"]}
         return super().of(config, options=options, **given)
 
@@ -70,6 +93,22 @@ class AdapterMerging:
 
     parts: RankerParts
     settings: MergeSettings
+    others: Mapping[str, MergeSettings]
+
+    @classmethod
+    def of(cls, config: Any, parts: RankerParts) -> AdapterMerging:
+        """The merging of a configuration; raises as :class:`MergeSettings`."""
+        if config["tallrec_form"] == "yes_no":
+            raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters are listwise")
+        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config))
+
+    def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
+        """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows."""
+        found = {"merged": self.stage(name, sources, candidates)}
+        for row, settings in self.others.items():
+            slug = re.sub(r"\W+", "-", row)
+            found[row] = replace(self, settings=settings).stage(f"{name}-{slug}", sources, candidates)
+        return found
 
     def stage(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
         """A stage that writes the merged adapter of ``sources``, by their names in the report, into the folder ``merged``.
@@ -103,7 +142,11 @@ class AdapterMerging:
 
     def _problem(self, causal: CausalLM, model: Any, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> MergeProblem:
         """The input of the method, without the targets of the unlabelled prompts."""
-        likelihood, first_tokens = self.parts.likelihood(causal), self.settings.first_tokens
+        likelihood, counted = self.parts.likelihood(causal), None
+        if self.settings.first_tokens:
+            titles, gap = self.settings.titles, tuple(likelihood.prompts.gap)
+            most = titles * (self.parts.prompts.max_title_tokens + len(gap) + 1)
+            counted = Counted(self.settings.first_tokens, titles, gap, most)
         tokenizer, modules = causal.tokenizer, list(lora_modules(model))
         drawn = unlabelled.draw(self.settings.prompts)
         pairs = list(zip(drawn.histories, drawn.candidates, strict=True))
@@ -113,10 +156,10 @@ class AdapterMerging:
             """Mean entropy (nats) of a batch at weights [K] or [M, K]."""
             histories, candidates = [history for history, _ in batch], torch.stack([row for _, row in batch])  # [B, C]
             view = AdapterView(model, by_name(weights))
-            if not first_tokens:
+            if counted is None:
                 return candidate_entropy(likelihood.with_lm(view)(histories, candidates))
             prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
-            return first_k_entropy(view, prompts, first_tokens, int(tokenizer.pad_token_id), tokenizer.eos_token_id)
+            return first_tokens_entropy(view, prompts, counted, int(tokenizer.pad_token_id), tokenizer.eos_token_id)
 
         def valid_score(weights: Tensor) -> float:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recbole_llm.data.prompts import PromptBuilder, PromptSettings
+from recbole_llm.data.prompts import PromptBuilder
+from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.backbones import Backbone
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ class Parts:
     ) -> PromptBuilder:
         """A prompt builder for a domain, by default the target."""
         domain = domain or self.domain
-        return PromptBuilder(
-            tokenizer, names or domain.items.names, settings=prompts or self.prompts, noun=domain.noun, verb=domain.verb
-        )
+        return PromptBuilder(tokenizer, names or domain.items.names, settings=prompts or self.prompts, **domain.words)
 
 
 def default_batch_tokens(causal: CausalLM) -> int:

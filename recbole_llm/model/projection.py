@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from recbole_llm.data import domains
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
-from recbole_llm.data.prompts import Example, Prompt, PromptSettings, number_soft_tokens
+from recbole_llm.data.prompts import Example, Prompt, number_soft_tokens
+from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.finetune import Batches
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.likelihood import TitleLikelihood
@@ -50,6 +51,7 @@ class ProjectionConfig(Settings):
     epochs: int
     batch_size: int
     learning_rate: float
+    max_grad_norm: float | None
     item_vectors: str
     cold_threshold: int
     all_positions: bool
@@ -137,6 +139,7 @@ class ProjectionTraining:
             optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
             loss=loss,
             total_steps=total,
+            clip_grad_norm=config.max_grad_norm,
             validate=lambda: valid.score(likelihood),
             eval_every=max(1, -(-total // max(4, config.epochs))),
             folder=work.scratch / "loop",

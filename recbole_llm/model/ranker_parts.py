@@ -75,12 +75,11 @@ class RankerParts(Parts):
         )
         return replace(found, prior=found) if normalize == "pmi" and found.prior is None else found
 
+    def prompts_depend_on(self) -> dict[str, Any]:
+        """JSON-serializable values that determine what the LM reads besides histories."""
+        return {"backbone": self.backbone.fingerprint, "domain": self.domain.fingerprint, "prompts": self.prompts.as_dict()}
+
     def scores_depend_on(self) -> dict[str, Any]:
         """JSON-serializable values that determine likelihoods besides histories, weights and code."""
-        return {
-            "backbone": self.backbone.fingerprint,
-            "domain": self.domain.fingerprint,
-            "prompts": self.prompts.as_dict(),
-            "scoring": asdict(self.scoring),
-            "several_titles": self.examples.top_k_target > 1,
-        }
+        scoring = {"scoring": asdict(self.scoring), "several_titles": self.examples.top_k_target > 1}
+        return self.prompts_depend_on() | scoring

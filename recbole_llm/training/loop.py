@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -230,10 +229,3 @@ class TrainingLoop:
             files.restore_rng(groups["rng"], values["rng"])
             logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
             return
-
-
-def cosine_with_warmup(optimizer: torch.optim.Optimizer, total_steps: int, warmup_ratio: float) -> Any:
-    """Linear warm-up, then cosine decay to zero, from ``transformers``; the schedule of RecCocktail."""
-    from transformers import get_cosine_schedule_with_warmup
-
-    return get_cosine_schedule_with_warmup(optimizer, int(np.ceil(total_steps * warmup_ratio)), total_steps)

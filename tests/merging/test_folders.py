@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from recbole_llm import cli
-from recbole_llm.merging.arithmetic import Adapter, read_adapter, write_adapter
+from recbole_llm.llm.adapter_folders import Adapter, read_adapter
+from recbole_llm.merging.arithmetic import write_adapter
 from recbole_llm.merging.folders import merge_folders
 
 MODULES = ["model.q_proj", "model.v_proj"]

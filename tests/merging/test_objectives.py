@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches, token_entropy
+from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches, token_entropy
 
 
 def test_mean_of_entropies_not_entropy_of_mean():
@@ -34,8 +34,9 @@ def test_absent_candidates_count_for_nothing():
 def test_ended_answers_are_not_counted():
     logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
     counted = torch.tensor([[True, True, False], [True, False, False]])
-    each = [token_entropy(logits[i, j][None, None]) for i, j in ((0, 0), (0, 1), (1, 0))]
-    torch.testing.assert_close(token_entropy(logits, counted), (each[0] / 2 + each[1] / 2 + each[2]) / 2)
+    first, second, other = (token_entropy(logits[i, j][None, None]) for i, j in ((0, 0), (0, 1), (1, 0)))
+    expected = ((first + second) / 2 + other) / 2
+    torch.testing.assert_close(token_entropy(logits, counted), expected)
 
 
 @pytest.fixture(scope="module", params=["relative", "absolute"])
@@ -67,23 +68,47 @@ def by_generation(model, prompt, k, eos=None):
 @pytest.mark.parametrize("k", [1, 3])
 def test_first_k_equals_token_by_token_generation(model, k):
     expected = torch.stack([h for prompt in PROMPTS for h in by_generation(model, prompt, k)[0]]).mean()
-    got = first_k_entropy(model, PROMPTS, k, pad_token_id=0)
+    got = first_tokens_entropy(model, PROMPTS, Counted(k), pad_token_id=0)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert got.requires_grad
 
 
 def test_first_k_stops_at_the_end_token(model):
     eos = by_generation(model, PROMPTS[0], 3)[1][0]
-    users = [torch.stack(by_generation(model, prompt, 3, eos)[0]).mean() for prompt in PROMPTS]
-    torch.testing.assert_close(first_k_entropy(model, PROMPTS, 3, 0, eos), torch.stack(users).mean(), atol=1e-5, rtol=1e-5)
-    alone = [first_k_entropy(model, [prompt], 3, 0, eos) for prompt in PROMPTS]  # the others in a batch change nothing
-    torch.testing.assert_close(torch.stack(alone), torch.stack(users), atol=1e-5, rtol=1e-5)
+    expected = torch.stack([torch.stack(by_generation(model, prompt, 3, eos)[0]).mean() for prompt in PROMPTS]).mean()
+    torch.testing.assert_close(first_tokens_entropy(model, PROMPTS, Counted(3), 0, eos), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_first_k_refuses_nothing_to_read(model):
-    for prompts, k in (([], 3), ([[]], 3), (PROMPTS, 0)):
-        with pytest.raises(ValueError, match="needs k >= 1 and non-empty prompts"):
-            first_k_entropy(model, prompts, k, 0)
+    for prompts in ([], [[]]):
+        with pytest.raises(ValueError, match="needs non-empty prompts"):
+            first_tokens_entropy(model, prompts, Counted(3), 0)
+    for wrong in ({"k": 0}, {"k": 3, "titles": 2}):
+        with pytest.raises(ValueError, match="needs k >= 1, and a separator for several titles"):
+            Counted(**wrong)
+
+
+def test_the_first_tokens_of_every_title_count():
+    """MoLoRec's code: k tokens at the beginning and k again after each separator, here 7 7."""
+    counted = Counted(2, titles=3, separator=(7, 7), most=50)
+    answer = [1, 2, 3, 7, 7, 4, 5, 6, 7, 7, 8, 9, 3]
+    assert counted.places(answer, eos_token_id=0) == ([0, 1, 5, 6, 10, 11], True)
+    for end in range(12):  # the next token counts as soon as all before it are known
+        found, done = counted.places(answer[:end], eos_token_id=0)
+        assert found == [place for place in (0, 1, 5, 6, 10, 11) if place <= end] and done == (end == 11)
+    assert counted.places([1, 0, 7, 7, 3], eos_token_id=0) == ([0, 1], True)  # ended before its first separator
+    assert Counted(2, 3, (7, 7), most=4).places([1, 2, 3], None) == ([0, 1], True)
+
+
+def test_several_titles_equal_token_by_token_generation(model):
+    entropies, answer = zip(*(by_generation(model, prompt, 12) for prompt in PROMPTS), strict=True)
+    separator = (answer[0][2],)  # the first prompt's answer has a second title
+    counted = Counted(2, titles=2, separator=separator, most=12)
+    places = [counted.places(tokens[:11], None)[0] for tokens in answer]
+    assert max(map(len, places)) > 2
+    expected = [torch.stack([own[place] for place in found]).mean() for own, found in zip(entropies, places, strict=True)]
+    got = first_tokens_entropy(model, PROMPTS, counted, pad_token_id=0)
+    torch.testing.assert_close(got, torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_mean_over_batches_has_the_value_and_gradient_of_the_mean():

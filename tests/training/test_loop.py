@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
+from recbole_llm.training.schedule import Schedule
 
 STEPS = 8
 
@@ -43,7 +44,7 @@ def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, acc
         name="test",
         parameters=dict(model.named_parameters()) | {"scale": scale},
         optimizer=optimizer,
-        scheduler=cosine_with_warmup(optimizer, steps, 0.25),
+        scheduler=Schedule(warmup_ratio=0.25).build(optimizer, steps),
         loss=loss,
         total_steps=steps,
         accumulate=accumulate,
