@@ -88,7 +88,7 @@ def run(assemble: Callable[..., SimpleNamespace], settings: dict[str, Any]) -> C
 # -- the pretend device ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case in MODELS else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_a_model_trains_merges_and_scores_on_a_device(case: str, run: Any, on_device: torch.device) -> None:
     made = run(case)
     assert made.config["device"] == on_device
@@ -138,6 +138,7 @@ def test_a_training_resumes_on_a_device(tmp_path: Any, on_device: torch.device) 
     assert all(parameter.device == on_device for parameter in resumed.parameters.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*(name for name in MODELS if name != "AlphaRec"), "TALLRec full ranking", "Laser warm-up"])
 def test_a_backbone_may_be_on_another_device_than_the_rest(
     case: str, run: Any, on_device: torch.device, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +172,7 @@ def test_products_of_float32_use_tf32_on_a_device_alone(
 # -- placement and precision -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["device_map", "bfloat16", "4 bits"])
 @pytest.mark.parametrize("case", [name for name in MODELS if name != "AlphaRec"])
 def test_a_placed_backbone_stays_where_it_is_and_other_precisions_compose(
