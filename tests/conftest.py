@@ -51,6 +51,12 @@ def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
 
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int = 40, seed: int = 0) -> Path:
     """An atomic dataset with titles, years and two categories; item i is mostly followed by item i + 1."""
     rng = np.random.default_rng(seed)

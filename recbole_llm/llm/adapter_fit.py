@@ -71,6 +71,7 @@ def _expected_shapes(folder: Path, model_config: Any) -> dict[str, tuple[int, ..
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
     config: Any = PeftConfig.from_pretrained(str(folder))
     config.init_lora_weights = True  # other kinds read the weights
+    config.base_model_name_or_path = None  # peft warns if it differs from this model's
     peft_model = get_peft_model(model, config, low_cpu_mem_usage=True)
     tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}

@@ -34,6 +34,7 @@ _EXACT_KEYS = {
 }
 _EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others (PiSSA, OLoRA, ...) change the base weights
 _FACTOR = re.compile(re.escape(KEY_PREFIX) + r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+_DEQUANTISED = re.compile(r"^(.+[.-](?:I?Q\d\w*|TQ\d\w*|MXFP4|BF16|F16|F32))-[0-9a-f]{12}$", re.IGNORECASE)  # of a GGUF file
 _SNAPSHOT = re.compile(r"models--(.+?)--(.+?)/snapshots/[^/]+/?$")  # a folder of the hub's cache
 
 
@@ -217,7 +218,7 @@ def base_model_name(config: Mapping[str, Any]) -> str | None:
         return f"{cached[1]}/{cached[2]}"
     if not base or (base.count("/") <= 1 and not Path(base).is_absolute()):
         return base
-    return Path(base).name
+    return _DEQUANTISED.sub(r"\1", Path(base).name)
 
 
 def same_base(one: str | None, other: str | None) -> bool:

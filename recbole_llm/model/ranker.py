@@ -33,6 +33,7 @@ from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.arithmetic import MERGE_FILE
+from recbole_llm.merging.full_model import check_target, write_full_model
 from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
@@ -77,6 +78,10 @@ class LLMRanker(Recommender, SequentialRecommender):
             self.published = None if self.parts.scoring.reads_labels else self.published.with_settings(config)
         self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
+        self.full_model = Path(config["merge_full_model"]) if config["merge_full_model"] else None
+        if self.full_model is not None:
+            check_target(self.full_model, "merge_full_model")
+        self._merged: tuple[str | Path, Path] | None = None  # the base model and the merged adapter
         self._unload: Callable[[], Any] = lambda: None
 
     def __str__(self) -> str:
@@ -134,9 +139,13 @@ class LLMRanker(Recommender, SequentialRecommender):
         )
 
     def report(self, folder: Path) -> list[str]:
-        if self.merge_report is None:
+        if self.merge_report is None or self._merged is None:
             return []
-        return draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
+        lines = draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
+        if self.full_model is not None:
+            base, merged = self._merged
+            lines.append(write_full_model(base, merged, self.full_model, revision=self.parts.backbone.revision))
+        return lines
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, the other adapters, the mixtures, the LM without adapters and, if enabled, the shuffled-title control."""
@@ -147,6 +156,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         answer, *others = folders
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
+        self._merged = self.parts.backbone.source(cache), folders[answer]
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
         single = {self.given.label(name): {name: 1.0} for name in others}
         chosen = {type(self).__name__: {answer: 1.0}, **mixed, **single, NO_ADAPTER: {}}

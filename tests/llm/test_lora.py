@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recbole_llm.llm.adapter_folders import base_model_name, read_adapter
+from recbole_llm.llm.adapter_folders import base_model_name, read_adapter, same_base
 from recbole_llm.llm.lora import (
     AdapterView,
     attach_lora,
@@ -285,3 +285,10 @@ def test_a_view_has_what_a_scorer_asks_of_a_model(folders):
 def test_a_base_model_that_was_moved_is_the_same_one() -> None:
     names = [base_model_name({"base_model_name_or_path": base}) for base in ("/a/lm", "/b/c/lm", "org/lm", None)]
     assert names == ["lm", "lm", "org/lm", None]
+    cached = "/home/me/.cache/hub/models--org--lm/snapshots/0123456789012345678901234567890123456789"
+    assert base_model_name({"base_model_name_or_path": cached}) == "org/lm"
+    gguf = ["/saved/llm/LM.Q4_1-0123456789ab", "/saved/llm/LM.Q4_1-ba9876543210"]  # by other versions of the libraries
+    assert {base_model_name({"base_model_name_or_path": base}) for base in gguf} == {"LM.Q4_1"}
+    same = [("lm", "org/lm"), ("org/LM", "lm"), ("lm", "lm"), (None, None)]
+    other = [("org/lm", "you/lm"), ("lm", "lm2"), (None, "lm"), ("builtin-lm-0123456789ab", "builtin-lm-ba9876543210")]
+    assert all(same_base(*pair) for pair in same) and not any(same_base(*pair) for pair in other)
