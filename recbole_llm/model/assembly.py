@@ -54,13 +54,16 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
         )
     labelled: dict[str, Any] = {}
     if scoring.reads_labels:
-        if examples.num_negatives >= len(LABELS):
-            raise ValueError(
-                f"candidates.num_negatives: {examples.num_negatives} lists {examples.num_negatives + 1} candidates, but scorer: "
-                f"label has {len(LABELS)} labels (A to Z, a to z); choose at most {len(LABELS) - 1}, or a model that scores "
-                "titles, such as TALLRec"
-            )
-        labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: examples.num_negatives + 1]}
+        listed = {"candidates.num_negatives": examples.num_negatives + 1}
+        if "test" not in config["candidate_phases"]:  # the top of a retriever is re-ranked
+            listed["retriever_top"] = config["retriever_top"]
+        for key, number in listed.items():
+            if number > len(LABELS):
+                raise ValueError(
+                    f"{key}: prompts list {number} candidates, but scorer: label has {len(LABELS)} labels (A to Z, a to z); "
+                    f"lower it by {number - len(LABELS)}, or choose a model that scores titles, such as TALLRec"
+                )
+        labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: max(listed.values())]}
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
 
 

@@ -23,8 +23,6 @@ class LlamaRec(LLMRanker):
         super().__init__(config, dataset)
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
-        if self.reranks:
-            self._check_labels(f"retriever_top: {self.retriever_top}", self.retriever_top)
         self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
 
     def _check_labels(self, what: str, candidates: int) -> None:

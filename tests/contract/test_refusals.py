@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a longer list of a retriever than labels": (
         "LlamaRec",
         LABELS | FULL | {"retriever_top": 53},
-        r"retriever_top: 53 lists 53 candid",
+        r"retriever_top: prompts list 53 candidates",
     ),
     "a slot for a soft token that a model does not have": (
         *("TALLRec", {"prompt": "allmrec", "lora_train_mode": "prefix"}),
@@ -96,7 +96,9 @@ def test_more_candidates_than_labels(
     assert {items.size(1) for items in files.values()} == {10}
     valid, test = (next((Path(settings["checkpoint_dir"]) / "candidates").glob(f"*{phase}*.candidates")) for phase in files)
     monkeypatch.setattr(assembly, "LABELS", assembly.LABELS[:8])
-    with pytest.raises(ValueError, match=r"num_negatives: 9 lists 10 candidates, but scorer: label has 8 labels .* at most 7"):
+    with pytest.raises(
+        ValueError, match=r"num_negatives: prompts list 10 candidates, but scorer: label has 8 labels .*lower it by 2"
+    ):
         assemble("LlamaRec", settings)
     source = {"source": "file", "num_negatives": 5, "file": {"valid": str(valid), "test": str(test)}}
     with pytest.raises(ValueError, match=r"candidates.file: .* lists 10 candidates, but .* have 6 labels; give .*: 9"):
