@@ -60,7 +60,7 @@ def test_later_sources_win(folder: Path, tmp_path: Path) -> None:
 
     assert value() == 10  # RecBole's own
     (folder / "dataset" / "tiny.yaml").write_text("")
-    (folder / "llm" / "qwen2.5-0.5b").mkdir()
+    (folder / "llm" / "qwen2.5-0.5b").mkdir(exist_ok=True)
     (folder / "llm" / "qwen2.5-0.5b" / "TALLRec.yaml").write_text("")
     given: dict[str, Any] = {"config_dict": {"llm": "qwen2.5-0.5b"}}
     files = ["overall", "evaluation", "dataset/tiny", "llm/qwen2.5-0.5b", "model/TALLRec", "llm/qwen2.5-0.5b/TALLRec"]
@@ -590,8 +590,8 @@ def given_file(file: Path, llm_settings: dict[str, str]) -> tuple[str, str, list
     parent, inside_llm = file.parent.name, file.parent.parent.name == "llm"
     if parent == "text_encoder":
         return "AlphaRec", "tiny", None, {"text_encoder": file.stem}
-    if parent in ("weaverec", "tuned") or file.parent.parent.name == "tuned":
-        model, dataset = ("WeaveRec", "tiny") if parent == "weaverec" else (file.stem, parent)
+    if parent in ("weaverec", "tallrec", "tuned") or file.parent.parent.name == "tuned":
+        model, dataset = {"weaverec": ("WeaveRec", "tiny"), "tallrec": ("TALLRec", "tiny")}.get(parent, (file.stem, parent))
         return model, dataset, [str(file)], llm_settings
     if parent == "llm" or inside_llm:
         return file.stem if inside_llm else "Pop", "tiny", None, {"llm": parent if inside_llm else file.stem}

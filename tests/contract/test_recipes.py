@@ -20,6 +20,7 @@ from recbole.config import Config
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.property_files import PropertyFiles, merge, properties_folder
+from recbole_llm.quick_start import run_recbole_llm
 
 FILES = PropertyFiles(properties_folder())
 LLMS = FILES.names("llm")
@@ -141,6 +142,8 @@ def tiny_stand_in(llm: str, tiny_lm: Path) -> dict[str, Any]:
         "general_epochs": 1,
         "merge_learning_rate": 0.1,
         "merge_titles": 2,
+        "weave_controls": [],
+        "domain_max_views": 2,
         "stage1_epochs": 1,
         "stage1_samples": 64,
         "stage2_epochs": 1,
@@ -209,6 +212,27 @@ def test_every_llm_has_a_stand_in(model: str, llm: str, tmp_path: Path) -> None:
     config = LLMConfig(model, "tiny", config_dict=tiny_stand_in(llm, tmp_path))
     assert (config["llm"], config["llm_path"]) == (llm, str(tmp_path))
     assert config["prompt"] == composed(model, llm)["prompt"]
+
+
+FAST = {("qwen2-7b", model) for model in ("MoLoRec", "LlamaRec", "ALLMRec", "Laser")}  # one of each kind
+
+
+@pytest.mark.parametrize(
+    "llm, model",
+    [
+        pytest.param(llm, model, marks=[] if (llm, model) in FAST else pytest.mark.slow)
+        for llm in REAL
+        for model in registry.MODELS
+        if model != "AlphaRec"
+    ],
+)
+def test_a_recipe_runs_on_tiny_weights(llm: str, model: str, data_path: Path, tiny_lm: Path, tmp_path: Path) -> None:
+    own = {"data_path": str(data_path), "checkpoint_dir": str(tmp_path / "saved"), "show_progress": False, "epochs": 1}
+    own |= {"category_field": "genre", "year_field": "year", "candidates": {"num_negatives": 9}}
+    result = run_recbole_llm(model, "tiny", config_dict={**tiny_stand_in(llm, tiny_lm), **own})
+    assert all(0 <= value <= 1 for value in result["test_result"].values())
+    if model in ("LoRACocktail", "MoLoRec"):
+        assert "lattice, candidate entropy" in result["variants"]  # ours, beside the published merge
 
 
 @pytest.mark.parametrize("model", [name for name in registry.MODELS if name != "AlphaRec"])  # which reads no LLM
