@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
+import torch
 from recbole.utils import init_seed
 
 from recbole_llm import compat, logs
@@ -114,6 +115,7 @@ class Run:
 def assemble(config: LLMConfig) -> Run:
     """Read the data, draw the candidates, build the model and plan its stages, without training."""
     slices.check(config["slices"])
+    _set_precision(config)
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logger.info(logs.dataset_line(data))
@@ -130,3 +132,15 @@ def assemble(config: LLMConfig) -> Run:
     if stages := trainer.plan(candidates, retriever):
         logger.info(trainer.cache.plan(stages))
     return Run(config, model, trainer, train, valid, test, candidates)
+
+
+def _set_precision(config: LLMConfig) -> None:
+    """Products of float32 matrices use TF32 on an accelerator that has it, unless ``float32_matmul_precision`` says otherwise.
+
+    These are the classical models, towers, projectors, LoRA factors and a text encoder in training. On a CPU nothing changes.
+    """
+    value = config["float32_matmul_precision"]
+    if value not in ("highest", "high", "medium"):
+        raise ValueError(f"float32_matmul_precision: {value!r} is unknown; choose highest, high or medium")
+    if torch.device(config["device"]).type != "cpu":
+        torch.set_float32_matmul_precision(value)

@@ -126,6 +126,12 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lm(tmp_path_factory.mktemp("lm") / "tiny-llama")
 
 
+@pytest.fixture(scope="session")
+def wide_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a causal LM that is wide enough for 4-bit kernels."""
+    return write_lm(tmp_path_factory.mktemp("wide") / "wide-llama", hidden=128)
+
+
 def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any]:
     """Settings that make any model run on ``tiny`` in seconds, and learn something."""
     return {

@@ -221,7 +221,7 @@ class ProtocolTrainer(Trainer):
         cached = self._scores.find(users) if self._scores is not None else None
         if cached is not None:
             return cached.to(candidates.device)
-        scores = self._variant.score(interaction, candidates).float()  # [B, C]
+        scores = self._variant.score(interaction, candidates).float().to(candidates.device)  # [B, C]; device_map may differ
         if self._scores is not None:
             self._scores.add(users, scores)
         return scores

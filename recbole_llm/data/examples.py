@@ -40,6 +40,21 @@ class ExampleSettings(Settings):
         return cls(number, config["top_k_target"] or 1, config["label_end"], mode == "sequence")
 
 
+def check_negatives(domain: Domain, settings: ExampleSettings) -> None:
+    """Check that every training history leaves enough items of the training split to list as negatives.
+
+    Raises:
+        ValueError: the message has the user with the longest history.
+    """
+    known = max((len(np.unique(history)) for history in domain.histories if len(history) > 1), default=0)
+    left = len(domain.trained_items) - known
+    if left < settings.num_negatives:
+        raise ValueError(
+            f"candidates.num_negatives: {settings.num_negatives} is too large for list-wise training on {domain.name}, where a "
+            f"history of {known} items leaves {left} of the {len(domain.trained_items)} items of the training split to list"
+        )
+
+
 class ExampleEncoder:
     """Makes the examples of one domain."""
 

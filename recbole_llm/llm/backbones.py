@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_tokenizer, resolved_dtype
+from recbole_llm.llm.causal_lm import CausalLM, check_bitsandbytes, identity, load_causal_lm, load_tokenizer, resolved_dtype
 from recbole_llm.llm.gguf_file import dequantised, gguf_name, is_gguf
 from recbole_llm.llm.packages import distribution_of, is_package, located
 from recbole_llm.llm.reading import Reading
@@ -19,6 +20,11 @@ from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
 
 BUILTIN = "builtin"
+_NOT_OF_LOADING = ("path", "saved", "float32_matmul_precision")
+_ATTENTION_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}  # module and distribution
 
 Check = Callable[[str, str, Callable[[], CausalLM]], Reading]
 """(fingerprint, name, load) -> how the LM is run."""
@@ -43,7 +49,27 @@ class BackboneSettings(Settings):
     attn_implementation: str | None
     load_in_4bit: bool
     max_memory: Any = None
+    float32_matmul_precision: str = "highest"
     saved: str = "saved"
+
+    def check(self) -> None:
+        """Raise a ValueError or an ImportError for options that this machine cannot load an LM with."""
+        _ = self.torch_dtype
+        if self.load_in_4bit:
+            check_bitsandbytes()
+        if package := _ATTENTION_PACKAGES.get(str(self.attn_implementation)):
+            if torch.device(self.device).type == "cpu":
+                raise ValueError(f"attn_implementation: {self.attn_implementation} needs an accelerator; choose sdpa or eager")
+            if importlib.util.find_spec(package[0]) is None:
+                raise ImportError(
+                    f"attn_implementation: {self.attn_implementation} needs {package[1]}: `pip install {package[1]}`, or sdpa"
+                )
+
+    @property
+    def precision(self) -> list[Any]:
+        """What determines the rounding of results: the dtype, the quantisation, and TF32 for float32 on an accelerator."""
+        products = self.float32_matmul_precision if torch.device(self.device).type == "cuda" else "highest"
+        return [str(self.torch_dtype), self.load_in_4bit, products]
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -91,7 +117,7 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer, chat template, precision and quantisation; needs neither loading nor training."""
-        return fingerprint([self.identity, str(self._settings.torch_dtype), self._settings.load_in_4bit])
+        return fingerprint([self.identity, *self._settings.precision])
 
     @property
     def name(self) -> str:
@@ -155,7 +181,7 @@ class Backbone:
 
     def _load(self, source: str | Path) -> CausalLM:
         if self._unchecked is None:
-            options = {key: value for key, value in asdict(self._settings).items() if key not in ("path", "saved")}
+            options = {key: value for key, value in asdict(self._settings).items() if key not in _NOT_OF_LOADING}
             with preserved_random_state():
                 self._unchecked = load_causal_lm(source, **options)
         return self._unchecked

@@ -124,10 +124,21 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
 
 def identity(path: str | Path, revision: str | None = None) -> str:
     """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
+
     source = _source(path)
     if Path(source).is_dir():
+        if not any(Path(source).glob("*.safetensors")):
+            raise _not_found(source, revision, OSError("no *.safetensors"))
         return fingerprint(source)
-    return fingerprint(source, getattr(load_config(source, revision), "_commit_hash", None) or revision)
+    config = load_config(source, revision)
+    # asks the hub for headers, or the local cache; no weights are downloaded
+    if not any(has_file(source, name, revision=revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise FileNotFoundError(
+            f"llm_path: {source}@{revision or 'main'} has no safetensors, and pickled weights are not read. Give "
+            f"llm_revision, if a revision has them, or {_convert(source, revision, Path(source).name + '-safetensors')}"
+        )
+    return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
 
 
 def _source(path: str | Path) -> str:
@@ -143,7 +154,18 @@ def _not_found(source: str, revision: str | None, error: OSError) -> FileNotFoun
         return not_on_hub("llm_path", source, revision, error)
     return FileNotFoundError(
         f"llm_path: the folder {source} holds no complete model ({first_line(error)}). It needs config.json, the tokenizer's "
-        "files and *.safetensors; pickled weights (*.bin) are not read: convert them with save_pretrained()"
+        f"files and *.safetensors; pickled weights (*.bin) are not read: {_convert(source, None, source + '-safetensors')}"
+    )
+
+
+def _convert(source: str, revision: str | None, target: str) -> str:
+    """The command that converts pickled weights, which executes what is in them."""
+    at = f", revision='{revision}'" if revision else ""
+    return (
+        'if you trust the file, convert it once, `python -c "'
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"M.from_pretrained('{source}'{at}, use_safetensors=False, dtype='auto').save_pretrained('{target}'); "
+        f"T.from_pretrained('{source}'{at}).save_pretrained('{target}')\"`, and give --llm_path={target}"
     )
 
 
@@ -160,10 +182,15 @@ def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtyp
     return found
 
 
+def check_bitsandbytes() -> None:
+    """Raise an ImportError if ``load_in_4bit`` is not possible."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("load_in_4bit: True needs bitsandbytes: `pip install bitsandbytes`, or load_in_4bit: False")
+
+
 def _four_bits(dtype: torch.dtype) -> Any:
     """NF4 with double quantization and computation in `dtype`, as in QLoRA."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("load_in_4bit: true needs bitsandbytes: `pip install bitsandbytes`, or load_in_4bit: false")
+    check_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

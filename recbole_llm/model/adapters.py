@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from recbole_llm.data import domains
-from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.data.examples import ExampleEncoder, check_negatives
 from recbole_llm.data.prompts import Example
 from recbole_llm.llm import micro_batches
 from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
@@ -78,6 +78,13 @@ class AdapterTraining:
                 "lora_train_mode: sequence needs a prompt that ends in {history} and lists no candidates, unlike "
                 f"{prompts.template!r}; give --lora_train_mode=prefix"
             )
+        if "{user}" in prompts.template:
+            raise ValueError(
+                f"prompt: the slot {{user}} is for the soft token of a user, which only ALLMRec has: {prompts.template!r}; "
+                "choose another key of `prompts`"
+            )
+        for source in spec.sources if prompts.shows_candidates and not parts.examples.whole_histories else ():
+            check_negatives(source, parts.examples)
         if tokenizer := parts.backbone.tokenizer:
             parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         depends = {

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.data.examples import check_negatives
 from recbole_llm.data.items import text_fields
 from recbole_llm.data.templates import template
 from recbole_llm.evaluation.published import ALLMREC
@@ -58,6 +59,13 @@ class ALLMRec(LLMRanker):
         super().__init__(config, dataset)
         prompt = template(config, config["soft_prompt"])
         self.plain_prompts = replace(self.parts.prompts, template=prompt.replace("{user}", ""))  # without any soft token
+        if config["user_representation"] and not ("{user}" in prompt and "{user}" in config["user_text"]):
+            raise ValueError(
+                f"soft_prompt: {config['soft_prompt']}, with user_text, needs the slot {{user}} for the user's soft token: "
+                f"{prompt!r}, {config['user_text']!r}; choose allmrec or allmrec_history, or user_representation: False"
+            )
+        if not (config["user_representation"] or config["joint_embedding"]):
+            raise ValueError("user_representation and joint_embedding: without both there is no soft token to train; enable one")
         user = config["user_text"] if config["user_representation"] else ""
         soft = replace(
             self.plain_prompts,
@@ -72,8 +80,11 @@ class ALLMRec(LLMRanker):
         if self.reranks:
             self.retriever = self.cf
         domain = self.parts.domain
+        if soft.shows_candidates:
+            check_negatives(domain, examples)
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config, domain.items, described=True)))
+        sentences = item_sentences(domain.items, text_fields(config, domain.items, described=True))
+        self.text = TextBackbone(config, sentences, trained=alignment.tune_text_encoder)
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         projection = ProjectionConfig.of(config)
         self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())

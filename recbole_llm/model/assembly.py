@@ -27,8 +27,10 @@ def backbone(config: Any, sources: Sequence[Domain], *, encodes: bool = False) -
 
     Raises:
         FileNotFoundError, ValueError: there is no such LM, or the other run has none.
+        ImportError: a package that its options need is not installed.
     """
     settings = BackboneSettings.of(config)
+    settings.check()
     check = BackboneCheck.of(config, **{"scorer": None} if encodes else {})
     if settings.path != BUILTIN:
         return Backbone(settings, check=check)
@@ -50,9 +52,23 @@ def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
 def ranker_parts(config: Any, dataset: Any) -> RankerParts:
     """The parts of a ranker; raises as :func:`encoder_parts`."""
     scoring, examples = ScoringSettings.of(config), ExampleSettings.of(config)
+    if scoring.scorer == "tree" and config["attn_implementation"] not in (None, "sdpa", "eager"):
+        raise ValueError(
+            f"scorer: tree needs attn_implementation: sdpa or eager, not {config['attn_implementation']}, which takes no mask of "
+            "its own; give --scorer=prefix or --attn_implementation=sdpa"
+        )
     labelled: dict[str, Any] = {}
     if scoring.reads_labels:
-        labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: examples.num_negatives + 1]}
+        listed = {"candidates.num_negatives": examples.num_negatives + 1}
+        if "test" not in config["candidate_phases"]:  # the top of a retriever is re-ranked
+            listed["retriever_top"] = config["retriever_top"]
+        for key, number in listed.items():
+            if number > len(LABELS):
+                raise ValueError(
+                    f"{key}: prompts list {number} candidates, but scorer: label has {len(LABELS)} labels (A to Z, a to z); "
+                    f"lower it by {number - len(LABELS)}, or choose a model that scores titles, such as TALLRec"
+                )
+        labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: max(listed.values())]}
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
 
 

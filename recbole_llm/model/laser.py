@@ -59,6 +59,11 @@ class Laser(LLMEncoder):
         if self.training_config.epochs["warmup"] and not (self.tower_config.prefix and self.tower_config.m_former):
             raise ValueError("warmup_epochs: there is no M-Former to warm up without prefix and m_former; give warmup_epochs: 0")
         prompts = PromptSettings.of(config)
+        if prompts.shows_candidates or "{user}" in prompts.template:
+            raise ValueError(
+                f"prompt: {config['prompt']} has a slot for candidates or for a user's soft token, but Laser encodes a history "
+                f"alone: {prompts.template!r}; choose laser or history"
+            )
         self.parts = assembly.encoder_parts(config, dataset, prompts)
         items = self.parts.domain.items
         self.texts = items.described(text_fields(config, items))

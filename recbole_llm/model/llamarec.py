@@ -23,6 +23,17 @@ class LlamaRec(LLMRanker):
         super().__init__(config, dataset)
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
+        self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
+
+    def _check_labels(self, what: str, candidates: int) -> None:
+        labels = len(self.parts.prompts.labels or ())
+        if candidates > labels:
+            raise ValueError(
+                f"{what} lists {candidates} candidates, but with candidates.num_negatives: {labels - 1} prompts have {labels} "
+                f"labels; give candidates: {{'num_negatives': {candidates - 1}}}"
+            )
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        for phase, file in self.candidate_files.items():
+            self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
         return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}

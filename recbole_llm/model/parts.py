@@ -78,7 +78,7 @@ def gradient_batch_tokens(causal: CausalLM) -> int:
 
     A token keeps at most 64 numbers a layer and unit of width: measured are 30 (SmolLM2) to 68 (Qwen2, where some are fp32).
     """
-    config, weight = causal.model.config, causal.model.get_input_embeddings().weight
+    config, weight = causal.model.config.get_text_config(), causal.model.get_input_embeddings().weight
     per_token = 64 * config.num_hidden_layers * config.hidden_size * weight.element_size()
     return max(1, GRADIENT_BYTES // per_token)
 

@@ -280,5 +280,5 @@ class LLMRanker(Recommender, SequentialRecommender):
         scores = self.retriever.scores(interaction).float()  # [B, I]
         scores[:, 0] = -torch.inf
         best, items = scores.topk(self.retriever_top, dim=1)  # [B, N]
-        order = score(interaction, items).argsort(dim=1, descending=True, stable=True)  # [B, N]
+        order = score(interaction, items).to(items.device).argsort(dim=1, descending=True, stable=True)  # [B, N]
         return scores.scatter(1, items.gather(1, order), best)  # [B, I]

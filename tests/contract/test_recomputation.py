@@ -20,6 +20,7 @@ import pytest
 
 import recbole_llm
 from recbole_llm.data import candidate_sets
+from recbole_llm.llm import backbones
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code
 from recbole_llm.store.stages import in_order
@@ -390,7 +391,10 @@ def test_a_changed_setting_recomputes_what_reads_it(name: str, case: str, traine
 
 
 @every_run
-def test_a_quantised_backbone_is_another_backbone(name: str, trained: Callable[[str], Trained]) -> None:
+def test_a_quantised_backbone_is_another_backbone(
+    name: str, trained: Callable[[str], Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones, "check_bitsandbytes", lambda: None)
     stages, _ = trained(name).changed(rows=False, load_in_4bit=True)  # planned, not loaded
     _check((stages, ROWS[name] if name in BACKBONE else set()), BACKBONE, name)
 

@@ -132,3 +132,39 @@ def test_entropy_of_first_tokens_of_models_without_a_cache_or_padding(family: st
     torch.testing.assert_close(
         first_tokens_entropy(model, prompts, Counted(3), pad), torch.stack(alone).mean(), atol=1e-4, rtol=0
     )
+
+
+def test_only_the_graph_of_one_batch_is_alive():
+    """The bytes that autograd keeps at once, for eight batches and for one; without gradients, larger batches are used."""
+    torch.manual_seed(0)
+    layer, data, sizes = torch.nn.Linear(2, 500), torch.randn(8, 64, 2), []
+
+    def term(weights, batch):
+        sizes.append(len(batch))
+        return candidate_entropy(layer(batch * weights).relu().exp().mean(-1))
+
+    def peak(batches) -> int:
+        alive = most = 0
+
+        class Kept:
+            def __init__(self, tensor):
+                nonlocal alive, most
+                self.tensor, self.size = tensor, tensor.numel() * 4
+                alive += self.size
+                most = max(most, alive)
+
+            def __del__(self):
+                nonlocal alive
+                alive -= self.size
+
+        weights = torch.tensor([0.3, 0.7], requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            value = mean_over_batches(term, batches)(weights)
+        value.backward()
+        return most
+
+    assert peak(data.split(1)) < 1.3 * peak(data[:1].split(1)) < 0.3 * peak(data.split(8))
+    objective, weights = mean_over_batches(term, data.split(1), measured=data.split(4)), torch.tensor([0.3, 0.7])
+    sizes.clear()
+    assert objective(weights.requires_grad_()).item() == pytest.approx(objective(weights.detach()).item(), rel=1e-6)
+    assert sizes == [1] * 8 + [4, 4]

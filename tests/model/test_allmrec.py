@@ -596,7 +596,7 @@ def test_an_answer_is_a_title_and_its_end_without_soft_tokens(trained: Any) -> N
     for changes in ({}, LISTWISE, {**LISTWISE, "top_k_target": 3}):
         made = trained(**changes)
         encoder = ExampleEncoder(made.model.parts.domain, made.builder, made.model.parts.examples)
-        row, mask = encoder([3, 1, 4, 15], np.random.default_rng(0), made.model.n_items)
+        row, mask = encoder([3, 1, 4, 15], np.random.default_rng(0), made.model.n_items, known=[3, 1, 4, 15])
         answer = [token for token, wanted in zip(row.ids, mask, strict=True) if wanted]
         assert mask == sorted(mask) and row.soft_slots and not any(mask[place] for place in row.soft_slots)
         first = made.builder.answers[15][:-1]
