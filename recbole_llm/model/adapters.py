@@ -87,17 +87,23 @@ class AdapterTraining:
             check_negatives(source, parts.examples)
         if tokenizer := parts.backbone.tokenizer:
             parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
+        # how the weights are chosen follows from spec.valid; without held-out examples their share has no meaning
+        chosen = {"valid": None, "held_out": None if spec.valid else training.held_out}
         depends = {
             "backbone": parts.backbone.fingerprint,
             "domains": [domain.fingerprint for domain in spec.sources],
             "prompts": prompts.as_dict(),
-            "training": training.as_dict() | {"of_each": spec.of_each, "most": spec.most},
-            "examples": parts.examples.as_dict() if prompts.shows_candidates else None,
+            "training": training.as_dict() | chosen | {"of_each": spec.of_each, "most": spec.most},
+            "examples": self.examples_depend_on(),
             "valid": spec.valid and [spec.valid.fingerprint, parts.scoring.normalize],
         }
         runs = "parts" if spec.valid is None else "ranker_parts"  # without evaluation users, nothing is scored
         code = (f"recbole_llm.model.{runs}", *self.own_code)
         return Stage(spec.name, depends, lambda work: self._train(spec, work), inputs=parts.backbone.stages, code=code)
+
+    def examples_depend_on(self) -> Any:
+        """JSON-serializable values that determine what is encoded besides domains and prompts."""
+        return self.parts.examples.as_dict() if self.parts.prompts.shows_candidates else None
 
     def examples(self, spec: AdapterSpec) -> tuple[list[TrainingExample], list[TrainingExample]]:
         """The examples to train on, and those held out to choose the weights if there are no evaluation users."""

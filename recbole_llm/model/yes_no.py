@@ -95,6 +95,9 @@ class YesNoTraining(AdapterTraining):
     parts: YesNoParts
     own_code = (__name__,)
 
+    def examples_depend_on(self) -> Any:
+        return [self.parts.histories.fingerprint, self.parts.train_on_inputs]  # the histories with what each user dislikes
+
     def encoder(self, spec: AdapterSpec, tokenizer: Any) -> Encode:
         """Encodes the training examples of the target.
 

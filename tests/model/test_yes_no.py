@@ -164,6 +164,18 @@ def test_a_run_with_the_papers_file_reports_the_adapter_and_the_lm_without_it(
     assert 0 <= result["test_result"]["hit@1"] <= 1 and list(result["variants"]) == ["no adapter"]
 
 
+def test_the_adapter_is_named_by_the_answers_that_it_is_trained_on(
+    settings: dict[str, Any], assemble: Callable[..., Any], with_ratings: dict[str, Any]
+) -> None:
+    def stage(**changes: Any) -> str:
+        (stage,) = assemble("TALLRec", settings, **with_ratings | changes).trainer._stages
+        return stage.fingerprint
+
+    changes = [{}, {"train_on_inputs": False}, {"liked_above": 1}, {"liked_above": None}]
+    assert len({stage(**changed) for changed in changes}) == 4
+    assert stage(liked_above=2) == stage()  # the same items are liked
+
+
 @pytest.mark.parametrize(
     "model, changes, message",
     [
@@ -171,6 +183,7 @@ def test_a_run_with_the_papers_file_reports_the_adapter_and_the_lm_without_it(
         ("TALLRec", {**FORM, "tallrec_form": "yes"}, "tallrec_form: 'yes' is neither listwise nor yes_no"),
         ("TALLRec", {**FORM, "scorer": "label"}, "tallrec_form: yes_no needs scorer"),
         ("TALLRec", {**FORM, "prompt": "listwise"}, "unknown slots"),
+        ("TALLRec", {**FORM, "liked_above": 3}, r"liked_above: 3 needs the column rating \(RATING_FIELD\), .*load_col"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
