@@ -115,6 +115,9 @@ class LLMConfig(Config):
         for source, values in self._given:
             check_known(values, source, files, self.internal_config_dict)
             check(values, source, files, defaults)
+            beside = values.get("merge_beside") if "merge_beside" in defaults else None
+            for row, changes in beside.items() if isinstance(beside, dict) else ():
+                check(changes if isinstance(changes, dict) else {}, f"merge_beside[{row!r}] of {source}", files, defaults)
 
     def _part(self, key: str) -> str | None:
         """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""

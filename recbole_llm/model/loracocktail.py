@@ -52,7 +52,9 @@ class LoRACocktail(LLMRanker):
         }
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        self.merged = self.merging.stages("cocktail", self.adapter_stages(candidates), candidates)
+        sources = self.adapter_stages(candidates)
+        self.check_rows("merge_beside", self.merging.others)
+        self.merged = self.merging.stages("cocktail", sources, candidates)
         return [*self.merged.values(), *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.llm.packing import token_batches
-from recbole_llm.merging.coefficients import MergeProblem
+from recbole_llm.merging.coefficients import MergeProblem, given_weights
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
+
+
+OPTIONS = ("start", "weights", "extrapolate", "points", "steps", "density", "residual")  # of methods, besides the learning rate
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,17 @@ class MergeSettings(Settings):
         """The settings of ``merge_beside`` by the name of the row.
 
         Raises:
-            ValueError: one that changes a key that is not of merging, or as :meth:`of`.
+            ValueError: one that changes a key that is not of merging, a name with a dot, or as :meth:`of`.
         """
         found = {}
         for row, changes in (config["merge_beside"] or {}).items():
+            if not isinstance(row, str) or "." in row:  # it names an adapter, and peft takes no dots
+                raise ValueError(f"merge_beside: {row!r} cannot name a row; give text without a dot")
+            if not isinstance(changes, dict):
+                raise ValueError(f"merge_beside: {row}: {changes!r} is not a dictionary; give the keys that differ, such as merge")
             for key in changes:
-                if key != "merge" and not key.startswith("merge_"):
-                    raise ValueError(f"merge_beside: {row} changes {key}, which is not a key of properties/parts/merging.yaml")
+                if key not in MERGE_KEYS:
+                    raise ValueError(f"merge_beside: {row} changes {key}, which is not one of {', '.join(MERGE_KEYS)}")
             found[row] = cls.of(ChainMap(changes, config))  # type: ignore[arg-type]
         return found
 
@@ -79,12 +86,15 @@ class MergeSettings(Settings):
             raise ValueError(f"merge_granularity: {config['merge_granularity']} is neither global nor module")
         if config["merge_start"] not in ("lattice", "uniform"):
             raise ValueError(f"merge_start: {config['merge_start']} is neither lattice nor uniform")
-        options = {
-            name: config[f"merge_{name}"]
-            for name in ("start", "weights", "extrapolate", "points", "steps", "density", "residual")
-        }
+        rates = config["merge_learning_rate"]
+        if isinstance(rates, list | tuple) and not (rates and all(isinstance(rate, int | float) for rate in rates)):
+            raise ValueError(f"merge_learning_rate: {rates} is no list of numbers; give one or several, such as [0.1, 1.0]")
+        options = {name: config[f"merge_{name}"] for name in OPTIONS}
         options |= {"lr": config["merge_learning_rate"], "seed": config["seed"]}
         return super().of(config, options=options, **given)
+
+
+MERGE_KEYS = (*MergeSettings.KEYS.values(), *(f"merge_{name}" for name in OPTIONS), "merge_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class AdapterMerging:
         """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows."""
         found = {"merged": self.stage(name, sources, candidates)}
         for row, settings in self.others.items():
-            slug = re.sub(r"\W+", "-", row)
+            slug = re.sub(r"\W+", "-", row)[:80]
             found[row] = replace(self, settings=settings).stage(f"{name}-{slug}", sources, candidates)
         return found
 
@@ -114,8 +124,10 @@ class AdapterMerging:
         """A stage that writes the merged adapter of ``sources``, by their names in the report, into the folder ``merged``.
 
         Raises:
-            ValueError: ``merge_split`` names a phase without candidates.
+            ValueError: ``merge_split`` names a phase without candidates, or ``merge_weights`` do not fit the adapters.
         """
+        if self.settings.method == "fixed" or self.settings.options["weights"] is not None:
+            given_weights(MergeProblem(list(sources), [], settings=dict(self.settings.options)))
         settings, valid = self.settings, self.parts.eval_users(candidates)
         if settings.split not in candidates:
             raise ValueError(f"merge_split: {settings.split} is not one of {', '.join(candidates)}")

@@ -10,7 +10,7 @@ Legend: B users, C candidates, I items.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,17 @@ class LLMRanker(Recommender, SequentialRecommender):
     def mixtures(self) -> dict[str, list[str]]:
         """Additional rows that mix adapters with equal weights: name -> adapters."""
         return {}
+
+    def check_rows(self, key: str, names: Iterable[str]) -> None:
+        """Refuse more rows with the names of others; the stages of :meth:`adapter_stages` are planned before.
+
+        Raises:
+            ValueError: names the key and the name.
+        """
+        model = type(self).__name__
+        known = {model, "merged", NO_ADAPTER, SHUFFLED, f"{NO_ADAPTER}, {SHUFFLED}", *self.sources, *self.mixtures()}
+        if taken := known.intersection(names):
+            raise ValueError(f"{key}: {min(taken)!r} is the name of a row or an adapter of {model}; choose another name")
 
     def retrieval(self) -> Sequence[Stage]:
         """The retriever's stage, if there is a retriever."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from recbole_llm.llm.likelihood import TitleLikelihood
@@ -82,5 +82,6 @@ class RankerParts(Parts):
 
     def scores_depend_on(self) -> dict[str, Any]:
         """JSON-serializable values that determine likelihoods besides histories, weights and code."""
-        scoring = {"scoring": asdict(self.scoring), "several_titles": self.examples.top_k_target > 1}
+        own = {"scorer": self.scoring.scorer, "normalize": self.scoring.normalize}  # the size of batches changes no result
+        scoring = {"scoring": own, "several_titles": self.examples.top_k_target > 1}
         return self.prompts_depend_on() | scoring

@@ -68,6 +68,7 @@ class WeaveRec(LLMRanker):
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         stages = self.adapter_stages(candidates)
         sources = {name: stages[name] for name in self._specs(self.scheme)}
+        self.check_rows("merge_beside", self.merging.others)
         self.merged = self.merging.stages("weave", sources, candidates)
         count = 1 + len(self.others)
         logger.info(

@@ -16,7 +16,7 @@ from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
 from recbole_llm.llm.lora import AdapterView, load_adapters
 from recbole_llm.model.loracocktail import LoRACocktail
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.store.stages import Work
+from recbole_llm.store.stages import Work, in_order
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -182,6 +182,19 @@ def test_each_adapter_has_its_own_training_settings(module_settings, assemble):
     assert all(spec.valid is None for spec in specs.values())  # the loss chooses
 
 
+def test_what_does_not_change_an_adapter_or_a_merge_does_not_make_it_anew(module_settings, assemble):
+    def stages(**changes):
+        trainer = assemble("LoRACocktail", module_settings, **changes).trainer
+        return {stage.name: stage.fingerprint for stage in in_order(trainer._stages)}
+
+    before = stages()
+    for key, value in {"score_batch_tokens": 99, "train_batch_tokens": 99, "gradient_checkpointing": True}.items():
+        assert stages(**{key: value}) == before, key
+    assert stages(held_out=0.3) == before  # lora_valid: ranking holds nothing out from the ingredient
+    loss = stages(lora_valid="loss")
+    assert loss["base-spirit"] == before["base-spirit"] and loss["ingredient"] != before["ingredient"]
+
+
 def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp_path, monkeypatch):
     code = "import torch\nfrom recbole_llm.merging.coefficients import MergeResult\n\n\ndef mix(problem):\n"
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -199,7 +212,17 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ({"merge": "entropi"}, "merge: 'entropi' is unknown; did you mean 'entropy'"),
         ({"merge_granularity": "layer"}, "merge_granularity: layer is neither global nor module"),
         ({"merge_start": "corner"}, "merge_start: corner is neither lattice nor uniform"),
-        ({"merge_beside": {"x": {"r": 4}}}, "merge_beside: x changes r, which is not a key of"),
+        ({"merge_beside": {"x": {"r": 4}}}, "merge_beside: x changes r, which is not one of merge, "),
+        ({"merge_beside": {"x": {"merge_stepz": 4}}}, "merge_beside: x changes merge_stepz, which is not one of merge, "),
+        ({"merge_beside": {"x": {"merge_steps": "four"}}}, r"merge_steps: 'four' in merge_beside\['x'\] of config_dict is not a"),
+        ({"merge_beside": {"x": None}}, "merge_beside: x: None is not a dictionary"),
+        ({"merge_beside": {"lr 0.5": {"merge": "uniform"}}}, "merge_beside: 'lr 0.5' cannot name a row"),
+        ({"merge_beside": {"merged": {"merge": "uniform"}}}, "merge_beside: 'merged' is the name of a row or an adapter"),
+        ({"merge_beside": {"ingredient": {"merge": "uniform"}}}, "merge_beside: 'ingredient' is the name of a row or an adapter"),
+        ({"merge_beside": {"uniform mix": {"merge": "uniform"}}}, "merge_beside: 'uniform mix' is the name of a row or an"),
+        ({"merge": "fixed"}, "merge_weights: give one weight for each of .*'base spirit', 'ingredient'"),
+        ({"merge_beside": {"x": {"merge": "fixed", "merge_weights": [1, 2, 3]}}}, "merge_weights: give one weight for each of"),
+        ({"merge_learning_rate": []}, r"merge_learning_rate: \[\] is no list of numbers"),
         ({"lora_valid": "ndcg"}, "lora_valid: 'ndcg' is unknown; choose ranking, loss"),
         ({"train_positions": "last"}, "train_positions: last needs lora_train_mode: prefix"),
         ({"lr_scheduler_type": "step"}, "lr_scheduler_type: 'step' is unknown"),
