@@ -71,6 +71,8 @@ class LoRATrainingConfig(Settings):
                 raise ValueError(f"{key}: {value!r} is unknown; choose {', '.join(names)}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out: {self.held_out} is not a share between 0 and 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout: {self.lora_dropout} is not a share of at least 0 and less than 1")
         if self.train_mode == "sequence" and self.positions != "all":
             raise ValueError(
                 f"train_positions: {self.positions} needs lora_train_mode: prefix; with sequence every title is a target"

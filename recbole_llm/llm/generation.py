@@ -31,12 +31,14 @@ class Generator:
         max_new_tokens: an answer has at most so many tokens, and fewer where the LM's context ends.
         repetition_penalty: above 1, logits of tokens that the answer has already are lowered.
         batch_tokens: maximum number of padded prompt tokens in a batch; a single prompt may exceed it.
+        padding: False never pads a prompt: those of equal lengths share a batch.
     """
 
     tokenizer: Any
     max_new_tokens: int
     repetition_penalty: float = 1.0
     batch_tokens: int = 8192
+    padding: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -70,7 +72,8 @@ class Generator:
             ValueError: a prompt leaves no room for an answer in the LM's context.
         """
         model = lm.selected() if isinstance(lm, AdapterView) else lm
-        batches = token_batches([*map(len, prompts)], [0] * len(prompts), self.batch_tokens)
+        lengths, share = [*map(len, prompts)], 1.0 if self.padding else 0.0
+        batches = token_batches(lengths, [0] * len(prompts), self.batch_tokens, padding=share)
         answers = [""] * len(prompts)
         with _no_generation_settings(model) as end_tokens:
             ends = sorted({int(self.tokenizer.eos_token_id), *end_tokens})

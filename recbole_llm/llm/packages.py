@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def located(path: str, key: str) -> Path:
         package = distribution(name)
     except (PackageNotFoundError, ValueError) as error:  # ValueError: an empty name
         raise FileNotFoundError(f"{key}: {path} needs the package {name}, which is not installed; run {install}") from error
-    found = Path(str(package.locate_file(inside)))
-    if not inside or not found.exists():
+    # names are compared, not what they link to: some installers link to files elsewhere
+    root, found = (Path(os.path.abspath(str(package.locate_file(path)))) for path in ("", inside))
+    if not inside or root not in found.parents or not found.exists():
         raise FileNotFoundError(
             f"{key}: the package {name} {package.version} has no {inside or 'path'}; give {key}={PREFIX}{name}/PATH, or install "
             f"another version of it: {install}"

@@ -215,7 +215,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         tokens, penalty = self.published.max_new_tokens, self.published.repetition_penalty
         # each step reads all weights for one token of a row, so a few rows cost as much as many
         batch_tokens = self.parts.scoring.batch_tokens or max(8192, default_batch_tokens(causal))
-        return Generator(causal.tokenizer, tokens, penalty, batch_tokens)
+        return Generator(causal.tokenizer, tokens, penalty, batch_tokens, padding=causal.reading.padding)
 
     def variant(self, likelihood: TitleLikelihood, *depends: Any, generator: Generator | None = None) -> Variant:
         """A row whose scores are likelihoods.

@@ -33,6 +33,8 @@ class Schedule(Settings):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"lr_scheduler_type: {self.kind!r} is unknown; choose {', '.join(KINDS)}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio: {self.warmup_ratio} is not a share between 0 and 1; give warmup_steps for a number")
 
     def build(self, optimizer: Any, total_steps: int) -> Any:
         """The scheduler of an optimiser for a training of so many steps."""

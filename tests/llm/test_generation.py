@@ -12,6 +12,7 @@ from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.lora import AdapterView, attach_lora
 from tests.llm.conftest import FAMILIES
+from tests.llm.families import build
 
 END, NEW = 2, 12
 PROMPTS = [[1, 30, 7, 19], [1, 8], [1, 40, 41, 42, 9, 10, 33], [1, 8, 8]]
@@ -52,6 +53,15 @@ def test_answers_are_those_of_the_plain_loop(
     assert len({*map(tuple, expected)}) > 1
     answers = Generator(tokenizer, NEW, penalty, batch_tokens)(model, [Prompt(ids) for ids in PROMPTS])
     assert answers == texts(tokenizer, expected)
+
+
+@torch.no_grad()
+def test_an_lm_that_cannot_read_padding_gets_none(tokenizer: Any) -> None:
+    model = build("rwkv", vocab_size=60)
+    expected = texts(tokenizer, [reference(model, model.get_input_embeddings()(torch.tensor(ids)), NEW) for ids in PROMPTS])
+    prompts = [Prompt(ids) for ids in PROMPTS]
+    assert Generator(tokenizer, NEW, padding=False)(model, prompts) == expected
+    assert Generator(tokenizer, NEW)(model, prompts) != expected
 
 
 @torch.no_grad()

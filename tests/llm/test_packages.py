@@ -42,6 +42,14 @@ def test_a_package_without_that_file_is_named_with_its_version(path: str, instal
         located(path, "text_encoder_path")
 
 
+@pytest.mark.parametrize("inside", ["../outside.gguf", "tiny_weights/../../outside.gguf", "/{outside}", "."])
+def test_a_path_does_not_leave_site_packages(inside: str, installed: Path) -> None:
+    outside = installed.parent / "outside.gguf"
+    outside.write_bytes(b"GGUF")
+    with pytest.raises(FileNotFoundError, match=r"llm_path: the package tiny-weights 1\.2 has no"):
+        located(f"package:tiny-weights/{inside.format(outside=outside)}", "llm_path")
+
+
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(FileNotFoundError, match="not installed"):
         located("package:", "llm_path")

@@ -223,6 +223,7 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ({"merge": "fixed"}, "merge_weights: give one weight for each of .*'base spirit', 'ingredient'"),
         ({"merge_beside": {"x": {"merge": "fixed", "merge_weights": [1, 2, 3]}}}, "merge_weights: give one weight for each of"),
         ({"merge_learning_rate": []}, r"merge_learning_rate: \[\] is no list of numbers"),
+        ({"lora_dropout": 1.0}, "lora_dropout: 1.0 is not a share of at least 0 and less than 1"),
         ({"lora_valid": "ndcg"}, "lora_valid: 'ndcg' is unknown; choose ranking, loss"),
         ({"train_positions": "last"}, "train_positions: last needs lora_train_mode: prefix"),
         ({"lr_scheduler_type": "step"}, "lr_scheduler_type: 'step' is unknown"),

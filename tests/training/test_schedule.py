@@ -32,6 +32,12 @@ def test_a_schedule_is_that_of_transformers(schedule: Schedule, reference: objec
     assert rates(lambda optimizer: schedule.build(optimizer, 20)) == rates(reference)
 
 
+@pytest.mark.parametrize("ratio", [-0.1, 1.5])
+def test_a_warm_up_is_a_share_of_the_steps(ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"warmup_ratio: {ratio} is not a share between 0 and 1"):
+        Schedule("cosine", ratio)
+
+
 def test_a_constant_rate_has_no_warm_up() -> None:
     assert rates(lambda optimizer: Schedule("constant", 0.5).build(optimizer, 20)) == [2.0] * 20
     assert rates(lambda optimizer: Schedule("constant_with_warmup", 0.1).build(optimizer, 20)) == [0.0, 1.0] + [2.0] * 18
