@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+PROBE = 30.0  # standard deviation of the logits that tell whether a model changes those of its head
 _BARE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -64,11 +65,20 @@ def _reading(head: nn.Module, chosen: Callable[[Tensor], Tensor]) -> Iterator[No
 
 
 def _is_bare(model: Any, head: nn.Module) -> bool:
-    """Whether the logits of the model are those of its head; some models scale or cap them afterwards."""
+    """Whether the logits of the model are those of its head; some models scale or cap them afterwards.
+
+    The head reads a random state whose logits are large: none is near 0, where a cap changes nothing.
+    """
     if head not in _BARE:
         outputs: list[Tensor] = []
+        width = float(head.weight[:256].detach().float().std())
+
+        def random(states: Tensor) -> Tensor:
+            state = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))  # [1, 1, D]
+            return (state * PROBE / max(float(state.norm()) * width, 1e-6)).to(states)
+
         hook = head.register_forward_hook(lambda *call: outputs.append(call[-1]))
-        with preserved_random_state(), torch.no_grad():
+        with preserved_random_state(), torch.no_grad(), _reading(head, random):
             logits = model(
                 inputs_embeds=model.get_input_embeddings().weight[:1].unsqueeze(0), use_cache=False
             ).logits  # [1, 1, V]

@@ -36,12 +36,13 @@ def expected(model: Any) -> torch.Tensor:
     return torch.cat(losses).mean()
 
 
+@pytest.mark.parametrize("first", [0.0, 1.0])  # a padding token's embedding is 0, and so are the logits after it
 @pytest.mark.parametrize("name", CONFIGS)
-def test_loss_and_gradient_equal_those_of_all_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_gradient_equal_those_of_all_logits(name: str, first: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * 60)  # two answers at a time
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name]).requires_grad_(False).eval()
-    model.get_input_embeddings().weight.normal_()
+    model.get_input_embeddings().weight.normal_()[0] = first
     weight = next(p for key, p in model.named_parameters() if "q_proj" in key).requires_grad_()
     head, sizes = model.get_output_embeddings(), []
     lm_loss(model, EXAMPLES)
