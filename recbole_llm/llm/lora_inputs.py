@@ -39,10 +39,11 @@ class SharedInputs(nn.Module):
         if self.training and self.p:
             found = _Dropout.apply(found, self.p) if x.device.type == "cpu" else F.dropout(found, self.p)
         if found is not x:
-            self._last = ref(x, self._forget), mode, found
+            self._last = ref(x, self.forget), mode, found
         return found
 
-    def _forget(self, _: Any) -> None:
+    def forget(self, _: Any = None) -> None:
+        """Draw the next input anew, also if it is the last one again."""
         self._last = None
 
     def extra_repr(self) -> str:

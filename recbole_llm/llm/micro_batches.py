@@ -19,6 +19,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llm.data.prompts import Example
+from recbole_llm.llm.lora_inputs import SharedInputs
 from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_tokens, training_memory
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.store.files import atomic_write
@@ -99,6 +100,19 @@ def _fitting_tokens(lm: Any, max_memory: Mapping[Any, int | str] | None, **train
     return 1 << (tokens.bit_length() - 1)
 
 
+def _anew(layer: nn.Module) -> Callable[..., Any]:
+    """The forward pass of a layer, which draws all of its dropout: LoRA may read the layer's own input, the same tensor again."""
+    forward = layer.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for module in layer.modules():
+            if isinstance(module, SharedInputs):
+                module.forget()
+        return forward(*args, **kwargs)
+
+    return run
+
+
 @contextmanager
 def _unchanged() -> Iterator[None]:
     yield
@@ -121,7 +135,7 @@ def _checkpointed(lm: nn.Module) -> Iterator[None]:
         raise ValueError(f"gradient_checkpointing: {type(lm).__name__} does not support it; give gradient_checkpointing: False")
     before = [layer.__dict__.get("forward") for layer in layers]  # accelerate sets one where a device_map is given
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(checkpoint, _anew(layer), use_reentrant=False)
     try:
         yield
     finally:

@@ -12,8 +12,10 @@ from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import micro_batches as module
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.lora import attach_lora
 from recbole_llm.llm.micro_batches import MicroBatches, bounded_memory, parts
 from recbole_llm.training.loop import LoopOptions
+from tests.llm.families import build
 
 EXAMPLES = [TrainingExample(0, user, end) for user in range(5) for end in (1, 2)]
 
@@ -110,6 +112,22 @@ def test_checkpointing_works_for_a_frozen_lm_in_eval_mode_with_soft_tokens(lm, t
         assert entered.count("mlp") == 1 + on and not lm.training  # computed again in the backward pass
         entered.clear()
     torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])  # OLMo 2 has no norm between a layer's input and its projections
+def test_checkpointing_draws_the_dropout_of_lora_again(family, tmp_path):
+    examples = [Example.of(Prompt([5, 9, 6]), [11, 12]), Example.of(Prompt([8, 7]), [13])]
+    gradients = []
+    for on in (False, True):
+        model = build(family)
+        tuned = attach_lora(model, name="x", r=4, lora_alpha=8, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], seed=0)
+        trained = [parameter for parameter in tuned.train().parameters() if parameter.requires_grad]
+        torch.manual_seed(0)
+        with bounded_memory(model, LoopOptions(gradient_checkpointing=on), tmp_path, r=4, dropout=0.5):
+            lm_loss(tuned, examples).backward()
+        gradients.append([parameter.grad for parameter in trained])
+    torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-5)
+    assert max(float(gradient.abs().max()) for gradient in gradients[0]) > 1e-4
 
 
 def test_an_unknown_value_of_gradient_checkpointing_is_refused():
