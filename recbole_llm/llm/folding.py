@@ -40,6 +40,7 @@ class Folding:
     def fold(self, names: Iterable[str]) -> None:
         """Write the original weights plus the updates of these adapters, at their current scales, into the base model."""
         names = list(names)
+        self.active = True  # from the first weight on: a folding that fails midway is restored, too
         for name, layer in self._layers.items():
             weight = _weight(layer)
             original = self._originals.setdefault(name, weight.detach().to("cpu", copy=True))
@@ -47,7 +48,6 @@ class Folding:
             total = sum(updates, start=original.to(weight.device).float())  # summed in fp32, rounded once
             with torch.no_grad():
                 weight.copy_(total)
-        self.active = True
 
     def restore(self) -> None:
         """Write the original weights back, bit for bit."""

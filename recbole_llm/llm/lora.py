@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, read_adapter, same_base
 from recbole_llm.llm.folding import Folding
+from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.lora_inputs import share_inputs
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def attach_lora(
         seed: of the initial ``A``; the global random state is preserved.
 
     Raises:
-        ValueError: there is an adapter of that name.
+        ValueError: there is an adapter of that name, or peft cannot adapt these modules.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -65,7 +66,11 @@ def attach_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if not isinstance(model, PeftModel):
-            found = get_peft_model(model, config, adapter_name=name)
+            try:
+                found = get_peft_model(model, config, adapter_name=name)
+            except ValueError as error:  # no such modules, or weights of several experts with dropout
+                kinds = f"target_modules: {target_modules} with lora_dropout: {lora_dropout}"
+                raise ValueError(f"{kinds}: peft cannot adapt {type(model).__name__} ({first_line(error)})") from error
             share_inputs(lora_modules(found).values())
             return found
         if name in model.peft_config:

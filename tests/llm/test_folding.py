@@ -72,6 +72,19 @@ def test_a_folded_view_computes_what_an_unfolded_one_does_and_gives_the_weights_
 
 
 @torch.no_grad()
+def test_a_folding_that_fails_midway_gives_the_weights_back(build_model, family, folders, monkeypatch):
+    model = load_adapters(build_model(family), folders)
+    own, expected = state(model), logits(AdapterView(model, {"x": 1.0}))
+    last = list(lora_modules(model).values())[-1]
+    monkeypatch.setattr(last, "get_delta_weight", lambda _: 1 / 0)  # in place of running out of memory
+    with pytest.raises(ZeroDivisionError):
+        AdapterView(model, {"x": 1.0}, fold=True)(input_ids=IDS)
+    assert not all(torch.equal(tensor, own[key]) for key, tensor in state(model).items())
+    assert torch.equal(logits(AdapterView(model, {"x": 1.0})), expected)
+    assert all(torch.equal(tensor, own[key]) for key, tensor in state(model).items())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama"], indirect=True)
 def test_a_hundred_foldings_do_not_drift(build_model, family, folders, dtype):

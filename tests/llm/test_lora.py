@@ -16,6 +16,7 @@ from recbole_llm.llm.lora import (
     lora_modules,
     save_adapter,
 )
+from tests.llm.families import build
 
 IDS = torch.arange(2, 14).reshape(2, 6)  # [B, L]
 
@@ -85,6 +86,16 @@ def test_only_the_newest_adapter_trains():
 def test_attach_twice_is_refused():
     with pytest.raises(ValueError, match="'x' is already attached"):
         lora(lora(tiny_llama()))
+
+
+@pytest.mark.parametrize(
+    ("family", "modules", "reason"),
+    [("gpt2", ["q_proj"], "not found in the base model"), ("mixtral", "all-linear", "lora_dropout")],
+)
+def test_modules_that_peft_cannot_adapt_are_named(family, modules, reason):
+    recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "seed": 0}
+    with pytest.raises(ValueError, match=rf"target_modules: .* with lora_dropout: 0.1: peft cannot adapt .*{reason}"):
+        attach_lora(build(family), name="x", target_modules=modules, **recipe)
 
 
 def test_attach_after_base_only_is_active():
