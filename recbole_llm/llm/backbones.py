@@ -13,6 +13,7 @@ import torch
 
 from recbole_llm.llm.causal_lm import CausalLM, check_bitsandbytes, identity, load_causal_lm, load_tokenizer, resolved_dtype
 from recbole_llm.llm.gguf_file import dequantised, gguf_name, is_gguf
+from recbole_llm.llm.memory import size_in_bytes
 from recbole_llm.llm.packages import distribution_of, is_package, located
 from recbole_llm.llm.reading import Reading
 from recbole_llm.settings import Settings
@@ -55,6 +56,8 @@ class BackboneSettings(Settings):
     def check(self) -> None:
         """Raise a ValueError or an ImportError for options that this machine cannot load an LM with."""
         _ = self.torch_dtype
+        for size in (self.max_memory or {}).values():
+            size_in_bytes(size)
         if self.load_in_4bit:
             check_bitsandbytes()
         if package := _ATTENTION_PACKAGES.get(str(self.attn_implementation)):

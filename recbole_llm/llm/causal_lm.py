@@ -115,8 +115,14 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise _not_found(source, revision, error) from error
+    except Exception as error:  # whatever transformers and tokenizers raise for missing or damaged files
+        reason = f"its tokenizer cannot be read: {first_line(error)}"
+        raise ValueError(f"llm_path: {source}: {reason}; give a folder with the tokenizer.json of the LM") from error
     if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer of {source} has no end-of-text token to end an answer with; set eos_token")
+        raise ValueError(
+            f"llm_path: the tokenizer of {source} has no end-of-text token to end an answer with; set eos_token in its "
+            "tokenizer_config.json"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # attention masks tell the two apart
     return tokenizer

@@ -114,7 +114,7 @@ def free_memory(device: torch.device, max_memory: Mapping[Any, int | str] | None
         free, used = psutil.virtual_memory().available // 2, 0  # mps and others share the memory, or do not tell
     key = "cpu" if device.type == "cpu" else device.index or 0
     if max_memory is not None and key in max_memory:
-        return max(0, min(free, _bytes(max_memory[key]) - used))
+        return max(0, min(free, size_in_bytes(max_memory[key]) - used))
     return free
 
 
@@ -128,11 +128,11 @@ def micro_batch_tokens(memory: TrainingMemory, device: torch.device, max_memory:
     return min(MOST_TOKENS[kind], memory.tokens(int(free_memory(device, max_memory) * SHARE[kind])))
 
 
-def _bytes(size: int | str) -> int:
+def size_in_bytes(size: int | str) -> int:
     """A number of bytes, or text such as ``20GiB``, as ``accelerate`` reads it."""
     if isinstance(size, int):
         return size
-    text = size.strip().upper()
+    text = str(size).strip().upper()
     for unit in sorted(_UNITS, key=len, reverse=True):
         if text.endswith(unit):
             try:

@@ -67,7 +67,7 @@ class MergeSettings(Settings):
             if not isinstance(row, str) or "." in row:  # it names an adapter, and peft takes no dots
                 raise ValueError(f"merge_beside: {row!r} cannot name a row; give text without a dot")
             if not isinstance(changes, dict):
-                raise ValueError(f"merge_beside: {row}: {changes!r} is not a dictionary; give the keys that differ, such as merge")
+                raise ValueError(f"merge_beside: {row}: {changes!r} is not a dictionary of the keys that differ")
             for key in changes:
                 if key not in MERGE_KEYS:
                     raise ValueError(f"merge_beside: {row} changes {key}, which is not one of {', '.join(MERGE_KEYS)}")

@@ -35,8 +35,8 @@ class TALLRec(LLMRanker):
                 )
             if config["liked_above"] is not None and parts.histories.disliked is None:
                 raise ValueError(
-                    f"liked_above: {config['liked_above']} needs the column {config['RATING_FIELD']} (RATING_FIELD), which is not "
-                    "loaded; list it in load_col, or give liked_above: ~, with which every chosen item is liked"
+                    f"liked_above: {config['liked_above']} needs the column {config['RATING_FIELD']} (RATING_FIELD), which is "
+                    "not loaded; list it in load_col, or give liked_above: ~, with which every chosen item is liked"
                 )
             shared = {field.name: getattr(parts, field.name) for field in fields(parts)}
             self.parts = YesNoParts(**shared, train_on_inputs=config["train_on_inputs"])

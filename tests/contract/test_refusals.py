@@ -36,6 +36,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "4 bits without bitsandbytes": ("TALLRec", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes: `pip install"),
     "4 bits without bitsandbytes, in an encoder": ("Laser", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes"),
     "an unknown dtype": ("TALLRec", {"dtype": "float12"}, r"dtype 'float12' is unknown; choose auto"),
+    "a size that is none": ("TALLRec", {"max_memory": {"cpu": "much"}}, r"max_memory: 'much' is no size; give bytes or text"),
     "an unknown precision": ("SASRec", {"float32_matmul_precision": "low"}, r"float32_matmul_precision: 'low' is unknown"),
     "a longer list of a retriever than labels": (
         "LlamaRec",
@@ -117,6 +118,19 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(
     message = str(caught.value)
     for part in ("pickled weights (*.bin) are not read", f"from_pretrained('{folder}', use_safetensors=False", "--llm_path="):
         assert part in message
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_missing_or_damaged_tokenizer_is_named(
+    content: str | None, settings: dict[str, Any], tiny_lm: Path, tmp_path: Path, assemble: Any
+) -> None:
+    folder = tmp_path / "lm"
+    shutil.copytree(tiny_lm, folder)
+    (folder / "tokenizer.json").unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=f"llm_path: {folder}: its tokenizer cannot be read: .*; give a folder with the token"):
+        assemble("TALLRec", settings, llm_path=str(folder))
 
 
 def test_the_command_in_the_error_converts(settings: dict[str, Any], tiny_lm: Path, tmp_path: Path, assemble: Any) -> None:
