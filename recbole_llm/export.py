@@ -78,6 +78,7 @@ class _Exporter:
         self._parts = run.model.parts
         self._tokenizer = _tokenizer(run)
         self._texts = Conversations(self._tokenizer, self._parts.prompts)
+        self._builder = self._parts.builder(self._tokenizer)
         self._files: dict[str, _File] = {}
 
     def write(self) -> dict[str, _File]:
@@ -122,12 +123,12 @@ class _Exporter:
         """The answer is the rest of the row; Yes and No are found by their tokens, since questions may be trained on as well."""
         if not isinstance(self._parts, YesNoParts):
             return mask.index(1)
-        prompts = self._parts.builder(self._tokenizer)
+        prompts = self._builder
         return next(len(row) - len(end) for end in (prompts.yes, prompts.no) if row[-len(end) :] == end)
 
     def _prompts(self, phase: str, candidates: CandidateSet) -> Iterator[dict[str, Any]]:
         """Prompts without an answer, with the titles and ids of the candidates in their order; a question has one candidate."""
-        builder, histories = self._parts.builder(self._tokenizer), self._parts.histories
+        builder, histories = self._builder, self._parts.histories
         dataset, names = self._run.test._dataset, self._parts.domain.items.names
         item_ids = dataset.field2id_token[dataset.iid_field]
         for user, items in zip(candidates.users.tolist(), candidates.items.tolist(), strict=True):

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from recbole_llm import cli
+from recbole_llm.data.yes_no import YesNoPrompts
 from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.quick_start import run_recbole_llm
 from tests.conftest import CHATML
@@ -138,6 +139,17 @@ def test_questions_have_yes_or_no_as_their_answer(settings: dict[str, Any], tmp_
     assert all(line["candidates"][0] in line["messages"][-1]["content"] for line in files["test.jsonl"])
     about = json.loads((tmp_path / "out" / "export.json").read_text())["form"]
     assert ("train_on_prompt: true" in about) == train_on_inputs
+
+
+def test_the_titles_of_questions_are_tokenised_once_for_all_lines(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = {"tallrec_form": "yes_no", "prompt": "tallrec_yes_no", "normalize": "sum", "lora_train_mode": "prefix"}
+    built: list[Any] = []
+    init = YesNoPrompts.__init__
+    monkeypatch.setattr(YesNoPrompts, "__init__", lambda self, *given, **named: built.append(self) or init(self, *given, **named))
+    files = export("TALLRec", tmp_path / "out", settings | form)
+    assert sum(map(len, files.values())) > 500 and len(built) < 8
 
 
 def test_a_given_adapter_has_no_training_file(settings: dict[str, Any], tmp_path: Path, tiny_lm: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class YesNoParts(RankerParts):
 
     train_on_inputs: bool
 
-    @property
+    @cached_property
     def disliked(self) -> Sequence[Collection[int]]:
         """The items that each user dislikes; empty without ratings."""
         return self.histories.disliked or [frozenset()] * len(self.histories.items)

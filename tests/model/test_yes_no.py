@@ -132,6 +132,7 @@ def test_the_answer_of_an_example_is_the_rating(made: Any) -> None:
 def test_without_ratings_sampled_items_are_not_liked(module_settings: dict[str, Any], assemble: Callable[..., Any]) -> None:
     made = assemble("TALLRec", module_settings, **FORM, train_on_inputs=False)
     parts, tokenizer = made.model.parts, made.model.parts.backbone.tokenizer
+    assert parts.disliked is parts.disliked and len(parts.disliked) == 61  # made once, not for each example
     spec = made.model.trained(made.candidates)["tuned"]
     encode, (example, *_) = made.model.adapter_training.encoder(spec, tokenizer), made.model.adapter_training.examples(spec)[0]
     titles = [parts.domain.items.names[item] for item in parts.domain.histories[example.user].tolist()]
