@@ -510,6 +510,10 @@ def test_fingerprint_follows_results_not_bookkeeping() -> None:
         {"worker": 2},
         {"state": "ERROR"},
         {"save_dataset": True},
+        {"score_batch_tokens": 99},
+        {"train_batch_tokens": 99},
+        {"gradient_checkpointing": True},
+        {"max_memory": {"cpu": "9GB"}},
         {"candidates": {"seed": 2020}},
     ):
         assert fingerprint(**values) == same, values

@@ -83,8 +83,9 @@ def training_memory(
 
 
 def _first(config: Any, *names: str, default: int) -> int:
-    """The first of these sizes that a configuration has."""
-    return next((int(found) for name in names if (found := getattr(config, name, None))), default)
+    """The first of these sizes that a configuration has; of one for each layer, the largest."""
+    sizes = (getattr(config, name, None) for name in names)
+    return next((int(max(found) if isinstance(found, list | tuple) else found) for found in sizes if found), default)
 
 
 def checkpoints(config: bool | str, weights: int) -> bool:

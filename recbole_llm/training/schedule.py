@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from logging import getLogger
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from recbole_llm.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+logger = getLogger()
 
 KINDS = ("cosine", "linear", "constant", "constant_with_warmup")
 
@@ -41,4 +44,9 @@ class Schedule(Settings):
         from transformers import get_scheduler
 
         warmup = math.ceil(total_steps * self.warmup_ratio) if self.warmup_steps is None else self.warmup_steps
+        if self.kind != "constant" and warmup >= total_steps:
+            logger.warning(
+                f"warmup_steps: {warmup} steps of rising learning rate are no fewer than the {total_steps} of the training, which "
+                "ends below its learning rate; give fewer, or more epochs or samples"
+            )
         return get_scheduler(self.kind, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

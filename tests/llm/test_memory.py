@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Gemma3nTextConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -86,7 +87,7 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [OPTConfig(), GPT2Config(), MixtralConfig(), MambaConfig()], ids=lambda found: found.model_type
+    "config", [OPTConfig(), GPT2Config(), MixtralConfig(), MambaConfig(), Gemma3nTextConfig()], ids=lambda found: found.model_type
 )
 def test_every_family_of_configs_has_a_count(config: Any) -> None:
     small, large = (training_memory(config, r=r).per_token for r in (None, 8))

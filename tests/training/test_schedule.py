@@ -32,6 +32,12 @@ def test_a_schedule_is_that_of_transformers(schedule: Schedule, reference: objec
     assert rates(lambda optimizer: schedule.build(optimizer, 20)) == rates(reference)
 
 
+@pytest.mark.parametrize(("steps", "warned"), [(19, False), (20, True), (100, True)])
+def test_a_warm_up_longer_than_the_training_is_said(steps: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    rates(lambda optimizer: Schedule("linear", 0.0, steps).build(optimizer, 20))
+    assert (f"warmup_steps: {steps} steps of rising learning rate are no fewer than the 20" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.5])
 def test_a_warm_up_is_a_share_of_the_steps(ratio: float) -> None:
     with pytest.raises(ValueError, match=f"warmup_ratio: {ratio} is not a share between 0 and 1"):
