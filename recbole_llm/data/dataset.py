@@ -72,14 +72,17 @@ class RankedTime:
         return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
 
     def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
-        """The items that each user rated with ``liked_above`` or less at last; None without that key or without ratings."""
+        """The items that each user rated with ``liked_above`` or less; None without that key or without ratings.
+
+        Of several ratings of an item the first one counts: the last one may be that of a held-out interaction.
+        """
         least, column = self.config["liked_above"], self.config["RATING_FIELD"]
         if least is None or column not in self.inter_feat:
             return None
-        found: list[set[int]] = [set() for _ in range(self.user_num)]
+        found: list[dict[int, float]] = [{} for _ in range(self.user_num)]
         for user, item, rating in zip(users.tolist(), items.tolist(), self.inter_feat[column].to_numpy()[order], strict=True):
-            (found[user].discard if rating > least else found[user].add)(item)
-        return [frozenset(some) for some in found]
+            found[user].setdefault(item, rating)
+        return [frozenset(item for item, rating in rated.items() if rating <= least) for rated in found]
 
     @property
     def _order(self: Any) -> np.ndarray:

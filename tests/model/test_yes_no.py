@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def test_ratings_above_the_threshold_are_liked(made: Any, rated: Path) -> None:
             low.add((user, item))
     found = {(known.user_ids[u], known.item_ids[i]) for u, items in enumerate(known.disliked) for i in items}
     assert found == low
+
+
+def test_the_rating_of_a_held_out_interaction_does_not_change_that_of_the_history(
+    settings: dict[str, Any], assemble: Callable[..., Any], with_ratings: dict[str, Any], rated: Path, tmp_path: Path
+) -> None:
+    """The user u0 comes back to the first item at last and rates it otherwise."""
+    (tmp_path / "data").mkdir()
+    shutil.copytree(rated / "tiny", tmp_path / "data" / "tiny")
+    file = tmp_path / "data" / "tiny" / "tiny.inter"
+    item, rating = next(line.split("\t")[1::2] for line in file.read_text().splitlines() if line.startswith("u0\t"))
+    assert float(rating) == 2
+    file.write_text(file.read_text() + f"u0\t{item}\t2000000000\t5\n")
+    known = assemble("TALLRec", settings, **with_ratings | {"data_path": str(tmp_path / "data")}).model.parts.histories
+    user = known.user_ids.index("u0")
+    assert known.target(user, "test") == known.item_ids.index(item) and known.target(user, "test") in known.disliked[user]
 
 
 def test_scores_are_the_log_odds_of_yes_after_the_whole_question(made: Any, tiny_lm: Path) -> None:
