@@ -44,7 +44,7 @@ def check_negatives(domain: Domain, settings: ExampleSettings) -> None:
     """Check that every training history leaves enough items of the training split to list as negatives.
 
     Raises:
-        ValueError: the message has the user with the longest history.
+        ValueError: the message has the length of the longest history.
     """
     known = max((len(np.unique(history)) for history in domain.histories if len(history) > 1), default=0)
     left = len(domain.trained_items) - known

@@ -28,7 +28,7 @@ def check_target(folder: Path, key: str) -> None:
     """Check, before anything is computed, that a full model may be written to ``folder``.
 
     Raises:
-        ValueError: it exists and is no full model of an earlier run.
+        ValueError: it exists and is not a full model of an earlier run.
     """
     if folder.exists() and not (folder / CARD_FILE).is_file():
         raise ValueError(f"{key}: {folder} exists and is no full model of an earlier run; choose another folder")
