@@ -51,7 +51,8 @@ def check_negatives(domain: Domain, settings: ExampleSettings) -> None:
     if left < settings.num_negatives:
         raise ValueError(
             f"candidates.num_negatives: {settings.num_negatives} is too large for list-wise training on {domain.name}, where a "
-            f"history of {known} items leaves {left} of the {len(domain.trained_items)} items of the training split to list"
+            f"history of {known} items leaves {left} of the {len(domain.trained_items)} items of the training split to list; "
+            "lower it, or choose a prompt without candidates"
         )
 
 
