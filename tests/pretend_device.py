@@ -9,7 +9,7 @@ are on different devices. The exceptions are PyTorch's own:
 - CPU indices of a tensor on a device, and a CPU scalar as the value put there;
 - ``copy_``.
 
-Tensors that C++ makes without an input, such as zeros in a backward pass, have the device of the tensors that they are combined with.
+Tensors that C++ makes without an input, such as zeros in a backward pass, have the device of the tensors they are used with.
 """
 
 from __future__ import annotations
