@@ -115,8 +115,8 @@ class LLMConfig(Config):
         for source, values in self._given:
             check_known(values, source, files, self.internal_config_dict)
             check(values, source, files, defaults)
-            beside = values.get("merge_beside") if "merge_beside" in defaults else None
-            for row, changes in beside.items() if isinstance(beside, dict) else ():
+            rows = values.get("merge_beside") if "merge_beside" in defaults else None
+            for row, changes in rows.items() if isinstance(rows, dict) else ():
                 check(changes if isinstance(changes, dict) else {}, f"merge_beside[{row!r}] of {source}", files, defaults)
 
     def _part(self, key: str) -> str | None:

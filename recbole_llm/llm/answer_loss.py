@@ -71,7 +71,8 @@ def _is_bare(model: Any, head: nn.Module) -> bool:
     """
     if head not in _BARE:
         outputs: list[Tensor] = []
-        width = float(head.weight[:256].detach().float().std())
+        weight: Any = head.weight
+        width = float(weight[:256].detach().float().std())
 
         def random(states: Tensor) -> Tensor:
             state = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))  # [1, 1, D]

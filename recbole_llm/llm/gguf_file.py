@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from io import StringIO
@@ -60,6 +61,8 @@ def dequantised(file: Path, dtype: torch.dtype, root: Path) -> Path:
     folder = root / f"{file.stem}-{fingerprint(made_by)[:12]}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
+        for leftover in root.glob(f".{folder.name}.*tmp"):  # of a process that was killed
+            shutil.rmtree(leftover)
         if not _is_whole(folder):
             logger.info(f"dequantising {file.name} into {folder}, once")
             with atomic_folder(folder) as out:

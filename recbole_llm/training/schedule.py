@@ -46,7 +46,7 @@ class Schedule(Settings):
         warmup = math.ceil(total_steps * self.warmup_ratio) if self.warmup_steps is None else self.warmup_steps
         if self.kind != "constant" and warmup >= total_steps:
             logger.warning(
-                f"warmup_steps: {warmup} steps of rising learning rate are no fewer than the {total_steps} of the training, which "
-                "ends below its learning rate; give fewer, or more epochs or samples"
+                f"warmup_steps: {warmup} steps of rising learning rate are no fewer than the {total_steps} of the training, "
+                "which ends below its learning rate; give fewer, or more epochs or samples"
             )
         return get_scheduler(self.kind, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

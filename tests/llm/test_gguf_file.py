@@ -145,6 +145,14 @@ def test_a_damaged_folder_is_made_again(file: Path, tmp_path: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == content
 
 
+def test_what_a_killed_process_left_is_removed(file: Path, tmp_path: Path) -> None:
+    folder = dequantised(file, torch.float32, tmp_path / "llm")
+    left = folder.with_name(f".{folder.name}.x.tmp")
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert dequantised(file, torch.float32, tmp_path / "llm") == folder and not left.exists()
+
+
 def test_the_chat_template_of_the_file_is_kept(tmp_path: Path) -> None:
     write_gguf(tmp_path / "chat.gguf", template="{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
     tokenizer = Backbone(settings_of(tmp_path / "chat.gguf", tmp_path / "saved")).tokenizer
