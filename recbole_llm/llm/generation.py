@@ -5,6 +5,7 @@ Legend: B prompts, N new tokens, S soft tokens, D width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,22 @@ from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.forward import left_padded
 from recbole_llm.llm.lora import AdapterView
 from recbole_llm.llm.packing import token_batches
+
+
+def check_generates(config: Any) -> None:
+    """Check that an LM of this ``transformers`` configuration generates from vectors, as :class:`Generator` does.
+
+    Raises:
+        ValueError: its class in ``transformers`` cannot.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if "inputs_embeds" not in inspect.signature(kind.prepare_inputs_for_generation).parameters:
+        raise ValueError(
+            f"scoring: published generates answers from vectors, which {kind.__name__} of transformers cannot; give scoring: "
+            "likelihood, or another llm_path"
+        )
 
 
 @dataclass(frozen=True)

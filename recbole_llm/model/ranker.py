@@ -27,9 +27,9 @@ from recbole_llm.classical.retriever import Retriever
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.evaluation.recommender import Answers, Facts, Recommender, Variant
-from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.causal_lm import CausalLM, load_config
 from recbole_llm.llm.finetune import LoRATrainingConfig
-from recbole_llm.llm.generation import Generator
+from recbole_llm.llm.generation import Generator, check_generates
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.arithmetic import MERGE_FILE
@@ -74,6 +74,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
         self.shuffled_title_control = config["shuffled_title_control"]
+        self.generates = config["scoring"] == "published"
         if self.published is not None:  # an answer of one label is no title
             self.published = None if self.parts.scoring.reads_labels else self.published.with_settings(config)
         self.merge_report: Mapping[str, Any] | None = None
@@ -134,6 +135,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         examples = self.parts.examples
         candidates = max(examples.num_negatives + 1, self.retriever_top if self.reranks else 1)
         self.parts.check(candidates=candidates, titles=examples.top_k_target)
+        if self.generates and self.published is not None and not self.parts.backbone.builtin:
+            check_generates(load_config(self.parts.backbone.base_name, self.parts.backbone.revision))
 
     def load(self, cache: StageCache) -> None:
         if self.retriever is not None:

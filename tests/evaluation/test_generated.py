@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaForCausalLM
 
 from recbole_llm.evaluation import generated
 from recbole_llm.evaluation.published import entries
@@ -182,3 +184,24 @@ def test_a_prompt_that_is_not_the_papers_is_named(
         "chat: False instead of True, candidate_separator: '\\n' instead of '||', top_k_target: 1 instead of 5"
     ) in caplog.messages
     assert "scoring: the prompt lists no candidates, so answers may name any title of the catalogue" in caplog.messages
+
+
+def test_an_lm_that_cannot_generate_is_refused_before_anything_is_trained(
+    settings: dict[str, Any], assemble: Callable[..., Any], tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = assemble("TALLRec", settings, scoring="published")
+    monkeypatch.setattr(LlamaForCausalLM, "prepare_inputs_for_generation", lambda self, input_ids: {})
+    with pytest.raises(ValueError, match="scoring: published generates answers from vectors, which LlamaForCausalLM"):
+        made.trainer.fit(made.train, made.valid)
+    assert not list((tmp_path / "saved").glob("stages/*-*"))
+    assemble("TALLRec", settings).model.check()  # without generated answers, nothing is asked
+
+
+def test_the_answers_of_an_lm_that_cannot_read_padding_are_generated_without_it(
+    settings: dict[str, Any], assemble: Callable[..., Any]
+) -> None:
+    made = assemble("TALLRec", settings, scoring="published")
+    causal = made.model.parts.backbone.load(made.trainer.cache)
+    for padding in (True, False):
+        generator = made.model.generator(replace(causal, reading=replace(causal.reading, padding=padding)))
+        assert generator.padding == padding

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
-from recbole_llm.llm.generation import Generator
+from recbole_llm.llm.generation import Generator, check_generates
 from recbole_llm.llm.lora import AdapterView, attach_lora
 from tests.llm.conftest import FAMILIES
 from tests.llm.families import build
@@ -62,6 +62,18 @@ def test_an_lm_that_cannot_read_padding_gets_none(tokenizer: Any) -> None:
     prompts = [Prompt(ids) for ids in PROMPTS]
     assert Generator(tokenizer, NEW, padding=False)(model, prompts) == expected
     assert Generator(tokenizer, NEW)(model, prompts) != expected
+
+
+@torch.no_grad()
+def test_an_lm_that_cannot_generate_from_vectors_is_refused(tokenizer: Any) -> None:
+    check_generates(build("llama").config)
+    model = build("openai-gpt", vocab_size=60)
+    with pytest.raises(ValueError, match="inputs_embeds"):  # by transformers, after the training
+        Generator(tokenizer, NEW)(model, [Prompt(PROMPTS[0])])
+    with pytest.raises(
+        ValueError, match=r"scoring: published .* OpenAIGPTLMHeadModel of transformers cannot; give scoring: like"
+    ):
+        check_generates(model.config)
 
 
 @torch.no_grad()
