@@ -28,7 +28,7 @@ def check_generates(config: Any) -> None:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if "inputs_embeds" not in inspect.signature(kind.prepare_inputs_for_generation).parameters:
         raise ValueError(
             f"scoring: published generates answers from vectors, which {kind.__name__} of transformers cannot; give scoring: "
