@@ -1,4 +1,4 @@
-"""The command line, ``recbole-llm run | leaderboard | tune | merge | views``; the default command is ``run``.
+"""The command line, ``recbole-llm run | plan | leaderboard | tune | merge | views``; the default command is ``run``.
 
 Arguments are parsed before large libraries are imported. A mistake of the user ends in one line and exit code 2.
 """
@@ -22,7 +22,7 @@ _ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-run, leaderboard, tune and views also accept every key of RecBole and of properties/*.yaml. Command-line values override property
+run, plan, leaderboard, tune and views also accept every key of RecBole and of properties/*.yaml. Command-line values override property
 files, and later files override earlier ones."""
 
 _END = """
@@ -55,6 +55,21 @@ _RUN_KEYS += """\
 examples:
   recbole-llm run --model=LoRACocktail --dataset=ml-100k
   recbole-llm run --model=SASRec --dataset=ml-1m --data_path=DIR --eval_args="{'mode': 'full'}"
+"""
+
+_PLAN = """
+Show what a run costs, without training and without reading weights: its stages and which are cached, samples, optimiser steps, exact
+token counts, parameters, peak memory, floating-point operations, and time on this machine (measured for some seconds) or on a named
+card. Of an LLM, config.json and the tokenizer's files are enough. See docs/plan.md."""
+
+_PLAN_KEYS = f"""
+keys are those of recbole-llm run, and
+{_DATA}{_SAVED}  --probe_seconds=20           longest measurement of this machine
+  --plan_efficiency=0.4        assumed share of a card's peak
+
+examples:
+  recbole-llm plan --model=LoRACocktail --dataset=ml-100k
+  recbole-llm plan --model=LoRACocktail --dataset=ml-100k --llm=qwen2-7b --device=4090
 """
 
 _LEADERBOARD = """
@@ -150,13 +165,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_model(options)
+    from recbole_llm.quick_start import run_recbole_llm
+
+    run_recbole_llm(options.model, options.dataset, options.config_files or None, cmd_line=keys)
+
+
+def _plan(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_model(options)
+    from recbole_llm.quick_start import plan_run
+
+    print(plan_run(options.model, options.dataset, options.config_files or None, cmd_line=keys, device=options.device))
+
+
+def _check_model(options: argparse.Namespace) -> None:
     if options.model:
         registry.check_name(options.model)
     elif not options.config_files:
         raise ValueError("--model is missing: give it on the command line or in a property file")
-    from recbole_llm.quick_start import run_recbole_llm
-
-    run_recbole_llm(options.model, options.dataset, options.config_files or None, cmd_line=keys)
 
 
 def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
@@ -219,6 +245,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", "-m", help=f"{', '.join(registry.MODELS)}, a model of RecBole such as SASRec, or your own, file:Class")
     add("--dataset", "-d", help=dataset)
     add("--config_files", **files)
+
+    add = command("plan", _plan, "show what a run costs before it is started", _PLAN, _PLAN_KEYS)
+    add("--model", "-m", help="a model, as for recbole-llm run")
+    add("--dataset", "-d", help=dataset)
+    add("--config_files", **files)
+    add("--device", metavar="CARD", help="predict the time on this card, such as h100, a100, 4090 (default: this machine)")
 
     add = command("leaderboard", _leaderboard, "compare many models in one table", _LEADERBOARD, _LEADERBOARD_KEYS)
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")

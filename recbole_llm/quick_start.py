@@ -14,11 +14,16 @@ from recbole_llm import compat, logs
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
+from recbole_llm.costs.devices import Card, card
+from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation import slices
 from recbole_llm.evaluation.record import RunRecord, table
+from recbole_llm.planner import TEST, VALIDATION, on_card, plan_of
+from recbole_llm.store.costs import metered
+from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
@@ -47,6 +52,8 @@ def run_recbole_llm(
     log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
     run = assemble(config)
+    planned = run.plan()
+    logger.info(str(planned))
     shown = config["show_progress"]
     best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
     waited = run.trainer.cache.waited
@@ -54,18 +61,23 @@ def run_recbole_llm(
 
     record = RunRecord(config, run.trainer, run.valid, run.test)
     own, *others = run.trainer.recommender.variants().items()
-    record.add(config["model"], run.trainer.evaluate(run.test, load_best_model=saved, show_progress=shown, variant=own[1]))
-    for name, variant in others:
-        record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
+    with metered() as tested:
+        record.add(config["model"], run.trainer.evaluate(run.test, load_best_model=saved, show_progress=shown, variant=own[1]))
+        for name, variant in others:
+            record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
 
+    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validated, TEST: tested}
     path = record.write(
         best_valid_result=best_valid_result,
         seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
         peak_memory_bytes=compat.peak_memory_bytes(),
+        plan=planned.as_dict(measured),
     )
     test_result = record.rows[0].metrics
     logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
     logger.info(f"test result: {logs.metrics_line(test_result)}")
+    if compared := planned.compared(measured):
+        logger.info(f"planned and measured:\n{compared}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
     for line in run.trainer.recommender.report(path.parent):
         logger.info(line)
@@ -90,6 +102,12 @@ class Run:
     valid: Any
     test: Any
     candidates: Mapping[str, CandidateSet]
+    retriever: Retriever | None
+    stages: Sequence[Stage]
+
+    def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
+        """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
+        return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
 
 
 def assemble(config: LLMConfig) -> Run:
@@ -107,6 +125,27 @@ def assemble(config: LLMConfig) -> Run:
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
-    if stages := trainer.plan(candidates, retriever):
-        logger.info(trainer.cache.plan(stages))
-    return Run(config, model, trainer, train, valid, test, candidates)
+    stages = trainer.plan(candidates, retriever)
+    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages)
+
+
+def plan_run(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    cmd_line: Sequence[str] = (),
+    device: str | None = None,
+) -> Plan:
+    """The plan of :func:`run_recbole_llm` with the same arguments; nothing is trained, and no weights are read.
+
+    Args:
+        device: a card of :data:`~recbole_llm.costs.devices.CARDS`; None: this machine, which is measured.
+    """
+    named = card(device) if device else None
+    config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
+    if named:
+        config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config)}, cmd_line)
+    compat.refuse_options(config.external_config_dict)
+    logs.init_logging(config)
+    return assemble(config).plan(named, patient=True)

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
@@ -46,6 +47,7 @@ class ProtocolTrainer(Trainer):
         cache: the results of its stages.
         ranks: of the last evaluation.
         users_per_second: of the last evaluation; None if it used cached scores.
+        validated: what the validation after the stages has cost, once it is done.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -65,6 +67,7 @@ class ProtocolTrainer(Trainer):
         self._bar: Any
         self.ranks = Ranks()
         self.users_per_second: float | None = None
+        self.validated: Measured | None = None
         self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -123,7 +126,8 @@ class ProtocolTrainer(Trainer):
         self.eval_collector.data_collect(train_data)
         if not valid_data:
             return -1, None
-        self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        with metered() as self.validated:
+            self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
 
@@ -178,10 +182,7 @@ class ProtocolTrainer(Trainer):
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
-        users = interaction[self.config["USER_ID_FIELD"]]
-        covered = self._candidates.covers(users)
-        if not covered.all():  # some users have too few interactions for a split that is equal for all models
-            interaction, users, positive_i = interaction[covered], users[covered], positive_i[covered]
+        interaction, users, positive_i = _covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
         listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
         scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
         target = positive_i.to(self.device)
@@ -189,6 +190,20 @@ class ProtocolTrainer(Trainer):
         self.ranks.add(users, scores, found.int().argmax(1), missed=~found.any(1))
         catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)  # [B, I]
         return interaction, catalogue, torch.arange(len(users)), positive_i
+
+    def evaluation_cost(self, eval_data: Any, *, all_rows: bool) -> Cost:
+        """What :meth:`evaluate` of the model costs, or of all variants, before training."""
+        return self.recommender.cost(list(self._listed(eval_data)), self.cache, all_rows=all_rows)
+
+    def _listed(self, eval_data: Any) -> Iterator[tuple[Any, Tensor | None]]:
+        """The users [B] of each batch that :meth:`evaluate` scores, as interactions, with their candidates [B, C] if any."""
+        for interaction, _, _, positive_i in eval_data:
+            if not eval_data.candidates:
+                yield interaction, None
+                continue
+            chosen, users, targets = _covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
+            if len(users):
+                yield chosen, eval_data.candidates.lookup(users, targets)
 
     def _full_ranking(self, batched_data: Any) -> Any:
         interaction, history, positive_u, positive_i = batched_data
@@ -272,6 +287,16 @@ class ProtocolTrainer(Trainer):
         self.model.load_other_parameter(state.get("other_parameter"))
         self.optimizer.load_state_dict(state["optimizer"])
         logger.info(f"resuming from epoch {self.start_epoch} of {resume_file}")
+
+
+def _covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:
+    """The rows, users and targets of a batch for which there are candidates."""
+    users = interaction[user_field]
+    covered = candidates.covers(users)
+    if covered.all():
+        return interaction, users, targets
+    # some users have too few interactions for a split that is equal for all models
+    return interaction[covered], users[covered], targets[covered]
 
 
 def trainer_class(config: Any) -> type[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import torch
 
-from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_tokenizer, resolved_dtype
+from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_outline, load_tokenizer, resolved_dtype
+from recbole_llm.llm.counting import count_passes
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
@@ -32,15 +34,36 @@ class BackboneSettings(Settings):
     load_in_4bit: bool
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a causal LM is without its weights: the configuration of ``transformers``, the tokenizer, and how it is loaded."""
+
+    config: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    device: str
+    load_in_4bit: bool
+
+
 class Backbone:
     """A frozen causal LM with its tokenizer.
+
+    Args:
+        untrained: configuration and tokenizer of an LM that ``stage`` trains.
 
     Attributes:
         stages: the stage that trains the builtin LM; empty for any other.
     """
 
-    def __init__(self, settings: BackboneSettings, stage: Stage | None = None, folder: Path | None = None):
+    def __init__(
+        self,
+        settings: BackboneSettings,
+        stage: Stage | None = None,
+        folder: Path | None = None,
+        untrained: Callable[[], tuple[Any, Any]] | None = None,
+    ):
         self._settings, self._stage, self._source = settings, stage, folder or settings.path
+        self._untrained = untrained
         self._loaded: CausalLM | None = None
         self.stages = (stage,) if stage else ()
 
@@ -72,7 +95,16 @@ class Backbone:
             options = {key: value for key, value in asdict(self._settings).items() if key != "path"}
             with preserved_random_state():
                 self._loaded = load_causal_lm(source, **options)
+            count_passes(self._loaded.model)
         return self._loaded
+
+    @cached_property
+    def outline(self) -> Outline:
+        """The LM without its weights, which are not read; of the builtin LM, the tokenizer is trained if necessary."""
+        settings = self._settings
+        found = self._untrained() if self._untrained else load_outline(self._source, settings.revision)
+        dtype = resolved_dtype(settings.dtype, torch.device(settings.device))
+        return Outline(*found, dtype, str(settings.device), settings.load_in_4bit)
 
     @cached_property
     def tokenizer(self) -> Any:

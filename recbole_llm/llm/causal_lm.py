@@ -82,18 +82,26 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     return tokenizer
 
 
+def load_outline(path: str | Path, revision: str | None = None) -> tuple[Any, Any]:
+    """Configuration and tokenizer of a causal LM; a folder needs no weights. Raises as :func:`load_causal_lm`."""
+    return _config(_source(path), revision), load_tokenizer(path, revision)
+
+
 def identity(path: str | Path, revision: str | None = None) -> str:
     """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
-    from transformers import AutoConfig
-
     source = _source(path)
     if Path(source).is_dir():
         return fingerprint(source)
+    return fingerprint(source, getattr(_config(source, revision), "_commit_hash", None) or revision)
+
+
+def _config(source: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise _not_found(source, revision, error) from error
-    return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
 
 
 def _source(path: str | Path) -> str:

@@ -61,9 +61,9 @@ def finetune(
     examples: Sequence[Any],
     encode: Encode,
     config: LoRATrainingConfig,
-    *,
     pad_token_id: int,
     validate: Callable[[Any], float] | None,
+    *,
     work: Work,
     options: LoopOptions = DEFAULT_OPTIONS,
 ) -> None:
@@ -74,12 +74,9 @@ def finetune(
         examples: inputs of ``encode``.
         validate: score (bigger is better) of the PeftModel in eval mode; the weights with the best score are written.
     """
-    keys = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "seed")
-    peft_model = attach_lora(model, name=name, **{key: getattr(config, key) for key in keys})
-    parameters = {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
+    peft_model, parameters = with_adapter(model, name, config)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
-    batches = Batches(examples, encode, config.batch_size, config.accumulation, config.seed)
-    total = batches.steps_per_epoch * config.epochs
+    batches, total, eval_every = schedule(examples, encode, config)
 
     def loss(micro: int) -> torch.Tensor:
         peft_model.train()
@@ -102,7 +99,7 @@ def finetune(
         accumulate=batches.parts,
         clip_grad_norm=config.max_grad_norm,
         validate=score if validate else None,
-        eval_every=config.eval_steps or max(1, -(-total // 4)),
+        eval_every=eval_every,
         patience=config.patience,
         folder=work.scratch / "loop",
         options=options,
@@ -115,6 +112,20 @@ def finetune(
         save_adapter(peft_model, name, work.out)
     finally:
         peft_model.unload()
+
+
+def with_adapter(model: Any, name: str, config: LoRATrainingConfig) -> tuple[Any, dict[str, torch.nn.Parameter]]:
+    """The model with an untrained adapter, and the adapter's parameters."""
+    keys = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "seed")
+    peft_model = attach_lora(model, name=name, **{key: getattr(config, key) for key in keys})
+    return peft_model, {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
+
+
+def schedule(examples: Sequence[Any], encode: Encode, config: LoRATrainingConfig) -> tuple[Batches, int, int]:
+    """The micro-batches, the number of steps, and the number of steps between two validations."""
+    batches = Batches(examples, encode, config.batch_size, config.accumulation, config.seed)
+    total = batches.steps_per_epoch * config.epochs
+    return batches, total, config.eval_steps or max(1, -(-total // 4))
 
 
 class Batches:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from recbole_llm.costs.lora import lora_cost
+from recbole_llm.costs.parts import blank
 from recbole_llm.data import domains
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Example
-from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
+from recbole_llm.llm.finetune import Encode, LoRATrainingConfig, finetune
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
     from recbole_llm.data.domains import Domain, TrainingExample
+    from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
     from recbole_llm.model.ranker_parts import RankerParts
+    from recbole_llm.store.costs import Cost
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,33 @@ class AdapterTraining:
             "valid": valid and [valid.fingerprint, parts.scoring.normalize],
         }
 
-        def build(work: Work) -> None:
-            examples = domains.training_examples(
+        def examples() -> list[TrainingExample]:
+            return domains.training_examples(
                 sources,
                 window=prompts.max_history + 1 if parts.examples.whole_histories else None,
                 samples=samples,
                 seed=parts.seed,
                 of_each=of_each,
             )
-            self._train(name, sources, examples, valid, work)
+
+        def build(work: Work) -> None:
+            causal = parts.backbone.load(work)
+            given = self._given(causal, sources, examples(), valid)
+            finetune(causal.model, name, *given, work=work, options=parts.options)
+
+        def cost() -> Cost:
+            causal = blank(parts.backbone.outline)
+            return lora_cost(parts.backbone.outline, causal, *self._given(causal, sources, examples(), valid))
 
         runs = "parts" if valid is None else "ranker_parts"  # without evaluation users, nothing is scored
-        return Stage(name, depends, build, inputs=parts.backbone.stages, code=(f"recbole_llm.model.{runs}",))
+        code = (f"recbole_llm.model.{runs}",)
+        return Stage(name, depends, build, inputs=parts.backbone.stages, code=code, cost=cost)
 
-    def _train(
-        self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
-    ) -> None:
-        parts, causal = self.parts, self.parts.backbone.load(work)
+    def _given(
+        self, causal: CausalLM, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None
+    ) -> tuple[list[TrainingExample], Encode, LoRATrainingConfig, int, Callable[[Any], float]]:
+        """The arguments of :func:`finetune`: examples, their encoding, the settings, the padding token, a validation."""
+        parts = self.parts
         pad, longest = int(causal.tokenizer.pad_token_id), parts.prompts.max_history
         encoders = [ExampleEncoder(domain, parts.builder(causal.tokenizer, domain), parts.examples) for domain in sources]
 
@@ -104,5 +118,4 @@ class AdapterTraining:
             losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
             return -float(torch.stack(losses).mean())
 
-        options = parts.options
-        finetune(causal.model, name, examples, encode, self.config, pad_token_id=pad, validate=score, work=work, options=options)
+        return examples, encode, self.config, pad, score

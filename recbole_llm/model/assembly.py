@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from recbole_llm.costs.builtin import builtin_cost
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.examples import ExampleSettings
 from recbole_llm.data.prompts import PromptSettings, template
 from recbole_llm.evaluation.metrics import check_valid_metric
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
-from recbole_llm.llm.builtin_lm import builtin_stage
+from recbole_llm.llm.builtin_lm import builtin_stage, untrained
 from recbole_llm.model.parts import Parts, Validation
 from recbole_llm.model.ranker_parts import RankerParts, ScoringSettings
 from recbole_llm.training.loop import LoopOptions
@@ -30,7 +32,14 @@ def backbone(config: Any, sources: Sequence[Domain]) -> Backbone:
         return Backbone(settings)
     if config.init_run:
         return Backbone(settings, folder=config.init_run.stage("builtin-lm"))
-    return Backbone(settings, builtin_stage(config["builtin_lm"], sources, config["seed"], LoopOptions.of(config)))
+    own, seed = config["builtin_lm"], config["seed"]
+    stage = builtin_stage(own, sources, seed, LoopOptions.of(config))
+    found = Backbone(
+        settings,
+        replace(stage, cost=lambda: builtin_cost(found.outline, own, sources, seed)),
+        untrained=lambda: untrained(own, sources),
+    )
+    return found
 
 
 def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.classical.retriever import Retriever
+from recbole_llm.costs.parts import blank, scoring_cost
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.likelihood import TitleLikelihood
@@ -34,6 +37,7 @@ from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterTraining
 from recbole_llm.model.parts import Parts, histories_of
 from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
@@ -70,6 +74,10 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}, backbone {self.parts.backbone.name}"
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.parts.backbone
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         """The stages of the model, those of :meth:`retrieval` included; the first one makes the model itself."""
@@ -110,11 +118,10 @@ class LLMRanker(Recommender, SequentialRecommender):
         self._unload()  # the adapters of an earlier load
         model = load_adapters(causal.model, folders)
         self._unload = model.unload
-        answer, *others = folders
+        answer = next(iter(folders))
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
-        mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
-        chosen = {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}
+        chosen = self._mixed(folders)
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
 
@@ -129,6 +136,40 @@ class LLMRanker(Recommender, SequentialRecommender):
             rows[SHUFFLED] = row({answer: 1.0}, prompts, SHUFFLED, self.parts.seed)
             rows[f"{NO_ADAPTER}, {SHUFFLED}"] = row({}, prompts, SHUFFLED, self.parts.seed)
         return rows
+
+    def _mixed(self, folders: Mapping[str, Path]) -> dict[str, Mapping[str, float]]:
+        """Adapter -> weight of each row with true titles."""
+        answer, *others = folders
+        mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
+        return {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}
+
+    def evaluated(self, causal: CausalLM, results: Folders) -> Sequence[tuple[TitleLikelihood, int]]:
+        """The likelihoods of :meth:`rows` without adapters, for their cost; each with the number of rows that cost the same."""
+        found = [(self.parts.likelihood(causal), len(self._mixed(self.adapters(results))))]
+        if self.shuffled_title_control:
+            prompts = self.parts.builder(causal.tokenizer, names=self._shuffled_names())
+            found.append((self.parts.likelihood(causal, prompts), 2))
+        return found
+
+    def cost(self, batches: Sequence[tuple[Any, Tensor | None]], results: Folders, *, all_rows: bool) -> Cost:
+        outline = self.backbone.outline
+        rows = self.evaluated(blank(outline), results)
+        if not all_rows:
+            rows = [(rows[0][0], 1)]
+        scored = [(lambda batch, own=own: self._scored(own, *batch), number) for own, number in rows]
+        known = [(interaction, self._any(interaction) if some is None else some) for interaction, some in batches]
+        users = sum(len(candidates) for _, candidates in known)
+        exact = all(some is not None for _, some in batches)
+        note = "" if exact else f"random items in place of the {self.retriever_top} that the retriever will choose"
+        return replace(scoring_cost(outline, scored, known, users=users, note=note), exact=exact)
+
+    def _any(self, interaction: Any) -> Tensor:
+        """As many random items [B, N] as are re-ranked."""
+        drawn = np.random.default_rng(self.parts.seed).integers(1, self.n_items, (len(interaction), self.retriever_top))
+        return torch.from_numpy(drawn)
+
+    def _scored(self, likelihood: TitleLikelihood, interaction: Any, candidates: Tensor) -> Tensor:
+        return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
     def _shuffled_names(self) -> list[str]:
         """The catalogue's titles, permuted so that each item has the title of another, in histories and candidates.
@@ -151,7 +192,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         """
 
         def score(interaction: Any, candidates: Tensor) -> Tensor:
-            return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
+            return self._scored(likelihood, interaction, candidates)
 
         kinds = [*type(self).__mro__, *type(self.parts).__mro__]
         own = {

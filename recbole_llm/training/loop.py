@@ -232,6 +232,11 @@ class TrainingLoop:
             return
 
 
+def validations(total_steps: int, eval_every: int) -> int:
+    """How often a :class:`TrainingLoop` validates that does not stop early."""
+    return -(-total_steps // eval_every) if eval_every else 1
+
+
 def cosine_with_warmup(optimizer: torch.optim.Optimizer, total_steps: int, warmup_ratio: float) -> Any:
     """Linear warm-up, then cosine decay to zero, from ``transformers``; the schedule of RecCocktail."""
     from transformers import get_cosine_schedule_with_warmup

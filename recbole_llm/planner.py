@@ -1,0 +1,91 @@
+"""Puts the plan of a run together: its stages, the training by RecBole's trainer if there is one, and the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from logging import getLogger
+from typing import Any
+
+import torch
+
+from recbole_llm.classical.retriever import Retriever
+from recbole_llm.classical.trainer import ProtocolTrainer
+from recbole_llm.costs.devices import Card, Speed, of_card, probe
+from recbole_llm.costs.plan import TO_RUN, Line, Plan, estimated, stage_lines
+from recbole_llm.llm.backbones import Backbone
+from recbole_llm.store.costs import Cost
+from recbole_llm.store.stages import Stage
+
+logger = getLogger()
+
+VALIDATION, TEST = "validation", "test"
+SHORT = 2e11  # floating-point operations of a few seconds on any machine: not worth a measurement
+GUESS = 5e10  # operations per second, to bound the measurement
+
+
+def on_card(config: Any) -> dict[str, Any]:
+    """The settings that a run on an accelerator chooses by itself, for a plan on another machine."""
+    own = {} if config["dtype"] != "auto" else {"dtype": "bfloat16"}
+    return own | ({} if config["score_batch_tokens"] else {"score_batch_tokens": 16384})
+
+
+def plan_of(
+    trainer: ProtocolTrainer,
+    stages: Sequence[Stage],
+    valid: Any,
+    test: Any,
+    retriever: Retriever | None = None,
+    named: Card | None = None,
+    *,
+    patient: bool = False,
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        stages: those of ``trainer.plan``.
+        valid, test: loaders.
+        retriever: the source of the candidates, if it is a model.
+        named: the accelerator; None: this machine, whose speed is measured.
+        patient: measure the speed for short runs, too.
+    """
+    config, unknown = trainer.config, ""
+    if retriever is not None and not trainer.cache.is_cached(retriever.stage):
+        unknown = f"the candidates are those of {retriever.name}, which is not trained yet"
+    elif retriever is not None:
+        retriever.load(trainer.cache.folder(retriever.stage))
+    lines = stage_lines(stages, trainer.cache, unknown=unknown)
+    if not trainer.recommender.trained_in_stages:
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+        note = f"RecBole's trainer, at most {config['epochs']} epochs, not estimated"
+        lines.append(Line("training", TO_RUN, Cost(parameters=parameters or None, note=note)))
+    phases = [(VALIDATION, valid)] if trainer.recommender.trained_in_stages else []
+    for name, data in (*phases, (TEST, test)):
+        cost = Cost(note=f"not estimated: {unknown}")
+        if not unknown:
+            cost = estimated(lambda data=data, name=name: trainer.evaluation_cost(data, all_rows=name == TEST))
+        lines.append(Line(name, "", cost))
+    backbone = trainer.recommender.backbone
+    heading = f"{config['model']} on {config['dataset']}" + (f", backbone {backbone.name}" if backbone else "")
+    plan = Plan(heading, lines)
+    return Plan(heading, lines, _speed(plan, backbone, config, named, patient))
+
+
+def _speed(plan: Plan, backbone: Backbone | None, config: Any, named: Card | None, patient: bool) -> Speed | None:
+    if backbone is None or not plan.flops:
+        return None
+    outline = backbone.outline
+    if named is not None:
+        return of_card(named, outline.dtype, config["plan_efficiency"])
+    if not patient and plan.flops < SHORT:
+        return None
+    seconds = min(config["probe_seconds"], max(1.0, plan.flops / GUESS / 100))
+    return probe(outline.config, outline.dtype, outline.device, seconds, _memory(outline.device))
+
+
+def _memory(device: str) -> int | None:
+    """Bytes that are free on this machine's device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    import psutil
+
+    return psutil.virtual_memory().available
