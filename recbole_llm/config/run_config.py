@@ -1,9 +1,9 @@
 """RecBole's ``Config`` with our property files, checked keys, and values that are never evaluated.
 
 Later values override earlier ones: RecBole's defaults, properties/overall, properties/dataset, the property file beside the
-data, properties/llm/L (backbone L), properties/model/M (the recipe of model M), properties/llm/L/M (what L needs for M alone),
-the run of ``init_from``, the user's files, ``config_dict``, the command line. A dictionary such as ``eval_args`` or
-``candidates`` overrides only the keys that it names.
+data, properties/llm/L (backbone L), properties/text_encoder/T (text encoder T), properties/model/M (the recipe of model M),
+properties/llm/L/M and properties/text_encoder/T/M (what L and T need for M alone), the run of ``init_from``, the user's files,
+``config_dict``, the command line. A dictionary such as ``eval_args`` or ``candidates`` overrides only the keys that it names.
 """
 
 from __future__ import annotations
@@ -104,9 +104,10 @@ class LLMConfig(Config):
             del overall["load_col"]  # ours only adds the time column, which RecBole's default omits (RecBole#1616)
         if self.internal_config_dict["MODEL_TYPE"] in _LABELLED:
             evaluation = {}
-        beside, llm = self._beside_the_data(dataset, overall), self._llm()
-        model_files = [llm, f"model/{model}", f"{llm}/{model}"] if llm else [f"model/{model}"]
-        ours = merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*model_files))
+        beside = self._beside_the_data(dataset, overall)
+        parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
+        named = [*parts, f"model/{model}", *(f"{part}/{model}" for part in parts)]
+        ours = merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
         self._ours.update(ours)
         self.internal_config_dict = merge(self.internal_config_dict, ours)
         self._initialise_from_run(model, model_class)
@@ -115,15 +116,16 @@ class LLMConfig(Config):
             check_known(values, source, files, self.internal_config_dict)
             check(values, source, files, defaults)
 
-    def _llm(self) -> str | None:
-        """The property file of the backbone, ``llm/<llm>``; None if ``llm_path`` names the backbone."""
-        name = self.external_config_dict.get("llm")
-        if name is None and "llm_path" in self.external_config_dict:
+    def _part(self, key: str) -> str | None:
+        """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""
+        name = self.external_config_dict.get(key)
+        if name is None and f"{key}_path" in self.external_config_dict:
             return None
-        name, known = name or "builtin", self.properties.names("llm")
+        name, known = name or "builtin", self.properties.names(key)
         if name not in known:
-            raise ValueError(f"--llm={name}: unknown backbone; known: {', '.join(known)}; or give --llm_path=FOLDER_OR_HUB_ID")
-        return f"llm/{name}"
+            what = {"llm": "backbone", "text_encoder": "text encoder"}[key]
+            raise ValueError(f"--{key}={name}: unknown {what}; known: {', '.join(known)}; or give --{key}_path=FOLDER_OR_HUB_ID")
+        return f"{key}/{name}"
 
     def _beside_the_data(self, dataset: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """The property file ``<data_path>/<dataset>/<dataset>.yaml``: text fields and filters of the dataset.

@@ -40,12 +40,14 @@ class Facts:
         backbone, backbone_fingerprint: the name in tables and the fingerprint of the language model or text encoder.
         merge: how adapters were merged.
         backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
+        builtin: the parts that are not pretrained: ``llm``, ``text_encoder``.
     """
 
     backbone: str | None = None
     backbone_fingerprint: str | None = None
     merge: Mapping[str, Any] | None = None
     backbone_identity: str | None = None
+    builtin: tuple[str, ...] = ()
 
 
 class Recommender:

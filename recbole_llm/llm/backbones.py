@@ -1,4 +1,4 @@
-"""The backbone of a model: the builtin LM, trained by a stage, or any causal LM from a folder or the hub."""
+"""The backbone of a model: the builtin LM, or any causal LM from a folder, a GGUF file, a package or the hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 
 from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_outline, load_tokenizer, resolved_dtype
 from recbole_llm.llm.counting import count_passes
+from recbole_llm.llm.gguf_file import dequantised, gguf_name, is_gguf
+from recbole_llm.llm.packages import distribution_of, is_package, located
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
@@ -21,9 +23,14 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class BackboneSettings(Settings):
-    """Which causal LM, and the options of ``transformers`` to load it with."""
+    """Which causal LM, and the options of ``transformers`` to load it with.
 
-    KEYS = {"path": "llm_path", "revision": "llm_revision"}
+    Attributes:
+        path: ``builtin``, a folder, a GGUF file, ``package:DISTRIBUTION/PATH`` or a hub id.
+        saved: where the dequantised weights of a GGUF file are written.
+    """
+
+    KEYS = {"path": "llm_path", "revision": "llm_revision", "saved": "checkpoint_dir"}
 
     path: str
     revision: str | None
@@ -32,6 +39,12 @@ class BackboneSettings(Settings):
     device_map: Any
     attn_implementation: str | None
     load_in_4bit: bool
+    saved: str = "saved"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the weights, with ``auto`` resolved."""
+        return resolved_dtype(self.dtype, torch.device(self.device))
 
 
 @dataclass(frozen=True)
@@ -62,10 +75,22 @@ class Backbone:
         folder: Path | None = None,
         untrained: Callable[[], tuple[Any, Any]] | None = None,
     ):
-        self._settings, self._stage, self._source = settings, stage, folder or settings.path
-        self._untrained = untrained
+        self._settings, self._stage, self._folder, self._untrained = settings, stage, folder, untrained
         self._loaded: CausalLM | None = None
         self.stages = (stage,) if stage else ()
+
+    @cached_property
+    def _named(self) -> Path | str:
+        """What ``llm_path`` names: a folder or file on disk, or a hub id."""
+        path = self._folder or self._settings.path
+        return located(str(path), "llm_path") if is_package(path) else path
+
+    @cached_property
+    def _source(self) -> Path | str:
+        """The folder or hub id to load; a GGUF file is dequantised into a folder at the first call."""
+        if not is_gguf(self._named):
+            return self._named
+        return dequantised(Path(self._named).expanduser(), self._settings.torch_dtype, Path(self._settings.saved) / "llm")
 
     @cached_property
     def identity(self) -> str:
@@ -75,24 +100,31 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer, chat template, precision and quantisation; needs neither loading nor training."""
-        dtype = resolved_dtype(self._settings.dtype, torch.device(self._settings.device))
-        return fingerprint([self.identity, str(dtype), self._settings.load_in_4bit])
+        return fingerprint([self.identity, str(self._settings.torch_dtype), self._settings.load_in_4bit])
 
     @property
     def name(self) -> str:
-        """As tables show it: a folder's name, a hub id, or ``builtin``, followed by its size once it is loaded."""
-        if self._settings.path != BUILTIN:
-            folder = Path(self._source)
-            return folder.resolve().name if folder.is_dir() else str(self._source)
+        """As tables show it: a folder's or a GGUF file's name, a hub id, or ``builtin`` with its size once it is loaded."""
+        path = self._settings.path
+        if path != BUILTIN:
+            if is_gguf(path):
+                return gguf_name(Path(path))
+            folder = Path(path).expanduser()
+            return distribution_of(path) if is_package(path) else folder.resolve().name if folder.is_dir() else path
         if self._loaded is None:
             return BUILTIN
         return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
+
+    @property
+    def builtin(self) -> tuple[str, ...]:
+        """``llm`` if it is the builtin LM, which is not pretrained."""
+        return ("llm",) if self._settings.path == BUILTIN else ()
 
     def load(self, results: Folders) -> CausalLM:
         """The LM, frozen and in ``eval()``, on its device; loaded once. Random states are preserved."""
         if self._loaded is None:
             source = results.folder(self._stage) if self._stage else self._source
-            options = {key: value for key, value in asdict(self._settings).items() if key != "path"}
+            options = {key: value for key, value in asdict(self._settings).items() if key not in ("path", "saved")}
             with preserved_random_state():
                 self._loaded = load_causal_lm(source, **options)
             count_passes(self._loaded.model)
@@ -103,8 +135,7 @@ class Backbone:
         """The LM without its weights, which are not read; of the builtin LM, the tokenizer is trained if necessary."""
         settings = self._settings
         found = self._untrained() if self._untrained else load_outline(self._source, settings.revision)
-        dtype = resolved_dtype(settings.dtype, torch.device(settings.device))
-        return Outline(*found, dtype, str(settings.device), settings.load_in_4bit)
+        return Outline(*found, settings.torch_dtype, str(settings.device), settings.load_in_4bit)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from recbole_llm.llm.identity import checked_hub_id, fingerprint, first_line, not_on_hub
+from recbole_llm.llm.identity import check_complete, checked_hub_id, fingerprint, first_line, not_on_hub
 from recbole_llm.logs import hide_progress_bars
 
 
@@ -58,7 +58,10 @@ def load_causal_lm(
         options["device_map"] = device_map
     tokenizer = load_tokenizer(path, revision)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, trust_remote_code=False, output_loading_info=True, **options
+        )
+        check_complete(loading)
     except OSError as error:
         raise _not_found(source, revision, error) from error
     if not device_map:

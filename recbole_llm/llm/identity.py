@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -56,6 +57,17 @@ def not_on_hub(key: str, hub_id: str, revision: str | None, error: Exception) ->
         f"hub. On a machine with network access, run `hf download {hub_id}` and point HF_HOME or {key} to the result; "
         f"or use {key}: builtin, which needs no download"
     )
+
+
+def check_complete(loading: Mapping[str, Collection[str]]) -> None:
+    """Check the loading info of ``transformers``, which gives random values to a weight that no file has.
+
+    Raises:
+        OSError: a weight is missing, or has another shape than the config says.
+    """
+    odd = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if odd:
+        raise OSError(f"its files do not fit its config: {len(odd)} weights are missing or of another shape, such as {odd[0]}")
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The text encoder of a model: the builtin one, made by a stage, or any SentenceTransformer from a folder or the hub."""
+"""The text encoder of a model: the builtin one, or any SentenceTransformer from a folder, a package or the hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
+from recbole_llm.llm.packages import distribution_of, is_package, located
 from recbole_llm.llm.text_encoder import TextEncoder, cached_vectors, identity, load_text_encoder
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders
@@ -34,22 +35,33 @@ class TextBackbone:
         self._vectors_folder = Path(config["checkpoint_dir"]) / "text_vectors"
         builtin = self._path == BUILTIN
         self.stages = (builtin_stage(sentences, **config["builtin_text_encoder"], seed=config["seed"]),) if builtin else ()
-        self.name = str(self._path)
+        self.name = distribution_of(self._path) if is_package(self._path) else str(self._path)
+
+    @cached_property
+    def _source(self) -> Path | str:
+        """The folder or hub id to load."""
+        return located(self._path, "text_encoder_path") if is_package(self._path) else self._path
 
     @cached_property
     def identity(self) -> str:
         """``id@commit`` of an encoder from the hub, otherwise a hash of its folder or of the stage that trains it."""
-        return self.stages[0].fingerprint if self.stages else identity(self._path, self._revision)
+        return self.stages[0].fingerprint if self.stages else identity(self._source, self._revision)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the encoder and the sentences; does not load the encoder."""
         return fingerprint([self.identity, list(self.sentences)])
 
+    @property
+    def builtin(self) -> tuple[str, ...]:
+        """``text_encoder`` if it is the builtin one, which is not pretrained."""
+        return ("text_encoder",) if self.stages else ()
+
     def load(self, results: Folders) -> TextEncoder:
         """The encoder, frozen and in ``eval()``; loaded anew at each call, since callers may train it."""
-        path = results.folder(self.stages[0]) if self.stages else self._path
-        encoder = load_text_encoder(path, revision=self._revision, device=self._device)
+        path = results.folder(self.stages[0]) if self.stages else self._source
+        name = self.name if is_package(self._path) else None
+        encoder = load_text_encoder(path, revision=self._revision, device=self._device, name=name)
         self.name = encoder.name
         return encoder
 

@@ -150,11 +150,13 @@ def _collate(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
-def load_text_encoder(path: str | Path, *, revision: str | None = None, device: str | torch.device | None = None) -> TextEncoder:
+def load_text_encoder(
+    path: str | Path, *, revision: str | None = None, device: str | torch.device | None = None, name: str | None = None
+) -> TextEncoder:
     """Load a SentenceTransformer in float32, frozen and in evaluation mode.
 
     path: a folder that ``SentenceTransformer.save`` wrote, or a hub id. revision: branch, tag or commit of the hub.
-    device: CUDA by default if available.
+    device: CUDA by default if available. name: as tables show it; by default that of the folder or the hub id.
     Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for a model without token inputs.
     """
     from safetensors import SafetensorError
@@ -162,7 +164,7 @@ def load_text_encoder(path: str | Path, *, revision: str | None = None, device: 
 
     hide_progress_bars()
     folder, identity = _located(path, revision)
-    name = folder.resolve().name if Path(path).expanduser().is_dir() else str(path)
+    name = name or (folder.resolve().name if Path(path).expanduser().is_dir() else str(path))
     for file in folder.rglob("*_model.bin"):
         if not any(file.parent.glob(file.stem.removeprefix("pytorch_") + "*.safetensors")):
             raise _incomplete(folder, f"{file.relative_to(folder)} has no safetensors beside it")

@@ -28,7 +28,7 @@ from torch import Tensor
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.items import text_fields
 from recbole_llm.data.prompts import template
-from recbole_llm.evaluation.recommender import Variant
+from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
@@ -36,7 +36,7 @@ from recbole_llm.model.alignment import AlignmentConfig, AlignmentTraining
 from recbole_llm.model.parts import histories_of
 from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Stage, StageCache
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class ALLMRec(LLMRanker):
             self.retriever = self.cf
         domain = self.parts.domain
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
-        self.alignment = AlignmentTraining(alignment, domain, self.cf, text, self.parts.options)
+        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
+        self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         projection = ProjectionConfig.of(config)
         self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())
 
@@ -76,6 +76,16 @@ class ALLMRec(LLMRanker):
             self.parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         self.projection_stage = self.projection.stage(self.parts.eval_users(candidates))
         return [self.projection_stage]
+
+    def facts(self) -> Facts:
+        lm, text = super().facts(), self.text
+        return replace(
+            lm,
+            backbone=f"{lm.backbone}, {text.name}",
+            backbone_fingerprint=fingerprint([lm.backbone_fingerprint, text.identity]),
+            backbone_identity=f"{lm.backbone_identity}, {text.identity}",
+            builtin=(*lm.builtin, *text.builtin),
+        )
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its collaborative model, the model with text vectors for all items, and the LM without soft tokens."""

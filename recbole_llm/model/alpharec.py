@@ -72,7 +72,8 @@ class AlphaRec(Recommender, LightGCN):
         return ClassicalRecommender(self, self.ITEM_ID, type(self).__name__).variants()
 
     def facts(self) -> Facts:
-        return Facts(self.text.name, self.text.fingerprint, backbone_identity=self.text.identity)
+        text = self.text
+        return Facts(text.name, text.fingerprint, backbone_identity=text.identity, builtin=text.builtin)
 
     def get_ego_embeddings(self) -> Tensor:
         return self.project(self.text_vectors)  # [U + I, D]

@@ -63,7 +63,7 @@ class LLMEncoder(Recommender, SequentialRecommender):
 
     def facts(self) -> Facts:
         backbone = self.parts.backbone
-        return Facts(backbone.name, backbone.fingerprint, backbone_identity=backbone.identity)
+        return Facts(backbone.name, backbone.fingerprint, backbone_identity=backbone.identity, builtin=backbone.builtin)
 
     def variants(self) -> dict[str, Variant]:
         """The model; its scores are not cached, since they cost only one forward pass for each user."""

@@ -105,7 +105,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def facts(self) -> Facts:
         backbone = self.parts.backbone
-        return Facts(backbone.name, backbone.fingerprint, self.merge_report, backbone.identity)
+        return Facts(backbone.name, backbone.fingerprint, self.merge_report, backbone.identity, backbone.builtin)
 
     def report(self, folder: Path) -> list[str]:
         if self.merge_report is None:

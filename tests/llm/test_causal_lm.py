@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from recbole_llm.llm import causal_lm, identity
 from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm
@@ -77,6 +78,18 @@ def test_pickled_weights_are_never_read(folder):
     os.rename(path / "model.safetensors", path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="pickled weights"):
         load_causal_lm(path)
+
+
+def test_a_weight_that_no_file_has_is_refused_instead_of_drawn(folder):
+    path = folder()
+    tensors = load_file(path / "model.safetensors")
+    whole = dict(tensors)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileNotFoundError, match=r"1 weights are missing .*model\.layers\.1\.mlp\.up_proj"):
+        load_causal_lm(path, device="cpu")
+    save_file(whole, path / "model.safetensors", {"format": "pt"})
+    load_causal_lm(path, device="cpu")
 
 
 def test_fingerprint_follows_the_weights_and_nothing_else(folder, build_model, monkeypatch):

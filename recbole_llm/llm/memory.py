@@ -1,0 +1,134 @@
+"""The memory of training through a frozen causal LM, and the size of its micro-batches.
+
+The activations that PyTorch keeps for the backward pass are counted from the configuration of the LM, for decoder layers as
+those of Llama, Qwen and Mistral: RMSNorm in fp32, SDPA, a gated feed-forward layer. Each distinct input of LoRA layers
+(q, k and v share one, gate and up another) is kept once, after dropout, in the fp32 of the adapters. ``tests/llm/test_memory.py``
+compares the count with the tensors that autograd saves.
+
+Legend: H width, A width of the queries, K of the keys, F of the feed-forward layer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+FP32 = 4  # bytes
+LOGITS_AT_ONCE = 2**24  # logits that the training loss computes at a time
+CHECKPOINT_ABOVE = 1_000_000_000  # weights, for gradient_checkpointing: auto
+MOST_TOKENS = {"cpu": 1024, "other": 16384}  # of a micro-batch; more are hardly faster
+SHARE = {"cpu": 0.25, "other": 0.8}  # of the free memory that activations may take
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that the forward and backward passes of training need beside the weights.
+
+    Attributes:
+        per_token: activations of a padded token.
+        fixed: those that do not grow with the tokens: the logits computed at a time, and their gradients.
+    """
+
+    per_token: int
+    fixed: int
+
+    def bytes(self, tokens: int) -> int:
+        """Bytes of a micro-batch of padded tokens."""
+        return self.fixed + tokens * self.per_token
+
+    def tokens(self, free: int) -> int:
+        """The padded tokens that fit into ``free`` bytes, at least 1."""
+        return max(1, (free - self.fixed) // self.per_token)
+
+
+def training_memory(
+    config: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    r: int | None = None,
+    dropout: float = 0.0,
+    checkpointing: bool = False,
+) -> TrainingMemory:
+    """The memory of training through a frozen LM.
+
+    Args:
+        config: the LM's, from ``transformers``.
+        dtype: the LM's.
+        r: rank of a LoRA on all linear layers; None: only the input embeddings get gradients (soft tokens).
+        dropout: that of LoRA.
+        checkpointing: layers are computed again in the backward pass, so that one at a time keeps its activations.
+    """
+    text = config.get_text_config(decoder=True)
+    heads, width, layers = text.num_attention_heads, text.hidden_size, text.num_hidden_layers
+    head = getattr(text, "head_dim", None) or width // heads
+    queries, keys = heads * head, (getattr(text, "num_key_value_heads", None) or heads) * head
+    inner, size = text.intermediate_size, dtype.itemsize
+    layer = 2 * (width + 1) * FP32  # the input of each norm in fp32, and its scale
+    layer += (2 * queries + 2 * keys) * size + heads * FP32  # q, k, v, the output of attention and its log-sum-exp
+    layer += 3 * inner * size  # gate, SiLU(gate), up
+    if r is not None:
+        layer += (2 * width + queries + inner) * (FP32 + (dropout > 0)) + 7 * r * FP32  # inputs with their masks, and A x
+    embeddings, last = width * size, (width + 1) * FP32 + 2 * width * size  # last norm; states before lm_head and their gradients
+    kept = layers * width * size + layer if checkpointing else layers * layer
+    at_once = max(LOGITS_AT_ONCE, text.vocab_size)
+    return TrainingMemory(embeddings + kept + last, at_once * (2 * size + 3 * FP32))
+
+
+def checkpoints(config: bool | str, weights: int) -> bool:
+    """Whether layers are computed again in the backward pass: ``gradient_checkpointing`` of an LM with so many weights.
+
+    Raises:
+        ValueError: it is neither True, False nor ``auto``.
+    """
+    if config not in (True, False, "auto"):
+        raise ValueError(f"gradient_checkpointing: {config!r} is unknown; choose True, False or auto")
+    return weights > CHECKPOINT_ABOVE if config == "auto" else bool(config)
+
+
+def free_memory(device: torch.device, max_memory: Mapping[Any, int | str] | None = None) -> int:
+    """Bytes that are free on a device: at most those that ``max_memory`` leaves to this process, by device as in ``transformers``.
+
+    Raises:
+        ValueError: a size of ``max_memory`` is no number of bytes.
+    """
+    if device.type == "cpu":
+        free, used = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    elif device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        free, used = torch.cuda.mem_get_info(index)[0], torch.cuda.memory_allocated(index)
+        free += torch.cuda.memory_reserved(index) - used  # what the allocator has cached
+    else:
+        free, used = psutil.virtual_memory().available // 2, 0  # mps and others share the memory, or do not tell
+    key = "cpu" if device.type == "cpu" else device.index or 0
+    if max_memory is not None and key in max_memory:
+        return max(0, min(free, _bytes(max_memory[key]) - used))
+    return free
+
+
+def micro_batch_tokens(memory: TrainingMemory, device: torch.device, max_memory: Mapping[Any, int | str] | None = None) -> int:
+    """Padded tokens of a micro-batch on a device, beside what it holds now.
+
+    On a CPU activations take at most a quarter of the free memory, since other programs run there, and at most 1,024 tokens:
+    SmolLM2-135M then needs about 2 GB beside its weights.
+    """
+    kind = "cpu" if device.type == "cpu" else "other"
+    return min(MOST_TOKENS[kind], memory.tokens(int(free_memory(device, max_memory) * SHARE[kind])))
+
+
+def _bytes(size: int | str) -> int:
+    """A number of bytes, or text such as ``20GiB``, as ``accelerate`` reads it."""
+    if isinstance(size, int):
+        return size
+    text = size.strip().upper()
+    for unit in sorted(_UNITS, key=len, reverse=True):
+        if text.endswith(unit):
+            try:
+                return int(float(text.removesuffix(unit)) * _UNITS[unit])
+            except ValueError:
+                break
+    raise ValueError(f"max_memory: {size!r} is no size; give bytes or text such as 20GiB")
