@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 _READS = (Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.numpy)
+_VIEWS = ("split", "flatten", "unsqueeze", "unbind", "detach", "view", "expand")
 
 
 class Blank(Tensor):
@@ -33,6 +34,11 @@ class Blank(Tensor):
             name = getattr(func, "__name__", "")
             if func in _READS or name == "__get__":  # values, and attributes such as shape and device
                 return func(*args, **kwargs)
+            if func is Tensor.cpu or name in _VIEWS:  # blanks are on the CPU, and views of one number cost nothing
+                found = args[0] if func is Tensor.cpu else func(*args, **kwargs)
+                return tree_map(lambda x: x.as_subclass(Blank) if isinstance(x, Tensor) else x, found)
+            if func is Tensor.logsumexp and args[1:] == (-1,):  # called often, and slow on ``meta``
+                return Blank.of(args[0].shape[:-1], args[0].dtype)
             if name == "__getitem__":
                 args = args[0], _without_masks(args[1])
             found = func(*tree_map(_shape_only, args), **tree_map(_shape_only, kwargs))
