@@ -43,13 +43,17 @@ class ExampleEncoder:
     def __init__(self, domain: Domain, prompts: PromptBuilder, settings: ExampleSettings):
         self._domain, self._prompts, self._settings = domain, prompts, settings
 
-    def __call__(self, items: Sequence[int], rng: np.random.Generator, user: int | None = None) -> Example:
+    def __call__(
+        self, items: Sequence[int], rng: np.random.Generator, user: int | None = None, *, known: Sequence[int] | np.ndarray
+    ) -> Example:
         """The example of a history whose last item is the target.
 
         Args:
             items: internal ids, old to new.
             rng: samples the other candidates, if prompts list any.
             user: key of the user's soft token, if prompts have one.
+            known: the user's whole training history, also what a prompt does not show and what follows the target: none of it
+                is a negative.
         """
         prompts, settings = self._prompts, self._settings
         if settings.whole_histories:
@@ -57,7 +61,7 @@ class ExampleEncoder:
         *history, target = items
         if not prompts.shows_candidates:
             return Example.of(prompts.prompt(history, None, user), prompts.answers[target])
-        listed = negatives.with_target(rng, target, set(items), self._domain.trained_items, settings.num_negatives)
+        listed = negatives.with_target(rng, target, {*map(int, known)}, self._domain.trained_items, settings.num_negatives)
         return Example.of(prompts.prompt(history, listed, user), self._answer(target, listed, rng))
 
     def _answer(self, target: int, listed: list[int], rng: np.random.Generator) -> list[int]:

@@ -65,6 +65,13 @@ class TitleLikelihood:
         keys = [self.user_key(row) if self.user_key else None for row in range(len(rows))]
         return [self.prompts.prompt(*parts) for parts in zip(histories, shown, keys, strict=True)]
 
+    def tokens(self, histories: Histories, candidates: Tensor) -> tuple[list[int], list[int]]:
+        """The tokens of each user's prompt, and of all answers that follow it."""
+        prompts = [len(prompt) for prompt in self.prompts_of(histories, candidates)]
+        if self.prompts.label_tokens:
+            return prompts, [0] * len(prompts)
+        return prompts, [sum(len(self._title(item)) for item in row) for row in candidates.tolist()]
+
     def without_history(self, candidates: Tensor) -> Tensor:
         """Likelihoods [B, C] without a history; each distinct title is scored once where prompts do not show candidates."""
         if self.prompts.shows_candidates:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from recbole_llm.llm.folding import Folding
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,6 +69,8 @@ def attach_lora(
             return get_peft_model(model, config, adapter_name=name)
         if name in model.peft_config:
             raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
+        AdapterView(model).select()  # ends a folding
+        del _SELECTIONS[model]
         model.add_adapter(name, config)
     _tuner(model).enable_adapter_layers()
     model.set_adapter(name)  # peft also makes it trainable
@@ -105,6 +111,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
             if name in model.peft_config:
                 raise ValueError(f"adapter {name!r} is already loaded; give {folder} another name")
             model.load_adapter(str(folder), adapter_name=name)
+            _SELECTIONS.pop(model, None)
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
@@ -178,17 +185,19 @@ class AdapterView:
         model: a causal LM with loaded adapters.
         adapters: name -> coefficient: a scalar, or {module -> scalar tensor}. Tensors receive gradients; tensors on the CPU
             work for modules on any device. Without adapters, the view is the base model.
+        fold: without gradients, run on weights with the mixture folded in where :class:`Folding` can: a forward pass then costs
+            that of the base model, and results differ by the rounding of a weight.
 
     Raises:
         ValueError: an unknown adapter, or per-module coefficients that do not name exactly the adapter's modules.
     """
 
-    def __init__(self, model: PeftModel, adapters: Mapping[str, Coefficient] | None = None):
-        self.model, self.adapters = model, dict(adapters or {})
+    def __init__(self, model: PeftModel, adapters: Mapping[str, Coefficient] | None = None, *, fold: bool = False):
+        self.model, self.adapters, self._fold = model, dict(adapters or {}), fold
         _check_names(model, self.adapters)
-        layers = lora_modules(model)
+        self._layers = lora_modules(model)
         for name, coefficient in self.adapters.items():
-            targeted = {module for module, layer in layers.items() if name in layer.scaling}
+            targeted = {module for module, layer in self._layers.items() if name in layer.scaling}
             if isinstance(coefficient, Mapping) and set(coefficient) != targeted:
                 odd = min(set(coefficient) ^ targeted)
                 raise ValueError(f"coefficients of adapter {name!r} must name exactly its modules; {odd!r} does not match")
@@ -199,20 +208,47 @@ class AdapterView:
         return self.model(*args, **kwargs)
 
     def select(self) -> None:
-        """Make this view's adapters the active ones of the model."""
+        """Make this view's adapters the active ones of the model; does nothing if they are."""
+        state = _SELECTIONS.setdefault(self.model, _Selection())
+        fold = self._fold and not torch.is_grad_enabled() and bool(self.adapters) and self._foldable(state)
+        chosen = fold, [(name, _value(coefficient)) for name, coefficient in self.adapters.items()]
+        if state.chosen == chosen and not any(tensor.requires_grad for tensor in self._tensors()):
+            return
+        state.chosen = None  # until all is done
+        if state.folding is not None and state.folding.active and not fold:
+            state.folding.restore()
+        self._activate(state, () if fold else tuple(self.adapters))
+        for module, layer in self._layers.items():
+            for name, coefficient in self.adapters.items():
+                if name in layer.scaling:
+                    layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
+        if fold and state.folding is not None:
+            state.folding.fold(self.adapters)
+        state.chosen, state.coefficients = chosen, self.adapters
+
+    def _activate(self, state: _Selection, names: tuple[str, ...]) -> None:
+        if state.active == names:
+            return
         flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         tuner = _tuner(self.model)
-        if self.adapters:
+        if names:
             tuner.enable_adapter_layers()
-            tuner.set_adapter(list(self.adapters))
+            tuner.set_adapter(list(names))
         else:
             tuner.disable_adapter_layers()
         for parameter, flag in flags:  # peft makes active adapters trainable
             parameter.requires_grad_(flag)
-        for module, layer in lora_modules(self.model).items():
-            for name, coefficient in self.adapters.items():
-                if name in layer.scaling:
-                    layer.set_scale(name, coefficient[module] if isinstance(coefficient, Mapping) else coefficient)
+        state.active = names
+
+    def _foldable(self, state: _Selection) -> bool:
+        if state.folding is None:
+            state.folding = Folding(_tuner(self.model).model, self._layers)
+        return state.folding.possible
+
+    def _tensors(self) -> Iterable[Tensor]:
+        for coefficient in self.adapters.values():
+            found = coefficient.values() if isinstance(coefficient, Mapping) else [coefficient]
+            yield from (value for value in found if isinstance(value, Tensor))
 
     @property
     def config(self) -> Any:
@@ -222,6 +258,33 @@ class AdapterView:
     def get_input_embeddings(self) -> Any:
         """The input embeddings of the base model."""
         return self.model.get_input_embeddings()
+
+
+def unload(model: PeftModel) -> None:
+    """Remove all adapters; the base model has its own weights afterwards."""
+    if (state := _SELECTIONS.pop(model, None)) is not None and state.folding is not None and state.folding.active:
+        state.folding.restore()
+    model.unload()
+
+
+@dataclass
+class _Selection:
+    """What the last view of a model has selected; None if unknown."""
+
+    active: tuple[str, ...] | None = None
+    chosen: Any = None  # whether adapters are folded, and their coefficients as _value describes them
+    coefficients: Any = None  # keeps the tensors among them, so that no other tensor gets their ids
+    folding: Folding | None = None
+
+
+_SELECTIONS: WeakKeyDictionary[Any, _Selection] = WeakKeyDictionary()
+
+
+def _value(coefficient: Coefficient) -> Any:
+    """A number, or the identity of a tensor and its version, which changes when it is written to."""
+    if isinstance(coefficient, Mapping):
+        return {module: _value(value) for module, value in coefficient.items()}
+    return (id(coefficient), coefficient._version) if isinstance(coefficient, Tensor) else coefficient
 
 
 def _tuner(model: PeftModel) -> Any:

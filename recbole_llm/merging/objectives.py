@@ -29,14 +29,18 @@ def candidate_entropy(scores: Tensor) -> Tensor:
 
 
 def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean over answer positions of the entropy (nats) of the next-token distribution.
+    """Mean over users of the mean entropy (nats) of the next-token distribution at their answer positions.
+
+    So the entropy of a user does not depend on the others in a batch.
 
     Args:
         logits: ``[B, k, V]``.
-        counted: ``[B, k]``, False at positions after the end of an answer.
+        counted: ``[B, k]``, False at positions after the end of an answer; a row has at least one True.
     """
     entropy = _entropy(logits)  # [B, k]
-    return entropy.mean() if counted is None else entropy[counted].mean()
+    if counted is None:
+        return entropy.mean()
+    return ((entropy * counted).sum(-1) / counted.sum(-1)).mean()
 
 
 def first_k_entropy(
@@ -62,7 +66,9 @@ def first_k_entropy(
     return token_entropy(logits, torch.cat([ended.new_ones(len(ids), 1), ~ended], dim=1))  # counted: [B, k]
 
 
-def mean_over_batches(term: Callable[[Tensor, Batch], Tensor], batches: Sequence[Batch]) -> Callable[[Tensor], Tensor]:
+def mean_over_batches(
+    term: Callable[[Tensor, Batch], Tensor], batches: Sequence[Batch], *, measured: Sequence[Batch] | None = None
+) -> Callable[[Tensor], Tensor]:
     """The mean of ``term(weights, batch)`` over all users, with the memory of one batch.
 
     The gradient of each batch is computed immediately and its graph freed. The returned scalar carries the summed gradient,
@@ -71,16 +77,17 @@ def mean_over_batches(term: Callable[[Tensor, Batch], Tensor], batches: Sequence
     Args:
         term: the mean over the users of one batch.
         batches: sized collections of users; each batch is weighted by its size.
+        measured: the same users in the batches for evaluations without gradients, which need less memory; default ``batches``.
     """
-    sizes = [len(batch) for batch in batches]  # type: ignore[arg-type]
+    users = sum(len(batch) for batch in batches)  # type: ignore[arg-type]
 
     def objective(weights: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and weights.requires_grad):
-            return sum(term(weights, b) * (n / sum(sizes)) for b, n in zip(batches, sizes, strict=True))  # type: ignore
+            return sum(term(weights, batch) * (len(batch) / users) for batch in measured or batches)  # type: ignore
         leaf = weights.detach().requires_grad_()
         value, gradient = torch.zeros_like(weights[..., 0].sum()).detach(), torch.zeros_like(leaf)
-        for batch, size in zip(batches, sizes, strict=True):
-            part = term(leaf, batch) * (size / sum(sizes))
+        for batch in batches:
+            part = term(leaf, batch) * (len(batch) / users)  # type: ignore[arg-type]
             gradient += torch.autograd.grad(part, leaf)[0]
             value += part.detach().to(value.device)
         linear = (weights * gradient).sum()

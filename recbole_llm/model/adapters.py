@@ -103,7 +103,8 @@ class AdapterTraining:
 
         def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
             history = sources[example.domain].histories[example.user]
-            return encoders[example.domain](history[max(0, example.end - longest) : example.end + 1].tolist(), rng)
+            shown = history[max(0, example.end - longest) : example.end + 1].tolist()
+            return encoders[example.domain](shown, rng, known=history)
 
         held_out: list[TrainingExample] = []
         if valid is None:  # the paper's own split: 2 % of the mixture, at most 500 examples

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
+from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
+from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
 from recbole_llm.store.stages import Stage, Work
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
-
-USERS_AT_ONCE = 25  # users in one batch of gradients
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,15 @@ class AdapterMerging:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""
             return valid.score(likelihood.with_lm(AdapterView(model, by_name(weights))))
 
-        batches = [pairs[i : i + USERS_AT_ONCE] for i in range(0, len(pairs), USERS_AT_ONCE)]
+        # the graphs of a batch are alive at once: of a large LM, a batch is one prompt
+        tokens = likelihood.tokens(drawn.histories, drawn.candidates)
+        budgets = gradient_batch_tokens(causal), self.parts.scoring.batch_tokens or default_batch_tokens(causal)
+        batches, measured = ([[pairs[i] for i in rows] for rows in token_batches(*tokens, budget)] for budget in budgets)
         return MergeProblem(
             names=names,
             modules=modules,
             granularity=self.settings.granularity,
-            objective=mean_over_batches(entropy, batches),
+            objective=mean_over_batches(entropy, batches, measured=measured),
             valid_score=valid_score,
             settings=dict(self.settings.options),
         )

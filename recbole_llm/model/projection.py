@@ -117,8 +117,8 @@ class ProjectionTraining:
         encoder = ExampleEncoder(domain, prompts, parts.examples)
 
         def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
-            history = domain.histories[example.user][: example.end + 1].tolist()
-            return encoder(history, rng, number[example])
+            history = domain.histories[example.user]
+            return encoder(history[: example.end + 1].tolist(), rng, number[example], known=history)
 
         batches = Batches(examples, encode, config.batch_size, 1, parts.seed)
 

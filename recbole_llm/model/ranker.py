@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.lora import AdapterView, load_adapters
+from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
@@ -117,7 +118,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         folders = self.adapters(cache)
         self._unload()  # the adapters of an earlier load
         model = load_adapters(causal.model, folders)
-        self._unload = model.unload
+        self._unload = partial(unload, model)
         answer = next(iter(folders))
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
@@ -126,7 +127,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
 
         def row(weights: Mapping[str, float], prompts: PromptBuilder | None = None, *what: Any) -> Variant:
-            view = AdapterView(model, {name: torch.tensor(w) if w != 1 else w for name, w in weights.items()})
+            view = AdapterView(model, weights, fold=True)
             own = likelihood if prompts is None else self.parts.likelihood(causal, prompts)
             return self.variant(own.with_lm(view), [[identity[name], weight] for name, weight in weights.items()], *what)
 

@@ -1,0 +1,95 @@
+"""Adapters folded into the weights of their base model, ``W + sum_i w_i s_i B_i A_i``, so that evaluation costs what the base costs.
+
+The original weights are copied to host memory once and written back when the folding ends. Subtracting the update instead would
+not restore them: rounding errors add up, in bfloat16 above all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from logging import getLogger
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+logger = getLogger()
+
+HOST_MEMORY_SHARE = 0.5  # the copies may take this share of the free host memory
+
+
+class Folding:
+    """The adapted layers of one model, whose weights can have adapters folded in.
+
+    Args:
+        model: the base model, with peft's layers in it.
+        layers: peft's LoRA layers by module name.
+
+    Attributes:
+        possible: False for quantised, shared or offloaded weights, updates that are not exactly ``s B A``, and if host memory
+            is too small for a copy of the adapted weights. Adapters then stay beside the weights.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Any]):
+        self._layers = dict(layers)
+        self._originals: dict[str, Tensor] = {}
+        self.active = False
+        self.possible = _exact(self._layers.values()) and not _shared(model, self._layers.values()) and self._fits()
+
+    def fold(self, names: Iterable[str]) -> None:
+        """Write the original weights plus the updates of these adapters, at their current scales, into the base model."""
+        names = list(names)
+        for name, layer in self._layers.items():
+            weight = _weight(layer)
+            original = self._originals.setdefault(name, weight.detach().to("cpu", copy=True))
+            updates = [layer.get_delta_weight(adapter).float() for adapter in names if adapter in layer.scaling]
+            total = sum(updates, start=original.to(weight.device).float())  # summed in fp32, rounded once
+            with torch.no_grad():
+                weight.copy_(total)
+        self.active = True
+
+    def restore(self) -> None:
+        """Write the original weights back, bit for bit."""
+        with torch.no_grad():
+            for name, original in self._originals.items():
+                _weight(self._layers[name]).copy_(original)
+        self.active = False
+
+    def _fits(self) -> bool:
+        size = sum(weight.numel() * weight.element_size() for weight in map(_weight, self._layers.values()))
+        free = psutil.virtual_memory().available
+        if size <= HOST_MEMORY_SHARE * free:
+            return True
+        logger.info(
+            f"evaluation: adapters are not folded into the weights, a copy takes {size / 2**30:.1f} of the {free / 2**30:.1f} GB "
+            "of free memory; scores are the same, at a higher cost"
+        )
+        return False
+
+
+def _weight(layer: Any) -> Tensor:
+    return layer.get_base_layer().weight
+
+
+def _exact(layers: Iterable[Any]) -> bool:
+    """Whether each layer is a plain linear one, in memory, and its updates are exactly ``s B A``."""
+    from peft.tuners.lora import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    def exact(layer: Any) -> bool:
+        base = layer.get_base_layer()
+        plain = type(layer) is Linear and type(base) in (nn.Linear, Conv1D) and not layer.lora_variant
+        in_memory = plain and base.weight.is_floating_point() and base.weight.device.type != "meta"
+        return in_memory and not any(layer.lora_bias.values())
+
+    return all(map(exact, layers))
+
+
+def _shared(model: nn.Module, layers: Iterable[Any]) -> bool:
+    """Whether another module, such as the embedding, uses the weight of an adapted layer."""
+    users: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users[id(parameter)] = users.get(id(parameter), 0) + 1
+    return any(users[id(_weight(layer))] > 1 for layer in layers)
