@@ -22,8 +22,8 @@ _ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-run, plan, leaderboard, tune and views also accept every key of RecBole and of properties/*.yaml. Command-line values override property
-files, and later files override earlier ones."""
+run, plan, leaderboard, tune and views also accept every key of RecBole and of properties/*.yaml. Command-line values override
+property files, and later files override earlier ones."""
 
 _END = """
 exit codes: 0 (success), 1 (some runs of a leaderboard failed), 2 (error). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
@@ -58,9 +58,9 @@ examples:
 """
 
 _PLAN = """
-Show what a run costs, without training and without reading weights: its stages and which are cached, samples, optimiser steps, exact
-token counts, parameters, peak memory, floating-point operations, and time on this machine (measured for some seconds) or on a named
-card. Of an LLM, config.json and the tokenizer's files are enough. See docs/plan.md."""
+Show what a run costs, without training and without reading weights: its stages and which are cached, samples, optimiser steps,
+exact token counts, parameters, peak memory, floating-point operations, and time on this machine (measured for some seconds) or on
+a named card. Of an LLM, config.json and the tokenizer's files are enough. See docs/plan.md."""
 
 _PLAN_KEYS = f"""
 keys are those of recbole-llm run, and

@@ -62,7 +62,7 @@ def plan_of(
     for name, data in (*phases, (TEST, test)):
         cost = Cost(note=f"not estimated: {unknown}")
         if not unknown:
-            cost = estimated(lambda data=data, name=name: trainer.evaluation_cost(data, all_rows=name == TEST))
+            cost = estimated(lambda data=data, name=name: trainer.evaluation_cost(data, early_stopping=name == VALIDATION))
         lines.append(Line(name, "", cost))
     backbone = trainer.recommender.backbone
     heading = f"{config['model']} on {config['dataset']}" + (f", backbone {backbone.name}" if backbone else "")

@@ -74,9 +74,10 @@ def run_recbole_llm(
         for name, variant in others:
             record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
 
-    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validated, TEST: tested}
+    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested}
     path = record.write(
         best_valid_result=best_valid_result,
+        best_valid_users=run.trainer.validated,
         seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
         peak_memory_bytes=compat.peak_memory_bytes(),
         plan=planned.as_dict(measured),

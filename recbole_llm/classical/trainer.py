@@ -23,7 +23,8 @@ from torch import Tensor
 
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
-from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
+from recbole_llm.data.histories import drawn_users
+from recbole_llm.evaluation.ranks import Ranks, SafeCollector, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
@@ -47,7 +48,8 @@ class ProtocolTrainer(Trainer):
         cache: the results of its stages.
         ranks: of the last evaluation.
         users_per_second: of the last evaluation; None if it used cached scores.
-        validated: what the validation after the stages has cost, once it is done.
+        validated: number of users of the validation after training; None if RecBole's trainer validates.
+        validation: what it has cost; None until it is done.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -65,9 +67,11 @@ class ProtocolTrainer(Trainer):
         self._variant: Variant
         self._scores: CachedScores | None = None
         self._bar: Any
+        self._users: Tensor | None = None  # None: all
         self.ranks = Ranks()
         self.users_per_second: float | None = None
-        self.validated: Measured | None = None
+        self.validated: int | None = None
+        self.validation: Measured | None = None
         self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -126,10 +130,19 @@ class ProtocolTrainer(Trainer):
         self.eval_collector.data_collect(train_data)
         if not valid_data:
             return -1, None
-        with metered() as self.validated:
+        self._users = self._early_stopping_users(valid_data)
+        with metered() as self.validation:
             self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        self._users, self.validated = None, len(self.ranks.users)
+        logger.info(f"validation after training: {self.validated} users, those of early stopping (valid_users)")
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
+
+    def _early_stopping_users(self, valid_data: Any) -> Tensor:
+        """The users whom early stopping has measured: ``valid_users`` of those who have candidates, or of all."""
+        listed = getattr(valid_data, "candidates", None)
+        users = listed.users.numpy() if listed else valid_data._dataset.histories.evaluated("valid")
+        return torch.from_numpy(drawn_users(users, self.config["seed"], self.config["valid_users"]))
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # RecBole's bar contains control characters for terminals
@@ -170,7 +183,8 @@ class ProtocolTrainer(Trainer):
         """The cache of the variant's scores of these candidates; None if they are not to be cached."""
         if self._candidates is None or self._variant.fingerprint is None:
             return None
-        name = fingerprint([self._variant.fingerprint, self._candidates.sha256, self._candidates.users.tolist()])
+        users = self._candidates.users if self._users is None else self._users
+        name = fingerprint([self._variant.fingerprint, self._candidates.sha256, users.tolist()])
         return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
@@ -179,6 +193,8 @@ class ProtocolTrainer(Trainer):
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         self._bar.advance()
+        if self._users is not None:
+            batched_data = of_users(batched_data, self.config["USER_ID_FIELD"], self._users)
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
@@ -191,23 +207,30 @@ class ProtocolTrainer(Trainer):
         catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)  # [B, I]
         return interaction, catalogue, torch.arange(len(users)), positive_i
 
-    def evaluation_cost(self, eval_data: Any, *, all_rows: bool) -> Cost:
-        """What :meth:`evaluate` of the model costs, or of all variants, before training."""
-        return self.recommender.cost(list(self._listed(eval_data)), self.cache, all_rows=all_rows)
+    def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
+        """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""
+        users = self._early_stopping_users(eval_data) if early_stopping else None
+        return self.recommender.cost(list(self._listed(eval_data, users)), self.cache, all_rows=not early_stopping)
 
-    def _listed(self, eval_data: Any) -> Iterator[tuple[Any, Tensor | None]]:
+    def _listed(self, eval_data: Any, users: Tensor | None) -> Iterator[tuple[Any, Tensor | None]]:
         """The users [B] of each batch that :meth:`evaluate` scores, as interactions, with their candidates [B, C] if any."""
-        for interaction, _, _, positive_i in eval_data:
+        for batch in eval_data:
+            chosen = batch if users is None else of_users(batch, self.config["USER_ID_FIELD"], users)
+            interaction, _, _, positive_i = chosen
+            if not len(interaction):
+                continue
             if not eval_data.candidates:
                 yield interaction, None
                 continue
-            chosen, users, targets = _covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
-            if len(users):
-                yield chosen, eval_data.candidates.lookup(users, targets)
+            interaction, known, targets = _covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
+            if len(known):
+                yield interaction, eval_data.candidates.lookup(known, targets)
 
     def _full_ranking(self, batched_data: Any) -> Any:
         interaction, history, positive_u, positive_i = batched_data
-        if isinstance(self.recommender, ClassicalRecommender):
+        if not len(interaction):  # no user of early stopping
+            scores = torch.empty(0, self.tot_item_num)
+        elif isinstance(self.recommender, ClassicalRecommender):
             _, scores, _, _ = super()._full_sort_batch_eval(batched_data)
         else:
             scores = self._variant.score_catalogue(interaction.to(self.device)).view(-1, self.tot_item_num)  # [B, I]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from recbole_llm.costs.activations import LENGTH, kept_bytes
-from recbole_llm.costs.parts import Training, blank, shape_of
-from recbole_llm.costs.shape import blank_model
+from recbole_llm.costs.parts import Training, Through, blank, shape_of
 from recbole_llm.data.domains import Domain, united
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.builtin_lm import BuiltinLMConfig, lm_loss, training_batches
+from recbole_llm.llm.memory import training_memory
 from recbole_llm.store.costs import Cost
 
 
@@ -22,14 +20,19 @@ def builtin_cost(outline: Outline, settings: dict[str, Any], domains: Sequence[D
     config, causal, shape = BuiltinLMConfig.read(settings), blank(outline), shape_of(outline)
     titles, histories = united(domains)
     batches = training_batches(outline.tokenizer, titles, histories, config, seed)
+    pad = outline.tokenizer.pad_token_id
+
+    def loss(step: int) -> int:
+        rows = batches[step]  # [B, T]
+        lm_loss(causal.model, rows, config.dtype)
+        return int((rows[:, 1:] != pad).sum())  # each of these has an input before it
+
+    # a linear layer keeps its input for the gradient of its weights, as a LoRA of rank 1 without dropout does
+    memory = training_memory(outline.config, dtype=outline.dtype, r=1)
     training = Training(
         samples=int(np.count_nonzero([len(history) for history in histories])),
         steps=len(batches),
-        passes=len(batches),
-        loss=lambda step: lm_loss(causal.model, batches[step], config.dtype),
+        loss=loss,
         parameters=shape.parameters,
     )
-    model = blank_model(outline.config).train()
-    cost = training.cost(shape, kept_bytes(model) // LENGTH, all_weights=True)
-    # the passes have no mask, from which padding could be known: every token but a row's last one is an input, and has a target
-    return replace(cost, trained=replace(cost.trained, real=cost.trained.logits))
+    return training.cost(shape, Through(memory), all_weights=True)

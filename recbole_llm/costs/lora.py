@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recbole_llm.costs.activations import LENGTH, kept_bytes
-from recbole_llm.costs.parts import Training, shape_of
+from recbole_llm.costs.parts import Training, fitting_tokens, shape_of, training_of
 from recbole_llm.costs.shape import blank_model
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
-from recbole_llm.llm.finetune import Encode, LoRATrainingConfig, schedule, with_adapter
+from recbole_llm.llm.finetune import LoRATrainingConfig, schedule, with_adapter
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.micro_batches import Encode, MicroBatches
 from recbole_llm.store.costs import Cost
-from recbole_llm.training.loop import validations
+from recbole_llm.training.loop import LoopOptions, validations
 
 
 def lora_cost(
@@ -24,6 +24,8 @@ def lora_cost(
     config: LoRATrainingConfig,
     pad_token_id: int,
     validate: Callable[[Any], float] | None,
+    *,
+    options: LoopOptions,
 ) -> Cost:
     """The cost of :func:`~recbole_llm.llm.finetune.finetune` with the same arguments.
 
@@ -31,15 +33,29 @@ def lora_cost(
         outline: of the LM.
         causal: a blank LM of that outline.
     """
-    batches, total, eval_every = schedule(examples, encode, config)
-    model, parameters = with_adapter(blank_model(outline.config, outline.dtype), "planned", config)
+    shape = shape_of(outline)
+    through = training_of(outline, shape, options, r=config.r, dropout=config.lora_dropout)
+    batches = MicroBatches(examples, encode, config.batch_size, fitting_tokens(outline, shape, options, through), config.seed)
+    total, eval_every = schedule(batches, config)
+
+    def loss(step: int) -> int:
+        parts = batches[step]
+        for batch, _ in parts:
+            lm_loss(causal.model, batch, pad_token_id)
+        return sum(len(example.row) - 1 for batch, _ in parts for example in batch)
+
     training = Training(
         samples=len(examples),
         steps=total,
-        passes=total * batches.parts,
-        loss=lambda micro: lm_loss(causal.model, batches[micro][0], pad_token_id),
-        parameters=sum(parameter.numel() for parameter in parameters.values()),
+        loss=loss,
+        parameters=lora_parameters(outline, config),
         validations=validations(total, eval_every),
         validate=validate and (lambda: validate(causal.model)),
     )
-    return training.cost(shape_of(outline), kept_bytes(model.train()) // LENGTH)
+    return training.cost(shape, through)
+
+
+def lora_parameters(outline: Outline, config: LoRATrainingConfig) -> int:
+    """Number of parameters of an adapter."""
+    _, parameters = with_adapter(blank_model(outline.config, outline.dtype), "planned", config)
+    return sum(parameter.numel() for parameter in parameters.values())

@@ -1,12 +1,12 @@
 """The cost of training and of reading with an LM, counted by running the part's own code on a blank LM.
 
-A count is exact if a part has at most :data:`EXACT` passes. Of longer ones, so many passes at equal distances are counted.
+A count is exact if a part has at most :data:`EXACT` steps. Of longer ones, so many steps at equal distances are counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from recbole_llm.costs.blank_lm import BlankLM
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_tokens, training_memory
 from recbole_llm.store.costs import Cost, Tokens, metered
+from recbole_llm.training.loop import LoopOptions
 
-EXACT = 100
+EXACT = 4000
 FP32 = 4  # bytes
 
 
@@ -31,14 +33,42 @@ def shape_of(outline: Outline) -> LMShape:
     return LMShape.of(outline.config, outline.dtype, load_in_4bit=outline.load_in_4bit)
 
 
-def counted(call: Callable[[int], Any], passes: int, *, gradients: bool) -> tuple[Tokens, Tokens, bool]:
-    """Tokens with and without gradients of ``call(0) ... call(passes - 1)``, and whether all of them were counted."""
-    chosen = range(passes) if passes <= EXACT else [i * passes // EXACT for i in range(EXACT)]
+def counted(call: Callable[[int], Any], calls: int, *, gradients: bool) -> tuple[Tokens, Tokens, bool]:
+    """Tokens with and without gradients of ``call(0) ... call(calls - 1)``, and whether all of them were counted.
+
+    A call may return the number of its tokens without padding, with gradients, where the LM is not told.
+    """
+    chosen = range(calls) if calls <= EXACT else [i * calls // EXACT for i in range(EXACT)]
+    real = 0
     with metered() as seen, torch.enable_grad() if gradients else torch.no_grad():
         for i in chosen:
-            call(i)
-    share = passes / max(1, len(chosen))
-    return seen.trained.times(share), seen.read.times(share), len(chosen) == passes
+            found = call(i)
+            real += found if isinstance(found, int) else 0
+    trained, share = replace(seen.trained, real=real or seen.trained.real), calls / max(1, len(chosen))
+    return trained.times(share), seen.read.times(share), len(chosen) == calls
+
+
+@dataclass(frozen=True)
+class Through:
+    """How gradients go through an LM: the memory of a pass, and whether its layers are computed again in the backward pass."""
+
+    memory: TrainingMemory
+    checkpointing: bool = False
+
+
+def training_of(outline: Outline, shape: LMShape, options: LoopOptions, **adapter: Any) -> Through:
+    """Gradients through a frozen LM to an adapter of rank ``r`` with ``dropout``, or to the input alone."""
+    again = checkpoints(options.gradient_checkpointing, shape.parameters)
+    return Through(training_memory(outline.config, dtype=outline.dtype, checkpointing=again, **adapter), again)
+
+
+def fitting_tokens(outline: Outline, shape: LMShape, options: LoopOptions, through: Through) -> int:
+    """The padded tokens of a micro-batch that a run would choose now, once it has loaded the weights."""
+    if options.batch_tokens is not None:
+        return options.batch_tokens
+    device = torch.device(outline.device)
+    tokens = micro_batch_tokens(through.memory, device, options.max_memory, taken=shape.weight_bytes)
+    return 1 << (tokens.bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -46,33 +76,32 @@ class Training:
     """A training of some parameters with an LM's loss.
 
     Attributes:
-        loss: the loss of a micro-batch; its value is not used.
-        passes: number of micro-batches.
-        validate: one validation, with its number; each reads the same.
+        loss: computes the losses of a step, see :func:`counted`.
+        validate: one validation; all read the same number of tokens.
     """
 
     samples: int
     steps: int
-    passes: int
     loss: Callable[[int], Any]
     parameters: int
     validations: int = 0
     validate: Callable[[], Any] | None = None
 
-    def cost(self, shape: LMShape, activations: int, *, all_weights: bool = False, note: str = "") -> Cost:
+    def cost(self, shape: LMShape, through: Through, *, all_weights: bool = False, adapter: int | None = None) -> Cost:
         """The cost of training.
 
         Args:
-            activations: bytes that are kept for the gradient of one token.
-            all_weights: the parameters are those of the LM, not an adapter beside it.
+            all_weights: the parameters are those of the LM, not beside it.
+            adapter: weights beside the LM that multiply every token; default: the parameters.
         """
-        trained, read, exact = counted(self.loss, self.passes, gradients=True)
+        trained, read, exact = counted(self.loss, self.steps, gradients=True)
         if self.validate is not None:
             validate = self.validate
-            once = counted(lambda _: validate(), 1, gradients=False)[1]
+            once = counted(lambda _: validate() and None, 1, gradients=False)[1]
             read += once.times(self.validations)
-        adapter = 0 if all_weights else self.parameters
-        factor = 3 if all_weights else 2  # forward, gradients of inputs, gradients of weights
+        beside = 0 if all_weights else self.parameters if adapter is None else adapter
+        # forward; gradients of the layers' inputs; then those of all weights, or the layers again
+        factor = 2 + all_weights + through.checkpointing
         memory = {
             "weights": 0 if all_weights else shape.weight_bytes,
             "trained weights": self.parameters * FP32,
@@ -80,9 +109,8 @@ class Training:
             "optimizer": 2 * self.parameters * FP32,
             "best weights": self.parameters * FP32 if self.validate is not None else 0,
         }
-        step = {"activations": activations * trained.most_fed, "logits": training_logits(shape, trained)}
-        scoring = shape.forward_bytes(read)
-        memory |= max(step, scoring, key=lambda part: sum(part.values()))
+        step = {"activations": through.memory.per_token * trained.most_fed, "logits": through.memory.fixed}
+        memory |= max(step, shape.forward_bytes(read), key=lambda part: sum(part.values()))
         return Cost(
             samples=self.samples,
             steps=self.steps,
@@ -90,16 +118,10 @@ class Training:
             read=read,
             parameters=self.parameters,
             memory={name: size for name, size in memory.items() if size},
-            train_flops=factor * shape.flops(trained) + 6.0 * adapter * trained.fed,
-            read_flops=shape.flops(read) + 2.0 * adapter * read.fed,
+            train_flops=factor * shape.flops(trained) + (6.0 + 2.0 * through.checkpointing) * beside * trained.fed,
+            read_flops=shape.flops(read) + 2.0 * beside * read.fed,
             exact=exact,
-            note=note,
         )
-
-
-def training_logits(shape: LMShape, tokens: Tokens) -> int:
-    """Bytes of the logits of a training pass: in the LM's precision, and twice in fp32 (log-probabilities and gradient)."""
-    return tokens.most_logits * shape.vocabulary * (shape.bytes + 2 * FP32)
 
 
 def scoring_cost(

@@ -100,3 +100,15 @@ def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) ->
     places = torch.empty_like(order).scatter_(1, order, torch.arange(scores.size(1), device=scores.device).expand_as(order))
     row = torch.full((scores.size(0), item_count), -torch.inf, device=scores.device)  # [B, I]
     return row.scatter_(1, candidates, -places.float())
+
+
+def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor) -> tuple[Any, Any, Tensor, Tensor]:
+    """The rows of ``users`` [N] in a batch of RecBole's full ranking: interaction, history, rows and items of the targets."""
+    interaction, history, rows, items = batch
+    kept = torch.isin(interaction[field], users.to(interaction[field].device))  # [B]
+    place = kept.cumsum(0) - 1  # [B]
+    if history is not None:
+        shown = kept[history[0]]  # [H]
+        history = place[history[0][shown]], history[1][shown]
+    own = kept[rows]  # [T]
+    return interaction[kept], history, place[rows[own]], items[own]

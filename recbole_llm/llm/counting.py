@@ -39,10 +39,10 @@ def count_passes(model: Any) -> None:
         tokens = tokens_of(rows, length, past, inputs.get("attention_mask"), cached=cached)
         count(tokens, trained=torch.is_grad_enabled())
 
-    def head(_: Any, arguments: tuple[Tensor, ...]) -> None:
-        positions = arguments[0].shape[:-1].numel()
+    def head(_: Any, __: Any, logits: Tensor) -> None:
+        positions = logits.shape[:-1].numel()  # a caller may reduce the states that the head reads
         count(Tokens(logits=positions, most_logits=positions), trained=torch.is_grad_enabled())
 
     model.base_model.register_forward_pre_hook(enter, with_kwargs=True)
     if (output := model.get_output_embeddings()) is not None:
-        output.register_forward_pre_hook(head)
+        output.register_forward_hook(head)

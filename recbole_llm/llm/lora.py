@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm.llm.folding import Folding
+from recbole_llm.llm.lora_inputs import share_inputs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,6 +45,8 @@ def attach_lora(
 ) -> PeftModel:
     """Add an untrained adapter (``B = 0``) as the only active and trainable one.
 
+    The first adapter of a model draws the dropout of each distinct input once, see :mod:`recbole_llm.llm.lora_inputs`.
+
     Args:
         model: a causal LM, or a PeftModel with other adapters.
         seed: of the initial ``A``; the global random state is preserved.
@@ -66,7 +69,9 @@ def attach_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if not isinstance(model, PeftModel):
-            return get_peft_model(model, config, adapter_name=name)
+            found = get_peft_model(model, config, adapter_name=name)
+            share_inputs(lora_modules(found).values(), name)
+            return found
         if name in model.peft_config:
             raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
         AdapterView(model).select()  # ends a folding
@@ -258,6 +263,10 @@ class AdapterView:
     def get_input_embeddings(self) -> Any:
         """The input embeddings of the base model."""
         return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The ``lm_head`` of the base model."""
+        return self.model.get_output_embeddings()
 
 
 def unload(model: PeftModel) -> None:

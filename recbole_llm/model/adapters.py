@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from recbole_llm.costs.lora import lora_cost
 from recbole_llm.costs.parts import blank
 from recbole_llm.data import domains
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Example
-from recbole_llm.llm.finetune import Encode, LoRATrainingConfig, finetune
+from recbole_llm.llm import micro_batches
+from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.micro_batches import Encode
+from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ class AdapterTraining:
 
         def cost() -> Cost:
             causal = blank(parts.backbone.outline)
-            return lora_cost(parts.backbone.outline, causal, *self._given(causal, sources, examples(), valid))
+            given = self._given(causal, sources, examples(), valid)
+            return lora_cost(parts.backbone.outline, causal, *given, options=parts.options)
 
         runs = "parts" if valid is None else "ranker_parts"  # without evaluation users, nothing is scored
         code = (f"recbole_llm.model.{runs}",)
@@ -116,7 +119,7 @@ class AdapterTraining:
             if valid is not None and likelihood is not None:
                 return valid.score(likelihood.with_lm(model))
             encoded = [encode(example, np.random.default_rng([parts.seed, i])) for i, example in enumerate(held_out)]
-            losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
-            return -float(torch.stack(losses).mean())
+            batches = micro_batches.parts(encoded, default_batch_tokens(causal))
+            return -sum(share * float(lm_loss(model, batch, pad)) for batch, share in batches)
 
         return examples, encode, self.config, pad, score

@@ -124,6 +124,16 @@ def metered() -> Iterator[Measured]:
         measured.peak = peak_memory_bytes()
 
 
+@contextlib.contextmanager
+def unmetered() -> Iterator[None]:
+    """Count no passes of the block: those of a check, which a plan does not contain."""
+    token = _meters.set(())
+    try:
+        yield
+    finally:
+        _meters.reset(token)
+
+
 def count(tokens: Tokens, *, trained: bool) -> None:
     """Add the tokens of one forward pass to the current blocks."""
     for measured in _meters.get():
