@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
 _READS = (Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.numpy, Tensor.equal, torch.equal)
@@ -37,6 +38,8 @@ class Blank(Tensor):
             if func is Tensor.cpu or name in _VIEWS:  # blanks are on the CPU, and views of one number cost nothing
                 found = args[0] if func is Tensor.cpu else func(*args, **kwargs)
                 return tree_map(lambda x: x.as_subclass(Blank) if isinstance(x, Tensor) else x, found)
+            if func is cross_entropy and kwargs.get("reduction") != "none":
+                return Blank.of((), args[0].dtype)
             if func is Tensor.logsumexp and args[1:] == (-1,):  # called often, and slow on ``meta``
                 return Blank.of(args[0].shape[:-1], args[0].dtype)
             if name == "__getitem__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from recbole_llm.costs.parts import Training, fitting_tokens, shape_of, training_of
@@ -11,6 +12,7 @@ from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig, schedule, with_adapter
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.lora import lora_modules
 from recbole_llm.llm.micro_batches import Encode, MicroBatches
 from recbole_llm.store.costs import Cost
 from recbole_llm.training.loop import LoopOptions, validations
@@ -48,14 +50,23 @@ def lora_cost(
         samples=len(examples),
         steps=total,
         loss=loss,
-        parameters=lora_parameters(outline, config),
+        parameters=AdapterShape.of(outline, config).parameters,
         validations=validations(total, eval_every),
         validate=validate and (lambda: validate(causal.model)),
     )
     return training.cost(shape, through)
 
 
-def lora_parameters(outline: Outline, config: LoRATrainingConfig) -> int:
-    """Number of parameters of an adapter."""
-    _, parameters = with_adapter(blank_model(outline.config, outline.dtype), "planned", config)
-    return sum(parameter.numel() for parameter in parameters.values())
+@dataclass(frozen=True)
+class AdapterShape:
+    """An adapter without its weights: their number, the modules that it adapts, and its rank."""
+
+    parameters: int
+    modules: list[str]
+    r: int
+
+    @classmethod
+    def of(cls, outline: Outline, config: LoRATrainingConfig) -> AdapterShape:
+        """The adapter that a training with these settings makes."""
+        model, parameters = with_adapter(blank_model(outline.config, outline.dtype), "planned", config)
+        return cls(sum(parameter.numel() for parameter in parameters.values()), list(lora_modules(model)), config.r)

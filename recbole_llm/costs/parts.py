@@ -1,6 +1,7 @@
 """The cost of training and of reading with an LM, counted by running the part's own code on a blank LM.
 
-A count is exact if a part has at most :data:`EXACT` steps. Of longer ones, so many steps at equal distances are counted.
+A count is exact if a part has at most :data:`EXACT` forward passes. Of longer ones, steps with so many passes, at equal distances,
+are counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_toke
 from recbole_llm.store.costs import Cost, Tokens, metered
 from recbole_llm.training.loop import LoopOptions
 
-EXACT = 4000
+EXACT = 5000
 FP32 = 4  # bytes
 
 
@@ -38,14 +39,17 @@ def counted(call: Callable[[int], Any], calls: int, *, gradients: bool) -> tuple
 
     A call may return the number of its tokens without padding, with gradients, where the LM is not told.
     """
-    chosen = range(calls) if calls <= EXACT else [i * calls // EXACT for i in range(EXACT)]
-    real = 0
+    real = done = 0
+    number = calls
     with metered() as seen, torch.enable_grad() if gradients else torch.no_grad():
-        for i in chosen:
-            found = call(i)
+        while done < number:
+            found = call(done * calls // number)
             real += found if isinstance(found, int) else 0
-    trained, share = replace(seen.trained, real=real or seen.trained.real), calls / max(1, len(chosen))
-    return trained.times(share), seen.read.times(share), len(chosen) == calls
+            done += 1
+            if done == 1:  # which tells how many passes a call takes
+                number = min(calls, max(1, EXACT // max(1, (seen.trained + seen.read).passes)))
+    trained, share = replace(seen.trained, real=real or seen.trained.real), calls / max(1, number)
+    return trained.times(share), seen.read.times(share), number == calls
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class LoRACocktail(LLMRanker):
         super().__init__(config, dataset)
         self.general = domains.named_or_views("general_datasets", config, (self.parts.domain, self.parts.histories))
         self.general_samples = config["general_samples"]
-        self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
+        self.merging = AdapterMerging(self.parts, MergeSettings.of(config), self.adapter_training.config)
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         valid = self.parts.eval_users(candidates)

@@ -12,13 +12,19 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from recbole_llm.costs.lora import AdapterShape
+from recbole_llm.costs.merging import merge_cost
+from recbole_llm.costs.parts import blank
+from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.llm.packing import token_batches
+from recbole_llm.merging import coefficients
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
+    from recbole_llm.store.costs import Cost
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,15 @@ class MergeSettings(Settings):
 
 @dataclass(frozen=True)
 class AdapterMerging:
-    """Merges the adapters of earlier stages."""
+    """Merges the adapters of earlier stages.
+
+    Attributes:
+        adapters: how these were trained.
+    """
 
     parts: RankerParts
     settings: MergeSettings
+    adapters: LoRATrainingConfig
 
     def stage(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
         """A stage that writes the merged adapter of ``sources``, by their names in the report, into the folder ``merged``.
@@ -88,23 +100,57 @@ class AdapterMerging:
             "prompts": [unlabelled.fingerprint, valid.fingerprint],
             "scores": self.parts.scores_depend_on(),
         }
-        return Stage(name, depends, lambda work: self._merge(sources, unlabelled, valid, work), inputs=tuple(sources.values()))
+
+        def cost() -> Cost:
+            return self._cost(list(sources), unlabelled, valid)
+
+        return Stage(
+            name, depends, lambda work: self._merge(sources, unlabelled, valid, work), tuple(sources.values()), cost=cost
+        )
 
     def _merge(self, sources: Mapping[str, Stage], unlabelled: EvalUsers, valid: EvalUsers, work: Work) -> None:
         folders = {name: work.folder(stage) for name, stage in sources.items()}
         causal, settings = self.parts.backbone.load(work), self.settings
         model = load_adapters(causal.model, folders)
         try:
-            problem = self._problem(causal, model, list(folders), unlabelled, valid)
+            names, modules = list(folders), list(lora_modules(model))
+            problem = self._problem(causal, names, modules, partial(AdapterView, model), unlabelled, valid)
             out, rank = work.out / "merged", settings.compress_rank
             merge_adapters(folders, settings.method, problem, out, split=settings.split, compress_rank=rank)
         finally:
             model.unload()
 
-    def _problem(self, causal: CausalLM, model: Any, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> MergeProblem:
-        """The input of the method, without the targets of the unlabelled prompts."""
+    def _cost(self, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> Cost:
+        """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights."""
+        outline = self.parts.backbone.outline
+        adapted = AdapterShape.of(outline, self.adapters)
+        causal = blank(outline)
+        problem = self._problem(
+            causal, names, adapted.modules, lambda _: causal.model, unlabelled, valid, value=lambda _, weights: 0 * weights.sum()
+        )
+        method = resolve(self.settings.method)
+        needs_adapters = method.__module__ != coefficients.__name__  # its prompts are those of the controls
+        run = coefficients.controls if needs_adapters else method
+        return merge_cost(outline, lambda: run(problem), adapted, len(names))
+
+    def _problem(
+        self,
+        causal: CausalLM,
+        names: list[str],
+        modules: list[str],
+        at: Callable[[Any], Any],
+        unlabelled: EvalUsers,
+        valid: EvalUsers,
+        value: Callable[[Any, Tensor], Any] = lambda found, _: found,
+    ) -> MergeProblem:
+        """The input of the method, without the targets of the unlabelled prompts.
+
+        Args:
+            at: the LM with coefficients as :meth:`MergeProblem.by_name` gives them.
+            value: the entropy or score that the method sees, from what was computed and the weights.
+        """
         likelihood, first_tokens = self.parts.likelihood(causal), self.settings.first_tokens
-        tokenizer, modules = causal.tokenizer, list(lora_modules(model))
+        tokenizer = causal.tokenizer
         drawn = unlabelled.draw(self.settings.prompts)
         pairs = list(zip(drawn.histories, drawn.candidates, strict=True))
         by_name: Callable[[Tensor], Any] = MergeProblem(names, modules, self.settings.granularity).by_name
@@ -112,15 +158,16 @@ class AdapterMerging:
         def entropy(weights: Tensor, batch: list[tuple[list[int], Tensor]]) -> Tensor:
             """Mean entropy (nats) of a batch at weights [K] or [M, K]."""
             histories, candidates = [history for history, _ in batch], torch.stack([row for _, row in batch])  # [B, C]
-            view = AdapterView(model, by_name(weights))
+            view = at(by_name(weights))
             if not first_tokens:
-                return candidate_entropy(likelihood.with_lm(view)(histories, candidates))
+                return value(candidate_entropy(likelihood.with_lm(view)(histories, candidates)), weights)
             prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
-            return first_k_entropy(view, prompts, first_tokens, int(tokenizer.pad_token_id), tokenizer.eos_token_id)
+            pad, end = int(tokenizer.pad_token_id), tokenizer.eos_token_id
+            return value(first_k_entropy(view, prompts, first_tokens, pad, end), weights)
 
         def valid_score(weights: Tensor) -> float:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""
-            return valid.score(likelihood.with_lm(AdapterView(model, by_name(weights))))
+            return float(value(valid.score(likelihood.with_lm(at(by_name(weights)))), weights))
 
         # the graphs of a batch are alive at once: of a large LM, a batch is one prompt
         tokens = likelihood.tokens(drawn.histories, drawn.candidates)

@@ -51,7 +51,7 @@ class WeaveRec(LLMRanker):
             backbone = assembly.backbone(config, _in_order([self.parts.domain, *self.others]))
             self.parts = replace(self.parts, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
-        self.merging = AdapterMerging(self.parts, MergeSettings.of(config))
+        self.merging = AdapterMerging(self.parts, MergeSettings.of(config), self.adapter_training.config)
         self.scheme = config["weave"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
