@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.costs.parts import Training, Through, blank, shape_of
+from recbole_llm.costs.parts import Through, Training, blank, shape_of
 from recbole_llm.data.domains import Domain, united
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.builtin_lm import BuiltinLMConfig, lm_loss, training_batches

@@ -106,7 +106,9 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
     operations = shape.flops(done)
     trained = (2 * operations + 3 * lora) / _fastest(train, 0.6 * seconds, device)
     reads = (operations + lora) / _fastest(read, 0.4 * seconds, device)
-    return Speed(trained, reads, memory, f"this machine: {device}, {torch.get_num_threads()} threads, two layers of the LM measured")
+    return Speed(
+        trained, reads, memory, f"this machine: {device}, {torch.get_num_threads()} threads, two layers of the LM measured"
+    )
 
 
 def _of_layers(config: Any, layers: int) -> Any:
@@ -136,5 +138,3 @@ def _fastest(work: Callable[[], None], seconds: float, device: str) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
-
-

@@ -19,7 +19,7 @@ def merge_cost(outline: Outline, merge: Callable[[], Any], adapter: AdapterShape
         merge: runs it on a blank LM.
         adapter: of each of the adapters, ``number`` in all.
     """
-    trained, read, exact = counted(lambda _: merge() and None, 1, gradients=True)
+    trained, read, exact = counted(lambda _: merge(), 1, gradients=True)
     shape, beside = shape_of(outline), number * adapter.parameters
     through = training_memory(outline.config, dtype=outline.dtype, r=number * adapter.r)
     # the passes of a batch are one graph: those over the prompts, then those over the answers with their cache

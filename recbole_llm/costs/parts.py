@@ -1,7 +1,7 @@
 """The cost of training and of reading with an LM, counted by running the part's own code on a blank LM.
 
-A count is exact if a part has at most :data:`EXACT` forward passes. Of longer ones, steps with so many passes, at equal distances,
-are counted.
+A count is exact if a part has at most :data:`EXACT` forward passes. Of longer ones, steps with so many passes, at equal
+distances, are counted.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Training:
         trained, read, exact = counted(self.loss, self.steps, gradients=True)
         if self.validate is not None:
             validate = self.validate
-            once = counted(lambda _: validate() and None, 1, gradients=False)[1]
+            once = counted(lambda _: validate(), 1, gradients=False)[1]
             read += once.times(self.validations)
         beside = 0 if all_weights else self.parameters if adapter is None else adapter
         # forward; gradients of the layers' inputs; then those of all weights, or the layers again
@@ -113,7 +113,8 @@ class Training:
             "optimizer": 2 * self.parameters * FP32,
             "best weights": self.parameters * FP32 if self.validate is not None else 0,
         }
-        step = {"activations": through.memory.per_token * trained.most_fed, "logits": through.memory.fixed}
+        logits = trained.most_logits * shape.vocabulary * (2 * shape.bytes + 3 * FP32)
+        step = {"activations": through.memory.per_token * trained.most_fed, "logits": min(through.memory.fixed, logits)}
         memory |= max(step, shape.forward_bytes(read), key=lambda part: sum(part.values()))
         return Cost(
             samples=self.samples,

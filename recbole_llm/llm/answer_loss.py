@@ -70,7 +70,9 @@ def _is_bare(model: Any, head: nn.Module) -> bool:
         outputs: list[Tensor] = []
         hook = head.register_forward_hook(lambda *call: outputs.append(call[-1]))
         with unmetered(), preserved_random_state(), torch.no_grad():
-            logits = model(inputs_embeds=model.get_input_embeddings().weight[:1].unsqueeze(0), use_cache=False).logits  # [1, 1, V]
+            logits = model(
+                inputs_embeds=model.get_input_embeddings().weight[:1].unsqueeze(0), use_cache=False
+            ).logits  # [1, 1, V]
         hook.remove()
         _BARE[head] = len(outputs) == 1 and torch.equal(outputs[0].to(logits.device, logits.dtype), logits)
     return _BARE[head]

@@ -27,8 +27,10 @@ def tokens_of(rows: int, length: int, past: int, mask: Tensor | None, logits: in
 def count_passes(model: Any) -> None:
     """Add the tokens of every later forward pass of a causal LM of ``transformers`` to the current meters.
 
-    The hooks are on the LM without its head, which sees every token, and on the head.
+    The hooks are on the LM without its head, which sees every token, and on the head. A loss may call the head by itself, without
+    gradients at that moment, so its logits count to the LM's last pass.
     """
+    last = {"trained": False}
 
     def enter(_: Any, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         given = [*arguments, inputs.get("input_ids"), inputs.get("inputs_embeds")]
@@ -37,11 +39,12 @@ def count_passes(model: Any) -> None:
         past = cache.get_seq_length() if cache is not None else 0
         cached = rows * (past + length) if inputs.get("use_cache") else 0
         tokens = tokens_of(rows, length, past, inputs.get("attention_mask"), cached=cached)
-        count(tokens, trained=torch.is_grad_enabled())
+        last["trained"] = torch.is_grad_enabled()
+        count(tokens, **last)
 
     def head(_: Any, __: Any, logits: Tensor) -> None:
         positions = logits.shape[:-1].numel()  # a caller may reduce the states that the head reads
-        count(Tokens(logits=positions, most_logits=positions), trained=torch.is_grad_enabled())
+        count(Tokens(logits=positions, most_logits=positions), **last)
 
     model.base_model.register_forward_pre_hook(enter, with_kwargs=True)
     if (output := model.get_output_embeddings()) is not None:

@@ -22,6 +22,7 @@ from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop
 
 logger = getLogger()
 
+
 @dataclass(frozen=True)
 class LoRATrainingConfig(Settings):
     """How an adapter is trained, under peft's names if there is one."""

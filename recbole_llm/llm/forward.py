@@ -55,9 +55,7 @@ def left_padded(
     return inputs, tokens, real
 
 
-def embedded(
-    embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None, *, left: bool = True
-) -> Tensor:
+def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None, *, left: bool = True) -> Tensor:
     """Input embeddings [B, T, D] of rows that are padded to tokens [B, T]; soft slots index rows of ``soft`` [S, D].
 
     left: the padding is on the left.

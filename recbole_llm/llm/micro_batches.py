@@ -67,9 +67,7 @@ def parts(examples: Sequence[Example], tokens: int) -> list[tuple[list[Example],
 
 
 @contextmanager
-def bounded_memory(
-    lm: Any, options: LoopOptions, folder: Path, *, r: int | None = None, dropout: float = 0.0
-) -> Iterator[int]:
+def bounded_memory(lm: Any, options: LoopOptions, folder: Path, *, r: int | None = None, dropout: float = 0.0) -> Iterator[int]:
     """The padded tokens of a part in a training through ``lm``, whose layers are checkpointed as ``options`` say meanwhile.
 
     Tokens that are chosen from the memory are written to ``folder``. A training that resumes has the same parts, and so the same

@@ -30,6 +30,7 @@ from recbole_llm.data.items import text_fields
 from recbole_llm.data.prompts import template
 from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
 from recbole_llm.model.alignment import AlignmentConfig, AlignmentTraining
@@ -37,7 +38,7 @@ from recbole_llm.model.parts import histories_of
 from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.files import fingerprint, preserved_random_state
-from recbole_llm.store.stages import Stage, StageCache
+from recbole_llm.store.stages import Folders, Stage, StageCache
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
@@ -68,8 +69,9 @@ class ALLMRec(LLMRanker):
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
         self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
-        projection = ProjectionConfig.of(config)
-        self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())
+        self.projection = ProjectionTraining(
+            ProjectionConfig.of(config), self.parts, self.plain_prompts, self.cf, self.alignment.stage(), alignment.joint_size
+        )
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         if tokenizer := self.parts.backbone.tokenizer:
@@ -86,6 +88,11 @@ class ALLMRec(LLMRanker):
             backbone_identity=f"{lm.backbone_identity}, {text.identity}",
             builtin=(*lm.builtin, *text.builtin),
         )
+
+    def evaluated(self, causal: CausalLM, results: Folders) -> Sequence[tuple[TitleLikelihood, int]]:
+        own = self.projection.likelihood(causal, self.projection.blank_soft(causal))
+        rows = 1 + (self.projection.config.item_vectors == "joint")  # and that with text vectors
+        return [(own, rows), (self.projection.without_soft_tokens(causal), 1)]
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its collaborative model, the model with text vectors for all items, and the LM without soft tokens."""
