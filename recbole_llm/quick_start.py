@@ -68,6 +68,7 @@ def run_recbole_llm(
 
     path = record.write(
         best_valid_result=best_valid_result,
+        best_valid_users=run.trainer.validated,
         seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
         peak_memory_bytes=compat.peak_memory_bytes(),
     )

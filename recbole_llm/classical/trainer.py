@@ -23,7 +23,7 @@ from torch import Tensor
 
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
-from recbole_llm.evaluation.ranks import Ranks, SafeCollector, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
@@ -46,6 +46,7 @@ class ProtocolTrainer(Trainer):
         cache: the results of its stages.
         ranks: of the last evaluation.
         users_per_second: of the last evaluation; None if it used cached scores.
+        validated: number of users of the validation after training; None if RecBole's trainer validates.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -63,8 +64,10 @@ class ProtocolTrainer(Trainer):
         self._variant: Variant
         self._scores: CachedScores | None = None
         self._bar: Any
+        self._users: Tensor | None = None  # None: all
         self.ranks = Ranks()
         self.users_per_second: float | None = None
+        self.validated: int | None = None
         self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -123,7 +126,10 @@ class ProtocolTrainer(Trainer):
         self.eval_collector.data_collect(train_data)
         if not valid_data:
             return -1, None
+        self._users = early_stopping_users(valid_data, self.config["seed"], self.config["valid_users"])
         self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        self._users, self.validated = None, len(self.ranks.users)
+        logger.info(f"validation after training: the {self.validated} users of early stopping (valid_users)")
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
 
@@ -166,7 +172,8 @@ class ProtocolTrainer(Trainer):
         """The cache of the variant's scores of these candidates; None if they are not to be cached."""
         if self._candidates is None or self._variant.fingerprint is None:
             return None
-        name = fingerprint([self._variant.fingerprint, self._candidates.sha256, self._candidates.users.tolist()])
+        users = self._candidates.users if self._users is None else self._users
+        name = fingerprint([self._variant.fingerprint, self._candidates.sha256, users.tolist()])
         return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
@@ -175,6 +182,8 @@ class ProtocolTrainer(Trainer):
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         self._bar.advance()
+        if self._users is not None:
+            batched_data = of_users(batched_data, self.config["USER_ID_FIELD"], self._users)
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
@@ -192,7 +201,9 @@ class ProtocolTrainer(Trainer):
 
     def _full_ranking(self, batched_data: Any) -> Any:
         interaction, history, positive_u, positive_i = batched_data
-        if isinstance(self.recommender, ClassicalRecommender):
+        if not len(interaction):  # no user of early stopping
+            scores = torch.empty(0, self.tot_item_num)
+        elif isinstance(self.recommender, ClassicalRecommender):
             _, scores, _, _ = super()._full_sort_batch_eval(batched_data)
         else:
             scores = self._variant.score_catalogue(interaction.to(self.device)).view(-1, self.tot_item_num)  # [B, I]

@@ -16,6 +16,7 @@ BOOKKEEPING = {
     *("checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id"),
     *("log_wandb", "note", "save_dataloaders", "save_dataset", "save_every_seconds", "show_progress", "state"),
     *("wandb_project", "worker"),
+    *("train_batch_tokens", "gradient_checkpointing", "max_memory"),  # how a training is computed, see LoopOptions
 }
 # keys of the data and the evaluation; all other keys of ours describe the model, and `init_from` takes them from its run
 ABOUT_DATA = {

@@ -88,3 +88,8 @@ class Histories:
         """Training interactions of each item, by internal id."""
         items = np.concatenate([self.train(user) for user in range(len(self.items))])
         return np.bincount(items, minlength=len(self.item_ids))
+
+
+def drawn_users(users: np.ndarray, seed: int, number: int) -> np.ndarray:
+    """``number`` of the users [N] in a random order, or all if there are fewer: those whom early stopping measures."""
+    return users[np.random.default_rng(seed).permutation(len(users))[:number]]

@@ -37,6 +37,7 @@ class BackboneSettings(Settings):
     device_map: Any
     attn_implementation: str | None
     load_in_4bit: bool
+    max_memory: Any = None
     saved: str = "saved"
 
     @property

@@ -160,7 +160,7 @@ def train_builtin_lm(
         parameters=dict(model.named_parameters()),
         optimizer=optimizer,
         scheduler=cosine_with_warmup(optimizer, len(batches), config.warmup_ratio),
-        loss=lambda step: lm_loss(model, batches[step], config.dtype),
+        loss=lambda step: [lm_loss(model, batches[step], config.dtype)],
         total_steps=len(batches),
         folder=scratch / "loop" if scratch else None,
         options=options,

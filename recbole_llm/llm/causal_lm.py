@@ -32,6 +32,7 @@ def load_causal_lm(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: Any = None,
+    max_memory: Any = None,
     attn_implementation: str | None = None,
     load_in_4bit: bool = False,
 ) -> CausalLM:
@@ -39,7 +40,7 @@ def load_causal_lm(
 
     path: a folder in the `save_pretrained` layout, or a hub id. revision: branch, tag or commit of the hub.
     dtype: see :func:`resolved_dtype`.
-    device: CUDA by default if available; `device_map` and `load_in_4bit` place the model themselves.
+    device: CUDA by default if available; `device_map` (with `max_memory`) and `load_in_4bit` place the model themselves.
     Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype or a tokenizer
     without an end token, ImportError if `load_in_4bit` is set and bitsandbytes is not installed.
     """
@@ -55,7 +56,7 @@ def load_causal_lm(
         options["quantization_config"] = _four_bits(options["dtype"])
         device_map = device_map or {"": device}
     if device_map:
-        options["device_map"] = device_map
+        options |= {"device_map": device_map, "max_memory": max_memory}
     tokenizer = load_tokenizer(path, revision)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(

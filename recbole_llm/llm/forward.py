@@ -10,27 +10,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm.data.prompts import Example, Prompt
+from recbole_llm.llm.answer_loss import answer_loss
 from recbole_llm.llm.packing import pad_left
 
 
 def lm_loss(model: Any, examples: Sequence[Example], pad_token_id: int, *, soft: Tensor | None = None) -> Tensor:
-    """Mean next-token loss, in nats, over the answers of examples; logits are computed from the first answer on.
+    """Mean next-token loss, in nats, over the answers of examples.
+
+    Padding is on the right, where no causal model sees it, so that there is no mask. ``lm_head`` reads the states before answer
+    tokens only, so many at a time that their logits fit into memory.
 
     examples: of any lengths; soft slots index rows of ``soft`` [S, D]. These and a row's first token are never targets.
     Raises ValueError if no example has an answer.
     """
-    inputs, tokens, real = left_padded(model, [example.row for example in examples], pad_token_id, soft)  # [B, T]
-    mask, _ = pad_left([torch.tensor(example.mask, device=real.device) for example in examples])  # [B, T]
-    targets = mask[:, 1:].bool() & real[:, :-1]  # [B, T - 1]
+    embed = model.get_input_embeddings()
+    rows = [torch.tensor(example.row.ids, device=embed.weight.device) for example in examples]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)  # [B, T]
+    mask = pad_sequence([torch.tensor(example.mask, device=tokens.device) for example in examples], batch_first=True)  # [B, T]
+    targets = mask[:, 1:].bool()  # [B, T - 1]
     if not targets.any():
         raise ValueError("no row has an answer token after its first, so there is no loss; check the answer mask")
-    keep = targets.shape[1] - int(targets.any(0).int().argmax())  # columns from the first target of any row on
-    logits = model(**inputs, logits_to_keep=keep + 1).logits[:, :-1]  # [B, keep, V]
-    targets = targets[:, -keep:]  # [B, keep]
-    return F.cross_entropy(logits[targets].float(), tokens[:, -keep:][targets])
+    inputs = embedded(embed, tokens, [example.row for example in examples], soft, left=False)[:, :-1]  # [B, T - 1, D]
+    return answer_loss(model, {"inputs_embeds": inputs, "use_cache": False}, targets, tokens[:, 1:][targets])
 
 
 def left_padded(
@@ -51,15 +55,18 @@ def left_padded(
     return inputs, tokens, real
 
 
-def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None) -> Tensor:
-    """Input embeddings [B, T, D] of rows, padded on the left to tokens [B, T]; soft slots index rows of ``soft`` [S, D]."""
+def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None, *, left: bool = True) -> Tensor:
+    """Input embeddings [B, T, D] of rows that are padded to tokens [B, T]; soft slots index rows of ``soft`` [S, D].
+
+    left: the padding is on the left.
+    """
     hard = embed(tokens)  # [B, T, D]
     if soft is None:
         return hard
     slots = torch.full(tokens.shape, -1)  # [B, T], rows of ``soft``, -1 for a token
     for slot, row in zip(slots, rows, strict=True):
         if row.soft_slots:
-            start = len(slot) - len(row)
+            start = len(slot) - len(row) if left else 0
             slot[[start + position for position in row.soft_slots]] = torch.tensor(list(row.soft_slots.values()))
     slots = slots.to(tokens.device)
     return torch.where((slots >= 0).unsqueeze(-1), soft.to(hard.device, hard.dtype)[slots.clamp(min=0)], hard)

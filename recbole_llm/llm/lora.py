@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.llm.lora_inputs import share_inputs
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -40,6 +42,8 @@ def attach_lora(
 ) -> PeftModel:
     """Add an untrained adapter (``B = 0``) as the only active and trainable one.
 
+    Dropout is drawn once for each distinct input of its layers, see :mod:`recbole_llm.llm.lora_inputs`.
+
     Args:
         model: a causal LM, or a PeftModel with other adapters.
         seed: of the initial ``A``; the global random state is preserved.
@@ -62,10 +66,13 @@ def attach_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if not isinstance(model, PeftModel):
-            return get_peft_model(model, config, adapter_name=name)
+            found = get_peft_model(model, config, adapter_name=name)
+            share_inputs(lora_modules(found).values())
+            return found
         if name in model.peft_config:
             raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
         model.add_adapter(name, config)
+    share_inputs(lora_modules(model).values())
     _tuner(model).enable_adapter_layers()
     model.set_adapter(name)  # peft also makes it trainable
     return model
@@ -111,6 +118,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
         if expected != keys[name]:
             odd = min(expected ^ keys[name])
             raise ValueError(f"adapter {name!r} in {folder} does not fit this model: only one of them has {odd}")
+    share_inputs(lora_modules(model).values())  # type: ignore[arg-type]
     AdapterView(model, {next(iter(folders)): 1.0}).select()  # type: ignore[arg-type]
     return model.eval()  # type: ignore[return-value]
 
@@ -222,6 +230,10 @@ class AdapterView:
     def get_input_embeddings(self) -> Any:
         """The input embeddings of the base model."""
         return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The ``lm_head`` of the base model."""
+        return self.model.get_output_embeddings()
 
 
 def _tuner(model: PeftModel) -> Any:

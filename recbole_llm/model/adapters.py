@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from recbole_llm.data import domains
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Example
+from recbole_llm.llm import micro_batches
 from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class AdapterTraining:
             if valid is not None and likelihood is not None:
                 return valid.score(likelihood.with_lm(model))
             encoded = [encode(example, np.random.default_rng([parts.seed, i])) for i, example in enumerate(held_out)]
-            losses = [lm_loss(model, encoded[i : i + 32], pad) for i in range(0, len(encoded), 32)]
-            return -float(torch.stack(losses).mean())
+            batches = micro_batches.parts(encoded, default_batch_tokens(causal))
+            return -sum(share * float(lm_loss(model, batch, pad)) for batch, share in batches)
 
         options = parts.options
         finetune(causal.model, name, examples, encode, self.config, pad_token_id=pad, validate=score, work=work, options=options)

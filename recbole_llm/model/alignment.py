@@ -193,11 +193,11 @@ class AlignmentTraining:
 
         pairs = _Pairs(self.domain, config)
 
-        def loss(step: int) -> Tensor:
+        def loss(step: int) -> list[Tensor]:
             users, histories, targets, sampled = pairs[step]
             described = texts([*targets, *sampled]).split(len(targets))  # 2 x [B, T]
             states = cf.user_states(users, histories)  # [B, H]
-            return alignment.loss(states, (items[targets], items[sampled]), (described[0], described[1]), config.weights)
+            return [alignment.loss(states, (items[targets], items[sampled]), (described[0], described[1]), config.weights)]
 
         logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trainable parameters")
         TrainingLoop(

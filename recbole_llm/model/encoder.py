@@ -22,6 +22,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_llm.data.histories import drawn_users
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.ranks import target_ranks
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
@@ -101,8 +102,7 @@ class LLMEncoder(Recommender, SequentialRecommender):
 
     def valid_users(self) -> list[int]:
         """The users of :meth:`valid_score`, drawn from the run's seed."""
-        users = self.parts.histories.evaluated("valid")
-        return np.random.default_rng(self.parts.seed).permutation(users)[: self.parts.validation.users].tolist()
+        return drawn_users(self.parts.histories.evaluated("valid"), self.parts.seed, self.parts.validation.users).tolist()
 
     @torch.no_grad()
     def valid_score(self, encode: EncodeHistories, item_matrix: Tensor) -> float:

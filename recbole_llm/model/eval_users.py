@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.data.histories import drawn_users
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.ranks import target_ranks
 
@@ -42,7 +43,8 @@ class EvalUsers:
     def __init__(self, candidates: CandidateSet, histories: Histories, phase: str, *, seed: int, metric: str, number: int):
         self._candidates, self._histories, self._phase = candidates, histories, phase
         self._metric, self._number, self._seed = metric, number, seed
-        self._order = torch.from_numpy(np.random.default_rng(seed).permutation(len(candidates.users)))
+        everyone = len(candidates.users)
+        self._order = torch.from_numpy(drawn_users(np.arange(everyone), seed, everyone))
 
     @property
     def fingerprint(self) -> str:

@@ -5,8 +5,9 @@ Legend: B users, L prefix tokens, I items, M width of the M-Former, D of the LM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.data import domains
+from recbole_llm.data.domains import TrainingExample
+from recbole_llm.llm.micro_batches import bounded_memory
 from recbole_llm.model.m_former import WarmUp, load_balance
 from recbole_llm.model.parts import Parts
 from recbole_llm.model.towers import TowerReader, Towers
@@ -27,8 +30,8 @@ from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup
 PHASES = ("warmup", "phase1", "phase2")
 USER, ITEM, MATRIX = "user_tower.safetensors", "item_tower.safetensors", "item_matrix.safetensors"
 
-Loss = Callable[[list[list[int]], list[int]], Tensor]
-"""B histories and the items that follow them -> a scalar."""
+Loss = Callable[[list[list[int]], list[int]], Iterable[Tensor]]
+"""B histories and the items that follow them -> scalars whose sum is the loss."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,14 @@ class TowerTraining:
         assert m_former is not None
         heads = WarmUp(reader.config.former.hidden_size, reader.width).to(reader.cf.device)
 
-        def loss(histories: list[list[int]], _: list[int]) -> Tensor:
+        def loss(histories: list[list[int]], _: list[int]) -> list[Tensor]:
             queried, routing = m_former.query(*reader.states(histories))  # [B, L, M]
             with torch.no_grad():
                 text = reader.text_vectors(histories).to(queried.device)  # [B, D]
-            return heads(queried, text) + self.config.load_balance_weight * load_balance(routing)
+            return [heads(queried, text) + self.config.load_balance_weight * load_balance(routing)]
 
         trained = nn.ModuleDict({"m_former": m_former, "heads": heads})
-        self._fit("warmup", trained, towers, loss, work)
+        self._fit("warmup", trained, towers, lambda tokens: loss, work)
         save_tensors(work.out / USER, towers.user.state_dict())
 
     def phase1(self, warm_up: Stage | None, work: Work) -> None:
@@ -117,7 +120,7 @@ class TowerTraining:
             towers.user.load_state_dict(load_file(work.folder(warm_up) / USER))
         towers.refresh()
         # the item tower is not optimized, but belongs to the pair that is selected and checkpointed
-        self._fit("phase1", towers, towers, self.loss(towers), work, validate=True, refresh=True)
+        self._fit("phase1", towers, towers, partial(self.loss, towers), work, validate=True, refresh=True)
         matrix = reader.encode_items(towers.item)  # of the selected pair
         save_tensors(work.out / USER, towers.user.state_dict())
         save_tensors(work.out / ITEM, towers.item.state_dict())
@@ -127,24 +130,34 @@ class TowerTraining:
         """Train the user tower with the item matrix of phase 1."""
         towers = load_towers(self.reader, work.folder(phase1))
         trained = nn.ModuleDict({"user": towers.user})
-        self._fit("phase2", trained, towers, self.loss(towers), work, validate=True)
+        self._fit("phase2", trained, towers, partial(self.loss, towers), work, validate=True)
         save_tensors(work.out / USER, towers.user.state_dict())
 
-    def loss(self, towers: Towers) -> Loss:
-        """Cross-entropy over the cosines with all items, plus load balancing; no gradient through the item matrix."""
-        config, reader = self.config, self.reader
+    def loss(self, towers: Towers, tokens: int) -> Loss:
+        """Cross-entropy over the cosines with all items, plus load balancing; no gradient through the item matrix.
 
-        def loss(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
+        Users are computed in parts of ``tokens`` padded tokens. The parts add up to the loss of the batch: the item matrix is the
+        same for all, and the share of each expert in the load balance is that of the batch.
+        """
+        config, reader, tower = self.config, self.reader, towers.user
+
+        def loss(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Iterator[Tensor]:
             if config.single_share:  # items are histories of length one
                 single = torch.rand(len(histories)) < config.single_share  # [B]
                 histories = [history[-1:] if cut else history for history, cut in zip(histories, single, strict=True)]
-            users, routing = reader.embed(towers.user, histories, config.null_share)  # [B, D]
-            items = reader.item_matrix(towers)[1:].to(users.device)  # [I - 1, D], without the padding item
-            logits = users @ items.T / config.temperature  # [B, I - 1]
-            found = F.cross_entropy(logits, torch.tensor(targets, device=logits.device) - 1)
-            if routing is None or reader.config.former.experts == 1:
-                return found
-            return found + config.load_balance_weight * load_balance(routing)
+            states, known = reader.states(histories)  # [B, N, H], [B, N]
+            if config.null_share:  # trains the null token
+                known = known & (torch.rand(len(known), 1).to(known.device) >= config.null_share)
+            balanced = tower.m_former is not None and reader.config.former.experts > 1
+            with torch.no_grad():
+                batch = tower.m_former.routing(states, known)[1] if balanced else None
+            items = reader.item_matrix(towers)[1:]  # [I - 1, D], without the padding item
+            for part in reader.batches(histories, tokens):
+                users, routing = reader.embed(tower, [histories[i] for i in part], (states[part], known[part]))  # [b, D]
+                logits = users @ items.to(users.device).T / config.temperature  # [b, I - 1]
+                own = torch.tensor([targets[i] - 1 for i in part], device=logits.device)  # [b]
+                found = F.cross_entropy(logits, own, reduction="sum") / len(histories)
+                yield found + config.load_balance_weight * load_balance(routing, batch) if balanced else found
 
         return loss
 
@@ -153,7 +166,7 @@ class TowerTraining:
         phase: str,
         trained: nn.Module,
         towers: Towers,
-        loss: Loss,
+        loss: Callable[[int], Loss],
         work: Work,
         *,
         validate: bool = False,
@@ -161,8 +174,8 @@ class TowerTraining:
     ) -> None:
         """Train on (history, next item) pairs of the training split and restore the best weights.
 
-        With ``refresh``, the item matrix is recomputed every ``refresh_steps`` steps; without, the best weights may be the
-        initial ones.
+        ``loss`` makes the loss from the padded tokens of a part. With ``refresh``, the item matrix is recomputed every
+        ``refresh_steps`` steps; without, the best weights may be the initial ones.
         """
         config, parts = self.config, self.parts
         rows = domains.training_examples([parts.domain], samples=config.train_samples, seed=parts.seed)
@@ -171,37 +184,45 @@ class TowerTraining:
         if not total:
             return
 
-        def step_loss(step: int) -> Tensor:
-            if refresh and step % every == 0:
-                towers.refresh()
-            towers.train()
-            chosen = [rows[i] for i in order[step]]
-            histories = [parts.domain.histories[row.user] for row in chosen]
-            pairs = list(zip(histories, chosen, strict=True))
-            return loss([h[: row.end].tolist() for h, row in pairs], [int(h[row.end]) for h, row in pairs])
-
         def score() -> float:
             return self.validate(phase, towers.eval())
 
         parameters = dict(trained.named_parameters())
         moved = [parameter for parameter in parameters.values() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(moved, lr=config.learning_rates[phase], weight_decay=config.weight_decay)
-        loop = TrainingLoop(
-            name=phase,
-            parameters=parameters,
-            optimizer=optimizer,
-            scheduler=cosine_with_warmup(optimizer, total, config.warmup_ratio),
-            loss=step_loss,
-            total_steps=total,
-            clip_grad_norm=config.max_grad_norm,
-            validate=score if validate else None,
-            eval_every=every,
-            patience=config.laser_patience,
-            folder=work.scratch / "loop",
-            options=parts.options,
-            learning_rate_key=f"{phase}_learning_rate",
-        )
-        if validate and not refresh:
-            loop.state.best_score = score()
-            loop.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        loop.run()
+        with bounded_memory(self.reader.causal.model, parts.options, work.scratch) as tokens:
+            step_loss = self._steps(towers, loss(tokens), rows, order, every if refresh else 0)
+            loop = TrainingLoop(
+                name=phase,
+                parameters=parameters,
+                optimizer=optimizer,
+                scheduler=cosine_with_warmup(optimizer, total, config.warmup_ratio),
+                loss=step_loss,
+                total_steps=total,
+                clip_grad_norm=config.max_grad_norm,
+                validate=score if validate else None,
+                eval_every=every,
+                patience=config.laser_patience,
+                folder=work.scratch / "loop",
+                options=parts.options,
+                learning_rate_key=f"{phase}_learning_rate",
+            )
+            if validate and not refresh:
+                loop.state.best_score = score()
+                loop.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            loop.run()
+
+    def _steps(
+        self, towers: Towers, loss: Loss, rows: Sequence[TrainingExample], order: Epochs, refresh: int
+    ) -> Callable[[int], Iterable[Tensor]]:
+        """The loss by step; the towers are refreshed every ``refresh`` steps, if that is not 0."""
+        known = self.parts.domain.histories
+
+        def of_step(step: int) -> Iterable[Tensor]:
+            if refresh and step % refresh == 0:
+                towers.refresh()
+            towers.train()
+            pairs = [(known[row.user], row.end) for row in (rows[i] for i in order[step])]
+            return loss([history[:end].tolist() for history, end in pairs], [int(history[end]) for history, end in pairs])
+
+        return of_step

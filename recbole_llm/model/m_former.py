@@ -150,13 +150,18 @@ def shares(routing: Routing) -> Tensor:
     return F.one_hot(chosen, routing.probabilities.size(-1)).float().mean(0)  # [K]
 
 
-def load_balance(routing: Routing) -> Tensor:
+def load_balance(routing: Routing, batch: Routing | None = None) -> Tensor:
     """``K sum_j f_j P_j`` over the real states of a batch: 1 if experts are used equally, K if only one is used.
 
     f and P are those of the batch; in the paper they are those of one history, which is uninformative for an item (N = 1).
+
+    Args:
+        batch: the routing of the whole batch, if ``routing`` is that of some of its rows: their share of the sum. Only f and the
+            number of states are taken from it, which have no gradient, so the shares of all rows have that of the whole.
     """
+    batch = batch or routing
     p = routing.probabilities[routing.seen]  # [R, K]
-    return p.size(1) * (shares(routing).detach() * p.mean(0)).sum()
+    return p.size(1) * (shares(batch).detach() * p.sum(0)).sum() / batch.seen.sum()
 
 
 class WarmUp(nn.Module):

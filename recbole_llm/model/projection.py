@@ -6,7 +6,7 @@ Legend: I items, S soft tokens, H width of the collaborative model, Z of the joi
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from recbole_llm.data import domains
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Example, Prompt, PromptSettings, number_soft_tokens
-from recbole_llm.llm.finetune import Batches
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.likelihood import TitleLikelihood
+from recbole_llm.llm.micro_batches import MicroBatches, bounded_memory
 from recbole_llm.model.alignment import Projector
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
@@ -120,29 +120,30 @@ class ProjectionTraining:
             history = domain.histories[example.user][: example.end + 1].tolist()
             return encoder(history, rng, number[example])
 
-        batches = Batches(examples, encode, config.batch_size, 1, parts.seed)
-
-        def loss(micro: int) -> Tensor:
-            batch, share = batches[micro]
-            rows, vectors = soft.fill([example.row for example in batch], users)
-            batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
-            return share * lm_loss(causal.model, batch, int(causal.tokenizer.pad_token_id), soft=vectors)
-
         likelihood = self.likelihood(causal, soft)
-        total = batches.steps_per_epoch * config.epochs
         parameters = dict(soft.named_parameters())
-        TrainingLoop(
-            name="projection",
-            parameters=parameters,
-            optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
-            loss=loss,
-            total_steps=total,
-            validate=lambda: valid.score(likelihood),
-            eval_every=max(1, -(-total // max(4, config.epochs))),
-            folder=work.scratch / "loop",
-            options=parts.options,
-            learning_rate_key="stage2_learning_rate",
-        ).run()
+        with bounded_memory(causal.model, parts.options, work.scratch) as tokens:
+            batches = MicroBatches(examples, encode, config.batch_size, tokens, parts.seed)
+            total = batches.steps_per_epoch * config.epochs
+
+            def loss(step: int) -> Iterator[Tensor]:
+                for batch, share in batches[step]:
+                    rows, vectors = soft.fill([example.row for example in batch], users)
+                    batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
+                    yield share * lm_loss(causal.model, batch, int(causal.tokenizer.pad_token_id), soft=vectors)
+
+            TrainingLoop(
+                name="projection",
+                parameters=parameters,
+                optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
+                loss=loss,
+                total_steps=total,
+                validate=lambda: valid.score(likelihood),
+                eval_every=max(1, -(-total // max(4, config.epochs))),
+                folder=work.scratch / "loop",
+                options=parts.options,
+                learning_rate_key="stage2_learning_rate",
+            ).run()
         save_tensors(work.out / "projectors.safetensors", parameters)
 
     def likelihood(self, causal: CausalLM, soft: SoftTokens) -> TitleLikelihood:

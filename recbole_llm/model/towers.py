@@ -141,21 +141,25 @@ class TowerReader:
         cf_width = self.cf.item_table.size(1) if self.config.states == "items" else self.cf.state_width
         return Towers(self.config, cf_width, self.width).to(self.cf.device)
 
-    def embed(self, tower: Tower, histories: Sequence[Sequence[int]], null_share: float = 0.0) -> tuple[Tensor, Routing | None]:
+    def embed(
+        self, tower: Tower, histories: Sequence[Sequence[int]], states: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Routing | None]:
         """Vectors [B, D] of unit length and the routing; differentiable.
 
         Args:
-            null_share: share of the histories, drawn in each call, whose states are removed to train the null token.
+            states: what the M-Former reads instead of :meth:`states` of the histories.
         """
-        states, known = self.states(histories)  # [B, N, H], [B, N]
-        if null_share:
-            known = known & (torch.rand(len(known), 1).to(known.device) >= null_share)
-        soft, routing = tower(states, known)  # [B, S, D]
+        soft, routing = tower(*(states or self.states(histories)))  # [B, S, D]
         size = soft.size(1)
         rows = [self._row(history, np.arange(size) + number * size) for number, history in enumerate(histories)]
         rows, _ = number_soft_tokens(rows)
         hidden = encode(self.causal.model, rows, self._pad, soft=soft.flatten(0, 1), mean=self.config.pooling == "mean")  # [B, D]
         return F.normalize(hidden, dim=-1), routing
+
+    def batches(self, histories: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        """Indices of histories in batches of similar length, of at most ``tokens`` padded tokens."""
+        lengths = [len(self.prompts.prompt(history)) + self.config.former.length + 1 for history in histories]
+        return token_batches(lengths, [0] * len(lengths), tokens)
 
     def text_vectors(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """Mean hidden states [B, D] of the prompts without soft tokens."""
@@ -169,10 +173,9 @@ class TowerReader:
     @torch.no_grad()
     def encode(self, tower: Tower, histories: Sequence[Sequence[int]], name: str = "") -> Tensor:
         """Vectors [N, D], computed in batches of similar length under a token budget; ``name`` is that of the progress bar."""
-        lengths = [len(self.prompts.prompt(history)) + self.config.former.length + 1 for history in histories]
         found = torch.empty(len(histories), self.width, device=self.cf.device)
         with progress_bar(name, len(histories), show=self._show_progress and bool(name)) as bar:
-            for batch in token_batches(lengths, [0] * len(lengths), self._batch_tokens):
+            for batch in self.batches(histories, self._batch_tokens):
                 found[batch] = self.embed(tower, [histories[i] for i in batch])[0].to(found.device)
                 bar.advance(len(batch))
         return found

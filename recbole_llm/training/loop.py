@@ -1,4 +1,4 @@
-"""The training loop of all stages: bit-exact resuming, gradient accumulation, clipping and early stopping.
+"""The training loop of all stages: bit-exact resuming, steps in parts, clipping and early stopping.
 
 A step is a function of its index, the weights and the random state alone. So a killed run resumes from its last checkpoint and
 ends, on CPU, with exactly the weights of an uninterrupted run. The times of checkpoints do not affect the result.
@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from logging import getLogger
@@ -61,20 +61,32 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LoopOptions(Settings):
-    """Options that do not affect the result.
+    """Options that no fingerprint contains, since they concern how a training is computed and not what is trained.
 
     Args:
-        save_every: seconds between two checkpoints; 0 saves after every step.
+        save_every: least seconds between two checkpoints; 0 saves after every step.
         show_progress: show a progress bar.
+        batch_tokens: padded tokens of an LM's forward and backward pass; None chooses them from the memory there is. They
+            change the rounding of a gradient, and which inputs the dropout of LoRA hits, as another device does.
+        gradient_checkpointing: compute an LM's layers again in the backward pass; ``auto``: above 1 B weights.
+        max_memory: bytes of each device that this process may take, as in ``transformers``.
     """
 
-    KEYS = {"save_every": "save_every_seconds"}
+    KEYS = {"save_every": "save_every_seconds", "batch_tokens": "train_batch_tokens"}
 
     save_every: float = 20.0
     show_progress: bool = True
+    batch_tokens: int | None = None
+    gradient_checkpointing: bool | str = "auto"
+    max_memory: Mapping[Any, int | str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.gradient_checkpointing not in (True, False, "auto"):
+            raise ValueError(f"gradient_checkpointing: {self.gradient_checkpointing!r} is unknown; choose True, False or auto")
 
 
 DEFAULT_OPTIONS = LoopOptions()
+SAVING = 0.05  # largest share of the time that saves may take
 
 
 @dataclass
@@ -96,10 +108,9 @@ class TrainingLoop:
         name: stage name shown in the progress bar.
         parameters: the trainable tensors, by name; no other weights are saved.
         optimizer, scheduler: built over those parameters.
-        loss: ``loss(i)`` returns the scalar loss of micro-batch ``i``; step ``s`` takes micro-batches
-            ``s * accumulate ... (s + 1) * accumulate - 1`` and averages them.
+        loss: ``loss(s)`` yields scalars whose sum is the loss of step ``s``. Each one's backward pass runs before the next
+            one is asked for, so that there is one graph at a time.
         total_steps: optimiser steps.
-        accumulate: micro-batches per optimiser step.
         clip_grad_norm: largest gradient norm, or None.
         validate: returns a score (higher is better); called every ``eval_every`` steps and after the last one. The final weights
             are those of the best validation, also with patience 0.
@@ -112,10 +123,9 @@ class TrainingLoop:
     name: str
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
-    loss: Callable[[int], Tensor]
+    loss: Callable[[int], Iterable[Tensor]]
     total_steps: int
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-    accumulate: int = 1
     clip_grad_norm: float | None = 1.0
     validate: Callable[[], float] | None = None
     eval_every: int = 0
@@ -130,17 +140,22 @@ class TrainingLoop:
         """Train or resume training to the end; the parameters then have the best or the last weights."""
         count_trained(self.parameters.values())
         self._resume()
-        saved = time.monotonic()
+        due = time.monotonic() + self.options.save_every
         with progress_bar(self.name, self.total_steps, start=self.state.step, show=self.options.show_progress) as bar:
             while self.state.step < self.total_steps and not self._stopped():
                 bar.advance(loss=self._step())
                 self._validate()
-                if self.folder is not None and time.monotonic() - saved > self.options.save_every:
+                if self.folder is not None and (began := time.monotonic()) >= due:
                     self._save(self.folder)
-                    saved = time.monotonic()
+                    due = self._next_save(began)
         if self.best:
             self._load(self.best)
         return self.state
+
+    def _next_save(self, began: float) -> float:
+        """When to save next, after a save that began at ``began``: so late that saves take at most ``SAVING`` of the time."""
+        ended, least = time.monotonic(), self.options.save_every
+        return ended + max(least, (ended - began) * (1 / SAVING - 1)) if least else ended
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -150,10 +165,9 @@ class TrainingLoop:
     def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros(())
-        for micro in range(self.state.step * self.accumulate, (self.state.step + 1) * self.accumulate):
-            loss = self.loss(micro) / self.accumulate
-            loss.backward()
-            total = total + loss.detach().cpu()
+        for part in self.loss(self.state.step):
+            part.backward()
+            total = total + part.detach().cpu()
         self._check_finite("loss", total.item())
         if self.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_grad_norm)

@@ -189,10 +189,9 @@ ABOUT_BACKBONES = {
     "chat",
     "max_prompt_tokens",
     "score_batch_tokens",
-    "gradient_accumulation_steps",
 }
 # what it may set for one model alone
-FOR_ONE_MODEL = {"gradient_accumulation_steps"}
+FOR_ONE_MODEL: set[str] = set()
 
 
 def composed(model: str, llm: str | None) -> LLMConfig:
@@ -214,7 +213,6 @@ def tiny_stand_in(llm: str, tiny_lm: Path) -> dict[str, Any]:
         "max_prompt_tokens": 448,
         "score_batch_tokens": None,
         "lora_batch_size": 8,
-        "gradient_accumulation_steps": 1,
         "lora_epochs": 1,
         "train_samples": 32,
         "valid_users": 20,
@@ -264,14 +262,6 @@ def test_files_of_backbones_say_what_a_backbone_is(llm: str) -> None:
     assert FILES.read(f"llm/{llm}").keys() <= ABOUT_BACKBONES
     for model in FILES.names(f"llm/{llm}"):
         assert model in registry.MODELS and FILES.read(f"llm/{llm}/{model}").keys() <= FOR_ONE_MODEL
-
-
-@pytest.mark.parametrize("llm", REAL)
-@pytest.mark.parametrize("model", RECIPES)
-def test_a_step_divides_into_its_parts(model: str, llm: str) -> None:
-    config = composed(model, llm)
-    if "LoRARanker" in (parent.__name__ for parent in config.model_class.__mro__):
-        assert config["lora_batch_size"] % config["gradient_accumulation_steps"] == 0
 
 
 @pytest.mark.parametrize("llm", LLMS)

@@ -1,0 +1,101 @@
+"""The cross-entropy of answer tokens under a causal LM, with few logits in memory at a time.
+
+The logits of a vocabulary of 150,000 words take more memory than all activations of a small LM. So ``lm_head`` runs on some
+states at a time, and their gradients are computed in the forward pass, after which the logits are dropped (as Liger Kernel does,
+arXiv 2410.10989). This costs no further products, since a frozen ``lm_head`` needs no gradient.
+
+Legend: B rows, T tokens, N answer tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recbole_llm.llm.memory import LOGITS_AT_ONCE
+from recbole_llm.store.files import preserved_random_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+_BARE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def answer_loss(model: Any, inputs: Mapping[str, Tensor], before: Tensor, answers: Tensor) -> Tensor:
+    """Mean cross-entropy, in nats, of answers [N], given the states where ``before`` [B, T] is True.
+
+    model: a causal LM, or one with adapters. inputs: keyword arguments of its forward pass over [B, T] tokens.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return F.cross_entropy(model(**inputs).logits[before].float(), answers)
+    if any(parameter.requires_grad for parameter in head.parameters()) or not _is_bare(model, head):
+        with _reading(head, lambda states: states[before.to(states.device)].unsqueeze(0)):
+            logits = model(**inputs).logits[0]  # [N, V]
+        return F.cross_entropy(logits.float(), answers.to(logits.device))
+    found: list[Tensor] = []
+
+    def keep(states: Tensor) -> Tensor:
+        found.append(states[before.to(states.device)])  # [N, D]
+        return states[:1, :1]
+
+    with _reading(head, keep):
+        model(**inputs)
+    (states,) = found
+    return _ChunkedLoss.apply(states, head, answers.to(states.device))
+
+
+@contextmanager
+def _reading(head: nn.Module, chosen: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """``head`` runs on what ``chosen`` makes of its input [B, T, D]."""
+    hook = head.register_forward_pre_hook(lambda _, given: (chosen(given[0]), *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _is_bare(model: Any, head: nn.Module) -> bool:
+    """Whether the logits of the model are those of its head; some models scale or cap them afterwards."""
+    if head not in _BARE:
+        outputs: list[Tensor] = []
+        hook = head.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        with preserved_random_state(), torch.no_grad():
+            logits = model(
+                inputs_embeds=model.get_input_embeddings().weight[:1].unsqueeze(0), use_cache=False
+            ).logits  # [1, 1, V]
+        hook.remove()
+        _BARE[head] = len(outputs) == 1 and torch.equal(outputs[0].to(logits.device, logits.dtype), logits)
+    return _BARE[head]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Mean cross-entropy of answers [N] given states [N, D]; the gradient of the states is computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Any, answers: Tensor) -> Tensor:
+        needed = ctx.needs_input_grad[0]
+        total, gradients = torch.zeros((), device=states.device), []
+        size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        for some, own in zip(states.split(size), answers.split(size), strict=True):
+            with torch.set_grad_enabled(needed):
+                leaf = some.detach().requires_grad_(needed)
+                loss = F.cross_entropy(head(leaf).float(), own, reduction="sum") / len(answers)
+            total += loss.detach()
+            gradients += torch.autograd.grad(loss, leaf) if needed else []
+        if needed:
+            ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (states,) = ctx.saved_tensors
+        return states * gradient.to(states.dtype), None, None
