@@ -23,8 +23,7 @@ from torch import Tensor
 
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
-from recbole_llm.data.histories import drawn_users
-from recbole_llm.evaluation.ranks import Ranks, SafeCollector, of_users, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
@@ -130,19 +129,13 @@ class ProtocolTrainer(Trainer):
         self.eval_collector.data_collect(train_data)
         if not valid_data:
             return -1, None
-        self._users = self._early_stopping_users(valid_data)
+        self._users = early_stopping_users(valid_data, self.config["seed"], self.config["valid_users"])
         with metered() as self.validation:
             self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         self._users, self.validated = None, len(self.ranks.users)
-        logger.info(f"validation after training: {self.validated} users, those of early stopping (valid_users)")
+        logger.info(f"validation after training: the {self.validated} users of early stopping (valid_users)")
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
-
-    def _early_stopping_users(self, valid_data: Any) -> Tensor:
-        """The users whom early stopping has measured: ``valid_users`` of those who have candidates, or of all."""
-        listed = getattr(valid_data, "candidates", None)
-        users = listed.users.numpy() if listed else valid_data._dataset.histories.evaluated("valid")
-        return torch.from_numpy(drawn_users(users, self.config["seed"], self.config["valid_users"]))
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # RecBole's bar contains control characters for terminals
@@ -209,7 +202,8 @@ class ProtocolTrainer(Trainer):
 
     def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
         """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""
-        users = self._early_stopping_users(eval_data) if early_stopping else None
+        seed, number = self.config["seed"], self.config["valid_users"]
+        users = early_stopping_users(eval_data, seed, number) if early_stopping else None
         return self.recommender.cost(list(self._listed(eval_data, users)), self.cache, all_rows=not early_stopping)
 
     def _listed(self, eval_data: Any, users: Tensor | None) -> Iterator[tuple[Any, Tensor | None]]:

@@ -14,6 +14,8 @@ import torch
 from recbole.evaluator import Collector
 from torch import Tensor
 
+from recbole_llm.data.histories import drawn_users
+
 
 class SafeCollector(Collector):
     """RecBole's collector, whose ItemCoverage, Gini and others fail at numbers without ``.cpu()`` (RUCAIBox/RecBole#2131)."""
@@ -100,6 +102,13 @@ def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) ->
     places = torch.empty_like(order).scatter_(1, order, torch.arange(scores.size(1), device=scores.device).expand_as(order))
     row = torch.full((scores.size(0), item_count), -torch.inf, device=scores.device)  # [B, I]
     return row.scatter_(1, candidates, -places.float())
+
+
+def early_stopping_users(valid_data: Any, seed: int, number: int) -> Tensor:
+    """The users whom early stopping measures: ``number`` of those who have candidates, or of all evaluation users."""
+    listed = getattr(valid_data, "candidates", None)
+    users = listed.users.numpy() if listed else valid_data._dataset.histories.evaluated("valid")
+    return torch.from_numpy(drawn_users(users, seed, number))
 
 
 def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor) -> tuple[Any, Any, Tensor, Tensor]:

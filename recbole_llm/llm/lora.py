@@ -45,7 +45,7 @@ def attach_lora(
 ) -> PeftModel:
     """Add an untrained adapter (``B = 0``) as the only active and trainable one.
 
-    The first adapter of a model draws the dropout of each distinct input once, see :mod:`recbole_llm.llm.lora_inputs`.
+    Dropout is drawn once for each distinct input of its layers, see :mod:`recbole_llm.llm.lora_inputs`.
 
     Args:
         model: a causal LM, or a PeftModel with other adapters.
@@ -70,13 +70,14 @@ def attach_lora(
         torch.manual_seed(seed)
         if not isinstance(model, PeftModel):
             found = get_peft_model(model, config, adapter_name=name)
-            share_inputs(lora_modules(found).values(), name)
+            share_inputs(lora_modules(found).values())
             return found
         if name in model.peft_config:
             raise ValueError(f"adapter {name!r} is already attached; attached are {sorted(model.peft_config)}")
         AdapterView(model).select()  # ends a folding
         del _SELECTIONS[model]
         model.add_adapter(name, config)
+    share_inputs(lora_modules(model).values())
     _tuner(model).enable_adapter_layers()
     model.set_adapter(name)  # peft also makes it trainable
     return model
@@ -123,6 +124,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
         if expected != keys[name]:
             odd = min(expected ^ keys[name])
             raise ValueError(f"adapter {name!r} in {folder} does not fit this model: only one of them has {odd}")
+    share_inputs(lora_modules(model).values())  # type: ignore[arg-type]
     AdapterView(model, {next(iter(folders)): 1.0}).select()  # type: ignore[arg-type]
     return model.eval()  # type: ignore[return-value]
 

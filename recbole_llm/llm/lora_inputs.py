@@ -67,15 +67,16 @@ class _Dropout(torch.autograd.Function):
         return keep.to(gradient.dtype).mul_(ctx.scale).mul_(gradient), None
 
 
-def share_inputs(layers: Iterable[Any], name: str) -> None:
-    """Give the adapter ``name`` of peft's LoRA layers one :class:`SharedInputs`; it must be their only adapter.
+def share_inputs(layers: Iterable[Any]) -> None:
+    """Give each adapter of peft's LoRA layers one :class:`SharedInputs`.
 
-    The layers must not cast their inputs, which would make a tensor of its own for each layer.
+    The layers then do not cast their inputs themselves, which would make a tensor of its own for each layer.
     """
-    shared: dict[tuple[float, torch.dtype], SharedInputs] = {}
+    shared: dict[tuple[str, float, torch.dtype], SharedInputs] = {}
     for layer in layers:
-        if name not in layer.lora_A or not isinstance(layer.get_base_layer(), nn.Linear):
+        if not isinstance(layer.get_base_layer(), nn.Linear):
             continue
-        p, dtype = getattr(layer.lora_dropout[name], "p", 0.0), layer.lora_A[name].weight.dtype
-        layer.lora_dropout[name] = shared.setdefault((p, dtype), SharedInputs(p, dtype))
         layer.cast_input_dtype_enabled = False
+        for name, matrix in layer.lora_A.items():
+            p, dtype = getattr(layer.lora_dropout[name], "p", 0.0), matrix.weight.dtype
+            layer.lora_dropout[name] = shared.setdefault((name, p, dtype), SharedInputs(p, dtype))

@@ -72,7 +72,8 @@ def training_memory(
     layer += (2 * queries + 2 * keys) * size + heads * FP32  # q, k, v, the output of attention and its log-sum-exp
     layer += 3 * inner * size  # gate, SiLU(gate), up
     if r is not None:
-        layer += (2 * width + queries + inner) * (FP32 + (dropout > 0)) + 7 * r * FP32  # inputs with their masks, and A x
+        inputs = 2 * width + inner + (queries if dropout or size != FP32 else 0)  # the output of attention may be kept as it is
+        layer += inputs * (FP32 + (dropout > 0)) + 7 * r * FP32  # with their masks, and A x
     embeddings, last = width * size, (width + 1) * FP32 + 2 * width * size  # last norm; states before lm_head and their gradients
     kept = layers * width * size + layer if checkpointing else layers * layer
     at_once = max(LOGITS_AT_ONCE, text.vocab_size)

@@ -11,7 +11,7 @@ from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import finetune as module
 from recbole_llm.llm.causal_lm import load_causal_lm
-from recbole_llm.llm.finetune import Batches, LoRATrainingConfig, finetune
+from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
 from recbole_llm.llm.lora import WEIGHTS_FILE, load_adapters
 from recbole_llm.store.stages import StageCache, Work
 from recbole_llm.training.loop import LoopOptions
@@ -41,7 +41,6 @@ def training_config(**changes) -> LoRATrainingConfig:
         samples=None,
         epochs=2,
         batch_size=4,
-        accumulation=1,
         learning_rate=1e-2,
         warmup_ratio=0.1,
         max_grad_norm=1.0,
@@ -57,7 +56,9 @@ def model(tiny_lm: Path):
     return load_causal_lm(tiny_lm, device="cpu").model
 
 
-def run(model, folder: Path, validate=None, examples=EXAMPLES, save_every=20.0, **changes) -> dict[str, torch.Tensor]:
+def run(
+    model, folder: Path, validate=None, examples=EXAMPLES, save_every=20.0, options=None, **changes
+) -> dict[str, torch.Tensor]:
     """The adapter's tensors after a training that starts, as every stage does, from the seed."""
     torch.manual_seed(0)
     finetune(
@@ -69,7 +70,7 @@ def run(model, folder: Path, validate=None, examples=EXAMPLES, save_every=20.0, 
         pad_token_id=PAD,
         validate=validate,
         work=Work(folder / "out", folder / "scratch", StageCache(folder)),
-        options=LoopOptions(save_every=save_every, show_progress=False),
+        options=LoopOptions(save_every=save_every, show_progress=False, **(options or {})),
     )
     return load_file(folder / "out" / WEIGHTS_FILE)
 
@@ -135,53 +136,26 @@ def test_the_best_validated_weights_are_written(model, tmp_path):
 # -- micro-batches -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_gradient_accumulation_equals_the_full_batch_also_with_uneven_answers(model, tmp_path, parts, monkeypatch):
+@pytest.mark.parametrize("options", [{"batch_tokens": 20}, {"batch_tokens": 1}, {"gradient_checkpointing": True}])
+def test_parts_and_checkpointing_equal_the_undivided_step_also_with_uneven_answers(model, tmp_path, options, monkeypatch):
     # Adam divides by the size of a gradient, and so makes rounding of the smallest ones as large as a step
     monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr))
     settings = {"lora_dropout": 0.0, "learning_rate": 0.1}
     full = run(model, tmp_path / "full", **settings)
-    assert difference(full, run(model, tmp_path / "parts", **settings, accumulation=parts)) < 1e-6
+    assert difference(full, run(model, tmp_path / "parts", **settings, options=options)) < 1e-6
     assert difference(full, run(model, tmp_path / "other", **settings, seed=1)) > 1e-3
 
 
-def test_batches_depend_on_their_index_alone():
-    batches = [Batches(EXAMPLES, encode, 4, 2, seed=3) for _ in range(2)]
-    forward = [batches[0][micro] for micro in range(12)]
-    backward = [batches[1][micro] for micro in reversed(range(12))]
-    assert forward == backward[::-1]
-    assert forward != [Batches(EXAMPLES, encode, 4, 2, seed=4)[micro] for micro in range(12)]
-
-
-def test_an_epoch_takes_every_example_once_and_the_next_one_in_another_order():
-    batches = Batches(EXAMPLES, lambda example, rng: of_two_tokens(10 * example.user + example.end, 1), 5, 1, seed=0)
-    epochs = [[one.row.ids[0] for micro in range(2) for one in batches[2 * epoch + micro][0]] for epoch in range(2)]
-    assert batches.steps_per_epoch == 2
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(10 * example.user + example.end for example in EXAMPLES)
-    assert set(epochs[0][:5]) != set(epochs[1][:5])
-
-
-def test_negatives_are_drawn_anew_in_every_epoch():
-    batches = Batches(EXAMPLES[:1], lambda example, rng: of_two_tokens(1, int(rng.integers(1000))), 1, 1, seed=0)
-    assert len({batches[epoch][0][0].row.ids[1] for epoch in range(5)}) > 3
-
-
-def test_the_weights_of_a_step_make_the_mean_over_all_its_answer_tokens():
-    batches = Batches(EXAMPLES, encode, 8, 4, seed=0)
-    parts = [batches[micro] for micro in range(4)]
-    counts = [sum(sum(example.mask) for example in examples) for examples, _ in parts]
-    assert len(set(counts)) > 1
-    assert [share for _, share in parts] == pytest.approx([4 * count / sum(counts) for count in counts])
-
-
 @pytest.mark.parametrize("count", [1, 3])
-def test_fewer_examples_than_a_batch_or_its_parts_still_train(model, tmp_path, count):
-    assert run(model, tmp_path, examples=EXAMPLES[:count], batch_size=8, accumulation=4)
+def test_fewer_examples_than_a_batch_still_train(model, tmp_path, count):
+    assert run(model, tmp_path, examples=EXAMPLES[:count], batch_size=8, options={"batch_tokens": 9})
 
 
-def test_parts_that_do_not_divide_the_batch_are_refused_by_both_keys():
-    with pytest.raises(ValueError, match="gradient_accumulation_steps: 3 .* lora_batch_size: 8"):
-        Batches(EXAMPLES, encode, 8, 3, seed=0)
+def test_checkpointing_with_dropout_draws_the_same_masks_again(model, tmp_path):
+    settings = {"lora_dropout": 0.3, "epochs": 1}
+    whole = run(model, tmp_path / "whole", **settings, options={"gradient_checkpointing": False})
+    assert difference(whole, run(model, tmp_path / "again", **settings, options={"gradient_checkpointing": True})) < 1e-5
+    assert "forward" not in vars(model.model.layers[0])  # the model is as before
 
 
 # -- interruption ------------------------------------------------------------------------------------------------------
@@ -192,7 +166,7 @@ def test_a_training_killed_midway_ends_bit_equal(model, tmp_path, monkeypatch, d
     def validate(lm) -> float:
         return -float(lm(torch.arange(10, 20)[None]).logits.std())
 
-    whole = run(model, tmp_path / "whole", validate, accumulation=2)
+    whole = run(model, tmp_path / "whole", validate, options={"batch_tokens": 20})
     loss, calls = module.lm_loss, []
 
     def interrupted(*arguments):
@@ -203,9 +177,9 @@ def test_a_training_killed_midway_ends_bit_equal(model, tmp_path, monkeypatch, d
 
     monkeypatch.setattr(module, "lm_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(model, tmp_path / "resumed", validate, accumulation=2, save_every=0)
+        run(model, tmp_path / "resumed", validate, options={"batch_tokens": 20}, save_every=0)
     monkeypatch.setattr(module, "lm_loss", loss)
-    assert difference(run(model, tmp_path / "resumed", validate, accumulation=2, save_every=0), whole) == 0
+    assert difference(run(model, tmp_path / "resumed", validate, options={"batch_tokens": 20}, save_every=0), whole) == 0
 
 
 def test_a_training_that_diverges_names_the_key_to_lower_and_writes_nothing(model, tmp_path):

@@ -26,12 +26,13 @@ def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, acc
     data = torch.randn(steps * accumulate, 5, 3)
     seen = SimpleNamespace(micro=[], checks=0, rates=[])
 
-    def loss(micro):
-        if die_at is not None and micro == die_at * accumulate + accumulate - 1:
-            raise Interrupted
-        seen.micro.append(micro)
-        seen.rates.append(optimizer.param_groups[0]["lr"])
-        return (F.relu(model(data[micro])) * scale - 1).square().mean()
+    def loss(step):
+        for micro in range(step * accumulate, (step + 1) * accumulate):
+            if die_at is not None and micro == die_at * accumulate + accumulate - 1:
+                raise Interrupted
+            seen.micro.append(micro)
+            seen.rates.append(optimizer.param_groups[0]["lr"])
+            yield (F.relu(model(data[micro])) * scale - 1).square().mean() / accumulate
 
     def validate():
         seen.checks += 1
@@ -46,7 +47,6 @@ def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, acc
         scheduler=cosine_with_warmup(optimizer, steps, 0.25),
         loss=loss,
         total_steps=steps,
-        accumulate=accumulate,
         clip_grad_norm=0.1,
         validate=None if best_at is None else validate,
         eval_every=2 if best_at is not None else 0,
@@ -192,33 +192,80 @@ def test_validation_does_not_disturb_the_random_stream():
     assert_equal(trained(best_at=STEPS), trained())  # the best step is the last one, so the weights are comparable
 
 
-def test_accumulation_averages_and_clipping_limits_the_gradient():
-    def one_step(accumulate, batches, clip):
+def test_parts_add_up_and_clipping_limits_the_gradient():
+    def one_step(batches, clip):
         parameter = nn.Parameter(torch.zeros(2))
-        loss = lambda micro: (parameter * batches[micro]).sum()  # noqa: E731 - its gradient is the batch
         TrainingLoop(
             name="test",
             parameters={"p": parameter},
             optimizer=torch.optim.SGD([parameter], lr=1.0),
-            loss=loss,
+            loss=lambda step: [(parameter * batch).sum() for batch in batches],  # its gradient is the batch
             total_steps=1,
-            accumulate=accumulate,
             clip_grad_norm=clip,
             options=LoopOptions(show_progress=False),
         ).run()
         return -parameter.detach()
 
     batches = torch.tensor([[3.0, 0.0], [0.0, 8.0]])
-    torch.testing.assert_close(one_step(2, batches, None), torch.tensor([1.5, 4.0]))
-    torch.testing.assert_close(one_step(1, batches, 1.0), torch.tensor([1.0, 0.0]))
-    assert one_step(2, batches, 1.0).norm() <= 1 + 1e-5
+    torch.testing.assert_close(one_step(batches, None), torch.tensor([3.0, 8.0]))
+    torch.testing.assert_close(one_step(batches[:1], 1.0), torch.tensor([1.0, 0.0]))
+    assert one_step(batches, 1.0).norm() <= 1 + 1e-5
+
+
+def test_each_part_is_differentiated_before_the_next_is_asked_for():
+    parameter, seen = nn.Parameter(torch.zeros(1)), []
+
+    def loss(step):
+        for part in range(3):
+            seen.append((part, parameter.grad is not None and parameter.grad.item()))
+            yield (parameter * 2).sum()
+
+    TrainingLoop(
+        name="test",
+        parameters={"p": parameter},
+        optimizer=torch.optim.SGD([parameter], lr=1.0),
+        loss=loss,
+        total_steps=1,
+        clip_grad_norm=None,
+        options=LoopOptions(show_progress=False),
+    ).run()
+    assert seen == [(0, False), (1, 2.0), (2, 4.0)]
+
+
+# -- when to save ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cost", "least", "every"), [(0.5, 20, 20), (4, 20, 76), (0, 20, 20), (3, 1, 57), (3, 0, 1)])
+def test_saves_take_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch, cost, least, every):
+    from recbole_llm.training import loop as module
+
+    clock, saves = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock.now)
+    loop, _ = make(tmp_path / "loop", steps=400, accumulate=1, save_every=least)
+    sound = loop.loss
+
+    def loss(step):
+        yield from sound(step)
+        clock.now += 1.0  # a step takes a second
+
+    def save(_):
+        saves.append(clock.now)
+        clock.now += cost
+
+    loop.loss = loss
+    monkeypatch.setattr(loop, "_save", save)
+    loop.run()
+    gaps = [after - before - cost for before, after in zip(saves, saves[1:], strict=False)]
+    assert saves[0] == max(least, 1) and all(every <= gap <= every + 1 for gap in gaps) and len(gaps) >= 3
+    if least:
+        assert cost * len(gaps) <= 0.05 * (saves[-1] - saves[0]) + 1e-6
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_names_the_step_and_the_key_to_lower(bad):
     loop, _ = make(learning_rate_key="lora_learning_rate")
     before, sound = weights(loop), loop.loss
-    loop.loss = lambda micro: sound(micro) * bad
+    loop.loss = lambda step: [part * bad for part in sound(step)]
     with pytest.raises(ValueError, match="test: the loss is (nan|inf) at step 0; lower `lora_learning_rate`"):
         loop.run()
     assert_equal(weights(loop), before)
