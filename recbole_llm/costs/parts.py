@@ -16,7 +16,7 @@ from recbole_llm.costs.blank_lm import BlankLM
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
-from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_tokens, training_memory
+from recbole_llm.llm.memory import LOGITS_AT_ONCE, TrainingMemory, checkpoints, micro_batch_tokens, training_memory
 from recbole_llm.store.costs import Cost, Tokens, metered
 from recbole_llm.training.loop import LoopOptions
 
@@ -113,8 +113,7 @@ class Training:
             "optimizer": 2 * self.parameters * FP32,
             "best weights": self.parameters * FP32 if self.validate is not None else 0,
         }
-        logits = trained.most_logits * shape.vocabulary * (2 * shape.bytes + 3 * FP32)
-        step = {"activations": through.memory.per_token * trained.most_fed, "logits": min(through.memory.fixed, logits)}
+        step = {"activations": through.memory.per_token * trained.most_fed, "logits": loss_bytes(shape, trained)}
         memory |= max(step, shape.forward_bytes(read), key=lambda part: sum(part.values()))
         return Cost(
             samples=self.samples,
@@ -127,6 +126,12 @@ class Training:
             read_flops=shape.flops(read) + 2.0 * beside * read.fed,
             exact=exact,
         )
+
+
+def loss_bytes(shape: LMShape, tokens: Tokens) -> int:
+    """Bytes of the logits that the loss holds at once: in fp32 also log-probabilities and gradient, and copies of others."""
+    at_once = min(tokens.most_logits * shape.vocabulary, max(LOGITS_AT_ONCE, shape.vocabulary))
+    return at_once * (3 * FP32 + (2 * shape.bytes if shape.bytes < FP32 else 0))
 
 
 def scoring_cost(
