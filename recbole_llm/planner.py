@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from logging import getLogger
 from typing import Any
 
@@ -12,9 +13,12 @@ from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.costs.devices import Card, Speed, of_card, probe
 from recbole_llm.costs.plan import TO_RUN, Line, Plan, estimated, stage_lines
-from recbole_llm.llm.backbones import Backbone
+from recbole_llm.costs.parts import shape_of, training_of
+from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
+from recbole_llm.llm.memory import free_memory, tokens_in
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Stage
+from recbole_llm.training.loop import LoopOptions
 
 logger = getLogger()
 
@@ -23,10 +27,19 @@ SHORT = 2e11  # floating-point operations of a few seconds on any machine: not w
 GUESS = 5e10  # operations per second, to bound the measurement
 
 
-def on_card(config: Any) -> dict[str, Any]:
+def on_card(config: Any, card: Card) -> dict[str, Any]:
     """The settings that a run on an accelerator chooses by itself, for a plan on another machine."""
-    own = {} if config["dtype"] != "auto" else {"dtype": "bfloat16"}
-    return own | ({} if config["score_batch_tokens"] else {"score_batch_tokens": 16384})
+    chosen: dict[str, Any] = {} if config["dtype"] != "auto" else {"dtype": "bfloat16"}
+    if config["score_batch_tokens"] is None:
+        chosen["score_batch_tokens"] = 16384
+    if config["train_batch_tokens"] is None and config["llm_path"] != BUILTIN:
+        outline = Backbone(replace(BackboneSettings.of(config), dtype=chosen.get("dtype", config["dtype"]))).outline
+        shape = shape_of(outline)
+        lora = {"r": config["r"], "dropout": config["lora_dropout"]}
+        through = training_of(outline, shape, LoopOptions.of(config), **lora)
+        tokens = tokens_in(through.memory, card.memory - shape.weight_bytes, "other")
+        chosen["train_batch_tokens"] = 1 << (tokens.bit_length() - 1)  # as in a run
+    return chosen
 
 
 def plan_of(
@@ -78,14 +91,6 @@ def _speed(plan: Plan, backbone: Backbone | None, config: Any, named: Card | Non
         return of_card(named, outline.dtype, config["plan_efficiency"])
     if not patient and plan.flops < SHORT:
         return None
+    memory = free_memory(torch.device(outline.device), config["max_memory"])
     seconds = min(config["probe_seconds"], max(1.0, plan.flops / GUESS / 100))
-    return probe(outline.config, outline.dtype, outline.device, seconds, _memory(outline.device))
-
-
-def _memory(device: str) -> int | None:
-    """Bytes that are free on this machine's device."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+    return probe(outline.config, outline.dtype, outline.device, seconds, memory)

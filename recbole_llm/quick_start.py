@@ -156,7 +156,7 @@ def plan_run(
     named = card(device) if device else None
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
     if named:
-        config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config)}, cmd_line)
+        config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config, named)}, cmd_line)
     compat.refuse_options(config.external_config_dict)
     logs.init_logging(config)
     return assemble(config).plan(named, patient=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from logging import getLogger
 from typing import Any
@@ -35,7 +35,6 @@ class Line:
     name: str
     status: str
     cost: Cost | None
-    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,12 @@ class Plan:
         headers = ["", "", "samples", "steps", "trained tokens", "(padded)", "read tokens", "(padded)"]
         headers += ["parameters", "memory", "TFLOP", "time"]
         rows = [self._row(line) for line in self.lines]
-        total = [cost.cost for cost in self.lines if cost.cost]
+        total = [line.cost for line in self.lines if line.cost]
+        exact = all(cost.exact for cost in total)
         times = [seconds for cost in total if (seconds := self.seconds(cost)) is not None]
         rows.append(
             ["total", "", "", ""]
-            + [*_tokens(_sum(cost.trained for cost in total), True), *_tokens(_sum(cost.read for cost in total), True)]
+            + [*_tokens(_sum(cost.trained for cost in total), exact), *_tokens(_sum(cost.read for cost in total), exact)]
             + ["", _bytes(max((cost.peak for cost in total), default=0)), _tera(self.flops), _time(sum(times)) if times else ""]
         )
         table = tabulate(rows, headers=headers, disable_numparse=True, colalign=["left"] * 2 + ["right"] * 10)
@@ -140,19 +140,15 @@ def stage_lines(stages: Sequence[Stage], cache: StageCache, *, unknown: str = ""
     """
     lines = []
     for stage in in_order(stages):
-        cached, after = cache.is_cached(stage), tuple(one.name for one in stage.inputs)
-        cost = None if cached else Cost(note=f"not estimated: {unknown}") if unknown else _of(stage)
-        lines.append(Line(stage.name, CACHED if cached else TO_RUN, cost, after))
+        if cache.is_cached(stage):
+            lines.append(Line(stage.name, CACHED, None))
+            continue
+        cost = Cost(note="not estimated") if stage.cost is None else estimated(stage.cost)
+        lines.append(Line(stage.name, TO_RUN, Cost(note=f"not estimated: {unknown}") if unknown and cost.tokens.fed else cost))
     return lines
 
 
-def _of(stage: Stage) -> Cost:
-    if stage.cost is None:
-        return Cost(note="not estimated")
-    return estimated(stage.cost)
-
-
-def estimated(cost: Any) -> Cost:
+def estimated(cost: Callable[[], Cost]) -> Cost:
     """The result of ``cost()``; if a model does something that a blank LM cannot follow, a cost without figures."""
     try:
         return cost()

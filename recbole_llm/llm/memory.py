@@ -119,8 +119,13 @@ def micro_batch_tokens(
     On a CPU activations take at most a quarter of the free memory, since other programs run there, and at most 1,024 tokens:
     SmolLM2-135M then needs about 2 GB beside its weights.
     """
-    kind = "cpu" if device.type == "cpu" else "other"
-    return min(MOST_TOKENS[kind], memory.tokens(int((free_memory(device, max_memory) - taken) * SHARE[kind])))
+    free = free_memory(device, max_memory) - taken
+    return tokens_in(memory, free, "cpu" if device.type == "cpu" else "other")
+
+
+def tokens_in(memory: TrainingMemory, free: int, kind: str) -> int:
+    """Padded tokens of a micro-batch in so many free bytes of a ``cpu`` or ``other`` device."""
+    return min(MOST_TOKENS[kind], memory.tokens(int(free * SHARE[kind])))
 
 
 def _bytes(size: int | str) -> int:
