@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _BARE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
-def answer_loss(model: Any, inputs: Mapping[str, Tensor], before: Tensor, answers: Tensor) -> Tensor:
+def answer_loss(model: Any, inputs: Mapping[str, Any], before: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy, in nats, of answers [N], given the states where ``before`` [B, T] is True.
 
     model: a causal LM, or one with adapters. inputs: keyword arguments of its forward pass over [B, T] tokens.
@@ -84,14 +84,18 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Any, answers: Tensor) -> Tensor:
         needed = ctx.needs_input_grad[0]
-        total, gradients = torch.zeros((), device=states.device), []
+        total = torch.zeros((), device=states.device)
+        gradients: list[Tensor] = []
         size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         for some, own in zip(states.split(size), answers.split(size), strict=True):
             with torch.set_grad_enabled(needed):
                 leaf = some.detach().requires_grad_(needed)
-                loss = F.cross_entropy(head(leaf).float(), own, reduction="sum") / len(answers)
-            total += loss.detach()
-            gradients += torch.autograd.grad(loss, leaf) if needed else []
+                logits = head(leaf)  # [n, V]
+            logp = logits.detach().float().log_softmax(-1)  # [n, V]
+            total -= logp.gather(1, own.unsqueeze(1)).sum() / len(answers)
+            if needed:
+                slope = logp.exp_().scatter_add_(1, own.unsqueeze(1), -torch.ones_like(logp[:, :1]))  # of the sum of losses
+                gradients.append(torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0] / len(answers))
         if needed:
             ctx.save_for_backward(torch.cat(gradients))
         return total

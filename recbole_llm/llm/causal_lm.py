@@ -58,15 +58,16 @@ def load_causal_lm(
     if device_map:
         options |= {"device_map": device_map, "max_memory": max_memory}
     tokenizer = load_tokenizer(path, revision)
+    auto: Any = AutoModelForCausalLM  # its return type does not know output_loading_info
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = auto.from_pretrained(
             source, revision=revision, trust_remote_code=False, output_loading_info=True, **options
         )
         check_complete(loading)
     except OSError as error:
         raise _not_found(source, revision, error) from error
     if not device_map:
-        model = model.to(device)  # type: ignore[arg-type]
+        model = model.to(device)
     return CausalLM(model.requires_grad_(False).eval(), tokenizer)
 
 

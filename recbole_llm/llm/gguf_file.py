@@ -83,13 +83,12 @@ def _convert(file: Path, dtype: torch.dtype, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hide_progress_bars()
+    auto: Any = AutoModelForCausalLM  # its return type does not know output_loading_info
     options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         with redirect_stderr(StringIO()):  # a progress bar of transformers that has no switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), dtype=dtype, output_loading_info=True, **options
-            )
+            model, loading = auto.from_pretrained(str(file.parent), dtype=dtype, output_loading_info=True, **options)
         check_complete(loading)
     except Exception as error:  # gguf and transformers raise many kinds for a damaged file
         raise ValueError(

@@ -74,10 +74,10 @@ def training_memory(
     if r is not None:
         inputs = 2 * width + inner + (queries if dropout or size != FP32 else 0)  # the output of attention may be kept as it is
         layer += inputs * (FP32 + (dropout > 0)) + 7 * r * FP32  # with their masks, and A x
-    embeddings, last = width * size, (width + 1) * FP32 + 2 * width * size  # last norm; states before lm_head and their gradients
+    embeddings, last = width * size, (width + 1) * FP32 + 2 * width * size  # norm; states and gradients at lm_head
     kept = layers * width * size + layer if checkpointing else layers * layer
     at_once = max(LOGITS_AT_ONCE, text.vocab_size)
-    return TrainingMemory(embeddings + kept + last, at_once * (2 * size + 3 * FP32))
+    return TrainingMemory(embeddings + kept + last, at_once * (size + FP32 if size == FP32 else 2 * size + 2 * FP32))
 
 
 def checkpoints(config: bool | str, weights: int) -> bool:

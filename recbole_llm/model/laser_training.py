@@ -152,16 +152,19 @@ class TowerTraining:
             states, known = reader.states(histories)  # [B, N, H], [B, N]
             if config.null_share:  # trains the null token
                 known = known & (torch.rand(len(known), 1).to(known.device) >= config.null_share)
-            balanced = tower.m_former is not None and reader.config.former.experts > 1
-            with torch.no_grad():
-                batch = tower.m_former.routing(states, known)[1] if balanced else None
+            batch = None
+            if tower.m_former is not None and reader.config.former.experts > 1:
+                with torch.no_grad():
+                    batch = tower.m_former.routing(states, known)[1]
             items = reader.item_matrix(towers)[1:]  # [I - 1, D], without the padding item
             for part in reader.batches(histories, tokens):
                 users, routing = reader.embed(tower, [histories[i] for i in part], (states[part], known[part]))  # [b, D]
                 logits = users @ items.to(users.device).T / config.temperature  # [b, I - 1]
                 own = torch.tensor([targets[i] - 1 for i in part], device=logits.device)  # [b]
                 found = F.cross_entropy(logits, own, reduction="sum") / len(histories)
-                yield found + config.load_balance_weight * load_balance(routing, batch) if balanced else found
+                if routing is not None and batch is not None:
+                    found = found + config.load_balance_weight * load_balance(routing, batch)
+                yield found
 
         return loss
 

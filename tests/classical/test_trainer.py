@@ -149,3 +149,33 @@ def test_a_killed_save_leaves_the_checkpoint_that_was_there(settings: dict[str, 
         trainer._save_checkpoint(1)
     assert Path(trainer.saved_model_file).read_bytes() == before
     assert [path for path in Path(settings["checkpoint_dir"]).iterdir() if ".tmp" in path.name] == []
+
+
+# -- validation after training -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [7, 1000])
+def test_a_ranker_is_validated_after_training_on_the_users_of_early_stopping(settings: dict[str, Any], number: int) -> None:
+    quick = {"train_samples": 8, "lora_epochs": 1, "valid_users": number}
+    run = quick_start.assemble(LLMConfig("TALLRec", "tiny", config_dict={**settings, **quick}))
+    score, result = run.trainer.fit(run.train, run.valid)
+    users = run.model.parts.eval_users(run.candidates).draw(number).users
+    assert sorted(run.trainer.ranks.users) == sorted(users) and run.trainer.validated == len(users) == min(number, 60)
+    assert score == result["ndcg@5"] > 0
+    run.trainer.evaluate(run.test)
+    assert len(run.trainer.ranks.users) == 60  # the test has all users
+
+
+def test_an_encoder_under_full_ranking_likewise(settings: dict[str, Any]) -> None:
+    quick = {"train_samples": 8, "phase1_epochs": 1, "phase2_epochs": 0, "valid_users": 7, "eval_args": {"mode": "full"}}
+    run = quick_start.assemble(LLMConfig("Laser", "tiny", config_dict={**settings, **quick, "eval_batch_size": 41}))
+    score, _ = run.trainer.fit(run.train, run.valid)
+    assert sorted(run.trainer.ranks.users) == sorted(run.model.valid_users())
+    assert score == pytest.approx(run.model.valid_score(run.model.encode_histories, run.model.item_matrix), abs=1e-6)
+
+
+def test_recboles_own_models_are_validated_on_all_users(settings: dict[str, Any]) -> None:
+    run = quick_start.assemble(LLMConfig("BPR", "tiny", config_dict={**settings, "valid_users": 7}))
+    run.trainer.fit(run.train, run.valid, show_progress=False)
+    run.trainer.evaluate(run.valid)
+    assert len(run.trainer.ranks.users) == 60 and run.trainer.validated is None

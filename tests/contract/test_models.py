@@ -252,7 +252,7 @@ def overfit(loop: TrainingLoop) -> list[float]:
     losses = []
     for _ in range(50):
         optimizer.zero_grad()
-        loss = loop.loss(1)  # Laser renews its item matrix at others
+        loss = torch.stack([*loop.loss(1)]).sum()  # Laser renews its item matrix at others
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

@@ -1,4 +1,4 @@
-"""The parts of a step hold every example once and their weights make the mean over its answer tokens; memory decides their size."""
+"""The parts of a step hold every example once, their weights make the mean over its answer tokens, memory decides their size."""
 
 from pathlib import Path
 

@@ -125,7 +125,7 @@ def projection(module_settings: dict[str, Any], assemble: Any, tmp_path: Path) -
             patch.setattr(TrainingLoop, "run", lambda loop: setattr(made, "loop", loop))
             patch.setattr(SoftTokens, "fill", noted)
             made.model.projection_stage.build(Work(tmp_path, tmp_path / "scratch", made.trainer.cache))
-            made.loop.loss(0)
+            list(made.loop.loss(0))
         made.causal = made.model.parts.backbone.load(made.trainer.cache)
         return made
 
@@ -519,10 +519,10 @@ def test_the_lm_is_read_without_dropout_also_in_training(
     run_stages(made)
     lm, (_, projection) = made.model.parts.backbone.load(made.trainer.cache).model, loops
     assert projection.name == "projection" and not any(module.training for module in lm.modules())
-    losses = [projection.loss(0).item() for _ in range(3)]
+    losses = [sum(part.item() for part in projection.loss(0)) for _ in range(3)]
     assert len({*losses}) == 1
     lm.train()
-    assert projection.loss(0).item() != losses[0]  # there is dropout, had it been left on
+    assert sum(part.item() for part in projection.loss(0)) != losses[0]  # there is dropout, had it been left on
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ def test_the_lm_is_read_without_dropout_also_in_training(
 def test_stage_2_reaches_the_projectors_and_nothing_else(projection: Any, prompt: str) -> None:
     made = projection(**PROMPTS[prompt])
     made.model.cf.model.zero_grad(set_to_none=True)  # of its own training
-    made.loop.loss(0).backward()
+    sum(made.loop.loss(0)).backward()
     reached = {name: parameter.grad for name, parameter in made.loop.parameters.items()}
     assert len(reached) == 12  # two linear layers and a norm each, with biases
     assert all(name.startswith(("project_user", "project_item")) for name in reached)
@@ -546,7 +546,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_targets(projection: Any, mo
     monkeypatch.setattr(
         ExampleEncoder, "__call__", lambda self, items, *rest: (read.append(items), encode(self, items, *rest))[1]
     )
-    found = made.loop.loss(0).item()
+    found = sum(part.item() for part in made.loop.loss(0))
     assert len(read) == 16
     targets = torch.tensor([items[-1] for items in read])
     likelihood = made.model.projection.likelihood(made.causal, made.soft)
@@ -805,7 +805,7 @@ def test_a_stage_that_diverges_names_its_own_learning_rate(
     def spoiled(loop: TrainingLoop) -> Any:
         sound = loop.loss
         if loop.name == stage:
-            loop.loss = lambda micro: sound(micro) * float("nan")
+            loop.loss = lambda step: [part * float("nan") for part in sound(step)]
         return step(loop)
 
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)

@@ -70,14 +70,18 @@ def stage_tensors(made: Made, stage: str) -> dict[str, dict[str, Tensor]]:
     return {file.stem: load_file(file) for file in made.trainer.cache.folders[stage].glob("*.safetensors")}
 
 
-def loss_of(model: Any, histories: Sequence[Sequence[int]], targets: Sequence[int], **changes: Any) -> Tensor:
-    """The loss of both phases, of the trained towers as they are; no history loses its states or is cut unless asked for."""
+def loss_of(
+    model: Any, histories: Sequence[Sequence[int]], targets: Sequence[int], tokens: int = 10**6, **changes: Any
+) -> list[Tensor]:
+    """The parts of the loss of both phases, of the trained towers; no history loses its states or is cut unless asked for."""
     config = replace(model.training_config, **{"null_share": 0.0, "single_share": 0.0, **changes})
-    return TowerTraining(config, model.parts, model.reader, lambda *_: 0.0).loss(model.towers)(histories, targets)  # type: ignore[arg-type]
+    training = TowerTraining(config, model.parts, model.reader, lambda *_: 0.0)
+    return [*training.loss(model.towers, tokens)(histories, targets)]  # type: ignore[arg-type]
 
 
 def batch_loss(made: Made, **changes: Any) -> Tensor:
-    return loss_of(made.model, histories_of(made.model, made.batch), made.batch["item_id"].tolist(), **changes)
+    (loss,) = loss_of(made.model, histories_of(made.model, made.batch), made.batch["item_id"].tolist(), **changes)
+    return loss
 
 
 def valid_score(model: Any) -> float:
@@ -176,16 +180,35 @@ def test_the_null_token_is_trained_on_the_share_of_the_histories_that_lose_their
 ) -> None:
     model, routed = trained(**QUICK).model, []
     balance = laser_training.load_balance
-    monkeypatch.setattr(laser_training, "load_balance", lambda routing: (routed.append(routing), balance(routing))[1])
+    monkeypatch.setattr(laser_training, "load_balance", lambda part, batch: (routed.append(batch), balance(part, batch))[1])
     torch.manual_seed(0)
     model.towers.zero_grad(set_to_none=True)
     loss_of(model, [[3, 1, 4]] * 40, [15] * 40, null_share=share)
-    loss_of(model, [[3, 1, 4]] * 40, [15] * 40, null_share=share).backward()
+    loss_of(model, [[3, 1, 4]] * 40, [15] * 40, null_share=share)[0].backward()
     reached = bool(model.towers.user.m_former.null.grad.abs().max() > 0)
     model.towers.zero_grad(set_to_none=True)
     first, second = (routing.seen.sum(1) for routing in routed)  # 3 states, or the null token alone
     assert {*first.tolist(), *second.tolist()} == ({1, 3} if share else {3})
     assert (10 < int((second == 1).sum()) < 30 and not torch.equal(first, second)) == reached == bool(share)
+
+
+@pytest.mark.parametrize("weight", [0.0, 5.0])
+def test_parts_add_up_to_the_loss_of_the_batch_and_its_gradient(made: Made, weight: float) -> None:
+    """With the load balance, which is no sum over users: the experts' shares are those of the batch in every part."""
+    histories, targets = [[3], [3, 1, 4], [7, 2], [5, 6, 8, 9, 2], [1, 2]], [15, 3, 8, 12, 9]
+    parameters = [parameter for parameter in made.model.towers.user.parameters() if parameter.requires_grad]
+
+    def gradient(tokens: int) -> tuple[int, Tensor, list[Tensor]]:
+        parts = loss_of(made.model.eval(), histories, targets, tokens, load_balance_weight=weight)
+        total = torch.stack(parts).sum()
+        return len(parts), total, [*torch.autograd.grad(total, parameters, materialize_grads=True)]
+
+    (one, whole, expected), (many, summed, found) = gradient(10**6), gradient(1)
+    assert one == 1 and many == 5
+    close(summed, whole, atol=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+    assert any(part.abs().max() > 1e-3 for part in expected)
 
 
 def test_a_single_item_is_the_last_of_its_history(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +318,7 @@ def test_a_phases_optimiser_is_as_its_settings_say_and_the_warm_up_balances_too(
         found[loop.name] = group["weight_decay"], loop.clip_grad_norm, group["initial_lr"], loop.scheduler.get_last_lr()
         if loop.name == "warmup":
             torch.manual_seed(0)  # of the dropout
-            balance.append(loop.loss(0).item())
+            balance.append(sum(part.item() for part in loop.loss(0)))
         return loop.state
 
     monkeypatch.setattr(TrainingLoop, "run", spy)
@@ -316,7 +339,7 @@ def test_a_phase_that_diverges_names_its_own_learning_rate(
     def spoiled(loop: TrainingLoop) -> Any:
         sound = loop.loss
         if loop.name == phase:
-            loop.loss = lambda micro: sound(micro) * float("nan")
+            loop.loss = lambda step: [part * float("nan") for part in sound(step)]
         return step(loop)
 
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)

@@ -220,6 +220,9 @@ def test_an_adapter_is_trained_anew_for_whatever_changes_it_and_for_nothing_else
     nothing = {
         "eval_batch_size": 9,
         "save_every_seconds": 9,
+        "train_batch_tokens": 64,
+        "gradient_checkpointing": True,
+        "max_memory": {"cpu": "2GB"},
         "scorer": "naive",
         "metrics": ["NDCG"],
         "topk": [5, 10],

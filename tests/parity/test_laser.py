@@ -48,7 +48,7 @@ def made(request: pytest.FixtureRequest, module_settings: dict[str, Any], assemb
     towers.item_matrix = reader.encode_items(towers.item)
     weights = {name: p.detach().double().requires_grad_() for name, p in towers.user.named_parameters()}
     config = replace(model.training_config, null_share=0.0, single_share=0.0)
-    loss = TowerTraining(config, model.parts, reader, lambda *_: 0.0).loss(towers)
+    loss = TowerTraining(config, model.parts, reader, lambda *_: 0.0).loss(towers, 10**6)
     double = deepcopy(reader.causal.model).double()
     return SimpleNamespace(reader=reader, towers=towers, loss=loss, weights=weights, changes=changes, lm=double)
 
@@ -157,7 +157,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_equations(made: SimpleNamesp
     for weight in (*made.weights.values(), *towers.user.parameters()):
         weight.grad = None
     expected.backward()
-    found = made.loss(HISTORIES, TARGETS)
+    (found,) = made.loss(HISTORIES, TARGETS)
     found.backward()
     assert found.item() == pytest.approx(expected.item(), abs=1e-4)
     assert not items.requires_grad and towers.item_matrix is items
