@@ -113,7 +113,7 @@ class Training:
             "optimizer": 2 * self.parameters * FP32,
             "best weights": self.parameters * FP32 if self.validate is not None else 0,
         }
-        step = {"activations": through.memory.per_token * trained.most_fed, "logits": loss_bytes(shape, trained)}
+        step = {"activations": through.memory.per_token * trained.most_fed, "logits": loss_bytes(through.memory, shape, trained)}
         memory |= max(step, shape.forward_bytes(read), key=lambda part: sum(part.values()))
         return Cost(
             samples=self.samples,
@@ -128,10 +128,11 @@ class Training:
         )
 
 
-def loss_bytes(shape: LMShape, tokens: Tokens) -> int:
-    """Bytes of the logits that the loss holds at once: in fp32 also log-probabilities and gradient, and copies of others."""
-    at_once = min(tokens.most_logits * shape.vocabulary, max(LOGITS_AT_ONCE, shape.vocabulary))
-    return at_once * (3 * FP32 + (2 * shape.bytes if shape.bytes < FP32 else 0))
+def loss_bytes(memory: TrainingMemory, shape: LMShape, tokens: Tokens) -> int:
+    """Bytes of the logits that the loss holds at once, and of their gradients: of all of a pass, or as many as are computed at a
+    time."""
+    at_once = max(LOGITS_AT_ONCE, shape.vocabulary)
+    return memory.fixed * min(tokens.most_logits * shape.vocabulary, at_once) // at_once
 
 
 def scoring_cost(

@@ -143,8 +143,9 @@ def stage_lines(stages: Sequence[Stage], cache: StageCache, *, unknown: str = ""
         if cache.is_cached(stage):
             lines.append(Line(stage.name, CACHED, None))
             continue
-        cost = Cost(note="not estimated") if stage.cost is None else estimated(stage.cost)
-        lines.append(Line(stage.name, TO_RUN, Cost(note=f"not estimated: {unknown}") if unknown and cost.tokens.fed else cost))
+        cost = None if unknown else stage.cost
+        own = Cost(note=f"not estimated{unknown and ': '}{unknown}") if cost is None else estimated(cost)
+        lines.append(Line(stage.name, TO_RUN, own))
     return lines
 
 
