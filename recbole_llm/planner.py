@@ -12,8 +12,8 @@ import torch
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.costs.devices import Card, Speed, of_card, probe
-from recbole_llm.costs.plan import TO_RUN, Line, Plan, estimated, stage_lines
 from recbole_llm.costs.parts import shape_of, training_of
+from recbole_llm.costs.plan import TO_RUN, Line, Plan, estimated, stage_lines
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
 from recbole_llm.llm.memory import free_memory, tokens_in
 from recbole_llm.store.costs import Cost

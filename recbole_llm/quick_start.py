@@ -23,6 +23,7 @@ from recbole_llm.evaluation import slices
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.planner import TEST, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
+from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.stages import Stage
 
 logger = getLogger()
@@ -118,7 +119,8 @@ class Run:
 
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
-        return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
+        with preserved_random_state():  # a run's results must not depend on its plan
+            return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
 
 
 def assemble(config: LLMConfig) -> Run:

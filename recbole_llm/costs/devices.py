@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 
 from recbole_llm.costs.shape import LMShape
+from recbole_llm.llm.lora import attach_lora
 from recbole_llm.store.costs import Tokens
+from recbole_llm.store.files import preserved_random_state
 
 
 @dataclass(frozen=True)
@@ -77,44 +80,33 @@ def of_card(found: Card, dtype: torch.dtype, efficiency: float) -> Speed:
 
 def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: int | None) -> Speed:
     """The speed of this machine on two layers of an LM with random weights and a LoRA, measured for ``seconds``."""
-    from recbole_llm.llm.lora import attach_lora
+    from transformers import AutoModelForCausalLM
 
     small = _of_layers(config, 2)
     shape = LMShape.of(small, dtype)
-    from transformers import AutoModelForCausalLM
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device)
-    peft_model: Any = attach_lora(model, name="probe", r=16, lora_alpha=32, lora_dropout=0.05, seed=0)
-    rows, length = 8, 128
-    ids = torch.randint(0, shape.vocabulary, (rows, length), device=device)
+    rows, length = (8 if device == "cpu" else 128), 128  # a micro-batch that a run would take
     fed = rows * length
-    done = Tokens(1, fed, fed, fed * length, 2 * rows)
-    lora = 2 * sum(p.numel() for p in peft_model.parameters() if p.requires_grad) * fed
+    operations = shape.flops(Tokens(1, fed, fed, fed * length, 2 * rows))
+    with preserved_random_state():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device).requires_grad_(False)
+        ids = torch.randint(0, shape.vocabulary, (rows, length), device=device)
 
-    def train() -> None:
-        peft_model.train()
+        def run(some: Any) -> torch.Tensor:
+            return some(input_ids=ids, use_cache=False, logits_to_keep=2).logits.float().logsumexp(-1).sum()
+
+        with torch.no_grad():
+            read = operations / _median_seconds(lambda: run(model.eval()), 0.4 * seconds, device)
+        peft_model: Any = attach_lora(model, name="probe", r=16, lora_alpha=32, lora_dropout=0.05, seed=0)
+        adapter = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
         with torch.enable_grad():
-            peft_model(input_ids=ids, use_cache=False, logits_to_keep=2).logits.float().logsumexp(-1).sum().backward()
-
-    @torch.no_grad()
-    def read() -> None:
-        peft_model.eval()
-        peft_model(input_ids=ids, use_cache=False, logits_to_keep=2)
-
-    operations = shape.flops(done)
-    trained = (2 * operations + 3 * lora) / _fastest(train, 0.6 * seconds, device)
-    reads = (operations + lora) / _fastest(read, 0.4 * seconds, device)
-    return Speed(
-        trained, reads, memory, f"this machine: {device}, {torch.get_num_threads()} threads, two layers of the LM measured"
-    )
+            took = _median_seconds(lambda: run(peft_model.train()).backward(), 0.6 * seconds, device)
+    source = f"this machine: {device}, {torch.get_num_threads()} threads, two layers of the LM measured"
+    return Speed((2 * operations + 6 * adapter * fed) / took, read, memory, source)
 
 
 def _of_layers(config: Any, layers: int) -> Any:
     """The configuration of the same LM with few layers and a small vocabulary."""
-    import copy
-
     small = copy.deepcopy(config)
     text = small.get_text_config()
     text.num_hidden_layers = min(layers, text.num_hidden_layers)
@@ -126,7 +118,7 @@ def _of_layers(config: Any, layers: int) -> Any:
     return small
 
 
-def _fastest(work: Callable[[], None], seconds: float, device: str) -> float:
+def _median_seconds(work: Callable[[], Any], seconds: float, device: str) -> float:
     """Median seconds of one call, after a first one."""
     work()
     times: list[float] = []

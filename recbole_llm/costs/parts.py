@@ -1,7 +1,7 @@
 """The cost of training and of reading with an LM, counted by running the part's own code on a blank LM.
 
-A count is exact if a part has at most :data:`EXACT` forward passes. Of longer ones, steps with so many passes, at equal
-distances, are counted.
+A count is exact if a part has at most :data:`EXACT` forward passes and thousands of tokens. Of longer ones, as many steps, at
+equal distances, are counted.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def counted(call: Callable[[int], Any], calls: int, *, gradients: bool) -> tuple
             found = call(done * calls // number)
             real += found if isinstance(found, int) else 0
             done += 1
-            if done == 1:  # which tells how many passes a call takes
-                number = min(calls, max(1, EXACT // max(1, (seen.trained + seen.read).passes)))
+            if done == 1:  # which tells what a call takes: the passes, and the making of the prompts
+                tokens = seen.trained + seen.read
+                number = min(calls, max(1, EXACT // max(1, tokens.passes, tokens.fed // 1000)))
     trained, share = replace(seen.trained, real=real or seen.trained.real), calls / max(1, number)
     return trained.times(share), seen.read.times(share), number == calls
 

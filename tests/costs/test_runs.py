@@ -12,7 +12,6 @@ from recbole_llm.costs.plan import CACHED
 from recbole_llm.planner import TEST, VALIDATION, plan_of
 from recbole_llm.store.costs import Tokens, metered
 
-# a prompt that lists candidates, without gradients through a cache of its own, is planned as is one that does not
 MODELS: dict[str, dict[str, Any]] = {
     "TALLRec": {},
     "TALLRec, list-wise": {"prompt": "listwise", "lora_train_mode": "prefix", "scorer": "prefix"},
@@ -26,7 +25,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "WeaveRec": {"weave_controls": ["naive_merging"]},
     "ALLMRec": {},
     "Laser": {"warmup_epochs": 1, "single_share": 0.0},
-    "TALLRec, builtin": {"llm_path": "builtin", "builtin_lm": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 900}},
+    "TALLRec, builtin": {
+        "llm_path": "builtin",
+        "builtin_lm": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 900},
+    },
 }
 EXACT = ("passes", "fed", "pairs", "logits", "most_fed", "most_cached", "most_logits")
 
