@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -75,7 +76,7 @@ def plan_of(
     for name, data in (*phases, (TEST, test)):
         cost = Cost(note=f"not estimated: {unknown}")
         if not unknown:
-            cost = estimated(lambda data=data, name=name: trainer.evaluation_cost(data, early_stopping=name == VALIDATION))
+            cost = estimated(partial(trainer.evaluation_cost, data, early_stopping=name == VALIDATION))
         lines.append(Line(name, "", cost))
     backbone = trainer.recommender.backbone
     heading = f"{config['model']} on {config['dataset']}" + (f", backbone {backbone.name}" if backbone else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from recbole_llm.costs.parts import Training, fitting_tokens, shape_of, training_of
@@ -52,7 +53,7 @@ def lora_cost(
         loss=loss,
         parameters=AdapterShape.of(outline, config).parameters,
         validations=validations(total, eval_every),
-        validate=validate and (lambda: validate(causal.model)),
+        validate=None if validate is None else partial(validate, causal.model),
     )
     return training.cost(shape, through)
 

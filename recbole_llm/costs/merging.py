@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from recbole_llm.costs.lora import AdapterShape
-from recbole_llm.costs.parts import FP32, counted, shape_of
+from recbole_llm.costs.parts import FP32, counted, larger, shape_of
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.memory import training_memory
 from recbole_llm.store.costs import Cost
@@ -25,8 +25,8 @@ def merge_cost(outline: Outline, merge: Callable[[], Any], adapter: AdapterShape
     # the passes of a batch are one graph: those over the prompts, then those over the answers with their cache
     graph = max(trained.most_fed, trained.most_cached)
     with_gradients = {"activations": graph * through.per_token, "logits": 3 * FP32 * trained.most_logits * shape.vocabulary}
-    parts = (with_gradients if trained.fed else {}, shape.forward_bytes(read))
-    memory = {"weights": shape.weight_bytes, "adapters": beside * FP32} | max(parts, key=lambda part: sum(part.values()))
+    at_once = larger(with_gradients if trained.fed else {}, shape.forward_bytes(read))
+    memory = {"weights": shape.weight_bytes, "adapters": beside * FP32} | at_once
     return Cost(
         trained=trained,
         read=read,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ class Training:
             "best weights": self.parameters * FP32 if self.validate is not None else 0,
         }
         step = {"activations": through.memory.per_token * trained.most_fed, "logits": loss_bytes(through.memory, shape, trained)}
-        memory |= max(step, shape.forward_bytes(read), key=lambda part: sum(part.values()))
+        memory |= larger(step, shape.forward_bytes(read))
         return Cost(
             samples=self.samples,
             steps=self.steps,
@@ -127,6 +128,11 @@ class Training:
             read_flops=shape.flops(read) + 2.0 * beside * read.fed,
             exact=exact,
         )
+
+
+def larger(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    """The larger one of two sums of bytes by part."""
+    return first if sum(first.values()) >= sum(second.values()) else second
 
 
 def loss_bytes(memory: TrainingMemory, shape: LMShape, tokens: Tokens) -> int:
@@ -147,7 +153,11 @@ def scoring_cost(
     """
     read, exact, shape = Tokens(), True, shape_of(outline)
     for score, number in rows:
-        _, found, whole = counted(lambda i, score=score: score(batches[i]), len(batches), gradients=False)
+        _, found, whole = counted(partial(_score, score, batches), len(batches), gradients=False)
         read, exact = read + found.times(number), exact and whole
     memory = {"weights": shape.weight_bytes} | shape.forward_bytes(read)
     return Cost(samples=users, read=read, memory=memory, read_flops=shape.flops(read), exact=exact, note=note)
+
+
+def _score(score: Callable[[Any], Any], batches: Sequence[Any], i: int) -> None:
+    score(batches[i])

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recbole_llm.costs.blank import Blank
-from recbole_llm.model.towers import TowerReader
+from recbole_llm.model.towers import Tower, TowerReader, Towers
 
 
-class BlankTower(nn.Module):
+class BlankTower(Tower):
     """As many blank soft tokens as a tower of the same configuration has."""
 
-    m_former = None
-
     def __init__(self, soft_tokens: int, width: int):
-        super().__init__()
-        self._size = soft_tokens, width
+        nn.Module.__init__(self)  # without the modules of a tower
+        self.m_former, self._size = None, (soft_tokens, width)
 
     def forward(self, states: Tensor, known: Tensor) -> tuple[Tensor, None]:
         """Soft tokens [B, S, D] for states [B, N, H]."""
         return Blank.of((len(states), *self._size)), None
 
 
-class BlankTowers(nn.Module):
+class BlankTowers(Towers):
     """Towers with a blank item matrix [I, D]."""
 
     def __init__(self, reader: TowerReader, items: int):
-        super().__init__()
+        nn.Module.__init__(self)
         config = reader.config
         soft = config.prefix * config.former.length + (config.pooling == "suffix")
         self.user = self.item = BlankTower(soft, reader.width)
-        self.item_matrix: Any = Blank.of((items, reader.width))
+        self.item_matrix = Blank.of((items, reader.width))
 
 
 class BlankReader(TowerReader):

@@ -157,7 +157,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         rows = self.evaluated(blank(outline), results)
         if not all_rows:
             rows = [(rows[0][0], 1)]
-        scored = [(lambda batch, own=own: self._scored(own, *batch), number) for own, number in rows]
+        scored = [(partial(self._score_batch, own), number) for own, number in rows]
         known = [(interaction, self._any(interaction) if some is None else some) for interaction, some in batches]
         users = sum(len(candidates) for _, candidates in known)
         exact = all(some is not None for _, some in batches)
@@ -168,6 +168,9 @@ class LLMRanker(Recommender, SequentialRecommender):
         """As many random items [B, N] as are re-ranked."""
         drawn = np.random.default_rng(self.parts.seed).integers(1, self.n_items, (len(interaction), self.retriever_top))
         return torch.from_numpy(drawn)
+
+    def _score_batch(self, likelihood: TitleLikelihood, batch: tuple[Any, Tensor]) -> Tensor:
+        return self._scored(likelihood, *batch)
 
     def _scored(self, likelihood: TitleLikelihood, interaction: Any, candidates: Tensor) -> Tensor:
         return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
