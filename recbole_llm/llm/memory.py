@@ -92,7 +92,7 @@ def checkpoints(config: bool | str, weights: int) -> bool:
 
 
 def free_memory(device: torch.device, max_memory: Mapping[Any, int | str] | None = None) -> int:
-    """Bytes that are free on a device: at most those that ``max_memory`` leaves to this process, by device as in ``transformers``.
+    """Bytes that are free on a device: at most those that ``max_memory`` leaves to this process, as in ``transformers``.
 
     Raises:
         ValueError: a size of ``max_memory`` is no number of bytes.

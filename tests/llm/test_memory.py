@@ -72,8 +72,8 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(tmp_path: Any) -> None:
     with bounded_memory(lm, LoopOptions(gradient_checkpointing=True), tmp_path):
         kept = per_token(model)
     config = SHAPES["llama"]
-    assert kept == pytest.approx((config.num_hidden_layers + 4) * config.hidden_size * 4, rel=0.05)
-    assert training_memory(config, r=8, dropout=0.1, checkpointing=True).per_token == pytest.approx(kept + whole / 4, rel=0.15)
+    assert kept == pytest.approx((config.num_hidden_layers + 2) * config.hidden_size * 4, rel=0.05)
+    assert training_memory(config, r=8, dropout=0.1, checkpointing=True).per_token == pytest.approx(kept + whole / 4, rel=0.1)
 
 
 def test_a_row_of_1500_tokens_of_a_7b_fits_into_8_gb_with_checkpointing_and_not_without() -> None:
