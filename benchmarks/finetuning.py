@@ -8,9 +8,11 @@ On a busy machine use one thread and processor time: ``OMP_NUM_THREADS=1 python 
     limit      GFLOP/s of the products with the frozen weights alone: each layer's forward product and that for the gradient of
                its input, on matrices of the sizes that occur
     training   an optimiser step as the package computes it: real tokens per second, the GFLOP/s of those products, and their
-               share of the limit (share). times_transformers: against the same rows in batches of the same number of rows, in
-               the order in which they come, with peft's own dropout and the loss of ``transformers``
-    parts      seconds of the step's parts relative to the whole, measured without them: dropout, and the adapter
+               share of the limit (share); with_adapter: likewise with the products of the adapter, which have rank 16.
+               times_transformers: against the same rows in batches of the same number of rows, in the order in which they
+               come, with peft's own dropout and the loss of ``transformers``
+    parts      the shares of the step that dropout and the adapter take, measured without them, and the share of the limit that
+               passes through the frozen LM alone reach
 """
 
 import argparse
@@ -109,20 +111,30 @@ def bare(model, examples: list[Example], tokens: int) -> None:
             (share * lm_loss(base, batch, PAD, soft=soft)).backward()
 
 
-def products(model, sizes: list[tuple[int, int]]) -> Callable[[], object]:
-    """The products with the frozen weights for parts of so many padded tokens, so many of which are answers."""
-    base = model.get_base_model()
-    weights = [layer.get_base_layer().weight for layer in lora_modules(model).values()]
+def products(model, sizes: list[tuple[int, int]], *, adapter: bool = False) -> Callable[[], object]:
+    """The products with the frozen weights for parts of so many padded tokens, so many of which are answers.
+
+    adapter: those of the adapter too: two forward, and two for each gradient.
+    """
+    base, layers = model.get_base_model(), lora_modules(model).values()
+    weights = [layer.get_base_layer().weight for layer in layers]
+    down = [layer.lora_A["bench"].weight.detach() if adapter else None for layer in layers]
+    up = [layer.lora_B["bench"].weight.detach() if adapter else None for layer in layers]
     head, most = base.get_output_embeddings().weight, max(tokens for tokens, _ in sizes)
     widest = max(max(weight.shape) for weight in (*weights, head) if weight is not head)
     wide, logits = torch.randn(most * widest), torch.randn(most, len(head))
 
     def run() -> None:
         for tokens, answers in sizes:
-            for weight in weights:
+            for weight, a, b in zip(weights, down, up, strict=True):
                 out, inner = weight.shape
-                nn.functional.linear(wide[: tokens * inner].view(tokens, inner), weight)
-                wide[: tokens * out].view(tokens, out) @ weight
+                x, slope = wide[: tokens * inner].view(tokens, inner), wide[: tokens * out].view(tokens, out)
+                nn.functional.linear(x, weight)
+                slope @ weight
+                if a is not None and b is not None:
+                    low, under = nn.functional.linear(x, a), slope @ b
+                    nn.functional.linear(low, b)
+                    under @ a, under.T @ x, slope.T @ low
             for start in range(0, answers, 256):
                 some = min(256, answers - start)
                 nn.functional.linear(wide[: some * head.shape[1]].view(some, -1), head)
@@ -164,6 +176,7 @@ def main() -> None:
     step = training(model, examples, options.tokens)
     sides = {
         "products": products(model, sizes),
+        "with adapter": products(model, sizes, adapter=True),
         "training": step,
         "transformers": partial(plain, model, examples, max(map(len, cut))),
         "no dropout": partial(without, model, step),
@@ -176,6 +189,7 @@ def main() -> None:
         tokens_per_s=real / taken["training"],
         gflop_per_s=gflop / taken["training"],
         share=taken["products"] / taken["training"],
+        with_adapter=taken["with adapter"] / taken["training"],
         times_transformers=taken["transformers"] / taken["training"],
     )
     whole = taken["training"]

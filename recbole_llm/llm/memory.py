@@ -1,9 +1,9 @@
 """The memory of training through a frozen causal LM, and the size of its micro-batches.
 
 The activations that PyTorch keeps for the backward pass are counted from the configuration of the LM, for decoder layers as
-those of Llama, Qwen and Mistral: RMSNorm in fp32, SDPA, a gated feed-forward layer. Each distinct input of LoRA layers
-(q, k and v share one, gate and up another) is kept once, after dropout, in the fp32 of the adapters. ``tests/llm/test_memory.py``
-compares the count with the tensors that autograd saves.
+those of Llama, Qwen and Mistral: RMSNorm in fp32, SDPA, a gated feed-forward layer; others need less. Each distinct input of
+LoRA layers (q, k and v share one, gate and up another) is kept once, after dropout, in the fp32 of the adapters.
+``tests/llm/test_memory.py`` compares the count with the tensors that autograd saves.
 
 Legend: H width, A width of the queries, K of the keys, F of the feed-forward layer, V vocabulary.
 """
@@ -64,10 +64,12 @@ def training_memory(
         checkpointing: layers are computed again in the backward pass, so that one at a time keeps its activations.
     """
     text = config.get_text_config(decoder=True)
-    heads, width, layers = text.num_attention_heads, text.hidden_size, text.num_hidden_layers
-    head = getattr(text, "head_dim", None) or width // heads
-    queries, keys = heads * head, (getattr(text, "num_key_value_heads", None) or heads) * head
-    inner, size = text.intermediate_size, dtype.itemsize
+    width, layers, size = text.hidden_size, text.num_hidden_layers, dtype.itemsize
+    heads = _first(text, "num_attention_heads", default=1)
+    head = _first(text, "head_dim", default=width // heads)
+    queries, keys = heads * head, _first(text, "num_key_value_heads", default=heads) * head
+    inner = _first(text, "moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", default=4 * width)
+    inner *= _first(text, "num_experts_per_tok", default=1)
     layer = 2 * (width + 1) * FP32  # the input of each norm in fp32, and its scale
     layer += (2 * queries + 2 * keys) * size + heads * FP32  # q, k, v, the output of attention and its log-sum-exp
     layer += 3 * inner * size  # gate, SiLU(gate), up
@@ -78,6 +80,11 @@ def training_memory(
     kept = layers * width * size + layer if checkpointing else layers * layer
     at_once = max(LOGITS_AT_ONCE, text.vocab_size)
     return TrainingMemory(embeddings + kept + last, at_once * (size + FP32 if size == FP32 else 2 * size + 2 * FP32))
+
+
+def _first(config: Any, *names: str, default: int) -> int:
+    """The first of these sizes that a configuration has."""
+    return next((int(found) for name in names if (found := getattr(config, name, None))), default)
 
 
 def checkpoints(config: bool | str, weights: int) -> bool:
@@ -92,7 +99,7 @@ def checkpoints(config: bool | str, weights: int) -> bool:
 
 
 def free_memory(device: torch.device, max_memory: Mapping[Any, int | str] | None = None) -> int:
-    """Bytes that are free on a device: at most those that ``max_memory`` leaves to this process, by device as in ``transformers``.
+    """Bytes that are free on a device: at most those that ``max_memory`` leaves to this process, as in ``transformers``.
 
     Raises:
         ValueError: a size of ``max_memory`` is no number of bytes.

@@ -186,7 +186,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
         },
     ),
     "a flipped gradient": (
-        ("training.loop", "            loss.backward()", "            (-loss).backward()"),
+        ("training.loop", "            part.backward()", "            (-part).backward()"),
         {
             "TALLRec": ("ingredient", {"TALLRec"}),
             "LoRACocktail": (ALL, ADAPTED),

@@ -364,11 +364,11 @@ def test_validation_and_test_items_are_never_training_targets(
     assert sorted(pairs) == allowed and len(allowed) > 200
     fed: list[tuple[list[int], int]] = []
 
-    def spied(training: TowerTraining, towers: Towers) -> Any:
-        def loss(histories: list[list[int]], targets: list[int]) -> Tensor:
+    def spied(training: TowerTraining, towers: Towers, tokens: int) -> Any:
+        def loss(histories: list[list[int]], targets: list[int]) -> list[Tensor]:
             fed.extend(zip(histories, targets, strict=True))
             assert towers.user.suffix is not None
-            return towers.user.suffix.sum()
+            return [towers.user.suffix.sum()]
 
         return loss
 
