@@ -83,9 +83,7 @@ class AdapterTraining:
             )
 
         def build(work: Work) -> None:
-            causal = parts.backbone.load(work)
-            given = self._given(causal, sources, examples(), valid)
-            finetune(causal.model, name, *given, work=work, options=parts.options)
+            self._train(name, sources, examples(), valid, work)
 
         def cost() -> Cost:
             causal = blank(parts.backbone.outline)
@@ -95,6 +93,13 @@ class AdapterTraining:
         runs = "parts" if valid is None else "ranker_parts"  # without evaluation users, nothing is scored
         code = (f"recbole_llm.model.{runs}",)
         return Stage(name, depends, build, inputs=parts.backbone.stages, code=code, cost=cost)
+
+    def _train(
+        self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
+    ) -> None:
+        causal = self.parts.backbone.load(work)
+        given = self._given(causal, sources, examples, valid)
+        finetune(causal.model, name, *given, work=work, options=self.parts.options)
 
     def _given(
         self, causal: CausalLM, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None
