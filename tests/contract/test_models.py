@@ -203,7 +203,8 @@ def test_constructing_and_planning_train_nothing_and_load_no_weights(name, llm_p
 def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, case, settings, assemble):
     changes = {"llm_path": "builtin", "builtin_lm": SMALL_LM, **OWN.get(name, {})}
     # as in llm/builtin/LlamaRec.yaml: its plan reads the labels as tokens
-    changes |= {"prompts": {"labelled": "{history}\n?\n{candidates}\n="}} if name == "LlamaRec" else {}
+    labels = {"prompts": {"labelled": "{history}\n?\n{candidates}\n="}, "retriever_top": 10}
+    changes |= labels if name == "LlamaRec" else {}
     if case == "full ranking":
         changes |= {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
     if case == "candidates of a retriever":
