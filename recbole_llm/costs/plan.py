@@ -18,7 +18,7 @@ logger = getLogger()
 CACHED, TO_RUN = "cached", "to run"
 _FAILURES = (AttributeError, TypeError, RuntimeError, KeyError, IndexError, NotImplementedError)
 _REMEDIES = {
-    "weights": "load_in_4bit: True (CUDA), dtype: bfloat16, or a smaller LM",
+    "weights": "load_in_4bit: True (CUDA), a smaller dtype, or a smaller LM",
     "activations": "gradient_checkpointing: True, or a lower train_batch_tokens or max_history",
     "logits": "a lower train_batch_tokens (training) or score_batch_tokens (scoring)",
     "KV cache": "a lower score_batch_tokens, max_history or num_negatives",
@@ -159,12 +159,10 @@ def estimated(cost: Callable[[], Cost]) -> Cost:
 
 
 def _misfit(name: str, cost: Cost, memory: int | None) -> str:
-    part = max(cost.memory, key=lambda key: cost.memory[key])
-    remedy = _REMEDIES.get(part, "a smaller LM")
-    return (
-        f"  {name} does not fit: {_bytes(cost.peak)} of {_bytes(memory or 0)}; most of it are {part} "
-        f"({_bytes(cost.memory[part])}): {remedy}"
-    )
+    """Which parts are large, and the keys that make them smaller."""
+    large = sorted((part for part, size in cost.memory.items() if size >= cost.peak / 10), key=lambda part: -cost.memory[part])
+    told = (f"{part} ({_bytes(cost.memory[part])}): {_REMEDIES.get(part, 'a smaller LM')}" for part in large)
+    return f"  {name} does not fit, {_bytes(cost.peak)} of {_bytes(memory or 0)}; " + "; ".join(told)
 
 
 def _too_large(cost: Cost, speed: Speed) -> bool:
