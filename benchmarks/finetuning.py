@@ -63,7 +63,7 @@ def training(model, examples: list[Example], tokens: int) -> Callable[[], object
 
     def loss(_: int) -> Iterator[torch.Tensor]:
         for batch, share in parts(examples, tokens):
-            yield share * lm_loss(model, batch, PAD)
+            yield share * lm_loss(model, batch)
 
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.0)
     loop = TrainingLoop("benchmark", parameters, optimizer, loss, 10**9, options=LoopOptions(show_progress=False))
@@ -108,7 +108,7 @@ def bare(model, examples: list[Example], tokens: int) -> None:
         soft = torch.zeros(1, base.config.hidden_size, requires_grad=True)
         rows = [example._replace(row=Prompt(example.row.ids, {0: 0})) for example in examples]
         for batch, share in parts(rows, tokens):
-            (share * lm_loss(base, batch, PAD, soft=soft)).backward()
+            (share * lm_loss(base, batch, soft=soft)).backward()
 
 
 def products(model, sizes: list[tuple[int, int]], *, adapter: bool = False) -> Callable[[], object]:

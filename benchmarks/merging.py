@@ -28,8 +28,9 @@ import torch  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scoring import report, resident, seconds  # noqa: E402
 
+from recbole_llm.llm.adapter_folders import Adapter, read_adapter  # noqa: E402
 from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, lora_modules, save_adapter  # noqa: E402
-from recbole_llm.merging.arithmetic import Adapter, all_modules, read_adapter, weighted_sum, write_adapter  # noqa: E402
+from recbole_llm.merging.arithmetic import all_modules, weighted_sum, write_adapter  # noqa: E402
 from recbole_llm.merging.coefficients import MergeProblem  # noqa: E402
 from recbole_llm.merging.objectives import token_entropy  # noqa: E402
 from recbole_llm.merging.stage import resolve  # noqa: E402

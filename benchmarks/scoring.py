@@ -5,6 +5,11 @@ comparison. The sides are timed alternately and medians are compared, so that ot
 On a busy machine use one thread and processor time: ``OMP_NUM_THREADS=1 python benchmarks/scoring.py --clock cpu``.
 
     shortcut   tree and prefix against naive, and the largest difference of their scores
+    limit      tree on the shape of SmolLM2-135M (random weights, 49,152 words), against the token limit: a plain forward pass of
+               the LM without lm_head over one row of as many tokens for each user (prompt and fed answer tokens), and lm_head
+               on the positions that are read. share is limit / tree; share_without_head leaves lm_head out of the limit.
+               `equal`: prompts of 300 tokens, answers of 10; `mixed`: of 200 to 400 and 3 to 17; `shared`: as equal, where
+               prompts begin with the same 60 tokens, which the limit counts for each user
     label      candidates listed in the prompt, one label each, against naive over the full titles
     generate   greedy decoding of one answer per user, two users at a time, as A-LLMRec evaluates, against both; for these
                prompts and for those of the builtin LM (45 tokens, titles of 4)
@@ -34,6 +39,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from allmrec import PublishedLoop, assemble  # noqa: E402
+from token_limit import LAYERS, token_limits  # noqa: E402
 
 from recbole_llm.data.prompts import Prompt  # noqa: E402
 from recbole_llm.llm.scoring import Scorer  # noqa: E402
@@ -225,6 +231,8 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=8, help="users per timed call")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds per comparison")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="layers of SmolLM2's shape in `limit`")
+    parser.add_argument("--only", choices=("limit",), help="this comparison alone")
     parser.add_argument("--memory-probe", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     model = build_model()
@@ -244,6 +252,10 @@ def main() -> None:
             threads=torch.get_num_threads(),
             torch=torch.__version__,
         )
+        for figures in token_limits(options.users, options.layers, CANDIDATES, lambda sides: seconds(sides, *timing)):
+            report("limit", **figures)
+        if options.only:
+            return
         shortcuts(model, options.users, *timing)
         for new_tokens in NEW_TOKENS:
             generation(model, options.users, new_tokens, (PROMPT, ANSWER), *timing)

@@ -1,4 +1,4 @@
-"""The command line, ``recbole-llm run | plan | leaderboard | tune | merge | views``; the default command is ``run``.
+"""The command line, ``recbole-llm run | plan | leaderboard | tune | merge | export | views``; the default command is ``run``.
 
 Arguments are parsed before large libraries are imported. A mistake of the user ends in one line and exit code 2.
 """
@@ -22,8 +22,8 @@ _ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-run, plan, leaderboard, tune and views also accept every key of RecBole and of properties/*.yaml. Command-line values override
-property files, and later files override earlier ones."""
+All commands but merge also accept every key of RecBole and of properties/*.yaml. Command-line values override property files, and
+later files override earlier ones."""
 
 _END = """
 exit codes: 0 (success), 1 (some runs of a leaderboard failed), 2 (error). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
@@ -111,6 +111,19 @@ _MERGE_KEYS = """
 examples:
   recbole-llm merge --adapters="base=runs/a/lora own=runs/b/lora" --merge=ties --density=0.3 --out=merged
   recbole-llm merge --adapters="lora_a lora_b" --merge=fixed --weights="[0.3, 0.7]" --out=merged
+"""
+
+_EXPORT = """
+Write the training prompts of each adapter of a model, and the prompts of the evaluation users with their candidates, as JSONL for
+LLaMA-Factory and other trainers and inference engines, without training anything. See docs/export.md."""
+
+_EXPORT_KEYS = f"""
+keys, as for recbole-llm run:
+{_DATA}{_SAVED}  --llm=null                   a backbone of properties/llm; --llm_path=FOLDER_OR_HUB_ID for others
+
+examples:
+  recbole-llm export --model=LoRACocktail --dataset=ml-100k --llm=qwen2-7b --out=prompts
+  recbole-llm export --model=TALLRec --dataset=ml-100k --llm_path=DIR --layout=alpaca --passes=4 --out=prompts
 """
 
 _VIEWS = """
@@ -212,8 +225,23 @@ def _tune(options: argparse.Namespace, keys: list[str]) -> None:
 def _merge(options: argparse.Namespace, keys: list[str]) -> None:
     if keys:
         raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm merge --help")
-    given = {name: getattr(options, name) for name in ("merge", "compress_rank", *READERS)}
+    if options.full_model is not None:
+        from recbole_llm import logs
+
+        logs.init_console()  # warnings of libraries that load the base model
+    given = {name: getattr(options, name) for name in ("merge", "compress_rank", "full_model", "base_model", *READERS)}
     print(merge_folders(options.adapters, options.out, extrapolate=options.extrapolate == "True", **given))
+
+
+def _export(options: argparse.Namespace, keys: list[str]) -> None:
+    registry.check_name(options.model)
+    from recbole_llm import logs
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.export import export
+
+    config = LLMConfig(options.model, options.dataset, options.config_files, cmd_line=keys)
+    logs.init_console()
+    print(*export(config, options.out, layout=options.layout, passes=options.passes, ids=options.ids == "True"), sep="\n")
 
 
 def _views(options: argparse.Namespace, keys: list[str]) -> None:
@@ -284,6 +312,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="random seed, default 0; for dare, dare_ties")
     add("--compress_rank", type=int, metavar="R", help="reduce the result to this rank by SVD (default: exact, no reduction)")
     add("--extrapolate", **_SWITCH, help="allow weights outside [0, 1]")
+    add("--full_model", type=Path, metavar="DIR", help="also write the base model with the result folded into its weights")
+    add("--base_model", metavar="PATH", help="its folder or hub id, if it is not the one that the adapters name")
+
+    add = command("export", _export, "write a model's prompts as JSONL", _EXPORT, _EXPORT_KEYS)
+    add("--model", "-m", required=True, help="a model that trains adapters: LoRACocktail, MoLoRec, WeaveRec, TALLRec, LlamaRec")
+    add("--dataset", "-d", required=True, help=dataset)
+    add("--config_files", **files)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
+    add("--layout", default="messages", choices=("messages", "alpaca"), help="of a line (default: messages)")
+    add("--passes", type=int, default=1, metavar="N", help="epochs to write; their negatives differ (default: 1)")
+    add("--ids", **_SWITCH, help="also write the token ids of each line, as input_ids and labels")
 
     add = command("views", _views, "split a dataset by category into datasets", _VIEWS, _VIEWS_KEYS)
     add("--dataset", "-d", required=True, help=dataset)

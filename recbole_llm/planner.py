@@ -15,6 +15,7 @@ from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.costs.devices import Card, Speed, of_card, probe
 from recbole_llm.costs.parts import shape_of, training_of
 from recbole_llm.costs.plan import TO_RUN, Line, Plan, estimated, stage_lines
+from recbole_llm.evaluation.generated import PUBLISHED
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
 from recbole_llm.llm.memory import free_memory, tokens_in
 from recbole_llm.store.costs import Cost
@@ -23,7 +24,7 @@ from recbole_llm.training.loop import LoopOptions
 
 logger = getLogger()
 
-VALIDATION, TEST = "validation", "test"
+VALIDATION, TEST, ANSWERS = "validation", "test", "answers"
 SHORT = 2e11  # floating-point operations of a few seconds on any machine: not worth a measurement
 GUESS = 5e10  # operations per second, to bound the measurement
 
@@ -78,6 +79,9 @@ def plan_of(
         if not unknown:
             cost = estimated(partial(trainer.evaluation_cost, data, early_stopping=name == VALIDATION))
         lines.append(Line(name, "", cost))
+    if config["scoring"] == PUBLISHED and test.candidates and not unknown:
+        found = estimated(partial(trainer.recommender.answers_cost, test.candidates))
+        lines += [Line(ANSWERS, "", found)] if found else []
     backbone = trainer.recommender.backbone
     heading = f"{config['model']} on {config['dataset']}" + (f", backbone {backbone.name}" if backbone else "")
     plan = Plan(heading, lines)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
+import torch
 from recbole.utils import init_seed
 
 from recbole_llm import compat, logs
@@ -19,9 +20,9 @@ from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
-from recbole_llm.evaluation import slices
+from recbole_llm.evaluation import generated, slices
 from recbole_llm.evaluation.record import RunRecord, table
-from recbole_llm.planner import TEST, VALIDATION, on_card, plan_of
+from recbole_llm.planner import ANSWERS, TEST, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.stages import Stage
@@ -53,7 +54,8 @@ def run_recbole_llm(
 
     Returns:
         RecBole's result dict (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``) with
-        ``variants`` (test results by name) and ``record`` (path of the run record).
+        ``variants`` (test results by name), ``published`` (results of ``scoring: published`` by name) and ``record`` (path of
+        the run record).
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
@@ -61,6 +63,7 @@ def run_recbole_llm(
     log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
     run = assemble(config)
+    run.trainer.check()  # finds out how the LM is run, which the plan depends on
     planned = run.plan()
     logger.info(str(planned))
     shown = config["show_progress"]
@@ -75,12 +78,17 @@ def run_recbole_llm(
         for name, variant in others:
             record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
 
-    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested}
+    seconds = {"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited}
+    ranks = {row.name: row.ranks for row in record.rows}
+    with metered() as generating:
+        published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
+    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested, ANSWERS: generating}
     path = record.write(
         best_valid_result=best_valid_result,
         best_valid_users=run.trainer.validated,
-        seconds={"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited},
+        seconds=seconds,
         peak_memory_bytes=compat.peak_memory_bytes(),
+        published=published and published.content(record.user_ids),
         plan=planned.as_dict(measured),
     )
     test_result = record.rows[0].metrics
@@ -89,6 +97,8 @@ def run_recbole_llm(
     if compared := planned.compared(measured):
         logger.info(f"planned and measured:\n{compared}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
+    if published:
+        logger.info(published.table())
     for line in run.trainer.recommender.report(path.parent):
         logger.info(line)
     for part in run.trainer.recommender.facts().builtin:
@@ -99,6 +109,7 @@ def run_recbole_llm(
         "best_valid_result": best_valid_result,
         "test_result": test_result,
         "variants": {row.name: row.metrics for row in record.rows[1:]},
+        "published": published.metrics() if published else {},
         "record": str(path),
     }
 
@@ -123,9 +134,14 @@ class Run:
             return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
 
 
-def assemble(config: LLMConfig) -> Run:
-    """Read the data, draw the candidates, build the model and plan its stages, without training."""
+def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
+    """Read the data, draw the candidates, build the model and plan its stages, without training.
+
+    Args:
+        loads: refuse an LM that this machine cannot load.
+    """
     slices.check(config["slices"])
+    _set_precision(config)
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logger.info(logs.dataset_line(data))
@@ -138,7 +154,10 @@ def assemble(config: LLMConfig) -> Run:
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
+    generated.check(config, trainer.recommender, candidates.get("test"))
     stages = trainer.plan(candidates, retriever)
+    if loads and trainer.recommender.backbone is not None:
+        trainer.recommender.backbone.check_loadable()
     return Run(config, model, trainer, train, valid, test, candidates, retriever, stages)
 
 
@@ -161,4 +180,16 @@ def plan_run(
         config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config, named)}, cmd_line)
     compat.refuse_options(config.external_config_dict)
     logs.init_logging(config)
-    return assemble(config).plan(named, patient=True)
+    return assemble(config, loads=False).plan(named, patient=True)
+
+
+def _set_precision(config: LLMConfig) -> None:
+    """Products of float32 matrices use TF32 on an accelerator that has it, unless ``float32_matmul_precision`` says otherwise.
+
+    These are the classical models, towers, projectors, LoRA factors and a text encoder in training. On a CPU nothing changes.
+    """
+    value = config["float32_matmul_precision"]
+    if value not in ("highest", "high", "medium"):
+        raise ValueError(f"float32_matmul_precision: {value!r} is unknown; choose highest, high or medium")
+    if torch.device(config["device"]).type != "cpu":
+        torch.set_float32_matmul_precision(value)

@@ -51,6 +51,12 @@ def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
 
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int = 40, seed: int = 0) -> Path:
     """An atomic dataset with titles, years and two categories; item i is mostly followed by item i + 1."""
     rng = np.random.default_rng(seed)
@@ -120,6 +126,12 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lm(tmp_path_factory.mktemp("lm") / "tiny-llama")
 
 
+@pytest.fixture(scope="session")
+def wide_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a causal LM that is wide enough for 4-bit kernels."""
+    return write_lm(tmp_path_factory.mktemp("wide") / "wide-llama", hidden=128)
+
+
 def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any]:
     """Settings that make any model run on ``tiny`` in seconds, and learn something."""
     return {
@@ -152,6 +164,17 @@ def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any
         "valid_metric": "NDCG@5",
         "soft_prompt": "allmrec_history",
         "user_text": "{user}",
+        "user_before_bos": False,
+        "title_quote": "",
+        "top_k_target": 1,
+        "train_positions": "all",
+        "lora_valid": "ranking",
+        "general_positions": "all",
+        "general_samples": 32,
+        "general_epochs": 4,
+        "merge_start": "lattice",
+        "merge_first_tokens": 0,
+        "merge_beside": {},
         "system": None,
         "history_separator": "\n",
         "candidate_separator": "\n",
@@ -169,7 +192,11 @@ def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any
         "m_former_hidden_size": 16,
         "m_former_num_layers": 2,
         "m_former_num_heads": 2,
+        "cf_model": "SASRec",
         "laser_batch_size": 8,
+        "laser_optimizer": "AdamW",
+        "lr_scheduler_type": "cosine",
+        "null_share": 0.1,
         "phase1_epochs": 2,
         "phase2_epochs": 1,
         "phase1_learning_rate": 1e-2,

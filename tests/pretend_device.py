@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 CPU, PRETEND = torch.device("cpu"), torch.device("cuda:0")
 ANY = None  # the label of a tensor that C++ made without an input
@@ -32,7 +32,7 @@ EXPIRED_AT = 20_000  # labels, before those of freed storages are dropped
 _aten = torch.ops.aten
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 _COPIES = {"aten::copy_", "aten::_copy_from"}
-_WITH_SCALARS = {"aten::where", "aten::masked_fill", "aten::masked_fill_", "aten::_foreach_mul_", "aten::_foreach_add_"}
+_WITH_SCALARS = {"aten::where", "aten::masked_fill", "aten::masked_fill_", "aten::fill_", "aten::_foreach_mul_"}
 _HOST_LENGTHS = {"aten::_pack_padded_sequence"}
 _DEVICE_OF = {torch.Tensor.device.__get__: "device", torch.Tensor.is_cuda.__get__: "cuda", torch.Tensor.is_cpu.__get__: "cpu"}
 _TO_HOST = (torch.Tensor.numpy, torch.Tensor.__array__)
@@ -63,19 +63,31 @@ class Labels:
 
 def _storage(tensor: Tensor) -> Any:
     """The storage that carries the label; None for a tensor without one, such as those of the device ``meta``."""
-    with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+    with torch._C.DisableTorchFunction():
         if tensor.layout != torch.strided:
-            tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
-        if tensor.device.type == "meta":
-            return None
+            with _disable_current_modes():
+                tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
         try:
-            return tensor.untyped_storage()
+            storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # of functorch
             return None
+        return None if storage.device.type == "meta" else storage
+
+
+def _leaves(value: Any, kind: type) -> Iterator[Any]:
+    """The instances of ``kind`` in lists, tuples and dictionaries; faster than ``torch.utils._pytree``."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part, kind)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _leaves(part, kind)
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+    return list(_leaves(value, Tensor))
 
 
 def _device(given: Any) -> torch.device:
@@ -105,8 +117,7 @@ class _Dispatch(TorchDispatchMode):
         """The device of an operation. Raises RuntimeError if its tensors are on different ones."""
         tensors = _tensors((args, kwargs))
         found = {label for tensor in tensors if (label := self.labels.of(tensor)) not in (ANY, torch.device("meta"))}
-        generator = next((leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Generator)), None)
-        if generator is not None and found - {CPU}:
+        if found - {CPU} and any(_leaves((args, kwargs), torch.Generator)):
             raise RuntimeError(f"{func}: expected a generator of {found}, but found one of cpu")
         if len(found) < 2:
             return next(iter(found), ANY)
@@ -151,6 +162,8 @@ class _Function(TorchFunctionMode):
         if func in _DEVICE_OF:
             device = self.labels.of(args[0]) or CPU
             return device if _DEVICE_OF[func] == "device" else device.type == _DEVICE_OF[func]
+        if getattr(func, "__name__", "") == "__get__":
+            return func(*args)
         if func is torch.Tensor.get_device:
             device = self.labels.of(args[0]) or CPU
             return -1 if device == CPU else device.index
@@ -254,7 +267,14 @@ class _Move(torch.autograd.Function):
 def pretend_device() -> Iterator[torch.device]:
     """Within this context, tensors can be on the device that it yields and on others with another index."""
     labels, load = Labels(), torch.load
-    torch.load = lambda *args, map_location=None, **kwargs: load(*args, map_location=CPU, **kwargs)
+
+    def load_on_device(*args: Any, map_location: Any = CPU, **kwargs: Any) -> Any:
+        found = load(*args, map_location=CPU, **kwargs)
+        for tensor in _tensors(found):
+            labels.put(tensor, _device(map_location))
+        return found
+
+    torch.load = load_on_device
     try:
         with _Dispatch(labels), _Function(labels):
             yield PRETEND

@@ -190,32 +190,19 @@ def test_damaged_candidate_file(settings: dict[str, Any], caplog: pytest.LogCapt
         run("Pop", settings, candidates=source)
 
 
-@pytest.mark.parametrize("difference", ["base model", "targets"])
-def test_two_adapters_of_different_base_models_or_targets(difference: str, tiny_lm: Path, tmp_path: Path) -> None:
+def test_two_adapters_of_different_base_models(tiny_lm: Path, tmp_path: Path) -> None:
     """Refused with both names."""
     folders = {}
-    for name, targets in (("one", ["q_proj"]), ("two", ["q_proj" if difference == "base model" else "v_proj"])):
-        model = attach_lora(
-            load_causal_lm(tiny_lm).model,
-            name=name,
-            r=2,
-            lora_alpha=4,
-            lora_dropout=0.0,
-            target_modules=targets,
-            seed=0,
-        )
+    for name in ("one", "two"):
+        model = load_causal_lm(tiny_lm).model
+        model = attach_lora(model, name=name, r=2, lora_alpha=4, lora_dropout=0.0, target_modules=["q_proj"], seed=0)
         folders[name] = tmp_path / name
         save_adapter(model, name, folders[name])
-    if difference == "base model":
-        file = folders["two"] / "adapter_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "org/other"}))
+    file = folders["two"] / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "org/other"}))
     with pytest.raises(ValueError) as caught:
         load_adapters(load_causal_lm(tiny_lm).model, folders)
-    assert "one" in str(caught.value) and "two" in str(caught.value)
-    if difference == "base model":
-        assert tiny_lm.name in str(caught.value) and "org/other" in str(caught.value)
-    else:
-        assert "different target modules" in str(caught.value) and "_proj" in str(caught.value)
+    assert all(part in str(caught.value) for part in ("one", "two", tiny_lm.name, "org/other"))
 
 
 @pytest.mark.parametrize("model", ["Pop", "BPR", "ItemKNN", "NeuMF", "SASRec", "TALLRec"])

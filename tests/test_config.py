@@ -60,7 +60,7 @@ def test_later_sources_win(folder: Path, tmp_path: Path) -> None:
 
     assert value() == 10  # RecBole's own
     (folder / "dataset" / "tiny.yaml").write_text("")
-    (folder / "llm" / "qwen2.5-0.5b").mkdir()
+    (folder / "llm" / "qwen2.5-0.5b").mkdir(exist_ok=True)
     (folder / "llm" / "qwen2.5-0.5b" / "TALLRec.yaml").write_text("")
     given: dict[str, Any] = {"config_dict": {"llm": "qwen2.5-0.5b"}}
     files = ["overall", "evaluation", "dataset/tiny", "llm/qwen2.5-0.5b", "model/TALLRec", "llm/qwen2.5-0.5b/TALLRec"]
@@ -381,7 +381,7 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
     [
         ({"valid_metric": "NDCG"}, "valid_metric: NDCG is not computed; .*give one of .*NDCG@5, NDCG@10"),
         ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not computed"),
-        ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed; .*topk is \[1, 5, 10\]"),
+        ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed; .*topk is \[1, 3, 5, 10\]"),
         ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD'; known: .*ndcg"),
         ({"topk": []}, r"topk: \[\] are not all whole numbers of at least 1"),
         ({"topk": [5, "ten"]}, r"topk: \[5, 'ten'\] are not all whole numbers"),
@@ -551,13 +551,13 @@ def test_the_packages_own_property_files_are_found_from_any_folder(tmp_path: Pat
 def test_a_dataset_may_have_its_property_file_beside_its_data(tmp_path: Path) -> None:
     for name in ("mine", "amazon-beauty", "plain"):
         (tmp_path / name).mkdir()
-    write(tmp_path / "mine" / "mine.yaml", noun="song", title_field="name", user_inter_num_interval="[5,inf)")
+    write(tmp_path / "mine" / "mine.yaml", noun="song", title_field="name", user_inter_num_interval="[6,inf)")
     write(tmp_path / "amazon-beauty" / "amazon-beauty.yaml", noun="soap")
     config = LLMConfig("WeaveRec", "mine", config_dict={"data_path": str(tmp_path), "verb": "heard"})
     assert (config["noun"], config["title_field"], config["verb"]) == ("song", "name", "heard")
-    assert config["user_inter_num_interval"] == "[5,inf)"
+    assert config["user_inter_num_interval"] == "[6,inf)"
     beauty = config.for_dataset("amazon-beauty")
-    assert (beauty["noun"], beauty["verb"], beauty["user_inter_num_interval"]) == ("soap", "bought", "[0,inf)")
+    assert (beauty["noun"], beauty["verb"], beauty["user_inter_num_interval"]) == ("soap", "bought", "[5,inf)")
     assert config.for_dataset("plain")["noun"] == "item"
 
 
@@ -590,8 +590,8 @@ def given_file(file: Path, llm_settings: dict[str, str]) -> tuple[str, str, list
     parent, inside_llm = file.parent.name, file.parent.parent.name == "llm"
     if parent == "text_encoder":
         return "AlphaRec", "tiny", None, {"text_encoder": file.stem}
-    if parent in ("weaverec", "tuned") or file.parent.parent.name == "tuned":
-        model, dataset = ("WeaveRec", "tiny") if parent == "weaverec" else (file.stem, parent)
+    if parent in ("weaverec", "tallrec", "tuned") or file.parent.parent.name == "tuned":
+        model, dataset = {"weaverec": ("WeaveRec", "tiny"), "tallrec": ("TALLRec", "tiny")}.get(parent, (file.stem, parent))
         return model, dataset, [str(file)], llm_settings
     if parent == "llm" or inside_llm:
         return file.stem if inside_llm else "Pop", "tiny", None, {"llm": parent if inside_llm else file.stem}
@@ -601,8 +601,8 @@ def given_file(file: Path, llm_settings: dict[str, str]) -> tuple[str, str, list
 @pytest.mark.parametrize("file", PROPERTIES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_property_files_say_what_a_run_reads(file: Path) -> None:
     if file.parent.name == "parts":
-        model = "ALLMRec" if file.stem == "collaborative" else "LoRACocktail"
-        dataset, files, llm = "tiny", None, {"llm_path": "x"}
+        model = {"collaborative": "ALLMRec", "amazon": "Pop"}.get(file.stem, "LoRACocktail")
+        dataset, files, llm = "amazon-beauty" if file.stem == "amazon" else "tiny", None, {"llm_path": "x"}
     else:
         model, dataset, files, llm = given_file(file, {"llm_path": "builtin"})
     config = LLMConfig(model, dataset, files, config_dict=llm)
@@ -615,7 +615,9 @@ def test_property_files_say_what_a_run_reads(file: Path) -> None:
         values["eval_args"].pop("mode")  # RecBole sees another one
     if "train_neg_sample_args" in values:  # RecBole has a long way to say none
         assert values.pop("train_neg_sample_args") is None and config["train_neg_sample_args"]["distribution"] == "none"
+    recipe = read_yaml(properties_folder() / "model" / f"{model}.yaml") if file.parent.name == "parts" and model != "Pop" else {}
     for key, value in values.items():
+        value = recipe.get(key, value)
         assert config[key] == (config[key] | value if isinstance(value, dict) else value), key
     LLMConfig(model, dataset, [write(Path("as_given.yaml"), **read_yaml_keys(file))], config_dict=llm)  # types and keys are right
 

@@ -61,6 +61,7 @@ class ProtocolTrainer(Trainer):
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self._written_here: set[str] = set()
         self._stages: Sequence[Stage] = ()
+        self._checked = False
         self._retriever: CandidateRetriever | None = None
         self._candidates: CandidateSet | None = None
         self._variant: Variant
@@ -103,7 +104,14 @@ class ProtocolTrainer(Trainer):
             return self.cache.trained(self._stages[0]) if self._stages else 0
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
+    def check(self) -> None:
+        """Refuse, before the first stage runs, what would fail or be wrong after the training; once."""
+        if not self._checked:
+            self.recommender.check()
+        self._checked = True
+
     def _run_stages(self) -> None:
+        self.check()
         if self._retriever is not None:
             self._retriever.load(self.cache.run(self._retriever.stage))
         if self._stages:
@@ -133,7 +141,7 @@ class ProtocolTrainer(Trainer):
         with metered() as self.validation:
             self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         self._users, self.validated = None, len(self.ranks.users)
-        logger.info(f"validation after training: the {self.validated} users of early stopping (valid_users)")
+        logger.info(f"validated on the {self.validated} users of early stopping (valid_users)")
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
 
@@ -186,8 +194,7 @@ class ProtocolTrainer(Trainer):
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         self._bar.advance()
-        if self._users is not None:
-            batched_data = of_users(batched_data, self.config["USER_ID_FIELD"], self._users)
+        batched_data = of_users(batched_data, self.config["USER_ID_FIELD"], self._users)
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
@@ -242,7 +249,7 @@ class ProtocolTrainer(Trainer):
         cached = self._scores.find(users) if self._scores is not None else None
         if cached is not None:
             return cached.to(candidates.device)
-        scores = self._variant.score(interaction, candidates).float()  # [B, C]
+        scores = self._variant.score(interaction, candidates).float().to(candidates.device)  # [B, C]; device_map may differ
         if self._scores is not None:
             self._scores.add(users, scores)
         return scores

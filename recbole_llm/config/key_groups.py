@@ -15,12 +15,12 @@ RECBOLE_KEYS = {
 BOOKKEEPING = {
     *("checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id"),
     *("log_wandb", "note", "save_dataloaders", "save_dataset", "save_every_seconds", "show_progress", "state"),
-    *("wandb_project", "worker", "probe_seconds", "plan_efficiency"),
+    *("wandb_project", "worker", "merge_full_model", "probe_seconds", "plan_efficiency"),
     *("train_batch_tokens", "gradient_checkpointing", "max_memory"),  # how a training is computed, see LoopOptions
 }
 # keys of the data and the evaluation; all other keys of ours describe the model, and `init_from` takes them from its run
 ABOUT_DATA = {
     *(*evaluation_arguments, *BOOKKEEPING, *scenarios.SETTINGS, *scenarios.TEXTS),
     *("candidates", "eval_users", "slices", "cf_checkpoint", "load_col", "init_from"),
-    *("retriever", "retriever_config", "retriever_top"),
+    *("retriever", "retriever_config", "retriever_top", "scoring", "published_max_new_tokens"),
 }

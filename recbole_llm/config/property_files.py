@@ -28,7 +28,7 @@ from recbole.utils.argument_list import dataset_arguments, evaluation_arguments,
 from recbole_llm.config.key_groups import RECBOLE_KEYS
 
 # dictionaries that are replaced as a whole and not merged
-_WHOLE = ("load_col", "unload_col", "slices")
+_WHOLE = ("load_col", "unload_col", "slices", "merge_beside")
 # folders and files whose keys are not settings of a run
 _NO_SETTINGS = ("leaderboard", "url.yaml", "kg_url.yaml")
 

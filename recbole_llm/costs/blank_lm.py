@@ -5,11 +5,11 @@ The batches, prompts, trees and caches of training and scoring are made by their
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_llm.costs.blank import Blank
 from recbole_llm.llm.counting import count_passes
@@ -45,7 +45,7 @@ class BlankLM(nn.Module):
         found = self.base_model(**inputs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.head(found.last_hidden_state[:, kept])
-        return SimpleNamespace(logits=logits, past_key_values=found.past_key_values)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=found.past_key_values)
 
 
 class _Body(nn.Module):
@@ -65,7 +65,7 @@ class _Body(nn.Module):
     ) -> Any:
         hidden = self.embeddings(input_ids) if inputs_embeds is None else Blank.of(inputs_embeds.shape, inputs_embeds.dtype)
         cache = _grown(past_key_values, hidden) if use_cache else None
-        return SimpleNamespace(last_hidden_state=hidden, past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
 
 class _Embeddings(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 
 from recbole_llm.costs.parts import Training, fitting_tokens, shape_of, training_of
 from recbole_llm.costs.shape import blank_model
+from recbole_llm.llm.adapter_folders import Adapter
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig, schedule, with_adapter
@@ -25,9 +26,8 @@ def lora_cost(
     examples: Sequence[Any],
     encode: Encode,
     config: LoRATrainingConfig,
-    pad_token_id: int,
-    validate: Callable[[Any], float] | None,
     *,
+    validate: Callable[[Any], float] | None,
     options: LoopOptions,
 ) -> Cost:
     """The cost of :func:`~recbole_llm.llm.finetune.finetune` with the same arguments.
@@ -44,7 +44,7 @@ def lora_cost(
     def loss(step: int) -> int:
         parts = batches[step]
         for batch, _ in parts:
-            lm_loss(causal.model, batch, pad_token_id)
+            lm_loss(causal.model, batch)
         return sum(len(example.row) - 1 for batch, _ in parts for example in batch)
 
     training = Training(
@@ -71,3 +71,9 @@ class AdapterShape:
         """The adapter that a training with these settings makes."""
         model, parameters = with_adapter(blank_model(outline.config, outline.dtype), "planned", config)
         return cls(sum(parameter.numel() for parameter in parameters.values()), list(lora_modules(model)), config.r)
+
+    @classmethod
+    def of_adapter(cls, adapter: Adapter) -> AdapterShape:
+        """That of an adapter with weights."""
+        size = sum(tensor.numel() for tensor in adapter.tensors.values())
+        return cls(size, adapter.modules, max(map(adapter.rank, adapter.modules)))

@@ -27,7 +27,7 @@ FP32 = 4  # bytes
 
 def blank(outline: Outline) -> CausalLM:
     """A blank LM of an outline, with its tokenizer."""
-    return CausalLM(BlankLM(outline.config, outline.dtype), outline.tokenizer)
+    return CausalLM(BlankLM(outline.config, outline.dtype), outline.tokenizer, outline.reading)
 
 
 def shape_of(outline: Outline) -> LMShape:
@@ -73,7 +73,7 @@ def fitting_tokens(outline: Outline, shape: LMShape, options: LoopOptions, throu
     if options.batch_tokens is not None:
         return options.batch_tokens
     device = torch.device(outline.device)
-    tokens = micro_batch_tokens(through.memory, device, options.max_memory, taken=shape.weight_bytes)
+    tokens = micro_batch_tokens(through.memory, device, options.max_memory, taken=0 if outline.loaded else shape.weight_bytes)
     return 1 << (tokens.bit_length() - 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from logging import getLogger
-from typing import Any
+from typing import Any, TypeVar
 
 from tabulate import tabulate
 
@@ -16,6 +16,7 @@ from recbole_llm.store.stages import Stage, StageCache, in_order
 logger = getLogger()
 
 CACHED, TO_RUN = "cached", "to run"
+C = TypeVar("C")
 _FAILURES = (AttributeError, TypeError, RuntimeError, KeyError, IndexError, NotImplementedError)
 _REMEDIES = {
     "weights": "load_in_4bit: True (CUDA), a smaller dtype, or a smaller LM",
@@ -61,11 +62,11 @@ class Plan:
         headers += ["parameters", "memory", "TFLOP", "time"]
         rows = [self._row(line) for line in self.lines]
         total = [line.cost for line in self.lines if line.cost]
-        exact = all(cost.exact for cost in total)
+        mark = max((_mark(cost) for cost in total), default="")
         times = [seconds for cost in total if (seconds := self.seconds(cost)) is not None]
         rows.append(
             ["total", "", "", ""]
-            + [*_tokens(_sum(cost.trained for cost in total), exact), *_tokens(_sum(cost.read for cost in total), exact)]
+            + [*_tokens(_sum(cost.trained for cost in total), mark), *_tokens(_sum(cost.read for cost in total), mark)]
             + ["", _bytes(max((cost.peak for cost in total), default=0)), _tera(self.flops), _time(sum(times)) if times else ""]
         )
         table = tabulate(rows, headers=headers, disable_numparse=True, colalign=["left"] * 2 + ["right"] * 10)
@@ -79,8 +80,8 @@ class Plan:
             line.name,
             line.status,
             *(_count(number) for number in (cost.samples, cost.steps)),
-            *_tokens(cost.trained, cost.exact),
-            *_tokens(cost.read, cost.exact),
+            *_tokens(cost.trained, _mark(cost)),
+            *_tokens(cost.read, _mark(cost)),
             _count(cost.parameters),
             _bytes(cost.peak),
             _tera(cost.flops),
@@ -149,7 +150,7 @@ def stage_lines(stages: Sequence[Stage], cache: StageCache, *, unknown: str = ""
     return lines
 
 
-def estimated(cost: Callable[[], Cost]) -> Cost:
+def estimated(cost: Callable[[], C]) -> C | Cost:
     """The result of ``cost()``; if a model does something that a blank LM cannot follow, a cost without figures."""
     try:
         return cost()
@@ -173,8 +174,12 @@ def _sum(tokens: Iterable[Tokens]) -> Tokens:
     return sum(tokens, Tokens())
 
 
-def _tokens(tokens: Tokens, exact: bool) -> list[str]:
-    mark = "" if exact else "~"
+def _mark(cost: Cost) -> str:
+    """What stands before a number of tokens: nothing if it is exact, ~ if it is extrapolated, ≤ if it is an upper bound."""
+    return "≤" if cost.at_most else "" if cost.exact else "~"
+
+
+def _tokens(tokens: Tokens, mark: str) -> list[str]:
     return [f"{mark}{_count(tokens.real)}", f"{mark}{_count(tokens.fed)}"] if tokens.fed else ["", ""]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from recbole_llm.data import scenarios
 from recbole_llm.data.histories import Histories, Scenario
-from recbole_llm.data.items import ItemTexts, first_column
+from recbole_llm.data.items import ItemTexts, chosen_columns
 
 
 class RankedTime:
@@ -69,7 +69,17 @@ class RankedTime:
         starts = np.searchsorted(users, np.arange(1, self.user_num))
         by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
         user_ids, item_ids = self._tokens
-        return Histories(user_ids, item_ids, by_user, self.scenario)
+        return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
+
+    def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
+        """The items that each user rated with ``liked_above`` or less at last; None without that key or without ratings."""
+        least, column = self.config["liked_above"], self.config["RATING_FIELD"]
+        if least is None or column not in self.inter_feat:
+            return None
+        found: list[set[int]] = [set() for _ in range(self.user_num)]
+        for user, item, rating in zip(users.tolist(), items.tolist(), self.inter_feat[column].to_numpy()[order], strict=True):
+            (found[user].discard if rating > least else found[user].add)(item)
+        return [frozenset(some) for some in found]
 
     @property
     def _order(self: Any) -> np.ndarray:
@@ -89,8 +99,8 @@ class RankedTime:
             path,
             item_ids=self._tokens[1],
             id_field=self.iid_field,
-            title_field=first_column(path, self.config["title_field"]),
-            **{key: self.config[key] for key in ("year_field", "brand_field", "category_field", "article_suffix", "no_value")},
+            **chosen_columns(path, self.config),
+            **{key: self.config[key] for key in ("article_suffix", "no_value")},
         )
 
     @cached_property

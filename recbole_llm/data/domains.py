@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Domain:
         name: dataset name, or ``<dataset>/<category>`` for a view.
         items: texts by internal item id.
         histories: internal item ids in time order, one array per user, without validation and test items.
-        noun, verb: the words of prompts for an item and for an interaction ("movie", "watched").
+        noun, verb, verb_base: the words of prompts for an item and for an interaction ("movie", "watched", "watch").
     """
 
     name: str
@@ -40,19 +40,28 @@ class Domain:
     histories: list[np.ndarray]
     noun: str
     verb: str
+    verb_base: str = "choose"
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of texts and training histories."""
-        digest = hashlib.sha256(f"{self.name}|{self.noun}|{self.verb}|{self.items.fingerprint()}".encode())
+        digest = hashlib.sha256("|".join([self.name, *self.words.values(), self.items.fingerprint()]).encode())
         for history in self.histories:
             digest.update(len(history).to_bytes(8, "little") + history.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The words of prompts by slot."""
+        return {"noun": self.noun, "verb": self.verb, "verb_base": self.verb_base}
 
     @cached_property
     def trained_items(self) -> np.ndarray:
         """Sorted internal ids of the items that occur in the training split."""
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.histories]))
+
+
+POSITIONS = ("all", "last", "last_and_others")  # which prefixes of the training histories are examples
 
 
 class TrainingExample(NamedTuple):
@@ -72,7 +81,7 @@ class TrainingExample(NamedTuple):
 def of_dataset(config: Any, dataset: Any) -> Domain:
     """The domain of a RecBole dataset: the training split of every user but the padding one."""
     rows = [dataset.histories.train(user) for user in range(1, len(dataset.histories.items))]
-    return Domain(config["dataset"], dataset.item_texts, rows, config["noun"], config["verb"])
+    return Domain(config["dataset"], dataset.item_texts, rows, config["noun"], config["verb"], config["verb_base"])
 
 
 def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
@@ -127,7 +136,7 @@ def named_or_views(key: str, config: Any, target: tuple[Domain, Histories]) -> l
     if config[key]:
         return load(config[key], config, target)
     field, least, most = (
-        config["domain_field"] or config["category_field"],
+        config["domain_field"] or target[0].items.columns.get("category_field"),
         config["domain_min_users"],
         config["domain_max_views"],
     )
@@ -164,7 +173,7 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
         histories = [rest for history in domain.histories if len(rest := history[inside[history]]) >= 2]
         # a category of nearly all items equals the target
         if len(histories) >= at_least and inside[1:].mean() < 0.9:
-            found.append(Domain(f"{domain.name}/{category}", domain.items, histories, domain.noun, domain.verb))
+            found.append(replace(domain, name=f"{domain.name}/{category}", histories=histories))
         if len(found) == at_most:
             break
     if not found:
@@ -191,7 +200,8 @@ def training_examples(
     samples: int | None,
     seed: int,
     of_each: bool = False,
-    positions: Literal["all", "last"] = "all",
+    positions: str = "all",
+    most: int | None = None,
 ) -> list[TrainingExample]:
     """Training examples of a mixture, shuffled by ``seed``.
 
@@ -200,23 +210,41 @@ def training_examples(
             training: their ends step back from the end of the history by ``window``, so that each item is a target once.
         samples: at most this many examples, drawn without replacement; None takes all.
         of_each: draw ``samples`` from each domain; the draw of a domain is the same in every mixture.
-        positions: ``last`` gives one example per history, whose target is its last item; excludes ``window``.
+        positions: one of :data:`POSITIONS`; all but ``all`` exclude ``window``. ``last`` gives one example per history, whose
+            target is its last item. ``last_and_others`` gives these and ``samples`` of the other prefixes.
+        most: at most this many examples of each domain, drawn from those.
 
     Raises:
-        ValueError: no history has two items; or ``window`` is given with ``last``.
+        ValueError: no history has two items; or ``window`` is given with other positions than ``all``.
     """
-    if positions == "last" and window is not None:
-        raise ValueError(f"window: {window} has no meaning with positions='last'")
-    examples: list[TrainingExample] = []
+    if positions != "all" and window is not None:
+        raise ValueError(f"window: {window} has no meaning with positions={positions!r}")
+    certain: list[TrainingExample] = []
+    others: list[TrainingExample] = []
     for index, domain in enumerate(domains):
-        part: list[TrainingExample] = []
-        for user, history in enumerate(domain.histories):
-            first = max(0, len(history) - 2) if positions == "last" else 0
-            part += [TrainingExample(index, user, end) for end in range(len(history) - 1, first, -(window or 1))]
-        examples += _drawn(part, samples, seed) if of_each else part
-    if not examples:
+        own, rest = _by_position(index, domain, positions, window)
+        rest = _drawn(rest, samples, seed) if of_each else rest
+        if most is not None:
+            own, rest = [], _drawn([*own, *rest], most, seed)
+        certain += own
+        others += rest
+    if not certain and not others:
         raise ValueError(f"{', '.join(domain.name for domain in domains)}: no user has two training interactions")
-    return _drawn(examples, None if of_each else samples, seed)
+    drawn = _drawn(others, None if of_each else samples, seed)
+    return _drawn([*certain, *drawn], None, seed) if certain else drawn
+
+
+def _by_position(
+    index: int, domain: Domain, positions: str, window: int | None
+) -> tuple[list[TrainingExample], list[TrainingExample]]:
+    """The examples of a domain that are taken in any case, and those to draw from."""
+    last: list[TrainingExample] = []
+    others: list[TrainingExample] = []
+    for user, history in enumerate(domain.histories):
+        ends = [TrainingExample(index, user, end) for end in range(len(history) - 1, 0, -(window or 1))]
+        last += ends[:1]
+        others += ends if positions == "all" else ends[1:]
+    return {"all": ([], others), "last": ([], last), "last_and_others": (last, others)}[positions]
 
 
 def _drawn(examples: list[TrainingExample], samples: int | None, seed: int) -> list[TrainingExample]:

@@ -21,11 +21,13 @@ class ExampleSettings(Settings):
     Attributes:
         num_negatives: sampled items that are listed with the target, if prompts list candidates.
         top_k_target: number of titles of an answer: the target, then random other candidates.
+        label_end: an answer that is a label has an end, too, as LlamaRec's code trains it.
         whole_histories: every title of a history is a target (``lora_train_mode: sequence``), not only the last one.
     """
 
     num_negatives: int
     top_k_target: int = 1
+    label_end: bool = False
     whole_histories: bool = False
 
     @classmethod
@@ -34,7 +36,23 @@ class ExampleSettings(Settings):
         mode = config["lora_train_mode"]
         if mode not in ("prefix", "sequence"):
             raise ValueError(f"lora_train_mode: {mode} is neither prefix nor sequence")
-        return cls(config["candidates"]["num_negatives"], config["top_k_target"] or 1, mode == "sequence")
+        number = config["candidates"]["num_negatives"]
+        return cls(number, config["top_k_target"] or 1, config["label_end"], mode == "sequence")
+
+
+def check_negatives(domain: Domain, settings: ExampleSettings) -> None:
+    """Check that every training history leaves enough items of the training split to list as negatives.
+
+    Raises:
+        ValueError: the message has the user with the longest history.
+    """
+    known = max((len(np.unique(history)) for history in domain.histories if len(history) > 1), default=0)
+    left = len(domain.trained_items) - known
+    if left < settings.num_negatives:
+        raise ValueError(
+            f"candidates.num_negatives: {settings.num_negatives} is too large for list-wise training on {domain.name}, where a "
+            f"history of {known} items leaves {left} of the {len(domain.trained_items)} items of the training split to list"
+        )
 
 
 class ExampleEncoder:
@@ -66,6 +84,7 @@ class ExampleEncoder:
 
     def _answer(self, target: int, listed: list[int], rng: np.random.Generator) -> list[int]:
         if self._prompts.label_tokens:
-            return [self._prompts.label_tokens[listed.index(target)]]
+            label = self._prompts.label_tokens[listed.index(target)]
+            return [label, *self._prompts.end] if self._settings.label_end else [label]
         others = rng.permutation([item for item in listed if item != target])[: self._settings.top_k_target - 1]
         return self._prompts.ranking([target, *others])

@@ -39,12 +39,14 @@ class Histories:
         item_ids: token of each item by internal id; [0] is padding.
         items: internal item ids of each user, by internal user id; [0] is empty.
         scenario: what is held out besides the two items per user of leave-one-out.
+        disliked: the items that each user rated low, by internal user id; None if ratings are not read.
     """
 
     user_ids: list[str]
     item_ids: list[str]
     items: list[np.ndarray]
     scenario: Scenario = Scenario()
+    disliked: list[frozenset[int]] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,6 +57,8 @@ class Histories:
         if self.scenario.label:
             values = vars(self.scenario).items()
             digest.update(fingerprint({k: sorted(v) if isinstance(v, frozenset) else v for k, v in values}).encode())
+        for disliked in self.disliked or ():
+            digest.update(repr(sorted(disliked)).encode())
         return digest.hexdigest()
 
     def train(self, user: int) -> np.ndarray:

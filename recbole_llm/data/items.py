@@ -6,9 +6,10 @@ or ``null`` as missing values. Here, lines are split at tabs and cells are not i
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -18,6 +19,7 @@ from recbole_llm.store.files import fingerprint
 
 logger = getLogger()
 
+COLUMNS = ("year_field", "brand_field", "category_field", "description_field")  # besides the title; a dataset may lack them
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control characters
 # "Usual Suspects, The (1995)", "Promise, The (Versprechen, Das)": an article at the end of a title or of an alternative title
 _ARTICLE = re.compile(r"(^|\((?:a\.k\.a\. )?)([^()]+?), (The|An?|L[aeo]s?|Les|L'|El|Il|Der|Die|Das|Det|Une?)(?=$|[):]| [(\[-])")
@@ -31,11 +33,13 @@ class ItemTexts:
         titles: the clean title; for an item without title its other texts, or else ``item <id>``.
         names: the title as prompts show it; unique, since year, brand or id are added to equal titles.
         fields: every other column of the file by name, cleaned in the same way; ``""`` for a missing value.
+        columns: the column of each of :data:`COLUMNS` that the dataset has.
     """
 
     titles: list[str]
     names: list[str]
     fields: dict[str, list[str]]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(
@@ -48,6 +52,7 @@ class ItemTexts:
         year_field: str | None = None,
         brand_field: str | None = None,
         category_field: str | None = None,
+        description_field: str | None = None,
         article_suffix: bool = False,
         no_value: Iterable[str] = (),
     ) -> ItemTexts:
@@ -61,7 +66,7 @@ class ItemTexts:
             ValueError: a named column is absent, or the file is not a UTF-8 table.
         """
         wanted = {"title_field": title_field, "year_field": year_field, "brand_field": brand_field}
-        wanted |= {"category_field": category_field, "ITEM_ID_FIELD": id_field}
+        wanted |= {"category_field": category_field, "description_field": description_field, "ITEM_ID_FIELD": id_field}
         columns = _read_columns(path, wanted, id_field, item_ids, frozenset(no_value))
         raw_titles = columns.pop(title_field)
         if article_suffix:
@@ -76,7 +81,8 @@ class ItemTexts:
         others = zip(raw_titles, brands, categories, years, item_ids, strict=True)
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
         titles[0] = ""
-        return cls(titles, _unique(titles, years, brands, item_ids), columns)
+        named = {key: name for key in COLUMNS if (name := wanted[key])}
+        return cls(titles, _unique(titles, years, brands, item_ids), columns, named)
 
     def known(self, fields: Sequence[str]) -> list[dict[str, str]]:
         """The named columns that have a value, by item id.
@@ -84,10 +90,10 @@ class ItemTexts:
         Raises:
             ValueError: a named column is absent.
         """
-        for field in fields:
-            if field not in self.fields:
+        for name in fields:
+            if name not in self.fields:
                 columns = ", ".join(self.fields) or "none"
-                raise ValueError(f"text_fields: there is no column {field!r} besides the title; the columns are {columns}")
+                raise ValueError(f"text_fields: there is no column {name!r} besides the title; the columns are {columns}")
         return [{f: text for f in fields if (text := self.fields[f][item])} for item in range(len(self.titles))]
 
     def described(self, fields: Sequence[str]) -> list[str]:
@@ -100,12 +106,22 @@ class ItemTexts:
         return fingerprint([self.titles, self.names, self.fields])
 
 
-def first_column(path: Path, names: str | Sequence[str]) -> str:
-    """The first of ``names`` that is a column of the file, or else the first name: versions of a dataset differ in headers."""
-    if isinstance(names, str):
-        return names
+def chosen_columns(path: Path, config: Any) -> dict[str, Any]:
+    """The column for ``title_field`` and each of :data:`COLUMNS`.
+
+    Of a list it is the first that the file has, because versions of a dataset differ in headers. If it has none of them, there is
+    no such column; of titles, the first name is returned.
+    """
+    given = {key: config[key] for key in ("title_field", *COLUMNS)}
+    if not any(isinstance(names, list | tuple) for names in given.values()):
+        return given
     header = column_names(next(atomic_rows(path)))
-    return next((name for name in names if name in header), names[0])
+
+    def first(names: Any) -> str | None:
+        return next((name for name in names if name in header), None) if isinstance(names, list | tuple) else names
+
+    found = {key: first(names) for key, names in given.items()}
+    return found | {"title_field": found["title_field"] or given["title_field"][0]}
 
 
 def restore_article(title: str) -> str:
@@ -129,9 +145,9 @@ def _read_columns(
     """Every column but the id as clean texts by internal id. Of several lines of an item the first one counts, as in RecBole."""
     rows = atomic_rows(path)
     header = column_names(next(rows))
-    for key, field in wanted.items():
-        if field and field not in header:
-            raise ValueError(f"{key}: there is no column {field!r} in {path}; its columns are {', '.join(header)}")
+    for key, name in wanted.items():
+        if name and name not in header:
+            raise ValueError(f"{key}: there is no column {name!r} in {path}; its columns are {', '.join(header)}")
 
     place = header.index(id_field)
     internal = {token: item for item, token in enumerate(item_ids) if item}
@@ -195,7 +211,14 @@ def _shared(names: Sequence[str]) -> list[int]:
     return [item for items in groups.values() if len(items) > 1 for item in items]
 
 
-def text_fields(config: Any) -> list[str]:
-    """Columns of the .item file that are read besides the title: ``text_fields``, or all that the dataset names."""
-    given = config["text_fields"]
-    return [config[key] for key in ("year_field", "brand_field", "category_field") if config[key]] if given is None else given
+def text_fields(config: Any, items: ItemTexts, *, described: bool = False) -> list[str]:
+    """Columns of the .item file that are read besides the title: ``text_fields``, or year, brand and category.
+
+    Args:
+        described: read the description instead of these where the dataset has one.
+    """
+    if config["text_fields"] is not None:
+        return config["text_fields"]
+    if described and "description_field" in items.columns:
+        return [items.columns["description_field"]]
+    return [column for key, column in items.columns.items() if key != "description_field"]

@@ -1,7 +1,8 @@
 """From a history and candidates to token ids.
 
-A template has slots: ``{history}`` (once), ``{candidates}`` and ``{user}`` (at most once), ``{noun}`` and ``{verb}``. Its text
-and the titles are tokenised separately, so no title takes part in string replacement or in a chat template.
+A template has slots: ``{history}`` (once), ``{candidates}`` and ``{user}`` (at most once), and the words ``{noun}``, ``{verb}``,
+``{verb_base}`` and ``{top_k}``. Its text and the titles are tokenised separately, so no title takes part in string replacement
+or in a chat template.
 
 A soft token, a vector in place of a token (A-LLMRec, arXiv 2404.11343), is a position of a :class:`Prompt` with a key: the item
 whose title it follows, or the key that the caller gives for ``{user}``.
@@ -15,20 +16,16 @@ separator: its score is the distribution that :meth:`PromptBuilder.sequence` tra
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from recbole_llm.data.templates import WORD, PromptSettings, split
 from recbole_llm.data.tokens import TextTokens
-from recbole_llm.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_WORD = re.compile(r"\{(\w+)\}")
-_SLOT = re.compile(r"\{(history|candidates|user)\}")
 
 
 @dataclass(frozen=True)
@@ -81,59 +78,6 @@ def _split_soft(row: Sequence[int]) -> Prompt:
     return Prompt([max(token, 0) for token in row], {position: -1 - token for position, token in enumerate(row) if token < 0})
 
 
-@dataclass(frozen=True)
-class PromptSettings(Settings):
-    """How prompts are built from titles.
-
-    Attributes:
-        template: the user's text, see the module.
-        system: text before it: the system message of a chat, otherwise a first line.
-        history_separator, candidate_separator: text between two titles.
-        history_label: text before each title of the history, with ``{k}`` for its number: 1 for the oldest title shown.
-        labels: list candidates as ``label. title`` and answer with a label.
-        item_tokens: add a soft token, whose key is the item, after each title of the history and the candidates.
-        chat: render system and template through the tokenizer's chat template.
-        max_history: largest number of titles, the most recent ones.
-        max_title_tokens: longer titles are cut.
-        max_prompt_tokens: longest prompt, not counting its answer.
-    """
-
-    template: str
-    system: str | None = None
-    history_separator: str = "\n"
-    candidate_separator: str = "\n"
-    history_label: str = ""
-    labels: tuple[str, ...] | None = None
-    item_tokens: bool = False
-    chat: bool = False
-    max_history: int = 20
-    max_title_tokens: int = 32
-    max_prompt_tokens: int = 1024
-
-    @classmethod
-    def of(cls, config: Any, **changes: Any) -> PromptSettings:
-        """The settings of a configuration, with ``changes``."""
-        own = {"template": template(config, config["prompt"]), "history_label": "", "labels": None, "item_tokens": False}
-        return super().of(config, **own | changes)
-
-    @property
-    def shows_candidates(self) -> bool:
-        """Whether prompts list the candidates."""
-        return "{candidates}" in self.template
-
-    @property
-    def is_continuation(self) -> bool:
-        """Whether the answer continues the history: the template ends in ``{history}``, or in ``{history}{user}``."""
-        return not self.chat and self.template.endswith(("{history}", "{history}{user}"))
-
-
-def template(config: Any, name: str) -> str:
-    """A template of ``prompts`` by name; raises a ValueError if there is none of that name."""
-    if name not in config["prompts"]:
-        raise ValueError(f"prompt: {name} is not a key of `prompts` ({', '.join(config['prompts'])})")
-    return config["prompts"][name]
-
-
 class PromptBuilder:
     """Builds prompts and answers as lists of token ids, with one rule of truncation.
 
@@ -143,10 +87,12 @@ class PromptBuilder:
     Args:
         tokenizer: any Hugging Face tokenizer; it is not changed.
         names: the title of each item as shown, by internal item id; entry 0 is the padding item.
-        noun, verb: the words in place of ``{noun}`` and ``{verb}``.
+        noun, verb, verb_base: the words in place of ``{noun}``, ``{verb}`` and ``{verb_base}``.
 
     Attributes:
         answers: item id -> tokens of its title and the end.
+        end: tokens of the end of an answer.
+        gap: tokens between two candidates, and between two titles of :meth:`ranking`.
         label_tokens: the one token of each label.
         shows_candidates, shows_user: the template has a slot for candidates, or for the user's soft token.
     """
@@ -159,31 +105,34 @@ class PromptBuilder:
         settings: PromptSettings,
         noun: str = "item",
         verb: str = "chosen",
+        verb_base: str = "choose",
     ) -> None:
         self.settings, labels, label = settings, settings.labels, settings.history_label
-        self._text = text = TextTokens(tokenizer, names, settings.max_title_tokens)
-        texts, self._slots = _split(text, settings, {"noun": noun, "verb": verb})
+        self._text = text = TextTokens(tokenizer, names, settings.max_title_tokens, settings.title_quote)
+        texts, self._slots = split(text, settings, {"noun": noun, "verb": verb, "verb_base": verb_base})
         self.is_continuation = settings.is_continuation
         self.shows_candidates, self.shows_user = settings.shows_candidates, "user" in self._slots
 
         separator, history_spaced = text.separator("history_separator", settings.history_separator)
-        self._gap, listed_spaced = text.separator("candidate_separator", settings.candidate_separator)
+        self.gap, listed_spaced = text.separator("candidate_separator", settings.candidate_separator)
         spaced = {"history": history_spaced, "candidates": listed_spaced, "user": False}
         answer_spaced = history_spaced if self.is_continuation else texts[-1].endswith(" ")
         takes_space = [*(spaced[slot] for slot in self._slots), answer_spaced]
         bare = [part.removesuffix(" ") if taken else part for part, taken in zip(texts, takes_space, strict=True)]
-        self._literals = [text.begin(bare[0], needed=self.is_continuation), *map(text.literal, bare[1:])]
+        first = int(settings.user_before_bos)  # of the literals, the one that begins with BOS
+        self._literals = [text.literal(part) for part in bare]
+        self._literals[first] = text.begin(bare[first], needed=self.is_continuation)
 
-        end = separator if self.is_continuation else text.end()
-        self.answers = [title + end for title in text.titles(answer_spaced)]
+        self.end = separator if self.is_continuation else text.end()
+        self.answers = [title + self.end for title in text.titles(answer_spaced)]
         soft = [[-1 - item] if settings.item_tokens else [] for item in range(len(names))]  # see _split_soft
         self._numbers = self._number_history(label, history_spaced)
         titles = text.titles(label.endswith(" ") if label else history_spaced)
         self._history = [title + s + separator for title, s in zip(titles, soft, strict=True)]
         self._surplus = 0 if self.is_continuation else len(separator)  # the separator after the last title
-        self._listed = text.titles(bool(labels) or listed_spaced) if self.shows_candidates else []
+        self._labels, labelled_spaced = self._label_candidates(labels or (), listed_spaced)
+        self._listed = text.titles(labelled_spaced) if self.shows_candidates else []
         self._candidates = [title + s for title, s in zip(self._listed, soft, strict=False)]
-        self._labels = [text.literal(f"{name}.", listed_spaced) for name in labels or ()]
         self.label_tokens = self._answer_with(labels, answer_spaced) if labels else []
 
     def prompt(self, history: Sequence[int], candidates: Sequence[int] | None = None, user: int | None = None) -> Prompt:
@@ -212,6 +161,20 @@ class PromptBuilder:
             row += literal
         return _split_soft(row)
 
+    def longest(self, candidates: int = 1, titles: int = 1) -> int:
+        """A number of tokens that no prompt with its answer exceeds.
+
+        Args:
+            candidates: in a prompt. titles: in an answer.
+        """
+        numbers = [len(number) for number, _ in zip(self._numbers, range(self.settings.max_history), strict=False)]
+        fixed = sum(map(len, self._literals)) + self.shows_user
+        listed = max(map(len, self._candidates), default=0) + len(self.gap) + max(map(len, self._labels), default=0)
+        shown = candidates * listed if self.shows_candidates else 0
+        row = fixed + sum(numbers) + len(numbers) * max(map(len, self._history)) + shown
+        answer = titles * (max(map(len, self.answers)) + len(self.gap))
+        return min(row, self.settings.max_prompt_tokens) + answer
+
     def sequence(self, history: Sequence[int]) -> Example:
         """A history as one training example, whose answer is every title with the separator that ends it.
 
@@ -233,12 +196,12 @@ class PromptBuilder:
             raise ValueError("top_k_target: a ranking needs {candidates} in the template, a cue, and no labels")
         row = self.answers[items[0]][:-1]
         for item in items[1:]:
-            row += self._gap + self._listed[item]
+            row += self.gap + self._listed[item]
         return row + self._text.end()
 
     def first_of_ranking(self, item: int) -> list[int]:
         """The best title of a :meth:`ranking` of several titles, and the separator after it."""
-        return self.answers[item][:-1] + self._gap
+        return self.answers[item][:-1] + self.gap
 
     def _list_history(self, history: Sequence[int], room: int) -> list[int]:
         kept: list[list[int]] = []
@@ -256,12 +219,22 @@ class PromptBuilder:
         """Tokens before the first title of the history, the second, and so on."""
         if not label:
             return repeat([])
-        if {*_WORD.findall(label)} != {"k"}:
+        if {*WORD.findall(label)} != {"k"}:
             raise ValueError(f"history_label: needs the slot {{k}}, the number of a title, and no other one: {label!r}")
         if self.is_continuation:
             raise ValueError(f"history_label: {label!r} needs a template with text after {{history}}, the answer has no number")
         label = label.removesuffix(" ")
         return [self._text.literal(label.replace("{k}", str(k)), spaced) for k in range(1, self.settings.max_history + 1)]
+
+    def _label_candidates(self, labels: Sequence[str], spaced: bool) -> tuple[list[list[int]], bool]:
+        """Tokens before each candidate, and whether the title takes over a space."""
+        label = self.settings.candidate_label
+        if not labels:
+            return [], spaced
+        if {*WORD.findall(label)} != {"label"}:
+            raise ValueError(f"candidate_label: needs the slot {{label}} and no other one: {label!r}")
+        before = [label.replace("{label}", name).removesuffix(" ") for name in labels]
+        return [self._text.literal(text, spaced) for text in before], label.endswith(" ")
 
     def _list_candidates(self, candidates: Sequence[int] | None) -> list[int]:
         if candidates is None or not len(candidates):
@@ -269,7 +242,7 @@ class PromptBuilder:
         if self._labels and len(candidates) > len(self._labels):
             raise ValueError(f"scorer: {len(candidates)} candidates are more than the {len(self._labels)} labels")
         shown = [label + self._candidates[item] for label, item in zip(self._labels or repeat([]), candidates, strict=False)]
-        return [*shown[0], *chain.from_iterable(self._gap + row for row in shown[1:])]
+        return [*shown[0], *chain.from_iterable(self.gap + row for row in shown[1:])]
 
     def _answer_with(self, labels: Sequence[str], spaced: bool) -> list[int]:
         if not self.shows_candidates or self.is_continuation:
@@ -282,18 +255,3 @@ class PromptBuilder:
                 "labels, or a scorer that reads whole titles (tree, prefix, naive)"
             )
         return [ids[0] for ids in tokens]
-
-
-def _split(tokens: TextTokens, settings: PromptSettings, words: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """The literal texts around the slots, and the slots."""
-    given, known = settings.template, [*words, "history", "candidates", "user"]
-    unknown = {*_WORD.findall(given)}.difference(known)
-    if unknown:
-        raise ValueError(f"prompts: unknown slots {sorted(unknown)}; use {', '.join(known)}: {given!r}")
-    text = _WORD.sub(lambda found: words.get(found[1], found[0]), given)
-    text = tokens.chat(text, settings.system) if settings.chat else "\n".join(filter(None, (settings.system, text)))
-    parts = _SLOT.split(text)
-    slots = parts[1::2]
-    if slots.count("history") != 1 or slots.count("candidates") > 1 or slots.count("user") > 1:
-        raise ValueError(f"prompts: a template needs {{history}} once, {{candidates}} and {{user}} at most once: {given!r}")
-    return parts[::2], slots

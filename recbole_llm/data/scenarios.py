@@ -29,7 +29,7 @@ from recbole_llm.data.histories import Histories, Scenario
 
 KEYS = ("new_items", "cold_users", "train_users", "train_dataset")
 SETTINGS = (*KEYS, "cold_user_length")
-TEXTS = {"title_field": "title", "year_field": "year", "brand_field": "brand", "category_field": "category"}
+TEXTS = {f"{name}_field": name for name in ("title", "year", "brand", "category", "description")}
 # settings for the files that `unite` writes: their texts are clean, and each dataset has been filtered
 UNITED: dict[str, Any] = {
     **TEXTS,

@@ -17,10 +17,10 @@ logger = getLogger()
 class TextTokens:
     """Tokenises literal text, which may contain special tokens, and titles, in which a special token is plain text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], max_title_tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], max_title_tokens: int, quote: str = "") -> None:
         if max_title_tokens < 1:
             raise ValueError(f"max_title_tokens: {max_title_tokens} must be at least 1")
-        self._tokenizer, self._names, self._max_title_tokens = tokenizer, names, max_title_tokens
+        self._tokenizer, self._names, self._max_title_tokens, self._quote = tokenizer, names, max_title_tokens, quote
         self._adds_space = tokenizer.tokenize("a") != ["a"]  # SentencePiece adds the leading space itself
         self._titles: dict[bool, list[list[int]]] = {}
 
@@ -30,14 +30,17 @@ class TextTokens:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def titles(self, spaced: bool) -> list[list[int]]:
-        """Every title, with or without a leading space, cut to the limit."""
+        """Every title, with or without a leading space, cut to the limit and then between the quotes, if there are any."""
         spaced = spaced and not self._adds_space
         if spaced not in self._titles:
-            texts = [f" {name}" if spaced and name else name for name in self._names]
+            texts = [f" {name}" if spaced and name and not self._quote else name for name in self._names]
             rows = [row[: self._max_title_tokens] for row in tokenise_as_text(self._tokenizer, texts)]
             alike = len(rows) - len(set(map(tuple, rows)))
             if alike and not self._titles:
                 logger.warning(f"max_title_tokens: {alike} titles equal another one when cut to {self._max_title_tokens} tokens")
+            if self._quote:
+                opening, closing = self.literal(self._quote, spaced), self.literal(self._quote)
+                rows = [[*opening, *row, *closing] for row in rows]
             self._titles[spaced] = rows
         return self._titles[spaced]
 
@@ -45,7 +48,7 @@ class TextTokens:
         """Its tokens, without a trailing space that the next title takes over, and whether there is one."""
         if not text:
             raise ValueError(f"{key}: must not be empty, titles need a separator")
-        spaced = text.endswith(" ") and bool(text.strip())
+        spaced = text.endswith(" ") and text != " "
         return self.literal(text.removesuffix(" ") if spaced else text), spaced
 
     def begin(self, text: str, needed: bool) -> list[int]:

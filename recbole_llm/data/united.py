@@ -48,7 +48,9 @@ def _interactions(config: Any, parts: Mapping[str, Any]) -> list[str]:
 
 def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
     """Lines of the ``.item`` file; none if a dataset has no titles, which classical models do not need."""
-    lines = [f"{config['ITEM_ID_FIELD']}:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq"]
+    lines = [
+        f"{config['ITEM_ID_FIELD']}:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq\tdescription:token_seq"
+    ]
     for name, dataset in parts.items():
         try:
             texts = dataset.item_texts
@@ -56,7 +58,7 @@ def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
             logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, because {name} has none: {error}")
             return []
         blank = [""] * len(texts.titles)
-        fields = [texts.fields.get(dataset.config[key] or "", blank) for key in TEXTS if key != "title_field"]
+        fields = [texts.fields.get(texts.columns.get(key, ""), blank) for key in TEXTS if key != "title_field"]
         rows = list(zip(dataset.histories.item_ids, texts.titles, *fields, strict=True))[1:]
         lines += [token_prefix(name) + "\t".join(row) for row in rows]
     return lines

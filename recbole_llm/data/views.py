@@ -39,7 +39,7 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
         ValueError: as ``domains.views``.
     """
     whole = domains.of_dataset(config, dataset)
-    field = config["domain_field"] or config["category_field"]
+    field: Any = config["domain_field"] or whole.items.columns.get("category_field")
     found = domains.views(
         whole, field, at_least=config["domain_min_users"], at_most=config["domain_max_views"], key="domain_field"
     )

@@ -111,8 +111,10 @@ def early_stopping_users(valid_data: Any, seed: int, number: int) -> Tensor:
     return torch.from_numpy(drawn_users(users, seed, number))
 
 
-def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor) -> tuple[Any, Any, Tensor, Tensor]:
-    """The rows of ``users`` [N] in a batch of RecBole's full ranking: interaction, history, rows and items of the targets."""
+def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor | None) -> tuple[Any, Any, Tensor, Tensor]:
+    """The rows of ``users`` [N], or all, of a batch of RecBole's full ranking: interaction, history, rows, items of targets."""
+    if users is None:
+        return batch
     interaction, history, rows, items = batch
     kept = torch.isin(interaction[field], users.to(interaction[field].device))  # [B]
     place = kept.cumsum(0) - 1  # [B]

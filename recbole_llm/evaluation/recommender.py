@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from recbole_llm.evaluation.published import PublishedProtocol
 from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Generated answers, for the published protocol of a model (``scoring: published``).
+
+    Args:
+        generate: (internal ids of B test users, candidates [B, C]) -> B texts.
+        titles: of each item, as the LM reads and generates it.
+        separator: between two titles of an answer.
+        fingerprint: of what the answers depend on besides the candidates.
+    """
+
+    generate: Callable[[Sequence[int], Tensor], list[str]]
+    titles: Sequence[str]
+    separator: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -25,11 +43,13 @@ class Variant:
         score: (RecBole interaction of B users, candidates [B, C]) -> scores [B, C].
         score_catalogue: interaction -> scores [B, I] of the whole catalogue.
         fingerprint: of what the scores depend on besides the candidates; None disables caching.
+        answers: generated answers of the same users, if the model has a published protocol that evaluates such answers.
     """
 
     score: Callable[[Any, Tensor], Tensor]
     score_catalogue: Callable[[Any], Tensor]
     fingerprint: str | None = None
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,7 @@ class Facts:
         backbone, backbone_fingerprint: the name in tables and the fingerprint of the language model or text encoder.
         merge: how adapters were merged.
         backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
+        given_adapters: folder and SHA-256 of each adapter that was given and not trained, by its name.
         builtin: the parts that are not pretrained: ``llm``, ``text_encoder``.
     """
 
@@ -47,6 +68,7 @@ class Facts:
     backbone_fingerprint: str | None = None
     merge: Mapping[str, Any] | None = None
     backbone_identity: str | None = None
+    given_adapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     builtin: tuple[str, ...] = ()
 
 
@@ -57,6 +79,7 @@ class Recommender:
 
     Attributes:
         trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer runs after them.
+        published: the paper's evaluation of generated answers; None for a model that is published with scores.
     """
 
     uses_item_text = False
@@ -65,6 +88,7 @@ class Recommender:
     scores_full_catalogue = True
     supports_init_from = False
     trained_in_stages = False
+    published: PublishedProtocol | None = None
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         """The stages of the model, not yet run; the first one makes the model itself.
@@ -72,6 +96,9 @@ class Recommender:
         ``candidates`` are the candidate sets of the run by phase.
         """
         return ()
+
+    def check(self) -> None:
+        """Raise a ValueError, before the first stage runs, for what would fail or be wrong after the training."""
 
     def load(self, cache: StageCache) -> None:
         """Read the results of the stages after they have run."""
@@ -94,6 +121,10 @@ class Recommender:
             all_rows: all variants, not only the model itself.
         """
         return Cost(note="not estimated")
+
+    def answers_cost(self, candidates: CandidateSet) -> Cost | None:
+        """What :attr:`published` costs on these candidates; None without it, or if the answers are those of no LM."""
+        return None
 
     def facts(self) -> Facts:
         """What the run record says about the model."""

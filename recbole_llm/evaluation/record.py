@@ -51,7 +51,7 @@ class RunRecord:
         }
         data, protocol = test_data._dataset, config["eval_args"]
         last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the target
-        self._user_ids = data.field2id_token[config["USER_ID_FIELD"]]
+        self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
         self._scenario = data.scenario.label
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
@@ -73,12 +73,15 @@ class RunRecord:
 
     @property
     def heading(self) -> str:
-        """Heading of the table: dataset, scenario, candidates, backbone."""
-        backbone = self._trainer.recommender.facts().backbone
+        """Heading of the table: dataset, scenario, candidates, backbone, given adapters."""
+        facts = self._trainer.recommender.facts()
+        backbone = facts.backbone
+        given = [f"{name}: {own['folder']} ({own['sha256'][:8]})" for name, own in facts.given_adapters.items()]
         users = len(self.rows[0].ranks.users)
         mode = self._config["eval_args"]["mode"]["test"]
         protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
         parts = [self._config["dataset"], self._scenario, protocol, backbone and f"backbone: {backbone}"]
+        parts += [f"given adapter {adapter}" for adapter in given]
         return ", ".join(filter(None, parts))
 
     def write(self, **facts: Any) -> Path:
@@ -93,7 +96,7 @@ class RunRecord:
             _INTERVAL: {row.name: row.half_width for row in self.rows},
             "slices": {row.name: row.slices for row in self.rows},
             "ranks": {
-                row.name: {str(self._user_ids[user]): rank for user, rank in zip(row.ranks.users, row.ranks.ranks, strict=True)}
+                row.name: {str(self.user_ids[user]): rank for user, rank in zip(row.ranks.users, row.ranks.ranks, strict=True)}
                 for row in self.rows
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
@@ -104,6 +107,7 @@ class RunRecord:
             "backbone_fingerprint": known.backbone_fingerprint,
             "backbone_identity": known.backbone_identity,
             "merge": known.merge,
+            "given_adapters": known.given_adapters,
             "stages": {stage: folder.name for stage, folder in cache.folders.items()},
             "stage_seconds": cache.seconds,
             "config": config.plain(),

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from recbole_llm.llm.causal_lm import CausalLM, identity, load_causal_lm, load_outline, load_tokenizer, resolved_dtype
+from recbole_llm.llm.causal_lm import (
+    CausalLM,
+    check_bitsandbytes,
+    check_weights,
+    identity,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    resolved_dtype,
+)
 from recbole_llm.llm.counting import count_passes
 from recbole_llm.llm.gguf_file import dequantised, gguf_name, is_gguf
 from recbole_llm.llm.packages import distribution_of, is_package, located
+from recbole_llm.llm.reading import Reading
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
 
 BUILTIN = "builtin"
+_NOT_OF_LOADING = ("path", "saved", "float32_matmul_precision")
+_ATTENTION_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}  # module and distribution
+
+
+class Check(Protocol):
+    """Finds out how the LM of a fingerprint is run, and may know it already."""
+
+    def __call__(self, identity: str, name: str, load: Callable[[], CausalLM], /) -> Reading: ...
+
+    def known(self, identity: str, /) -> Reading | None: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,27 @@ class BackboneSettings(Settings):
     attn_implementation: str | None
     load_in_4bit: bool
     max_memory: Any = None
+    float32_matmul_precision: str = "highest"
     saved: str = "saved"
+
+    def check(self) -> None:
+        """Raise a ValueError or an ImportError for options that this machine cannot load an LM with."""
+        _ = self.torch_dtype
+        if self.load_in_4bit:
+            check_bitsandbytes()
+        if package := _ATTENTION_PACKAGES.get(str(self.attn_implementation)):
+            if torch.device(self.device).type == "cpu":
+                raise ValueError(f"attn_implementation: {self.attn_implementation} needs an accelerator; choose sdpa or eager")
+            if importlib.util.find_spec(package[0]) is None:
+                raise ImportError(
+                    f"attn_implementation: {self.attn_implementation} needs {package[1]}: `pip install {package[1]}`, or sdpa"
+                )
+
+    @property
+    def precision(self) -> list[Any]:
+        """What determines the rounding of results: the dtype, the quantisation, and TF32 for float32 on an accelerator."""
+        products = self.float32_matmul_precision if torch.device(self.device).type == "cuda" else "highest"
+        return [str(self.torch_dtype), self.load_in_4bit, products]
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -50,19 +94,28 @@ class BackboneSettings(Settings):
 
 @dataclass(frozen=True)
 class Outline:
-    """What a causal LM is without its weights: the configuration of ``transformers``, the tokenizer, and how it is loaded."""
+    """What a causal LM is without its weights, and how it is loaded.
+
+    Attributes:
+        config: of ``transformers``.
+        reading: how it is run, if that is known.
+        loaded: its weights are in memory.
+    """
 
     config: Any
     tokenizer: Any
     dtype: torch.dtype
     device: str
     load_in_4bit: bool
+    reading: Reading = Reading()
+    loaded: bool = False
 
 
 class Backbone:
     """A frozen causal LM with its tokenizer.
 
     Args:
+        check: finds out how the LM is run exactly, see :class:`~recbole_llm.llm.checks.BackboneCheck`.
         untrained: configuration and tokenizer of an LM that ``stage`` trains.
 
     Attributes:
@@ -74,9 +127,13 @@ class Backbone:
         settings: BackboneSettings,
         stage: Stage | None = None,
         folder: Path | None = None,
+        check: Check | None = None,
         untrained: Callable[[], tuple[Any, Any]] | None = None,
     ):
-        self._settings, self._stage, self._folder, self._untrained = settings, stage, folder, untrained
+        self._settings, self._stage, self._folder = settings, stage, folder
+        self._check, self._untrained = check, untrained
+        self._reading: Reading | None = None
+        self._unchecked: CausalLM | None = None
         self._loaded: CausalLM | None = None
         self.stages = (stage,) if stage else ()
 
@@ -101,7 +158,7 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer, chat template, precision and quantisation; needs neither loading nor training."""
-        return fingerprint([self.identity, str(self._settings.torch_dtype), self._settings.load_in_4bit])
+        return fingerprint([self.identity, *self._settings.precision])
 
     @property
     def name(self) -> str:
@@ -117,6 +174,23 @@ class Backbone:
         return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
 
     @property
+    def base_name(self) -> str:
+        """The base model that adapters of this LM name: a hub id or a folder."""
+        if self._stage:
+            return self._stage.folder_name
+        folder = Path(self._source).expanduser()
+        return str(folder.resolve() if folder.is_dir() else self._source)
+
+    def source(self, results: Folders) -> str | Path:
+        """The folder or hub id to load it from."""
+        return results.folder(self._stage) if self._stage else self._source
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of a hub id."""
+        return self._settings.revision
+
+    @property
     def builtin(self) -> tuple[str, ...]:
         """``llm`` if it is the builtin LM, which is not pretrained."""
         return ("llm",) if self._settings.path == BUILTIN else ()
@@ -124,19 +198,68 @@ class Backbone:
     def load(self, results: Folders) -> CausalLM:
         """The LM, frozen and in ``eval()``, on its device; loaded once. Random states are preserved."""
         if self._loaded is None:
-            source = results.folder(self._stage) if self._stage else self._source
-            options = {key: value for key, value in asdict(self._settings).items() if key not in ("path", "saved")}
-            with preserved_random_state():
-                self._loaded = load_causal_lm(source, **options)
-            count_passes(self._loaded.model)
+            causal = self._load(self.source(results))
+            self._loaded = replace(causal, reading=self._exact(lambda: causal))
+            count_passes(causal.model)  # those of the check are no part of a plan
         return self._loaded
 
-    @cached_property
+    def check_loadable(self) -> None:
+        """Refuse options that this machine cannot load an LM with, and an LM without weights that are read; a plan needs neither.
+
+        Raises:
+            ValueError, ImportError, FileNotFoundError: names the key and the remedy.
+        """
+        self._settings.check()
+        if self._stage is None:
+            check_weights(self._source, self._settings.revision)
+
+    def check(self, longest: int) -> None:
+        """Refuse an LM that cannot be run exactly, or not on rows of ``longest`` tokens.
+
+        The builtin LM is checked when it is loaded, after it was trained.
+
+        Raises:
+            ValueError: names the key and the remedy.
+        """
+        if self._stage is not None:
+            return
+        context = self._exact(lambda: self._load(self._source)).context
+        if context and longest > context:
+            raise ValueError(
+                f"max_prompt_tokens: prompts and answers of this run have up to {longest} tokens, more than the context of "
+                f"{self.name}, {context}; lower max_prompt_tokens by {longest - context}, or max_history"
+            )
+
+    def _load(self, source: str | Path) -> CausalLM:
+        if self._unchecked is None:
+            options = {key: value for key, value in asdict(self._settings).items() if key not in _NOT_OF_LOADING}
+            with preserved_random_state():
+                self._unchecked = load_causal_lm(source, **options)
+        return self._unchecked
+
+    def _exact(self, load: Callable[[], CausalLM]) -> Reading:
+        if self._reading is None:
+            self._reading = self._check(self.fingerprint, self.name, load) if self._check else Reading()
+        return self._reading
+
+    @property
     def outline(self) -> Outline:
         """The LM without its weights, which are not read; of the builtin LM, the tokenizer is trained if necessary."""
         settings = self._settings
-        found = self._untrained() if self._untrained else load_outline(self._source, settings.revision)
-        return Outline(*found, settings.torch_dtype, str(settings.device), settings.load_in_4bit)
+        return Outline(
+            *self._described,
+            settings.torch_dtype,
+            str(settings.device),
+            settings.load_in_4bit,
+            self._reading or (self._check and self._check.known(self.fingerprint)) or Reading(),
+            loaded=self._unchecked is not None,
+        )
+
+    @cached_property
+    def _described(self) -> tuple[Any, Any]:
+        if self._untrained is not None:
+            return self._untrained()
+        return load_config(self._source, self._settings.revision), load_tokenizer(self._source, self._settings.revision)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -30,8 +30,9 @@ from recbole_llm.llm.counting import count_passes
 from recbole_llm.llm.windows import Histories, WindowBatches
 from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.stages import Stage, Work
-from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop
 from recbole_llm.training.muon import MuonAdamW
+from recbole_llm.training.schedule import Schedule
 
 logger = getLogger()
 
@@ -152,7 +153,7 @@ def train_builtin_lm(
         name="builtin-lm",
         parameters=dict(model.named_parameters()),
         optimizer=optimizer,
-        scheduler=cosine_with_warmup(optimizer, len(batches), config.warmup_ratio),
+        scheduler=Schedule(warmup_ratio=config.warmup_ratio).build(optimizer, len(batches)),
         loss=lambda step: [lm_loss(model, batches[step], config.dtype)],
         total_steps=len(batches),
         folder=scratch / "loop" if scratch else None,

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recbole_llm.llm.identity import check_complete, checked_hub_id, fingerprint, first_line, not_on_hub
+from recbole_llm.llm.reading import Reading
 from recbole_llm.logs import hide_progress_bars
+
+logger = getLogger()
 
 
 @dataclass(frozen=True)
 class CausalLM:
-    """A frozen backbone and its tokenizer."""
+    """A frozen backbone, its tokenizer, and how it is run so that its results are exact."""
 
     model: Any
     tokenizer: Any
+    reading: Reading = Reading()
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that pads batches; None if batches must not be padded."""
+        return int(self.tokenizer.pad_token_id) if self.reading.padding else None
 
 
 def load_causal_lm(
@@ -41,8 +51,9 @@ def load_causal_lm(
     path: a folder in the `save_pretrained` layout, or a hub id. revision: branch, tag or commit of the hub.
     dtype: see :func:`resolved_dtype`.
     device: CUDA by default if available; `device_map` (with `max_memory`) and `load_in_4bit` place the model themselves.
-    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype or a tokenizer
-    without an end token, ImportError if `load_in_4bit` is set and bitsandbytes is not installed.
+    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype, a model that is no causal
+    LM or cannot run the attention, or a tokenizer without an end token, ImportError if `load_in_4bit` is set and
+    bitsandbytes is not installed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -58,17 +69,41 @@ def load_causal_lm(
     if device_map:
         options |= {"device_map": device_map, "max_memory": max_memory}
     tokenizer = load_tokenizer(path, revision)
-    auto: Any = AutoModelForCausalLM  # its return type does not know output_loading_info
     try:
-        model, loading = auto.from_pretrained(
-            source, revision=revision, trust_remote_code=False, output_loading_info=True, **options
-        )
+        model, loading = _from_pretrained(AutoModelForCausalLM, source, revision, options)
         check_complete(loading)
     except OSError as error:
         raise _not_found(source, revision, error) from error
     if not device_map:
         model = model.to(device)
     return CausalLM(model.requires_grad_(False).eval(), tokenizer)
+
+
+def _from_pretrained(auto: Any, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    """A model and what of it was found; in eager attention, if it has no sdpa, which computes the same."""
+    fixed = {"revision": revision, "trust_remote_code": False, "output_loading_info": True}
+    attention = options.get("attn_implementation")
+    try:
+        return auto.from_pretrained(source, **fixed, **options)
+    except (ValueError, ImportError) as error:
+        if attention == "sdpa":
+            model = _from_pretrained(auto, source, revision, options | {"attn_implementation": "eager"})
+            logger.warning(f"attn_implementation: sdpa cannot run {source} ({first_line(error)}); eager takes its place")
+            return model
+        keys = "llm_path" if attention in (None, "eager") else f"attn_implementation: {attention}, llm_path"
+        remedy = "choose a causal LM of text" if keys == "llm_path" else "choose attn_implementation: sdpa or eager"
+        raise ValueError(f"{keys}: {source} cannot be loaded ({first_line(error)}); {remedy}") from error
+
+
+def load_config(path: str | Path, revision: str | None = None) -> Any:
+    """The ``config.json`` of a causal LM, without its weights. Raises as :func:`load_causal_lm`."""
+    from transformers import AutoConfig
+
+    source = _source(path)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise _not_found(source, revision, error) from error
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
@@ -87,26 +122,29 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_outline(path: str | Path, revision: str | None = None) -> tuple[Any, Any]:
-    """Configuration and tokenizer of a causal LM; a folder needs no weights. Raises as :func:`load_causal_lm`."""
-    return _config(_source(path), revision), load_tokenizer(path, revision)
-
-
 def identity(path: str | Path, revision: str | None = None) -> str:
     """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
     source = _source(path)
     if Path(source).is_dir():
         return fingerprint(source)
-    return fingerprint(source, getattr(_config(source, revision), "_commit_hash", None) or revision)
+    return fingerprint(source, getattr(load_config(source, revision), "_commit_hash", None) or revision)
 
 
-def _config(source: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
+def check_weights(path: str | Path, revision: str | None = None) -> None:
+    """Raise a FileNotFoundError if a causal LM has no weights in safetensors, which are the only ones that are read."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
 
-    try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise _not_found(source, revision, error) from error
+    source = _source(path)
+    if Path(source).is_dir():
+        if not any(Path(source).glob("*.safetensors")):
+            raise _not_found(source, revision, OSError("no *.safetensors"))
+        return
+    # asks the hub for headers, or the local cache; no weights are downloaded
+    if not any(has_file(source, name, revision=revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise FileNotFoundError(
+            f"llm_path: {source}@{revision or 'main'} has no safetensors, and pickled weights are not read. Give "
+            f"llm_revision, if a revision has them, or {_convert(source, revision, Path(source).name + '-safetensors')}"
+        )
 
 
 def _source(path: str | Path) -> str:
@@ -122,7 +160,18 @@ def _not_found(source: str, revision: str | None, error: OSError) -> FileNotFoun
         return not_on_hub("llm_path", source, revision, error)
     return FileNotFoundError(
         f"llm_path: the folder {source} holds no complete model ({first_line(error)}). It needs config.json, the tokenizer's "
-        "files and *.safetensors; pickled weights (*.bin) are not read: convert them with save_pretrained()"
+        f"files and *.safetensors; pickled weights (*.bin) are not read: {_convert(source, None, source + '-safetensors')}"
+    )
+
+
+def _convert(source: str, revision: str | None, target: str) -> str:
+    """The command that converts pickled weights, which executes what is in them."""
+    at = f", revision='{revision}'" if revision else ""
+    return (
+        'if you trust the file, convert it once, `python -c "'
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"M.from_pretrained('{source}'{at}, use_safetensors=False, dtype='auto').save_pretrained('{target}'); "
+        f"T.from_pretrained('{source}'{at}).save_pretrained('{target}')\"`, and give --llm_path={target}"
     )
 
 
@@ -139,10 +188,15 @@ def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtyp
     return found
 
 
+def check_bitsandbytes() -> None:
+    """Raise an ImportError if ``load_in_4bit`` is not possible."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("load_in_4bit: True needs bitsandbytes: `pip install bitsandbytes`, or load_in_4bit: False")
+
+
 def _four_bits(dtype: torch.dtype) -> Any:
     """NF4 with double quantization and computation in `dtype`, as in QLoRA."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("load_in_4bit: true needs bitsandbytes: `pip install bitsandbytes`, or load_in_4bit: false")
+    check_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -8,26 +8,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.forward import left_padded
+from recbole_llm.llm.packing import equal_lengths
 
 
-def encode(lm: Any, rows: Sequence[Prompt], pad_token_id: int, *, soft: Tensor | None = None, mean: bool = False) -> Tensor:
+def encode(
+    lm: Any, rows: Sequence[Prompt], pad_token_id: int | None, *, soft: Tensor | None = None, mean: bool = False
+) -> Tensor:
     """Hidden states [B, D] in fp32 after the LM's final norm; differentiable in ``soft``. ``lm_head`` does not run.
 
     rows: of any lengths; their soft slots index rows of ``soft`` [S, D].
+    pad_token_id: None does not pad: rows of equal lengths are computed together.
     mean: average over all tokens of a row instead of the last token's state.
     Raises ValueError if a row is empty or longer than the model's context.
     """
-    longest, context = max(map(len, rows), default=0), getattr(lm.config, "max_position_embeddings", None)
-    if not longest or not all(map(len, rows)):
+    if not rows or not all(map(len, rows)):
         raise ValueError("a row has no tokens; check the prompt template")
-    if context and longest > context:
-        raise ValueError(
-            f"a row has {longest} tokens, more than the model's context of {context}; lower max_prompt_tokens or max_history"
-        )
+    if pad_token_id is None:
+        groups = equal_lengths(rows)
+        found = [encode(lm, [rows[i] for i in group], 0, soft=soft, mean=mean) for group in groups]
+        return torch.cat(found)[torch.tensor([i for group in groups for i in group]).argsort()]  # [B, D]
     inputs, _, real = left_padded(lm, rows, pad_token_id, soft)  # real: [B, T]
     hidden = lm.base_model(**inputs).last_hidden_state  # [B, T, D]
     if not mean:

@@ -13,23 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_llm.data.domains import POSITIONS
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import attach_lora, save_adapter
 from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
 from recbole_llm.settings import Settings
 from recbole_llm.store.stages import Work
-from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop
+from recbole_llm.training.schedule import Schedule
 
 logger = getLogger()
 
 
 @dataclass(frozen=True)
 class LoRATrainingConfig(Settings):
-    """How an adapter is trained, under peft's names if there is one."""
+    """How an adapter is trained, under peft's names if there is one.
+
+    Attributes:
+        positions: which items of a history are targets, see :func:`~recbole_llm.data.domains.training_examples`.
+        valid: what chooses the best weights: ``ranking`` of the validation candidates, or ``loss`` on held-out examples.
+        held_out: share of the examples that is held out for that loss.
+    """
 
     KEYS = {
         "train_mode": "lora_train_mode",
         "samples": "train_samples",
+        "positions": "train_positions",
+        "valid": "lora_valid",
         **{name: f"lora_{name}" for name in ("epochs", "batch_size", "learning_rate", "eval_steps", "patience")},
     }
 
@@ -40,14 +50,36 @@ class LoRATrainingConfig(Settings):
     use_rslora: bool
     train_mode: str
     samples: int | None
+    positions: str
+    valid: str
+    held_out: float
     epochs: int
     batch_size: int
     learning_rate: float
-    warmup_ratio: float
+    schedule: Schedule
     max_grad_norm: float | None
     eval_steps: int | None
     patience: int
     seed: int
+
+    def __post_init__(self) -> None:
+        for key, value, names in (
+            ("lora_valid", self.valid, ("ranking", "loss")),
+            ("train_positions", self.positions, POSITIONS),
+        ):
+            if value not in names:
+                raise ValueError(f"{key}: {value!r} is unknown; choose {', '.join(names)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out: {self.held_out} is not a share between 0 and 1")
+        if self.train_mode == "sequence" and self.positions != "all":
+            raise ValueError(
+                f"train_positions: {self.positions} needs lora_train_mode: prefix; with sequence every title is a target"
+            )
+
+    @classmethod
+    def of(cls, config: Any, **given: Any) -> LoRATrainingConfig:
+        """The settings of a configuration."""
+        return super().of(config, schedule=Schedule.of(config), **given)
 
 
 def finetune(
@@ -56,9 +88,8 @@ def finetune(
     examples: Sequence[Any],
     encode: Encode,
     config: LoRATrainingConfig,
-    pad_token_id: int,
-    validate: Callable[[Any], float] | None,
     *,
+    validate: Callable[[Any], float] | None,
     work: Work,
     options: LoopOptions = DEFAULT_OPTIONS,
 ) -> None:
@@ -86,7 +117,7 @@ def finetune(
             def loss(step: int) -> Iterator[Tensor]:
                 peft_model.train()
                 for batch, share in batches[step]:
-                    yield share * lm_loss(peft_model, batch, pad_token_id)
+                    yield share * lm_loss(peft_model, batch)
 
             trainable = sum(parameter.numel() for parameter in parameters.values())
             logger.info(f"{name}: {len(examples)} training examples, {total} steps, {trainable:,} trainable parameters")
@@ -94,7 +125,7 @@ def finetune(
                 name=name,
                 parameters=parameters,
                 optimizer=optimizer,
-                scheduler=cosine_with_warmup(optimizer, total, config.warmup_ratio),
+                scheduler=config.schedule.build(optimizer, total),
                 loss=loss,
                 total_steps=total,
                 clip_grad_norm=config.max_grad_norm,

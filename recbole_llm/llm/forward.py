@@ -16,19 +16,22 @@ from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.answer_loss import answer_loss
 from recbole_llm.llm.packing import pad_left
 
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 
-def lm_loss(model: Any, examples: Sequence[Example], pad_token_id: int, *, soft: Tensor | None = None) -> Tensor:
+
+def lm_loss(model: Any, examples: Sequence[Example], *, soft: Tensor | None = None) -> Tensor:
     """Mean next-token loss, in nats, over the answers of examples.
 
     Padding is on the right, where no causal model sees it, so that there is no mask. ``lm_head`` reads the states before answer
     tokens only, so many at a time that their logits fit into memory.
 
     examples: of any lengths; soft slots index rows of ``soft`` [S, D]. These and a row's first token are never targets.
-    Raises ValueError if no example has an answer.
+    Raises ValueError if no example has an answer, or one is longer than the model's context.
     """
+    check_context(model.config, max(len(example.row) for example in examples))
     embed = model.get_input_embeddings()
     rows = [torch.tensor(example.row.ids, device=embed.weight.device) for example in examples]
-    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)  # [B, T]
+    tokens = pad_sequence(rows, batch_first=True)  # [B, T]
     mask = pad_sequence([torch.tensor(example.mask, device=tokens.device) for example in examples], batch_first=True)  # [B, T]
     targets = mask[:, 1:].bool()  # [B, T - 1]
     if not targets.any():
@@ -42,8 +45,10 @@ def left_padded(
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """Rows as keyword arguments of a forward pass, as tokens [B, T], and where these are real, [B, T] bool.
 
-    Padding changes no result: it is masked, and positions count real tokens only. All rows end in the last column.
+    Padding is masked, and positions count real tokens only. All rows end in the last column.
+    Raises ValueError if a row is longer than the model's context.
     """
+    check_context(model.config, max(map(len, rows)))
     embed = model.get_input_embeddings()
     tokens, real = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)
     inputs = {
@@ -75,3 +80,18 @@ def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | 
 def positions(real: Tensor) -> Tensor:
     """Position ids [B, T] that count real tokens only."""
     return (real.cumsum(-1) - 1).clamp(min=0)
+
+
+def context_length(config: Any) -> int | None:
+    """The longest row that a model of this config reads; None if nothing limits it."""
+    text = config.get_text_config(decoder=True)
+    return next((int(found) for key in CONTEXT_KEYS if (found := getattr(text, key, None))), None)
+
+
+def check_context(config: Any, longest: int, what: str = "a row has") -> None:
+    """Raises ValueError if rows of ``longest`` tokens do not fit into the model's context."""
+    context = context_length(config)
+    if context and longest > context:
+        raise ValueError(
+            f"{what} {longest} tokens, more than the model's context of {context}; lower max_prompt_tokens or max_history"
+        )

@@ -82,16 +82,22 @@ class TitleLikelihood:
         found = self._likelihoods([[]] * len(rows), rows).flatten()
         return found[place.to(found.device)]  # [B, C]
 
-    def _likelihoods(self, histories: Histories, candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
+    def inputs(
+        self, histories: Histories, candidates: Tensor, users: Sequence[int] | None = None
+    ) -> tuple[Sequence[Prompt], Tensor | None]:
+        """The prompts with numbered soft slots, and the vectors [S, D] of these slots if there are any."""
         prompts: Sequence[Prompt] = self.prompts_of(histories, candidates)
+        if self.soft_tokens is None:
+            return prompts, None
+        return self.soft_tokens(prompts, histories, users or [0] * len(prompts))
+
+    def _likelihoods(self, histories: Histories, candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
+        prompts, soft = self.inputs(histories, candidates, users)
         if self.prompts.label_tokens:
             labels = [[token] for token in self.prompts.label_tokens[: candidates.size(1)]]
             answers = [labels] * len(candidates)
         else:
             answers = [[self._title(item) for item in row] for row in candidates.tolist()]
-        soft = None
-        if self.soft_tokens is not None:
-            prompts, soft = self.soft_tokens(prompts, histories, users or [0] * len(prompts))
         return self.scorer(self.lm, prompts, answers, soft)  # [B, C]
 
     def _title(self, item: int) -> list[int]:

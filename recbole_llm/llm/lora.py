@@ -8,7 +8,6 @@ adapters into one.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, read_adapter, same_base
 from recbole_llm.llm.folding import Folding
 from recbole_llm.llm.lora_inputs import share_inputs
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-KEY_PREFIX = "base_model.model."
 
 Coefficient = float | Tensor | Mapping[str, Tensor]
 """A scalar for the whole adapter, or a scalar for each LoRA module by name."""
@@ -103,11 +99,12 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
 
 
 def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
-    """Load several adapters into one model, frozen, in eval mode; the first is active.
+    """Load several adapters into one model, frozen, in eval mode; the first is active. Target modules may differ.
 
     Raises:
         FileNotFoundError: a folder is not a PEFT folder.
-        ValueError: two adapters differ in base model or in target modules, or one does not fit ``model``.
+        ValueError: two adapters differ in base model, one does not fit ``model``, or as
+            :func:`~recbole_llm.llm.adapter_folders.read_adapter`.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -129,47 +126,19 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
     return model.eval()  # type: ignore[return-value]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a PEFT folder with safetensors; pickled ``.bin`` weights are refused.
-
-    Raises:
-        FileNotFoundError: names the file that is missing.
-    """
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} is not a PEFT adapter in safetensors format: it has no {file}")
-    return json.loads((folder / CONFIG_FILE).read_text())
-
-
-def base_model_name(config: Mapping[str, Any]) -> str | None:
-    """The base model of an adapter: a hub id, or the name of a folder without its path, since folders may be moved."""
-    base = config.get("base_model_name_or_path")
-    if not base or (base.count("/") <= 1 and not Path(base).is_absolute()):
-        return base
-    return Path(base).name
-
-
 def _checked_keys(folders: Mapping[str, Path]) -> dict[str, set[str]]:
-    """The tensors of each adapter by name, after checking that the adapters are alike."""
-    from safetensors import safe_open
-
+    """The tensors of each adapter by name, after checking each and that their base models are the same."""
     if not folders:
         raise ValueError("no adapter to load: folders is empty")
-    bases, keys = {}, {}
-    for name, folder in folders.items():
-        bases[name] = base_model_name(read_config(folder))
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            keys[name] = set(file.keys())
+    adapters = {name: read_adapter(folder, name) for name, folder in folders.items()}
+    bases = {name: base_model_name(adapter.config) for name, adapter in adapters.items()}
     first, *others = folders
     for other in others:
-        if bases[other] != bases[first]:
+        if not same_base(bases[other], bases[first]):
             raise ValueError(
                 f"adapters {first!r} and {other!r} have different base models: {bases[first]!r} and {bases[other]!r}"
             )
-        if keys[other] != keys[first]:
-            odd = min(keys[other] ^ keys[first])
-            raise ValueError(f"adapters {first!r} and {other!r} have different target modules: only one has {odd}")
-    return keys
+    return {name: set(adapter.tensors) for name, adapter in adapters.items()}
 
 
 # -- selection and mixture ---------------------------------------------------------------------------------------------
@@ -196,7 +165,7 @@ class AdapterView:
             that of the base model, and results differ by the rounding of a weight.
 
     Raises:
-        ValueError: an unknown adapter, or per-module coefficients that do not name exactly the adapter's modules.
+        ValueError: an unknown adapter, or per-module coefficients that lack a module of the adapter or name none of the model.
     """
 
     def __init__(self, model: PeftModel, adapters: Mapping[str, Coefficient] | None = None, *, fold: bool = False):
@@ -205,9 +174,10 @@ class AdapterView:
         self._layers = lora_modules(model)
         for name, coefficient in self.adapters.items():
             targeted = {module for module, layer in self._layers.items() if name in layer.scaling}
-            if isinstance(coefficient, Mapping) and set(coefficient) != targeted:
-                odd = min(set(coefficient) ^ targeted)
-                raise ValueError(f"coefficients of adapter {name!r} must name exactly its modules; {odd!r} does not match")
+            if not isinstance(coefficient, Mapping):
+                continue
+            if odd := (targeted - set(coefficient)) | (set(coefficient) - set(self._layers)):  # others may have more modules
+                raise ValueError(f"coefficients of adapter {name!r} must name its modules; {min(odd)!r} does not match")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass, as in ``transformers``."""
@@ -256,6 +226,11 @@ class AdapterView:
         for coefficient in self.adapters.values():
             found = coefficient.values() if isinstance(coefficient, Mapping) else [coefficient]
             yield from (value for value in found if isinstance(value, Tensor))
+
+    def selected(self) -> Any:
+        """The causal LM of ``transformers``, in which this view's adapters are active until another view is called."""
+        self.select()
+        return self.model.get_base_model()
 
     @property
     def config(self) -> Any:

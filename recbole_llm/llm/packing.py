@@ -8,7 +8,7 @@ Legend: B users, C candidates, L prompt tokens, A answer tokens, S answer tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -16,22 +16,45 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
-def token_batches(lengths: Sequence[int], extras: Sequence[int], budget: int) -> list[list[int]]:
+def token_batches(
+    lengths: Sequence[int],
+    extras: Sequence[int],
+    budget: int,
+    *,
+    extra_budget: int | None = None,
+    padding: float = 1.0,
+) -> list[list[int]]:
     """Indices in batches whose padded size, rows x (longest length + largest extra), is at most ``budget``.
 
     Longest first: this limits padding, and running out of memory happens in the first batch. A row above the budget is a
     batch of its own.
+
+    extra_budget: the largest rows x largest extra.
+    padding: the largest share of a batch that is padding, of lengths or extras; 0 puts equal rows together alone.
     """
     batches: list[list[int]] = []
-    length = extra = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length, extra = max(length, lengths[i]), max(extra, extras[i])
-        if batches and (len(batches[-1]) + 1) * (length + extra) <= budget:
+    length = extra = real = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], -extras[i])):
+        length, extra, real = max(length, lengths[i]), max(extra, extras[i]), real + lengths[i] + extras[i]
+        rows = len(batches[-1]) + 1 if batches else 0
+        size = rows * (length + extra)
+        if rows and size <= budget and rows * extra <= (extra_budget or size) and size - real <= padding * size:
             batches[-1].append(i)
         else:
             batches.append([i])
-            length, extra = lengths[i], extras[i]
+            length, extra, real = lengths[i], extras[i], lengths[i] + extras[i]
     return batches
+
+
+def equal_lengths(rows: Sequence[Sized]) -> list[list[int]]:
+    """Indices of rows, those of equal lengths together."""
+    return token_batches([len(row) for row in rows], [0] * len(rows), sum(map(len, rows)) * len(rows), padding=0)
+
+
+def common_start(rows: Sequence[list[int]]) -> int:
+    """Number of tokens with which all rows begin."""
+    first, last = min(rows), max(rows)  # in lexical order: what these share, all share
+    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def pad_left(rows: Sequence[Tensor], pad: int = 0) -> tuple[Tensor, Tensor]:

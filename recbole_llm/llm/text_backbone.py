@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
+from recbole_llm.llm.causal_lm import resolved_dtype
 from recbole_llm.llm.packages import distribution_of, is_package, located
 from recbole_llm.llm.text_encoder import TextEncoder, cached_vectors, identity, load_text_encoder
 from recbole_llm.store.files import fingerprint
@@ -22,16 +23,20 @@ BUILTIN = "builtin"
 class TextBackbone:
     """The text encoder that ``text_encoder_path`` names, for the sentences of a catalogue.
 
+    Args:
+        trained: the caller trains it, so it is in float32; otherwise its dtype is ``dtype: auto`` of the device.
+
     Attributes:
         sentences: the text of each of I items; item 0 is padding.
         stages: the stage that makes the builtin encoder; empty for any other.
         name: as tables show it; the builtin encoder's size is part of it once it is loaded.
     """
 
-    def __init__(self, config: Any, sentences: Sequence[str]):
+    def __init__(self, config: Any, sentences: Sequence[str], *, trained: bool = False):
         self.sentences = sentences
         self._path, self._revision = config["text_encoder_path"], config["text_encoder_revision"]
         self._device, self._show_progress = config["device"], config["show_progress"]
+        self._dtype = torch.float32 if trained else resolved_dtype("auto", torch.device(self._device))
         self._vectors_folder = Path(config["checkpoint_dir"]) / "text_vectors"
         builtin = self._path == BUILTIN
         self.stages = (builtin_stage(sentences, **config["builtin_text_encoder"], seed=config["seed"]),) if builtin else ()
@@ -49,8 +54,8 @@ class TextBackbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the encoder and the sentences; does not load the encoder."""
-        return fingerprint([self.identity, list(self.sentences)])
+        """SHA-256 of the encoder, its precision and the sentences; does not load the encoder."""
+        return fingerprint([self.identity, str(self._dtype), list(self.sentences)])
 
     @property
     def builtin(self) -> tuple[str, ...]:
@@ -61,7 +66,7 @@ class TextBackbone:
         """The encoder, frozen and in ``eval()``; loaded anew at each call, since callers may train it."""
         path = results.folder(self.stages[0]) if self.stages else self._source
         name = self.name if is_package(self._path) else None
-        encoder = load_text_encoder(path, revision=self._revision, device=self._device, name=name)
+        encoder = load_text_encoder(path, revision=self._revision, device=self._device, name=name, dtype=self._dtype)
         self.name = encoder.name
         return encoder
 

@@ -151,12 +151,18 @@ def _collate(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
 
 
 def load_text_encoder(
-    path: str | Path, *, revision: str | None = None, device: str | torch.device | None = None, name: str | None = None
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    name: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> TextEncoder:
-    """Load a SentenceTransformer in float32, frozen and in evaluation mode.
+    """Load a SentenceTransformer, frozen and in evaluation mode.
 
     path: a folder that ``SentenceTransformer.save`` wrote, or a hub id. revision: branch, tag or commit of the hub.
-    device: CUDA by default if available. name: as tables show it; by default that of the folder or the hub id.
+    device: CUDA by default if available. dtype: float32 for an encoder that will be trained.
+    name: as tables show it; by default that of the folder or the hub id.
     Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for a model without token inputs.
     """
     from safetensors import SafetensorError
@@ -174,13 +180,15 @@ def load_text_encoder(
             device=str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
             trust_remote_code=False,
             local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            model_kwargs={"use_safetensors": True, "dtype": dtype},
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _incomplete(folder, first_line(error)) from error
     if (folder / NAME).is_file():
         name = json.loads((folder / NAME).read_text())["name"]
-    return TextEncoder(model.float().requires_grad_(False).eval(), name, identity)
+    return TextEncoder(
+        model.to(dtype).requires_grad_(False).eval(), name, identity if dtype == torch.float32 else f"{identity} {dtype}"
+    )
 
 
 def identity(path: str | Path, revision: str | None = None) -> str:

@@ -8,86 +8,16 @@ Stacking the factors, ``A = [w_1 s_1 A_1; ...]`` and ``B = [B_1, ...]``, gives t
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recbole_llm.llm.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, base_model_name, read_config
+from recbole_llm.llm.adapter_folders import CONFIG_FILE, WEIGHTS_FILE, Adapter, base_model_name, factor_key, same_base
 
 MERGE_FILE = "merge.json"
-
-# settings of peft's LoraConfig that may have any value: the adapter is still exactly s * B A
-_EXACT_KEYS = {
-    *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
-    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "fan_in_fan_out"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "qalora_group_size"),
-    *("megatron_config", "megatron_core", "runtime_config", "ensure_weight_tying", "loftq_config", "eva_config"),
-    "inference_mode",
-}
-_EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others (PiSSA, OLoRA, ...) change the base weights
-_FACTOR = re.compile(re.escape(KEY_PREFIX) + r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter, detached from any model.
-
-    Args:
-        config: the contents of peft's ``adapter_config.json``.
-        tensors: peft's keys -> ``lora_A`` ``[r, D_in]`` and ``lora_B`` ``[D_out, r]``.
-        name: used in messages and in the model card.
-    """
-
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    name: str
-
-    @property
-    def modules(self) -> list[str]:
-        """Names of the adapted modules within the base model, in the order of the file."""
-        return list(dict.fromkeys(_parse(self, key)[0] for key in self.tensors))
-
-    def has(self, module: str) -> bool:
-        """Whether this adapter changes the module."""
-        return _key(module, "A") in self.tensors
-
-    def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """``s A`` ``[r, D_in]`` and ``B`` ``[D_out, r]`` of one module, in fp32; ``dW = B (s A)``."""
-        a, b = (self.tensors[_key(module, factor)].float() for factor in "AB")
-        return a * self.scaling(module), b
-
-    def widths(self, module: str) -> tuple[int, int]:
-        """``(D_out, D_in)`` of one module."""
-        return self.tensors[_key(module, "B")].shape[0], self.tensors[_key(module, "A")].shape[1]
-
-    def scaling(self, module: str) -> float:
-        """``s`` of one module, by peft's rules for ``alpha_pattern`` and rsLoRA."""
-        rank = self.tensors[_key(module, "A")].shape[0]
-        alpha = self.config.get("lora_alpha", 8)
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = value
-                break
-        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
-
-
-def read_adapter(folder: Path, name: str | None = None) -> Adapter:
-    """Read a PEFT folder (safetensors only).
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: see :func:`check_exact`.
-    """
-    from safetensors.torch import load_file
-
-    adapter = Adapter(read_config(folder), dict(sorted(load_file(folder / WEIGHTS_FILE).items())), name or folder.name)
-    check_exact(adapter)
-    return adapter
 
 
 def write_adapter(adapter: Adapter, folder: Path, card: Mapping[str, Any]) -> None:
@@ -194,30 +124,8 @@ def assemble(sources: Sequence[Adapter], factors: Mapping[str, tuple[Tensor, Ten
         # a list of name suffixes may not describe the union of modules; full names always do
         config |= {"target_modules": sorted(factors), "exclude_modules": None}
         config |= {"layers_to_transform": None, "layers_pattern": None}
-    tensors = {_key(module, factor): t for module, ab in factors.items() for factor, t in zip("AB", ab, strict=True)}
+    tensors = {factor_key(module, factor): t for module, ab in factors.items() for factor, t in zip("AB", ab, strict=True)}
     return Adapter(config, tensors, name)
-
-
-def check_exact(adapter: Adapter) -> None:
-    """Check that an adapter is exactly ``s B A``; the error names the setting or the tensor.
-
-    Raises:
-        ValueError: DoRA, biases, full modules, an adapter that is not LoRA, or a tensor that is not one of a pair of matrices.
-    """
-    from peft import LoraConfig
-
-    config = adapter.config
-    if config.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"adapter {adapter.name!r}: peft_type {config['peft_type']!r} cannot be summed, only LORA can")
-    defaults = LoraConfig().to_dict()
-    for key, value in config.items():
-        exact = value in _EXACT_INITS if key == "init_lora_weights" else not value or value == defaults.get(key)
-        if key not in _EXACT_KEYS and not exact:
-            raise ValueError(f"adapter {adapter.name!r}: with {key}={value!r} it is not exactly s * B A and cannot be summed")
-    for key, tensor in adapter.tensors.items():
-        module, factor = _parse(adapter, key)
-        if tensor.dim() != 2 or _key(module, "B" if factor == "A" else "A") not in adapter.tensors:
-            raise ValueError(f"adapter {adapter.name!r}: {key} is not one of two matrices A and B")
 
 
 def check_one_base(adapters: Sequence[Adapter]) -> None:
@@ -238,19 +146,8 @@ def check_one_base(adapters: Sequence[Adapter]) -> None:
         both = [module for module in first.modules if other.has(module)]
         pairs |= {f"widths of {module}": (first.widths(module), other.widths(module)) for module in both}
         for what, (one, two) in pairs.items():
-            if one != two:
+            if not same_base(one, two) if what == "base models" else one != two:
                 raise ValueError(f"adapters {first.name!r} and {other.name!r} have different {what}: {one!r} and {two!r}")
-
-
-def _key(module: str, factor: str) -> str:
-    return f"{KEY_PREFIX}{module}.lora_{factor}.weight"
-
-
-def _parse(adapter: Adapter, key: str) -> tuple[str, str]:
-    match = _FACTOR.fullmatch(key)
-    if match is None:
-        raise ValueError(f"adapter {adapter.name!r}: {key} is not a LoRA factor of a linear layer and cannot be summed")
-    return match["module"], match["factor"]
 
 
 def _weights_of(module: str, weights: Tensor | Mapping[str, Tensor], count: int) -> list[float]:

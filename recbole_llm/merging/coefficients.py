@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_llm.merging.arithmetic import Adapter
+from recbole_llm.llm.adapter_folders import Adapter
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,48 @@ def grid(problem: MergeProblem) -> MergeResult:
 
 
 def entropy(problem: MergeProblem) -> MergeResult:
-    """Minimizes the mean entropy on unlabelled prompts: a lattice without gradients, then Adam from its best point.
+    """Minimizes the mean entropy on unlabelled prompts by Adam on fp32 logits (softmax over the adapters).
 
-    The entropy may have several local minima, hence the lattice. Adam updates fp32 logits (softmax over the adapters),
-    with ``granularity: module`` one vector per module. The result is the minimum over all measured points, so its entropy
-    is at most that of the uniform mixture and of each single adapter.
+    With ``granularity: module`` there is one vector of logits per module.
 
-    Settings: ``points`` (11) of the lattice at most, ``steps`` (20) of Adam, ``lr`` (0.1).
+    ``start: lattice``: a lattice without gradients comes first, since the entropy may have several local minima; Adam starts
+    from its best point, and the result is the minimum over all measured points. So its entropy is at most that of the uniform
+    mixture and of each single adapter.
+
+    ``start: uniform``: the published procedure (RecCocktail, section 3.4). Adam starts from the uniform mixture, and the result
+    is where it ends. Of several learning rates, the one with the best labelled validation score is used; the authors' code
+    compares them on the test file.
+
+    Settings: ``start`` (lattice), ``points`` (11) of the lattice at most, ``steps`` (20) of Adam, ``lr`` (0.1) or several.
     """
     if problem.objective is None:
         raise ValueError("merge: entropy needs an objective; use 'uniform' or 'fixed' without prompts")
+    if problem.setting("start", "lattice") == "uniform":
+        return _published(problem, problem.objective)
     trace = [_measure(problem, *point) for point in _lattice(problem)]
     if len(problem.names) > 1:
-        trace += _descend(problem, problem.objective, _best(trace, "entropy"))
+        start = _best(trace, "entropy")
+        for rate in _rates(problem):
+            trace += _descend(problem, problem.objective, start, rate)[0]
     return MergeResult(_best(trace, "entropy"), trace)
+
+
+def _published(problem: MergeProblem, objective: Callable[[Tensor], Tensor]) -> MergeResult:
+    """Adam from the uniform mixture, once for each learning rate."""
+    trace, ends, rates = controls(problem), [], _rates(problem)
+    if len(rates) > 1 and problem.valid_score is None:
+        raise ValueError(f"merge_learning_rate: {rates} need a labelled validation score to choose by; give one")
+    for rate in rates:
+        path, end = _descend(problem, objective, torch.tensor(trace[0]["weights"]), rate)
+        ends.append({**_measure(problem, "end", end, scored=len(rates) > 1), "learning_rate": rate})
+        trace += [*path, ends[-1]]
+    chosen = _best(ends, "score", largest=True) if len(rates) > 1 else torch.tensor(ends[0]["weights"])
+    return MergeResult(chosen, trace)
+
+
+def _rates(problem: MergeProblem) -> list[float]:
+    given = problem.setting("lr", 0.1)
+    return [float(rate) for rate in (given if isinstance(given, list | tuple) else [given])]
 
 
 def simplex_lattice(count: int, most: int) -> list[Tensor]:
@@ -189,10 +217,13 @@ def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) 
         )
 
 
-def _descend(problem: MergeProblem, objective: Callable[[Tensor], Tensor], start: Tensor) -> list[dict[str, Any]]:
+def _descend(
+    problem: MergeProblem, objective: Callable[[Tensor], Tensor], start: Tensor, rate: float
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """The points from ``start`` on, and the weights after the last step."""
     # [K] or [M, K]; the clamp moves the start inside the simplex, because softmax has no gradient at the corners
     raw = start.clamp(min=0.05).log().requires_grad_()
-    optimizer = torch.optim.Adam([raw], lr=float(problem.setting("lr", 0.1)))
+    optimizer = torch.optim.Adam([raw], lr=rate)
     trace = []
     for _ in range(int(problem.setting("steps", 20))):
         with torch.enable_grad():
@@ -201,7 +232,7 @@ def _descend(problem: MergeProblem, objective: Callable[[Tensor], Tensor], start
             (raw.grad,) = torch.autograd.grad(value, raw)  # backward() would also fill .grad of the model's weights
         trace.append(_point("adam", weights, entropy=value.item()))
         optimizer.step()
-    return trace
+    return trace, torch.softmax(raw, dim=-1).detach()
 
 
 def _controls(problem: MergeProblem) -> list[tuple[str, Tensor]]:

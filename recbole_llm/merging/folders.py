@@ -6,6 +6,7 @@ The arguments are checked before torch and peft are imported.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ def merge_folders(
     seed: int | None = None,
     compress_rank: int | None = None,
     extrapolate: bool = False,
+    full_model: Path | None = None,
+    base_model: str | None = None,
 ) -> str:
-    """Merge PEFT folders into ``out`` and return one line about the result; after an error, ``out`` does not exist.
+    """Merge PEFT folders into ``out`` and return what was written; after an error, ``out`` does not exist.
 
     Args:
         adapters: ``FOLDER`` or ``NAME=FOLDER``; the default name is the folder's.
@@ -46,27 +49,66 @@ def merge_folders(
         residual: share of the orthogonal parts, 0.1 by default.
         seed: of the draw, 0 by default.
         compress_rank: the rank to which an SVD reduces the result; None keeps it exact.
+        full_model: a new folder for the base model with the merged adapter folded into its weights; None writes none.
+        base_model: folder or hub id of the base model, for ``full_model``; None: the one that the adapters name.
 
     Raises:
-        ValueError: incompatible adapters, an option that the method does not use, or an invalid value.
+        FileNotFoundError: a folder or the base model is missing.
+        ValueError: incompatible adapters, one that changes nothing, an option that the method does not use, an invalid value.
     """
     folders = _folders(adapters)
     given = {"weights": weights, "density": density, "residual": residual, "seed": seed}
     _check(merge, out, given, extrapolate)
+    if base_model is not None and full_model is None:
+        raise ValueError("--base_model has no effect without --full_model")
 
-    from safetensors import SafetensorError
-
-    from recbole_llm.llm.lora import read_config
+    from recbole_llm.llm.adapter_folders import read_config
     from recbole_llm.merging.coefficients import MergeProblem
     from recbole_llm.merging.stage import described, merge_adapters
 
     settings = {key: value for key, value in given.items() if value is not None}
     problem = MergeProblem(list(folders), [], settings={**settings, "extrapolate": extrapolate})
+    base = _checked_adapters(folders, full_model, base_model)
+    result = merge_adapters(folders, merge, problem, out, split=None, compress_rank=compress_rank)
+    lines = [f"{out}: rank {read_config(out)['r']}, {merge} of {described(problem, result)}"]
+    if full_model is not None:
+        from recbole_llm.merging.full_model import write_full_model
+
+        try:
+            lines.append(write_full_model(str(base), out, full_model))
+        except BaseException:
+            shutil.rmtree(out)
+            raise
+    return "\n".join(lines)
+
+
+def _checked_adapters(folders: Mapping[str, Path], full_model: Path | None, base_model: str | None) -> str | None:
+    """Check each adapter, and for a full model that they fit the base model, which is returned."""
+    from recbole_llm.llm.adapter_fit import check_fit
+    from recbole_llm.llm.adapter_folders import check_changes, read_adapter
+    from recbole_llm.llm.causal_lm import load_config
+
+    adapters = {}
+    for name, folder in folders.items():
+        try:
+            adapters[name] = read_adapter(folder, name)
+            check_changes(adapters[name], folder)
+        except ValueError as error:
+            raise ValueError(f"--adapters: {error}") from error
+    if full_model is None:
+        return None
+    if full_model.exists():
+        raise ValueError(f"--full_model: {full_model} exists and is not overwritten; choose another folder")
+    base = base_model or next((a.config.get("base_model_name_or_path") for a in adapters.values()), None)
+    if base is None:
+        raise ValueError("--full_model: the adapters do not name their base model; give --base_model=FOLDER_OR_HUB_ID")
     try:
-        result = merge_adapters(folders, merge, problem, out, split=None, compress_rank=compress_rank)
-    except SafetensorError as error:
-        raise ValueError(f"--adapters: {error}") from error
-    return f"{out}: rank {read_config(out)['r']}, {merge} of {described(problem, result)}"
+        config = load_config(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--full_model: {error}; or give --base_model=FOLDER_OR_HUB_ID") from error
+    for name, folder in folders.items():
+        check_fit(adapters[name], folder, config)
+    return str(base)
 
 
 def _folders(given: Sequence[str]) -> dict[str, Path]:
@@ -80,11 +122,6 @@ def _folders(given: Sequence[str]) -> dict[str, Path]:
             )
         if not folder.is_dir():
             raise ValueError(f"--adapters: there is no folder {folder}")
-        if (folder / "adapter_model.bin").exists() and not (folder / "adapter_model.safetensors").exists():
-            raise ValueError(
-                f"{folder} has a pickled adapter_model.bin, which can execute code when loaded; save it again as "
-                "safetensors with peft's save_pretrained"
-            )
         folders[name] = folder
     if not folders:
         raise ValueError("--adapters: give at least one PEFT folder")

@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from recbole_llm.merging.arithmetic import Adapter, all_modules, assemble, check_one_base, taking_part
+from recbole_llm.llm.adapter_folders import Adapter
+from recbole_llm.merging.arithmetic import all_modules, assemble, check_one_base, taking_part
 from recbole_llm.merging.coefficients import MergeProblem, MergeResult, controls, given_weights
 from recbole_llm.store.files import preserved_random_state
 

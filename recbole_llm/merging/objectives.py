@@ -1,6 +1,6 @@
 """Objectives of the entropy search, on unlabelled prompts.
 
-:func:`candidate_entropy` is the entropy over the candidates; :func:`token_entropy` and :func:`first_k_entropy` are those of
+:func:`candidate_entropy` is the entropy over the candidates; :func:`token_entropy` and :func:`first_tokens_entropy` are those of
 the first answer tokens over the full vocabulary, as in RecCocktail (arXiv 2502.08271, equation 9). Each is the mean of the
 users' entropies, not the entropy of the mean logits, which is large when confident predictions of two users differ.
 """
@@ -8,13 +8,14 @@ users' entropies, not the entropy of the mean logits, which is large when confid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from recbole_llm.llm.forward import positions
-from recbole_llm.llm.packing import pad_left
+from recbole_llm.llm.packing import equal_lengths, pad_left
 
 Batch = TypeVar("Batch")
 
@@ -43,27 +44,74 @@ def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
     return ((entropy * counted).sum(-1) / counted.sum(-1)).mean()
 
 
-def first_k_entropy(
-    model: Any, prompts: Sequence[Sequence[int]], k: int, pad_token_id: int, eos_token_id: int | None = None
-) -> Tensor:
-    """:func:`token_entropy` of the first ``k`` greedily decoded tokens of each prompt; differentiable.
+@dataclass(frozen=True)
+class Counted:
+    """The answer tokens whose entropy counts: the first ``k`` of each title, of the first ``titles`` titles.
 
-    Decoding runs without gradients; one forward pass over prompts and answers then gives all ``k`` distributions.
+    Attributes:
+        separator: the tokens between two titles of an answer; MoLoRec's code counts anew after each.
+        most: answer tokens that are decoded at most.
+    """
+
+    k: int
+    titles: int = 1
+    separator: tuple[int, ...] = ()
+    most: int = 400
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.titles < 1 or (self.titles > 1 and not self.separator):
+            raise ValueError(f"first tokens: needs k >= 1, and a separator for several titles, got {self}")
+
+    def places(self, answer: Sequence[int], eos_token_id: int | None) -> tuple[list[int], bool]:
+        """Places in an answer so far, its next token included, that count; and whether later ones cannot count."""
+        found, begun, since = [], 1, 0
+        for place in range(len(answer) + 1):
+            if since < self.k:
+                found.append(place)
+            elif begun == self.titles:
+                return found, True
+            if place == len(answer):
+                break
+            since += 1
+            if answer[place] == eos_token_id:
+                return found, True
+            if self.separator and tuple(answer[: place + 1][-len(self.separator) :]) == self.separator:
+                if begun == self.titles:
+                    return found, True
+                begun, since = begun + 1, 0
+        return found, len(answer) + 1 >= self.most or (begun == self.titles and since + 1 >= self.k)
+
+
+def first_tokens_entropy(
+    model: Any, prompts: Sequence[Sequence[int]], counted: Counted, pad_token_id: int | None, eos_token_id: int | None = None
+) -> Tensor:
+    """:func:`token_entropy` of the ``counted`` tokens of the greedily decoded answers of prompts; differentiable.
+
+    Decoding runs without gradients; one forward pass over prompts and answers then gives all distributions.
 
     Raises:
-        ValueError: ``k`` is below 1, or there are no prompts or empty ones.
+        ValueError: there are no prompts or empty ones.
     """
-    if k < 1 or not prompts or not all(prompts):
-        raise ValueError(f"first_k_entropy: needs k >= 1 and non-empty prompts, got k={k} and {len(prompts)} prompts")
+    if not prompts or not all(prompts):
+        raise ValueError(f"first_tokens_entropy: needs non-empty prompts, got {len(prompts)} prompts")
+    if pad_token_id is None:  # prompts of equal lengths together, weighted by their number
+        groups = [[prompts[i] for i in group] for group in equal_lengths(prompts)]
+        parts = [first_tokens_entropy(model, some, counted, 0, eos_token_id) * (len(some) / len(prompts)) for some in groups]
+        return torch.stack(parts).sum()
     device = model.get_input_embeddings().weight.device
     padded, seen = pad_left([torch.tensor(prompt, device=device) for prompt in prompts], pad_token_id)  # [B, L]
-    # the k-th distribution does not depend on the k-th token
-    ids, mask = _decode(model, padded, seen.long(), k - 1)  # [B, L + k - 1]
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=k).logits  # [B, k, V]
-    if eos_token_id is None:
-        return token_entropy(logits)
-    ended = (ids[:, padded.size(1) :] == eos_token_id).cumsum(1) > 0  # [B, k - 1]
-    return token_entropy(logits, torch.cat([ended.new_ones(len(ids), 1), ~ended], dim=1))  # counted: [B, k]
+    width = padded.size(1)
+
+    def places(ids: Tensor) -> list[tuple[list[int], bool]]:
+        return [counted.places(answer, eos_token_id) for answer in ids[:, width:].tolist()]
+
+    # a distribution does not depend on its own token, so the last one that counts is not decoded
+    ids, mask = _decode(model, padded, seen.long(), lambda ids: all([done for _, done in places(ids)]))  # [B, L + T]
+    rows = [found for found, _ in places(ids)]
+    columns = sorted({place for row in rows for place in row})  # k of them, where all rows count the same
+    kept = torch.tensor(columns, device=device) + width - 1
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=kept).logits  # [B, k, V]
+    return token_entropy(logits, torch.tensor([[c in row for c in columns] for row in rows], device=device))
 
 
 def mean_over_batches(
@@ -79,7 +127,7 @@ def mean_over_batches(
         batches: sized collections of users; each batch is weighted by its size.
         measured: the same users in the batches for evaluations without gradients, which need less memory; default ``batches``.
     """
-    users = sum(len(batch) for batch in batches)  # type: ignore[arg-type]
+    users = sum(map(len, batches))  # type: ignore[arg-type]
 
     def objective(weights: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and weights.requires_grad):
@@ -103,10 +151,10 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _decode(model: Any, ids: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Append ``tokens`` greedily decoded tokens to each row."""
+def _decode(model: Any, ids: Tensor, mask: Tensor, done: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+    """Append greedily decoded tokens to each row until ``done``."""
     cache: Any = None
-    for _ in range(tokens):
+    while not done(ids):
         fresh = slice(None) if cache is None else slice(-1, None)
         out = model(
             input_ids=ids[:, fresh],
@@ -116,7 +164,7 @@ def _decode(model: Any, ids: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor,
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = out.past_key_values
+        cache = out.get("past_key_values")  # some models have none: they read the whole rows again
         ids = torch.cat([ids, out.logits[:, -1].argmax(-1, keepdim=True)], dim=1)  # [B, L + 1]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)  # [B, L + 1]
     return ids, mask

@@ -17,15 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_llm.llm.lora import WEIGHTS_FILE
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, Adapter, check_exact, read_adapter
 from recbole_llm.merging import coefficients, methods
 from recbole_llm.merging.arithmetic import (
     MERGE_FILE,
-    Adapter,
     all_modules,
-    check_exact,
     compress,
-    read_adapter,
     weighted_sum,
     write_adapter,
 )

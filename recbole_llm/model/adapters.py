@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from recbole_llm.costs.lora import lora_cost
 from recbole_llm.costs.parts import blank
 from recbole_llm.data import domains
-from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.data.examples import ExampleEncoder, check_negatives
 from recbole_llm.data.prompts import Example
 from recbole_llm.llm import micro_batches
 from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
@@ -21,6 +23,7 @@ from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.data.domains import Domain, TrainingExample
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
@@ -29,95 +32,131 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class AdapterSpec:
+    """What one adapter is trained on.
+
+    Args:
+        name: of the stage.
+        sources: the mixture of domains.
+        valid: the best weights are those that best rank the candidates of these users; None: those of lowest loss on
+            examples held out from the mixture.
+        training: other settings than those of the model's adapters.
+        of_each: draw ``samples`` examples from each domain.
+        most: at most so many examples of each domain.
+    """
+
+    name: str
+    sources: Sequence[Domain]
+    valid: EvalUsers | None = None
+    training: LoRATrainingConfig | None = None
+    of_each: bool = False
+    most: int | None = None
+
+
+@dataclass(frozen=True)
 class AdapterTraining:
-    """Trains adapters of one LM for one target domain."""
+    """Trains adapters of one LM for one target domain.
+
+    Attributes:
+        own_code: modules of a subclass, which stages depend on.
+    """
+
+    own_code: ClassVar[tuple[str, ...]] = ()
 
     parts: RankerParts
     config: LoRATrainingConfig
 
-    def stage(
-        self,
-        name: str,
-        sources: Sequence[Domain],
-        *,
-        valid: EvalUsers | None = None,
-        samples: int | None = None,
-        of_each: bool = False,
-    ) -> Stage:
-        """A stage that trains one adapter on a mixture of domains; its folder is an ordinary PEFT folder.
+    def valid(self, candidates: Mapping[str, CandidateSet]) -> EvalUsers | None:
+        """The users whose ranking chooses the weights of an adapter of the target; None with ``lora_valid: loss``."""
+        return self.parts.eval_users(candidates) if self.config.valid == "ranking" else None
 
-        Args:
-            valid: the best weights are those that best rank the candidates of these users; None: those of lowest loss on
-                examples held out from the mixture.
-            samples: number of examples; None: ``train_samples``.
-            of_each: draw ``samples`` examples from each domain.
+    def stage(self, spec: AdapterSpec) -> Stage:
+        """A stage that trains one adapter; its folder is an ordinary PEFT folder.
 
         Raises:
             ValueError: the prompts do not fit ``lora_train_mode: sequence``.
         """
-        parts, samples = self.parts, samples or self.config.samples
+        parts, training = self.parts, self._training(spec)
         prompts = parts.prompts
         if parts.examples.whole_histories and (prompts.shows_candidates or not prompts.is_continuation):
             raise ValueError(
                 "lora_train_mode: sequence needs a prompt that ends in {history} and lists no candidates, unlike "
                 f"{prompts.template!r}; give --lora_train_mode=prefix"
             )
+        if "{user}" in prompts.template:
+            raise ValueError(
+                f"prompt: the slot {{user}} is for the soft token of a user, which only ALLMRec has: {prompts.template!r}; "
+                "choose another key of `prompts`"
+            )
+        for source in spec.sources if prompts.shows_candidates and not parts.examples.whole_histories else ():
+            check_negatives(source, parts.examples)
         if tokenizer := parts.backbone.tokenizer:
             parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         depends = {
             "backbone": parts.backbone.fingerprint,
-            "domains": [domain.fingerprint for domain in sources],
+            "domains": [domain.fingerprint for domain in spec.sources],
             "prompts": prompts.as_dict(),
-            "training": self.config.as_dict() | {"samples": [samples, "of each"] if of_each else samples},
+            "training": training.as_dict() | {"of_each": spec.of_each, "most": spec.most},
             "examples": parts.examples.as_dict() if prompts.shows_candidates else None,
-            "valid": valid and [valid.fingerprint, parts.scoring.normalize],
+            "valid": spec.valid and [spec.valid.fingerprint, parts.scoring.normalize],
         }
+        runs = "parts" if spec.valid is None else "ranker_parts"  # without evaluation users, nothing is scored
+        code = (f"recbole_llm.model.{runs}", *self.own_code)
+        inputs, cost = parts.backbone.stages, partial(self._cost, spec)
+        return Stage(spec.name, depends, lambda work: self._train(spec, work), inputs=inputs, code=code, cost=cost)
 
-        def examples() -> list[TrainingExample]:
-            return domains.training_examples(
-                sources,
-                window=prompts.max_history + 1 if parts.examples.whole_histories else None,
-                samples=samples,
-                seed=parts.seed,
-                of_each=of_each,
-            )
+    def examples(self, spec: AdapterSpec) -> tuple[list[TrainingExample], list[TrainingExample]]:
+        """The examples to train on, and those held out to choose the weights if there are no evaluation users."""
+        training = self._training(spec)
+        examples = domains.training_examples(
+            spec.sources,
+            window=self.parts.prompts.max_history + 1 if self.parts.examples.whole_histories else None,
+            samples=training.samples,
+            seed=self.parts.seed,
+            of_each=spec.of_each,
+            positions=training.positions,
+            most=spec.most,
+        )
+        if spec.valid is not None:
+            return examples, []
+        size = max(1, math.floor(len(examples) * training.held_out + 1e-9))
+        return examples[size:] or examples, examples[:size]
 
-        def build(work: Work) -> None:
-            self._train(name, sources, examples(), valid, work)
-
-        def cost() -> Cost:
-            causal = blank(parts.backbone.outline)
-            given = self._given(causal, sources, examples(), valid)
-            return lora_cost(parts.backbone.outline, causal, *given, options=parts.options)
-
-        runs = "parts" if valid is None else "ranker_parts"  # without evaluation users, nothing is scored
-        code = (f"recbole_llm.model.{runs}",)
-        return Stage(name, depends, build, inputs=parts.backbone.stages, code=code, cost=cost)
-
-    def _train(
-        self, name: str, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None, work: Work
-    ) -> None:
-        causal = self.parts.backbone.load(work)
-        given = self._given(causal, sources, examples, valid)
-        finetune(causal.model, name, *given, work=work, options=self.parts.options)
-
-    def _given(
-        self, causal: CausalLM, sources: Sequence[Domain], examples: list[TrainingExample], valid: EvalUsers | None
-    ) -> tuple[list[TrainingExample], Encode, LoRATrainingConfig, int, Callable[[Any], float]]:
-        """The arguments of :func:`finetune`: examples, their encoding, the settings, the padding token, a validation."""
-        parts = self.parts
-        pad, longest = int(causal.tokenizer.pad_token_id), parts.prompts.max_history
-        encoders = [ExampleEncoder(domain, parts.builder(causal.tokenizer, domain), parts.examples) for domain in sources]
+    def encoder(self, spec: AdapterSpec, tokenizer: Any) -> Encode:
+        """Encodes the examples of :meth:`examples`."""
+        parts, sources = self.parts, spec.sources
+        encoders = [ExampleEncoder(domain, parts.builder(tokenizer, domain), parts.examples) for domain in sources]
+        longest = parts.prompts.max_history
 
         def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
             history = sources[example.domain].histories[example.user]
             shown = history[max(0, example.end - longest) : example.end + 1].tolist()
             return encoders[example.domain](shown, rng, known=history)
 
-        held_out: list[TrainingExample] = []
-        if valid is None:  # the paper's own split: 2 % of the mixture, at most 500 examples
-            size = min(500, max(1, len(examples) // 50))
-            examples, held_out = examples[size:] or examples, examples[:size]
+        return encode
+
+    def _training(self, spec: AdapterSpec) -> LoRATrainingConfig:
+        return spec.training or self.config
+
+    def _train(self, spec: AdapterSpec, work: Work) -> None:
+        causal = self.parts.backbone.load(work)
+        examples, encode, training, score = self._given(spec, causal)
+        options = self.parts.options
+        finetune(causal.model, spec.name, examples, encode, training, validate=score, work=work, options=options)
+
+    def _cost(self, spec: AdapterSpec) -> Cost:
+        outline = self.parts.backbone.outline
+        causal = blank(outline)
+        examples, encode, training, score = self._given(spec, causal)
+        return lora_cost(outline, causal, examples, encode, training, validate=score, options=self.parts.options)
+
+    def _given(
+        self, spec: AdapterSpec, causal: CausalLM
+    ) -> tuple[list[TrainingExample], Encode, LoRATrainingConfig, Callable[[Any], float]]:
+        """The arguments of :func:`finetune`: examples, their encoding, the settings, and a validation."""
+        parts, valid = self.parts, spec.valid
+        examples, held_out = self.examples(spec)
+        encode = self.encoder(spec, causal.tokenizer)
         likelihood = None if valid is None else parts.likelihood(causal)
 
         def score(model: Any) -> float:
@@ -125,6 +164,6 @@ class AdapterTraining:
                 return valid.score(likelihood.with_lm(model))
             encoded = [encode(example, np.random.default_rng([parts.seed, i])) for i, example in enumerate(held_out)]
             batches = micro_batches.parts(encoded, default_batch_tokens(causal))
-            return -sum(share * float(lm_loss(model, batch, pad)) for batch, share in batches)
+            return -sum(share * float(lm_loss(model, batch)) for batch, share in batches)
 
-        return examples, encode, self.config, pad, score
+        return examples, encode, self._training(spec), score

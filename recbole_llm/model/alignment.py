@@ -93,6 +93,7 @@ class AlignmentConfig(Settings):
     epochs: int
     batch_size: int
     learning_rate: float
+    max_grad_norm: float | None
     seed: int
 
     @classmethod
@@ -212,6 +213,7 @@ class AlignmentTraining:
             optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
             loss=loss,
             total_steps=len(pairs),
+            clip_grad_norm=config.max_grad_norm,
             folder=work.scratch / "loop",
             options=self.options,
             learning_rate_key="stage1_learning_rate",

@@ -26,8 +26,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.data.examples import check_negatives
 from recbole_llm.data.items import text_fields
-from recbole_llm.data.prompts import template
+from recbole_llm.data.templates import template
+from recbole_llm.evaluation.published import ALLMREC
 from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.likelihood import TitleLikelihood
@@ -50,6 +52,7 @@ class ALLMRec(LLMRanker):
     """SASRec aligned with SBERT, projected into a frozen LLM's token space."""
 
     uses_cf_model = True
+    published = ALLMREC
 
     def __init__(self, config: Any, dataset: Any):
         if config["scorer"] == "label":
@@ -57,8 +60,20 @@ class ALLMRec(LLMRanker):
         super().__init__(config, dataset)
         prompt = template(config, config["soft_prompt"])
         self.plain_prompts = replace(self.parts.prompts, template=prompt.replace("{user}", ""))  # without any soft token
+        if config["user_representation"] and not ("{user}" in prompt and "{user}" in config["user_text"]):
+            raise ValueError(
+                f"soft_prompt: {config['soft_prompt']}, with user_text, needs the slot {{user}} for the user's soft token: "
+                f"{prompt!r}, {config['user_text']!r}; choose allmrec or allmrec_history, or user_representation: False"
+            )
+        if not (config["user_representation"] or config["joint_embedding"]):
+            raise ValueError("user_representation and joint_embedding: without both there is no soft token to train; enable one")
         user = config["user_text"] if config["user_representation"] else ""
-        soft = replace(self.plain_prompts, template=prompt.replace("{user}", user), item_tokens=config["joint_embedding"])
+        soft = replace(
+            self.plain_prompts,
+            template=prompt.replace("{user}", user),
+            user_before_bos=config["user_before_bos"] and bool(user),
+            item_tokens=config["joint_embedding"],
+        )
         examples = replace(self.parts.examples, whole_histories=False)
         self.parts = replace(self.parts, prompts=soft, examples=examples)
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
@@ -66,8 +81,11 @@ class ALLMRec(LLMRanker):
         if self.reranks:
             self.retriever = self.cf
         domain = self.parts.domain
+        if soft.shows_candidates:
+            check_negatives(domain, examples)
         alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
-        self.text = TextBackbone(config, item_sentences(domain.items, text_fields(config)))
+        sentences = item_sentences(domain.items, text_fields(config, domain.items, described=True))
+        self.text = TextBackbone(config, sentences, trained=alignment.tune_text_encoder)
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
         self.projection = ProjectionTraining(
             ProjectionConfig.of(config), self.parts, self.plain_prompts, self.cf, self.alignment.stage(), alignment.joint_size
@@ -94,6 +112,10 @@ class ALLMRec(LLMRanker):
         rows = 1 + (self.projection.config.item_vectors == "joint")  # and that with text vectors
         return [(own, rows), (self.projection.without_soft_tokens(causal), 1)]
 
+    def answering(self, causal: CausalLM) -> Sequence[tuple[TitleLikelihood, int]]:
+        own = self.projection.likelihood(causal, self.projection.blank_soft(causal))
+        return [(own, 1), (self.projection.without_soft_tokens(causal), 1)]
+
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its collaborative model, the model with text vectors for all items, and the LM without soft tokens."""
         folder = cache.folder(self.projection_stage)
@@ -107,9 +129,11 @@ class ALLMRec(LLMRanker):
             users = interaction[self.USER_ID].tolist()
             return self.cf.candidate_scores(users, histories_of(self, interaction), candidates)  # [B, C]
 
-        rows = {type(self).__name__: self.variant(own, folder.name), self.cf.name: Variant(cf_score, self.cf.scores)}
+        generator = self.generator(causal)
+        rows = {type(self).__name__: self.variant(own, folder.name, generator=generator)}
+        rows[self.cf.name] = Variant(cf_score, self.cf.scores)
         if self.projection.config.item_vectors == "joint":
             text = replace(own, soft_tokens=self.soft.with_text_vectors())
             rows[TEXT_ONLY] = self.variant(text, folder.name, TEXT_ONLY)
         alone = self.projection.without_soft_tokens(causal)
-        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY)}
+        return rows | {LLM_ONLY: self.variant(alone, self.plain_prompts.as_dict(), LLM_ONLY, generator=generator)}

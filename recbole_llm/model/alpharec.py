@@ -32,6 +32,8 @@ from recbole_llm.store.stages import Stage, StageCache
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
 
+FIRST_LAYER = 3072 * 1536  # weights
+
 
 class AlphaRec(Recommender, LightGCN):
     """LightGCN on projected text vectors; RecBole's trainer trains it after the text encoder's stage."""
@@ -46,7 +48,7 @@ class AlphaRec(Recommender, LightGCN):
         self.negatives = config["num_negatives"]
         self.seed = config["seed"]
         self.hidden_multiplier = config["hidden_multiplier"]
-        self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config)))
+        self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config, dataset.item_texts)))
         self.known = csr_matrix(self.interaction_matrix, dtype=bool)  # [U, I]
         del self.user_embedding, self.item_embedding
 
@@ -62,7 +64,8 @@ class AlphaRec(Recommender, LightGCN):
         counts = self.known.sum(1).clip(min=1)  # [U, 1]
         users = torch.from_numpy(np.asarray(self.known.astype(np.float32) @ vectors.numpy() / counts, dtype=np.float32))
         self.register_buffer("text_vectors", torch.cat([users, vectors]).to(self.device), persistent=False)  # [U + I, T]
-        width, hidden = vectors.shape[1], round(self.hidden_multiplier * vectors.shape[1])
+        width = vectors.shape[1]
+        hidden = hidden_width(width) if self.hidden_multiplier is None else round(self.hidden_multiplier * width)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             network = nn.Sequential(nn.Linear(width, hidden), nn.LeakyReLU(), nn.Linear(hidden, self.latent_dim))
@@ -97,3 +100,12 @@ class AlphaRec(Recommender, LightGCN):
         others = vectors @ item_vectors[drawn.to(self.device)].T  # [B, N]
         logits = torch.cat([own, others.masked_fill(known, -torch.inf)], dim=1) / self.temperature  # [B, 1 + N]
         return nn.functional.cross_entropy(logits, torch.zeros_like(users))
+
+
+def hidden_width(width: int) -> int:
+    """The hidden width for text vectors of a width.
+
+    The paper's multipliers, 8 for 768 (BERT), 2 for 1,536, 1/2 for 3,072 and 9/32 for 4,096, give the first layer the same number
+    of weights. It has no encoder narrower than BERT; these get half their width, since such a layer would be wider than its use.
+    """
+    return round(FIRST_LAYER / width) if width >= 768 else round(width / 2)

@@ -10,10 +10,11 @@ from recbole_llm.costs.builtin import builtin_cost
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.examples import ExampleSettings
-from recbole_llm.data.prompts import PromptSettings, template
+from recbole_llm.data.templates import PromptSettings, template
 from recbole_llm.evaluation.metrics import check_valid_metric
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
 from recbole_llm.llm.builtin_lm import builtin_stage, untrained
+from recbole_llm.llm.checks import BackboneCheck
 from recbole_llm.model.parts import Parts, Validation
 from recbole_llm.model.ranker_parts import RankerParts, ScoringSettings
 from recbole_llm.training.loop import LoopOptions
@@ -21,24 +22,24 @@ from recbole_llm.training.loop import LoopOptions
 LABELS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",)
 
 
-def backbone(config: Any, sources: Sequence[Domain]) -> Backbone:
+def backbone(config: Any, sources: Sequence[Domain], *, encodes: bool = False) -> Backbone:
     """The LM that ``config`` names; the builtin LM is trained on ``sources``, or reused from the run that ``init_from`` names.
+
+    encodes: its hidden states are read, not its scores.
 
     Raises:
         FileNotFoundError, ValueError: there is no such LM, or the other run has none.
     """
     settings = BackboneSettings.of(config)
+    check = BackboneCheck.of(config, **{"scorer": None} if encodes else {})
     if settings.path != BUILTIN:
-        return Backbone(settings)
+        return Backbone(settings, check=check)
     if config.init_run:
-        return Backbone(settings, folder=config.init_run.stage("builtin-lm"))
+        return Backbone(settings, folder=config.init_run.stage("builtin-lm"), check=check)
     own, seed = config["builtin_lm"], config["seed"]
     stage = builtin_stage(own, sources, seed, LoopOptions.of(config))
-    found = Backbone(
-        settings,
-        replace(stage, cost=lambda: builtin_cost(found.outline, own, sources, seed)),
-        untrained=lambda: untrained(own, sources),
-    )
+    stage = replace(stage, cost=lambda: builtin_cost(found.outline, own, sources, seed))
+    found = Backbone(settings, stage, check=check, untrained=lambda: untrained(own, sources))
     return found
 
 
@@ -48,25 +49,39 @@ def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
     Raises:
         ValueError: ``valid_metric`` is not a function of the target's rank.
     """
-    return Parts(**_shared(config, dataset, prompts))
+    return Parts(**_shared(config, dataset, prompts, encodes=True))
 
 
 def ranker_parts(config: Any, dataset: Any) -> RankerParts:
     """The parts of a ranker; raises as :func:`encoder_parts`."""
     scoring, examples = ScoringSettings.of(config), ExampleSettings.of(config)
+    if scoring.scorer == "tree" and config["attn_implementation"] not in (None, "sdpa", "eager"):
+        raise ValueError(
+            f"scorer: tree needs attn_implementation: sdpa or eager, not {config['attn_implementation']}, which takes no mask of "
+            "its own; give --scorer=prefix or --attn_implementation=sdpa"
+        )
     labelled: dict[str, Any] = {}
     if scoring.reads_labels:
-        labelled = {"template": template(config, "labelled"), "labels": LABELS[: examples.num_negatives + 1]}
+        listed = {"candidates.num_negatives": examples.num_negatives + 1}
+        if "test" not in config["candidate_phases"]:  # the top of a retriever is re-ranked
+            listed["retriever_top"] = config["retriever_top"]
+        for key, number in listed.items():
+            if number > len(LABELS):
+                raise ValueError(
+                    f"{key}: prompts list {number} candidates, but scorer: label has {len(LABELS)} labels (A to Z, a to z); "
+                    f"lower it by {number - len(LABELS)}, or choose a model that scores titles, such as TALLRec"
+                )
+        labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: max(listed.values())]}
     return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
 
 
-def _shared(config: Any, dataset: Any, prompts: PromptSettings) -> dict[str, Any]:
+def _shared(config: Any, dataset: Any, prompts: PromptSettings, *, encodes: bool = False) -> dict[str, Any]:
     check_valid_metric(config["valid_metric"])
     domain = domains.of_dataset(config, dataset)
     return {
         "domain": domain,
         "histories": dataset.histories,
-        "backbone": backbone(config, [domain]),
+        "backbone": backbone(config, [domain], encodes=encodes),
         "prompts": prompts,
         "validation": Validation(config["valid_metric"].lower(), config["valid_users"]),
         "options": LoopOptions.of(config),

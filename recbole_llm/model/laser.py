@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.costs.parts import FP32, blank, scoring_cost
 from recbole_llm.data.items import text_fields
-from recbole_llm.data.prompts import PromptSettings
+from recbole_llm.data.templates import PromptSettings
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.model import assembly, experts
 from recbole_llm.model.blank_towers import BlankReader, BlankTowers
@@ -62,9 +62,15 @@ class Laser(LLMEncoder):
         self.tower_config, self.training_config = TowerConfig.of(config), LaserConfig.of(config)
         if self.training_config.epochs["warmup"] and not (self.tower_config.prefix and self.tower_config.m_former):
             raise ValueError("warmup_epochs: there is no M-Former to warm up without prefix and m_former; give warmup_epochs: 0")
-        prompts = PromptSettings.of(config, history_label=config["history_label"])
+        prompts = PromptSettings.of(config)
+        if prompts.shows_candidates or "{user}" in prompts.template:
+            raise ValueError(
+                f"prompt: {config['prompt']} has a slot for candidates or for a user's soft token, but Laser encodes a history "
+                f"alone: {prompts.template!r}; choose laser or history"
+            )
         self.parts = assembly.encoder_parts(config, dataset, prompts)
-        self.texts = self.parts.domain.items.described(text_fields(config))
+        items = self.parts.domain.items
+        self.texts = items.described(text_fields(config, items))
         self.cf = CollaborativeModel.of(config, self.parts.histories, self.max_seq_length)
         # these raise before training if there are no such vectors or folders
         _ = self.cf.item_table if self.tower_config.states == "items" else self.cf.state_width
@@ -72,7 +78,7 @@ class Laser(LLMEncoder):
         if self.init_run:
             _ = self._run_folders
         self.batch_tokens = config["score_batch_tokens"]
-        self.group_field = config["category_field"]
+        self.group_field = items.columns.get("category_field")
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         if tokenizer := self.parts.backbone.tokenizer:
@@ -109,6 +115,9 @@ class Laser(LLMEncoder):
             "phase-2", second, lambda work: self._training(work).phase2(self.phase1, work), (self.phase1,), cost=costs["phase2"]
         )
         return [self.phase2 if config.epochs["phase2"] else self.phase1]
+
+    def check(self) -> None:
+        self.parts.check(names=self.texts, soft=self.tower_config.former.length + 1)
 
     def cost(self, batches: Sequence[tuple[Any, Tensor | None]], results: Folders, *, all_rows: bool) -> Cost:
         reader, outline = self._blank_reader(), self.backbone.outline

@@ -30,8 +30,10 @@ from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import preserved_random_state, save_tensors
 from recbole_llm.store.stages import Stage, Work
-from recbole_llm.training.loop import Epochs, TrainingLoop, cosine_with_warmup, validations
+from recbole_llm.training.loop import Epochs, TrainingLoop, validations
+from recbole_llm.training.schedule import Schedule
 
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 PHASES = ("warmup", "phase1", "phase2")
 USER, ITEM, MATRIX = "user_tower.safetensors", "item_tower.safetensors", "item_matrix.safetensors"
 
@@ -50,7 +52,8 @@ class LaserConfig(Settings):
     train_samples: int | None
     laser_batch_size: int
     weight_decay: float
-    warmup_ratio: float
+    schedule: Schedule
+    laser_optimizer: str
     max_grad_norm: float | None
     refresh_steps: int | None
     laser_patience: int
@@ -61,13 +64,15 @@ class LaserConfig(Settings):
         for key in ("null_share", "single_share"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is not in [0, 1)")
+        if self.laser_optimizer not in OPTIMIZERS:
+            raise ValueError(f"laser_optimizer: {self.laser_optimizer!r} is neither {' nor '.join(OPTIMIZERS)}")
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> LaserConfig:
         """The settings of a configuration."""
         epochs = {phase: config[f"{phase}_epochs"] for phase in PHASES}
         rates = {phase: config[f"{phase}_learning_rate"] for phase in PHASES}
-        return super().of(config, epochs=epochs, learning_rates=rates, **given)
+        return super().of(config, schedule=Schedule.of(config), epochs=epochs, learning_rates=rates, **given)
 
     def of_phase(self, phase: str) -> dict[str, Any]:
         """JSON-serializable settings of a phase; the warm-up has another loss and no early stopping."""
@@ -194,14 +199,14 @@ class TowerTraining:
 
         parameters = dict(trained.named_parameters())
         moved = [parameter for parameter in parameters.values() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(moved, lr=config.learning_rates[phase], weight_decay=config.weight_decay)
+        optimizer = OPTIMIZERS[config.laser_optimizer](moved, lr=config.learning_rates[phase], weight_decay=config.weight_decay)
         with bounded_memory(self.reader.causal.model, parts.options, work.scratch) as tokens:
             step_loss = self._steps(towers, loss(tokens), rows, order, every if refresh else 0)
             loop = TrainingLoop(
                 name=phase,
                 parameters=parameters,
                 optimizer=optimizer,
-                scheduler=cosine_with_warmup(optimizer, total, config.warmup_ratio),
+                scheduler=config.schedule.build(optimizer, total),
                 loss=step_loss,
                 total_steps=total,
                 clip_grad_norm=config.max_grad_norm,

@@ -8,13 +8,12 @@ item among sampled negatives. ``retriever`` names the sequential model (LRURec i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.stages import Folders, Stage
 
 
 class LlamaRec(LLMRanker):
@@ -24,11 +23,17 @@ class LlamaRec(LLMRanker):
         super().__init__(config, dataset)
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
+        self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
 
-    def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.parts.eval_users(candidates)
-        self.tuned = self.adapter_training.stage("verbalizer", [self.parts.domain], valid=valid)
-        return [self.tuned, *self.retrieval()]
+    def _check_labels(self, what: str, candidates: int) -> None:
+        labels = len(self.parts.prompts.labels or ())
+        if candidates > labels:
+            raise ValueError(
+                f"{what} lists {candidates} candidates, but with candidates.num_negatives: {labels - 1} prompts have {labels} "
+                f"labels; give candidates: {{'num_negatives': {candidates - 1}}}"
+            )
 
-    def adapters(self, results: Folders) -> dict[str, Path]:
-        return {"tuned": results.folder(self.tuned)}
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        for phase, file in self.candidate_files.items():
+            self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
+        return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}

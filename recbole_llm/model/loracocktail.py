@@ -16,37 +16,48 @@ result is one ordinary PEFT adapter of rank r_1 + r_2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.model.merged import AdapterMerging, MergeSettings
+from recbole_llm.evaluation.published import RECCOCKTAIL
+from recbole_llm.model.adapters import AdapterSpec
+from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
+
+BASE_SPIRIT = "base spirit"
 
 
 class LoRACocktail(LLMRanker):
     """Base spirit + ingredient, mixed with entropy-guided coefficients."""
 
+    published = RECCOCKTAIL
+
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.general = domains.named_or_views("general_datasets", config, (self.parts.domain, self.parts.histories))
-        self.general_samples = config["general_samples"]
-        self.merging = AdapterMerging(self.parts, MergeSettings.of(config), self.adapter_training.config)
+        needed = BASE_SPIRIT not in self.given.given  # a given base spirit needs no general domain
+        target = self.parts.domain, self.parts.histories
+        self.general = domains.named_or_views("general_datasets", config, target) if needed else []
+        general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}
+        self.general_training = replace(self.adapter_training.config, **general)
+        self.merging = AdapterMerging.of(config, self.parts, self.shape)
+
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        return {
+            BASE_SPIRIT: AdapterSpec("base-spirit", self.general, training=self.general_training),
+            "ingredient": AdapterSpec("ingredient", [self.parts.domain], self.adapter_training.valid(candidates)),
+        }
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        valid = self.parts.eval_users(candidates)
-        self.sources = {
-            "base spirit": self.adapter_training.stage("base-spirit", self.general, samples=self.general_samples),
-            "ingredient": self.adapter_training.stage("ingredient", [self.parts.domain], valid=valid),
-        }
-        self.cocktail = self.merging.stage("cocktail", self.sources, candidates)
-        return [self.cocktail, *self.retrieval()]
+        self.merged = self.merging.stages("cocktail", self.adapter_stages(candidates), candidates)
+        return [*self.merged.values(), *self.retrieval()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        merged = {"merged": results.folder(self.cocktail) / "merged"}
-        return merged | {name: results.folder(stage) for name, stage in self.sources.items()}
+        merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}
+        return {**merged, **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         # with merge: uniform it is the model's own row

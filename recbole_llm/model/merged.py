@@ -9,9 +9,11 @@ Legend: K adapters, M adapted modules, C candidates.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,11 @@ from torch import Tensor
 from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.merging import merge_cost
 from recbole_llm.costs.parts import blank
-from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging import coefficients
 from recbole_llm.merging.coefficients import MergeProblem
-from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
+from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
@@ -45,7 +46,7 @@ class MergeSettings(Settings):
     """The ``merge_*`` keys; see ``properties/``, section *Merging*."""
 
     KEYS = {"method": "merge"} | {
-        name: f"merge_{name}" for name in ("granularity", "split", "prompts", "first_tokens", "compress_rank")
+        name: f"merge_{name}" for name in ("granularity", "split", "prompts", "first_tokens", "titles", "compress_rank")
     }
 
     method: str
@@ -53,20 +54,41 @@ class MergeSettings(Settings):
     split: str
     prompts: int
     first_tokens: int
+    titles: int
     compress_rank: int | None
     options: Mapping[str, Any]
+
+    @classmethod
+    def beside(cls, config: Any) -> dict[str, MergeSettings]:
+        """The settings of ``merge_beside`` by the name of the row.
+
+        Raises:
+            ValueError: one that changes a key that is not of merging, or as :meth:`of`.
+        """
+        found = {}
+        for row, changes in (config["merge_beside"] or {}).items():
+            for key in changes:
+                if key != "merge" and not key.startswith("merge_"):
+                    raise ValueError(f"merge_beside: {row} changes {key}, which is not a key of properties/parts/merging.yaml")
+            found[row] = cls.of(ChainMap(changes, config))  # type: ignore[arg-type]
+        return found
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> MergeSettings:
         """The settings of a configuration.
 
         Raises:
-            ValueError: no such method or granularity.
+            ValueError: no such method, granularity or start.
         """
         resolve(config["merge"])
         if config["merge_granularity"] not in ("global", "module"):
             raise ValueError(f"merge_granularity: {config['merge_granularity']} is neither global nor module")
-        options = {name: config[f"merge_{name}"] for name in ("weights", "extrapolate", "points", "steps", "density", "residual")}
+        if config["merge_start"] not in ("lattice", "uniform"):
+            raise ValueError(f"merge_start: {config['merge_start']} is neither lattice nor uniform")
+        options = {
+            name: config[f"merge_{name}"]
+            for name in ("start", "weights", "extrapolate", "points", "steps", "density", "residual")
+        }
         options |= {"lr": config["merge_learning_rate"], "seed": config["seed"]}
         return super().of(config, options=options, **given)
 
@@ -76,12 +98,29 @@ class AdapterMerging:
     """Merges the adapters of earlier stages.
 
     Attributes:
-        adapters: how these were trained.
+        others: settings of the merges that are evaluated beside it, by the name of the row.
+        shape: that of the adapter of a name, for costs.
     """
 
     parts: RankerParts
     settings: MergeSettings
-    adapters: LoRATrainingConfig
+    others: Mapping[str, MergeSettings]
+    shape: Callable[[str], AdapterShape]
+
+    @classmethod
+    def of(cls, config: Any, parts: RankerParts, shape: Callable[[str], AdapterShape]) -> AdapterMerging:
+        """The merging of a configuration; raises as :class:`MergeSettings`."""
+        if config["tallrec_form"] == "yes_no":
+            raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters are listwise")
+        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape)
+
+    def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
+        """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows."""
+        found = {"merged": self.stage(name, sources, candidates)}
+        for row, settings in self.others.items():
+            slug = re.sub(r"\W+", "-", row)
+            found[row] = replace(self, settings=settings).stage(f"{name}-{slug}", sources, candidates)
+        return found
 
     def stage(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
         """A stage that writes the merged adapter of ``sources``, by their names in the report, into the folder ``merged``.
@@ -121,17 +160,16 @@ class AdapterMerging:
             model.unload()
 
     def _cost(self, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> Cost:
-        """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights."""
-        outline = self.parts.backbone.outline
-        adapted = AdapterShape.of(outline, self.adapters)
-        causal = blank(outline)
+        """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights and whose answers never end."""
+        outline, shapes = self.parts.backbone.outline, [self.shape(name) for name in names]
+        modules, causal = list(dict.fromkeys(module for shape in shapes for module in shape.modules)), blank(outline)
         problem = self._problem(
-            causal, names, adapted.modules, lambda _: causal.model, unlabelled, valid, value=lambda _, weights: 0 * weights.sum()
+            causal, names, modules, lambda _: causal.model, unlabelled, valid, lambda _, weights: 0 * weights.sum(), ends=False
         )
         method = resolve(self.settings.method)
         needs_adapters = method.__module__ != coefficients.__name__  # its prompts are those of the controls
         run = coefficients.controls if needs_adapters else method
-        return merge_cost(outline, lambda: run(problem), adapted, len(names))
+        return merge_cost(outline, lambda: run(problem), shapes, at_most=bool(self.settings.first_tokens))
 
     def _problem(
         self,
@@ -142,15 +180,22 @@ class AdapterMerging:
         unlabelled: EvalUsers,
         valid: EvalUsers,
         value: Callable[[Any, Tensor], Any] = lambda found, _: found,
+        *,
+        ends: bool = True,
     ) -> MergeProblem:
         """The input of the method, without the targets of the unlabelled prompts.
 
         Args:
             at: the LM with coefficients as :meth:`MergeProblem.by_name` gives them.
             value: the entropy or score that the method sees, from what was computed and the weights.
+            ends: an end token ends an answer.
         """
-        likelihood, first_tokens = self.parts.likelihood(causal), self.settings.first_tokens
-        tokenizer = causal.tokenizer
+        likelihood, counted = self.parts.likelihood(causal), None
+        if self.settings.first_tokens:
+            titles, gap = self.settings.titles, tuple(likelihood.prompts.gap)
+            most = titles * (self.parts.prompts.max_title_tokens + len(gap) + 1)
+            counted = Counted(self.settings.first_tokens, titles, gap, most)
+        end = causal.tokenizer.eos_token_id if ends else None
         drawn = unlabelled.draw(self.settings.prompts)
         pairs = list(zip(drawn.histories, drawn.candidates, strict=True))
         by_name: Callable[[Tensor], Any] = MergeProblem(names, modules, self.settings.granularity).by_name
@@ -159,11 +204,10 @@ class AdapterMerging:
             """Mean entropy (nats) of a batch at weights [K] or [M, K]."""
             histories, candidates = [history for history, _ in batch], torch.stack([row for _, row in batch])  # [B, C]
             view = at(by_name(weights))
-            if not first_tokens:
+            if counted is None:
                 return value(candidate_entropy(likelihood.with_lm(view)(histories, candidates)), weights)
             prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
-            pad, end = int(tokenizer.pad_token_id), tokenizer.eos_token_id
-            return value(first_k_entropy(view, prompts, first_tokens, pad, end), weights)
+            return value(first_tokens_entropy(view, prompts, counted, causal.pad_token_id, end), weights)
 
         def valid_score(weights: Tensor) -> float:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""

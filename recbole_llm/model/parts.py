@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recbole_llm.data.prompts import PromptBuilder, PromptSettings
+from recbole_llm.data.prompts import PromptBuilder
+from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.backbones import Backbone
 
 if TYPE_CHECKING:
@@ -50,9 +51,18 @@ class Parts:
     ) -> PromptBuilder:
         """A prompt builder for a domain, by default the target."""
         domain = domain or self.domain
-        return PromptBuilder(
-            tokenizer, names or domain.items.names, settings=prompts or self.prompts, noun=domain.noun, verb=domain.verb
-        )
+        return PromptBuilder(tokenizer, names or domain.items.names, settings=prompts or self.prompts, **domain.words)
+
+    def check(self, *, names: Sequence[str] | None = None, candidates: int = 1, titles: int = 1, soft: int = 0) -> None:
+        """Refuse, before anything is trained, a backbone that is not exact or that this run's rows do not fit.
+
+        Args:
+            names: as in :meth:`builder`.
+            candidates, titles, soft: largest numbers of candidates in a prompt, titles in an answer and soft tokens beside them.
+        """
+        tokenizer = self.backbone.tokenizer
+        if tokenizer is not None:
+            self.backbone.check(self.builder(tokenizer, names=names).longest(candidates, titles) + soft)
 
 
 def default_batch_tokens(causal: CausalLM) -> int:
@@ -68,7 +78,7 @@ def gradient_batch_tokens(causal: CausalLM) -> int:
 
     A token keeps at most 64 numbers a layer and unit of width: measured are 30 (SmolLM2) to 68 (Qwen2, where some are fp32).
     """
-    config, weight = causal.model.config, causal.model.get_input_embeddings().weight
+    config, weight = causal.model.config.get_text_config(), causal.model.get_input_embeddings().weight
     per_token = 64 * config.num_hidden_layers * config.hidden_size * weight.element_size()
     return max(1, GRADIENT_BYTES // per_token)
 

@@ -20,7 +20,8 @@ from recbole_llm.costs.soft_tokens import BlankSoftTokens
 from recbole_llm.data import domains
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
-from recbole_llm.data.prompts import Example, Prompt, PromptSettings, number_soft_tokens
+from recbole_llm.data.prompts import Example, Prompt, number_soft_tokens
+from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
@@ -53,6 +54,7 @@ class ProjectionConfig(Settings):
     epochs: int
     batch_size: int
     learning_rate: float
+    max_grad_norm: float | None
     item_vectors: str
     cold_threshold: int
     all_positions: bool
@@ -132,6 +134,7 @@ class ProjectionTraining:
                 optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
                 loss=loss,
                 total_steps=total,
+                clip_grad_norm=config.max_grad_norm,
                 validate=lambda: valid.score(likelihood),
                 eval_every=eval_every,
                 folder=work.scratch / "loop",
@@ -169,7 +172,7 @@ class ProjectionTraining:
     ) -> Tensor:
         rows, vectors = soft.fill([example.row for example in batch], users)
         batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
-        return lm_loss(causal.model, batch, int(causal.tokenizer.pad_token_id), soft=vectors)
+        return lm_loss(causal.model, batch, soft=vectors)
 
     def blank_soft(self, causal: CausalLM) -> BlankSoftTokens:
         """Soft tokens without values, for costs."""

@@ -1,7 +1,8 @@
 """Base class of LLM rankers: scores [B, C] from histories and candidates; in a full ranking they re-rank a retriever's top N.
 
-A model defines its stages (:meth:`LLMRanker.plan`) and the adapters that they train (:meth:`LLMRanker.adapters`). The first
-adapter is the model's, the others are evaluated beside it. A model without adapters overrides :meth:`LLMRanker.rows`.
+A model says which adapters it trains (:meth:`LLMRanker.trained`). The first one is the model's, the others are evaluated beside
+it. A model that makes another adapter of them overrides :meth:`LLMRanker.plan` and :meth:`LLMRanker.adapters`; one without
+adapters overrides :meth:`LLMRanker.plan` and :meth:`LLMRanker.rows`.
 
 Legend: B users, C candidates, I items.
 """
@@ -23,20 +24,25 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.classical.retriever import Retriever
-from recbole_llm.costs.parts import blank, scoring_cost
+from recbole_llm.costs.lora import AdapterShape
+from recbole_llm.costs.parts import blank
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.data.prompts import Prompt, PromptBuilder
+from recbole_llm.evaluation.recommender import Answers, Facts, Recommender, Variant
 from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.finetune import LoRATrainingConfig
+from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.arithmetic import MERGE_FILE
+from recbole_llm.merging.full_model import check_target, write_full_model
 from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
-from recbole_llm.model.adapters import AdapterTraining
-from recbole_llm.model.parts import Parts, histories_of
+from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
+from recbole_llm.model.given_adapters import GivenAdapters
+from recbole_llm.model.parts import Parts, default_batch_tokens, histories_of
+from recbole_llm.model.ranker_costs import answers_cost, scores_cost
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint
@@ -51,6 +57,8 @@ class LLMRanker(Recommender, SequentialRecommender):
     Attributes:
         parts: data, backbone, prompts and settings.
         adapter_training: trains the adapters.
+        given: the adapters that the user gives in place of a training.
+        sources: the stage of each adapter of :meth:`trained`, once they are planned.
         retriever: ranks the catalogue if the test is a full ranking, otherwise None.
         merge_report: ``merge.json`` of the model's adapter once it is loaded; None if it is not a merged one.
     """
@@ -65,12 +73,20 @@ class LLMRanker(Recommender, SequentialRecommender):
         super().__init__(config, dataset)
         self.parts = assembly.ranker_parts(config, dataset)
         self.adapter_training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
+        self.given = GivenAdapters(config["adapters"] or {}, self.parts.backbone)
+        self.sources: dict[str, Stage] = {}
         self.retriever_top = config["retriever_top"]
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
         self.shuffled_title_control = config["shuffled_title_control"]
+        if self.published is not None:  # an answer of one label is no title
+            self.published = None if self.parts.scoring.reads_labels else self.published.with_settings(config)
         self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
+        self.full_model = Path(config["merge_full_model"]) if config["merge_full_model"] else None
+        if self.full_model is not None:
+            check_target(self.full_model, "merge_full_model")
+        self._merged: tuple[str | Path, Path] | None = None  # the base model and the merged adapter
         self._unload: Callable[[], Any] = lambda: None
 
     def __str__(self) -> str:
@@ -80,13 +96,29 @@ class LLMRanker(Recommender, SequentialRecommender):
     def backbone(self) -> Backbone:
         return self.parts.backbone
 
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        """The adapters that the model trains, by the names that tables show and ``adapters`` takes; the first is the model's."""
+        return {}
+
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         """The stages of the model, those of :meth:`retrieval` included; the first one makes the model itself."""
-        raise NotImplementedError
+        return [*self.adapter_stages(candidates).values(), *self.retrieval()]
+
+    def adapter_stages(self, candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
+        """The stages of :meth:`trained`; that of a given adapter copies its folder.
+
+        Raises:
+            ValueError: a given adapter is none of the model's, or cannot be used.
+        """
+        specs = self.trained(candidates)
+        self.given.check_names(specs, type(self).__name__)
+        stages = self.adapter_training.stage
+        self.sources = {n: self.given.stage(n) if n in self.given.given else stages(spec) for n, spec in specs.items()}
+        return self.sources
 
     def adapters(self, results: Folders) -> dict[str, Path]:
         """Folders of the adapters by name; the first one is the model's."""
-        raise NotImplementedError
+        return {name: results.folder(stage) for name, stage in self.sources.items()}
 
     def mixtures(self) -> dict[str, list[str]]:
         """Additional rows that mix adapters with equal weights: name -> adapters."""
@@ -95,6 +127,11 @@ class LLMRanker(Recommender, SequentialRecommender):
     def retrieval(self) -> Sequence[Stage]:
         """The retriever's stage, if there is a retriever."""
         return () if self.retriever is None else (self.retriever.stage,)
+
+    def check(self) -> None:
+        examples = self.parts.examples
+        candidates = max(examples.num_negatives + 1, self.retriever_top if self.reranks else 1)
+        self.parts.check(candidates=candidates, titles=examples.top_k_target)
 
     def load(self, cache: StageCache) -> None:
         if self.retriever is not None:
@@ -106,12 +143,23 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def facts(self) -> Facts:
         backbone = self.parts.backbone
-        return Facts(backbone.name, backbone.fingerprint, self.merge_report, backbone.identity, backbone.builtin)
+        return Facts(
+            backbone.name,
+            backbone.fingerprint,
+            self.merge_report,
+            backbone.identity,
+            given_adapters=self.given.facts(),
+            builtin=backbone.builtin,
+        )
 
     def report(self, folder: Path) -> list[str]:
-        if self.merge_report is None:
+        if self.merge_report is None or self._merged is None:
             return []
-        return draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
+        lines = draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
+        if self.full_model is not None:
+            base, merged = self._merged
+            lines.append(write_full_model(base, merged, self.full_model, revision=self.parts.backbone.revision))
+        return lines
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, the other adapters, the mixtures, the LM without adapters and, if enabled, the shuffled-title control."""
@@ -122,16 +170,21 @@ class LLMRanker(Recommender, SequentialRecommender):
         answer = next(iter(folders))
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
+        self._merged = self.parts.backbone.source(cache), folders[answer]
         chosen = self._mixed(folders)
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
 
-        def row(weights: Mapping[str, float], prompts: PromptBuilder | None = None, *what: Any) -> Variant:
+        def row(
+            weights: Mapping[str, float], prompts: PromptBuilder | None = None, *what: Any, generator: Generator | None = None
+        ) -> Variant:
             view = AdapterView(model, weights, fold=True)
             own = likelihood if prompts is None else self.parts.likelihood(causal, prompts)
-            return self.variant(own.with_lm(view), [[identity[name], weight] for name, weight in weights.items()], *what)
+            depends = [[identity[name], weight] for name, weight in weights.items()]
+            return self.variant(own.with_lm(view), depends, *what, generator=generator)
 
-        rows = {name: row(weights) for name, weights in chosen.items()}
+        published = dict.fromkeys((type(self).__name__, NO_ADAPTER), self.generator(causal))
+        rows = {name: row(weights, generator=published.get(name)) for name, weights in chosen.items()}
         if self.shuffled_title_control:
             prompts = self.parts.builder(causal.tokenizer, names=self._shuffled_names())
             rows[SHUFFLED] = row({answer: 1.0}, prompts, SHUFFLED, self.parts.seed)
@@ -142,7 +195,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         """Adapter -> weight of each row with true titles."""
         answer, *others = folders
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
-        return {type(self).__name__: {answer: 1.0}, **mixed, **{name: {name: 1.0} for name in others}, NO_ADAPTER: {}}
+        single = {self.given.label(name): {name: 1.0} for name in others}
+        return {type(self).__name__: {answer: 1.0}, **mixed, **single, NO_ADAPTER: {}}
 
     def evaluated(self, causal: CausalLM, results: Folders) -> Sequence[tuple[TitleLikelihood, int]]:
         """The likelihoods of :meth:`rows` without adapters, for their cost; each with the number of rows that cost the same."""
@@ -152,25 +206,30 @@ class LLMRanker(Recommender, SequentialRecommender):
             found.append((self.parts.likelihood(causal, prompts), 2))
         return found
 
+    def answering(self, causal: CausalLM) -> Sequence[tuple[TitleLikelihood, int]]:
+        """As :meth:`evaluated`, for the rows that generate answers."""
+        return [(self.parts.likelihood(causal), 2)]
+
     def cost(self, batches: Sequence[tuple[Any, Tensor | None]], results: Folders, *, all_rows: bool) -> Cost:
         outline = self.backbone.outline
         rows = self.evaluated(blank(outline), results)
-        if not all_rows:
-            rows = [(rows[0][0], 1)]
-        scored = [(partial(self._score_batch, own), number) for own, number in rows]
-        known = [(interaction, self._any(interaction) if some is None else some) for interaction, some in batches]
-        users = sum(len(candidates) for _, candidates in known)
-        exact = all(some is not None for _, some in batches)
-        note = "" if exact else f"random items in place of the {self.retriever_top} that the retriever will choose"
-        return replace(scoring_cost(outline, scored, known, users=users, note=note), exact=exact)
+        reranked = self.n_items, self.retriever_top
+        chosen = rows if all_rows else [(rows[0][0], 1)]
+        return scores_cost(outline, chosen, self._scored, batches, reranked=reranked, seed=self.parts.seed)
 
-    def _any(self, interaction: Any) -> Tensor:
-        """As many random items [B, N] as are re-ranked."""
-        drawn = np.random.default_rng(self.parts.seed).integers(1, self.n_items, (len(interaction), self.retriever_top))
-        return torch.from_numpy(drawn)
+    def answers_cost(self, candidates: CandidateSet) -> Cost | None:
+        outline = self.backbone.outline
+        causal = blank(outline)
+        generator = self.generator(causal)
+        if generator is None:
+            return None
+        return answers_cost(outline, self.answering(causal), generator, self._prompts_of_answers, candidates)
 
-    def _score_batch(self, likelihood: TitleLikelihood, batch: tuple[Any, Tensor]) -> Tensor:
-        return self._scored(likelihood, *batch)
+    def shape(self, name: str) -> AdapterShape:
+        """The sizes of one of the adapters of :meth:`trained`, for costs."""
+        if name in self.given.given:
+            return self.given.shape(name)
+        return AdapterShape.of(self.backbone.outline, self.adapter_training.config)
 
     def _scored(self, likelihood: TitleLikelihood, interaction: Any, candidates: Tensor) -> Tensor:
         return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
@@ -188,24 +247,63 @@ class LLMRanker(Recommender, SequentialRecommender):
             shuffled[place] = names[other]
         return shuffled
 
-    def variant(self, likelihood: TitleLikelihood, *depends: Any) -> Variant:
+    def generator(self, causal: CausalLM) -> Generator | None:
+        """Decodes the answers of the published protocol, if there is one."""
+        if self.published is None:
+            return None
+        tokens, penalty = self.published.max_new_tokens, self.published.repetition_penalty
+        # each step reads all weights for one token of a row, so a few rows cost as much as many
+        batch_tokens = self.parts.scoring.batch_tokens or max(8192, default_batch_tokens(causal))
+        return Generator(causal.tokenizer, tokens, penalty, batch_tokens)
+
+    def variant(self, likelihood: TitleLikelihood, *depends: Any, generator: Generator | None = None) -> Variant:
         """A row whose scores are likelihoods.
 
         Args:
             depends: JSON-serializable values that determine the scores besides settings, histories and code.
+            generator: decodes the row's answers for the published protocol; None if it has none.
         """
 
         def score(interaction: Any, candidates: Tensor) -> Tensor:
             return self._scored(likelihood, interaction, candidates)
 
+        found = self._row(score, self._code(likelihood, likelihood.scorer), depends)
+        return found if generator is None else replace(found, answers=self._answers(generator, likelihood, depends))
+
+    def _code(self, likelihood: TitleLikelihood, *others: object) -> str:
+        """Fingerprint of the code that runs when a likelihood's LM reads its prompts, and of ``others``."""
         kinds = [*type(self).__mro__, *type(self.parts).__mro__]
         own = {
             kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)
         }  # not the training code that they import
-        runs = [likelihood, likelihood.prompts, likelihood.scorer, likelihood.soft_tokens, self.parts.backbone]
+        runs = [likelihood, likelihood.prompts, likelihood.soft_tokens, self.parts.backbone, *others]
         runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
-        code = code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
-        return self._row(score, code, depends)
+        return code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
+
+    def _answers(self, generator: Generator, likelihood: TitleLikelihood, depends: Sequence[Any]) -> Answers:
+        """The answers of a row to the prompts whose titles it scores."""
+        assert self.published is not None  # otherwise there is no generator
+        prompts, parts = likelihood.prompts, self.parts
+        continues, settings = prompts.is_continuation, prompts.settings
+        separator = settings.history_separator if continues else settings.candidate_separator
+        quote = "" if self.published.exact else settings.title_quote  # a title is found in an answer without its quotes
+        shown = [generator.decode(answer[: len(answer) - len(prompts.end)]).strip() for answer in prompts.answers]
+        titles = [title.removeprefix(quote).removesuffix(quote) for title in shown]
+        complete = self.published.completes(separator, titles, continues)
+
+        def generate(users: Sequence[int], candidates: Tensor) -> list[str]:
+            found, soft = self._prompts_of_answers(likelihood, users, candidates)
+            return generator(likelihood.lm, found, soft, complete)
+
+        code = self._code(likelihood, generator, self.published)
+        what = [parts.prompts_depend_on(), parts.histories.fingerprint, generator.settings, list(depends)]
+        return Answers(generate, titles, separator, fingerprint([code, *what]))
+
+    def _prompts_of_answers(
+        self, likelihood: TitleLikelihood, users: Sequence[int], candidates: Tensor
+    ) -> tuple[Sequence[Prompt], Any]:
+        histories = [self.parts.histories.before(user, "test")[-self.max_seq_length :].tolist() for user in users]
+        return likelihood.inputs(histories, candidates, users)
 
     def scored_by(self, score: Callable[[Any, Tensor], Tensor], *depends: Any) -> Variant:
         """A row with scores ``(interaction, candidates [B, C]) -> [B, C]``; ``depends`` as in :meth:`variant`."""
@@ -238,5 +336,5 @@ class LLMRanker(Recommender, SequentialRecommender):
         scores = self.retriever.scores(interaction).float()  # [B, I]
         scores[:, 0] = -torch.inf
         best, items = scores.topk(self.retriever_top, dim=1)  # [B, N]
-        order = score(interaction, items).argsort(dim=1, descending=True, stable=True)  # [B, N]
+        order = score(interaction, items).to(items.device).argsort(dim=1, descending=True, stable=True)  # [B, N]
         return scores.scatter(1, items.gather(1, order), best)  # [B, I]

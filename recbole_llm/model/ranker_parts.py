@@ -65,22 +65,22 @@ class RankerParts(Parts):
         """The LM's scores of the target domain's candidates; ``parts`` are arguments of :class:`TitleLikelihood`."""
         tokenizer, normalize = causal.tokenizer, self.scoring.normalize
         scorer = Scorer(
-            strategy=self.scoring.scorer,
+            strategy=causal.reading.scorer or self.scoring.scorer,
             normalize="sum" if normalize == "pmi" else normalize,
-            pad_token_id=int(tokenizer.pad_token_id),
+            pad_token_id=causal.pad_token_id,
             batch_tokens=self.scoring.batch_tokens or default_batch_tokens(causal),
+            share=causal.reading.share,
         )
         found = TitleLikelihood(
             causal.model, prompts or self.builder(tokenizer), scorer, several_titles=self.examples.top_k_target > 1, **parts
         )
         return replace(found, prior=found) if normalize == "pmi" and found.prior is None else found
 
+    def prompts_depend_on(self) -> dict[str, Any]:
+        """JSON-serializable values that determine what the LM reads besides histories."""
+        return {"backbone": self.backbone.fingerprint, "domain": self.domain.fingerprint, "prompts": self.prompts.as_dict()}
+
     def scores_depend_on(self) -> dict[str, Any]:
         """JSON-serializable values that determine likelihoods besides histories, weights and code."""
-        return {
-            "backbone": self.backbone.fingerprint,
-            "domain": self.domain.fingerprint,
-            "prompts": self.prompts.as_dict(),
-            "scoring": asdict(self.scoring),
-            "several_titles": self.examples.top_k_target > 1,
-        }
+        scoring = {"scoring": asdict(self.scoring), "several_titles": self.examples.top_k_target > 1}
+        return self.prompts_depend_on() | scoring

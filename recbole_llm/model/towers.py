@@ -132,7 +132,7 @@ class TowerReader:
         self.config, self.causal, self.prompts, self.cf = config, causal, prompts, cf
         self.width = int(causal.model.get_input_embeddings().weight.shape[1])
         self._has_state = has_state
-        self._pad = int(causal.tokenizer.pad_token_id)
+        self._pad = causal.pad_token_id
         self._batch_tokens = batch_tokens or default_batch_tokens(causal)
         self._show_progress = show_progress
 
@@ -154,7 +154,7 @@ class TowerReader:
         rows = [self._row(history, np.arange(size) + number * size) for number, history in enumerate(histories)]
         rows, _ = number_soft_tokens(rows)
         hidden = encode(self.causal.model, rows, self._pad, soft=soft.flatten(0, 1), mean=self.config.pooling == "mean")  # [B, D]
-        return F.normalize(hidden, dim=-1), routing
+        return F.normalize(hidden, dim=-1).to(soft.device), routing
 
     def batches(self, histories: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         """Indices of histories in batches of similar length, of at most ``tokens`` padded tokens."""
@@ -176,7 +176,7 @@ class TowerReader:
         found = torch.empty(len(histories), self.width, device=self.cf.device)
         with progress_bar(name, len(histories), show=self._show_progress and bool(name)) as bar:
             for batch in self.batches(histories, self._batch_tokens):
-                found[batch] = self.embed(tower, [histories[i] for i in batch])[0].to(found.device)
+                found[batch] = self.embed(tower, [histories[i] for i in batch])[0]
                 bar.advance(len(batch))
         return found
 

@@ -4,7 +4,7 @@
 D_i support a target D_0; the domains need not share users or items. All LoRAs start from the same pre-trained LM:
 
 1. target only: a LoRA theta_0 on D_0;
-2. hybrids: for each source a LoRA theta_i on D_0 and D_i (up to ``train_samples`` training examples of each);
+2. hybrids: for each source a LoRA theta_i on D_0 and D_i (up to ``weave_samples`` training examples of each);
 3. weave: theta_0 and all theta_i are merged into one adapter, uniformly in the paper.
 
 A LoRA of a source domain performs badly on the target, and so does a merge that contains it; hence the hybrids. The hybrid of
@@ -25,9 +25,10 @@ from typing import Any
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
+from recbole_llm.evaluation.published import WEAVEREC
 from recbole_llm.model import assembly
-from recbole_llm.model.adapters import AdapterTraining
-from recbole_llm.model.merged import AdapterMerging, MergeSettings
+from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
+from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
 
@@ -44,32 +45,38 @@ SCHEMES = {
 class WeaveRec(LLMRanker):
     """Target-only LoRA + one hybrid LoRA for each source, merged."""
 
+    published = WEAVEREC
+
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.others = domains.named_or_views("source_datasets", config, (self.parts.domain, self.parts.histories))
         if config["source_datasets"]:  # the builtin LM is trained on all domains; views of the target add nothing to it
             backbone = assembly.backbone(config, _in_order([self.parts.domain, *self.others]))
             self.parts = replace(self.parts, backbone=backbone)
+            self.given = replace(self.given, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
-        self.merging = AdapterMerging(self.parts, MergeSettings.of(config), self.adapter_training.config)
-        self.scheme = config["weave"]
+        self.merging = AdapterMerging.of(config, self.parts, self.shape)
+        self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
             if unknown := [name for name in names if name not in SCHEMES]:
                 raise ValueError(f"{key}: {unknown[0]} is not one of {', '.join(SCHEMES)}")
 
+    def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
+        return {name: spec for scheme in (self.scheme, *self.controls) for name, spec in self._specs(scheme).items()}
+
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        self.schemes = {scheme: self._adapters(scheme) for scheme in (self.scheme, *self.controls)}
-        self.stages = {name: stage for adapters in self.schemes.values() for name, stage in adapters.items()}
-        self.weave = self.merging.stage("weave", self.schemes[self.scheme], candidates)
+        stages = self.adapter_stages(candidates)
+        sources = {name: stages[name] for name in self._specs(self.scheme)}
+        self.merged = self.merging.stages("weave", sources, candidates)
         count = 1 + len(self.others)
         logger.info(
             f"weave of {count} domains: with all of them as targets, there are {count} single-domain and "
-            f"{count * (count - 1) // 2} hybrid adapters; this run and its controls use {len(self.stages)}"
+            f"{count * (count - 1) // 2} hybrid adapters; this run and its controls use {len(stages)}"
         )
-        return [self.weave, *self.stages.values(), *self.retrieval()]
+        return [*self.merged.values(), *stages.values(), *self.retrieval()]
 
-    def _adapters(self, scheme: str) -> dict[str, Stage]:
+    def _specs(self, scheme: str) -> dict[str, AdapterSpec]:
         """The adapters that a scheme merges, by name; the target's is the first."""
         target = self.parts.domain
         if scheme == "data_merging":
@@ -81,20 +88,21 @@ class WeaveRec(LLMRanker):
             found |= {f"{_plain(other)} only": self._lora([other]) for other in self.others}
         return found
 
-    def _lora(self, mixture: Iterable[Domain]) -> Stage:
-        """A stage that depends only on its domains, not on which of them is the target."""
+    def _lora(self, mixture: Iterable[Domain]) -> AdapterSpec:
+        """An adapter that depends only on its domains, not on which of them is the target."""
         ordered = _in_order(mixture)
         name = "lora-" + "+".join(map(_plain, ordered))
-        return self.adapter_training.stage(name[:120], ordered, of_each=True)
+        return AdapterSpec(name[:120], ordered, of_each=True, most=self.most if len(ordered) > 1 else None)
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        merged = {"merged": results.folder(self.weave) / "merged"}
-        return merged | {name: results.folder(stage) for name, stage in self.stages.items()}
+        merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}
+        return {**merged, **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
-        found = {SCHEMES[scheme]: list(self.schemes[scheme]) for scheme in self.controls if len(self.schemes[scheme]) > 1}
+        controls = {SCHEMES[scheme]: list(self._specs(scheme)) for scheme in self.controls}
+        found = {name: adapters for name, adapters in controls.items() if len(adapters) > 1}
         if self.merging.settings.method != "uniform":  # otherwise it is the model's own row
-            found["uniform mix"] = list(self.schemes[self.scheme])
+            found["uniform mix"] = list(self._specs(self.scheme))
         return found
 
 

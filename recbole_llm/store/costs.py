@@ -61,6 +61,7 @@ class Cost:
         memory: peak bytes by part; parts that are not in memory together are not in one plan.
         train_flops, read_flops: floating-point operations on ``trained`` and ``read``; None: not estimated.
         exact: False if the tokens were extrapolated from a sample.
+        at_most: the tokens are an upper bound.
         note: what is not in the figures.
     """
 
@@ -73,6 +74,7 @@ class Cost:
     train_flops: float | None = None
     read_flops: float | None = None
     exact: bool = True
+    at_most: bool = False
     note: str = ""
 
     @property

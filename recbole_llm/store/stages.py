@@ -87,6 +87,11 @@ class Stage:
     with_imports: bool = True
     cost: Callable[[], Cost] | None = field(default=None, compare=False)
 
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder of its result."""
+        return f"{self.name}-{self.fingerprint[:12]}"
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that the result depends on, the code included."""
@@ -125,7 +130,7 @@ class StageCache:
 
     def folder(self, stage: Stage) -> Path:
         """The folder of a stage's result, which may not exist yet."""
-        return self.root / f"{stage.name}-{stage.fingerprint[:12]}"
+        return self.root / stage.folder_name
 
     def is_cached(self, stage: Stage) -> bool:
         """Whether the stage's result is complete."""

@@ -168,6 +168,7 @@ class TrainingLoop:
         for part in self.loss(self.state.step):
             part.backward()
             total = total + part.detach().cpu()
+            del part  # with its graph, before the next one is made
         self._check_finite("loss", total.item())
         if self.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_grad_norm)
@@ -249,10 +250,3 @@ class TrainingLoop:
 def validations(total_steps: int, eval_every: int) -> int:
     """How often a :class:`TrainingLoop` validates that does not stop early."""
     return -(-total_steps // eval_every) if eval_every else 1
-
-
-def cosine_with_warmup(optimizer: torch.optim.Optimizer, total_steps: int, warmup_ratio: float) -> Any:
-    """Linear warm-up, then cosine decay to zero, from ``transformers``; the schedule of RecCocktail."""
-    from transformers import get_cosine_schedule_with_warmup
-
-    return get_cosine_schedule_with_warmup(optimizer, int(np.ceil(total_steps * warmup_ratio)), total_steps)

@@ -17,8 +17,11 @@ import recbole_llm.model
 from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.config import LLMConfig
 from recbole_llm.costs.plan import TO_RUN
+from recbole_llm.evaluation.published import ALLMREC, RECCOCKTAIL, WEAVEREC
 from recbole_llm.evaluation.recommender import Recommender, recommender_of
 from recbole_llm.llm import backbones, text_backbone
+from recbole_llm.llm.generation import Generator
+from recbole_llm.llm.scoring import Scorer
 from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import MODELS
@@ -49,6 +52,13 @@ TRAINING_STAGES = {  # of each model the first stages that train something, one 
     "ALLMRec": ["alignment", "projection"],
     "Laser": ["phase-1", "phase-2"],
     "AlphaRec": [],
+}
+PUBLISHED = {  # protocols with generated answers, and the rows that are generated
+    "TALLRec": (RECCOCKTAIL, ["TALLRec", "no adapter"]),
+    "LoRACocktail": (RECCOCKTAIL, ["LoRACocktail", "no adapter"]),
+    "MoLoRec": (RECCOCKTAIL, ["MoLoRec", "no adapter"]),
+    "WeaveRec": (WEAVEREC, ["WeaveRec", "no adapter"]),
+    "ALLMRec": (ALLMREC, ["ALLMRec", "LLM only"]),
 }
 SMALL_LM = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400, "batch_tokens": 256, "vocab_size": 300}
 
@@ -146,6 +156,40 @@ def test_a_users_scores_depend_on_nobody_else(made, first_batch):
     alone = [score(made, interaction[i : i + 1], candidates[i : i + 1]) for i in range(7)]
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-4, rtol=0)
     assert together.shape == candidates[:7].shape and torch.isfinite(together).all()
+
+
+@every_backbone
+@torch.no_grad()
+def test_answers_are_generated_from_the_prompts_that_are_scored(made, first_batch, monkeypatch):
+    """By the models whose papers rank by generated titles, and by no other."""
+    (interaction, *_), candidates = first_batch
+    variants = made.trainer.recommender.variants()
+    protocol, rows = PUBLISHED.get(made.name, (None, []))
+    assert [row for row, variant in variants.items() if variant.answers] == rows
+    assert made.trainer.recommender.published == protocol
+    read: dict[str, tuple] = {}
+    answered = Generator.__call__
+
+    def scorer(self, model, prompts, answers, soft=None):
+        read["scored"] = model, prompts, soft
+        return torch.zeros(len(answers), len(answers[0]))
+
+    def generator(self, model, prompts, soft=None, complete=None):
+        read["generated"] = model, prompts, soft
+        return answered(replace(self, max_new_tokens=8), model, prompts, soft, complete)
+
+    monkeypatch.setattr(Scorer, "__call__", scorer)
+    monkeypatch.setattr(Generator, "__call__", generator)
+    users = interaction["user_id"].tolist()[:7]
+    for row in rows:
+        variants[row].score(interaction[:7], candidates[:7])
+        answers = variants[row].answers
+        found = answers.generate(users, candidates[:7])
+        (scored, prompts, soft), (generated, same, also) = read["scored"], read["generated"]
+        assert scored is generated and prompts == same and len(found) == 7
+        assert (soft is None) == (also is None) == (row != "ALLMRec") and (soft is None or torch.equal(soft, also))
+        assert found == [answers.generate(users[i : i + 1], candidates[i : i + 1])[0] for i in range(7)]
+        assert [*answers.titles][1:] == made.model.parts.domain.items.names[1:]
 
 
 # -- our own -----------------------------------------------------------------------------------------------------------
@@ -292,7 +336,7 @@ def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, tmp_path, 
         model.load(cache)
         batch = next(iter(fresh.train))[:16]
         parameters = dict(model.named_parameters())
-        losses["RecBole"] = overfit(SimpleNamespace(parameters=parameters, loss=lambda _: model.calculate_loss(batch)))
+        losses["RecBole"] = overfit(SimpleNamespace(parameters=parameters, loss=lambda _: [model.calculate_loss(batch)]))
     left = 0.9 if model.uses_cf_model else 0.7  # in front of a frozen LM that is random, there is less to win
     assert all(found[-1] < left * found[0] for found in losses.values()), losses
 

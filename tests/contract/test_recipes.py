@@ -1,183 +1,101 @@
-"""The papers' recipes: what each model is set to on each real backbone, held against what was published.
+"""The papers' recipes: the tables of docs/models, held against what each model is set to on each real backbone.
 
-A backbone's file (``properties/llm``) says what the backbone is; it must change nothing of a recipe.
+A row of the table in "Settings of the paper" has a key and its published value, in code, or words where the published system has
+no such value or we differ; the last column then names our default. A backbone's file (``properties/llm``) says what the backbone
+is; it must change nothing of a recipe.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
+from recbole.config import Config
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.property_files import PropertyFiles, merge, properties_folder
+from recbole_llm.quick_start import run_recbole_llm
 
 FILES = PropertyFiles(properties_folder())
 LLMS = FILES.names("llm")
-REAL = [name for name in LLMS if name != "builtin"]
+REAL = ["llama-3.1-8b", "opt-6.7b", "qwen2-7b", "qwen2.5-0.5b"]
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "models"
+HEADER = "| setting | key | published | source | ours |"
+# the pages whose tables a model has, later ones over earlier ones
+PAGES = {
+    "LoRACocktail": ["tallrec", "loracocktail"],
+    "MoLoRec": ["tallrec", "loracocktail", "molorec"],
+    "WeaveRec": ["tallrec", "weaverec"],
+}
+LORA = {"prompt", "top_k_target", "train_samples", "train_positions", "lora_epochs", "lora_batch_size", "lora_learning_rate"}
+LORA |= {"lr_scheduler_type", "r", "lora_alpha", "target_modules", "lora_valid", "held_out", "lora_eval_steps", "lora_patience"}
+MERGE = {"merge", "merge_start", "merge_granularity", "merge_first_tokens", "merge_prompts", "merge_split", "general_positions"}
+REQUIRED = {  # keys without which a page would not be the paper's recipe
+    "TALLRec": LORA,
+    "LoRACocktail": LORA | MERGE,
+    "MoLoRec": LORA | MERGE | {"merge_titles", "merge_learning_rate"},
+    "WeaveRec": LORA | {"merge", "weave_samples"},
+    "LlamaRec": LORA - {"prompt", "top_k_target", "held_out"}
+    | {"labelled_prompt", "warmup_steps", "load_in_4bit", "max_history"},
+    "ALLMRec": {
+        "soft_prompt",
+        "title_quote",
+        "user_before_bos",
+        "text_fields",
+        "stage1_epochs",
+        "stage2_epochs",
+        "alpha",
+        "beta",
+    },
+    "Laser": {"prompt", "cf_model", "laser_batch_size", "laser_optimizer", "lr_scheduler_type", "phase1_epochs", "phase2_epochs"},
+    "AlphaRec": {"hidden_multiplier", "eval_step", "stopping_step", "learning_rate", "num_negatives"},
+}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a paper.
+class Row(NamedTuple):
+    """A setting: its published value or, where that is no value of the key, our default; and the source."""
 
-    Attributes:
-        source: paper and section, or the authors' code where the paper does not say.
-        values: as published.
-        ours: where this package differs on purpose, with the reason in the model's documentation.
-    """
-
+    key: str
+    value: Any
     source: str
-    values: dict[str, Any]
-    ours: dict[str, Any] = field(default_factory=dict)
 
 
-# arXiv 2502.08271 v2, settings of the experiments; scripts/train_*.sh of the authors' code for examples, epochs and evaluation
-# steps (the best checkpoint is used, training does not stop early); defaults of LLaMA-Factory 0.9.1 where both are silent
-RECCOCKTAIL = {
-    "r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.05,
-    "target_modules": "all-linear",
-    "use_rslora": False,
-    "train_samples": 30_000,
-    "lora_epochs": 4,
-    "lora_batch_size": 128,
-    "lora_learning_rate": 2e-4,
-    "warmup_ratio": 0.05,
-    "lora_eval_steps": 30,
-    "lora_patience": 0,
-    "lora_train_mode": "prefix",
-    "prompt": "listwise",
-    "scorer": "tree",
-    "system": "You are a helpful recommendation assistant.",
-}
-SEPARATORS = {"history_separator": " || ", "candidate_separator": " || "}  # "||" without blanks in the authors' code
+def value_of(text: str) -> Any:
+    """A value as a property file has it; ``1e-4`` is a number."""
+    return yaml.load(text, Loader=Config._build_yaml_loader(None))
 
-RECIPES = {
-    "TALLRec": Recipe(
-        "arXiv 2502.08271 v2, baselines: RecCocktail's prompt and LoRA, on the target alone", RECCOCKTAIL, SEPARATORS
-    ),
-    "LoRACocktail": Recipe(
-        "arXiv 2502.08271 v2, settings of the experiments; equations (6) to (9) for the mixture",
-        {**RECCOCKTAIL, "domain_max_views": 8, "merge_prompts": 50, "merge_granularity": "global", "merge": "entropy"},
-        {**SEPARATORS, "top_k_target": 1, "merge_split": "valid", "merge_first_tokens": 0},
-    ),
-    "MoLoRec": Recipe(
-        "arXiv 2502.08271 v1; data/data_process.py and src/mlora3 of the authors' code",
-        {
-            **RECCOCKTAIL,
-            "top_k_target": 5,
-            "merge": "entropy",
-            "merge_granularity": "module",
-            "merge_prompts": 100,
-            "merge_first_tokens": 3,
-        },
-        {**SEPARATORS, "merge_split": "valid"},
-    ),
-    "WeaveRec": Recipe(
-        "arXiv 2510.26546; scripts/train_lora.sh, traindata/combine.py and result/change_weights.py of the authors' code",
-        {
-            **RECCOCKTAIL,
-            "train_samples": 40_000,
-            "lora_epochs": 2,
-            "weave": "hybrid",
-            "merge": "uniform",
-            "domain_max_views": 3,
-        },
-        {**SEPARATORS, "top_k_target": 1},
-    ),
-    "LlamaRec": Recipe(
-        "arXiv 2311.02089; the authors' code",
-        {
-            "scorer": "label",
-            "r": 8,
-            "lora_alpha": 32,
-            "lora_dropout": 0.05,
-            "target_modules": ["q_proj", "v_proj"],
-            "train_samples": None,
-            "lora_epochs": 1,
-            "lora_batch_size": 16,
-            "lora_learning_rate": 1e-4,
-            "lora_eval_steps": 100,
-            "lora_patience": 20,
-            "lora_train_mode": "prefix",
-            "max_history": 20,
-            "max_title_tokens": 32,
-            "max_prompt_tokens": 1536,
-            "system": None,
-        },
-    ),
-    "ALLMRec": Recipe(
-        "arXiv 2404.11343 v2, settings of the experiments and Table 3",
-        {
-            "soft_prompt": "allmrec",
-            "history_separator": '", "',
-            "candidate_separator": '", "',
-            "system": None,
-            "max_history": 10,
-            "cf_model": "SASRec",
-            "joint_size": 128,
-            "alpha": 0.5,
-            "logits": "sum",
-            "match_negatives": False,
-            "tune_text_encoder": True,
-            "stage1_samples": None,
-            "stage1_epochs": 10,
-            "stage1_batch_size": 32,
-            "stage1_learning_rate": 1e-4,
-            "train_samples": None,
-            "all_positions": False,
-            "stage2_epochs": 5,
-            "stage2_batch_size": 4,
-            "stage2_learning_rate": 1e-4,
-        },
-    ),
-    "Laser": Recipe(
-        "arXiv 2409.01605 v1, settings of the experiments, Tables 2 and 7",
-        {
-            "prompt": "laser",
-            "history_label": ">> {k}. ",
-            "history_separator": "\n",
-            "system": None,
-            "max_history": 10,
-            "metrics": ["Recall", "NDCG", "MRR"],
-            "topk": [10],
-            "candidate_phases": [],
-            "num_experts": 8,
-            "prefix_length": 32,
-            "pooling": "suffix",
-            "m_former_hidden_size": 768,
-            "m_former_num_layers": 12,
-            "m_former_num_heads": 12,
-            "temperature": 0.05,
-            "load_balance_weight": 0.01,
-            "train_samples": None,
-            "warmup_epochs": 0,
-            "phase1_epochs": 15,
-            "phase1_learning_rate": 1e-4,
-            "phase2_epochs": 5,
-            "phase2_learning_rate": 1e-4,
-        },
-        {"cf_model": "SASRec", "laser_batch_size": 32},  # BERT4Rec and 4 in the paper
-    ),
-    "AlphaRec": Recipe(
-        "arXiv 2407.05441; the authors' code",
-        {
-            "embedding_size": 64,
-            "n_layers": 2,
-            "hidden_multiplier": 0.5,
-            "temperature": 0.15,
-            "num_negatives": 256,
-            "learning_rate": 5e-4,
-            "train_batch_size": 4096,
-            "stopping_step": 20,
-        },
-    ),
-}
+
+def rows(page: str, after: str = "## Settings of the paper") -> Iterator[Row]:
+    text = (DOCS / f"{page}.md").read_text().split(after)[1]
+    lines = iter(text[text.index(HEADER) :].splitlines()[2:])
+    for line in lines:
+        if not line.startswith("|"):
+            return
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+        assert len(cells) == 5, line
+        _, key, published, source, ours = cells
+        value = re.fullmatch(r"`(.*)`", published) or re.match(r"default `([^`]*)`", ours)
+        assert value, f"{page}: {line} has neither a published value nor a default"
+        assert source, f"{page}: {line} has no source"
+        yield Row(key.strip("`"), value_of(value[1]), source)
+
+
+def recipe(model: str) -> dict[str, Any]:
+    return {row.key: row.value for page in PAGES.get(model, [model.lower()]) for row in rows(page)}
+
+
+def setting(config: LLMConfig, key: str) -> Any:
+    """The value of ``key``, or of the inner key ``outer.inner``."""
+    outer, *inner = key.split(".")
+    return reduce(lambda value, name: value[name], inner, config[outer])
+
+
 # what the file of a backbone may set: what it is, and what fits into memory
 ABOUT_BACKBONES = {
     "llm_path",
@@ -191,7 +109,7 @@ ABOUT_BACKBONES = {
     "score_batch_tokens",
 }
 # what it may set for one model alone
-FOR_ONE_MODEL: set[str] = set()
+FOR_ONE_MODEL = {"load_in_4bit"}
 
 
 def composed(model: str, llm: str | None) -> LLMConfig:
@@ -217,6 +135,13 @@ def tiny_stand_in(llm: str, tiny_lm: Path) -> dict[str, Any]:
         "train_samples": 32,
         "valid_users": 20,
         "lora_eval_steps": None,
+        "load_in_4bit": False,
+        "general_samples": 32,
+        "general_epochs": 1,
+        "merge_learning_rate": 0.1,
+        "merge_titles": 2,
+        "weave_controls": [],
+        "domain_max_views": 2,
         "stage1_epochs": 1,
         "stage1_samples": 64,
         "stage2_epochs": 1,
@@ -237,20 +162,27 @@ def tiny_stand_in(llm: str, tiny_lm: Path) -> dict[str, Any]:
     }
 
 
-def test_every_model_has_a_recipe() -> None:
-    assert RECIPES.keys() == registry.MODELS.keys()
-
-
-@pytest.mark.parametrize("llm", [*REAL, None])
-@pytest.mark.parametrize("model", RECIPES)
-def test_a_model_has_its_papers_settings_on_every_backbone(model: str, llm: str | None) -> None:
-    recipe, config = RECIPES[model], composed(model, llm)
-    expected = recipe.values | recipe.ours
-    assert {key: config[key] for key in expected} == expected, recipe.source
+@pytest.mark.parametrize("model", registry.MODELS)
+def test_every_model_has_a_table_with_what_makes_its_recipe(model: str) -> None:
+    assert REQUIRED[model] <= recipe(model).keys()
 
 
 @pytest.mark.parametrize("llm", REAL)
-@pytest.mark.parametrize("model", RECIPES)
+@pytest.mark.parametrize("model", registry.MODELS)
+def test_a_model_has_its_papers_settings_on_every_backbone(model: str, llm: str) -> None:
+    config, expected = composed(model, llm), recipe(model)
+    assert {key: setting(config, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("llm", REAL)
+def test_tallrecs_own_form_has_its_papers_settings(llm: str) -> None:
+    config = LLMConfig("TALLRec", "ml-100k", ["properties/tallrec/yes-no.yaml"], {"llm": llm})
+    expected = {row.key: row.value for row in rows("tallrec", after="## The original form: Yes or No")}
+    assert {key: setting(config, key) for key in expected} == expected and len(expected) > 15
+
+
+@pytest.mark.parametrize("llm", REAL)
+@pytest.mark.parametrize("model", registry.MODELS)
 def test_a_backbone_changes_nothing_of_a_recipe(model: str, llm: str) -> None:
     own, plain = composed(model, llm).plain(), composed(model, None).plain()
     changed = {key for key in own.keys() | plain.keys() if own.get(key) != plain.get(key)} - {"llm"}
@@ -265,14 +197,35 @@ def test_files_of_backbones_say_what_a_backbone_is(llm: str) -> None:
 
 
 @pytest.mark.parametrize("llm", LLMS)
-@pytest.mark.parametrize("model", RECIPES)
+@pytest.mark.parametrize("model", registry.MODELS)
 def test_every_llm_has_a_stand_in(model: str, llm: str, tmp_path: Path) -> None:
     config = LLMConfig(model, "tiny", config_dict=tiny_stand_in(llm, tmp_path))
     assert (config["llm"], config["llm_path"]) == (llm, str(tmp_path))
     assert config["prompt"] == composed(model, llm)["prompt"]
 
 
-@pytest.mark.parametrize("model", [name for name in RECIPES if name != "AlphaRec"])  # which reads no LLM
+FAST = {("qwen2-7b", model) for model in ("MoLoRec", "LlamaRec", "ALLMRec", "Laser")}  # one of each kind
+
+
+@pytest.mark.parametrize(
+    "llm, model",
+    [
+        pytest.param(llm, model, marks=[] if (llm, model) in FAST else pytest.mark.slow)
+        for llm in REAL
+        for model in registry.MODELS
+        if model != "AlphaRec"
+    ],
+)
+def test_a_recipe_runs_on_tiny_weights(llm: str, model: str, data_path: Path, tiny_lm: Path, tmp_path: Path) -> None:
+    own = {"data_path": str(data_path), "checkpoint_dir": str(tmp_path / "saved"), "show_progress": False, "epochs": 1}
+    own |= {"category_field": "genre", "year_field": "year", "candidates": {"num_negatives": 9}}
+    result = run_recbole_llm(model, "tiny", config_dict={**tiny_stand_in(llm, tiny_lm), **own})
+    assert all(0 <= value <= 1 for value in result["test_result"].values())
+    if model in ("LoRACocktail", "MoLoRec"):
+        assert "lattice, candidate entropy" in result["variants"]  # ours, beside the published merge
+
+
+@pytest.mark.parametrize("model", [name for name in registry.MODELS if name != "AlphaRec"])  # which reads no LLM
 def test_the_builtin_lm_has_its_own_training_settings(model: str) -> None:
     """Its files stand over the recipe, and change nothing else of it."""
     own, plain = composed(model, "builtin").plain(), composed(model, None).plain()

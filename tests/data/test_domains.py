@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,34 @@ def test_the_last_position_is_a_window_wider_than_any_history(
     last = domains.training_examples(sources, positions="last", samples=samples, seed=3, of_each=of_each)
     assert last == domains.training_examples(sources, window=10**9, samples=samples, seed=3, of_each=of_each)
     assert all(found.end == mixture[found.domain][found.user] - 1 for found in last)
+
+
+@given(mixture=lengths, samples=st.integers(1, 8), of_each=st.booleans())
+def test_the_last_of_every_user_and_some_of_the_others(mixture: list[list[int]], samples: int, of_each: bool) -> None:
+    """RecCocktail's ingredient; ``samples`` counts the others alone."""
+    sources = [domain([list(range(size)) for size in sizes]) for sizes in mixture]
+    found = domains.training_examples(sources, positions="last_and_others", samples=samples, seed=3, of_each=of_each)
+    last = domains.training_examples(sources, positions="last", samples=None, seed=3)
+    assert len({*found}) == len(found) and {*last} <= {*found}
+    left = [sum(max(0, size - 2) for size in sizes) for sizes in mixture]
+    assert len(found) - len(last) == (sum(min(samples, one) for one in left) if of_each else min(samples, sum(left)))
+
+
+def test_one_example_of_each_user_whatever_the_length_of_the_history() -> None:
+    """RecCocktail's base spirit: heavy users and large domains do not count more."""
+    sources = [domain([list(range(2))] * 5 + [list(range(50))] * 2), domain([list(range(9))] * 3)]
+    found = domains.training_examples(sources, positions="last", samples=None, seed=0)
+    assert Counter(example.domain for example in found) == {0: 7, 1: 3}
+
+
+def test_no_more_of_each_domain_than_asked_for() -> None:
+    """WeaveRec's hybrids: the file of a domain is made first, then examples are drawn from it."""
+    one, other = domain([list(range(9))] * 20), domain([list(range(5))] * 3)
+    draw = partial(domains.training_examples, positions="last_and_others", samples=30, seed=1, of_each=True)
+    assert Counter(found.domain for found in draw([one, other])) == {0: 50, 1: 12}
+    both, alone = draw([other, one], most=40), draw([one], most=40)
+    assert Counter(found.domain for found in both) == {0: 12, 1: 40}
+    assert {found[1:] for found in alone} == {found[1:] for found in both if found.domain == 1}
 
 
 def test_a_window_beside_the_last_position_is_refused() -> None:

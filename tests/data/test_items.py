@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import csv
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_llm.data.items import ItemTexts, restore_article
+from recbole_llm.data.items import COLUMNS, ItemTexts, chosen_columns, restore_article, text_fields
 
 HEADER = "item_id:token\ttitle:token_seq\tyear:token\tbrand:token\tgenre:token_seq"
 FIELDS = {"year_field": "year", "brand_field": "brand", "category_field": "genre"}
@@ -189,10 +190,22 @@ def test_same_as_csv_without_quoting(tmp_path: Path) -> None:
     assert items.titles[1:] == [row[1] for row in rows[1:]]
 
 
-def test_a_title_may_go_by_several_names(tmp_path: Path) -> None:
-    from recbole_llm.data.items import first_column
+def test_columns_may_go_by_several_names(tmp_path: Path) -> None:
+    file = tmp_path / "d.item"
+    file.write_text("item_id:token\ttitle:token_seq\tdetails:token_seq\n1\tHeat\tA heist.\n")
+    config: dict[str, object] = dict.fromkeys(["title_field", *COLUMNS])
+    config |= {"title_field": ["movie_title", "title"], "description_field": ["description", "details"], "brand_field": ["brand"]}
+    expected = {**dict.fromkeys(COLUMNS), "title_field": "title", "description_field": "details"}
+    assert chosen_columns(file, config) == expected
+    assert chosen_columns(file, {**config, "title_field": ["a", "b"]})["title_field"] == "a"
+    assert chosen_columns(file, {**dict.fromkeys(COLUMNS), "title_field": "b"})["title_field"] == "b"
 
-    path = tmp_path / "x.item"
-    path.write_text("item_id:token\ttitle:token_seq\n1\tHeat\n")
-    assert first_column(path, ["movie_title", "title"]) == "title"
-    assert first_column(path, ["movie_title", "name"]) == "movie_title" == first_column(path, "movie_title")
+
+def test_a_description_replaces_the_other_columns_where_it_is_read(tmp_path: Path) -> None:
+    columns = {"year_field": "year", "description_field": "details"}
+    items = ItemTexts(["", "Heat"], ["", "Heat"], {"year": ["", "1995"], "details": ["", "A heist."]}, columns)
+    assert text_fields({"text_fields": None}, items) == ["year"]
+    assert text_fields({"text_fields": None}, items, described=True) == ["details"]
+    assert text_fields({"text_fields": []}, items, described=True) == []
+    without = replace(items, columns={"year_field": "year"})
+    assert text_fields({"text_fields": None}, without, described=True) == ["year"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from recbole_llm.config.property_files import PropertyFiles, properties_folder
 from recbole_llm.data.prompts import Example, Prompt, PromptBuilder, PromptSettings, number_soft_tokens
 from recbole_llm.data.tokens import tokenise_as_text
 
@@ -49,7 +50,7 @@ def build(tokenizer: PreTrainedTokenizerFast, names: list[str] | None = None, **
         "candidate_separator": " || ",
         **options,
     }
-    words = {key: options.pop(key) for key in ("noun", "verb")}
+    words = {key: options.pop(key) for key in ("noun", "verb", "verb_base") if key in options}
     return PromptBuilder(tokenizer, names or NAMES, settings=PromptSettings(**options), **words)
 
 
@@ -584,3 +585,53 @@ def test_soft_tokens_around_a_prompt(tokenizer: PreTrainedTokenizerFast) -> None
     answered = found + [8, 9]
     assert answered == Prompt([0, 0, 5, 0, 7, 0, 8, 9], found.soft_slots) and len(answered) == len(found) + 2
     assert Example.of(found, [8, 9]) == Example(answered, [0] * 6 + [1] * 2)
+
+
+PUBLISHED = PropertyFiles(properties_folder()).read("overall")["prompts"]
+
+
+def test_the_prompt_of_reccocktail_has_its_separators_and_a_random_tail(tokenizer: PreTrainedTokenizerFast) -> None:
+    template = PUBLISHED["reccocktail"].replace("{top_k}", "5")
+    bare = {"history_separator": "||", "candidate_separator": "||", "verb_base": "watch"}
+    builder = build(tokenizer, template=template, system="You are a helpful recommendation assistant.", **bare)
+    text = tokenizer.decode(builder.prompt([1, 3], [5, 2, 4]).ids)
+    assert text.startswith("You are a helpful recommendation assistant.\nGiven the following history of movies")
+    assert "watched:[Toy Story||Heat]. Please select the top 5 most likely movies that the user will watch next" in text
+    assert text.endswith("Candidates: [Brazil||Cape Fear (1962)||The Usual Suspects]. The top 5 most likely movies are:")
+    assert tokenizer.decode(builder.ranking([5, 2, 4])) == "Brazil||Cape Fear (1962)||The Usual Suspects</s>"
+
+
+def test_the_prompt_of_allmrec_has_soft_tokens_before_bos_and_after_quoted_titles(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer(bos=True)
+    template = PUBLISHED["allmrec"].replace("{user}", "{user} is a user representation.")
+    quoted = {"title_quote": '"', "history_separator": ", ", "candidate_separator": ", ", "verb_base": "watch"}
+    builder = build(tokenizer, template=template, user_before_bos=True, item_tokens=True, **quoted)
+    prompt = builder.prompt([1, 3], [5, 2], user=99)
+    assert prompt.soft_slots[0] == 99 and prompt.ids[1] == tokenizer.bos_token_id
+    marked = [*prompt.ids]
+    for position in prompt.soft_slots:
+        marked[position] = tokenizer("#", add_special_tokens=False).input_ids[0]
+    assert tokenizer.decode(marked) == (
+        '#<s> is a user representation.This user has watched "Toy Story"#, "Heat"# in the previous. Recommend one next movie for '
+        'this user to watch next from the following movie title set, "Brazil"#, "Cape Fear (1962)"#. The recommendation is'
+    )
+    assert tokenizer.decode(builder.answers[3]) == ' "Heat"</s>'
+    with pytest.raises(ValueError, match="user_before_bos: needs a template that begins with {user}"):
+        build(tokenizer, user_before_bos=True)
+
+
+def test_a_quoted_title_is_cut_between_its_quotes(tokenizer: PreTrainedTokenizerFast) -> None:
+    builder = build(tokenizer, ["", "x" * 1_000], title_quote='"', max_title_tokens=4)
+    answer = tokenizer.decode(builder.answers[1])
+    assert answer.startswith(' "x') and answer.endswith('x"</s>') and len(answer) < 1_000
+
+
+def test_the_prompt_of_llamarec_numbers_the_history_and_labels_the_candidates(tokenizer: PreTrainedTokenizerFast) -> None:
+    marks = {"history_label": "({k}) ", "candidate_label": "({label}) ", "labels": ("A", "B")}
+    between = {"history_separator": " \n ", "candidate_separator": " \n "}
+    builder = build(tokenizer, template=PUBLISHED["llamarec"], **marks, **between)
+    text = tokenizer.decode(builder.prompt([1, 3], [5, 2]).ids)
+    assert "### Input:\nUser history: (1) Toy Story \n (2) Heat; \n Candidates: (A) Brazil \n (B) Cape Fear (1962)\n\n" in text
+    assert text.startswith("### Instruction:\n") and text.endswith("\n\n### Response:\n")
+    with pytest.raises(ValueError, match="candidate_label: needs the slot {label}"):
+        build(tokenizer, template=PUBLISHED["llamarec"], candidate_label="-", labels=("A", "B"))

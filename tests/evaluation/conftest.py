@@ -42,6 +42,8 @@ def run(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory
                 "valid_users": 10,
                 "prompt": "history",
                 "lora_train_mode": "sequence",
+                "train_positions": "all",
+                "general_positions": "all",
             }
             before = Path.cwd()
             os.chdir(folder)

@@ -44,9 +44,9 @@ def test_loss_and_gradient_equal_those_of_all_logits(name: str, monkeypatch: pyt
     model.get_input_embeddings().weight.normal_()
     weight = next(p for key, p in model.named_parameters() if "q_proj" in key).requires_grad_()
     head, sizes = model.get_output_embeddings(), []
-    lm_loss(model, EXAMPLES, 0)
+    lm_loss(model, EXAMPLES)
     head.register_forward_hook(lambda _, __, logits: sizes.append(logits.shape[:-1].numel()))
-    found = lm_loss(model, EXAMPLES, 0)
+    found = lm_loss(model, EXAMPLES)
     assert sizes == (
         [6] if name in ("gemma2", "cohere") else [1, 2, 2, 2]
     )  # the first is the model's own call, which is not used
@@ -55,14 +55,14 @@ def test_loss_and_gradient_equal_those_of_all_logits(name: str, monkeypatch: pyt
     torch.testing.assert_close(found, oracle)
     torch.testing.assert_close(gradient, torch.autograd.grad(3 * oracle, weight)[0], atol=1e-6, rtol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(lm_loss(model, EXAMPLES, 0), oracle)
+        torch.testing.assert_close(lm_loss(model, EXAMPLES), oracle)
 
 
 def test_a_head_that_is_trained_gets_its_gradient() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     head = model.get_output_embeddings().weight
-    (found,) = torch.autograd.grad(lm_loss(model, EXAMPLES, 0), head)
+    (found,) = torch.autograd.grad(lm_loss(model, EXAMPLES), head)
     (oracle,) = torch.autograd.grad(expected(model), head)
     assert found.abs().max() > 1e-3
     torch.testing.assert_close(found, oracle, atol=1e-6, rtol=1e-4)
@@ -75,5 +75,5 @@ def test_trying_the_head_draws_nothing() -> None:
     losses = []
     for _ in range(2):  # the first one tries the head
         torch.manual_seed(1)
-        losses.append(lm_loss(model, EXAMPLES, 0).item())
+        losses.append(lm_loss(model, EXAMPLES).item())
     assert losses[0] == losses[1]

@@ -49,6 +49,8 @@ def test_the_fingerprint_follows_the_precision_that_is_resolved(tiny_lm: Path, m
     assert Backbone(settings_of(tiny_lm, device="cuda")).fingerprint == found["bfloat16"]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert Backbone(settings_of(tiny_lm, device="cuda")).fingerprint == found["float32"]
+    tf32 = [settings_of(tiny_lm, device=device, float32_matmul_precision="high") for device in ("cpu", "cuda")]
+    assert [Backbone(own).fingerprint == found["float32"] for own in tf32] == [True, False]  # rounds where there is TF32
 
 
 @pytest.mark.usefixtures("nothing_loads")

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from recbole_llm.llm import causal_lm, identity
 from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm
-from tests.llm.conftest import FAMILIES
+from tests.llm import families
+from tests.llm.conftest import FAMILIES, tiny_tokenizer
 
 
 @pytest.fixture
@@ -111,3 +112,28 @@ def test_fingerprint_follows_the_weights_and_nothing_else(folder, build_model, m
 
 def test_fingerprint_of_the_hub_is_its_revision():
     assert fingerprint("Qwen/Qwen2.5-0.5B", "abc") == "Qwen/Qwen2.5-0.5B@abc"
+
+
+def test_a_model_without_sdpa_runs_eager_attention(tmp_path, caplog):
+    families.build("gpt_neo").save_pretrained(tmp_path / "neo")
+    families.build("rwkv").save_pretrained(tmp_path / "rwkv")
+    for name in ("neo", "rwkv"):
+        tiny_tokenizer(eos_token="</s>").save_pretrained(tmp_path / name)
+        load_causal_lm(tmp_path / name, attn_implementation="sdpa", dtype="float32")
+    assert "attn_implementation: sdpa cannot run" in caplog.text and "eager takes its place" in caplog.text
+
+
+def test_attention_that_a_machine_lacks_is_refused_by_its_key(tmp_path):
+    families.build("llama").save_pretrained(tmp_path)
+    tiny_tokenizer(eos_token="</s>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="attn_implementation: flash_attention_2.*choose attn_implementation: sdpa or eager"):
+        load_causal_lm(tmp_path, attn_implementation="flash_attention_2")
+
+
+def test_what_is_no_causal_lm_is_refused_by_its_key(tmp_path):
+    from transformers import T5Config
+
+    T5Config().save_pretrained(tmp_path)
+    tiny_tokenizer(eos_token="</s>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="llm_path: .*cannot be loaded.*T5Config.*choose a causal LM of text"):
+        load_causal_lm(tmp_path, attn_implementation="sdpa")

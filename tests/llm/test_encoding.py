@@ -51,6 +51,7 @@ def test_neither_padding_nor_the_others_of_a_batch_change_a_vector(build_model, 
     close(encode(model, [Prompt([6] * 60), *ROWS], 0, mean=mean)[1:], together)
     close(encode(model, ROWS[::-1], 0, mean=mean), together.flip(0))
     close(encode(model, ROWS, 17, mean=mean), together)  # another token to pad with
+    close(encode(model, ROWS, None, mean=mean), together)  # rows of equal length, without padding
 
 
 @pytest.mark.parametrize("family", FAMILIES)

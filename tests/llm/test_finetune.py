@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import finetune as module
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
-from recbole_llm.llm.lora import WEIGHTS_FILE, load_adapters
+from recbole_llm.llm.lora import load_adapters
 from recbole_llm.store.stages import StageCache, Work
 from recbole_llm.training.loop import LoopOptions
+from recbole_llm.training.schedule import Schedule
 
 EXAMPLES = [TrainingExample(0, user, end) for user in range(5) for end in (1, 2)]
 PAD = 2
@@ -42,7 +44,10 @@ def training_config(**changes) -> LoRATrainingConfig:
         epochs=2,
         batch_size=4,
         learning_rate=1e-2,
-        warmup_ratio=0.1,
+        schedule=Schedule(warmup_ratio=0.1),
+        positions="all",
+        valid="ranking",
+        held_out=0.02,
         max_grad_norm=1.0,
         eval_steps=None,
         patience=0,
@@ -67,7 +72,6 @@ def run(
         examples,
         encode,
         training_config(**changes),
-        pad_token_id=PAD,
         validate=validate,
         work=Work(folder / "out", folder / "scratch", StageCache(folder)),
         options=LoopOptions(save_every=save_every, show_progress=False, **(options or {})),

@@ -51,7 +51,7 @@ def saved_bytes(model: Any, tokens: int, soft: torch.Tensor | None = None) -> in
 
     row = Prompt([5] * (tokens + 1), {} if soft is None else {0: 0})
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = lm_loss(model, [Example(row, [1] * (tokens + 1))], 0, soft=soft)
+        loss = lm_loss(model, [Example(row, [1] * (tokens + 1))], soft=soft)
     del loss
     return sum(found.values())
 

@@ -74,8 +74,8 @@ def test_the_weighted_parts_make_the_mean_over_all_answer_tokens(lm):
     assert len(cut) > 2 and len({share for _, share in cut}) > 1
     assert sum(share for _, share in cut) == pytest.approx(1)
     with torch.no_grad():
-        summed = sum(share * lm_loss(lm, batch, 0) for batch, share in cut)
-        torch.testing.assert_close(summed, lm_loss(lm, examples, 0), atol=1e-6, rtol=0)
+        summed = sum(share * lm_loss(lm, batch) for batch, share in cut)
+        torch.testing.assert_close(summed, lm_loss(lm, examples), atol=1e-6, rtol=0)
         logits = [lm(torch.tensor([one.row.ids])).logits[0, :-1] for one in examples[:-1]]
     answers = [(logit[1:], torch.tensor(one.row.ids[2:])) for logit, one in zip(logits, examples, strict=False)]
     oracle = F.cross_entropy(torch.cat([some for some, _ in answers]), torch.cat([some for _, some in answers]))
@@ -96,7 +96,7 @@ def test_chosen_tokens_stay_when_a_training_resumes_with_less_memory_and_given_o
 
 def test_checkpointing_works_for_a_frozen_lm_in_eval_mode_with_soft_tokens(lm, tmp_path):
     examples = [Example.of(Prompt([5, 0, 6], {1: 0}), [11, 12]), Example.of(Prompt([0, 7], {0: 1}), [13])]
-    lm_loss(lm, examples, 0, soft=torch.zeros(2, lm.config.hidden_size))  # the first loss of an LM also tries its head
+    lm_loss(lm, examples, soft=torch.zeros(2, lm.config.hidden_size))  # the first loss of an LM also tries its head
     entered = []
     layer = lm.model.layers[0]
     layer.register_forward_pre_hook(lambda *_: entered.append(lm.training))
@@ -105,7 +105,7 @@ def test_checkpointing_works_for_a_frozen_lm_in_eval_mode_with_soft_tokens(lm, t
     for on in (False, True):
         soft = torch.linspace(-1, 1, 2 * lm.config.hidden_size).view(2, -1).requires_grad_()
         with bounded_memory(lm, LoopOptions(gradient_checkpointing=on), tmp_path):
-            lm_loss(lm, examples, 0, soft=soft).backward()
+            lm_loss(lm, examples, soft=soft).backward()
         gradients.append(soft.grad)
         assert entered.count("mlp") == 1 + on and not lm.training  # computed again in the backward pass
         entered.clear()

@@ -18,7 +18,7 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.backbones import Backbone, BackboneSettings
 from recbole_llm.llm.causal_lm import CausalLM
-from recbole_llm.llm.finetune import lm_loss
+from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import attach_lora
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.llm.text_backbone import TextBackbone
@@ -85,7 +85,7 @@ def test_a_lora_of_a_few_steps_lowers_the_loss(smollm2: CausalLM, prompt: Callab
         losses = []
         for _ in range(4):
             optimizer.zero_grad()
-            loss = lm_loss(model, examples, 2)
+            loss = lm_loss(model, examples)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())

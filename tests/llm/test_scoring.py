@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from recbole_llm.data.prompts import Example, Prompt
+from recbole_llm.llm import scoring
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.lora import AdapterView
 from recbole_llm.llm.packing import Branches, token_batches
 from recbole_llm.llm.scoring import STRATEGIES, Scorer
 from tests.llm.conftest import FAMILIES, VOCABULARY
@@ -137,14 +139,116 @@ def test_logits_are_made_only_where_they_are_read(build_model, strategy):
     hook = model.lm_head.register_forward_hook(lambda _, inputs, out: made.append(out.shape[:-1].numel()))
     Scorer(strategy)(model, prompts, answers)
     hook.remove()
-    assert sum(made) == {"naive": 2 * 6, "prefix": 2 + 8, "tree": 2 + 6, "label": 2}[strategy]
+    assert sum(made) == {"naive": 2 * 6, "prefix": 2 + 5, "tree": 2 + 5, "label": 2}[strategy]
 
 
 def test_a_large_vocabulary_is_normalised_in_pieces(build_model, monkeypatch):
     model, (prompts, answers) = build_model("llama"), users()
     whole = Scorer()(model, prompts, answers)
-    monkeypatch.setattr("recbole_llm.llm.scoring.LOGITS_AT_ONCE", 2 * VOCABULARY + 1)
+    monkeypatch.setitem(scoring.LOGITS_AT_ONCE, "cpu", 2 * VOCABULARY + 1)
     assert torch.equal(Scorer()(model, prompts, answers), whole)
+
+
+def tokens_run(model, scorer, prompts, answers, soft=None):
+    """The scores, and the number of tokens that went through the model, padding included."""
+    seen = []
+    hook = model.base_model.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    scores = scorer(model, prompts, answers, soft)
+    hook.remove()
+    return scores, sum(seen)
+
+
+def beginning_alike(number, start, lengths):
+    draw = torch.Generator().manual_seed(3)
+    first = torch.randint(3, VOCABULARY, (start,), generator=draw).tolist()
+    rest = [torch.randint(3, VOCABULARY, (length,), generator=draw).tolist() for length in lengths[:number]]
+    for place, row in enumerate(rest):
+        row[:1] = [3 + place][: len(row)]  # they differ from here on
+    return [Prompt(first + row) for row in rest]
+
+
+@pytest.mark.parametrize("strategy", ["tree", "prefix", "label"])
+def test_a_common_beginning_is_run_once(build_model, strategy):
+    model, (_, answers) = build_model("llama-gqa"), users(4)
+    answers = answers_for(strategy, answers)
+    prompts = beginning_alike(4, 40, [9, 3, 6, 1])
+    found, number = tokens_run(model, Scorer(strategy, batch_tokens=1), prompts, answers)
+    apart, whole = tokens_run(model, Scorer(strategy, batch_tokens=1, share=False), prompts, answers)
+    assert whole - number == 3 * 40  # with one user in a batch there is no padding
+    torch.testing.assert_close(found, Scorer("naive")(model, prompts, answers), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, apart, atol=1e-4, rtol=0)
+    together = Scorer(strategy, batch_tokens=10**6)(model, prompts, answers)  # rows are padded behind the beginning
+    torch.testing.assert_close(found, together, atol=1e-4, rtol=0)
+
+
+def test_a_beginning_is_shared_only_where_it_pays(build_model):
+    model, (_, answers) = build_model("llama"), users(2)
+    scorer, apart = Scorer(batch_tokens=1), Scorer(batch_tokens=1, share=False)
+    for start, lengths, gain in ((1, [30, 30], 0), (4, [30, 30], 4), (20, [1, 1], 20)):
+        prompts = beginning_alike(2, start, lengths)
+        assert tokens_run(model, apart, prompts, answers)[1] - tokens_run(model, scorer, prompts, answers)[1] == gain
+    assert tokens_run(model, scorer, prompts[:1], answers[:1])[1] == tokens_run(model, apart, prompts[:1], answers[:1])[1]
+    same = [prompts[0]] * 2  # the last token stays each user's own
+    assert tokens_run(model, apart, same, answers)[1] - tokens_run(model, scorer, same, answers)[1] == len(prompts[0]) - 1
+
+
+def test_a_beginning_ends_before_a_soft_token(build_model):
+    model, (_, answers) = build_model("llama"), users(2)
+    soft = model.get_input_embeddings()(torch.tensor([7, 9])) + 1  # [2, D]
+    prompts = [Prompt([5] * 30 + [0] + [6] * 5, {30: user}) for user in range(2)]
+    found, number = tokens_run(model, Scorer(batch_tokens=1), prompts, answers, soft)
+    apart, whole = tokens_run(model, Scorer(batch_tokens=1, share=False), prompts, answers, soft)
+    assert whole - number == 30
+    torch.testing.assert_close(found, apart, atol=1e-4, rtol=0)
+    assert (found[0] - Scorer()(model, prompts, answers, soft.flip(0))[0]).abs().max() > 1e-3
+
+
+def test_each_view_of_adapters_has_its_own_beginning(build_model):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(
+        build_model("llama-gqa"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False), "x"
+    )
+    (_, answers), prompts = users(3), beginning_alike(3, 40, [9, 3, 6])
+    views = [AdapterView(model, {"x": weight}) if weight else AdapterView(model) for weight in (1.0, 0.0, 0.5, 1.0)]
+    found = [Scorer()(view, prompts, answers) for view in views]
+    for view, scores in zip(views, found, strict=True):
+        torch.testing.assert_close(scores, Scorer("naive")(view, prompts, answers), atol=1e-4, rtol=0)
+    assert (found[0] - found[1]).abs().max() > 1e-2 and torch.equal(found[0], found[3])
+
+
+def test_copies_of_a_cache_count_towards_a_batch(build_model):
+    model, prompts = build_model("llama"), [Prompt([5] * 30), Prompt([6] * 30)]
+    answers = [[[7, 8, 9]] * 4] * 2
+    rows = []
+    hook = model.base_model.layers[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    for budget in (319, 320):  # a prompt of 30, and 4 copies of it with 2 tokens each, for 2 users: 316
+        Scorer("prefix", batch_tokens=budget - 4)(model, prompts, answers)
+    hook.remove()
+    assert rows == [1, 4, 1, 4, 2, 8]
+
+
+def test_logits_are_bounded_by_the_vocabulary(build_model, monkeypatch):
+    model, (prompts, answers) = build_model("llama"), users()
+    whole, made = Scorer()(model, prompts, answers), []
+    monkeypatch.setitem(scoring.LOGITS, "cpu", 40 * VOCABULARY)
+    hook = model.lm_head.register_forward_hook(lambda _, inputs, out: made.append(out.shape[:-1].numel()))
+    torch.testing.assert_close(Scorer()(model, prompts, answers), whole, atol=1e-4, rtol=0)
+    hook.remove()
+    assert max(made) <= 40 and len(made) > 4
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_prompts_are_not_padded_without_a_token_for_it(build_model, strategy):
+    model, (prompts, answers) = build_model("llama"), users(9)
+    answers = answers_for(strategy, answers)
+    masks = []
+    hook = model.register_forward_pre_hook(lambda _, __, given: masks.append(given.get("attention_mask")), with_kwargs=True)
+    found = Scorer(strategy, pad_token_id=None)(model, prompts, answers)
+    hook.remove()
+    assert all(mask is None or mask.dim() == 4 or mask.all() for mask in masks)
+    torch.testing.assert_close(found, Scorer(strategy)(model, prompts, answers), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -209,20 +313,26 @@ def test_loss_equals_the_models_own(build_model, family):
     )
     expected = model(ids, attention_mask=(ids > 0).long(), labels=labels).loss
     examples = [Example(Prompt(row), wants) for row, wants in zip(rows, mask, strict=True)]
-    torch.testing.assert_close(lm_loss(model, examples, 0), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lm_loss(model, examples), expected, atol=1e-5, rtol=0)
 
 
 def test_loss_of_rows_with_soft_tokens(build_model):
     model, (prompts, _) = build_model("llama"), users()
     soft = model.get_input_embeddings()(torch.tensor([7, 9])).requires_grad_()  # [2, D]
     rows = [Example.of(prompt.surrounded([0], [1]), [4, 5]) for prompt in prompts]
-    loss = lm_loss(model, rows, 0, soft=soft)
+    loss = lm_loss(model, rows, soft=soft)
     plain = [Example.of(Prompt([7, *prompt.ids, 9]), [4, 5]) for prompt in prompts]
-    torch.testing.assert_close(loss, lm_loss(model, plain, 0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss, lm_loss(model, plain), atol=1e-5, rtol=0)
     loss.backward()
     assert (soft.grad.abs().sum(-1) > 0).all()
 
 
+def test_rows_beyond_the_context_are_refused_in_training(build_model):
+    for family in ("gpt2", "llama"):
+        with pytest.raises(ValueError, match="a row has 130 tokens, more than the model's context of 128; lower max_prompt"):
+            lm_loss(build_model(family), [Example.of(Prompt([5] * 128), [6, 7])])
+
+
 def test_loss_without_a_target_is_refused(build_model):
     with pytest.raises(ValueError, match="answer mask"):
-        lm_loss(build_model("llama"), [Example(Prompt([1, 2]), [1, 0])], 0)
+        lm_loss(build_model("llama"), [Example(Prompt([1, 2]), [1, 0])])

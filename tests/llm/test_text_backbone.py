@@ -11,6 +11,7 @@ import torch
 from recbole_llm.llm import text_backbone as module
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
 from recbole_llm.llm.text_backbone import TextBackbone
+from recbole_llm.llm.text_encoder import load_text_encoder
 from recbole_llm.store.stages import StageCache
 
 SENTENCES = ["", "The red river", "The blue house", "The old wolf", "The red river"]
@@ -51,7 +52,7 @@ def test_the_fingerprint_follows_encoder_and_sentences_and_loads_nothing(tmp_pat
     def found(sentences: list[str] = SENTENCES, **changes: Any) -> str:
         return TextBackbone(config(tmp_path, **changes), sentences).fingerprint
 
-    assert found() == found(checkpoint_dir="elsewhere", device="cuda", show_progress=True)
+    assert found() == found(checkpoint_dir="elsewhere", show_progress=True)
     others = [
         found(SENTENCES[:-1]),
         found(seed=2),
@@ -69,3 +70,30 @@ def test_another_encoder_needs_no_stage(tmp_path: Path) -> None:
     other = TextBackbone(config(tmp_path, text_encoder_path=str(folder)), SENTENCES)
     assert other.stages == () and other.fingerprint != backbone.fingerprint
     assert torch.equal(other.vectors(other.load(cache)), backbone.vectors(backbone.load(cache)))
+
+
+def test_a_frozen_encoder_has_the_precision_of_the_device_and_a_trained_one_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, cache = TextBackbone(config(tmp_path), SENTENCES), StageCache(tmp_path / "stages")
+    folder = cache.run(*backbone.stages)
+    asked = []
+
+    def load(path: Any, *, dtype: torch.dtype, device: Any, **options: Any) -> Any:
+        asked.append(dtype)
+        return load_text_encoder(path, dtype=dtype, device="cpu", **options)
+
+    monkeypatch.setattr(module, "load_text_encoder", load)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    made = [
+        TextBackbone(config(tmp_path, text_encoder_path=str(folder), device=device), SENTENCES, trained=trained)
+        for device, trained in (("cpu", False), ("cuda", False), ("cuda", True))
+    ]
+    encoders = [own.load(cache) for own in made]
+    assert asked == [torch.float32, torch.bfloat16, torch.float32]
+    assert [next(encoder.model.parameters()).dtype for encoder in encoders] == asked
+    assert made[0].fingerprint == made[2].fingerprint != made[1].fingerprint
+    assert encoders[0].fingerprint == encoders[2].fingerprint != encoders[1].fingerprint  # of cached vectors
+    full, half = (own.vectors(encoder) for own, encoder in zip(made[:2], encoders[:2], strict=True))
+    assert half.dtype == torch.float32 and not torch.equal(full, half)
+    torch.testing.assert_close(half, full, atol=2e-2, rtol=2e-2)

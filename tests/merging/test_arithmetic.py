@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recbole_llm.merging.arithmetic import Adapter, compress, read_adapter, weighted_sum, write_adapter
+from recbole_llm.llm.adapter_folders import Adapter, read_adapter
+from recbole_llm.merging.arithmetic import compress, weighted_sum, write_adapter
 
 SHAPES = {"model.layers.0.q_proj": (12, 8), "model.layers.0.up_proj": (20, 8), "model.layers.1.q_proj": (12, 8)}
 

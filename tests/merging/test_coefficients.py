@@ -161,3 +161,38 @@ def test_by_name_is_what_a_mixture_takes():
     weights = torch.arange(6.0).reshape(3, 2)
     assert problem(granularity="module").by_name(weights)["b"] == {"m0": 1.0, "m1": 3.0, "m2": 5.0}
     assert problem().by_name(torch.tensor([0.25, 0.75])) == {"a": 0.25, "b": 0.75}
+
+
+@pytest.mark.parametrize("granularity", ["global", "module"])
+def test_the_published_path_is_adam_from_equal_weights_to_its_end(granularity):
+    given = {"start": "uniform", "steps": 7, "lr": 0.3}
+    made = problem("ab", granularity, settings=given)
+    result = entropy(made)
+    assert [point["phase"] for point in result.trace] == ["uniform", "single", "single", *["adam"] * 7, "end"]
+    assert result.trace[3]["weights"] == result.trace[0]["weights"] != result.trace[4]["weights"]
+    raw = torch.zeros(made.shape, requires_grad=True)
+    optimizer = torch.optim.Adam([raw], lr=0.3)
+    for _ in range(7):
+        optimizer.zero_grad()
+        made.objective(torch.softmax(raw, -1)).backward()
+        optimizer.step()
+    torch.testing.assert_close(result.weights, torch.softmax(raw, -1).detach())
+    assert result.trace[-1]["weights"] == result.weights.tolist()
+
+
+def test_a_better_corner_does_not_replace_the_published_path():
+    made = problem("ab", objective=lambda w: (w[0] - 1) ** 2, settings={"start": "uniform", "steps": 2, "lr": 0.01})
+    result = entropy(made)
+    assert abs(result.weights[0].item() - 0.5) < 0.02
+    assert min(point["entropy"] for point in result.trace) == trace_entropy(result, [1.0, 0.0]) == 0
+
+
+def test_of_several_learning_rates_validation_chooses():
+    target = torch.tensor([0.9, 0.1])
+    given = {"start": "uniform", "steps": 5, "lr": [0.01, 0.2, 3.0]}
+    made = problem("ab", objective=lambda w: (w[0] - 1) ** 2, settings=given, valid_score=lambda w: -float((w - target).norm()))
+    ends = [point for point in entropy(made).trace if point["phase"] == "end"]
+    assert [point["learning_rate"] for point in ends] == [0.01, 0.2, 3.0]
+    assert entropy(made).weights.tolist() == max(ends, key=lambda point: point["score"])["weights"]
+    with pytest.raises(ValueError, match="merge_learning_rate: .* need a labelled validation score"):
+        entropy(problem("ab", settings=given))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from recbole_llm import cli
-from recbole_llm.merging.arithmetic import Adapter, read_adapter, write_adapter
+from recbole_llm.llm.adapter_folders import Adapter, read_adapter
+from recbole_llm.merging.arithmetic import write_adapter
 from recbole_llm.merging.folders import merge_folders
 
 MODULES = ["model.q_proj", "model.v_proj"]
@@ -173,3 +174,42 @@ def test_it_is_an_ordinary_function(adapters, tmp_path):
     assert said == f"{tmp_path / 'out'}: rank 4, fixed of base 0.25, own 0.75"
     with pytest.raises(ValueError, match="give at least one PEFT folder"):
         merge_folders([], tmp_path / "none")
+
+
+def test_an_adapter_that_changes_nothing_or_is_damaged_is_refused(adapters, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    file, config = Path(adapters[1], "adapter_model.safetensors"), Path(adapters[1], "adapter_config.json")
+    tensors, written = load_file(file), json.loads(config.read_text())
+
+    def refused(change=lambda tensor: tensor, **values):
+        save_file({key: change(tensor) if "lora_B" in key else tensor for key, tensor in tensors.items()}, file)
+        config.write_text(json.dumps(written | values))
+        return failing(capsys, adapters, tmp_path / "out")
+
+    assert "changes nothing: every B A is zero" in refused(torch.zeros_like)
+    assert "are NaN or infinite" in refused(lambda tensor: tensor / 0)
+    assert "changes nothing: lora_alpha is 0" in refused(lora_alpha=0)
+    assert "lora_alpha is nan, not a finite number" in refused(lora_alpha=float("nan"))
+    assert "has rank 2, but its adapter_config.json says 3" in refused(r=3)
+    assert "peft_type 'LOHA'" in refused(peft_type="LOHA")
+    config.write_text("[]")
+    assert "holds a list, not the object that peft writes" in failing(capsys, adapters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_and_an_alpha_of_one_module_give_its_scaling(tmp_path):
+    folder = Path(write(tmp_path / "a", 0, r=2))
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors |= {
+        f"base_model.model.model.v_proj.lora_{f}.weight": t for f, t in (("A", torch.ones(4, 6)), ("B", torch.ones(5, 4)))
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for rs, expected in ((False, {"q_proj": 2.0, "v_proj": 0.25}), (True, {"q_proj": 4 / 2**0.5, "v_proj": 0.5})):
+        patterns = {"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"v_proj": 1}, "use_rslora": rs}
+        (folder / "adapter_config.json").write_text(json.dumps(config | patterns))
+        adapter = read_adapter(folder)
+        assert {name: adapter.scaling(f"model.{name}") for name in expected} == pytest.approx(expected)

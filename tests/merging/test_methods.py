@@ -10,8 +10,9 @@ from peft.utils import merge_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from recbole_llm.llm.adapter_folders import Adapter
 from recbole_llm.merging import methods
-from recbole_llm.merging.arithmetic import Adapter, all_modules, weighted_sum
+from recbole_llm.merging.arithmetic import all_modules, weighted_sum
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.methods import shared_basis
 from recbole_llm.merging.stage import resolve

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches, token_entropy
+from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches, token_entropy
+from tests.llm import families
 
 
 def test_mean_of_entropies_not_entropy_of_mean():
@@ -34,7 +35,8 @@ def test_absent_candidates_count_for_nothing():
 def test_ended_answers_are_not_counted():
     logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
     counted = torch.tensor([[True, True, False], [True, False, False]])
-    expected = sum(token_entropy(logits[i, j][None, None]) for i, j in ((0, 0), (0, 1), (1, 0))) / 3
+    first, second, other = (token_entropy(logits[i, j][None, None]) for i, j in ((0, 0), (0, 1), (1, 0)))
+    expected = ((first + second) / 2 + other) / 2
     torch.testing.assert_close(token_entropy(logits, counted), expected)
 
 
@@ -67,21 +69,47 @@ def by_generation(model, prompt, k, eos=None):
 @pytest.mark.parametrize("k", [1, 3])
 def test_first_k_equals_token_by_token_generation(model, k):
     expected = torch.stack([h for prompt in PROMPTS for h in by_generation(model, prompt, k)[0]]).mean()
-    got = first_k_entropy(model, PROMPTS, k, pad_token_id=0)
+    got = first_tokens_entropy(model, PROMPTS, Counted(k), pad_token_id=0)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert got.requires_grad
 
 
 def test_first_k_stops_at_the_end_token(model):
     eos = by_generation(model, PROMPTS[0], 3)[1][0]
-    expected = torch.stack([h for prompt in PROMPTS for h in by_generation(model, prompt, 3, eos)[0]]).mean()
-    torch.testing.assert_close(first_k_entropy(model, PROMPTS, 3, 0, eos), expected, atol=1e-5, rtol=1e-5)
+    expected = torch.stack([torch.stack(by_generation(model, prompt, 3, eos)[0]).mean() for prompt in PROMPTS]).mean()
+    torch.testing.assert_close(first_tokens_entropy(model, PROMPTS, Counted(3), 0, eos), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_first_k_refuses_nothing_to_read(model):
-    for prompts, k in (([], 3), ([[]], 3), (PROMPTS, 0)):
-        with pytest.raises(ValueError, match="needs k >= 1 and non-empty prompts"):
-            first_k_entropy(model, prompts, k, 0)
+    for prompts in ([], [[]]):
+        with pytest.raises(ValueError, match="needs non-empty prompts"):
+            first_tokens_entropy(model, prompts, Counted(3), 0)
+    for wrong in ({"k": 0}, {"k": 3, "titles": 2}):
+        with pytest.raises(ValueError, match="needs k >= 1, and a separator for several titles"):
+            Counted(**wrong)
+
+
+def test_the_first_tokens_of_every_title_count():
+    """MoLoRec's code: k tokens at the beginning and k again after each separator, here 7 7."""
+    counted = Counted(2, titles=3, separator=(7, 7), most=50)
+    answer = [1, 2, 3, 7, 7, 4, 5, 6, 7, 7, 8, 9, 3]
+    assert counted.places(answer, eos_token_id=0) == ([0, 1, 5, 6, 10, 11], True)
+    for end in range(12):  # the next token counts as soon as all before it are known
+        found, done = counted.places(answer[:end], eos_token_id=0)
+        assert found == [place for place in (0, 1, 5, 6, 10, 11) if place <= end] and done == (end == 11)
+    assert counted.places([1, 0, 7, 7, 3], eos_token_id=0) == ([0, 1], True)  # ended before its first separator
+    assert Counted(2, 3, (7, 7), most=4).places([1, 2, 3], None) == ([0, 1], True)
+
+
+def test_several_titles_equal_token_by_token_generation(model):
+    entropies, answer = zip(*(by_generation(model, prompt, 12) for prompt in PROMPTS), strict=True)
+    separator = (answer[0][2],)  # the first prompt's answer has a second title
+    counted = Counted(2, titles=2, separator=separator, most=12)
+    places = [counted.places(tokens[:11], None)[0] for tokens in answer]
+    assert max(map(len, places)) > 2
+    expected = [torch.stack([own[place] for place in found]).mean() for own, found in zip(entropies, places, strict=True)]
+    got = first_tokens_entropy(model, PROMPTS, counted, pad_token_id=0)
+    torch.testing.assert_close(got, torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_mean_over_batches_has_the_value_and_gradient_of_the_mean():
@@ -94,3 +122,49 @@ def test_mean_over_batches_has_the_value_and_gradient_of_the_mean():
     torch.testing.assert_close(two, one)
     with torch.no_grad():
         torch.testing.assert_close(batched(weights), expected)
+
+
+@pytest.mark.parametrize(("family", "pad"), [("mamba", 0), ("lfm2", 0), ("bart", None)])
+def test_entropy_of_first_tokens_of_models_without_a_cache_or_padding(family: str, pad: int | None) -> None:
+    model, draw = families.build(family), torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, families.VOCABULARY, (length,), generator=draw).tolist() for length in (20, 9, 14, 9)]
+    alone = [first_tokens_entropy(model, [prompt], Counted(3), 0) for prompt in prompts]
+    torch.testing.assert_close(
+        first_tokens_entropy(model, prompts, Counted(3), pad), torch.stack(alone).mean(), atol=1e-4, rtol=0
+    )
+
+
+def test_only_the_graph_of_one_batch_is_alive():
+    """The bytes that autograd keeps at once, for eight batches and for one; without gradients, larger batches are used."""
+    torch.manual_seed(0)
+    layer, data, sizes = torch.nn.Linear(2, 500), torch.randn(8, 64, 2), []
+
+    def term(weights, batch):
+        sizes.append(len(batch))
+        return candidate_entropy(layer(batch * weights).relu().exp().mean(-1))
+
+    def peak(batches) -> int:
+        alive = most = 0
+
+        class Kept:
+            def __init__(self, tensor):
+                nonlocal alive, most
+                self.tensor, self.size = tensor, tensor.numel() * 4
+                alive += self.size
+                most = max(most, alive)
+
+            def __del__(self):
+                nonlocal alive
+                alive -= self.size
+
+        weights = torch.tensor([0.3, 0.7], requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            value = mean_over_batches(term, batches)(weights)
+        value.backward()
+        return most
+
+    assert peak(data.split(1)) < 1.3 * peak(data[:1].split(1)) < 0.3 * peak(data.split(8))
+    objective, weights = mean_over_batches(term, data.split(1), measured=data.split(4)), torch.tensor([0.3, 0.7])
+    sizes.clear()
+    assert objective(weights.requires_grad_()).item() == pytest.approx(objective(weights.detach()).item(), rel=1e-6)
+    assert sizes == [1] * 8 + [4, 4]

@@ -8,8 +8,9 @@ import types
 import pytest
 import torch
 
+from recbole_llm.llm.adapter_folders import Adapter, read_adapter
 from recbole_llm.merging import stage
-from recbole_llm.merging.arithmetic import Adapter, read_adapter, write_adapter
+from recbole_llm.merging.arithmetic import write_adapter
 from recbole_llm.merging.coefficients import MergeProblem, MergeResult, entropy, uniform
 from recbole_llm.merging.stage import merge_adapters, resolve
 

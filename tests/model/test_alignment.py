@@ -35,6 +35,7 @@ CONFIG = AlignmentConfig(
     epochs=3,
     batch_size=2,
     learning_rate=1e-2,
+    max_grad_norm=1.0,
     seed=7,
 )
 SENTENCES = ["", *(f"the {colour} {thing}" for colour in ("red", "blue", "old") for thing in ("river", "house", "wolf", "sea"))]

@@ -28,12 +28,13 @@ from recbole_llm.store.files import sha256_file
 from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import TrainingLoop
 
-QUOTED = '", "'
 LISTWISE = {
     "soft_prompt": "allmrec",
-    "user_text": "{user} is a user representation. ",
-    "history_separator": repr(QUOTED),
-    "candidate_separator": repr(QUOTED),
+    "user_text": "{user} is a user representation.",
+    "user_before_bos": True,
+    "title_quote": "'\"'",
+    "history_separator": ", ",
+    "candidate_separator": ", ",
 }
 PROMPTS: dict[str, dict[str, Any]] = {"history": {}, "listwise": LISTWISE}
 Made = SimpleNamespace
@@ -370,10 +371,10 @@ def test_the_llm_alone_is_a_bare_lm_on_prompts_without_soft_tokens(trained: Any,
     template = "{history}"
     if prompt == "listwise":
         template = (
-            'This user has chosen "{history}" in the previous. Recommend one next item for this user to choose next from the '
-            'following item title set: "{candidates}". The recommendation is '
+            "This user has chosen {history} in the previous. Recommend one next item for this user to choose next from the "
+            "following item title set, {candidates}. The recommendation is "
         )
-    between = {"history_separator": QUOTED, "candidate_separator": QUOTED} if prompt == "listwise" else {}
+    between = {"history_separator": ", ", "candidate_separator": ", ", "title_quote": '"'} if prompt == "listwise" else {}
     settings = PromptSettings(template, max_history=5, **between)
     builder = PromptBuilder(made.causal.tokenizer, made.model.parts.domain.items.names, settings=settings)
     pairs = zip(made.histories, made.candidates.tolist(), strict=True)
@@ -595,7 +596,7 @@ def test_an_answer_is_a_title_and_its_end_without_soft_tokens(trained: Any) -> N
     for changes in ({}, LISTWISE, {**LISTWISE, "top_k_target": 3}):
         made = trained(**changes)
         encoder = ExampleEncoder(made.model.parts.domain, made.builder, made.model.parts.examples)
-        row, mask = encoder([3, 1, 4, 15], np.random.default_rng(0), made.model.n_items)
+        row, mask = encoder([3, 1, 4, 15], np.random.default_rng(0), made.model.n_items, known=[3, 1, 4, 15])
         answer = [token for token, wanted in zip(row.ids, mask, strict=True) if wanted]
         assert mask == sorted(mask) and row.soft_slots and not any(mask[place] for place in row.soft_slots)
         first = made.builder.answers[15][:-1]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from recbole_llm.model.alpharec import hidden_width
 from recbole_llm.quick_start import run_recbole_llm
 
 
@@ -99,3 +100,9 @@ def test_texts_are_encoded_once_and_training_learns(module_settings: dict[str, A
     record = json.loads(Path(result["record"]).read_text())
     assert record["backbone"].startswith("builtin") and record["stage_seconds"] == {"builtin-text-encoder": 0.0}
     assert hits[1] > hits[0] and np.isfinite(hits).all()
+
+
+@pytest.mark.parametrize("width, hidden", [(768, 6144), (1536, 3072), (3072, 1536), (4096, 1152), (384, 192), (64, 32)])
+def test_the_hidden_width_is_the_papers_by_the_width_of_the_text_vectors(width: int, hidden: int) -> None:
+    """8, 2, 1/2 and 9/32 widths in the authors' code; half for encoders that are narrower than any of theirs."""
+    assert hidden_width(width) == hidden

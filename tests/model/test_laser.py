@@ -267,7 +267,7 @@ def test_refresh_steps_renew_the_matrix_within_an_epoch(
     monkeypatch.setattr(Towers, "refresh", lambda towers: (calls.append(1), refresh(towers)))
     for steps, expected in ((None, 2), (3, 3)):  # of eight steps in two epochs
         calls.clear()
-        run_stages(assemble("Laser", module_settings, refresh_steps=steps, laser_patience=0, phase2_epochs=0))
+        run_stages(assemble("Laser", module_settings, refresh_steps=steps, laser_patience=99, phase2_epochs=0))
         assert len(calls) == expected + 1  # and once before the first step
 
 

@@ -30,12 +30,13 @@ def test_the_training_answer_is_the_targets_label(made: Any) -> None:
     parts, labels = made.model.parts, "ABCDEFGHIJ"
     tokenizer, history = parts.backbone.tokenizer, parts.domain.histories[3]
     encoder = ExampleEncoder(parts.domain, parts.builder(tokenizer), parts.examples)
-    row, mask = encoder(history.tolist(), np.random.default_rng(1))
-    assert sum(mask) == 1 and mask[-1] == 1
-    listed = tokenizer.decode(row.ids[:-1]).split("Candidates:")[1]
-    answer = tokenizer.decode(row.ids[-1:]).strip()
+    row, mask = encoder(history.tolist(), np.random.default_rng(1), known=history)
+    assert mask[-3:] == [0, 1, 1] and sum(mask) == 2 and row.ids[-1] == tokenizer.eos_token_id
+    listed = tokenizer.decode(row.ids[:-2]).split("Candidates:")[1]
+    answer = tokenizer.decode(row.ids[-2:-1]).strip()
     title = parts.domain.items.names[int(history[-1])]
-    assert answer in labels and f"{answer}. {title}" in listed and listed.count(". The") == len(labels)
+    assert answer in labels and f"({answer}) {title}" in listed and listed.count(") The") == len(labels)
+    assert listed.endswith("\n\n### Response:\n")
 
 
 def test_scores_are_the_logits_of_the_labels_behind_the_prompt(made: Any, tiny_lm: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_llm.llm import finetune
-from recbole_llm.llm.lora import WEIGHTS_FILE, AdapterView, load_adapters
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
+from recbole_llm.llm.lora import AdapterView, load_adapters
 from recbole_llm.model.loracocktail import LoRACocktail
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.stages import Work
@@ -154,6 +155,33 @@ def test_every_method_runs_on_the_cached_adapters(run, changes, weights):
         assert record["ranks"]["ingredient"] == record["ranks"]["LoRACocktail"] and report["retained_energy"] > 0.9999
 
 
+def test_the_published_merge_and_ours_are_rows_of_one_table(run):
+    changes = {"merge_start": "uniform", "merge_first_tokens": 2, "merge_steps": 3}
+    result, record = run(**changes, merge_beside={"ours": {"merge_start": "lattice", "merge_first_tokens": 0}})
+    assert list(result["variants"]) == ["uniform mix", "ours", "base spirit", "ingredient", "no adapter"]
+    phases = [point["phase"] for point in record["merge"]["trace"]]
+    assert phases == ["uniform", "single", "single", *["adam"] * 3, "end"]
+    assert list(record["merge"]["weights"].values()) == pytest.approx(record["merge"]["trace"][-1]["weights"])
+    alone, _ = run()  # the row beside it is what it would be as the model
+    assert result["variants"]["ours"] == alone["test_result"]
+
+
+def test_each_adapter_has_its_own_training_settings(module_settings, assemble):
+    """RecCocktail: one example of each user, 2 epochs for the base spirit; these and others, 4 epochs for the ingredient."""
+    changes = {"lora_train_mode": "prefix", "general_positions": "last", "general_samples": None, "general_epochs": 2}
+    changes |= {"train_positions": "last_and_others", "train_samples": 30, "lora_epochs": 4, "lora_valid": "loss"}
+    made = assemble("LoRACocktail", module_settings, **changes, held_out=0.1, general_held_out=0.02)
+    specs, training = made.model.trained(made.candidates), made.model.adapter_training
+    (base, base_held), (own, own_held) = (training.examples(spec) for spec in specs.values())
+    users = [len(domain.histories) for domain in made.model.general]
+    assert len(base) + len(base_held) == sum(users) and len(base_held) == max(1, sum(users) // 50)
+    histories = made.model.parts.domain.histories
+    trained = sum(len(history) > 1 for history in histories)
+    assert len(own) + len(own_held) == trained + 30 and len(own_held) == (trained + 30) // 10
+    assert [training._training(spec).epochs for spec in specs.values()] == [2, 4]
+    assert all(spec.valid is None for spec in specs.values())  # the loss chooses
+
+
 def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp_path, monkeypatch):
     code = "import torch\nfrom recbole_llm.merging.coefficients import MergeResult\n\n\ndef mix(problem):\n"
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -170,6 +198,11 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
     [
         ({"merge": "entropi"}, "merge: 'entropi' is unknown; did you mean 'entropy'"),
         ({"merge_granularity": "layer"}, "merge_granularity: layer is neither global nor module"),
+        ({"merge_start": "corner"}, "merge_start: corner is neither lattice nor uniform"),
+        ({"merge_beside": {"x": {"r": 4}}}, "merge_beside: x changes r, which is not a key of"),
+        ({"lora_valid": "ndcg"}, "lora_valid: 'ndcg' is unknown; choose ranking, loss"),
+        ({"train_positions": "last"}, "train_positions: last needs lora_train_mode: prefix"),
+        ({"lr_scheduler_type": "step"}, "lr_scheduler_type: 'step' is unknown"),
         ({"merge_split": "train"}, "merge_split: train is not one of valid, test"),
         ({"category_field": None}, "general_datasets: none given, and tiny has no category_field"),
         ({"domain_min_users": 1000}, "no category of `genre` in tiny has 1000 users"),

@@ -30,10 +30,12 @@ def test_each_module_has_weights_of_its_own_that_sum_to_one(made, tiny_lm):
 
 
 def test_its_defaults_are_those_of_the_authors_code(assemble, module_settings):
-    plain = {key: value for key, value in module_settings.items() if not key.startswith("merge")}
+    plain = {key: value for key, value in module_settings.items() if not key.startswith(("merge", "top_k"))}
     model = assemble("MoLoRec", plain).model
     settings = model.merging.settings
-    assert (settings.granularity, settings.first_tokens, settings.prompts) == ("module", 3, 100)
+    assert (settings.granularity, settings.first_tokens, settings.titles, settings.prompts) == ("module", 3, 5, 100)
+    assert settings.options["start"] == "uniform" and len(settings.options["lr"]) == 10
+    assert list(model.merging.others) == ["lattice, candidate entropy"]
     assert model.parts.examples.top_k_target == 5
 
 

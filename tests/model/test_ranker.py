@@ -150,7 +150,12 @@ LISTWISE = {"prompt": "listwise", "lora_train_mode": "prefix", "top_k_target": 2
 def test_no_validation_or_test_item_is_ever_an_answer(module_settings, assemble, monkeypatch, changes, tmp_path):
     made = assemble("TALLRec", module_settings, checkpoint_dir=str(tmp_path), **changes)
     histories, encoded, encode = made.model.parts.histories, [], ExampleEncoder.__call__
-    monkeypatch.setattr(ExampleEncoder, "__call__", lambda self, items, rng: (encoded.append(items), encode(self, items, rng))[1])
+
+    def spy(self, items, rng, **given):
+        encoded.append(items)
+        return encode(self, items, rng, **given)
+
+    monkeypatch.setattr(ExampleEncoder, "__call__", spy)
     made.trainer.fit(made.train, made.valid)
     pairs = {(int(a), int(b)) for user in histories.items[1:] for a, b in zip(user[:-2], user[1:-2], strict=False)}
     assert len(encoded) > 60

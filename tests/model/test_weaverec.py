@@ -15,9 +15,10 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from recbole_llm.config.property_files import properties_folder
-from recbole_llm.llm.lora import WEIGHTS_FILE, AdapterView, load_adapters
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
+from recbole_llm.llm.lora import AdapterView, load_adapters
 from recbole_llm.model import adapters, assembly
-from recbole_llm.model.adapters import AdapterTraining
+from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.stages import Work
 from tests.conftest import write_dataset
@@ -105,20 +106,21 @@ def test_a_hybrid_reads_as_much_of_either_domain_and_no_held_out_item(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def noted(self: Any, name: str, sources: Any, examples: Any, valid: Any, work: Work) -> None:
-        seen[name] = sources, examples, valid
+    def noted(self: Any, spec: AdapterSpec, work: Work) -> None:
+        seen[spec.name] = spec.sources, self.examples(spec), spec.valid
         (work.out / "done").touch()
 
     made = assemble("WeaveRec", settings, source_datasets=["other"], train_samples=20, seed=77)
     monkeypatch.setattr(AdapterTraining, "_train", noted)
-    for stage in {**made.model._adapters("hybrid"), **made.model._adapters("naive_merging")}.values():
+    for stage in map(made.model.adapter_training.stage, made.model.trained(made.candidates).values()):
         made.trainer.cache.run(stage)
-    sources, rows, valid = seen["lora-other+tiny"]
+    sources, (rows, held_out), valid = seen["lora-other+tiny"]
+    rows += held_out
     assert [domain.name for domain in sources] == ["other", "tiny"]
     assert Counter(row.domain for row in rows) == {0: 20, 1: 20} and valid is None  # stopped on no candidates of a target
     assert [row.domain for row in rows] != sorted(row.domain for row in rows)  # shuffled
     for index, name in enumerate(["lora-other", "lora-tiny"]):  # the same draw of a domain in every adapter
-        assert {row[1:] for row in seen[name][1]} == {row[1:] for row in rows if row.domain == index}
+        assert {row[1:] for part in seen[name][1] for row in part} == {row[1:] for row in rows if row.domain == index}
 
 
 def test_a_second_target_reuses_every_adapter(woven: Any, run: Run, trained: list[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -129,7 +131,7 @@ def test_a_second_target_reuses_every_adapter(woven: Any, run: Run, trained: lis
     state = {line["name"]: line["status"] for line in record["plan"] if line["status"]}
     assert state == {"lora-other": "cached", "lora-other+tiny": "cached", "lora-tiny": "cached", "weave": "to run"}
     hybrid = record["stages"]["lora-other+tiny"]
-    assert hybrid == woven.trainer.cache.folder(woven.model.stages["hybrid other"]).name
+    assert hybrid == woven.trainer.cache.folder(woven.model.sources["hybrid other"]).name
 
 
 def test_all_targets_of_k_domains_take_k_and_k_choose_2_trainings(run: Run, trained: list[str], tmp_path: Path) -> None:
@@ -157,14 +159,14 @@ def test_the_builtin_lm_reads_all_domains_whoever_is_the_target(
         model = assemble("WeaveRec", settings, dataset, source_datasets=sources, **changes).model
         found[dataset, bool(sources)] = model.parts.backbone.fingerprint
         assert read[-1] == (["other", "tiny"] if sources else ["tiny"])
-        assert model.parts.backbone.stages[0] in model.schemes["hybrid"]["target only"].inputs
+        assert model.parts.backbone.stages[0] in model.sources["target only"].inputs
     assert found["tiny", True] == found["other", True] != found["tiny", False]  # views hold nothing new
 
 
 def test_views_of_the_target_stand_in_where_no_source_is_named(settings: dict[str, Any], assemble: Any) -> None:
     model = assemble("WeaveRec", settings).model
     assert [view.name for view in model.others] == ["tiny/comedy", "tiny/drama"]
-    assert list(model.schemes["hybrid"]) == ["target only", "hybrid tiny-comedy", "hybrid tiny-drama"]
+    assert list(model._specs("hybrid")) == ["target only", "hybrid tiny-comedy", "hybrid tiny-drama"]
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------

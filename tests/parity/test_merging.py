@@ -7,10 +7,11 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recbole_llm.llm.adapter_folders import Adapter, read_adapter
 from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, lora_modules, save_adapter
-from recbole_llm.merging.arithmetic import Adapter, read_adapter, weighted_sum, write_adapter
+from recbole_llm.merging.arithmetic import weighted_sum, write_adapter
 from recbole_llm.merging.coefficients import MergeProblem
-from recbole_llm.merging.objectives import candidate_entropy, first_k_entropy, mean_over_batches
+from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters
 
 IDS = torch.randint(2, 40, (3, 9), generator=torch.Generator().manual_seed(0))  # [B, L]
@@ -138,7 +139,7 @@ def test_entropy_merge_end_to_end(folders, live, tmp_path, granularity, kind):
     def term(weights, prompts):
         view = AdapterView(live, problem.by_name(weights))
         if kind == "tokens":
-            return first_k_entropy(view, prompts.tolist(), 2, pad_token_id=0)
+            return first_tokens_entropy(view, prompts.tolist(), Counted(2), pad_token_id=0)
         return candidate_entropy(view(input_ids=prompts).logits[:, -1, :10])
 
     objective = mean_over_batches(term, IDS.split(2))

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop, cosine_with_warmup
+from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
+from recbole_llm.training.schedule import Schedule
 
 STEPS = 8
 
@@ -44,7 +46,7 @@ def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, acc
         name="test",
         parameters=dict(model.named_parameters()) | {"scale": scale},
         optimizer=optimizer,
-        scheduler=cosine_with_warmup(optimizer, steps, 0.25),
+        scheduler=Schedule(warmup_ratio=0.25).build(optimizer, steps),
         loss=loss,
         total_steps=steps,
         clip_grad_norm=0.1,
@@ -213,12 +215,18 @@ def test_parts_add_up_and_clipping_limits_the_gradient():
 
 
 def test_each_part_is_differentiated_before_the_next_is_asked_for():
-    parameter, seen = nn.Parameter(torch.zeros(1)), []
+    parameter, seen, parts = nn.Parameter(torch.zeros(1)), [], []
+
+    def made():
+        found = (parameter * 2).sum()
+        parts.append(weakref.ref(found))
+        return found
 
     def loss(step):
         for part in range(3):
+            assert all(earlier() is None for earlier in parts)  # and their graphs with them
             seen.append((part, parameter.grad is not None and parameter.grad.item()))
-            yield (parameter * 2).sum()
+            yield made()
 
     TrainingLoop(
         name="test",

@@ -1,0 +1,71 @@
+"""The check of a backbone before anything is trained: is it exact, does its vocabulary fit, do the rows of the run fit?
+
+Its result is cached in ``<checkpoint_dir>/readings``, under a name of everything that it depends on: the backbone with its
+precision and attention, the versions of torch and transformers, what the run asks of it, and the code that it compares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from logging import getLogger
+from pathlib import Path
+
+from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.exactness import check_vocabulary, exact_reading
+from recbole_llm.llm.reading import Reading
+from recbole_llm.settings import Settings
+from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.files import atomic_write, fingerprint, preserved_random_state
+
+logger = getLogger()
+
+
+@dataclass(frozen=True)
+class BackboneCheck(Settings):
+    """``check(identity, name, load)``: how the backbone is to be run.
+
+    Attributes:
+        scorer: strategy of a ranker; None for an encoder.
+        folder: the run's ``checkpoint_dir``.
+    """
+
+    KEYS = {"folder": "checkpoint_dir", "attention": "attn_implementation"}
+
+    scorer: str | None
+    max_prompt_tokens: int
+    max_title_tokens: int
+    attention: str | None
+    folder: str
+
+    def __call__(self, identity: str, name: str, load: Callable[[], CausalLM]) -> Reading:
+        """The cached reading of the backbone of this identity, or that of the LM that ``load`` returns.
+
+        Raises:
+            NotExactError: the LM cannot be run exactly, or its tokenizer is larger than its embedding.
+        """
+        reading = self.known(identity)
+        if reading is None:
+            causal = load()
+            check_vocabulary(causal.model, causal.tokenizer, name)
+            longest = self.max_prompt_tokens + self.max_title_tokens + 1
+            with preserved_random_state():
+                reading = exact_reading(causal.model, scorer=self.scorer, longest=longest, source=name)
+            file = self._file(identity)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, json.dumps(reading.as_dict(), indent=2))
+        for warning in reading.warnings:
+            logger.warning(f"{name}: {warning}")
+        return reading
+
+    def known(self, identity: str) -> Reading | None:
+        """The cached reading of the backbone of this identity."""
+        file = self._file(identity)
+        return Reading.of(json.loads(file.read_text())) if file.is_file() else None
+
+    def _file(self, identity: str) -> Path:
+        versions = [version("torch"), version("transformers")]
+        made_from = [identity, self.as_dict() | {"folder": None}, versions, code_fingerprint("recbole_llm.llm.exactness")]
+        return Path(self.folder) / "readings" / f"{fingerprint(made_from)[:16]}.json"

@@ -1,0 +1,95 @@
+"""The base model with an adapter folded into its weights: an ordinary ``transformers`` folder that needs no peft.
+
+``W + s B A`` is computed in fp32, one matrix at a time, and rounded once to the dtype of the base model's files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm.llm.adapter_fit import check_fit
+from recbole_llm.llm.adapter_folders import Adapter, adapter_fingerprint, read_adapter
+from recbole_llm.llm.causal_lm import identity, load_causal_lm, load_config
+from recbole_llm.merging.arithmetic import MERGE_FILE
+from recbole_llm.store.files import atomic_folder, is_complete
+
+logger = getLogger()
+
+CARD_FILE = "full_model.json"  # what the folder was made from
+
+
+def check_target(folder: Path, key: str) -> None:
+    """Check, before anything is computed, that a full model may be written to ``folder``.
+
+    Raises:
+        ValueError: it exists and is no full model of an earlier run.
+    """
+    if folder.exists() and not (folder / CARD_FILE).is_file():
+        raise ValueError(f"{key}: {folder} exists and is no full model of an earlier run; choose another folder")
+
+
+def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revision: str | None = None, **options: Any) -> str:
+    """Write base model + adapter as safetensors with config and tokenizer; returns one line about the result.
+
+    A complete folder of the same base and adapter is left as it is, one of others is replaced.
+
+    Args:
+        base: folder or hub id of the base model.
+        adapter_folder: a PEFT folder.
+        out: written atomically.
+        options: of ``save_pretrained``, such as ``max_shard_size``.
+
+    Raises:
+        FileNotFoundError: there is no such base model or adapter.
+        ValueError: the adapter does not fit, the base model is quantised, or its output matrix is tied and adapted.
+    """
+    card = {"base": str(base), "base_identity": identity(base, revision), "adapter_sha256": adapter_fingerprint(adapter_folder)}
+    if is_complete(out) and json.loads((out / CARD_FILE).read_text()) == card:
+        return f"full model: {out}, as written before"
+    config, adapter = load_config(base, revision), read_adapter(adapter_folder)
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"{base} is quantised, so nothing can be folded into its weights; give the model that it was made from")
+    check_fit(adapter, adapter_folder, config)
+    dtype = config.dtype or torch.float32
+    model = load_causal_lm(base, revision=revision, dtype=dtype, device="cpu").model
+    fold(model, adapter)
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder, **options)
+        _save_tokenizer(base, revision, folder)
+        if (adapter_folder / MERGE_FILE).is_file():
+            shutil.copyfile(adapter_folder / MERGE_FILE, folder / MERGE_FILE)
+        (folder / CARD_FILE).write_text(json.dumps(card, indent=1))
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    return f"full model: {out} ({str(dtype).removeprefix('torch.')}, {size / 1e9:.2f} GB)"
+
+
+@torch.no_grad()
+def fold(model: Any, adapter: Adapter) -> None:
+    """Add ``s B A`` to the weights of a causal LM, in fp32.
+
+    Raises:
+        ValueError: an adapted matrix is also the embedding matrix.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    embeddings = model.get_input_embeddings().weight
+    for module in adapter.modules:
+        layer = model.get_submodule(module)
+        if layer.weight is embeddings:
+            raise ValueError(f"adapter {adapter.name!r} changes {module}, which the base model ties to its embeddings")
+        a, b = adapter.factors(module)
+        delta = (b @ a).T if isinstance(layer, Conv1D) else b @ a  # Conv1D stores [D_in, D_out]
+        layer.weight.copy_(layer.weight.float() + delta)  # rounds to the weight's dtype
+
+
+def _save_tokenizer(base: str | Path, revision: str | None, folder: Path) -> None:
+    """The base model's own tokenizer, without the pad token that :func:`load_causal_lm` may add."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(base), revision=revision, trust_remote_code=False).save_pretrained(folder)

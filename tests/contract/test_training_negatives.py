@@ -1,0 +1,68 @@
+"""Negatives of training: none of the user's training history, and nothing held out is spared (that would tell the label)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recbole_llm.data import negatives
+from recbole_llm.data.domains import Domain
+from recbole_llm.store.stages import in_order
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "LlamaRec": ("LlamaRec", {}),
+    "LoRACocktail": ("LoRACocktail", {"prompt": "listwise"}),
+    "WeaveRec": ("WeaveRec", {"prompt": "listwise"}),
+    "ALLMRec, list-wise": ("ALLMRec", {"soft_prompt": "allmrec", "all_positions": True}),
+    "ALLMRec, alignment": ("ALLMRec", {"all_positions": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_negatives_are_outside_the_whole_training_history_and_may_be_held_out_items(
+    case: str, settings: dict[str, Any], tmp_path: Path, assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, changes = CASES[case]
+    short = {"max_history": 3, "train_samples": 200, "lora_train_mode": "prefix", "candidates": {"num_negatives": 4}}
+    short |= {"lora_epochs": 1, "stage1_epochs": 1, "stage2_epochs": 1, "valid_users": 2, "domain_max_views": 1}
+    made = assemble(model, settings, **short, **changes)
+    drawn: list[tuple[set[int], set[int]]] = []
+    for name in ("with_target", "one"):
+        draw = getattr(negatives, name)
+
+        def spy(*given: Any, draw: Any = draw, name: str = name) -> Any:
+            found = draw(*given)
+            target, taken = (given[1], given[2]) if name == "with_target" else (None, given[2])
+            drawn.append((set(taken), {found} if name == "one" else set(found) - {target}))
+            return found
+
+        monkeypatch.setattr(negatives, name, spy)
+    for stage in in_order(made.trainer.plan(made.candidates)):
+        if stage.name.startswith(("base", "ingredient", "lora", "verbalizer", "projection", "alignment", "cf", "builtin-text")):
+            made.trainer.cache.run(stage)
+            if stage.name == "projection" or (case.endswith("alignment") and stage.name == "alignment"):
+                break
+
+    histories = made.model.parts.histories
+    domains: list[Domain] = [made.model.parts.domain, *getattr(made.model, "general", ()), *getattr(made.model, "others", ())]
+    known = {frozenset(history.tolist()) for domain in domains for history in domain.histories}
+    whole = {frozenset(histories.train(user).tolist()): user for user in histories.evaluated("test").tolist()}
+    assert len(drawn) > 100 and any(len(taken) > 5 for taken, _ in drawn)  # longer than what a prompt shows
+    spared, possible = 0, 0
+    for taken, found in drawn:
+        assert taken in known and not taken & found
+        if (user := whole.get(frozenset(taken))) is not None:
+            possible += 1
+            spared += not found & {histories.target(user, "valid"), histories.target(user, "test")}
+    assert 0 < spared < possible
+
+
+def test_a_view_leaves_out_what_its_users_have_in_it() -> None:
+    """The pool of a view has items of its category alone, so its histories are whole for it."""
+    rng, pool = np.random.default_rng(0), np.arange(1, 9)
+    rows = [negatives.with_target(rng, 2, {1, 2, 3, 4}, pool, 3) for _ in range(50)]
+    assert {item for row in rows for item in row} == {2, 5, 6, 7, 8}

@@ -1,0 +1,56 @@
+"""``benchmarks/accelerator.py``: without an accelerator, every part runs on tiny shapes."""
+
+import json
+import math
+from pathlib import Path
+
+import accelerator
+import pytest
+import torch
+
+CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="the parts would have their whole sizes")
+PARTS = [*accelerator.parts(tiny=True)]
+
+
+@CPU
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_runs_and_its_figures_are_finite(name, tmp_path, capsys) -> None:
+    bench = accelerator.Bench(torch.device("cpu"), tmp_path, peak=1e9)
+    result = accelerator.run_part(name, accelerator.parts(tiny=True)[name], bench)
+    assert "error" not in result
+    assert json.loads(capsys.readouterr().out)["part"] == name
+    figures = [value for part in (result, *result.values()) if isinstance(part, dict) for value in part.values()]
+    assert all(math.isfinite(value) and value >= 0 for value in figures if isinstance(value, float))
+    if name.split()[0] in ("lora", "allmrec", "laser"):
+        loops = {key: value for key, value in result.items() if isinstance(value, dict)}
+        assert {*loops} == {"lora": {"ingredient"}, "allmrec": {"alignment", "projection"}, "laser": {"phase1", "phase2"}}[
+            name.split()[0]
+        ]
+        assert all(loop["tokens_per_s"] > 0 for key, loop in loops.items() if key != "alignment")
+
+
+@CPU
+def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys) -> None:
+    def fails(_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(accelerator, "parts", lambda tiny: {"card": accelerator.card, "lora x": fails, "late": accelerator.card})
+    assert accelerator.main([f"--out={tmp_path / 'out.json'}"]) == 1
+    written = json.loads(Path(tmp_path / "out.json").read_text())["parts"]
+    assert [part.get("error") for part in written] == [None, "RuntimeError: out of memory", None]
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert accelerator.main([f"--out={tmp_path / 'out.json'}", "--minutes=0"]) == 1
+    assert capsys.readouterr().out.count("left out: 0 minutes are over") == 3
+
+
+def test_tokens_are_counted_without_padding() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with torch.no_grad(), accelerator.Tokens(model) as counter:
+        model(input_ids=torch.ones(2, 5, dtype=torch.long), attention_mask=torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]))
+        model(inputs_embeds=torch.ones(1, 3, 16))
+    assert counter.real == 8 + 3
+    assert accelerator.weights_of(model) == sum(
+        p.numel() for name, p in model.named_parameters() if "layers" in name or "model.norm" in name
+    )
