@@ -25,8 +25,9 @@ from recbole_llm.training.loop import LoopOptions
 logger = getLogger()
 
 VALIDATION, TEST, ANSWERS = "validation", "test", "answers"
-SHORT = 2e11  # floating-point operations of a few seconds on any machine: not worth a measurement
-GUESS = 5e10  # operations per second, to bound the measurement
+GUESS = 5e10  # floating-point operations per second of this machine, to bound the measurement
+SHARE = 0.005  # of the predicted time that the measurement at the start of a run may take
+SHORTEST = 0.5  # seconds of a measurement that tells anything
 
 
 def on_card(config: Any, card: Card) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def plan_of(
         valid, test: loaders.
         retriever: the source of the candidates, if it is a model.
         named: the accelerator; None: this machine, whose speed is measured.
-        patient: measure the speed for short runs, too.
+        patient: measure the speed for short runs, too, and count more of long ones.
     """
     config, unknown = trainer.config, ""
     if retriever is not None and not trainer.cache.is_cached(retriever.stage):
@@ -94,8 +95,9 @@ def _speed(plan: Plan, backbone: Backbone | None, config: Any, named: Card | Non
     outline = backbone.outline
     if named is not None:
         return of_card(named, outline.dtype, config["plan_efficiency"])
-    if not patient and plan.flops < SHORT:
+    seconds = plan.flops / GUESS * SHARE
+    if not patient and seconds < SHORTEST:
         return None
     memory = free_memory(torch.device(outline.device), config["max_memory"])
-    seconds = min(config["probe_seconds"], max(1.0, plan.flops / GUESS / 100))
+    seconds = min(config["probe_seconds"], max(SHORTEST, seconds))
     return probe(outline.config, outline.dtype, outline.device, seconds, memory)

@@ -16,6 +16,7 @@ from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
 from recbole_llm.costs.devices import Card, card
+from recbole_llm.costs.parts import EXACT, counting
 from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
@@ -130,7 +131,7 @@ class Run:
 
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
-        with preserved_random_state():  # a run's results must not depend on its plan
+        with preserved_random_state(), counting(EXACT if patient else EXACT // 5):  # a run's results do not depend on its plan
             return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
 
 

@@ -1,28 +1,42 @@
 """The cost of training and of reading with an LM, counted by running the part's own code on a blank LM.
 
-A count is exact if a part has at most :data:`EXACT` forward passes and thousands of tokens. Of longer ones, as many steps, at
-equal distances, are counted.
+A count is exact if a part has at most :data:`EXACT` forward passes and thousands of tokens, or as :func:`counting` says. Of
+longer ones, as many steps, at equal distances, are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from recbole_llm.costs.blank_lm import BlankLM
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.memory import LOGITS_AT_ONCE, TrainingMemory, checkpoints, micro_batch_tokens, training_memory
-from recbole_llm.store.costs import Cost, Tokens, metered
+from recbole_llm.store.costs import Cost, Measured, Tokens, count, metered
 from recbole_llm.training.loop import LoopOptions
 
 EXACT = 5000
 FP32 = 4  # bytes
+_most: ContextVar[int] = ContextVar("most", default=EXACT)
+
+
+@contextmanager
+def counting(most: int) -> Iterator[None]:
+    """Count at most so many forward passes and thousands of tokens of a part."""
+    token = _most.set(most)
+    try:
+        yield
+    finally:
+        _most.reset(token)
 
 
 def blank(outline: Outline) -> CausalLM:
@@ -49,9 +63,30 @@ def counted(call: Callable[[int], Any], calls: int, *, gradients: bool) -> tuple
             done += 1
             if done == 1:  # which tells what a call takes: the passes, and the making of the prompts
                 tokens = seen.trained + seen.read
-                number = min(calls, max(1, EXACT // max(1, tokens.passes, tokens.fed // 1000)))
+                number = min(calls, max(1, _most.get() // max(1, tokens.passes, tokens.fed // 1000)))
     trained, share = replace(seen.trained, real=real or seen.trained.real), calls / max(1, number)
     return trained.times(share), seen.read.times(share), number == calls
+
+
+def remembered(term: Callable[..., Any]) -> Callable[..., Tensor]:
+    """``term(weights, *batch)`` with value 0, which runs once for each batch, with and without gradients.
+
+    Later calls count the same tokens again, since on a blank LM they do not depend on the weights.
+    """
+    seen: dict[Any, Measured] = {}
+
+    def run(weights: Tensor, *batch: Any) -> Tensor:
+        gradients = torch.is_grad_enabled() and weights.requires_grad
+        key = gradients, *map(id, batch)
+        if key in seen:
+            count(seen[key].trained, trained=True)
+            count(seen[key].read, trained=False)
+        else:
+            with metered() as seen[key]:
+                term(weights, *batch)
+        return 0 * weights.sum()
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.merging import merge_cost
-from recbole_llm.costs.parts import blank
+from recbole_llm.costs.parts import blank, remembered
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging import coefficients
@@ -163,9 +163,8 @@ class AdapterMerging:
         """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights and whose answers never end."""
         outline, shapes = self.parts.backbone.outline, [self.shape(name) for name in names]
         modules, causal = list(dict.fromkeys(module for shape in shapes for module in shape.modules)), blank(outline)
-        problem = self._problem(
-            causal, names, modules, lambda _: causal.model, unlabelled, valid, lambda _, weights: 0 * weights.sum(), ends=False
-        )
+        lm = causal.model
+        problem = self._problem(causal, names, modules, lambda _: lm, unlabelled, valid, compute=remembered, ends=False)
         method = resolve(self.settings.method)
         needs_adapters = method.__module__ != coefficients.__name__  # its prompts are those of the controls
         run = coefficients.controls if needs_adapters else method
@@ -179,15 +178,15 @@ class AdapterMerging:
         at: Callable[[Any], Any],
         unlabelled: EvalUsers,
         valid: EvalUsers,
-        value: Callable[[Any, Tensor], Any] = lambda found, _: found,
         *,
+        compute: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda term: term,
         ends: bool = True,
     ) -> MergeProblem:
         """The input of the method, without the targets of the unlabelled prompts.
 
         Args:
             at: the LM with coefficients as :meth:`MergeProblem.by_name` gives them.
-            value: the entropy or score that the method sees, from what was computed and the weights.
+            compute: wraps the functions of weights that the method evaluates.
             ends: an end token ends an answer.
         """
         likelihood, counted = self.parts.likelihood(causal), None
@@ -205,13 +204,13 @@ class AdapterMerging:
             histories, candidates = [history for history, _ in batch], torch.stack([row for _, row in batch])  # [B, C]
             view = at(by_name(weights))
             if counted is None:
-                return value(candidate_entropy(likelihood.with_lm(view)(histories, candidates)), weights)
+                return candidate_entropy(likelihood.with_lm(view)(histories, candidates))
             prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
-            return value(first_tokens_entropy(view, prompts, counted, causal.pad_token_id, end), weights)
+            return first_tokens_entropy(view, prompts, counted, causal.pad_token_id, end)
 
         def valid_score(weights: Tensor) -> float:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""
-            return float(value(valid.score(likelihood.with_lm(at(by_name(weights)))), weights))
+            return valid.score(likelihood.with_lm(at(by_name(weights))))
 
         # the graphs of a batch are alive at once: of a large LM, a batch is one prompt
         tokens = likelihood.tokens(drawn.histories, drawn.candidates)
@@ -221,7 +220,7 @@ class AdapterMerging:
             names=names,
             modules=modules,
             granularity=self.settings.granularity,
-            objective=mean_over_batches(entropy, batches, measured=measured),
-            valid_score=valid_score,
+            objective=mean_over_batches(compute(entropy), batches, measured=measured),
+            valid_score=compute(valid_score),
             settings=dict(self.settings.options),
         )

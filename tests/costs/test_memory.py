@@ -18,6 +18,7 @@ from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
 from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import LoopOptions
+from recbole_llm.training.schedule import Schedule
 
 TRAINING = {
     "r": 8,
@@ -27,10 +28,13 @@ TRAINING = {
     "use_rslora": False,
     "train_mode": "prefix",
     "samples": None,
+    "positions": "all",
+    "valid": "ranking",
+    "held_out": 0.1,
     "epochs": 1,
     "batch_size": 8,
     "learning_rate": 1e-3,
-    "warmup_ratio": 0.0,
+    "schedule": Schedule(),
     "max_grad_norm": 1.0,
     "eval_steps": None,
     "patience": 0,
@@ -78,11 +82,11 @@ def test_a_training_allocates_what_is_planned(
     config, rows = llama(64, 6, vocabulary), examples(16, 64, answer)
     options = LoopOptions(show_progress=False, batch_tokens=tokens, gradient_checkpointing=checkpointing)
     outline = Outline(config, SimpleNamespace(pad_token_id=0), torch.float32, "cpu", False)
-    given = (rows, lambda example, _: example, LoRATrainingConfig(**TRAINING), 0, None)
-    cost = lora_cost(outline, blank(outline), *given, options=options)
+    given = (rows, lambda example, _: example, LoRATrainingConfig(**TRAINING))
+    cost = lora_cost(outline, blank(outline), *given, validate=None, options=options)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     work = Work(tmp_path / "out", tmp_path / "scratch", None)
     (tmp_path / "scratch").mkdir()
-    measured = peak_of(lambda: finetune(model, "own", *given, work=work, options=options))
+    measured = peak_of(lambda: finetune(model, "own", *given, validate=None, work=work, options=options))
     planned = cost.peak - cost.memory["weights"]
     assert planned == pytest.approx(measured, rel=0.15), cost.memory

@@ -78,9 +78,7 @@ def test_what_does_not_fit_names_the_key_that_makes_it_fit(part: str, key: str) 
     assert "does not fit" not in str(Plan("", lines, Speed(1.0, 1.0, 5000, "a machine")))
 
 
-def test_a_long_part_is_counted_on_some_steps(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], assemble: Callable
-) -> None:
+def test_a_long_part_is_counted_on_some_steps(settings: dict[str, Any], assemble: Callable) -> None:
     def plan() -> Cost:
         run: SimpleNamespace = assemble("TALLRec", settings)
         (line,) = [line for line in plan_of(run.trainer, run.stages, run.valid, run.test).lines if line.name == "ingredient"]
@@ -88,8 +86,8 @@ def test_a_long_part_is_counted_on_some_steps(
         return line.cost
 
     exact = plan()
-    monkeypatch.setattr(parts, "EXACT", 5)
-    sampled = plan()
+    with parts.counting(5):
+        sampled = plan()
     assert exact.exact and not sampled.exact and exact.steps == sampled.steps
     assert sampled.trained.fed == pytest.approx(exact.trained.fed, rel=0.25) and sampled.trained != exact.trained
     assert f"~{sampled.trained.fed:,}" in str(Plan("", [Line("ingredient", TO_RUN, sampled)]))
