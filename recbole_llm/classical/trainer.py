@@ -1,15 +1,13 @@
 """RecBole's trainers with stages before training and fixed candidates in evaluation.
 
 :class:`ProtocolTrainer` is a mixin for any trainer of RecBole, so that the same code evaluates baselines and LLM models on the
-same candidates. Checkpoints are written atomically and loaded without executing code.
+same candidates.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -17,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, get_local_time, init_seed
+from recbole.utils import calculate_valid_score, init_seed
 from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor
 
+from recbole_llm.classical.checkpoints import SafeCheckpoints
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, of_users, scatter_to_catalogue
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 logger = getLogger()
 
 
-class ProtocolTrainer(Trainer):
+class ProtocolTrainer(SafeCheckpoints):
     """Stages before training, evaluation of variants on fixed candidates, and safe checkpoints, for any RecBole trainer.
 
     Attributes:
@@ -56,10 +55,6 @@ class ProtocolTrainer(Trainer):
         self.recommender = recommender_of(model, config)
         self.cache = StageCache(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         self.eval_collector = SafeCollector(config)
-        # in parallel runs, RecBole's own name is not unique: it has a resolution of one second
-        name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
-        self.saved_model_file = os.path.join(self.checkpoint_dir, name)
-        self._written_here: set[str] = set()
         self._stages: Sequence[Stage] = ()
         self._checked = False
         self._retriever: CandidateRetriever | None = None
@@ -253,64 +248,6 @@ class ProtocolTrainer(Trainer):
         if self._scores is not None:
             self._scores.add(users, scores)
         return scores
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        final = kwargs.pop("saved_model_file", self.saved_model_file)
-        temporary = f"{final}.{uuid.uuid4().hex[:8]}.tmp"
-        state = {
-            "config": self.config.plain() if hasattr(self.config, "plain") else None,
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": float(self.best_valid_score),
-            "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, final)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        self._written_here.add(str(final))
-        if verbose:
-            logger.info(f"saved {final}")
-
-    def _read_checkpoint(self, file: str) -> dict[str, Any]:
-        """A checkpoint's content. Only files that this trainer wrote are unpickled."""
-        if str(file) in self._written_here:
-            # the scipy matrices of item-KNN, EASE and others need pickle
-            return torch.load(file, map_location=self.device, weights_only=False)
-        try:
-            return torch.load(file, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{file}: not a checkpoint that can be loaded without executing code ({type(error).__name__}); "
-                f"train the model again with this command, or convert the file if you trust it"
-            ) from error
-
-    def _load_weights(self, file: str) -> None:
-        state = self._read_checkpoint(file)
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state.get("other_parameter"))
-        logger.info(f"loaded the weights of {file}")
-
-    def load_best(self) -> None:
-        """Load the best weights of ``fit`` into the model."""
-        self._load_weights(self.saved_model_file)
-
-    def resume_checkpoint(self, resume_file: str) -> None:
-        """Resume from a checkpoint of this class."""
-        self.saved_model_file = str(resume_file)
-        state = self._read_checkpoint(self.saved_model_file)
-        self.start_epoch = state["epoch"] + 1
-        self.cur_step = state["cur_step"]
-        self.best_valid_score = state["best_valid_score"]
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state.get("other_parameter"))
-        self.optimizer.load_state_dict(state["optimizer"])
-        logger.info(f"resuming from epoch {self.start_epoch} of {resume_file}")
 
 
 def _covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:

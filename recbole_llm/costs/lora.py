@@ -12,9 +12,9 @@ from recbole_llm.costs.shape import blank_model
 from recbole_llm.llm.adapter_folders import Adapter
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
-from recbole_llm.llm.finetune import LoRATrainingConfig, schedule, with_adapter
+from recbole_llm.llm.finetune import LoRATrainingConfig, schedule
 from recbole_llm.llm.forward import lm_loss
-from recbole_llm.llm.lora import lora_modules
+from recbole_llm.llm.lora import attach_lora, lora_modules
 from recbole_llm.llm.micro_batches import Encode, MicroBatches
 from recbole_llm.store.costs import Cost
 from recbole_llm.training.loop import LoopOptions, validations
@@ -69,8 +69,9 @@ class AdapterShape:
     @classmethod
     def of(cls, outline: Outline, config: LoRATrainingConfig) -> AdapterShape:
         """The adapter that a training with these settings makes."""
-        model, parameters = with_adapter(blank_model(outline.config, outline.dtype), "planned", config)
-        return cls(sum(parameter.numel() for parameter in parameters.values()), list(lora_modules(model)), config.r)
+        model: Any = attach_lora(blank_model(outline.config, outline.dtype), name="planned", **config.adapter)
+        parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return cls(parameters, list(lora_modules(model)), config.r)
 
     @classmethod
     def of_adapter(cls, adapter: Adapter) -> AdapterShape:

@@ -76,6 +76,12 @@ class LoRATrainingConfig(Settings):
                 f"train_positions: {self.positions} needs lora_train_mode: prefix; with sequence every title is a target"
             )
 
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """The arguments of :func:`~recbole_llm.llm.lora.attach_lora`."""
+        keys = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "seed")
+        return {key: getattr(self, key) for key in keys}
+
     @classmethod
     def of(cls, config: Any, **given: Any) -> LoRATrainingConfig:
         """The settings of a configuration."""
@@ -100,7 +106,8 @@ def finetune(
         examples: inputs of ``encode``.
         validate: score (bigger is better) of the PeftModel in eval mode; the weights with the best score are written.
     """
-    peft_model, parameters = with_adapter(model, name, config)
+    peft_model = attach_lora(model, name=name, **config.adapter)
+    parameters = {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
 
     def score() -> float:
@@ -139,13 +146,6 @@ def finetune(
         save_adapter(peft_model, name, work.out)
     finally:
         peft_model.unload()
-
-
-def with_adapter(model: Any, name: str, config: LoRATrainingConfig) -> tuple[Any, dict[str, torch.nn.Parameter]]:
-    """The model with an untrained adapter, and the adapter's parameters."""
-    keys = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "seed")
-    peft_model = attach_lora(model, name=name, **{key: getattr(config, key) for key in keys})
-    return peft_model, {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
 
 
 def schedule(batches: MicroBatches, config: LoRATrainingConfig) -> tuple[int, int]:
