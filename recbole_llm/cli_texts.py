@@ -26,7 +26,7 @@ RUN_KEYS += """\
   --epochs=300                 epochs of a classical model; --train_batch_size=2048, --learning_rate=0.001
   --eval_args="{'mode': 'candidates'}"  {'mode': 'full'} ranks all items (classical models, Laser)
   --candidates="{'source': 'uniform', 'num_negatives': 19, 'seed': 2020}"
-  --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 5, 10]", --valid_metric=NDCG@10
+  --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 3, 5, 10]", --valid_metric=NDCG@10
   --eval_users=null            number of evaluation users; null: all
   --llm=null                   a backbone of properties/llm (null: builtin); --llm_path=FOLDER_OR_HUB_ID for others
   --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)

@@ -164,7 +164,7 @@ def test_metrics_line() -> None:
 
 def test_configuration_line() -> None:
     assert logs.configuration_line(LLMConfig("Pop", "ml-100k")) == "configuration: all defaults"
-    values = {"candidates": {"num_negatives": 5, "seed": 2020}, "topk": [1, 5, 10]}
+    values = {"candidates": {"num_negatives": 5, "seed": 2020}, "topk": [1, 3, 5, 10]}
     line = logs.configuration_line(LLMConfig("Pop", "ml-100k", config_dict=values))
     assert line == "configuration: candidates={'num_negatives': 5}; defaults otherwise"
     given = LLMConfig("SASRec", "ml-100k", cmd_line=["--epochs=3", "--seed=2020", f"--note={'long ' * 50}"])

@@ -18,7 +18,7 @@ from pretend_device import PRETEND, pretend_device
 from torch import Tensor, nn
 
 from recbole_llm.config import LLMConfig
-from recbole_llm.llm import backbones
+from recbole_llm.llm import backbones, memory
 from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.model import merged
 from recbole_llm.registry import MODELS
@@ -64,6 +64,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         config["device"] = PRETEND
 
     monkeypatch.setattr(LLMConfig, "_init_device", on_the_device)
+    monkeypatch.setattr(memory, "free_memory", lambda *_: 2**30)
     with pretend_device() as device:
         yield device
 
@@ -124,7 +125,7 @@ def test_a_training_resumes_on_a_device(tmp_path: Any, on_device: torch.device) 
             name="linear",
             parameters=dict(layer.named_parameters()),
             optimizer=torch.optim.AdamW(layer.parameters(), lr=0.1),
-            loss=lambda step: layer(data[[step % 8]]).square().sum(),
+            loss=lambda step: [layer(data[[step % 8]]).square().sum()],
             total_steps=steps,
             validate=lambda: -float(layer(data).square().mean()),
             eval_every=1,

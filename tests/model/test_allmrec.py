@@ -223,9 +223,14 @@ def test_a_users_token_is_read_and_so_is_an_items(made: Made) -> None:
     assert (score(with_codes(made, changed))[0] - scores(made)[0]).abs().max() > 1e-3
 
 
+def test_without_any_soft_token_there_is_nothing_to_train(assemble: Any, module_settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="user_representation and joint_embedding: without both there is no soft token to train"):
+        assemble("ALLMRec", module_settings, joint_embedding=False, user_representation=False)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize(("joint", "user"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(("joint", "user"), [(True, False), (False, True)])
 def test_a_part_that_is_left_out_has_no_tokens(
     assemble: Any, module_settings: dict[str, Any], trained: Any, prompt: str, joint: bool, user: bool
 ) -> None:
@@ -545,7 +550,7 @@ def test_stage_2_reaches_the_projectors_and_nothing_else(projection: Any, prompt
 def test_the_loss_is_the_mean_over_the_tokens_of_the_targets(projection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made, read, encode = projection(), [], ExampleEncoder.__call__
     monkeypatch.setattr(
-        ExampleEncoder, "__call__", lambda self, items, *rest: (read.append(items), encode(self, items, *rest))[1]
+        ExampleEncoder, "__call__", lambda self, items, *rest, **more: (read.append(items), encode(self, items, *rest, **more))[1]
     )
     found = sum(part.item() for part in made.loop.loss(0))
     assert len(read) == 16
@@ -575,7 +580,7 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
 
     monkeypatch.setattr(CollaborativeModel, "user_states", spy)
     monkeypatch.setattr(
-        ExampleEncoder, "__call__", lambda self, items, *rest: (targets.append(items), encode(self, items, *rest))[1]
+        ExampleEncoder, "__call__", lambda self, items, *rest, **more: (targets.append(items), encode(self, items, *rest, **more))[1]
     )
     monkeypatch.setattr(EvalUsers, "score", lambda self, score: 0.0)  # it reads the states of validation users
     cache.run(model.projection_stage if stage == "projection" else model.projection.alignment)

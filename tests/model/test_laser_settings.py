@@ -16,7 +16,7 @@ from recbole_llm.store.runs import SavedRun
 from recbole_llm.store.stages import in_order
 
 Made = SimpleNamespace
-SHORT = {"train_samples": 16, "phase1_epochs": 1, "phase1_learning_rate": 3e-2}
+SHORT = {"train_samples": 16, "phase1_epochs": 1, "phase1_learning_rate": 3e-2, "phase2_learning_rate": 3e-2}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "w/o MoE": {"moe": False},
     "w/o M-Former": {"m_former": False},
