@@ -171,7 +171,6 @@ class LLMRanker(Recommender, SequentialRecommender):
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
         self._merged = self.parts.backbone.source(cache), folders[answer]
-        chosen = self._mixed(folders)
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
 
@@ -184,7 +183,7 @@ class LLMRanker(Recommender, SequentialRecommender):
             return self.variant(own.with_lm(view), depends, *what, generator=generator)
 
         published = dict.fromkeys((type(self).__name__, NO_ADAPTER), self.generator(causal))
-        rows = {name: row(weights, generator=published.get(name)) for name, weights in chosen.items()}
+        rows = {name: row(weights, generator=published.get(name)) for name, weights in self._mixed(folders).items()}
         if self.shuffled_title_control:
             prompts = self.parts.builder(causal.tokenizer, names=self.parts.shuffled_names())
             rows[SHUFFLED] = row({answer: 1.0}, prompts, SHUFFLED, self.parts.seed)
@@ -213,8 +212,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     def cost(self, batches: Sequence[tuple[Any, Tensor | None]], results: Folders, *, all_rows: bool) -> Cost:
         outline = self.backbone.outline
         rows = self.evaluated(blank(outline), results)
-        reranked = self.n_items, self.retriever_top
-        chosen = rows if all_rows else [(rows[0][0], 1)]
+        chosen, reranked = rows if all_rows else [(rows[0][0], 1)], (self.n_items, self.retriever_top)
         return scores_cost(outline, chosen, self._scored, batches, reranked=reranked, seed=self.parts.seed)
 
     def answers_cost(self, candidates: CandidateSet) -> Cost | None:
@@ -262,9 +260,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     def _code(self, likelihood: TitleLikelihood, *others: object) -> str:
         """Fingerprint of the code that runs when a likelihood's LM reads its prompts, and of ``others``."""
         kinds = [*type(self).__mro__, *type(self.parts).__mro__]
-        own = {
-            kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)
-        }  # not the training code that they import
+        own = {kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)}  # not what they import
         runs = [likelihood, likelihood.prompts, likelihood.soft_tokens, self.parts.backbone, *others]
         runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
         return code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)

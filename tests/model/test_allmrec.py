@@ -580,7 +580,9 @@ def test_no_validation_or_test_item_is_trained_on_and_states_are_those_before_th
 
     monkeypatch.setattr(CollaborativeModel, "user_states", spy)
     monkeypatch.setattr(
-        ExampleEncoder, "__call__", lambda self, items, *rest, **more: (targets.append(items), encode(self, items, *rest, **more))[1]
+        ExampleEncoder,
+        "__call__",
+        lambda self, items, *rest, **more: (targets.append(items), encode(self, items, *rest, **more))[1],
     )
     monkeypatch.setattr(EvalUsers, "score", lambda self, score: 0.0)  # it reads the states of validation users
     cache.run(model.projection_stage if stage == "projection" else model.projection.alignment)
