@@ -41,7 +41,19 @@ def counting(most: int) -> Iterator[None]:
 
 def blank(outline: Outline) -> CausalLM:
     """A blank LM of an outline, with its tokenizer."""
-    return CausalLM(BlankLM(outline.config, outline.dtype), outline.tokenizer, outline.reading)
+    model, stands_for = BlankLM(outline.config, outline.dtype), torch.device(outline.device).type
+    return BlankCausalLM(model, outline.tokenizer, outline.reading, stands_for)
+
+
+@dataclass(frozen=True)
+class BlankCausalLM(CausalLM):
+    """A blank LM, whose tensors are on the CPU, in the place of one on a device of the type ``stands_for``."""
+
+    stands_for: str = "cpu"
+
+    @property
+    def device_type(self) -> str:
+        return self.stands_for
 
 
 def shape_of(outline: Outline) -> LMShape:

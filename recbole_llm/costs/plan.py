@@ -117,10 +117,10 @@ class Plan:
             cost, found = line.cost, measured.get(line.name)
             if cost is None or found is None:
                 continue
-            seconds = self.seconds(cost)
+            seconds, cached = self.seconds(cost), cost.tokens.fed and not (found.trained + found.read).fed
             rows.append(
                 [
-                    line.name,
+                    f"{line.name}, cached" if cached else line.name,
                     *(_count(tokens.fed) for tokens in (cost.trained, found.trained, cost.read, found.read)),
                     "" if seconds is None else _time(seconds),
                     _time(found.seconds),

@@ -135,6 +135,7 @@ class Backbone:
         self._reading: Reading | None = None
         self._unchecked: CausalLM | None = None
         self._loaded: CausalLM | None = None
+        self._size = 0
         self.stages = (stage,) if stage else ()
 
     @cached_property
@@ -169,9 +170,7 @@ class Backbone:
                 return gguf_name(Path(path))
             folder = Path(path).expanduser()
             return distribution_of(path) if is_package(path) else folder.resolve().name if folder.is_dir() else path
-        if self._loaded is None:
-            return BUILTIN
-        return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
+        return BUILTIN if self._loaded is None else f"{BUILTIN} {self._size / 1e6:.1f}M"
 
     @property
     def base_name(self) -> str:
@@ -200,7 +199,8 @@ class Backbone:
         if self._loaded is None:
             causal = self._load(self.source(results))
             self._loaded = replace(causal, reading=self._exact(lambda: causal))
-            count_passes(causal.model)  # those of the check are no part of a plan
+            self._size = causal.model.num_parameters()  # before any adapter is beside them
+            count_passes(causal.model)  # the passes of the check are no part of a plan
         return self._loaded
 
     def check_loadable(self) -> None:

@@ -34,6 +34,11 @@ class CausalLM:
         """The token that pads batches; None if batches must not be padded."""
         return int(self.tokenizer.pad_token_id) if self.reading.padding else None
 
+    @property
+    def device_type(self) -> str:
+        """That of the device of its input embeddings, such as ``cpu`` or ``cuda``."""
+        return str(self.model.get_input_embeddings().weight.device.type)
+
 
 def load_causal_lm(
     path: str | Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from recbole_llm.costs import parts
 from recbole_llm.costs.devices import CARDS, Speed, card, of_card, probe
 from recbole_llm.costs.plan import TO_RUN, Line, Plan
 from recbole_llm.costs.shape import LMShape
+from recbole_llm.llm.backbones import Outline
+from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import plan_run, run_recbole_llm
-from recbole_llm.store.costs import Cost, Tokens
+from recbole_llm.store.costs import Cost, Measured, Tokens
 
 SMALL = {"lora_epochs": 1, "train_samples": 8, "valid_users": 5}
 
@@ -59,6 +62,25 @@ def test_a_card_has_its_own_precision_and_time(settings: dict[str, Any]) -> None
     assert slower.seconds(second) == pytest.approx(4 * (there.seconds(second) or 0))
 
 
+def test_what_this_machine_cannot_load_can_be_planned_and_is_refused_by_a_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest))
+    given = {**settings, **SMALL, "load_in_4bit": True}
+    four, whole = (plan_run("TALLRec", "tiny", config_dict=values, device="h100") for values in (given, {**settings, **SMALL}))
+    assert four.lines[0].cost is not None and whole.lines[0].cost is not None
+    assert four.lines[0].cost.memory["weights"] < whole.lines[0].cost.memory["weights"]
+    with pytest.raises(ImportError, match="load_in_4bit: True needs bitsandbytes"):
+        run_recbole_llm("TALLRec", "tiny", config_dict=given)
+
+
+def test_batches_are_those_of_the_device(tiny_lm: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_lm)
+    here, there = (parts.blank(Outline(config, None, torch.float32, device, False)) for device in ("cpu", "cuda:1"))
+    assert (default_batch_tokens(here), default_batch_tokens(there)) == (2048, 16384)
+
+
 def test_an_unknown_card_is_an_error() -> None:
     with pytest.raises(ValueError, match="--device=tpu: unknown card; choose .*h100.*4090"):
         card("tpu")
@@ -76,6 +98,12 @@ def test_what_does_not_fit_names_the_key_that_makes_it_fit(part: str, key: str) 
     (told,) = [line for line in shown.splitlines() if "does not fit" in line]
     assert "ingredient" in told and part in told and key in told
     assert "does not fit" not in str(Plan("", lines, Speed(1.0, 1.0, 5000, "a machine")))
+
+
+def test_what_was_cached_is_no_wrong_prediction() -> None:
+    plan = Plan("", [Line("test", "", Cost(read=Tokens(fed=1234)))])
+    assert "test, cached" in plan.compared({"test": Measured()})
+    assert "cached" not in plan.compared({"test": Measured(read=Tokens(fed=1234))})
 
 
 def test_a_long_part_is_counted_on_some_steps(settings: dict[str, Any], assemble: Callable) -> None:

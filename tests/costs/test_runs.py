@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from recbole_llm.costs.plan import CACHED, Plan
 from recbole_llm.evaluation import generated
+from recbole_llm.llm import checks
 from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.lora import attach_lora, save_adapter
+from recbole_llm.llm.reading import Reading
 from recbole_llm.planner import ANSWERS, TEST, VALIDATION, plan_of
 from recbole_llm.store.costs import Tokens, metered
 
@@ -74,6 +76,27 @@ def test_every_token_is_planned(name: str, settings: dict[str, Any], assemble: C
         cost = lines[part].cost
         assert counts(cost.trained) == counts(found.trained), f"{part}, with gradients"
         assert counts(cost.read) == counts(found.read), f"{part}, without"
+
+
+def test_the_plan_follows_how_the_lm_is_run_exactly(
+    settings: dict[str, Any], assemble: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for an LM that neither padding nor a shared beginning suits."""
+    reading = Reading(scorer="prefix", padding=False, share=False)
+    monkeypatch.setattr(checks, "exact_reading", lambda *_, **__: reading)
+    run = assemble("LoRACocktail", settings)
+    run.trainer.check()
+    plan, measured = planned_and_run(run)
+    for line in plan.lines:
+        cost, found = line.cost, measured[line.name]
+        assert cost is not None and counts(cost.trained) == counts(found.trained) and counts(cost.read) == counts(found.read)
+    other = plan_of(
+        *(
+            getattr(assemble("LoRACocktail", {**settings, "checkpoint_dir": settings["checkpoint_dir"] + "-2"}), name)
+            for name in ("trainer", "stages", "valid", "test")
+        )
+    )
+    assert [line.cost for line in other.lines] != [line.cost for line in plan.lines]  # with padding, as long as nothing is known
 
 
 def test_a_given_adapter_has_no_training_and_its_own_size(
