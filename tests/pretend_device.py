@@ -1,4 +1,4 @@
-"""A pretend accelerator: tensors have a device and refuse to meet another one, while all values are computed on the CPU.
+"""A simulated accelerator: an operation on tensors of different devices is an error, while all values are computed on the CPU.
 
 :func:`pretend_device` makes ``torch.device("cuda:0")`` and other indices usable on a machine without one. Each storage has a
 label, the device that it would be on. A function mode answers what Python asks (``.device``, ``.to``, factories with
@@ -9,7 +9,7 @@ are on different devices. The exceptions are PyTorch's own:
 - CPU indices of a tensor on a device, and a CPU scalar as the value put there;
 - ``copy_``.
 
-Tensors that C++ makes without an input, such as zeros in a backward pass, have the device of whatever they meet.
+Tensors that C++ makes without an input, such as zeros in a backward pass, have the device of the tensors they are used with.
 """
 
 from __future__ import annotations

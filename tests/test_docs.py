@@ -40,6 +40,16 @@ def test_the_capability_table_is_true(name: str) -> None:
     }
 
 
+def test_the_map_of_files_is_the_tree() -> None:
+    section = (ROOT / "docs" / "architecture.md").read_text().split("## Packages and files")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
+    listed = {package: sorted(re.findall(r"`(\w+)`", files)) for package, files in rows}
+    packages = [path.parent for path in (ROOT / "recbole_llm").glob("*/__init__.py")]
+    assert listed == {path.name: sorted({file.stem for file in path.glob("*.py")} - {"__init__"}) for path in packages}
+    beside = {file.name for file in (ROOT / "recbole_llm").glob("*.py")} - {"__init__.py"}
+    assert beside == set(re.findall(r"`(\w+\.py)`", section))
+
+
 def test_readme_has_two_set_up_commands() -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2 and all(block.count("\n") == 1 for block in blocks)

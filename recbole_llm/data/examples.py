@@ -44,14 +44,15 @@ def check_negatives(domain: Domain, settings: ExampleSettings) -> None:
     """Check that every training history leaves enough items of the training split to list as negatives.
 
     Raises:
-        ValueError: the message has the user with the longest history.
+        ValueError: the message has the length of the longest history.
     """
     known = max((len(np.unique(history)) for history in domain.histories if len(history) > 1), default=0)
     left = len(domain.trained_items) - known
     if left < settings.num_negatives:
         raise ValueError(
             f"candidates.num_negatives: {settings.num_negatives} is too large for list-wise training on {domain.name}, where a "
-            f"history of {known} items leaves {left} of the {len(domain.trained_items)} items of the training split to list"
+            f"history of {known} items leaves {left} of the {len(domain.trained_items)} items of the training split to list; "
+            "lower it, or choose a prompt without candidates"
         )
 
 

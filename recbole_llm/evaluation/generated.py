@@ -36,7 +36,7 @@ USERS_AT_ONCE = 32  # between two saves of the answers
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came of the answers of one row.
+    """The outcomes of the answers of one row.
 
     Attributes:
         users: internal ids [N].
@@ -106,7 +106,7 @@ class PublishedResults:
     differences: Sequence[str]
 
     def content(self, user_ids: Sequence[str]) -> dict[str, Any]:
-        """What the run record has of it; a missed target has no rank (None)."""
+        """The content of the run record; a missed target has no rank (None)."""
         return {
             "paper": self.protocol.paper,
             "rule": "exact title" if self.protocol.exact else "title contained in the answer",
@@ -157,7 +157,7 @@ class PublishedResults:
 
 
 def check(config: Any, recommender: Recommender, candidates: CandidateSet | None) -> None:
-    """Check ``scoring`` before anything is trained, and say what of the run differs from the paper.
+    """Check ``scoring`` before anything is trained, and log which settings of the run differ from the paper's.
 
     Raises:
         ValueError: an unknown value, or a published protocol without candidates at test.

@@ -107,7 +107,7 @@ def exact_places(answer: str, titles: Sequence[str], separator: str, depth: int)
 
 
 def quoted(answer: str) -> str:
-    """What A-LLMRec's evaluation reads of an answer: its first line, and of that the text between the outer quotation marks.
+    """The part of an answer that A-LLMRec's evaluation reads: in its first line, the text between the outer quotation marks.
 
     The text is in lower case. A line with fewer than two quotation marks is read whole.
     """

@@ -1,4 +1,4 @@
-"""Whether a PEFT folder belongs to a backbone, by name, modules, shapes and vocabulary, without any weight of the backbone."""
+"""Checks that a PEFT folder belongs to a backbone, by name, modules, shapes and vocabulary; no weight of the backbone is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of a backbone before anything is trained: is it exact, does its vocabulary fit, do the rows of the run fit?
+"""The check of a backbone before anything is trained: can it be run exactly, and do its vocabulary and the rows of the run fit?
 
 Its result is cached in ``<checkpoint_dir>/readings``, under a name of everything that it depends on: the backbone with its
 precision and attention, the versions of torch and transformers, what the run asks of it, and the code that it compares.

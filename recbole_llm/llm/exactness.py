@@ -1,10 +1,10 @@
-"""Whether an LM is scored, trained and encoded exactly, found out once after loading and before anything is trained.
+"""Whether an LM is scored, trained and encoded exactly, checked once after loading and before anything is trained.
 
-The scorers, the loss and the encoder are right for causal attention to all earlier tokens, with positions that can be given.
+The scorers, the loss and the encoder are exact for causal attention to all earlier tokens, with positions that can be given.
 Windows, chunks, states and position biases may break one or another of their shortcuts: padding on the left, a cached
-beginning, a tree of answers. So each shortcut that a run uses is compared with the plain truth, the LM on one row of token
-ids, without padding, mask, positions or cache. A shortcut that disagrees is replaced by a slower one that agrees; an LM for
-which none agrees is refused.
+beginning, a tree of answers. So each shortcut that a run uses is compared with a reference: the LM on one row of token ids,
+without padding, mask, positions or cache. A shortcut that disagrees is replaced by a slower one that agrees; an LM for which
+none agrees is refused.
 
 The prompts of the comparison are random tokens. The longer ones reach beyond every window that the config names, if the
 prompts of the run can. In half precision a difference can hide behind rounding, so what is known to break is not tried at
@@ -38,7 +38,7 @@ TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.05, torc
 
 
 class NotExactError(ValueError):
-    """No way of running this LM that the package knows is exact."""
+    """This package has no exact way of running the LM."""
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def _windows(config: Mapping[str, Any]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A model with a few prompts and answers, and the truth about them.
+    """A model with a few prompts and answers, and their scores by the reference.
 
     Attributes:
         prompts: three long ones, one of them shorter by a token so that a batch of these is padded, and a short one; they have

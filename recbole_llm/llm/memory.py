@@ -146,4 +146,4 @@ def _bytes(size: int | str) -> int:
                 return int(float(text.removesuffix(unit)) * _UNITS[unit])
             except ValueError:
                 break
-    raise ValueError(f"max_memory: {size!r} is no size; give bytes or text such as 20GiB")
+    raise ValueError(f"max_memory: {size!r} is not a size; give bytes or text such as 20GiB")

@@ -1,4 +1,4 @@
-"""How an LM is run so that its results are exact; :mod:`recbole_llm.llm.exactness` finds it out."""
+"""How an LM is run so that its results are exact; :mod:`recbole_llm.llm.exactness` decides it."""
 
 from __future__ import annotations
 

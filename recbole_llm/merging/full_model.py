@@ -28,10 +28,10 @@ def check_target(folder: Path, key: str) -> None:
     """Check, before anything is computed, that a full model may be written to ``folder``.
 
     Raises:
-        ValueError: it exists and is no full model of an earlier run.
+        ValueError: it exists and is not a full model of an earlier run.
     """
     if folder.exists() and not (folder / CARD_FILE).is_file():
-        raise ValueError(f"{key}: {folder} exists and is no full model of an earlier run; choose another folder")
+        raise ValueError(f"{key}: {folder} exists and is not a full model of an earlier run; choose another folder")
 
 
 def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revision: str | None = None, **options: Any) -> str:

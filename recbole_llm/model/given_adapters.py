@@ -70,7 +70,7 @@ class GivenAdapters:
         return {name: adapter_fingerprint(folder) for name, folder in self.folders.items()}
 
     def facts(self) -> dict[str, dict[str, str]]:
-        """What the record says about them."""
+        """What the run record has of them."""
         return {name: {"folder": self.given[name], "sha256": self.sha256[name]} for name in self.given}
 
     def label(self, name: str) -> str:

@@ -111,7 +111,7 @@ class AdapterMerging:
     def of(cls, config: Any, parts: RankerParts, shape: Callable[[str], AdapterShape]) -> AdapterMerging:
         """The merging of a configuration; raises as :class:`MergeSettings`."""
         if config["tallrec_form"] == "yes_no":
-            raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters are listwise")
+            raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters need listwise")
         return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape)
 
     def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:

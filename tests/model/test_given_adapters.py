@@ -269,5 +269,5 @@ def test_the_full_model_of_a_merge_scores_as_the_merged_adapter(
     rows = record(first)["ranks"]
     assert own["ranks"]["no adapter"] == rows["MoLoRec"] != rows["no adapter"]
     (tmp_path / "taken").mkdir()
-    with pytest.raises(ValueError, match="merge_full_model: .*taken exists and is no full model"):
+    with pytest.raises(ValueError, match="merge_full_model: .*taken exists and is not a full model"):
         assemble("MoLoRec", {**config, "merge_full_model": str(tmp_path / "taken")})
