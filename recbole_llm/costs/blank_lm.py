@@ -5,6 +5,7 @@ The batches, prompts, trees and caches of training and scoring are made by their
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class BlankLM(nn.Module):
     def __init__(self, config: Any, dtype: torch.dtype = torch.float32):
         super().__init__()
         text = config.get_text_config()
-        self.config, self.dtype, self.device = config, dtype, torch.device("cpu")
+        self.config, self.dtype, self.device = copy.deepcopy(config), dtype, torch.device("cpu")
+        self.config._attn_implementation = "sdpa"  # it takes any mask
         self.head = _Head(Blank.of((text.vocab_size, text.hidden_size), dtype))
         self.base_model = _Body(self.head.weight)
         count_passes(self)

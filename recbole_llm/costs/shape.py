@@ -7,6 +7,7 @@ layers' inputs, but not for that of their weights; training all weights adds twi
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,10 @@ def blank_model(config: Any, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        # no attention is computed, and eager needs no package
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
 
 
 def _share_of_experts(text: Any) -> float:
