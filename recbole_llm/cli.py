@@ -1,4 +1,4 @@
-"""The command line, ``recbole-llm run | leaderboard | tune | merge | export | views``; the default command is ``run``.
+"""The command line, ``recbole-llm run | plan | leaderboard | tune | merge | export | views``; the default command is ``run``.
 
 Arguments are parsed before large libraries are imported. A mistake of the user ends in one line and exit code 2.
 """
@@ -16,118 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_llm import __version__, compat, registry
+from recbole_llm import cli_texts as texts
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
-
-_ABOUT = """Published LLM recommenders as RecBole models.
-
-Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
-are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but merge also accept every key of RecBole and of properties/*.yaml. Command-line values override property files, and
-later files override earlier ones."""
-
-_END = """
-exit codes: 0 (success), 1 (some runs of a leaderboard failed), 2 (error). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
-"""
-
-_RUN = """
-Train and evaluate one model, an LLM recommender or any model of RecBole, on one dataset. All models are evaluated on the same
-candidates. Stages that an earlier run has trained are reused, and a killed run resumes. The results are printed as a table and
-written to saved/runs/<run>/record.json. python run_recbole_llm.py is the same command."""
-
-_DATA = "  --data_path=DIR              folder that contains <dataset>/<dataset>.inter and .item (ml-100k comes with RecBole)\n"
-_SAVED = "  --checkpoint_dir=saved       folder of stages, candidates and run records\n"
-_RUN_KEYS = f"""
-keys, with their defaults; properties/*.yaml and the documentation of RecBole describe all keys:
-{_DATA}{_SAVED}"""
-_RUN_KEYS += """\
-  --seed=2020                  random seed, except of the candidates; --gpu_id=0, --show_progress=True
-  --epochs=300                 epochs of a classical model; --train_batch_size=2048, --learning_rate=0.001
-  --eval_args="{'mode': 'candidates'}"  {'mode': 'full'} ranks all items (classical models, Laser)
-  --candidates="{'source': 'uniform', 'num_negatives': 19, 'seed': 2020}"
-  --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 3, 5, 10]", --valid_metric=NDCG@10
-  --eval_users=null            number of evaluation users; null: all
-  --llm=null                   a backbone of properties/llm (null: builtin); --llm_path=FOLDER_OR_HUB_ID for others
-  --text_encoder=null          a text encoder of properties/text_encoder (null: builtin); for ALLMRec and AlphaRec
-  --adapters={}                PEFT folders in place of the training of adapters, such as "{'base spirit': 'lora'}"
-  --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
-  --merge=entropy              merging method of LoRACocktail; see docs/merging.md
-  --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
-  --init_from=null             folder of the run that the model is initialised from (Laser)
-  --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
-
-examples:
-  recbole-llm run --model=LoRACocktail --dataset=ml-100k
-  recbole-llm run --model=SASRec --dataset=ml-1m --data_path=DIR --eval_args="{'mode': 'full'}"
-"""
-
-_LEADERBOARD = """
-Run the models, seeds and protocols of a property file (docs/leaderboard.md), and write a table with paired tests for each
-protocol, as JSON, Markdown, CSV, LaTeX and HTML. A run whose record exists is not repeated. Failed runs are reported and do not
-stop the others. The tables are printed to standard output, the log to standard error."""
-
-_LEADERBOARD_KEYS = f"""
-keys of every run, which override those of the file:
-{_DATA}{_SAVED}
-examples:
-  recbole-llm leaderboard --config_files=properties/leaderboard/ml-100k.yaml --jobs=2
-  recbole-llm leaderboard --config_files=mine.yaml --data_path=DIR --show
-"""
-
-_TUNE = """
-Search the hyper-parameters of one model on one dataset by the validation score, and write the best settings to a property file
-for --config_files. Each evaluation is an ordinary run; a run whose record exists is not repeated. Requires optuna."""
-
-_TUNE_KEYS = f"""
-a line of the search file has the form of RecBole, `key kind values`:
-  learning_rate loguniform -8, -5         natural logarithms of the bounds
-  hidden_dropout_prob choice [0.2, 0.5]   also: uniform LOW, HIGH and quniform LOW, HIGH, STEP
-
-keys of every run, with their defaults:
-{_DATA}{_SAVED}  --seed=2020                  random seed of the search, and of its runs unless --seeds is given
-  --valid_metric=NDCG@10       metric that decides
-
-examples:
-  recbole-llm tune --model=SASRec --dataset=ml-100k --params_file=properties/search/SASRec.hyper
-  recbole-llm tune --model=BPR --dataset=ml-100k --params_file=properties/search/BPR.hyper --algo=random --max_evals=8 --epochs=40
-"""
-
-_MERGE = """
-Merge LoRA adapters of one base model into one PEFT adapter with a record of its sources. The methods entropy and grid need
-prompts, so they are available only in a run: recbole-llm run --merge=entropy. See docs/merging.md."""
-
-_MERGE_KEYS = """
-examples:
-  recbole-llm merge --adapters="base=runs/a/lora own=runs/b/lora" --merge=ties --density=0.3 --out=merged
-  recbole-llm merge --adapters="lora_a lora_b" --merge=fixed --weights="[0.3, 0.7]" --out=merged --full_model=full
-"""
-
-_EXPORT = """
-Write the training prompts of each adapter of a model, and the prompts of the evaluation users with their candidates, as JSONL for
-LLaMA-Factory and other trainers and inference engines, without training anything. See docs/export.md."""
-
-_EXPORT_KEYS = f"""
-keys, as for recbole-llm run:
-{_DATA}{_SAVED}  --llm=null                   a backbone of properties/llm; --llm_path=FOLDER_OR_HUB_ID for others
-
-examples:
-  recbole-llm export --model=LoRACocktail --dataset=ml-100k --llm=qwen2-7b --out=prompts
-  recbole-llm export --model=TALLRec --dataset=ml-100k --llm_path=DIR --layout=alpaca --passes=4 --out=prompts
-"""
-
-_VIEWS = """
-Split a dataset by category into datasets <dataset>-<category>, which any model can use. No item is in two of them. Do not test
-a model on a view if it was trained on the whole dataset, which contains the test items of the view."""
-
-_VIEWS_KEYS = f"""
-keys, with their defaults:
-{_DATA}  --domain_field=null          column of the categories; null: category_field
-  --domain_min_users=100       minimum number of users with two or more items in a view
-  --domain_max_views=2         number of views, largest categories first
-
-examples:
-  recbole-llm views --dataset=ml-100k --domain_max_views=3
-  recbole-llm views --dataset=mydata --data_path=DIR --category_field=genre --out=views
-"""
 
 # --show is the same as --show=True
 _SWITCH: dict[str, Any] = {"nargs": "?", "const": "True", "default": "False", "choices": ("True", "False")}
@@ -166,13 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_model(options)
+    from recbole_llm.quick_start import run_recbole_llm
+
+    run_recbole_llm(options.model, options.dataset, options.config_files or None, cmd_line=keys)
+
+
+def _plan(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_model(options)
+    from recbole_llm.quick_start import plan_run
+
+    print(plan_run(options.model, options.dataset, options.config_files or None, cmd_line=keys, device=options.device))
+
+
+def _check_model(options: argparse.Namespace) -> None:
     if options.model:
         registry.check_name(options.model)
     elif not options.config_files:
         raise ValueError("--model is missing: give it on the command line or in a property file")
-    from recbole_llm.quick_start import run_recbole_llm
-
-    run_recbole_llm(options.model, options.dataset, options.config_files or None, cmd_line=keys)
 
 
 def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
@@ -234,24 +135,30 @@ def _views(options: argparse.Namespace, keys: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = _Parser(prog="recbole-llm", description=_ABOUT, epilog=_END, **form)
+    parser = _Parser(prog="recbole-llm", description=texts.ABOUT, epilog=texts.END, **form)
     parser.add_argument("--version", action="version", version=f"recbole-llm {__version__}")
     commands = parser.add_subparsers(title="commands (see recbole-llm COMMAND --help)", metavar="COMMAND", required=True)
 
     def command(name: str, function: Callable, line: str, about: str, keys: str) -> Callable[..., Any]:
-        own = commands.add_parser(name, help=line, description=about, epilog=keys + _END, **form)
+        own = commands.add_parser(name, help=line, description=about, epilog=keys + texts.END, **form)
         own.set_defaults(function=function)
         return own.add_argument
 
     dataset = "ml-100k, which comes with RecBole, or a dataset in --data_path"
     files: dict[str, Any] = {"type": str.split, "default": [], "metavar": "FILES", "help": "property files, separated by spaces"}
 
-    add = command("run", _run, "train and evaluate one model on one dataset", _RUN, _RUN_KEYS)
+    add = command("run", _run, "train and evaluate one model on one dataset", texts.RUN, texts.RUN_KEYS)
     add("--model", "-m", help=f"{', '.join(registry.MODELS)}, a model of RecBole such as SASRec, or your own, file:Class")
     add("--dataset", "-d", help=dataset)
     add("--config_files", **files)
 
-    add = command("leaderboard", _leaderboard, "compare many models in one table", _LEADERBOARD, _LEADERBOARD_KEYS)
+    add = command("plan", _plan, "show what a run costs before it is started", texts.PLAN, texts.PLAN_KEYS)
+    add("--model", "-m", help="a model, as for recbole-llm run")
+    add("--dataset", "-d", help=dataset)
+    add("--config_files", **files)
+    add("--device", metavar="CARD", help="predict the time on this card, such as h100, a100, 4090 (default: this machine)")
+
+    add = command("leaderboard", _leaderboard, "compare many models in one table", texts.LEADERBOARD, texts.LEADERBOARD_KEYS)
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")
     add("--jobs", type=int, default=1, help="number of parallel runs, which share the cores (default: 1)")
     add(
@@ -263,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="output folder (default: <checkpoint_dir>/leaderboard/<file>)")
     add("--show", **_SWITCH, help="run nothing and show the existing records")
 
-    add = command("tune", _tune, "search hyper-parameters by the validation score", _TUNE, _TUNE_KEYS)
+    add = command("tune", _tune, "search hyper-parameters by the validation score", texts.TUNE, texts.TUNE_KEYS)
     add("--model", "-m", required=True, help="a model, as for recbole-llm run")
     add("--dataset", "-d", required=True, help=dataset)
     add("--params_file", type=Path, required=True, metavar="FILE", help="search space, such as properties/search/SASRec.hyper")
@@ -273,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=_list_of(int), metavar="LIST", help='score by the mean over seeds, "[2020, 2021]" (default: --seed)')
     add("--output_file", type=Path, metavar="FILE", help="default: <checkpoint_dir>/tuning/<dataset>/<Model>.yaml")
 
-    add = command("merge", _merge, "merge LoRA adapters into one", _MERGE, _MERGE_KEYS)
+    add = command("merge", _merge, "merge LoRA adapters into one", texts.MERGE, texts.MERGE_KEYS)
     add("--adapters", type=shlex.split, required=True, metavar="FOLDERS", help='"[NAME=]FOLDER [NAME=]FOLDER ..."')
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the merged adapter, which must not exist")
     add("--merge", default="uniform", metavar="METHOD", help=f"{', '.join(METHODS)}, package.module:function (default: uniform)")
@@ -286,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--full_model", type=Path, metavar="DIR", help="also write the base model with the result folded into its weights")
     add("--base_model", metavar="PATH", help="its folder or hub id, if it is not the one that the adapters name")
 
-    add = command("export", _export, "write a model's prompts as JSONL", _EXPORT, _EXPORT_KEYS)
+    add = command("export", _export, "write a model's prompts as JSONL", texts.EXPORT, texts.EXPORT_KEYS)
     add("--model", "-m", required=True, help="a model that trains adapters: LoRACocktail, MoLoRec, WeaveRec, TALLRec, LlamaRec")
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
@@ -295,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--passes", type=int, default=1, metavar="N", help="epochs to write; their negatives differ (default: 1)")
     add("--ids", **_SWITCH, help="also write the token ids of each line, as input_ids and labels")
 
-    add = command("views", _views, "split a dataset by category into datasets", _VIEWS, _VIEWS_KEYS)
+    add = command("views", _views, "split a dataset by category into datasets", texts.VIEWS, texts.VIEWS_KEYS)
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
     add("--out", type=Path, default=Path("views"), metavar="DIR", help="folder of the new datasets (default: views)")

@@ -15,11 +15,18 @@ from recbole_llm import compat, logs
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
+from recbole_llm.costs.devices import Card, card
+from recbole_llm.costs.parts import EXACT, counting
+from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation import generated, slices
 from recbole_llm.evaluation.record import RunRecord, table
+from recbole_llm.planner import ANSWERS, TEST, VALIDATION, on_card, plan_of
+from recbole_llm.store.costs import metered
+from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
@@ -57,6 +64,9 @@ def run_recbole_llm(
     log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
     run = assemble(config)
+    run.trainer.check()  # finds out how the LM is run, which the plan depends on
+    planned = run.plan()
+    logger.info(str(planned))
     shown = config["show_progress"]
     best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
     waited = run.trainer.cache.waited
@@ -64,23 +74,29 @@ def run_recbole_llm(
 
     record = RunRecord(config, run.trainer, run.valid, run.test)
     own, *others = run.trainer.recommender.variants().items()
-    record.add(config["model"], run.trainer.evaluate(run.test, load_best_model=saved, show_progress=shown, variant=own[1]))
-    for name, variant in others:
-        record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
+    with metered() as tested:
+        record.add(config["model"], run.trainer.evaluate(run.test, load_best_model=saved, show_progress=shown, variant=own[1]))
+        for name, variant in others:
+            record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
 
     seconds = {"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited}
     ranks = {row.name: row.ranks for row in record.rows}
-    published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
+    with metered() as generating:
+        published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
+    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested, ANSWERS: generating}
     path = record.write(
         best_valid_result=best_valid_result,
         best_valid_users=run.trainer.validated,
         seconds=seconds,
         peak_memory_bytes=compat.peak_memory_bytes(),
         published=published and published.content(record.user_ids),
+        plan=planned.as_dict(measured),
     )
     test_result = record.rows[0].metrics
     logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
     logger.info(f"test result: {logs.metrics_line(test_result)}")
+    if compared := planned.compared(measured):
+        logger.info(f"planned and measured:\n{compared}")
     logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
     if published:
         logger.info(published.table())
@@ -110,10 +126,21 @@ class Run:
     valid: Any
     test: Any
     candidates: Mapping[str, CandidateSet]
+    retriever: Retriever | None
+    stages: Sequence[Stage]
+
+    def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
+        """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
+        with preserved_random_state(), counting(EXACT if patient else EXACT // 5):  # a run's results do not depend on its plan
+            return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
 
 
-def assemble(config: LLMConfig) -> Run:
-    """Read the data, draw the candidates, build the model and plan its stages, without training."""
+def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
+    """Read the data, draw the candidates, build the model and plan its stages, without training.
+
+    Args:
+        loads: refuse an LM that this machine cannot load.
+    """
     slices.check(config["slices"])
     _set_precision(config)
     init_seed(config["seed"], config["reproducibility"])
@@ -129,9 +156,32 @@ def assemble(config: LLMConfig) -> Run:
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
     generated.check(config, trainer.recommender, candidates.get("test"))
-    if stages := trainer.plan(candidates, retriever):
-        logger.info(trainer.cache.plan(stages))
-    return Run(config, model, trainer, train, valid, test, candidates)
+    stages = trainer.plan(candidates, retriever)
+    if loads and trainer.recommender.backbone is not None:
+        trainer.recommender.backbone.check_loadable()
+    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages)
+
+
+def plan_run(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    cmd_line: Sequence[str] = (),
+    device: str | None = None,
+) -> Plan:
+    """The plan of :func:`run_recbole_llm` with the same arguments; nothing is trained, and no weights are read.
+
+    Args:
+        device: a card of :data:`~recbole_llm.costs.devices.CARDS`; None: this machine, which is measured.
+    """
+    named = card(device) if device else None
+    config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
+    if named:
+        config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config, named)}, cmd_line)
+    compat.refuse_options(config.external_config_dict)
+    logs.init_logging(config)
+    return assemble(config, loads=False).plan(named, patient=True)
 
 
 def _set_precision(config: LLMConfig) -> None:

@@ -29,6 +29,7 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.ranks import gather_scores
+from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors, sha256_file
 from recbole_llm.store.stages import Stage, Work, count_trained
 
@@ -66,7 +67,7 @@ class CollaborativeModel:
         self.model = self._fresh_model().requires_grad_(False).eval()
         depends = {"config": self.config.recbole_fingerprint, "histories": self.histories.fingerprint}
         depends |= {"checkpoint": sha256_file(self._checkpoint)} if self._checkpoint else {}
-        self.stage = Stage(f"cf-{name}", depends, self._import if checkpoint else self._train)
+        self.stage = Stage(f"cf-{name}", depends, self._import if checkpoint else self._train, cost=self._cost)
 
     @classmethod
     def of(cls, config: Any, histories: Histories, max_seq_length: int) -> CollaborativeModel:
@@ -118,6 +119,13 @@ class CollaborativeModel:
         trainer.load_best()
         logger.info(f"cf-{self.name}: best validation {self.config['valid_metric']} {score:.4f} under full ranking")
         save_tensors(work.out / "model.safetensors", self.model.state_dict())
+
+    def _cost(self) -> Cost:
+        if self._checkpoint:
+            return Cost(note=f"imported from {self._checkpoint}")
+        parameters = sum(parameter.numel() for parameter in self._fresh_model().parameters())
+        note = f"RecBole's {self.name}, at most {self.config['epochs']} epochs, not estimated"
+        return Cost(samples=len(self.loaders[0]._dataset), parameters=parameters, note=note)
 
     def _import(self, work: Work) -> None:
         found = read_checkpoint(str(self._checkpoint)).state_dict

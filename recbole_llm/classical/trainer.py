@@ -1,31 +1,31 @@
 """RecBole's trainers with stages before training and fixed candidates in evaluation.
 
 :class:`ProtocolTrainer` is a mixin for any trainer of RecBole, so that the same code evaluates baselines and LLM models on the
-same candidates. Checkpoints are written atomically and loaded without executing code.
+same candidates.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, get_local_time, init_seed
+from recbole.utils import calculate_valid_score, init_seed
 from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor
 
+from recbole_llm.classical.checkpoints import SafeCheckpoints
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = getLogger()
 
 
-class ProtocolTrainer(Trainer):
+class ProtocolTrainer(SafeCheckpoints):
     """Stages before training, evaluation of variants on fixed candidates, and safe checkpoints, for any RecBole trainer.
 
     Attributes:
@@ -47,6 +47,7 @@ class ProtocolTrainer(Trainer):
         ranks: of the last evaluation.
         users_per_second: of the last evaluation; None if it used cached scores.
         validated: number of users of the validation after training; None if RecBole's trainer validates.
+        validation: what it has cost; None until it is done.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -54,11 +55,8 @@ class ProtocolTrainer(Trainer):
         self.recommender = recommender_of(model, config)
         self.cache = StageCache(Path(config["checkpoint_dir"]) / "stages", seed=config["seed"])
         self.eval_collector = SafeCollector(config)
-        # in parallel runs, RecBole's own name is not unique: it has a resolution of one second
-        name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
-        self.saved_model_file = os.path.join(self.checkpoint_dir, name)
-        self._written_here: set[str] = set()
         self._stages: Sequence[Stage] = ()
+        self._checked = False
         self._retriever: CandidateRetriever | None = None
         self._candidates: CandidateSet | None = None
         self._variant: Variant
@@ -68,6 +66,7 @@ class ProtocolTrainer(Trainer):
         self.ranks = Ranks()
         self.users_per_second: float | None = None
         self.validated: int | None = None
+        self.validation: Measured | None = None
         self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -100,8 +99,14 @@ class ProtocolTrainer(Trainer):
             return self.cache.trained(self._stages[0]) if self._stages else 0
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
+    def check(self) -> None:
+        """Refuse, before the first stage runs, what would fail or be wrong after the training; once."""
+        if not self._checked:
+            self.recommender.check()
+        self._checked = True
+
     def _run_stages(self) -> None:
-        self.recommender.check()
+        self.check()
         if self._retriever is not None:
             self._retriever.load(self.cache.run(self._retriever.stage))
         if self._stages:
@@ -128,7 +133,8 @@ class ProtocolTrainer(Trainer):
         if not valid_data:
             return -1, None
         self._users = early_stopping_users(valid_data, self.config["seed"], self.config["valid_users"])
-        self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        with metered() as self.validation:
+            self.best_valid_result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         self._users, self.validated = None, len(self.ranks.users)
         logger.info(f"validated on the {self.validated} users of early stopping (valid_users)")
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
@@ -187,10 +193,7 @@ class ProtocolTrainer(Trainer):
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
-        users = interaction[self.config["USER_ID_FIELD"]]
-        covered = self._candidates.covers(users)
-        if not covered.all():  # some users have too few interactions for a split that is equal for all models
-            interaction, users, positive_i = interaction[covered], users[covered], positive_i[covered]
+        interaction, users, positive_i = _covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
         listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
         scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
         target = positive_i.to(self.device)
@@ -198,6 +201,26 @@ class ProtocolTrainer(Trainer):
         self.ranks.add(users, scores, found.int().argmax(1), missed=~found.any(1))
         catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)  # [B, I]
         return interaction, catalogue, torch.arange(len(users)), positive_i
+
+    def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
+        """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""
+        seed, number = self.config["seed"], self.config["valid_users"]
+        users = early_stopping_users(eval_data, seed, number) if early_stopping else None
+        return self.recommender.cost(list(self._listed(eval_data, users)), self.cache, all_rows=not early_stopping)
+
+    def _listed(self, eval_data: Any, users: Tensor | None) -> Iterator[tuple[Any, Tensor | None]]:
+        """The users [B] of each batch that :meth:`evaluate` scores, as interactions, with their candidates [B, C] if any."""
+        for batch in eval_data:
+            chosen = batch if users is None else of_users(batch, self.config["USER_ID_FIELD"], users)
+            interaction, _, _, positive_i = chosen
+            if not len(interaction):
+                continue
+            if not eval_data.candidates:
+                yield interaction, None
+                continue
+            interaction, known, targets = _covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
+            if len(known):
+                yield interaction, eval_data.candidates.lookup(known, targets)
 
     def _full_ranking(self, batched_data: Any) -> Any:
         interaction, history, positive_u, positive_i = batched_data
@@ -226,63 +249,15 @@ class ProtocolTrainer(Trainer):
             self._scores.add(users, scores)
         return scores
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        final = kwargs.pop("saved_model_file", self.saved_model_file)
-        temporary = f"{final}.{uuid.uuid4().hex[:8]}.tmp"
-        state = {
-            "config": self.config.plain() if hasattr(self.config, "plain") else None,
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": float(self.best_valid_score),
-            "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, final)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        self._written_here.add(str(final))
-        if verbose:
-            logger.info(f"saved {final}")
-
-    def _read_checkpoint(self, file: str) -> dict[str, Any]:
-        """A checkpoint's content. Only files that this trainer wrote are unpickled."""
-        if str(file) in self._written_here:
-            # the scipy matrices of item-KNN, EASE and others need pickle
-            return torch.load(file, map_location=self.device, weights_only=False)
-        try:
-            return torch.load(file, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{file}: not a checkpoint that can be loaded without executing code ({type(error).__name__}); "
-                f"train the model again with this command, or convert the file if you trust it"
-            ) from error
-
-    def _load_weights(self, file: str) -> None:
-        state = self._read_checkpoint(file)
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state.get("other_parameter"))
-        logger.info(f"loaded the weights of {file}")
-
-    def load_best(self) -> None:
-        """Load the best weights of ``fit`` into the model."""
-        self._load_weights(self.saved_model_file)
-
-    def resume_checkpoint(self, resume_file: str) -> None:
-        """Resume from a checkpoint of this class."""
-        self.saved_model_file = str(resume_file)
-        state = self._read_checkpoint(self.saved_model_file)
-        self.start_epoch = state["epoch"] + 1
-        self.cur_step = state["cur_step"]
-        self.best_valid_score = state["best_valid_score"]
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state.get("other_parameter"))
-        self.optimizer.load_state_dict(state["optimizer"])
-        logger.info(f"resuming from epoch {self.start_epoch} of {resume_file}")
+def _covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:
+    """The rows, users and targets of a batch for which there are candidates."""
+    users = interaction[user_field]
+    covered = candidates.covers(users)
+    if covered.all():
+        return interaction, users, targets
+    # some users have too few interactions for a split that is equal for all models
+    return interaction[covered], users[covered], targets[covered]
 
 
 def trainer_class(config: Any) -> type[Any]:

@@ -15,7 +15,7 @@ RECBOLE_KEYS = {
 BOOKKEEPING = {
     *("checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id"),
     *("log_wandb", "note", "save_dataloaders", "save_dataset", "save_every_seconds", "show_progress", "state"),
-    *("wandb_project", "worker", "merge_full_model"),
+    *("wandb_project", "worker", "merge_full_model", "probe_seconds", "plan_efficiency"),
     *("train_batch_tokens", "gradient_checkpointing", "max_memory"),  # how a training is computed, see LoopOptions
     "score_batch_tokens",
 }

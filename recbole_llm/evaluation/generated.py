@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = getLogger()
 
 LIKELIHOOD, PUBLISHED = "likelihood", "published"
-_USERS_AT_ONCE = 32  # between two saves of the answers
+USERS_AT_ONCE = 32  # between two saves of the answers
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ def _outcomes(
     cache = CachedAnswers(root / digest[:16])
     rows = [row for row, user in enumerate(candidates.users.tolist()) if user not in cache]
     with progress_bar(f"generating, {name}", len(rows), show=show) as bar:
-        for start in range(0, len(rows), _USERS_AT_ONCE):
-            some = rows[start : start + _USERS_AT_ONCE]
+        for start in range(0, len(rows), USERS_AT_ONCE):
+            some = rows[start : start + USERS_AT_ONCE]
             users = candidates.users[some].tolist()
             began = time.monotonic()
             cache.add(users, answers.generate(users, candidates.items[some]), time.monotonic() - began)

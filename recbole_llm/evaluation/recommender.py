@@ -11,7 +11,8 @@ from torch import Tensor
 
 from recbole_llm.evaluation.published import PublishedProtocol
 from recbole_llm.evaluation.ranks import gather_scores
-from recbole_llm.store.stages import Stage, StageCache
+from recbole_llm.store.costs import Cost
+from recbole_llm.store.stages import Folders, Stage, StageCache
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
@@ -105,6 +106,25 @@ class Recommender:
     def variants(self) -> dict[str, Variant]:
         """What is evaluated, by name: the model itself, then the rows that are always reported with it."""
         raise NotImplementedError
+
+    @property
+    def backbone(self) -> Any:
+        """The causal LM, a :class:`~recbole_llm.llm.backbones.Backbone`; None without one."""
+        return None
+
+    def cost(self, batches: Sequence[tuple[Any, Tensor | None]], results: Folders, *, all_rows: bool) -> Cost:
+        """What an evaluation costs, before training; without figures if that is not estimated.
+
+        Args:
+            batches: interactions of B users with their candidates [B, C]; None in a full ranking.
+            results: the folders of the stages, which need not exist.
+            all_rows: all variants, not only the model itself.
+        """
+        return Cost(note="not estimated")
+
+    def answers_cost(self, candidates: CandidateSet) -> Cost | None:
+        """What :attr:`published` costs on these candidates; None without it, or if the answers are those of no LM."""
+        return None
 
     def facts(self) -> Facts:
         """What the run record says about the model."""

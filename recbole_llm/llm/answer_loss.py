@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_llm.llm.memory import LOGITS_AT_ONCE
+from recbole_llm.store.costs import unmetered
 from recbole_llm.store.files import preserved_random_state
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _is_bare(model: Any, head: nn.Module) -> bool:
             return (state * PROBE / max(float(state.norm()) * width, 1e-6)).to(states)
 
         hook = head.register_forward_hook(lambda *call: outputs.append(call[-1]))
-        with preserved_random_state(), torch.no_grad(), _reading(head, random):
+        with unmetered(), preserved_random_state(), torch.no_grad(), _reading(head, random):
             logits = model(
                 inputs_embeds=model.get_input_embeddings().weight[:1].unsqueeze(0), use_cache=False
             ).logits  # [1, 1, V]

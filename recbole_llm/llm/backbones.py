@@ -7,11 +7,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from recbole_llm.llm.causal_lm import CausalLM, check_bitsandbytes, identity, load_causal_lm, load_tokenizer, resolved_dtype
+from recbole_llm.llm.causal_lm import (
+    CausalLM,
+    check_bitsandbytes,
+    check_weights,
+    identity,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    resolved_dtype,
+)
+from recbole_llm.llm.counting import count_passes
 from recbole_llm.llm.gguf_file import dequantised, gguf_name, is_gguf
 from recbole_llm.llm.memory import size_in_bytes
 from recbole_llm.llm.packages import distribution_of, is_package, located
@@ -27,8 +37,13 @@ _ATTENTION_PACKAGES = {
     "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
 }  # module and distribution
 
-Check = Callable[[str, str, Callable[[], CausalLM]], Reading]
-"""(fingerprint, name, load) -> how the LM is run."""
+
+class Check(Protocol):
+    """Finds out how the LM of a fingerprint is run, and may know it already."""
+
+    def __call__(self, identity: str, name: str, load: Callable[[], CausalLM], /) -> Reading: ...
+
+    def known(self, identity: str, /) -> Reading | None: ...
 
 
 @dataclass(frozen=True)
@@ -80,23 +95,50 @@ class BackboneSettings(Settings):
         return resolved_dtype(self.dtype, torch.device(self.device))
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a causal LM is without its weights, and how it is loaded.
+
+    Attributes:
+        config: of ``transformers``.
+        reading: how it is run, if that is known.
+        loaded: its weights are in memory.
+    """
+
+    config: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    device: str
+    load_in_4bit: bool
+    reading: Reading = Reading()
+    loaded: bool = False
+
+
 class Backbone:
     """A frozen causal LM with its tokenizer.
 
     Args:
         check: finds out how the LM is run exactly, see :class:`~recbole_llm.llm.checks.BackboneCheck`.
+        untrained: configuration and tokenizer of an LM that ``stage`` trains.
 
     Attributes:
         stages: the stage that trains the builtin LM; empty for any other.
     """
 
     def __init__(
-        self, settings: BackboneSettings, stage: Stage | None = None, folder: Path | None = None, check: Check | None = None
+        self,
+        settings: BackboneSettings,
+        stage: Stage | None = None,
+        folder: Path | None = None,
+        check: Check | None = None,
+        untrained: Callable[[], tuple[Any, Any]] | None = None,
     ):
         self._settings, self._stage, self._folder = settings, stage, folder
-        self._check = check
+        self._check, self._untrained = check, untrained
+        self._reading: Reading | None = None
         self._unchecked: CausalLM | None = None
         self._loaded: CausalLM | None = None
+        self._size = 0
         self.stages = (stage,) if stage else ()
 
     @cached_property
@@ -131,9 +173,7 @@ class Backbone:
                 return gguf_name(Path(path))
             folder = Path(path).expanduser()
             return distribution_of(path) if is_package(path) else folder.resolve().name if folder.is_dir() else path
-        if self._loaded is None:
-            return BUILTIN
-        return f"{BUILTIN} {sum(p.numel() for p in self._loaded.model.parameters()) / 1e6:.1f}M"
+        return BUILTIN if self._loaded is None else f"{BUILTIN} {self._size / 1e6:.1f}M"
 
     @property
     def base_name(self) -> str:
@@ -161,9 +201,20 @@ class Backbone:
         """The LM, frozen and in ``eval()``, on its device; loaded once. Random states are preserved."""
         if self._loaded is None:
             causal = self._load(self.source(results))
-            reading = self._check(self.fingerprint, self.name, lambda: causal) if self._check else Reading()
-            self._loaded = replace(causal, reading=reading)
+            self._loaded = replace(causal, reading=self._exact(lambda: causal))
+            self._size = causal.model.num_parameters()  # before any adapter is beside them
+            count_passes(causal.model)  # the passes of the check are no part of a plan
         return self._loaded
+
+    def check_loadable(self) -> None:
+        """Refuse options that this machine cannot load an LM with, and an LM without weights that are read; a plan needs neither.
+
+        Raises:
+            ValueError, ImportError, FileNotFoundError: names the key and the remedy.
+        """
+        self._settings.check()
+        if self._stage is None:
+            check_weights(self._source, self._settings.revision)
 
     def check(self, longest: int) -> None:
         """Refuse an LM that cannot be run exactly, or not on rows of ``longest`` tokens.
@@ -173,9 +224,9 @@ class Backbone:
         Raises:
             ValueError: names the key and the remedy.
         """
-        if self._check is None or self._stage is not None:
+        if self._stage is not None:
             return
-        context = self._check(self.fingerprint, self.name, lambda: self._load(self._source)).context
+        context = self._exact(lambda: self._load(self._source)).context
         if context and longest > context:
             raise ValueError(
                 f"max_prompt_tokens: prompts and answers of this run have up to {longest} tokens, more than the context of "
@@ -188,6 +239,30 @@ class Backbone:
             with preserved_random_state():
                 self._unchecked = load_causal_lm(source, **options)
         return self._unchecked
+
+    def _exact(self, load: Callable[[], CausalLM]) -> Reading:
+        if self._reading is None:
+            self._reading = self._check(self.fingerprint, self.name, load) if self._check else Reading()
+        return self._reading
+
+    @property
+    def outline(self) -> Outline:
+        """The LM without its weights, which are not read; of the builtin LM, the tokenizer is trained if necessary."""
+        settings = self._settings
+        return Outline(
+            *self._described,
+            settings.torch_dtype,
+            str(settings.device),
+            settings.load_in_4bit,
+            self._reading or (self._check and self._check.known(self.fingerprint)) or Reading(),
+            loaded=self._unchecked is not None,
+        )
+
+    @cached_property
+    def _described(self) -> tuple[Any, Any]:
+        if self._untrained is not None:
+            return self._untrained()
+        return load_config(self._source, self._settings.revision), load_tokenizer(self._source, self._settings.revision)
 
     @cached_property
     def tokenizer(self) -> Any:

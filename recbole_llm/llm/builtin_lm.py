@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from recbole_llm.data.domains import Domain, united
 from recbole_llm.data.tokens import tokenise_as_text
+from recbole_llm.llm.counting import count_passes
 from recbole_llm.llm.windows import Histories, WindowBatches
 from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.stages import Stage, Work
@@ -110,6 +111,13 @@ def builtin_stage(
     return Stage("builtin-lm", depends, build)
 
 
+def untrained(settings: dict[str, Any], domains: Sequence[Domain]) -> tuple[Any, Any]:
+    """Configuration and tokenizer of the builtin LM of the domains, without training it."""
+    config, (titles, histories) = BuiltinLMConfig.read(settings), united(domains)
+    tokenizer = _tokenizer(titles, histories, config)
+    return llama_config(config, len(tokenizer)), tokenizer
+
+
 def train_builtin_lm(
     folder: Path,
     titles: Sequence[str],
@@ -133,28 +141,13 @@ def train_builtin_lm(
         ValueError: no titles, no history, or an item id without a title.
     """
     _check(titles, histories)
-    items = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
-    tokenizer = train_tokenizer(titles, np.bincount(items, minlength=len(titles)).tolist(), config.vocab_size)
-    end = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
-    answers = [row[: config.max_title_tokens] + end for row in tokenise_as_text(tokenizer, titles)]
-    batches = WindowBatches(
-        answers,
-        histories,
-        begin=tokenizer.bos_token_id,
-        pad=tokenizer.pad_token_id,
-        window=config.window,
-        batch_tokens=config.batch_tokens,
-        tokens=config.tokens,
-        epochs=config.epochs,
-        seed=seed,
-    )
+    tokenizer = _tokenizer(titles, histories, config)
+    batches = training_batches(tokenizer, titles, histories, config, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new_model(config, len(tokenizer))
-    logger.info(
-        f"builtin LM: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, "
-        f"{np.mean([len(answer) for answer in answers]):.1f} tokens per title; {len(batches)} steps"
-    )
+    count_passes(model)
+    logger.info(f"builtin LM: {model.num_parameters():,} parameters, {len(tokenizer)} tokens; {len(batches)} steps")
     optimizer = new_optimizer(model, config)
     TrainingLoop(
         name="builtin-lm",
@@ -170,6 +163,30 @@ def train_builtin_lm(
     hide_progress_bars()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(titles: Sequence[str], histories: Histories, config: BuiltinLMConfig) -> Any:
+    items = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
+    return train_tokenizer(titles, np.bincount(items, minlength=len(titles)).tolist(), config.vocab_size)
+
+
+def training_batches(
+    tokenizer: Any, titles: Sequence[str], histories: Histories, config: BuiltinLMConfig, seed: int
+) -> WindowBatches:
+    """The batches of all steps."""
+    end = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
+    answers = [row[: config.max_title_tokens] + end for row in tokenise_as_text(tokenizer, titles)]
+    return WindowBatches(
+        answers,
+        histories,
+        begin=tokenizer.bos_token_id,
+        pad=tokenizer.pad_token_id,
+        window=config.window,
+        batch_tokens=config.batch_tokens,
+        tokens=config.tokens,
+        epochs=config.epochs,
+        seed=seed,
+    )
 
 
 def _check(titles: Sequence[str], histories: Histories) -> None:
@@ -214,10 +231,17 @@ def train_tokenizer(titles: Sequence[str], counts: Sequence[int], vocab_size: in
 
 
 def new_model(config: BuiltinLMConfig, vocab_size: int) -> Any:
-    """An untrained Llama of the configured size, with one matrix for embeddings and output."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """An untrained Llama of the configured size."""
+    from transformers import LlamaForCausalLM
 
-    llama = LlamaConfig(
+    return LlamaForCausalLM(llama_config(config, vocab_size)).train()
+
+
+def llama_config(config: BuiltinLMConfig, vocab_size: int) -> Any:
+    """A Llama of the configured size, with one matrix for embeddings and output."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=max(32, config.hidden_size * 8 // 3 // 32 * 32),
@@ -229,7 +253,6 @@ def new_model(config: BuiltinLMConfig, vocab_size: int) -> Any:
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaForCausalLM(llama).train()
 
 
 def new_optimizer(model: Any, config: BuiltinLMConfig) -> MuonAdamW:
@@ -248,7 +271,7 @@ def new_optimizer(model: Any, config: BuiltinLMConfig) -> MuonAdamW:
 def lm_loss(model: Any, rows: Tensor, dtype: str) -> Tensor:
     """Mean negative log-likelihood of all tokens of ``rows`` [B, T] but the first of each row and padding."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-        hidden = model.model(input_ids=rows[:, :-1]).last_hidden_state  # [B, T - 1, D]
+        hidden = model.base_model(input_ids=rows[:, :-1]).last_hidden_state  # [B, T - 1, D]
         targets = rows[:, 1:] != model.config.pad_token_id  # [B, T - 1]
-        logits = model.lm_head(hidden[targets])  # [N, V]
+        logits = model.get_output_embeddings()(hidden[targets])  # [N, V]
     return nn.functional.cross_entropy(logits.float(), rows[:, 1:][targets])

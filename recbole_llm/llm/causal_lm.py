@@ -34,6 +34,11 @@ class CausalLM:
         """The token that pads batches; None if batches must not be padded."""
         return int(self.tokenizer.pad_token_id) if self.reading.padding else None
 
+    @property
+    def device_type(self) -> str:
+        """That of the device of its input embeddings, such as ``cpu`` or ``cuda``."""
+        return str(self.model.get_input_embeddings().weight.device.type)
+
 
 def load_causal_lm(
     path: str | Path,
@@ -130,21 +135,27 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
 
 def identity(path: str | Path, revision: str | None = None) -> str:
     """The identity of a causal LM, without loading it: its folder's :func:`fingerprint`, or ``id@commit`` of the hub."""
+    source = _source(path)
+    if Path(source).is_dir():
+        return fingerprint(source)
+    return fingerprint(source, getattr(load_config(source, revision), "_commit_hash", None) or revision)
+
+
+def check_weights(path: str | Path, revision: str | None = None) -> None:
+    """Raise a FileNotFoundError if a causal LM has no weights in safetensors, which are the only ones that are read."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
 
     source = _source(path)
     if Path(source).is_dir():
         if not any(Path(source).glob("*.safetensors")):
             raise _not_found(source, revision, OSError("no *.safetensors"))
-        return fingerprint(source)
-    config = load_config(source, revision)
+        return
     # asks the hub for headers, or the local cache; no weights are downloaded
     if not any(has_file(source, name, revision=revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise FileNotFoundError(
             f"llm_path: {source}@{revision or 'main'} has no safetensors, and pickled weights are not read. Give "
             f"llm_revision, if a revision has them, or {_convert(source, revision, Path(source).name + '-safetensors')}"
         )
-    return fingerprint(source, getattr(config, "_commit_hash", None) or revision)
 
 
 def _source(path: str | Path) -> str:

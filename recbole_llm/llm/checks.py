@@ -46,19 +46,26 @@ class BackboneCheck(Settings):
         Raises:
             NotExactError: the LM cannot be run exactly, or its tokenizer is larger than its embedding.
         """
-        versions = [version("torch"), version("transformers")]
-        made_from = [identity, self.as_dict() | {"folder": None}, versions, code_fingerprint("recbole_llm.llm.exactness")]
-        file = Path(self.folder) / "readings" / f"{fingerprint(made_from)[:16]}.json"
-        if file.is_file():
-            reading = Reading.of(json.loads(file.read_text()))
-        else:
+        reading = self.known(identity)
+        if reading is None:
             causal = load()
             check_vocabulary(causal.model, causal.tokenizer, name)
             longest = self.max_prompt_tokens + self.max_title_tokens + 1
             with preserved_random_state():
                 reading = exact_reading(causal.model, scorer=self.scorer, longest=longest, source=name)
+            file = self._file(identity)
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(file, json.dumps(reading.as_dict(), indent=2))
         for warning in reading.warnings:
             logger.warning(f"{name}: {warning}")
         return reading
+
+    def known(self, identity: str) -> Reading | None:
+        """The cached reading of the backbone of this identity."""
+        file = self._file(identity)
+        return Reading.of(json.loads(file.read_text())) if file.is_file() else None
+
+    def _file(self, identity: str) -> Path:
+        versions = [version("torch"), version("transformers")]
+        made_from = [identity, self.as_dict() | {"folder": None}, versions, code_fingerprint("recbole_llm.llm.exactness")]
+        return Path(self.folder) / "readings" / f"{fingerprint(made_from)[:16]}.json"

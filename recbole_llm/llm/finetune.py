@@ -78,6 +78,12 @@ class LoRATrainingConfig(Settings):
                 f"train_positions: {self.positions} needs lora_train_mode: prefix; with sequence every title is a target"
             )
 
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """The arguments of :func:`~recbole_llm.llm.lora.attach_lora`."""
+        keys = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "seed")
+        return {key: getattr(self, key) for key in keys}
+
     @classmethod
     def of(cls, config: Any, **given: Any) -> LoRATrainingConfig:
         """The settings of a configuration."""
@@ -102,8 +108,7 @@ def finetune(
         examples: inputs of ``encode``.
         validate: score (bigger is better) of the PeftModel in eval mode; the weights with the best score are written.
     """
-    keys = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "seed")
-    peft_model = attach_lora(model, name=name, **{key: getattr(config, key) for key in keys})
+    peft_model = attach_lora(model, name=name, **config.adapter)
     parameters = {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
 
@@ -116,7 +121,7 @@ def finetune(
     try:
         with bounded_memory(model, options, work.scratch, r=config.r, dropout=config.lora_dropout) as tokens:
             batches = MicroBatches(examples, encode, config.batch_size, tokens, config.seed)
-            total = batches.steps_per_epoch * config.epochs
+            total, eval_every = schedule(batches, config)
 
             def loss(step: int) -> Iterator[Tensor]:
                 peft_model.train()
@@ -134,7 +139,7 @@ def finetune(
                 total_steps=total,
                 clip_grad_norm=config.max_grad_norm,
                 validate=score if validate else None,
-                eval_every=config.eval_steps or max(1, -(-total // 4)),
+                eval_every=eval_every,
                 patience=config.patience,
                 folder=work.scratch / "loop",
                 options=options,
@@ -143,3 +148,9 @@ def finetune(
         save_adapter(peft_model, name, work.out)
     finally:
         peft_model.unload()
+
+
+def schedule(batches: MicroBatches, config: LoRATrainingConfig) -> tuple[int, int]:
+    """The number of steps, and that between two validations."""
+    total = batches.steps_per_epoch * config.epochs
+    return total, config.eval_steps or max(1, -(-total // 4))

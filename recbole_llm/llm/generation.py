@@ -8,16 +8,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
+from recbole_llm.llm.counting import tokens_of
 from recbole_llm.llm.forward import left_padded
 from recbole_llm.llm.lora import AdapterView
 from recbole_llm.llm.packing import token_batches
+from recbole_llm.store.costs import Tokens
 
 
 def check_generates(config: Any) -> None:
@@ -89,16 +91,29 @@ class Generator:
             ValueError: a prompt leaves no room for an answer in the LM's context.
         """
         model = lm.selected() if isinstance(lm, AdapterView) else lm
-        lengths, share = [*map(len, prompts)], 1.0 if self.padding else 0.0
-        batches = token_batches(lengths, [0] * len(prompts), self.batch_tokens, padding=share)
         answers = [""] * len(prompts)
         with _no_generation_settings(model) as end_tokens:
             ends = sorted({int(self.tokenizer.eos_token_id), *end_tokens})
-            for batch in batches:
+            for batch in self._batches(prompts):
                 found = self._generate(model, [prompts[i] for i in batch], soft, complete, ends)
                 for i, answer in zip(batch, found, strict=True):
                     answers[i] = answer
         return answers
+
+    def most_tokens(self, model: Any, prompts: Sequence[Prompt]) -> Tokens:
+        """The tokens of a call if no answer ends before its last token."""
+        found = Tokens()
+        for batch in self._batches(prompts):
+            some = [prompts[i] for i in batch]
+            rows, width, new = len(some), max(map(len, some)), self._room(model, some)
+            found += replace(tokens_of(rows, width, 0, None, rows, rows * width), real=sum(map(len, some)))
+            for past in range(width, width + new - 1):  # the last token is not read
+                found += tokens_of(rows, 1, past, None, rows, rows * (past + 1))
+        return found
+
+    def _batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        share = 1.0 if self.padding else 0.0
+        return token_batches([*map(len, prompts)], [0] * len(prompts), self.batch_tokens, padding=share)
 
     def _generate(
         self, model: Any, prompts: Sequence[Prompt], soft: Tensor | None, complete: Callable[[str], bool] | None, ends: list[int]

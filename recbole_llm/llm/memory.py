@@ -119,14 +119,21 @@ def free_memory(device: torch.device, max_memory: Mapping[Any, int | str] | None
     return free
 
 
-def micro_batch_tokens(memory: TrainingMemory, device: torch.device, max_memory: Mapping[Any, int | str] | None = None) -> int:
-    """Padded tokens of a micro-batch on a device, beside what it holds now.
+def micro_batch_tokens(
+    memory: TrainingMemory, device: torch.device, max_memory: Mapping[Any, int | str] | None = None, taken: int = 0
+) -> int:
+    """Padded tokens of a micro-batch on a device, beside what it holds now and ``taken`` bytes more.
 
     On a CPU activations take at most a quarter of the free memory, since other programs run there, and at most 1,024 tokens:
     SmolLM2-135M then needs about 2 GB beside its weights.
     """
-    kind = "cpu" if device.type == "cpu" else "other"
-    return min(MOST_TOKENS[kind], memory.tokens(int(free_memory(device, max_memory) * SHARE[kind])))
+    free = free_memory(device, max_memory) - taken
+    return tokens_in(memory, free, "cpu" if device.type == "cpu" else "other")
+
+
+def tokens_in(memory: TrainingMemory, free: int, kind: str) -> int:
+    """Padded tokens of a micro-batch in so many free bytes of a ``cpu`` or ``other`` device."""
+    return min(MOST_TOKENS[kind], memory.tokens(int(free * SHARE[kind])))
 
 
 def size_in_bytes(size: int | str) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from recbole_llm.costs.lora import lora_cost
+from recbole_llm.costs.parts import blank
 from recbole_llm.data import domains
 from recbole_llm.data.examples import ExampleEncoder, check_negatives
 from recbole_llm.data.prompts import Example
@@ -22,8 +25,10 @@ from recbole_llm.store.stages import Stage, Work
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.data.domains import Domain, TrainingExample
+    from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
     from recbole_llm.model.ranker_parts import RankerParts
+    from recbole_llm.store.costs import Cost
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class AdapterTraining:
         }
         runs = "parts" if spec.valid is None else "ranker_parts"  # without evaluation users, nothing is scored
         code = (f"recbole_llm.model.{runs}", *self.own_code)
-        return Stage(spec.name, depends, lambda work: self._train(spec, work), inputs=parts.backbone.stages, code=code)
+        inputs, cost = parts.backbone.stages, partial(self._cost, spec)
+        return Stage(spec.name, depends, lambda work: self._train(spec, work), inputs=inputs, code=code, cost=cost)
 
     def examples_depend_on(self) -> Any:
         """JSON-serializable values that determine what is encoded besides domains and prompts."""
@@ -139,8 +145,23 @@ class AdapterTraining:
         return spec.training or self.config
 
     def _train(self, spec: AdapterSpec, work: Work) -> None:
+        causal = self.parts.backbone.load(work)
+        examples, encode, training, score = self._given(spec, causal)
+        options = self.parts.options
+        finetune(causal.model, spec.name, examples, encode, training, validate=score, work=work, options=options)
+
+    def _cost(self, spec: AdapterSpec) -> Cost:
+        outline = self.parts.backbone.outline
+        causal = blank(outline)
+        examples, encode, training, score = self._given(spec, causal)
+        return lora_cost(outline, causal, examples, encode, training, validate=score, options=self.parts.options)
+
+    def _given(
+        self, spec: AdapterSpec, causal: CausalLM
+    ) -> tuple[list[TrainingExample], Encode, LoRATrainingConfig, Callable[[Any], float]]:
+        """The arguments of :func:`finetune`: examples, their encoding, the settings, and a validation."""
+        parts, valid = self.parts, spec.valid
         examples, held_out = self.examples(spec)
-        parts, valid, causal = self.parts, spec.valid, self.parts.backbone.load(work)
         encode = self.encoder(spec, causal.tokenizer)
         likelihood = None if valid is None else parts.likelihood(causal)
 
@@ -151,5 +172,4 @@ class AdapterTraining:
             batches = micro_batches.parts(encoded, default_batch_tokens(causal))
             return -sum(share * float(lm_loss(model, batch)) for batch, share in batches)
 
-        training, options = self._training(spec), parts.options
-        finetune(causal.model, spec.name, examples, encode, training, validate=score, work=work, options=options)
+        return examples, encode, self._training(spec), score

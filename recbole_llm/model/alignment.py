@@ -28,6 +28,7 @@ from recbole_llm.data import domains, negatives
 from recbole_llm.data.domains import Domain
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.settings import Settings
+from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors
 from recbole_llm.store.stages import Stage, Work
 from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
@@ -175,7 +176,12 @@ class AlignmentTraining:
     def stage(self) -> Stage:
         """The stage, which writes the codes of all items, the weights and, if it was fine-tuned, the text encoder."""
         depends = {"config": asdict(self.config), "domain": self.domain.fingerprint, "text": self.text.fingerprint}
-        return Stage("alignment", depends, self._build, inputs=(self.cf.stage, *self.text.stages))
+        return Stage("alignment", depends, self._build, inputs=(self.cf.stage, *self.text.stages), cost=self._cost)
+
+    def _cost(self) -> Cost:
+        pairs = _Pairs(self.domain, self.config)
+        trains = "the text encoder and two autoencoders" if self.config.tune_text_encoder else "two autoencoders"
+        return Cost(samples=pairs.samples, steps=len(pairs), note=f"trains {trains} without the LM, not estimated")
 
     def _build(self, work: Work) -> None:
         config, cf = self.config, self.cf
@@ -231,7 +237,7 @@ class _Pairs:
             [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=config.seed
         )
         self._epochs = Epochs(len(self._rows), config.batch_size, config.seed)
-        self._length = self._epochs.steps * config.epochs
+        self.samples, self._length = len(self._rows), self._epochs.steps * config.epochs
 
     def __len__(self) -> int:
         return self._length

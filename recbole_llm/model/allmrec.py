@@ -32,6 +32,7 @@ from recbole_llm.data.templates import template
 from recbole_llm.evaluation.published import ALLMREC
 from recbole_llm.evaluation.recommender import Facts, Variant
 from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
 from recbole_llm.model.alignment import AlignmentConfig, AlignmentTraining
@@ -39,7 +40,7 @@ from recbole_llm.model.parts import histories_of
 from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.files import fingerprint, preserved_random_state
-from recbole_llm.store.stages import Stage, StageCache
+from recbole_llm.store.stages import Folders, Stage, StageCache
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
@@ -86,8 +87,9 @@ class ALLMRec(LLMRanker):
         sentences = item_sentences(domain.items, text_fields(config, domain.items, described=True))
         self.text = TextBackbone(config, sentences, trained=alignment.tune_text_encoder)
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)
-        projection = ProjectionConfig.of(config)
-        self.projection = ProjectionTraining(projection, self.parts, self.plain_prompts, self.cf, self.alignment.stage())
+        self.projection = ProjectionTraining(
+            ProjectionConfig.of(config), self.parts, self.plain_prompts, self.cf, self.alignment.stage(), alignment.joint_size
+        )
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         if tokenizer := self.parts.backbone.tokenizer:
@@ -104,6 +106,15 @@ class ALLMRec(LLMRanker):
             backbone_identity=f"{lm.backbone_identity}, {text.identity}",
             builtin=(*lm.builtin, *text.builtin),
         )
+
+    def evaluated(self, causal: CausalLM, results: Folders) -> Sequence[tuple[TitleLikelihood, int]]:
+        own = self.projection.likelihood(causal, self.projection.blank_soft(causal))
+        rows = 1 + (self.projection.config.item_vectors == "joint")  # and that with text vectors
+        return [(own, rows), (self.projection.without_soft_tokens(causal), 1)]
+
+    def answering(self, causal: CausalLM) -> Sequence[tuple[TitleLikelihood, int]]:
+        own = self.projection.likelihood(causal, self.projection.blank_soft(causal))
+        return [(own, 1), (self.projection.without_soft_tokens(causal), 1)]
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its collaborative model, the model with text vectors for all items, and the LM without soft tokens."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from recbole_llm.costs.builtin import builtin_cost
 from recbole_llm.data import domains
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.examples import ExampleSettings
 from recbole_llm.data.templates import PromptSettings, template
 from recbole_llm.evaluation.metrics import check_valid_metric
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
-from recbole_llm.llm.builtin_lm import builtin_stage
+from recbole_llm.llm.builtin_lm import builtin_stage, untrained
 from recbole_llm.llm.checks import BackboneCheck
 from recbole_llm.model.parts import Parts, Validation
 from recbole_llm.model.ranker_parts import RankerParts, ScoringSettings
@@ -27,17 +29,18 @@ def backbone(config: Any, sources: Sequence[Domain], *, encodes: bool = False) -
 
     Raises:
         FileNotFoundError, ValueError: there is no such LM, or the other run has none.
-        ImportError: a package that its options need is not installed.
     """
     settings = BackboneSettings.of(config)
-    settings.check()
     check = BackboneCheck.of(config, **{"scorer": None} if encodes else {})
     if settings.path != BUILTIN:
         return Backbone(settings, check=check)
     if config.init_run:
         return Backbone(settings, folder=config.init_run.stage("builtin-lm"), check=check)
-    stage = builtin_stage(config["builtin_lm"], sources, config["seed"], LoopOptions.of(config))
-    return Backbone(settings, stage, check=check)
+    own, seed = config["builtin_lm"], config["seed"]
+    stage = builtin_stage(own, sources, seed, LoopOptions.of(config))
+    stage = replace(stage, cost=lambda: builtin_cost(found.outline, own, sources, seed))
+    found = Backbone(settings, stage, check=check, untrained=lambda: untrained(own, sources))
+    return found
 
 
 def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:

@@ -26,6 +26,7 @@ from recbole_llm.data.histories import drawn_users
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.ranks import target_ranks
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.llm.backbones import Backbone
 from recbole_llm.model.parts import Parts, histories_of
 
 EncodeHistories = Callable[[Sequence[Sequence[int]]], Tensor]
@@ -49,6 +50,10 @@ class LLMEncoder(Recommender, SequentialRecommender):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}, backbone {self.parts.backbone.name}"
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.parts.backbone
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """User vectors [B, D] of unit length for histories of internal item ids, oldest first."""

@@ -14,6 +14,7 @@ from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 
+from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.llm.adapter_fit import adapter_folder, check_base, check_fit
 from recbole_llm.llm.adapter_folders import (
     CONFIG_FILE,
@@ -25,6 +26,7 @@ from recbole_llm.llm.adapter_folders import (
 )
 from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import load_config
+from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import DamagedError
 from recbole_llm.store.stages import Stage, Work
 
@@ -92,7 +94,12 @@ class GivenAdapters:
 
         stem = "-".join(name.replace("/", "-").replace(".", "_").split())
         depends = {"backbone": backbone.fingerprint, "adapter": digest}
-        return Stage(f"given-{stem}"[:120], depends, build, inputs=backbone.stages, with_imports=False)
+        cost = Cost(note=f"given, nothing is trained: {self.given[name]}")
+        return Stage(f"given-{stem}"[:120], depends, build, backbone.stages, with_imports=False, cost=lambda: cost)
+
+    def shape(self, name: str) -> AdapterShape:
+        """The sizes of a given adapter, for costs."""
+        return AdapterShape.of_adapter(read_adapter(self.folders[name], name))
 
     def _checked(self, name: str, source: str) -> Path:
         try:

@@ -20,24 +20,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.costs.parts import FP32, blank, scoring_cost
 from recbole_llm.data.items import text_fields
 from recbole_llm.data.templates import PromptSettings
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.model import assembly, experts
+from recbole_llm.model.blank_towers import BlankReader, BlankTowers
 from recbole_llm.model.encoder import LLMEncoder
-from recbole_llm.model.laser_training import ITEM, MATRIX, USER, LaserConfig, TowerTraining, load_towers
+from recbole_llm.model.laser_training import ITEM, MATRIX, PHASES, USER, LaserConfig, TowerTraining, load_towers
+from recbole_llm.model.m_former import WarmUp
 from recbole_llm.model.parts import histories_of
 from recbole_llm.model.towers import TowerConfig, TowerReader, Towers
+from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint, save_tensors
 from recbole_llm.store.stages import Folders, Stage, StageCache, Work
 
@@ -89,22 +93,71 @@ class Laser(LLMEncoder):
             "seed": self.parts.seed,
         }
         stage = partial(Stage, code=_CODE, with_imports=False)
+        costs = {phase: partial(self._cost, phase) for phase in PHASES} | {"matrix": self._matrix_cost}
         if self.init_run:
-            self.matrix_stage = stage("item-matrix", reads | {"run": self.init_run.record["stages"]}, self._transfer, inputs)
+            self.matrix_stage = stage(
+                "item-matrix", reads | {"run": self.init_run.record["stages"]}, self._transfer, inputs, cost=self._matrix_cost
+            )
             return [self.matrix_stage]
         config, valid = self.training_config, asdict(self.parts.validation)
         self.m_former: Stage | None = None
         if config.epochs["warmup"]:
             warm_up = {**reads, "training": config.of_phase("warmup")}
-            self.m_former = stage("m-former", warm_up, lambda work: self._training(work).warm_up(work), inputs)
+            self.m_former = stage(
+                "m-former", warm_up, lambda work: self._training(work).warm_up(work), inputs, cost=costs["warmup"]
+            )
             inputs = (self.m_former, *inputs)
         first, second = ({**reads, "valid": valid, "training": config.of_phase(phase)} for phase in ("phase1", "phase2"))
-        self.phase1 = stage("phase-1", first, lambda work: self._training(work).phase1(self.m_former, work), inputs)
-        self.phase2 = stage("phase-2", second, lambda work: self._training(work).phase2(self.phase1, work), (self.phase1,))
+        self.phase1 = stage(
+            "phase-1", first, lambda work: self._training(work).phase1(self.m_former, work), inputs, cost=costs["phase1"]
+        )
+        self.phase2 = stage(
+            "phase-2", second, lambda work: self._training(work).phase2(self.phase1, work), (self.phase1,), cost=costs["phase2"]
+        )
         return [self.phase2 if config.epochs["phase2"] else self.phase1]
 
     def check(self) -> None:
         self.parts.check(names=self.texts, soft=self.tower_config.former.length + 1)
+
+    def cost(self, batches: Sequence[tuple[Any, Tensor | None]], results: Folders, *, all_rows: bool) -> Cost:
+        reader, outline = self._blank_reader(), self.backbone.outline
+        towers = BlankTowers(reader, self.n_items)
+        scored = [(lambda batch: reader.encode(towers.user, histories_of(self, batch)), 1)]
+        found = scoring_cost(outline, scored, [batch for batch, _ in batches], users=sum(len(batch) for batch, _ in batches))
+        return replace(found, memory={**found.memory, "item matrix": self.n_items * reader.width * FP32})
+
+    def _cost(self, phase: str) -> Cost:
+        reader = self._blank_reader()
+        with torch.device("meta"):
+            towers = Towers(self.tower_config, self._cf_width, reader.width)
+        former = towers.user.m_former if phase == "warmup" else None
+        trained = former if former is not None else towers.user
+        heads = WarmUp(self.tower_config.former.hidden_size, reader.width) if former is not None else nn.Identity()
+        parameters = sum(p.numel() for module in (trained, heads) for p in module.parameters() if p.requires_grad)
+        histories = [self.parts.histories.before(user, "valid").tolist() for user in self.valid_users()]
+
+        def validate(towers: BlankTowers) -> Tensor:
+            return reader.encode(towers.user, histories)
+
+        training = TowerTraining(self.training_config, self.parts, reader, lambda *_: 0.0)
+        return training.cost(phase, self.backbone.outline, parameters, validate)
+
+    def _matrix_cost(self) -> Cost:
+        reader = self._blank_reader()
+        towers = BlankTowers(reader, self.n_items)
+        return scoring_cost(self.backbone.outline, [(lambda _: reader.encode_items(towers.item), 1)], [None], users=self.n_items)
+
+    @property
+    def _cf_width(self) -> int:
+        return self.cf.item_table.size(1) if self.tower_config.states == "items" else self.cf.state_width
+
+    def _blank_reader(self) -> BlankReader:
+        causal = blank(self.backbone.outline)
+        prompts = self.parts.builder(causal.tokenizer, names=self.texts)
+        known = torch.zeros(self.n_items, dtype=torch.bool)
+        return BlankReader(
+            self.tower_config, causal, prompts, self.cf, known, batch_tokens=self.batch_tokens, show_progress=False
+        )
 
     def _reader(self, results: Folders) -> TowerReader:
         """Loads the frozen models."""

@@ -5,8 +5,9 @@ Legend: B users, L prefix tokens, I items, M width of the M-Former, D of the LM.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_llm.costs.parts import FP32, Training, counted, fitting_tokens, shape_of, training_of
 from recbole_llm.data import domains
 from recbole_llm.data.domains import TrainingExample
+from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.micro_batches import bounded_memory
+from recbole_llm.model.blank_towers import BlankTowers
 from recbole_llm.model.m_former import WarmUp, load_balance
 from recbole_llm.model.parts import Parts
 from recbole_llm.model.towers import TowerReader, Towers
 from recbole_llm.settings import Settings
+from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import preserved_random_state, save_tensors
 from recbole_llm.store.stages import Stage, Work
-from recbole_llm.training.loop import Epochs, TrainingLoop
+from recbole_llm.training.loop import Epochs, TrainingLoop, validations
 from recbole_llm.training.schedule import Schedule
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -110,8 +115,7 @@ class TowerTraining:
 
         def loss(histories: list[list[int]], _: list[int]) -> list[Tensor]:
             queried, routing = m_former.query(*reader.states(histories))  # [B, L, M]
-            with torch.no_grad():
-                text = reader.text_vectors(histories).to(queried.device)  # [B, D]
+            text = self._texts(histories, [])[0].to(queried.device)  # [B, D]
             return [heads(queried, text) + self.config.load_balance_weight * load_balance(routing)]
 
         trained = nn.ModuleDict({"m_former": m_former, "heads": heads})
@@ -186,9 +190,7 @@ class TowerTraining:
         ``refresh_steps`` steps; without, the best weights may be the initial ones.
         """
         config, parts = self.config, self.parts
-        rows = domains.training_examples([parts.domain], samples=config.train_samples, seed=parts.seed)
-        order = Epochs(len(rows), config.laser_batch_size, parts.seed)
-        total, every = order.steps * config.epochs[phase], config.refresh_steps or order.steps
+        rows, order, total, every = self._schedule(phase)
         if not total:
             return
 
@@ -219,6 +221,51 @@ class TowerTraining:
                 loop.state.best_score = score()
                 loop.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             loop.run()
+
+    def _schedule(self, phase: str) -> tuple[list[TrainingExample], Epochs, int, int]:
+        """The examples, their order, the number of steps, and that between two validations."""
+        config, parts = self.config, self.parts
+        rows = domains.training_examples([parts.domain], samples=config.train_samples, seed=parts.seed)
+        order = Epochs(len(rows), config.laser_batch_size, parts.seed)
+        return rows, order, order.steps * config.epochs[phase], config.refresh_steps or order.steps
+
+    def cost(self, phase: str, outline: Outline, parameters: int, validate: Callable[[Any], Any]) -> Cost:
+        """The cost of a phase on a blank reader.
+
+        Args:
+            parameters: number of parameters that it trains.
+            validate: one validation of blank towers, without their item matrix.
+        """
+        reader, parts, shape = self.reader, self.parts, shape_of(outline)
+        rows, order, total, every = self._schedule(phase)
+        if not total:
+            return Cost(samples=len(rows), steps=0)
+        towers = BlankTowers(reader, len(parts.domain.items.names))
+        through = training_of(outline, shape, parts.options)
+        tokens = fitting_tokens(outline, shape, parts.options, through)
+        warm = phase == "warmup"
+        loss = self._texts if warm else self.loss(towers, tokens)
+        of_step = self._steps(towers, loss, rows, order, 0)
+        checks = 0 if warm else validations(total, every) + (phase == "phase2")  # phase 2 may keep the weights of phase 1
+        training = Training(
+            samples=len(rows),
+            steps=total,
+            loss=lambda step: deque(of_step(step), maxlen=0),
+            parameters=parameters,
+            validations=checks,
+            validate=None if warm else lambda: validate(towers),
+        )
+        found = training.cost(shape, through, adapter=0)
+        if phase == "phase1":  # the item matrix of each refresh, and that of the selected pair
+            matrix = counted(lambda _: reader.encode_items(towers.item), 1, gradients=False)[1]
+            again = matrix.times(-(-total // every) + 1)
+            found = replace(found, read=found.read + again, read_flops=(found.read_flops or 0) + shape.flops(again))
+        size = {} if warm else {"item matrix": len(parts.domain.items.names) * shape.width * FP32}
+        return replace(found, memory={**found.memory, **size}, exact=found.exact and not self.config.single_share)
+
+    def _texts(self, histories: list[list[int]], _: list[int]) -> list[Tensor]:
+        with torch.no_grad():
+            return [self.reader.text_vectors(histories)]
 
     def _steps(
         self, towers: Towers, loss: Loss, rows: Sequence[TrainingExample], order: Epochs, refresh: int

@@ -43,7 +43,7 @@ class LoRACocktail(LLMRanker):
         self.general = domains.named_or_views("general_datasets", config, target) if needed else []
         general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}
         self.general_training = replace(self.adapter_training.config, **general)
-        self.merging = AdapterMerging.of(config, self.parts)
+        self.merging = AdapterMerging.of(config, self.parts, self.shape)
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
         return {

@@ -14,13 +14,18 @@ import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from recbole_llm.costs.lora import AdapterShape
+from recbole_llm.costs.merging import merge_cost
+from recbole_llm.costs.parts import blank, remembered
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.llm.packing import token_batches
+from recbole_llm.merging import coefficients
 from recbole_llm.merging.coefficients import MergeProblem, given_weights
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
+    from recbole_llm.store.costs import Cost
 
 
 OPTIONS = ("start", "weights", "extrapolate", "points", "steps", "density", "residual")  # of methods, besides the learning rate
@@ -99,18 +105,24 @@ MERGE_KEYS = (*MergeSettings.KEYS.values(), *(f"merge_{name}" for name in OPTION
 
 @dataclass(frozen=True)
 class AdapterMerging:
-    """Merges the adapters of earlier stages."""
+    """Merges the adapters of earlier stages.
+
+    Attributes:
+        others: settings of the merges that are evaluated beside it, by the name of the row.
+        shape: that of the adapter of a name, for costs.
+    """
 
     parts: RankerParts
     settings: MergeSettings
     others: Mapping[str, MergeSettings]
+    shape: Callable[[str], AdapterShape]
 
     @classmethod
-    def of(cls, config: Any, parts: RankerParts) -> AdapterMerging:
+    def of(cls, config: Any, parts: RankerParts, shape: Callable[[str], AdapterShape]) -> AdapterMerging:
         """The merging of a configuration; raises as :class:`MergeSettings`."""
         if config["tallrec_form"] == "yes_no":
             raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters need listwise")
-        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config))
+        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape)
 
     def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
         """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows."""
@@ -139,27 +151,62 @@ class AdapterMerging:
             "prompts": [unlabelled.fingerprint, valid.fingerprint],
             "scores": self.parts.scores_depend_on(),
         }
-        return Stage(name, depends, lambda work: self._merge(sources, unlabelled, valid, work), inputs=tuple(sources.values()))
+
+        def cost() -> Cost:
+            return self._cost(list(sources), unlabelled, valid)
+
+        return Stage(
+            name, depends, lambda work: self._merge(sources, unlabelled, valid, work), tuple(sources.values()), cost=cost
+        )
 
     def _merge(self, sources: Mapping[str, Stage], unlabelled: EvalUsers, valid: EvalUsers, work: Work) -> None:
         folders = {name: work.folder(stage) for name, stage in sources.items()}
         causal, settings = self.parts.backbone.load(work), self.settings
         model = load_adapters(causal.model, folders)
         try:
-            problem = self._problem(causal, model, list(folders), unlabelled, valid)
+            names, modules = list(folders), list(lora_modules(model))
+            problem = self._problem(causal, names, modules, partial(AdapterView, model), unlabelled, valid)
             out, rank = work.out / "merged", settings.compress_rank
             merge_adapters(folders, settings.method, problem, out, split=settings.split, compress_rank=rank)
         finally:
             model.unload()
 
-    def _problem(self, causal: CausalLM, model: Any, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> MergeProblem:
-        """The input of the method, without the targets of the unlabelled prompts."""
+    def _cost(self, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> Cost:
+        """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights and whose answers never end."""
+        outline, shapes = self.parts.backbone.outline, [self.shape(name) for name in names]
+        modules, causal = list(dict.fromkeys(module for shape in shapes for module in shape.modules)), blank(outline)
+        lm = causal.model
+        problem = self._problem(causal, names, modules, lambda _: lm, unlabelled, valid, compute=remembered, ends=False)
+        method = resolve(self.settings.method)
+        needs_adapters = method.__module__ != coefficients.__name__  # its prompts are those of the controls
+        run = coefficients.controls if needs_adapters else method
+        return merge_cost(outline, lambda: run(problem), shapes, at_most=bool(self.settings.first_tokens))
+
+    def _problem(
+        self,
+        causal: CausalLM,
+        names: list[str],
+        modules: list[str],
+        at: Callable[[Any], Any],
+        unlabelled: EvalUsers,
+        valid: EvalUsers,
+        *,
+        compute: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda term: term,
+        ends: bool = True,
+    ) -> MergeProblem:
+        """The input of the method, without the targets of the unlabelled prompts.
+
+        Args:
+            at: the LM with coefficients as :meth:`MergeProblem.by_name` gives them.
+            compute: wraps the functions of weights that the method evaluates.
+            ends: an end token ends an answer.
+        """
         likelihood, counted = self.parts.likelihood(causal), None
         if self.settings.first_tokens:
             titles, gap = self.settings.titles, tuple(likelihood.prompts.gap)
             most = titles * (self.parts.prompts.max_title_tokens + len(gap) + 1)
             counted = Counted(self.settings.first_tokens, titles, gap, most)
-        tokenizer, modules = causal.tokenizer, list(lora_modules(model))
+        end = causal.tokenizer.eos_token_id if ends else None
         drawn = unlabelled.draw(self.settings.prompts)
         pairs = list(zip(drawn.histories, drawn.candidates, strict=True))
         by_name: Callable[[Tensor], Any] = MergeProblem(names, modules, self.settings.granularity).by_name
@@ -167,15 +214,15 @@ class AdapterMerging:
         def entropy(weights: Tensor, batch: list[tuple[list[int], Tensor]]) -> Tensor:
             """Mean entropy (nats) of a batch at weights [K] or [M, K]."""
             histories, candidates = [history for history, _ in batch], torch.stack([row for _, row in batch])  # [B, C]
-            view = AdapterView(model, by_name(weights))
+            view = at(by_name(weights))
             if counted is None:
                 return candidate_entropy(likelihood.with_lm(view)(histories, candidates))
             prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
-            return first_tokens_entropy(view, prompts, counted, causal.pad_token_id, tokenizer.eos_token_id)
+            return first_tokens_entropy(view, prompts, counted, causal.pad_token_id, end)
 
         def valid_score(weights: Tensor) -> float:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""
-            return valid.score(likelihood.with_lm(AdapterView(model, by_name(weights))))
+            return valid.score(likelihood.with_lm(at(by_name(weights))))
 
         # the graphs of a batch are alive at once: of a large LM, a batch is one prompt
         tokens = likelihood.tokens(drawn.histories, drawn.candidates)
@@ -185,7 +232,7 @@ class AdapterMerging:
             names=names,
             modules=modules,
             granularity=self.settings.granularity,
-            objective=mean_over_batches(entropy, batches, measured=measured),
-            valid_score=valid_score,
+            objective=mean_over_batches(compute(entropy), batches, measured=measured),
+            valid_score=compute(valid_score),
             settings=dict(self.settings.options),
         )

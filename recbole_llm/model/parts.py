@@ -67,7 +67,7 @@ class Parts:
 
 def default_batch_tokens(causal: CausalLM) -> int:
     """Tokens in one forward pass without gradients, if the configuration does not say how many."""
-    return 2048 if causal.model.get_input_embeddings().weight.device.type == "cpu" else 16384
+    return 2048 if causal.device_type == "cpu" else 16384
 
 
 GRADIENT_BYTES = 2**30  # of the activations that a batch keeps for its gradients, unless one row needs more

@@ -6,7 +6,7 @@ Legend: I items, S soft tokens, H width of the collaborative model, Z of the joi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from recbole_llm.costs.parts import Training, blank, fitting_tokens, shape_of, training_of
+from recbole_llm.costs.soft_tokens import BlankSoftTokens
 from recbole_llm.data import domains
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
@@ -22,18 +24,19 @@ from recbole_llm.data.prompts import Example, Prompt, number_soft_tokens
 from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.micro_batches import MicroBatches, bounded_memory
+from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
 from recbole_llm.model.alignment import Projector
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import preserved_random_state, save_tensors
 from recbole_llm.store.stages import Folders, Stage, Work
-from recbole_llm.training.loop import TrainingLoop
+from recbole_llm.training.loop import TrainingLoop, validations
 
 if TYPE_CHECKING:
     from recbole_llm.classical.collaborative import CollaborativeModel
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
+    from recbole_llm.store.costs import Cost
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class ProjectionTraining:
     Attributes:
         plain_prompts: the prompts without soft tokens.
         alignment: stage 1.
+        joint_size: width of its codes.
     """
 
     config: ProjectionConfig
@@ -76,6 +80,7 @@ class ProjectionTraining:
     plain_prompts: PromptSettings
     cf: CollaborativeModel
     alignment: Stage
+    joint_size: int
 
     def stage(self, valid: EvalUsers) -> Stage:
         """The stage, which writes the projectors that best rank the candidates of ``valid``."""
@@ -89,7 +94,7 @@ class ProjectionTraining:
             "valid": [valid.fingerprint, parts.scoring.normalize],
         }
         inputs = self.alignment, *parts.backbone.stages
-        return Stage("projection", depends, lambda work: self._train(valid, work), inputs)
+        return Stage("projection", depends, lambda work: self._train(valid, work), inputs, cost=lambda: self._cost(valid))
 
     def soft_tokens(self, results: Folders, causal: CausalLM) -> SoftTokens:
         """Untrained projectors on the codes of the alignment stage."""
@@ -110,29 +115,18 @@ class ProjectionTraining:
         """Train the projectors with the LM's loss on the target's title (eq. 8)."""
         parts, config, causal = self.parts, self.config, self.parts.backbone.load(work)
         soft = self.soft_tokens(work, causal)
-        domain, prompts = parts.domain, parts.builder(causal.tokenizer)
-        examples = domains.training_examples(
-            [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=parts.seed
-        )
-        number = {example: soft.user_key(row) for row, example in enumerate(examples)}
-        users = [(example.user + 1, domain.histories[example.user][: example.end].tolist()) for example in examples]
-        encoder = ExampleEncoder(domain, prompts, parts.examples)
-
-        def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
-            history = domain.histories[example.user]
-            return encoder(history[: example.end + 1].tolist(), rng, number[example], known=history)
-
+        examples, encode = self._examples(causal.tokenizer, soft.user_key)
+        histories = parts.domain.histories
+        users = [(example.user + 1, histories[example.user][: example.end].tolist()) for example in examples]
         likelihood = self.likelihood(causal, soft)
         parameters = dict(soft.named_parameters())
         with bounded_memory(causal.model, parts.options, work.scratch) as tokens:
             batches = MicroBatches(examples, encode, config.batch_size, tokens, parts.seed)
-            total = batches.steps_per_epoch * config.epochs
+            total, eval_every = self._schedule(batches)
 
             def loss(step: int) -> Iterator[Tensor]:
                 for batch, share in batches[step]:
-                    rows, vectors = soft.fill([example.row for example in batch], users)
-                    batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
-                    yield share * lm_loss(causal.model, batch, soft=vectors)
+                    yield share * self._loss(causal, batch, soft, users)
 
             TrainingLoop(
                 name="projection",
@@ -142,14 +136,79 @@ class ProjectionTraining:
                 total_steps=total,
                 clip_grad_norm=config.max_grad_norm,
                 validate=lambda: valid.score(likelihood),
-                eval_every=max(1, -(-total // max(4, config.epochs))),
+                eval_every=eval_every,
                 folder=work.scratch / "loop",
                 options=parts.options,
                 learning_rate_key="stage2_learning_rate",
             ).run()
         save_tensors(work.out / "projectors.safetensors", parameters)
 
-    def likelihood(self, causal: CausalLM, soft: SoftTokens) -> TitleLikelihood:
+    def _examples(self, tokenizer: Any, user_key: Callable[[int], int]) -> tuple[list[TrainingExample], Encode]:
+        """The training examples and their encoding; ``user_key`` maps a row of them to the key of its user's soft token."""
+        parts, config, domain = self.parts, self.config, self.parts.domain
+        examples = domains.training_examples(
+            [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=parts.seed
+        )
+        number = {example: user_key(row) for row, example in enumerate(examples)}
+        encoder = ExampleEncoder(domain, parts.builder(tokenizer), parts.examples)
+
+        def encode(example: TrainingExample, rng: np.random.Generator) -> Example:
+            history = domain.histories[example.user]
+            return encoder(history[: example.end + 1].tolist(), rng, number[example], known=history)
+
+        return examples, encode
+
+    def _schedule(self, batches: MicroBatches) -> tuple[int, int]:
+        """The number of steps, and that between two validations."""
+        total = batches.steps_per_epoch * self.config.epochs
+        return total, max(1, -(-total // max(4, self.config.epochs)))
+
+    def _loss(
+        self,
+        causal: CausalLM,
+        batch: list[Example],
+        soft: SoftTokens | BlankSoftTokens,
+        users: Sequence[tuple[int, Sequence[int]]],
+    ) -> Tensor:
+        rows, vectors = soft.fill([example.row for example in batch], users)
+        batch = [example._replace(row=row) for example, row in zip(batch, rows, strict=True)]
+        return lm_loss(causal.model, batch, soft=vectors)
+
+    def blank_soft(self, causal: CausalLM) -> BlankSoftTokens:
+        """Soft tokens without values, for costs."""
+        return BlankSoftTokens(len(self.parts.domain.items.names), causal.model.get_input_embeddings().weight.shape[1])
+
+    def _cost(self, valid: EvalUsers) -> Cost:
+        parts, config, outline = self.parts, self.config, self.parts.backbone.outline
+        causal, shape = blank(outline), shape_of(outline)
+        soft, through = self.blank_soft(causal), training_of(outline, shape, parts.options)
+        examples, encode = self._examples(causal.tokenizer, soft.user_key)
+        tokens = fitting_tokens(outline, shape, parts.options, through)
+        batches = MicroBatches(examples, encode, config.batch_size, tokens, parts.seed)
+        total, eval_every = self._schedule(batches)
+
+        def loss(step: int) -> int:
+            found = batches[step]
+            for batch, _ in found:
+                self._loss(causal, batch, soft, ())
+            return sum(len(example.row) - 1 for batch, _ in found for example in batch)
+
+        user_size = self.cf.user_states([0], [[]]).shape[1]
+        with torch.device("meta"):
+            user = Projector(user_size, soft.width, nn.LeakyReLU())
+            item = Projector(self.joint_size, soft.width, nn.GELU())
+        likelihood = self.likelihood(causal, soft)
+        training = Training(
+            samples=len(examples),
+            steps=total,
+            loss=loss,
+            parameters=sum(parameter.numel() for module in (user, item) for parameter in module.parameters()),
+            validations=validations(total, eval_every),
+            validate=lambda: valid.score(likelihood),
+        )
+        return training.cost(shape, through, adapter=0)
+
+    def likelihood(self, causal: CausalLM, soft: SoftTokens | BlankSoftTokens) -> TitleLikelihood:
         """Likelihoods with soft tokens; the prior has none, since without a history there is no user token to project."""
         found = self.parts.likelihood(causal, soft_tokens=soft, user_key=soft.user_key)
         return found if found.prior is None else replace(found, prior=self.without_soft_tokens(causal))

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
@@ -24,9 +23,12 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.classical.retriever import Retriever
+from recbole_llm.costs.lora import AdapterShape
+from recbole_llm.costs.parts import blank
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation.recommender import Answers, Facts, Recommender, Variant
+from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM, load_config
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.generation import Generator, check_generates
@@ -38,8 +40,11 @@ from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.given_adapters import GivenAdapters
-from recbole_llm.model.parts import Parts, default_batch_tokens, histories_of
+from recbole_llm.model.parts import Parts, histories_of
+from recbole_llm.model.published_answers import PublishedAnswers
+from recbole_llm.model.ranker_costs import answers_cost, scores_cost
 from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
@@ -87,6 +92,10 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}, backbone {self.parts.backbone.name}"
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.parts.backbone
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
         """The adapters that the model trains, by the names that tables show and ``adapters`` takes; the first is the model's."""
@@ -172,13 +181,10 @@ class LLMRanker(Recommender, SequentialRecommender):
         self._unload()  # the adapters of an earlier load
         model = load_adapters(causal.model, folders)
         self._unload = partial(unload, model)
-        answer, *others = folders
+        answer = next(iter(folders))
         record = folders[answer] / MERGE_FILE
         self.merge_report = json.loads(record.read_text()) if record.is_file() else None
         self._merged = self.parts.backbone.source(cache), folders[answer]
-        mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
-        single = {self.given.label(name): {name: 1.0} for name in others}
-        chosen = {type(self).__name__: {answer: 1.0}, **mixed, **single, NO_ADAPTER: {}}
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
 
@@ -191,34 +197,62 @@ class LLMRanker(Recommender, SequentialRecommender):
             return self.variant(own.with_lm(view), depends, *what, generator=generator)
 
         published = dict.fromkeys((type(self).__name__, NO_ADAPTER), self.generator(causal))
-        rows = {name: row(weights, generator=published.get(name)) for name, weights in chosen.items()}
+        rows = {name: row(weights, generator=published.get(name)) for name, weights in self._mixed(folders).items()}
         if self.shuffled_title_control:
-            prompts = self.parts.builder(causal.tokenizer, names=self._shuffled_names())
+            prompts = self.parts.builder(causal.tokenizer, names=self.parts.shuffled_names())
             rows[SHUFFLED] = row({answer: 1.0}, prompts, SHUFFLED, self.parts.seed)
             rows[f"{NO_ADAPTER}, {SHUFFLED}"] = row({}, prompts, SHUFFLED, self.parts.seed)
         return rows
 
-    def _shuffled_names(self) -> list[str]:
-        """The catalogue's titles, permuted so that each item has the title of another, in histories and candidates.
+    def _mixed(self, folders: Mapping[str, Path]) -> dict[str, Mapping[str, float]]:
+        """Adapter -> weight of each row with true titles."""
+        answer, *others = folders
+        mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
+        single = {self.given.label(name): {name: 1.0} for name in others}
+        return {type(self).__name__: {answer: 1.0}, **mixed, **single, NO_ADAPTER: {}}
 
-        The interactions and the set of titles do not change. The metrics of this control therefore do not come from the LM's
-        knowledge of the titles, such as their meaning or memorized parts of this dataset.
-        """
-        names = self.parts.domain.items.names
-        places = np.random.default_rng(self.parts.seed).permutation(np.arange(1, len(names)))
-        shuffled = list(names)
-        for place, other in zip(places, np.roll(places, 1), strict=True):  # a single cycle: no item has its own title
-            shuffled[place] = names[other]
-        return shuffled
+    def evaluated(self, causal: CausalLM, results: Folders) -> Sequence[tuple[TitleLikelihood, int]]:
+        """The likelihoods of :meth:`rows` without adapters, for their cost; each with the number of rows that cost the same."""
+        found = [(self.parts.likelihood(causal), len(self._mixed(self.adapters(results))))]
+        if self.shuffled_title_control:
+            prompts = self.parts.builder(causal.tokenizer, names=self.parts.shuffled_names())
+            found.append((self.parts.likelihood(causal, prompts), 2))
+        return found
+
+    def answering(self, causal: CausalLM) -> Sequence[tuple[TitleLikelihood, int]]:
+        """As :meth:`evaluated`, for the rows that generate answers."""
+        return [(self.parts.likelihood(causal), 2)]
+
+    def cost(self, batches: Sequence[tuple[Any, Tensor | None]], results: Folders, *, all_rows: bool) -> Cost:
+        outline = self.backbone.outline
+        rows = self.evaluated(blank(outline), results)
+        chosen, reranked = rows if all_rows else [(rows[0][0], 1)], (self.n_items, self.retriever_top)
+        return scores_cost(outline, chosen, self._scored, batches, reranked=reranked, seed=self.parts.seed)
+
+    def answers_cost(self, candidates: CandidateSet) -> Cost | None:
+        outline = self.backbone.outline
+        causal = blank(outline)
+        generator = self.generator(causal)
+        if generator is None or self._published is None:
+            return None
+        return answers_cost(outline, self.answering(causal), generator, self._published.inputs, candidates)
+
+    def shape(self, name: str) -> AdapterShape:
+        """The sizes of one of the adapters of :meth:`trained`, for costs."""
+        if name in self.given.given:
+            return self.given.shape(name)
+        return AdapterShape.of(self.backbone.outline, self.adapter_training.config)
+
+    def _scored(self, likelihood: TitleLikelihood, interaction: Any, candidates: Tensor) -> Tensor:
+        return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
     def generator(self, causal: CausalLM) -> Generator | None:
         """Decodes the answers of the published protocol, if there is one."""
-        if self.published is None:
-            return None
-        tokens, penalty = self.published.max_new_tokens, self.published.repetition_penalty
-        # each step reads all weights for one token of a row, so a few rows cost as much as many
-        batch_tokens = self.parts.scoring.batch_tokens or max(8192, default_batch_tokens(causal))
-        return Generator(causal.tokenizer, tokens, penalty, batch_tokens, padding=causal.reading.padding)
+        return self._published.generator(causal) if self._published else None
+
+    @property
+    def _published(self) -> PublishedAnswers | None:
+        return PublishedAnswers(self.published, self.parts, self.max_seq_length) if self.published else None
 
     def variant(self, likelihood: TitleLikelihood, *depends: Any, generator: Generator | None = None) -> Variant:
         """A row whose scores are likelihoods.
@@ -229,39 +263,21 @@ class LLMRanker(Recommender, SequentialRecommender):
         """
 
         def score(interaction: Any, candidates: Tensor) -> Tensor:
-            return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
+            return self._scored(likelihood, interaction, candidates)
 
         found = self._row(score, self._code(likelihood, likelihood.scorer), depends)
-        return found if generator is None else replace(found, answers=self._answers(generator, likelihood, depends))
+        if generator is None or self._published is None:
+            return found
+        code = self._code(likelihood, generator, self.published, self._published)
+        return replace(found, answers=self._published.of_row(generator, likelihood, [code, list(depends)]))
 
     def _code(self, likelihood: TitleLikelihood, *others: object) -> str:
         """Fingerprint of the code that runs when a likelihood's LM reads its prompts, and of ``others``."""
         kinds = [*type(self).__mro__, *type(self.parts).__mro__]
-        own = {
-            kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)
-        }  # not the training code that they import
+        own = {kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)}  # not what they import
         runs = [likelihood, likelihood.prompts, likelihood.soft_tokens, self.parts.backbone, *others]
         runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
         return code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
-
-    def _answers(self, generator: Generator, likelihood: TitleLikelihood, depends: Sequence[Any]) -> Answers:
-        """The answers of a row to the prompts whose titles it scores."""
-        assert self.published is not None  # otherwise there is no generator
-        prompts, parts = likelihood.prompts, self.parts
-        continues, settings = prompts.is_continuation, prompts.settings
-        separator = settings.history_separator if continues else settings.candidate_separator
-        quote = "" if self.published.exact else settings.title_quote  # a title is found in an answer without its quotes
-        shown = [generator.decode(answer[: len(answer) - len(prompts.end)]).strip() for answer in prompts.answers]
-        titles = [title.removeprefix(quote).removesuffix(quote) for title in shown]
-        complete = self.published.completes(separator, titles, continues)
-
-        def generate(users: Sequence[int], candidates: Tensor) -> list[str]:
-            histories = [parts.histories.before(user, "test")[-self.max_seq_length :].tolist() for user in users]
-            return generator(likelihood.lm, *likelihood.inputs(histories, candidates, users), complete)
-
-        code = self._code(likelihood, generator, self.published)
-        what = [parts.prompts_depend_on(), parts.histories.fingerprint, generator.settings, list(depends)]
-        return Answers(generate, titles, separator, fingerprint([code, *what]))
 
     def scored_by(self, score: Callable[[Any, Tensor], Tensor], *depends: Any) -> Variant:
         """A row with scores ``(interaction, candidates [B, C]) -> [B, C]``; ``depends`` as in :meth:`variant`."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.scoring import NORMALIZATIONS, STRATEGIES, Scorer
 from recbole_llm.model.eval_users import EvalUsers
@@ -75,6 +77,19 @@ class RankerParts(Parts):
             causal.model, prompts or self.builder(tokenizer), scorer, several_titles=self.examples.top_k_target > 1, **parts
         )
         return replace(found, prior=found) if normalize == "pmi" and found.prior is None else found
+
+    def shuffled_names(self) -> list[str]:
+        """The catalogue's titles, permuted so that each item has the title of another, in histories and candidates.
+
+        The interactions and the set of titles do not change. The metrics of this control therefore do not come from the LM's
+        knowledge of the titles, such as their meaning or memorized parts of this dataset.
+        """
+        names = self.domain.items.names
+        places = np.random.default_rng(self.seed).permutation(np.arange(1, len(names)))
+        shuffled = list(names)
+        for place, other in zip(places, np.roll(places, 1), strict=True):  # a single cycle: no item has its own title
+            shuffled[place] = names[other]
+        return shuffled
 
     def prompts_depend_on(self) -> dict[str, Any]:
         """JSON-serializable values that determine what the LM reads besides histories."""

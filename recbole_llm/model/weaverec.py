@@ -55,7 +55,7 @@ class WeaveRec(LLMRanker):
             self.parts = replace(self.parts, backbone=backbone)
             self.given = replace(self.given, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
-        self.merging = AdapterMerging.of(config, self.parts)
+        self.merging = AdapterMerging.of(config, self.parts, self.shape)
         self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):

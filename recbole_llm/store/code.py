@@ -1,7 +1,7 @@
 """Fingerprint of the code that computes a result: a hash of the syntax trees of its modules.
 
 Comments, docstrings and formatting are ignored. The hash of a module includes the modules of ``recbole_llm`` that it imports,
-except those that only store or show results: :mod:`recbole_llm.store`, the log and plots.
+except those that only store, predict or show: :mod:`recbole_llm.store`, :mod:`recbole_llm.costs`, the log and plots.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 PACKAGE = "recbole_llm"
-_COMPUTES_NOTHING = tuple(f"{PACKAGE}.{name}" for name in ("store", "logs", "evaluation.plots", "merging.report"))
+_COMPUTES_NOTHING = tuple(f"{PACKAGE}.{name}" for name in ("store", "costs", "logs", "evaluation.plots", "merging.report"))
 
 
 def code_fingerprint(*modules: str, alone: Iterable[str] = ()) -> str:

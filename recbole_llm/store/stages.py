@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +22,7 @@ from filelock import FileLock
 from recbole.utils import init_seed
 
 from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, verify
 
 logger = getLogger()
@@ -75,6 +76,7 @@ class Stage:
         inputs: stages that must run before.
         code: modules whose code computes the result, besides the one that defines ``build``; their imports are included.
         with_imports: whether the imports of that one are included too; False for a module that also defines other things.
+        cost: computes what the stage costs, without running it; None: not estimated.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Stage:
     inputs: tuple[Stage, ...] = ()
     code: tuple[str, ...] = ()
     with_imports: bool = True
+    cost: Callable[[], Cost] | None = field(default=None, compare=False)
 
     @property
     def folder_name(self) -> str:
@@ -113,6 +116,7 @@ class StageCache:
 
     Attributes:
         seconds: duration of each stage by name; 0 for a reused result.
+        measured: what each stage that ran has cost, by name.
         folders: folder of each result by name.
         waited: seconds spent waiting for other processes that computed a stage.
     """
@@ -120,6 +124,7 @@ class StageCache:
     root: Path
     seed: int = 2020
     seconds: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
     waited: float = 0.0
 
@@ -130,17 +135,6 @@ class StageCache:
     def is_cached(self, stage: Stage) -> bool:
         """Whether the stage's result is complete."""
         return is_complete(self.folder(stage))
-
-    def plan(self, stages: Sequence[Stage]) -> str:
-        """The stages and all their inputs as text, in the order in which they would run."""
-        found = in_order(stages)
-        width = max((len(stage.name) for stage in found), default=0)
-        lines = [
-            f"  {number}. {stage.name:{width}}  {'cached' if self.is_cached(stage) else 'to run'}"
-            + (f"  after {', '.join(one.name for one in stage.inputs)}" if stage.inputs else "")
-            for number, stage in enumerate(found, 1)
-        ]
-        return "\n".join(["stages:", *lines])
 
     def run(self, *stages: Stage) -> Path:
         """Compute the stages and all their inputs unless they are cached; returns the folder of the first stage."""
@@ -188,16 +182,15 @@ class StageCache:
 
     def _build(self, stage: Stage, folder: Path) -> None:
         logger.info(f"stage {stage.name}: started")
-        began = time.monotonic()
         init_seed(self.seed, True)  # the result must not depend on which earlier stages were cached
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
-        with torch.enable_grad(), atomic_folder(folder) as out:
+        with metered() as measured, torch.enable_grad(), atomic_folder(folder) as out:
             token = _trained.set([])
             try:
                 stage.build(Work(out, scratch, self))
                 (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
             finally:
                 _trained.reset(token)
-        self.seconds[stage.name] = time.monotonic() - began
+        self.measured[stage.name], self.seconds[stage.name] = measured, measured.seconds
         logger.info(f"stage {stage.name}: done in {self.seconds[stage.name]:.1f} s, cached in {folder}")

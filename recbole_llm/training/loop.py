@@ -245,3 +245,8 @@ class TrainingLoop:
             files.restore_rng(groups["rng"], values["rng"])
             logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
             return
+
+
+def validations(total_steps: int, eval_every: int) -> int:
+    """How often a :class:`TrainingLoop` validates that does not stop early."""
+    return -(-total_steps // eval_every) if eval_every else 1

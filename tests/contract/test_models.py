@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 import recbole_llm.model
 from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.config import LLMConfig
+from recbole_llm.costs.plan import TO_RUN
 from recbole_llm.evaluation.published import ALLMREC, RECCOCKTAIL, WEAVEREC
 from recbole_llm.evaluation.recommender import Recommender, recommender_of
 from recbole_llm.llm import backbones, text_backbone
 from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.scoring import Scorer
+from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import MODELS
 from recbole_llm.store.stages import Stage, StageCache, Work, in_order
@@ -242,15 +244,18 @@ def test_constructing_and_planning_train_nothing_and_load_no_weights(name, llm_p
 
 @pytest.mark.parametrize("name", [*MODELS, "SASRec"])
 @pytest.mark.parametrize("case", ["candidates", "full ranking", "candidates of a retriever"])
-def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, case, settings, assemble, caplog):
+def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, case, settings, assemble):
     changes = {"llm_path": "builtin", "builtin_lm": SMALL_LM, **OWN.get(name, {})}
+    # as in llm/builtin/LlamaRec.yaml: its plan reads the labels as tokens
+    labels = {"prompts": {"labelled": "{history}\n?\n{candidates}\n="}, "retriever_top": 10}
+    changes |= labels if name == "LlamaRec" else {}
     if case == "full ranking":
         changes |= {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
     if case == "candidates of a retriever":
         changes |= {"candidates": {"num_negatives": 9, "source": "retriever"}}
-    assemble(name, {**settings, **changes})
-    plans = [message.splitlines() for message in caplog.messages if message.startswith("stages:")]
-    listed = [line.split()[1] for plan in plans for line in plan[1:]]
+    run = assemble(name, {**settings, **changes})
+    plan = plan_of(run.trainer, run.stages, run.valid, run.test, run.retriever)
+    listed = [line.name for line in plan.lines]
     ranker = name not in ("Laser", "AlphaRec", "SASRec")
     expected = {
         "builtin-lm": name not in ("AlphaRec", "SASRec"),
@@ -258,7 +263,7 @@ def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, 
         "cf-SASRec": name in ("ALLMRec", "Laser") or (ranker and case == "full ranking") or case.endswith("retriever"),
     }
     assert {stage: stage in listed for stage in expected} == expected
-    assert all(line.split()[2:4] == ["to", "run"] for plan in plans for line in plan[1:])
+    assert all(line.status in ("", TO_RUN) for line in plan.lines) and not list(Path(settings["checkpoint_dir"]).glob("stages/*"))
 
 
 @ours_only

@@ -155,13 +155,13 @@ def test_the_command_in_the_error_converts(settings: dict[str, Any], tiny_lm: Pa
 def test_the_hub_is_asked_for_safetensors_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoConfig, LlamaConfig
 
-    from recbole_llm.llm.causal_lm import identity
+    from recbole_llm.llm.causal_lm import check_weights, identity
 
     asked = []
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: LlamaConfig())
     monkeypatch.setattr("transformers.utils.has_file", lambda source, name, **_: asked.append(name) or False)
     with pytest.raises(FileNotFoundError) as caught:
-        identity("facebook/opt-6.7b", "main")
+        check_weights("facebook/opt-6.7b", "main")
     assert len(asked) == 2 and "facebook/opt-6.7b@main has no safetensors" in str(caught.value)
     assert "llm_revision" in str(caught.value) and "--llm_path=opt-6.7b-safetensors" in str(caught.value)
     monkeypatch.setattr("transformers.utils.has_file", lambda *_, **__: True)

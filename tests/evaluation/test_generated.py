@@ -123,7 +123,7 @@ def test_answers_are_cached_and_a_killed_generation_resumes(
     assert cached and asked == []
     before = {row: (found.ranks, found.matched) for row, found in cached.rows.items()}
     made.config["checkpoint_dir"] = str(tmp_path)
-    monkeypatch.setattr(generated, "_USERS_AT_ONCE", 16)
+    monkeypatch.setattr(generated, "USERS_AT_ONCE", 16)
     with pytest.raises(KeyboardInterrupt):
         evaluate()
     again = evaluate()

@@ -55,7 +55,7 @@ def test_the_shuffled_title_control_shows_every_item_under_anothers_title(assemb
     """In histories and candidates alike: to the LM, an item is the one whose title it has."""
     made = assemble("TALLRec", module_settings, shuffled_title_control=True)
     made.trainer.fit(made.train, made.valid)
-    names, shuffled = made.model.parts.domain.items.names, made.model._shuffled_names()
+    names, shuffled = made.model.parts.domain.items.names, made.model.parts.shuffled_names()
     assert sorted(shuffled) == sorted(names) and shuffled[0] == names[0]
     assert not any(one == other for one, other in zip(names[1:], shuffled[1:], strict=True))
     bearer = torch.tensor([names.index(title) for title in shuffled])  # [I]: of whose title each item has

@@ -128,9 +128,8 @@ def test_a_second_target_reuses_every_adapter(woven: Any, run: Run, trained: lis
     assert not trained and all(seconds == 0 for name, seconds in record["stage_seconds"].items() if name != "weave")
     (logged,) = [message for message in caplog.messages if message.startswith("weave of 2 domains")]
     assert "2 single-domain and 1 hybrid adapters" in logged
-    (plan,) = [message for message in caplog.messages if message.startswith("stages:")]
-    state = {line.split()[1]: line.split()[2] for line in plan.splitlines()[1:]}
-    assert state == {"lora-other": "cached", "lora-other+tiny": "cached", "lora-tiny": "cached", "weave": "to"}  # to run
+    state = {line["name"]: line["status"] for line in record["plan"] if line["status"]}
+    assert state == {"lora-other": "cached", "lora-other+tiny": "cached", "lora-tiny": "cached", "weave": "to run"}
     hybrid = record["stages"]["lora-other+tiny"]
     assert hybrid == woven.trainer.cache.folder(woven.model.sources["hybrid other"]).name
 

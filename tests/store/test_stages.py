@@ -131,22 +131,6 @@ def test_inputs_come_first_and_every_stage_once(build):
     assert in_order([]) == []
 
 
-def test_a_plan_tells_order_inputs_and_what_is_cached_and_runs_nothing(cache, build):
-    root = Stage("root", {}, build)
-    left, right = (Stage(name, {}, build, inputs=(root,)) for name in ("left", "right"))
-    merged = Stage("merged", {}, build, inputs=(left, right))
-    cache.run(left)
-    assert cache.plan([merged, left]).splitlines() == [
-        "stages:",
-        "  1. root    cached",
-        "  2. left    cached  after root",
-        "  3. right   to run  after root",
-        "  4. merged  to run  after left, right",
-    ]
-    assert build.count == 2 and not cache.is_cached(merged)
-    assert cache.plan([]) == "stages:"
-
-
 def test_several_stages_run_in_one_call_and_the_first_is_returned(cache, build):
     root = Stage("root", {}, build)
     left, right = (Stage(name, {}, build, inputs=(root,)) for name in ("left", "right"))

@@ -1,0 +1,127 @@
+"""The texts of ``recbole-llm --help`` and of the help of its commands."""
+
+ABOUT = """Published LLM recommenders as RecBole models.
+
+Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
+are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
+All commands but merge also accept every key of RecBole and of properties/*.yaml. Command-line values override property files, and
+later files override earlier ones."""
+
+END = """
+exit codes: 0 (success), 1 (some runs of a leaderboard failed), 2 (error). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
+"""
+
+RUN = """
+Train and evaluate one model, an LLM recommender or any model of RecBole, on one dataset. All models are evaluated on the same
+candidates. Stages that an earlier run has trained are reused, and a killed run resumes. The results are printed as a table and
+written to saved/runs/<run>/record.json. python run_recbole_llm.py is the same command."""
+
+DATA = "  --data_path=DIR              folder that contains <dataset>/<dataset>.inter and .item (ml-100k comes with RecBole)\n"
+SAVED = "  --checkpoint_dir=saved       folder of stages, candidates and run records\n"
+RUN_KEYS = f"""
+keys, with their defaults; properties/*.yaml and the documentation of RecBole describe all keys:
+{DATA}{SAVED}"""
+RUN_KEYS += """\
+  --seed=2020                  random seed, except of the candidates; --gpu_id=0, --show_progress=True
+  --epochs=300                 epochs of a classical model; --train_batch_size=2048, --learning_rate=0.001
+  --eval_args="{'mode': 'candidates'}"  {'mode': 'full'} ranks all items (classical models, Laser)
+  --candidates="{'source': 'uniform', 'num_negatives': 19, 'seed': 2020}"
+  --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 3, 5, 10]", --valid_metric=NDCG@10
+  --eval_users=null            number of evaluation users; null: all
+  --llm=null                   a backbone of properties/llm (null: builtin); --llm_path=FOLDER_OR_HUB_ID for others
+  --text_encoder=null          a text encoder of properties/text_encoder (null: builtin); for ALLMRec and AlphaRec
+  --adapters={}                PEFT folders in place of the training of adapters, such as "{'base spirit': 'lora'}"
+  --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
+  --merge=entropy              merging method of LoRACocktail; see docs/merging.md
+  --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
+  --init_from=null             folder of the run that the model is initialised from (Laser)
+  --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
+
+examples:
+  recbole-llm run --model=LoRACocktail --dataset=ml-100k
+  recbole-llm run --model=SASRec --dataset=ml-1m --data_path=DIR --eval_args="{'mode': 'full'}"
+"""
+
+PLAN = """
+Show what a run costs, without training and without reading weights: its stages and which are cached, samples, optimiser steps,
+exact token counts, parameters, peak memory, floating-point operations, and time on this machine (measured for some seconds) or on
+a named card. Of an LLM, config.json and the tokenizer's files are enough. See docs/plan.md."""
+
+PLAN_KEYS = f"""
+keys are those of recbole-llm run, and
+{DATA}{SAVED}  --probe_seconds=20           longest measurement of this machine
+  --plan_efficiency=0.4        assumed share of a card's peak
+
+examples:
+  recbole-llm plan --model=LoRACocktail --dataset=ml-100k
+  recbole-llm plan --model=LoRACocktail --dataset=ml-100k --llm=qwen2-7b --device=4090
+"""
+
+LEADERBOARD = """
+Run the models, seeds and protocols of a property file (docs/leaderboard.md), and write a table with paired tests for each
+protocol, as JSON, Markdown, CSV, LaTeX and HTML. A run whose record exists is not repeated. Failed runs are reported and do not
+stop the others. The tables are printed to standard output, the log to standard error."""
+
+LEADERBOARD_KEYS = f"""
+keys of every run, which override those of the file:
+{DATA}{SAVED}
+examples:
+  recbole-llm leaderboard --config_files=properties/leaderboard/ml-100k.yaml --jobs=2
+  recbole-llm leaderboard --config_files=mine.yaml --data_path=DIR --show
+"""
+
+TUNE = """
+Search the hyper-parameters of one model on one dataset by the validation score, and write the best settings to a property file
+for --config_files. Each evaluation is an ordinary run; a run whose record exists is not repeated. Requires optuna."""
+
+TUNE_KEYS = f"""
+a line of the search file has the form of RecBole, `key kind values`:
+  learning_rate loguniform -8, -5         natural logarithms of the bounds
+  hidden_dropout_prob choice [0.2, 0.5]   also: uniform LOW, HIGH and quniform LOW, HIGH, STEP
+
+keys of every run, with their defaults:
+{DATA}{SAVED}  --seed=2020                  random seed of the search, and of its runs unless --seeds is given
+  --valid_metric=NDCG@10       metric that decides
+
+examples:
+  recbole-llm tune --model=SASRec --dataset=ml-100k --params_file=properties/search/SASRec.hyper
+  recbole-llm tune --model=BPR --dataset=ml-100k --params_file=properties/search/BPR.hyper --algo=random --max_evals=8 --epochs=40
+"""
+
+MERGE = """
+Merge LoRA adapters of one base model into one PEFT adapter with a record of its sources. The methods entropy and grid need
+prompts, so they are available only in a run: recbole-llm run --merge=entropy. See docs/merging.md."""
+
+MERGE_KEYS = """
+examples:
+  recbole-llm merge --adapters="base=runs/a/lora own=runs/b/lora" --merge=ties --density=0.3 --out=merged
+  recbole-llm merge --adapters="lora_a lora_b" --merge=fixed --weights="[0.3, 0.7]" --out=merged --full_model=full
+"""
+
+EXPORT = """
+Write the training prompts of each adapter of a model, and the prompts of the evaluation users with their candidates, as JSONL for
+LLaMA-Factory and other trainers and inference engines, without training anything. See docs/export.md."""
+
+EXPORT_KEYS = f"""
+keys, as for recbole-llm run:
+{DATA}{SAVED}  --llm=null                   a backbone of properties/llm; --llm_path=FOLDER_OR_HUB_ID for others
+
+examples:
+  recbole-llm export --model=LoRACocktail --dataset=ml-100k --llm=qwen2-7b --out=prompts
+  recbole-llm export --model=TALLRec --dataset=ml-100k --llm_path=DIR --layout=alpaca --passes=4 --out=prompts
+"""
+
+VIEWS = """
+Split a dataset by category into datasets <dataset>-<category>, which any model can use. No item is in two of them. Do not test
+a model on a view if it was trained on the whole dataset, which contains the test items of the view."""
+
+VIEWS_KEYS = f"""
+keys, with their defaults:
+{DATA}  --domain_field=null          column of the categories; null: category_field
+  --domain_min_users=100       minimum number of users with two or more items in a view
+  --domain_max_views=2         number of views, largest categories first
+
+examples:
+  recbole-llm views --dataset=ml-100k --domain_max_views=3
+  recbole-llm views --dataset=mydata --data_path=DIR --category_field=genre --out=views
+"""

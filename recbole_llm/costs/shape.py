@@ -1,0 +1,102 @@
+"""The shape of a causal LM, from its configuration alone: weights, floating-point operations and bytes of a token.
+
+The count of operations is that of Kaplan et al. ("Scaling Laws for Neural Language Models", arXiv 2001.08361, section 2.1): two
+for each weight and token, and those of attention. Training a LoRA adds the same number once for the gradient of the frozen
+layers' inputs, but not for that of their weights; training all weights adds twice as many.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recbole_llm.store.costs import Tokens
+
+
+@dataclass(frozen=True)
+class LMShape:
+    """Sizes of a causal LM.
+
+    Attributes:
+        parameters: all weights, tied ones once.
+        matrices: weights that multiply every token: without embeddings, ``lm_head`` and experts that are not chosen.
+        head: weights of ``lm_head``, tied or not.
+        attention: width of the queries of all heads, times the number of layers.
+        cached: numbers in the keys and values of one token.
+        width, vocabulary: D and V.
+        bytes: of a weight in computation.
+        weight_bytes: of all weights in memory.
+    """
+
+    parameters: int
+    matrices: int
+    head: int
+    attention: int
+    cached: int
+    width: int
+    vocabulary: int
+    inner: int
+    bytes: int
+    weight_bytes: int
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype, *, load_in_4bit: bool = False) -> LMShape:
+        """The shape of the LM that ``config``, of ``transformers``, describes."""
+        model, text = blank_model(config), config.get_text_config()
+        head = model.get_output_embeddings()
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        apart = embeddings | ({id(head.weight)} if head is not None else set())
+        chosen = _share_of_experts(text)
+        # the experts of a layer are one tensor of three dimensions
+        sizes = {id(p): round(p.numel() * (chosen if p.dim() == 3 else 1)) for p in model.parameters() if p.dim() > 1}
+        parameters = sum(p.numel() for p in model.parameters())
+        linear = sum(size for key, size in sizes.items() if key not in apart)
+        heads, layers = text.num_attention_heads, text.num_hidden_layers
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        shared = getattr(text, "num_key_value_heads", None) or heads
+        width = dtype.itemsize
+        # NF4 with double quantization: half a byte and 0.127 bits for the scales (QLoRA, arXiv 2305.14314, section 3)
+        quantised = round(linear * (4.127 / 8)) + (parameters - linear) * width
+        return cls(
+            parameters=parameters,
+            matrices=linear,
+            head=text.vocab_size * text.hidden_size,
+            attention=heads * head_dim * layers,
+            cached=2 * shared * head_dim * layers,
+            width=text.hidden_size,
+            vocabulary=text.vocab_size,
+            inner=getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", None) or 4 * text.hidden_size,
+            bytes=width,
+            weight_bytes=quantised if load_in_4bit else parameters * width,
+        )
+
+    def flops(self, tokens: Tokens) -> float:
+        """Floating-point operations of forward passes, padding included."""
+        return 2.0 * self.matrices * tokens.fed + 4.0 * self.attention * tokens.pairs + 2.0 * self.head * tokens.logits
+
+    def forward_bytes(self, tokens: Tokens, *, caches: bool = True) -> dict[str, int]:
+        """Peak bytes of the largest forward pass without gradients, by part: those of one layer at a time."""
+        hidden = tokens.most_fed * (4 * self.width + 3 * self.inner) * self.bytes
+        found = {"hidden states": hidden, "logits": tokens.most_logits * self.vocabulary * self.bytes}
+        return found | ({"KV cache": tokens.most_cached * self.cached * self.bytes} if caches else {})
+
+
+def blank_model(config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """The LM of a configuration without the memory of its weights, on the device ``meta``."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        # no attention is computed, and eager needs no package
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
+
+
+def _share_of_experts(text: Any) -> float:
+    """The share of a mixture's experts that one token uses; 1 without experts."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    total = next((getattr(text, name) for name in names if getattr(text, name, None)), None)
+    return getattr(text, "num_experts_per_tok", total) / total if total else 1.0

@@ -1,0 +1,160 @@
+"""The table of a plan: what is cached, how long it takes on which machine, what does not fit and what makes it fit."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from recbole_llm import cli
+from recbole_llm.costs import parts
+from recbole_llm.costs.devices import CARDS, Speed, card, of_card, probe
+from recbole_llm.costs.plan import TO_RUN, Line, Plan
+from recbole_llm.costs.shape import LMShape
+from recbole_llm.llm.backbones import Outline
+from recbole_llm.model.parts import default_batch_tokens
+from recbole_llm.planner import plan_of
+from recbole_llm.quick_start import plan_run, run_recbole_llm
+from recbole_llm.store.costs import Cost, Measured, Tokens
+
+SMALL = {"lora_epochs": 1, "train_samples": 8, "valid_users": 5}
+
+
+def test_what_is_cached_costs_nothing_and_nothing_runs(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    before = plan_run("TALLRec", "tiny", config_dict={**settings, **SMALL})
+    assert [line.name for line in before.lines] == ["ingredient", "validation", "test"] and before.speed is not None
+    assert not list(Path(settings["checkpoint_dir"]).glob("stages/*"))
+    result = run_recbole_llm("TALLRec", "tiny", config_dict={**settings, **SMALL})
+    assert "plan: TALLRec on tiny, backbone tiny-llama" in caplog.text and "planned and measured:" in caplog.text
+    assert Path(result["record"]).is_file()
+    after = plan_run("TALLRec", "tiny", config_dict={**settings, **SMALL})
+    status = [(line.status, line.cost is None) for line in after.lines]
+    assert status == [("cached", True), ("", False), ("", False)]
+    assert "ingredient  cached" in str(after)
+
+
+def test_config_and_tokenizer_are_enough(settings: dict[str, Any], tiny_lm: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_lm, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    given = {**settings, **SMALL, "llm_path": str(tmp_path / "bare")}
+    bare, whole = (plan_run("TALLRec", "tiny", config_dict=values, device="l4") for values in (given, {**settings, **SMALL}))
+    assert [line.cost for line in bare.lines] == [line.cost for line in whole.lines]
+    assert bare.lines[0].cost is not None and bare.lines[0].cost.trained.fed > 0
+
+
+def test_a_card_has_its_own_precision_and_time(settings: dict[str, Any]) -> None:
+    given = {**settings, **SMALL}
+    here, there = (plan_run("TALLRec", "tiny", config_dict=given, device=device) for device in (None, "h100"))
+    first, second = here.lines[0].cost, there.lines[0].cost
+    assert first is not None and second is not None and there.speed is not None
+    assert second.memory["weights"] * 2 == first.memory["weights"]  # bf16
+    assert there.speed.train == 0.4 * CARDS["h100"].bf16 and there.speed.memory == CARDS["h100"].memory
+    assert there.seconds(second) == pytest.approx((second.flops or 0) / there.speed.train)
+    assert "NVIDIA H100" in str(there) and "40%" in str(there)
+    slower = plan_run("TALLRec", "tiny", config_dict={**given, "plan_efficiency": 0.1}, device="h100")
+    assert slower.seconds(second) == pytest.approx(4 * (there.seconds(second) or 0))
+
+
+def test_what_this_machine_cannot_load_can_be_planned_and_is_refused_by_a_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest))
+    given = {**settings, **SMALL, "load_in_4bit": True}
+    four, whole = (plan_run("TALLRec", "tiny", config_dict=values, device="h100") for values in (given, {**settings, **SMALL}))
+    assert four.lines[0].cost is not None and whole.lines[0].cost is not None
+    assert four.lines[0].cost.memory["weights"] < whole.lines[0].cost.memory["weights"]
+    with pytest.raises(ImportError, match="load_in_4bit: True needs bitsandbytes"):
+        run_recbole_llm("TALLRec", "tiny", config_dict=given)
+
+
+def test_batches_are_those_of_the_device(tiny_lm: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_lm)
+    here, there = (parts.blank(Outline(config, None, torch.float32, device, False)) for device in ("cpu", "cuda:1"))
+    assert (default_batch_tokens(here), default_batch_tokens(there)) == (2048, 16384)
+
+
+def test_an_unknown_card_is_an_error() -> None:
+    with pytest.raises(ValueError, match="--device=tpu: unknown card; choose .*h100.*4090"):
+        card("tpu")
+    assert of_card(card("A100"), torch.float32, 1.0).train == CARDS["a100"].fp32
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("activations", "gradient_checkpointing"), ("weights", "load_in_4bit"), ("KV cache", "score_batch_tokens")],
+)
+def test_what_does_not_fit_names_the_key_that_makes_it_fit(part: str, key: str) -> None:
+    cost = Cost(memory={"gradients": 10, part: 1000})
+    lines = [Line("ingredient", TO_RUN, cost), Line("test", "", Cost(memory={part: 100}))]
+    shown = str(Plan("", lines, Speed(1.0, 1.0, 500, "a machine")))
+    (told,) = [line for line in shown.splitlines() if "does not fit" in line]
+    assert "ingredient" in told and part in told and key in told
+    assert "does not fit" not in str(Plan("", lines, Speed(1.0, 1.0, 5000, "a machine")))
+
+
+def test_what_was_cached_is_no_wrong_prediction() -> None:
+    plan = Plan("", [Line("test", "", Cost(read=Tokens(fed=1234)))])
+    assert "test, cached" in plan.compared({"test": Measured()})
+    assert "cached" not in plan.compared({"test": Measured(read=Tokens(fed=1234))})
+
+
+def test_a_long_part_is_counted_on_some_steps(settings: dict[str, Any], assemble: Callable) -> None:
+    def plan() -> Cost:
+        run: SimpleNamespace = assemble("TALLRec", settings)
+        (line,) = [line for line in plan_of(run.trainer, run.stages, run.valid, run.test).lines if line.name == "ingredient"]
+        assert line.cost is not None
+        return line.cost
+
+    exact = plan()
+    with parts.counting(5):
+        sampled = plan()
+    assert exact.exact and not sampled.exact and exact.steps == sampled.steps
+    assert sampled.trained.fed == pytest.approx(exact.trained.fed, rel=0.25) and sampled.trained != exact.trained
+    assert f"~{sampled.trained.fed:,}" in str(Plan("", [Line("ingredient", TO_RUN, sampled)]))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_shape_of_an_lm_is_that_of_its_weights(tied: bool, tiny_lm: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_lm, tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # which the counter knows on a CPU
+    shape = LMShape.of(config, torch.bfloat16)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.matrices == sum(p.numel() for name, p in model.named_parameters() if name.endswith("_proj.weight"))
+    assert shape.head == model.lm_head.weight.numel() and shape.weight_bytes == 2 * shape.parameters
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.zeros(3, 10, dtype=torch.long), logits_to_keep=1)
+    planned = shape.flops(Tokens(real=30, fed=30, pairs=300, logits=3))
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_speed_of_this_machine_is_measured(tiny_lm: Path) -> None:
+    state = torch.get_rng_state()
+    found = probe(AutoConfig.from_pretrained(tiny_lm), torch.float32, "cpu", 0.1, 7)
+    assert found.train > 0 and found.read > 0 and found.memory == 7 and "this machine" in found.source
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_model_of_recbole_is_not_guessed(settings: dict[str, Any]) -> None:
+    plan = plan_run("SASRec", "tiny", config_dict=settings)
+    assert [line.name for line in plan.lines] == ["training", "test"]
+    assert plan.speed is None and str(plan).count("not estimated") == 2
+
+
+def test_the_command_prints_the_table(settings: dict[str, Any], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**settings, **SMALL}))
+    cli.main(["plan", "--model=TALLRec", "--dataset=tiny", f"--config_files={tmp_path / 'tiny.yaml'}", "--device=4090"])
+    out = capsys.readouterr().out
+    assert out.startswith("plan: TALLRec on tiny") and "RTX 4090" in out and "trained tokens" in out
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--dataset=tiny"])
+    assert "--model is missing" in capsys.readouterr().err
