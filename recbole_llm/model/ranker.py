@@ -16,13 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
-from recbole_llm.classical.retriever import Retriever
+from recbole_llm.classical.retriever import Retriever, rerank
 from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.parts import blank
 from recbole_llm.data.candidates import CandidateSet
@@ -84,9 +83,9 @@ class LLMRanker(Recommender, SequentialRecommender):
             self.published = None if self.parts.scoring.reads_labels else self.published.with_settings(config)
         self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
-        self.full_model = Path(config["merge_full_model"]) if config["merge_full_model"] else None
-        if self.full_model is not None:
-            check_target(self.full_model, "merge_full_model")
+        if target := config["merge_full_model"]:
+            check_target(Path(target), "merge_full_model")
+        self.full_model = Path(target) if target else None
         self._merged: tuple[str | Path, Path] | None = None  # the base model and the merged adapter
         self._unload: Callable[[], Any] = lambda: None
 
@@ -156,15 +155,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         return self._variants
 
     def facts(self) -> Facts:
-        backbone = self.parts.backbone
-        return Facts(
-            backbone.name,
-            backbone.fingerprint,
-            self.merge_report,
-            backbone.identity,
-            given_adapters=self.given.facts(),
-            builtin=backbone.builtin,
-        )
+        lm, given = self.parts.backbone, self.given.facts()
+        return Facts(lm.name, lm.fingerprint, self.merge_report, lm.identity, given_adapters=given, builtin=lm.builtin)
 
     def report(self, folder: Path) -> list[str]:
         if self.merge_report is None or self._merged is None:
@@ -198,14 +190,15 @@ class LLMRanker(Recommender, SequentialRecommender):
 
         published = dict.fromkeys((type(self).__name__, NO_ADAPTER), self.generator(causal))
         rows = {name: row(weights, generator=published.get(name)) for name, weights in self._mixed(folders).items()}
-        if self.shuffled_title_control:
-            prompts = self.parts.builder(causal.tokenizer, names=self.parts.shuffled_names())
+        if prompts := self._shuffled(causal):
             rows[SHUFFLED] = row({answer: 1.0}, prompts, SHUFFLED, self.parts.seed)
             rows[f"{NO_ADAPTER}, {SHUFFLED}"] = row({}, prompts, SHUFFLED, self.parts.seed)
         return rows
 
     def _mixed(self, folders: Mapping[str, Path]) -> dict[str, Mapping[str, float]]:
-        """Adapter -> weight of each row with true titles."""
+        """Adapter -> weight of each row with true titles; a model without adapters has one row."""
+        if not folders:
+            return {type(self).__name__: {}}
         answer, *others = folders
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
         single = {self.given.label(name): {name: 1.0} for name in others}
@@ -214,10 +207,14 @@ class LLMRanker(Recommender, SequentialRecommender):
     def evaluated(self, causal: CausalLM, results: Folders) -> Sequence[tuple[TitleLikelihood, int]]:
         """The likelihoods of :meth:`rows` without adapters, for their cost; each with the number of rows that cost the same."""
         found = [(self.parts.likelihood(causal), len(self._mixed(self.adapters(results))))]
-        if self.shuffled_title_control:
-            prompts = self.parts.builder(causal.tokenizer, names=self.parts.shuffled_names())
+        if prompts := self._shuffled(causal):
             found.append((self.parts.likelihood(causal, prompts), 2))
         return found
+
+    def _shuffled(self, causal: CausalLM) -> PromptBuilder | None:
+        if self.shuffled_title_control:
+            return self.parts.builder(causal.tokenizer, names=self.parts.shuffled_names())
+        return None
 
     def answering(self, causal: CausalLM) -> Sequence[tuple[TitleLikelihood, int]]:
         """As :meth:`evaluated`, for the rows that generate answers."""
@@ -230,12 +227,11 @@ class LLMRanker(Recommender, SequentialRecommender):
         return scores_cost(outline, chosen, self._scored, batches, reranked=reranked, seed=self.parts.seed)
 
     def answers_cost(self, candidates: CandidateSet) -> Cost | None:
-        outline = self.backbone.outline
-        causal = blank(outline)
-        generator = self.generator(causal)
-        if generator is None or self._published is None:
+        if self._published is None:
             return None
-        return answers_cost(outline, self.answering(causal), generator, self._published.inputs, candidates)
+        causal = blank(self.backbone.outline)
+        generator, inputs = self._published.generator(causal), self._published.inputs
+        return answers_cost(self.backbone.outline, self.answering(causal), generator, inputs, candidates)
 
     def shape(self, name: str) -> AdapterShape:
         """The sizes of one of the adapters of :meth:`trained`, for costs."""
@@ -247,7 +243,6 @@ class LLMRanker(Recommender, SequentialRecommender):
         return likelihood(histories_of(self, interaction), candidates, interaction[self.USER_ID].tolist())
 
     def generator(self, causal: CausalLM) -> Generator | None:
-        """Decodes the answers of the published protocol, if there is one."""
         return self._published.generator(causal) if self._published else None
 
     @property
@@ -261,11 +256,7 @@ class LLMRanker(Recommender, SequentialRecommender):
             depends: JSON-serializable values that determine the scores besides settings, histories and code.
             generator: decodes the row's answers for the published protocol; None if it has none.
         """
-
-        def score(interaction: Any, candidates: Tensor) -> Tensor:
-            return self._scored(likelihood, interaction, candidates)
-
-        found = self._row(score, self._code(likelihood, likelihood.scorer), depends)
+        found = self._row(partial(self._scored, likelihood), self._code(likelihood, likelihood.scorer), depends)
         if generator is None or self._published is None:
             return found
         code = self._code(likelihood, generator, self.published, self._published)
@@ -275,7 +266,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         """Fingerprint of the code that runs when a likelihood's LM reads its prompts, and of ``others``."""
         kinds = [*type(self).__mro__, *type(self.parts).__mro__]
         own = {kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)}  # not what they import
-        runs = [likelihood, likelihood.prompts, likelihood.soft_tokens, self.parts.backbone, *others]
+        runs = [likelihood, likelihood.prompts, likelihood.soft_tokens, self.backbone, *others]
         runs += [AdapterView] if isinstance(likelihood.lm, AdapterView) else []
         return code_fingerprint(*{part.__module__ for part in runs if part is not None}, alone=own)
 
@@ -299,16 +290,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         """Scores [B, I] of the whole catalogue."""
         return next(iter(self._variants.values())).score_catalogue(interaction)
 
-    @torch.no_grad()
-    def _rerank(self, interaction: Any, score: Any) -> Tensor:
-        """The retriever's scores [B, I] of the catalogue, with its top ``retriever_top`` items in the LLM's order.
-
-        The highest scores are reassigned in that order, so each re-ranked item scores above all other items.
-        """
+    def _rerank(self, interaction: Any, score: Callable[[Any, Tensor], Tensor]) -> Tensor:
         if self.retriever is None:
-            raise ValueError("eval_args: ranking the catalogue needs a retriever, which this run does not have; give mode: full")
-        scores = self.retriever.scores(interaction).float()  # [B, I]
-        scores[:, 0] = -torch.inf
-        best, items = scores.topk(self.retriever_top, dim=1)  # [B, N]
-        order = score(interaction, items).to(items.device).argsort(dim=1, descending=True, stable=True)  # [B, N]
-        return scores.scatter(1, items.gather(1, order), best)  # [B, I]
+            raise ValueError("eval_args: ranking the catalogue needs a retriever, which this run lacks; give mode: full")
+        return rerank(self.retriever, interaction, score, self.retriever_top)  # [B, I]

@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "4 bits without bitsandbytes": ("TALLRec", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes: `pip install"),
     "4 bits without bitsandbytes, in an encoder": ("Laser", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes"),
     "an unknown dtype": ("TALLRec", {"dtype": "float12"}, r"dtype 'float12' is unknown; choose auto"),
-    "a size that is none": ("TALLRec", {"max_memory": {"cpu": "much"}}, r"max_memory: 'much' is no size; give bytes or text"),
+    "a size that is none": ("TALLRec", {"max_memory": {"cpu": "much"}}, r"max_memory: 'much' is not a size; give bytes or text"),
     "an unknown precision": ("SASRec", {"float32_matmul_precision": "low"}, r"float32_matmul_precision: 'low' is unknown"),
     "a longer list of a retriever than labels": (
         "LlamaRec",
