@@ -17,7 +17,7 @@ HOPS = {  # as the document names them -> file and qualified name
     "ProtocolTrainer.evaluate": ("classical/trainer.py", "ProtocolTrainer.evaluate"),
     "ProtocolTrainer._full_sort_batch_eval": ("classical/trainer.py", "ProtocolTrainer._full_sort_batch_eval"),
     "CandidateSet.lookup": ("data/candidates.py", "CandidateSet.lookup"),
-    "Variant.score": ("model/ranker.py", "LLMRanker.variant.<locals>.score"),
+    "Variant.score": ("model/ranker.py", "LLMRanker._scored"),
     "TitleLikelihood.__call__": ("llm/likelihood.py", "TitleLikelihood.__call__"),
     "PromptBuilder.prompt": ("data/prompts.py", "PromptBuilder.prompt"),
     "Scorer.__call__": ("llm/scoring.py", "Scorer.__call__"),

@@ -50,9 +50,9 @@ def test_the_map_of_files_is_the_tree() -> None:
     assert beside == set(re.findall(r"`(\w+\.py)`", section))
 
 
-def test_readme_has_two_set_up_commands() -> None:
+def test_readme_has_three_set_up_commands() -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2 and all(block.count("\n") == 1 for block in blocks)
+    assert len(blocks) == 3 and all(block.count("\n") == 1 for block in blocks)
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_llm.costs.blank import Blank
 from recbole_llm.llm.counting import count_passes
@@ -47,6 +46,8 @@ class BlankLM(nn.Module):
         found = self.base_model(**inputs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.head(found.last_hidden_state[:, kept])
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
         return CausalLMOutputWithPast(logits=logits, past_key_values=found.past_key_values)
 
 
@@ -67,6 +68,8 @@ class _Body(nn.Module):
     ) -> Any:
         hidden = self.embeddings(input_ids) if inputs_embeds is None else Blank.of(inputs_embeds.shape, inputs_embeds.dtype)
         cache = _grown(past_key_values, hidden) if use_cache else None
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
 

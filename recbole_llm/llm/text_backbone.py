@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
 from recbole_llm.llm.causal_lm import resolved_dtype
 from recbole_llm.llm.packages import distribution_of, is_package, located
-from recbole_llm.llm.text_encoder import TextEncoder, cached_vectors, identity, load_text_encoder
+from recbole_llm.llm.text_encoder import NAME, TextEncoder, cached_vectors, identity, load_text_encoder
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders
 
@@ -61,6 +62,11 @@ class TextBackbone:
     def builtin(self) -> tuple[str, ...]:
         """``text_encoder`` if it is the builtin one, which is not pretrained."""
         return ("text_encoder",) if self.stages else ()
+
+    def read_name(self, results: Folders) -> None:
+        """Set :attr:`name` to that of the encoder that the stage has made, without loading it."""
+        if self.stages:
+            self.name = json.loads((results.folder(self.stages[0]) / NAME).read_text())["name"]
 
     def load(self, results: Folders) -> TextEncoder:
         """The encoder, frozen and in ``eval()``; loaded anew at each call, since callers may train it."""

@@ -119,6 +119,7 @@ class ALLMRec(LLMRanker):
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
         """The model, its collaborative model, the model with text vectors for all items, and the LM without soft tokens."""
         folder = cache.folder(self.projection_stage)
+        self.text.read_name(cache)
         with preserved_random_state():
             self.soft = self.projection.soft_tokens(cache, causal)
         self.soft.load_state_dict(load_file(folder / "projectors.safetensors"))

@@ -72,9 +72,9 @@ RESUMES = {  # moments at which a training has a save to resume from
 }
 VALID = "recbole_llm.model.encoder:LLMEncoder.valid_score"
 BATCH = "recbole_llm.classical.trainer:ProtocolTrainer._full_sort_batch_eval"
-LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch, and refreshes the item matrix before the steps 0, 3 and 6; phase 2 has 4
+LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch, and refreshes the item matrix before steps 0, 3 and 6; phase 2 has 4; the plan encodes too
     "phase 1: a step in an epoch, between two refreshes": (STEP, 6, ""),
-    "phase 1: the item matrix is encoded anew": ("recbole_llm.model.towers:TowerReader.encode_items", 2, ""),
+    "phase 1: the item matrix is encoded anew": ("recbole_llm.model.towers:TowerReader.encode_items", 4, ""),
     "phase 1: between a step with a refresh and its save": (SAVE, 4, ""),
     "phase 1: a validation": (VALID, 2, ""),
     "phase 1: a save is renamed": ("os:replace", 1, "step-5"),
@@ -89,7 +89,7 @@ WEAVE_MOMENTS = {  # two views, so two hybrids and two single-domain controls, o
     "data merging: its result is renamed": ("os:replace", 1, "lora-tiny+tiny-comedy+tiny-drama-"),
     "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 5, ""),
 }
-VARIABLE = {"seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config"}
+VARIABLE = {"seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config", "plan"}
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_a_collaborative_model_trained_beside_a_new_or_a_cached_builtin_lm_is_th
 def laser(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The whole catalogue is ranked, as published; refreshes and epochs do not fall together; late steps are the best."""
     full = {"eval_args": {"mode": "full"}, "metrics": ["Recall", "NDCG", "MRR"], "topk": [10], "valid_metric": "NDCG@10"}
-    rates = {"phase1_learning_rate": 1e-3, "phase2_learning_rate": 1e-3}
+    rates = {"phase1_learning_rate": 1e-2, "phase2_learning_rate": 1e-3}
     return {**settings, **full, **rates, "use_gpu": False, "refresh_steps": 3, "m_former_dropout": 0.1, **changes}
 
 
