@@ -72,7 +72,7 @@ RESUMES = {  # moments at which a training has a save to resume from
 }
 VALID = "recbole_llm.model.encoder:LLMEncoder.valid_score"
 BATCH = "recbole_llm.classical.trainer:ProtocolTrainer._full_sort_batch_eval"
-LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch; the item matrix is new before steps 0, 3, 6; phase 2 has 4; the plan encodes too
+LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch; the item matrix is new before steps 0, 3, 6; phase 2 has 4, plan apart
     "phase 1: a step in an epoch, between two refreshes": (STEP, 6, ""),
     "phase 1: the item matrix is encoded anew": ("recbole_llm.model.towers:TowerReader.encode_items", 4, ""),
     "phase 1: between a step with a refresh and its save": (SAVE, 4, ""),
