@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.data import scenarios
+from recbole_llm.data import forms, scenarios
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.splitting import Split
 
 
-class RankedTime:
+class RankedTime(Split):
     """Mixin for a RecBole dataset class."""
 
     scenario = Scenario()
@@ -48,17 +49,20 @@ class RankedTime:
 
     def _rank_time(self: Any) -> None:
         """Replace timestamps by their dense rank: float32 has 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
-        if leaves_one_out(self.config):
+        if forms.needs_time(self.config):
             self.inter_feat[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
 
     @property
     def _times(self: Any) -> np.ndarray:
-        if self.time_field not in self.inter_feat:
-            raise ValueError(
-                f"TIME_FIELD: {self.time_field} is not loaded from {self.dataset_path}; name the time column of the .inter "
-                f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)})"
-            )
-        return self.inter_feat[self.time_field].to_numpy()
+        if self.time_field in self.inter_feat:
+            return self.inter_feat[self.time_field].to_numpy()
+        if not forms.needs_time(self.config):
+            return np.zeros(len(self.inter_feat))  # all rows are in the order of the file
+        raise ValueError(
+            f"TIME_FIELD: {self.time_field} is not loaded from {self.dataset_path}; name the time column of the .inter "
+            f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)}). Without times, files that are split "
+            "already (benchmark_filename) and, for models that read no histories, eval_args: {'order': 'RO'} are possible"
+        )
 
     @cached_property
     def histories(self: Any) -> Histories:
@@ -68,8 +72,11 @@ class RankedTime:
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
         starts = np.searchsorted(users, np.arange(1, self.user_num))
         by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
+        for user, known in enumerate(self._before_first_row(users, items, order)):
+            if known:
+                by_user[user] = np.concatenate([np.array(known, dtype=np.int64), by_user[user]])
         user_ids, item_ids = self._tokens
-        return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
+        return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order), self.held_out)
 
     def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
         """The items that each user rated with ``liked_above`` or less; None without that key or without ratings.
@@ -86,8 +93,8 @@ class RankedTime:
 
     @property
     def _order(self: Any) -> np.ndarray:
-        """Rows by user, then in time order; equal times in the order of the file."""
-        return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
+        """Rows by user, then in time order (of training, of validation, of test); equal times in the order of the file."""
+        return np.lexsort((self._times, self.part, self.inter_feat[self.uid_field].to_numpy()))
 
     @property
     def _tokens(self: Any) -> tuple[list[str], list[str]]:
@@ -151,11 +158,6 @@ def _advice(name: str, folder: Path, reason: str) -> str:
         f"{name}.item (item_id:token and a title) into {folder.absolute()}, or set --data_path to the folder that contains "
         f"{name}/. --dataset=ml-100k comes with RecBole and needs no download."
     )
-
-
-def leaves_one_out(config: Any) -> bool:
-    """Whether the last items of each user, in time order, are the validation and test targets."""
-    return config["eval_args"]["order"] == "TO" and "LS" in config["eval_args"]["split"]
 
 
 def __getattr__(name: str) -> type:

@@ -31,35 +31,12 @@ def create_dataset(config: Any) -> Any:
     own = f"{config['model']}Dataset"
     name = own if hasattr(classes, own) else _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
     dataset = getattr(classes, name)(_located(config))
-    if classes.leaves_one_out(config):
+    if dataset.uid_field is not None:
         # cache now: build() replaces the table by RecBole's augmented rows, and its splits are copies of this dataset
         _ = dataset.histories, dataset.catalogue_titles
     if dataset.scenario.label:
         logger.info(scenarios.report(config, dataset.histories))
     return dataset
-
-
-def _check_leave_one_out(dataset: Any, splits: Any) -> None:
-    """Check that files that are split already hold out what candidates and histories take as held out.
-
-    Raises:
-        ValueError: names the first user with another target.
-    """
-    histories = dataset.histories
-    for phase, split in zip(("valid", "test"), splits[1:], strict=True):
-        users, items = (split.inter_feat[field].tolist() for field in (dataset.uid_field, dataset.iid_field))
-        held_out: dict[int, list[int]] = {}
-        for user, item in zip(users, items, strict=True):
-            held_out.setdefault(user, []).append(item)
-        for user in histories.evaluated(phase).tolist():
-            if held_out.get(user, []) != [histories.target(user, phase)]:
-                found = [histories.item_ids[item] for item in held_out.get(user, [])]
-                raise ValueError(
-                    f"benchmark_filename: the {phase} file is not a leave-one-out split: user {histories.user_ids[user]} has the "
-                    f"items {found} there, and the {'last' if phase == 'test' else 'last but one'} item in time is "
-                    f"{histories.item_ids[histories.target(user, phase)]}. Candidates need leave-one-out: give one .inter file "
-                    "without benchmark_filename, or eval_args: {'mode': 'full'} for RecBole's own models"
-                )
 
 
 def _located(config: Any) -> Any:
@@ -85,8 +62,6 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     from recbole.sampler import KGSampler
 
     splits = dataset.build()
-    if config["benchmark_filename"] and config["candidate_phases"]:
-        _check_leave_one_out(dataset, splits)
     samplers = [[sampler] for sampler in create_samplers(config, dataset, splits)]
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         sampling = config["train_neg_sample_args"]

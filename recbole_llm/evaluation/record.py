@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 import recbole_llm
+from recbole_llm.data import forms
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.store.files import atomic_write
@@ -49,20 +51,23 @@ class RunRecord:
         self._candidates = {
             phase: loader.candidates.sha256 for phase, loader in (("valid", valid_data), ("test", test_data)) if loader.candidates
         }
-        data, protocol = test_data._dataset, config["eval_args"]
-        last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the target
+        data = test_data._dataset
+        counts = data.histories.target_counts("test") if data.uid_field else np.full(1, 2)  # [U]; without users no target has one
+        self._one_target = counts is None or counts.max() <= 1
         self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
         self._scenario = data.scenario.label
-        self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
+        self._slices = slices.user_slices(data.histories, config["slices"]) if self._one_target else {}
         self.rows: list[Row] = []
 
     def add(self, name: str, result: Mapping[str, float]) -> None:
         """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking."""
         ranks = single = self._trainer.ranks
         values = {key: float(value) for key, value in result.items()}
-        if "test" not in self._candidates:
-            single = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
+        if not self._one_target:  # a user with several targets has no rank
+            ranks = single = Ranks()
+        elif "test" not in self._candidates:
+            single = ranks if len(ranks.ranks) == self._test_rows else Ranks()
             values |= metrics.metrics(single.ranks, ["mrr"])
         parts: dict[str, dict[str, Any]] = {}
         for part, own in slices.parted(single, self._slices).items():
@@ -80,6 +85,8 @@ class RunRecord:
         users = len(self.rows[0].ranks.users)
         mode = self._config["eval_args"]["mode"]["test"]
         protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
+        if forms.draws(mode):
+            protocol += " (negatives drawn anew in every evaluation: not comparable between runs)"
         parts = [self._config["dataset"], self._scenario, protocol, backbone and f"backbone: {backbone}"]
         parts += [f"given adapter {adapter}" for adapter in given]
         return ", ".join(filter(None, parts))
