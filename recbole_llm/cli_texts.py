@@ -125,3 +125,21 @@ examples:
   recbole-llm views --dataset=ml-100k --domain_max_views=3
   recbole-llm views --dataset=mydata --data_path=DIR --category_field=genre --out=views
 """
+
+SPLITS = """
+Describe a dataset as the models read it: filtered and split into training, validation and test."""
+
+PASSPORT = """
+Print the identity of a split and store it as <checkpoint_dir>/passports/<dataset>-<hash>.json: counts before and after the
+filters, the keys that shaped it, ties, and hashes, some of which do not depend on ids, on the order of rows or on the form of the
+file. The split is compared with those of properties/splits. Every run record contains its passport. See docs/protocol.md."""
+
+PASSPORT_KEYS = f"""
+keys, with their defaults:
+{DATA}{SAVED}  --eval_args="{{'split': {{'LS': 'valid_and_test'}}, 'order': 'TO'}}"
+  --rm_dup_inter=null          first, last: drop repeated interactions; user_inter_num_interval, item_inter_num_interval: k-core
+
+examples:
+  recbole-llm data passport --dataset=ml-100k
+  recbole-llm data passport --dataset=mydata --data_path=DIR --user_inter_num_interval="[5,inf)"
+"""
