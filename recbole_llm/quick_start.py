@@ -22,6 +22,7 @@ from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation import generated, slices
+from recbole_llm.evaluation.known_splits import identify
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.planner import ANSWERS, TEST, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
@@ -91,6 +92,7 @@ def run_recbole_llm(
         peak_memory_bytes=compat.peak_memory_bytes(),
         published=published and published.content(record.user_ids),
         plan=planned.as_dict(measured),
+        passport=run.passport,
     )
     test_result = record.rows[0].metrics
     logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
@@ -117,7 +119,12 @@ def run_recbole_llm(
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run before training; ``candidates`` has no set for a phase of full ranking."""
+    """The parts of a run before training.
+
+    Attributes:
+        candidates: by phase; a phase of full ranking has no set.
+        passport: as :func:`~recbole_llm.evaluation.known_splits.identify`.
+    """
 
     config: LLMConfig
     model: Any
@@ -128,6 +135,7 @@ class Run:
     candidates: Mapping[str, CandidateSet]
     retriever: Retriever | None
     stages: Sequence[Stage]
+    passport: Mapping[str, Any]
 
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
@@ -146,7 +154,10 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logger.info(logs.dataset_line(data))
+    whole = data.interactions
     train, valid, test = data_preparation(config, data)
+    passport = identify(config, data, whole, {"valid": valid._dataset, "test": test._dataset})
+    logger.info(f"split: {passport['verdict']}")
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
     valid.candidates, test.candidates = candidates.get("valid"), candidates.get("test")
@@ -159,7 +170,7 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     stages = trainer.plan(candidates, retriever)
     if loads and trainer.recommender.backbone is not None:
         trainer.recommender.backbone.check_loadable()
-    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages)
+    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages, passport)
 
 
 def plan_run(

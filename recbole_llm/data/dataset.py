@@ -18,12 +18,19 @@ import numpy as np
 from recbole_llm.data import scenarios
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.passport import Interactions
 
 
 class RankedTime:
     """Mixin for a RecBole dataset class."""
 
     scenario = Scenario()
+    read_counts = (0, 0, 0)  # users, items and interactions of the files, before the filters
+
+    def _data_filtering(self: Any) -> None:
+        frame = self.inter_feat
+        self.read_counts = (frame[self.uid_field].nunique(), frame[self.iid_field].nunique(), len(frame))
+        super()._data_filtering()  # type: ignore[misc]
 
     def _data_processing(self: Any) -> None:
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
@@ -70,6 +77,19 @@ class RankedTime:
         by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
         user_ids, item_ids = self._tokens
         return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
+
+    @property
+    def interactions(self: Any) -> Interactions:
+        """All interactions; must be read before :meth:`build`, which replaces the table."""
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        in_time = self.config["eval_args"]["order"] == "TO"
+        order = self._order if in_time else np.argsort(users, kind="stable")
+        users, items = users[order].astype(np.int64), items[order].astype(np.int64)
+        tied = np.append(False, users[1:] == users[:-1])
+        if in_time:
+            times = self._times[order]
+            tied[1:] &= times[1:] == times[:-1]
+        return Interactions(users, items, tied, *self._tokens)
 
     def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
         """The items that each user rated with ``liked_above`` or less; None without that key or without ratings.
