@@ -18,13 +18,20 @@ import numpy as np
 from recbole_llm.data import scenarios
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.masking import KnownItems, Masking, pairs
 from recbole_llm.data.passport import Interactions
 
 
 class RankedTime:
-    """Mixin for a RecBole dataset class."""
+    """Mixin for a RecBole dataset class.
+
+    Attributes:
+        scenario: what the run holds out.
+        known_items: of a validation or test split, what a full ranking masks; None if it masks nothing.
+    """
 
     scenario = Scenario()
+    known_items: KnownItems | None = None
     read_counts = (0, 0, 0)  # users, items and interactions of the files, before the filters
 
     def _data_filtering(self: Any) -> None:
@@ -38,20 +45,31 @@ class RankedTime:
         if scenarios.active(self.config):
             order = self._order
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
-            rows, self.scenario = scenarios.hold_out(self.config, users, items, *self._tokens)
+            rows, self.scenario = scenarios.hold_out(self.config, users, items, *self.tokens)
             self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
 
     def build(self: Any) -> Any:
+        """RecBole's splits, with the same evaluation users for every model and with what a full ranking masks."""
+        masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
+        whole = pairs(self) if masked else (np.empty(0), np.empty(0))
         self._rank_time()
         splits = super().build()  # type: ignore[misc]
+        for phase in masked:
+            split, *later = splits[1:] if phase == "valid" else splits[2:]
+            split.known_items = KnownItems.before(
+                whole, pairs(split), *map(pairs, later), users=self.user_num, items=self.item_num
+            )
         if self.scenario.label:
-            histories = self.histories
-            trained = [user for user in range(self.user_num) if user not in self.scenario.untrained]
-            evaluated = (histories.evaluated(phase) for phase in ("valid", "test"))
-            for split, users in zip(splits, (trained, *evaluated), strict=True):
-                rows = np.isin(split.inter_feat[self.uid_field].numpy(), users)
-                split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
+            _keep(splits[0], [user for user in range(self.user_num) if user not in self.scenario.untrained])
+        if holds_out_two(self.config):
+            for split, phase in zip(splits[1:], ("valid", "test"), strict=True):
+                _keep(split, self.histories.evaluated(phase))
         return splits
+
+    @cached_property
+    def masking(self: Any) -> Masking:
+        """The rule of a full ranking; must be read first before :meth:`build`, whose splits copy it."""
+        return Masking.of(self.config, repeats_kept=repeats_kept(self))
 
     def _rank_time(self: Any) -> None:
         """Replace timestamps by their dense rank: float32 has 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
@@ -75,7 +93,7 @@ class RankedTime:
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
         starts = np.searchsorted(users, np.arange(1, self.user_num))
         by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
-        user_ids, item_ids = self._tokens
+        user_ids, item_ids = self.tokens
         return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
 
     @property
@@ -89,7 +107,7 @@ class RankedTime:
         if in_time:
             times = self._times[order]
             tied[1:] &= times[1:] == times[:-1]
-        return Interactions(users, items, tied, *self._tokens)
+        return Interactions(users, items, tied, *self.tokens)
 
     def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
         """The items that each user rated with ``liked_above`` or less; None without that key or without ratings.
@@ -110,7 +128,7 @@ class RankedTime:
         return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
 
     @property
-    def _tokens(self: Any) -> tuple[list[str], list[str]]:
+    def tokens(self: Any) -> tuple[list[str], list[str]]:
         """Tokens of users and items by internal id."""
         return list(map(str, self.field2id_token[self.uid_field])), list(map(str, self.field2id_token[self.iid_field]))
 
@@ -120,7 +138,7 @@ class RankedTime:
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         return ItemTexts.read(
             path,
-            item_ids=self._tokens[1],
+            item_ids=self.tokens[1],
             id_field=self.iid_field,
             **chosen_columns(path, self.config),
             **{key: self.config[key] for key in ("article_suffix", "no_value")},
@@ -133,7 +151,7 @@ class RankedTime:
             return self.item_texts.titles
         except (FileNotFoundError, ValueError) as error:
             getLogger().info(f"candidates are unique by item id, not by title: {error}")
-            return self._tokens[1]
+            return self.tokens[1]
 
     def _download(self: Any) -> None:
         """RecBole's download, without its prompt on standard input and its barrier, which needs a process group."""
@@ -171,6 +189,24 @@ def _advice(name: str, folder: Path, reason: str) -> str:
         f"{name}.item (item_id:token and a title) into {folder.absolute()}, or set --data_path to the folder that contains "
         f"{name}/. --dataset=ml-100k comes with RecBole and needs no download."
     )
+
+
+def repeats_kept(dataset: Any) -> bool:
+    """Whether users choose items again in a dataset that is filtered and not yet split: repeats that ``rm_dup_inter`` keeps."""
+    return bool(dataset.inter_feat.duplicated([dataset.uid_field, dataset.iid_field]).any())
+
+
+def _keep(split: Any, users: Any) -> None:
+    """Keep the rows of ``users`` in a split."""
+    rows = np.isin(split.inter_feat[split.uid_field].numpy(), users)
+    if not rows.all():
+        split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
+
+
+def holds_out_two(config: Any) -> bool:
+    """Whether RecBole splits the data into training, one validation and one test item of each user."""
+    both = {"LS": "valid_and_test"}
+    return leaves_one_out(config) and config["eval_args"]["split"] == both and not config["benchmark_filename"]
 
 
 def leaves_one_out(config: Any) -> bool:

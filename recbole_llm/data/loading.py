@@ -6,8 +6,6 @@ import copy
 from logging import getLogger
 from typing import Any
 
-import numpy as np
-import torch
 from recbole.utils import ModelType
 
 from recbole_llm.data import dataset as classes
@@ -34,6 +32,7 @@ def create_dataset(config: Any) -> Any:
     if classes.leaves_one_out(config):
         # cache now: build() replaces the table by RecBole's augmented rows, and its splits are copies of this dataset
         _ = dataset.histories, dataset.catalogue_titles
+    _ = dataset.masking  # likewise
     if dataset.scenario.label:
         logger.info(scenarios.report(config, dataset.histories))
     return dataset
@@ -80,10 +79,14 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     """RecBole's train, valid and test loaders.
 
     RecBole's function of that name would first unpickle ``saved/<dataset>-for-<model>-dataloader.pth``.
+
+    Raises:
+        ValueError: ``mask_history`` or ``benchmark_filename`` does not fit the data.
     """
     from recbole.data.utils import create_samplers, get_dataloader
     from recbole.sampler import KGSampler
 
+    dataset.masking.check(config)
     splits = dataset.build()
     if config["benchmark_filename"] and config["candidate_phases"]:
         _check_leave_one_out(dataset, splits)
@@ -95,8 +98,4 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         get_dataloader(config, phase)(config, split, *sampler, shuffle=phase == "train" and config["shuffle"])
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
-    if hasattr(test, "uid2history_item"):  # the splits, its source, have no history of a user held out of training
-        for user in dataset.scenario.untrained.intersection(test.uid_list.tolist()):
-            known = np.setdiff1d(dataset.histories.before(user, "test"), dataset.histories.target(user, "test"))
-            test.uid2history_item[user] = torch.from_numpy(known)
     return train, valid, test
