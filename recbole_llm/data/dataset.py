@@ -98,13 +98,13 @@ class RankedTime:
 
     @property
     def interactions(self: Any) -> Interactions:
-        """All interactions; must be read before :meth:`build`, which replaces the table."""
+        """All interactions, sorted; must be read before :meth:`build`, which replaces the table."""
         users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
-        in_time = self.config["eval_args"]["order"] == "TO"
-        order = self._order if in_time else np.argsort(users, kind="stable")
+        timed = self.time_field in self.inter_feat
+        order = self._order if timed else np.argsort(users, kind="stable")
         users, items = users[order].astype(np.int64), items[order].astype(np.int64)
         tied = np.append(False, users[1:] == users[:-1])
-        if in_time:
+        if timed:
             times = self._times[order]
             tied[1:] &= times[1:] == times[:-1]
         return Interactions(users, items, tied, *self.tokens)

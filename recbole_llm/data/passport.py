@@ -3,7 +3,7 @@
 Two kinds of hashes (SHA-256) describe the same split:
 
 *Exact* ones are made of the tokens of the files: ``interactions`` (for each user the line ``user item item ...``, in the order of
-the run), ``valid`` and ``test`` (for each target the line ``user item``).
+time and ties), ``valid`` and ``test`` (for each target the line ``user item``).
 
 *Invariant* ones survive other ids, another order of rows and another form of the file. An item is written as its number of
 interactions in the filtered data: ``histories`` (a line for each user), ``targets`` (a line for each target). Items of one user
@@ -40,7 +40,7 @@ _ROUNDED = 8  # items before a target that the rounded sketch reads
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """R interactions after the filters and before the split, sorted by user, then in the order of the run.
+    """R interactions after the filters and before the split, sorted by user, then by time.
 
     Attributes:
         users, items: internal ids [R].

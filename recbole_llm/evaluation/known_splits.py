@@ -78,9 +78,11 @@ def recognise(passport: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
 
 
 def _share(passport: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, bool]:
-    """The share of the test targets that differ, and whether that is a rough estimate."""
-    exact = min(passports.differing(passport, other, kind) for kind in ("tokens", "popularity"))
-    return (exact, False) if exact <= _NEAR else (passports.differing(passport, other, "rounded"), True)
+    """The share of the test targets that differ, by the most exact sketch that finds half of them, and whether that is rough."""
+    for kind in ("tokens", "popularity"):
+        if (share := passports.differing(passport, other, kind)) <= _NEAR:
+            return share, False
+    return passports.differing(passport, other, "rounded"), True
 
 
 def _differ(share: float) -> str:
