@@ -35,7 +35,7 @@ class Retriever(CollaborativeModel):
 
     @torch.no_grad()
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
-        """The ``number`` best items outside the user's history, best first, by internal user id.
+        """The ``number`` best items outside the user's history (with repeats kept, of all), best first, by internal user id.
 
         Raises:
             RuntimeError: the stage's result is not loaded.
@@ -49,7 +49,7 @@ class Retriever(CollaborativeModel):
             scores = self.scores(interaction)  # [B, I], B users, I items
             scores[:, 0] = -torch.inf
             for row, user in zip(scores, users, strict=True):
-                row[torch.from_numpy(self.histories.before(user, phase)).to(row.device)] = -torch.inf
+                row[torch.from_numpy(self.histories.excluded(user, phase)).to(row.device)] = -torch.inf
             left = int(torch.isfinite(scores).sum(1).min())
             if left < number:
                 raise ValueError(

@@ -15,6 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 import recbole_llm
+from recbole_llm.data.split_facts import split_facts
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.store.files import atomic_write
@@ -54,6 +55,7 @@ class RunRecord:
         self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
         self._scenario = data.scenario.label
+        self._protocol = split_facts(config, data)
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
         self.rows: list[Row] = []
 
@@ -101,6 +103,7 @@ class RunRecord:
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "candidates_sha256": self._candidates,
+            "protocol": self._protocol,
             "users_per_second": self.rows[0].users_per_second if self.rows else None,
             "trained_parameters": self._trainer.trained_parameters,
             "backbone": known.backbone,
