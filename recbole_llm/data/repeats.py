@@ -33,7 +33,7 @@ def repeats_kept(dataset: Any) -> bool:
 def drop(dataset: Any) -> int:
     """Drop the repeats of a RecBole dataset whose tokens are not yet numbered; returns their number.
 
-    ``rm_dup_inter: first`` keeps the earliest interaction of a user with an item, ``last`` the latest one; equal times count in the
+    ``rm_dup_inter: first`` keeps the earliest interaction of a user with an item, ``last`` the latest; equal times count in the
     order of the file. RecBole's own method leaves the rows sorted by time, equal times in any order; here the rows that are left
     stay in the order of the file. Files that are split already count one after the other, as in ``benchmark_filename``.
 
