@@ -22,6 +22,7 @@ from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.data.split_facts import split_lines
 from recbole_llm.evaluation import generated, slices
 from recbole_llm.evaluation.known_splits import identify
 from recbole_llm.evaluation.record import RunRecord, table
@@ -162,6 +163,8 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logger.info(logs.dataset_line(data))
+    for line in split_lines(config, data):
+        logger.info(line)
     whole = data.interactions
     train, valid, test = data_preparation(config, data)
     passport = identify(config, data, whole, {"valid": valid._dataset, "test": test._dataset})

@@ -62,7 +62,7 @@ class CollaborativeModel:
         values = {**(_checkpoint_settings(name, checkpoint) if checkpoint else {}), **(values or {})}
         self.config = config.for_model(name, {**values, "eval_args": {"mode": "full"}})
         data = create_dataset(self.config)
-        self.histories, self.masking = data.histories, data.masking
+        self.histories = data.histories
         self.loaders = data_preparation(self.config, data)
         self.device = self.config["device"]
         self.model = self._fresh_model().requires_grad_(False).eval()

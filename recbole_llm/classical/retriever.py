@@ -33,7 +33,7 @@ class Retriever(CollaborativeModel):
 
     @torch.no_grad()
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
-        """The ``number`` best items, best first, by internal user id; none of the user's history, unless repeats are kept.
+        """The ``number`` best items outside the user's history (with repeats kept, of all), best first, by internal user id.
 
         Raises:
             RuntimeError: the stage's result is not loaded.
@@ -46,8 +46,8 @@ class Retriever(CollaborativeModel):
             users = interaction[self.config["USER_ID_FIELD"]].tolist()
             scores = self.scores(interaction)  # [B, I], B users, I items
             scores[:, 0] = -torch.inf
-            for row, user in zip(scores, users, strict=True) if self.masking.general else ():
-                row[torch.from_numpy(self.histories.before(user, phase)).to(row.device)] = -torch.inf
+            for row, user in zip(scores, users, strict=True):
+                row[torch.from_numpy(self.histories.excluded(user, phase)).to(row.device)] = -torch.inf
             left = int(torch.isfinite(scores).sum(1).min())
             if left < number:
                 raise ValueError(

@@ -24,7 +24,7 @@ from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
-from recbole_llm.evaluation.full_ranking import RandomTies, mask, rerank
+from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies
 from recbole_llm.evaluation.ranks import Ranks, early_stopping_users, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
@@ -37,7 +37,6 @@ from recbole_llm.store.stages import Stage, StageCache
 if TYPE_CHECKING:
     from recbole_llm.data.candidate_sets import CandidateRetriever
     from recbole_llm.data.candidates import CandidateSet
-    from recbole_llm.data.masking import KnownItems
 
 logger = getLogger()
 
@@ -63,8 +62,7 @@ class ProtocolTrainer(SafeCheckpoints):
         self._checked = False
         self._retriever: CandidateRetriever | None = None
         self._candidates: CandidateSet | None = None
-        self._known: KnownItems | None = None
-        self._ties: RandomTies | None = None
+        self._ranking: FullRanking
         self._variant: Variant
         self._scores: CachedScores | None = None
         self._bar: Any
@@ -178,8 +176,8 @@ class ProtocolTrainer(SafeCheckpoints):
         if load_best_model and not self.recommender.trained_in_stages:
             self._load_weights(model_file or self.saved_model_file)
         self._variant = variant or next(iter(self.recommender.variants().values()))
-        self._candidates, self._known = getattr(eval_data, "candidates", None), eval_data._dataset.known_items
-        self._ties = self._ties or RandomTies(*eval_data._dataset.tokens)
+        self._candidates, data = getattr(eval_data, "candidates", None), eval_data._dataset
+        self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), max(self.config["topk"]))
         self._scores = self._cached_scores()
         self.ranks = Ranks()
         began = time.monotonic()
@@ -253,16 +251,10 @@ class ProtocolTrainer(SafeCheckpoints):
         else:
             scores = self._variant.score_catalogue(interaction.to(self.device)).view(-1, self.tot_item_num)  # [B, I]
         users = interaction[self.config["USER_ID_FIELD"]]
-        assert self._ties is not None
-        scores = mask(scores, None if self._known is None else self._known.of(users, positive_u, positive_i))
-        single = len(positive_u) == len(interaction)  # leave-one-out: one target per row
-        targets, most = positive_i.to(self.device) if single else None, max(*self.config["topk"], self._variant.reranked)
-        untied = self._ties(scores, users, most, targets)
-        if self._variant.reranked:
-            scores = untied = rerank(untied, interaction.to(self.device), self._variant.score, self._variant.reranked)
-        if targets is not None:
-            self.ranks.add(users, scores, targets, untied=untied)
-        return interaction, untied, positive_u, positive_i
+        masked, ranked = self._ranking(scores, interaction.to(self.device), users, (positive_u, positive_i), self._variant)
+        if len(positive_u) == len(interaction):  # leave-one-out: one target per row
+            self.ranks.add(users, masked, positive_i.to(self.device), untied=ranked)
+        return interaction, ranked, positive_u, positive_i
 
     def _candidate_scores(self, interaction: Any, users: Tensor, candidates: Tensor) -> Tensor:
         """Scores [B, C] in fp32 of candidates [B, C] by the variant, from the cache if there are any."""

@@ -245,13 +245,13 @@ class LLMConfig(Config):
 
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data and scenario, with ``values`` for that model."""
-        about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col"}
-        about_data |= {"state", "mask_history", *dataset_arguments, *scenarios.SETTINGS}
+        about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
+        about_data |= {*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"}
         if self["train_dataset"]:
             about_data |= set(scenarios.UNITED)
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
-        if scenarios.active(self):
-            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items
+        if scenarios.active(self) or self["tie_order"] == "random":
+            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items, and of ties
         return LLMConfig(name, self.dataset, config_dict=as_literals({**kept, **values}))
 
     def plain(self) -> dict[str, Any]:

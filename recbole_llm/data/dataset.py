@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.data import scenarios
+from recbole_llm.data import repeats, scenarios, ties
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
 from recbole_llm.data.masking import KnownItems, Masking, pairs
@@ -32,6 +32,8 @@ class RankedTime:
 
     scenario = Scenario()
     known_items: KnownItems | None = None
+    repeats_dropped = 0
+    repeats_kept = False
     read_counts = (0, 0, 0)  # users, items and interactions of the files, before the filters
 
     def _data_filtering(self: Any) -> None:
@@ -41,18 +43,33 @@ class RankedTime:
 
     def _data_processing(self: Any) -> None:
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
+        if self.benchmark_filename_list is not None:  # which RecBole does not filter
+            self._remove_duplication()
+            self.inter_feat.reset_index(drop=True, inplace=True)
         super()._data_processing()  # type: ignore[misc]
+        if self.config["rm_dup_inter"] is None:
+            self.repeats_kept = bool(self.inter_feat.duplicated([self.uid_field, self.iid_field]).any())
         if scenarios.active(self.config):
             order = self._order
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
             rows, self.scenario = scenarios.hold_out(self.config, users, items, *self.tokens)
             self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
 
+    def _remove_duplication(self: Any) -> None:
+        self.repeats_dropped = repeats.drop(self)
+
+    @property
+    def file_of_row(self: Any) -> np.ndarray:
+        """The number of the file that each row was read from, 0 unless files are split already."""
+        if self.benchmark_filename_list is None:
+            return np.zeros(len(self.inter_feat), dtype=np.int64)
+        return np.repeat(np.arange(len(self.file_size_list)), self.file_size_list)
+
     def build(self: Any) -> Any:
         """RecBole's splits, with the same evaluation users for every model and with what a full ranking masks."""
         masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
         whole = pairs(self) if masked else (np.empty(0), np.empty(0))
-        self._rank_time()
+        self._order_by_time()
         splits = super().build()  # type: ignore[misc]
         for phase in masked:
             split, *later = splits[1:] if phase == "valid" else splits[2:]
@@ -69,12 +86,21 @@ class RankedTime:
     @cached_property
     def masking(self: Any) -> Masking:
         """The rule of a full ranking; must be read first before :meth:`build`, whose splits copy it."""
-        return Masking.of(self.config, repeats_kept=repeats_kept(self))
+        return Masking.of(self.config, repeats_kept=repeats.repeats_kept(self))
 
-    def _rank_time(self: Any) -> None:
-        """Replace timestamps by their dense rank: float32 has 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
+    def _order_by_time(self: Any) -> None:
+        """Sort the rows, and replace timestamps by the place of the row, which no other row has.
+
+        RecBole sorts once more, by times in float32, which has 24 bits; a Unix time needs 31 (RUCAIBox/RecBole#1653). Its sort is
+        stable, so more rows than a float32 can number stay in order, too. Files that are split already keep their rows.
+        """
+        if self.config["eval_args"]["order"] != "TO":
+            return
+        order = np.lexsort((self._tie_keys, self._times, self.file_of_row))
         if leaves_one_out(self.config):
-            self.inter_feat[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
+            self.inter_feat.loc[order, self.time_field] = np.arange(len(order), dtype=np.float64)
+        if self.benchmark_filename_list is None:
+            self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
 
     @property
     def _times(self: Any) -> np.ndarray:
@@ -92,9 +118,12 @@ class RankedTime:
         users = frame[self.uid_field].to_numpy()[order]
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
         starts = np.searchsorted(users, np.arange(1, self.user_num))
-        by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
+        times = self._times[order]
+        moments = np.cumsum(np.concatenate([[True], times[1:] != times[:-1]]))  # [R], rises with the time in each history
+        by_user, moments_by_user = ([np.empty(0, dtype=np.int64), *np.split(values, starts[1:])] for values in (items, moments))
         user_ids, item_ids = self.tokens
-        return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
+        disliked = self._disliked(users, items, order)
+        return Histories(user_ids, item_ids, by_user, self.scenario, disliked, self.repeats_kept, moments_by_user)
 
     @property
     def interactions(self: Any) -> Interactions:
@@ -124,8 +153,13 @@ class RankedTime:
 
     @property
     def _order(self: Any) -> np.ndarray:
-        """Rows by user, then in time order; equal times in the order of the file."""
-        return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
+        """Rows by user, then by file if they are split already, then in time order; equal times by ``tie_order``."""
+        return np.lexsort((self._tie_keys, self._times, self.file_of_row, self.inter_feat[self.uid_field].to_numpy()))
+
+    @property
+    def _tie_keys(self: Any) -> np.ndarray:
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        return ties.tie_keys(self.config, users, items, self._times, *self.tokens)
 
     @property
     def tokens(self: Any) -> tuple[list[str], list[str]]:
@@ -189,11 +223,6 @@ def _advice(name: str, folder: Path, reason: str) -> str:
         f"{name}.item (item_id:token and a title) into {folder.absolute()}, or set --data_path to the folder that contains "
         f"{name}/. --dataset=ml-100k comes with RecBole and needs no download."
     )
-
-
-def repeats_kept(dataset: Any) -> bool:
-    """Whether users choose items again in a dataset that is filtered and not yet split: repeats that ``rm_dup_inter`` keeps."""
-    return bool(dataset.inter_feat.duplicated([dataset.uid_field, dataset.iid_field]).any())
 
 
 def _keep(split: Any, users: Any) -> None:

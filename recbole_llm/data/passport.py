@@ -27,6 +27,7 @@ import numpy as np
 
 from recbole_llm.data import scenarios
 from recbole_llm.data.sketches import common, sketch
+from recbole_llm.data.split_facts import PHASES
 
 FILTERS = (
     *("benchmark_filename", "rm_dup_inter", "tie_order", "val_interval", "filter_inter_by_user_or_item"),
@@ -34,7 +35,6 @@ FILTERS = (
 )
 """The keys that shape a split, beside ``eval_args`` and the seeds."""
 
-PHASES = ("valid", "test")
 _ROUNDED = 8  # items before a target that the rounded sketch reads
 
 
@@ -142,7 +142,6 @@ def passport(config: Any, read: tuple[int, int, int], whole: Interactions, targe
             **dict(zip(names, (users, items, rows), strict=True)),
             "density": rows / max(users * items, 1),
             "targets": {phase: len(own.rows) for phase, own in targets.items()},
-            "tied_targets": {phase: _tied_share(whole, own) for phase, own in targets.items()},
         },
         "filters": _filters(config),
         "sha256": _hashes(whole, targets),
@@ -200,12 +199,6 @@ def _filters(config: Any) -> dict[str, Any]:
     if arguments["order"] == "RO":
         found["seed"] = config["seed"]  # the split depends on it
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _tied_share(whole: Interactions, targets: Targets) -> float:
-    """The share of the targets for which another item of the same user has the same time."""
-    tied = whole.tied | np.append(whole.tied[1:], False)  # [R]
-    return float(tied[targets.rows].mean()) if targets.by_time and len(targets.rows) else 0.0
 
 
 def _hashes(whole: Interactions, targets: Mapping[str, Targets]) -> dict[str, str]:

@@ -6,14 +6,19 @@ Legend: B users, I items, N re-ranked items, T targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recbole_llm.data.scenarios import draw_lots
+
+if TYPE_CHECKING:
+    from recbole_llm.data.masking import KnownItems
+    from recbole_llm.evaluation.recommender import Variant
 
 
 def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -87,3 +92,37 @@ class RandomTies:
         if targets is not None:
             tied |= (scores == scores.gather(1, targets[:, None])).sum(1) > 1
         return tied
+
+
+@dataclass(frozen=True)
+class FullRanking:
+    """The full ranking of an evaluation split.
+
+    Attributes:
+        known: the history of its users; None if it is not masked.
+        ties: breaks ties.
+        k: length of the longest list that metrics read.
+    """
+
+    known: KnownItems | None
+    ties: RandomTies
+    k: int
+
+    def __call__(
+        self, scores: Tensor, interaction: Any, users: Tensor, positives: tuple[Tensor, Tensor], variant: Variant
+    ) -> tuple[Tensor, Tensor]:
+        """A batch's scores with the history masked, and those to rank by: without ties, the top re-ranked; both [B, I].
+
+        Args:
+            scores: of the catalogue [B, I].
+            interaction: RecBole's, of the ``users`` [B].
+            positives: rows and items [T] of the targets.
+        """
+        rows, items = positives
+        masked = mask(scores, None if self.known is None else self.known.of(users, rows, items))
+        targets = items.to(scores.device) if len(rows) == len(users) else None
+        ranked = self.ties(masked, users, max(self.k, variant.reranked), targets)
+        if not variant.reranked:
+            return masked, ranked
+        ranked = rerank(ranked, interaction, variant.score, variant.reranked)
+        return ranked, ranked

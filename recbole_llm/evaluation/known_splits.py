@@ -24,7 +24,8 @@ from tabulate import tabulate
 from recbole_llm.config.property_files import properties_folder
 from recbole_llm.data import passport as passports
 from recbole_llm.data.loading import create_dataset
-from recbole_llm.data.passport import PHASES, Interactions, percent
+from recbole_llm.data.passport import Interactions, percent
+from recbole_llm.data.split_facts import PHASES, split_facts
 from recbole_llm.store.files import atomic_write, fingerprint
 
 _NEAR = 0.5  # the share of targets that may differ from the nearest known split
@@ -94,11 +95,12 @@ def _verdict(name: str | None, nearest: str | None, share: float | None, text: s
 
 
 def write_passport(config: Any) -> tuple[dict[str, Any], Path]:
-    """Split the dataset of ``config``; returns the passport and its file below ``checkpoint_dir``."""
+    """Split the dataset of ``config``; returns the passport, with its repeats and ties, and its file below ``checkpoint_dir``."""
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     whole = dataset.interactions
     found = identify(config, dataset, whole, dict(zip(PHASES, dataset.build()[1:], strict=True)))
+    found |= split_facts(config, dataset)
     name = f"{config['dataset']}-{fingerprint(found['sha256'])[:8]}.json"
     file = Path(config["checkpoint_dir"]) / "passports" / name
     atomic_write(file, json.dumps(found, indent=1, default=float))
@@ -106,13 +108,19 @@ def write_passport(config: Any) -> tuple[dict[str, Any], Path]:
 
 
 def describe(passport: Mapping[str, Any]) -> str:
-    """A passport as plain text."""
+    """A passport of :func:`write_passport` as plain text."""
     read, counts = passport["read"], passport["counts"]
     sizes = [[name, f"{read[name]:,}", f"{counts[name]:,}"] for name in ("users", "items", "interactions")]
+
+    def share(value: float | None) -> str:
+        return "not counted" if value is None else f"{value:.1%}"
+
     lines = [
         ["density", f"{counts['density']:.3%}"],
         *([f"{phase} targets", f"{counts['targets'][phase]:,}"] for phase in PHASES),
-        *([f"{phase} targets in a tie of time", f"{counts['tied_targets'][phase]:.1%}"] for phase in PHASES),
+        *([f"{phase} targets decided by a tie of time", share(passport["ties"]["tied_targets"][phase])] for phase in PHASES),
+        *([f"{phase} targets in the history", share(passport["repeats"]["repeated_targets"][phase])] for phase in PHASES),
+        ["dropped repeats", f"{passport['repeats']['dropped']:,}"],
         *([key, value] for key, value in passport["filters"].items()),
         *([f"SHA-256 {name}", value] for name, value in passport["sha256"].items()),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 import recbole_llm
+from recbole_llm.data.split_facts import split_facts
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.store.files import atomic_write
@@ -54,6 +55,7 @@ class RunRecord:
         self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
         self._scenario, self._masking = data.scenario.label, data.masking
+        self._split_facts = split_facts(config, data)
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
         self.rows: list[Row] = []
 
@@ -77,8 +79,9 @@ class RunRecord:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How test items are ranked; ``mask_history`` is None for drawn candidates, whose rule is that of the draw."""
+        """How the data are split and test items ranked; ``mask_history`` is None for drawn candidates, which have a rule of theirs."""
         return {
+            **self._split_facts,
             "mask_history": self._masking.because is None if self._full else None,
             "unmasked_because": self._masking.because if self._full else None,
         }

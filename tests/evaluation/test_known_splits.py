@@ -86,7 +86,7 @@ def test_the_order_of_ties_is_told_but_does_not_hide_a_split(passport: Callable[
         f"{found['targets_differ']:.0%}".replace("%", " %") + " of the test targets are other items of the same time"
         in found["verdict"]
     )
-    assert one["counts"]["tied_targets"]["test"] == pytest.approx((frame.groupby(COLUMNS[0]).size() % 2 == 0).mean())
+    assert one["ties"]["tied_targets"]["test"] == pytest.approx((frame.groupby(COLUMNS[0]).size() % 2 == 0).mean())
 
 
 @pytest.mark.parametrize("disguise", [lambda frame: frame, renamed], ids=["same ids", "other ids"])
@@ -185,9 +185,11 @@ def test_the_passport_of_a_run_is_that_of_the_command(
     monkeypatch.setattr(logs, "init_console", lambda: None)  # its handler would write to pytest's closed standard error
     cli.main(["data", "passport", "--dataset=tiny", *(f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir"))])
     shown, (file,) = capsys.readouterr().out, (tmp_path / "saved" / "passports").iterdir()
-    assert json.loads(file.read_text()) == records[0]["passport"] == records[1]["passport"]
+    content = json.loads(file.read_text())
+    facts = {name: content.pop(name) for name in ("repeats", "ties")}
+    assert content == records[0]["passport"] == records[1]["passport"] and facts.items() <= records[0]["protocol"].items()
     assert shown.strip().endswith(str(file)) and records[0]["passport"]["sha256"]["targets"] in shown
-    assert describe(records[0]["passport"]) in shown
+    assert describe({**content, **facts}) in shown
 
 
 def test_the_shipped_list_has_facts_and_no_data() -> None:
