@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.data.split_facts import split_lines
 from recbole_llm.evaluation import generated, slices
+from recbole_llm.evaluation.known_splits import identify
 from recbole_llm.evaluation.record import RunRecord, table
-from recbole_llm.planner import ANSWERS, TEST, VALIDATION, on_card, plan_of
+from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.stages import Stage
+from recbole_llm.store.trials import trials
 
 logger = getLogger()
 
@@ -83,7 +87,9 @@ def run_recbole_llm(
     ranks = {row.name: row.ranks for row in record.rows}
     with metered() as generating:
         published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
-    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested, ANSWERS: generating}
+    trainer = run.trainer
+    measured = {**trainer.cache.measured, TRAINING: trainer.training, VALIDATION: trainer.validation}
+    measured |= {TEST: tested, ANSWERS: generating}
     path = record.write(
         best_valid_result=best_valid_result,
         best_valid_users=run.trainer.validated,
@@ -91,6 +97,7 @@ def run_recbole_llm(
         peak_memory_bytes=compat.peak_memory_bytes(),
         published=published and published.content(record.user_ids),
         plan=planned.as_dict(measured),
+        passport=run.passport,
     )
     test_result = record.rows[0].metrics
     logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
@@ -117,7 +124,12 @@ def run_recbole_llm(
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run before training; ``candidates`` has no set for a phase of full ranking."""
+    """The parts of a run before training.
+
+    Attributes:
+        candidates: by phase; a phase of full ranking has no set.
+        passport: as :func:`~recbole_llm.evaluation.known_splits.identify`.
+    """
 
     config: LLMConfig
     model: Any
@@ -128,11 +140,16 @@ class Run:
     candidates: Mapping[str, CandidateSet]
     retriever: Retriever | None
     stages: Sequence[Stage]
+    passport: Mapping[str, Any]
 
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
-        with preserved_random_state(), counting(EXACT if patient else EXACT // 5):  # a run's results do not depend on its plan
-            return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
+        data = self.train, self.valid, self.test
+        with preserved_random_state(), contextlib.ExitStack() as stack:  # a run's results do not depend on its plan
+            stack.enter_context(counting(EXACT if patient else EXACT // 5))
+            if named is None:
+                stack.enter_context(trials(2.0) if patient else trials(0.5, worth=100))
+            return plan_of(self.trainer, self.stages, *data, self.retriever, named, patient=patient)
 
 
 def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
@@ -146,7 +163,12 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logger.info(logs.dataset_line(data))
+    for line in split_lines(config, data):
+        logger.info(line)
+    whole = data.interactions
     train, valid, test = data_preparation(config, data)
+    passport = identify(config, data, whole, {"valid": valid._dataset, "test": test._dataset})
+    logger.info(f"split: {passport['verdict']}")
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
     valid.candidates, test.candidates = candidates.get("valid"), candidates.get("test")
@@ -155,11 +177,12 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
+    trainer.eval_collector.data_collect(train)  # raises if a metric needs what the data lacks
     generated.check(config, trainer.recommender, candidates.get("test"))
     stages = trainer.plan(candidates, retriever)
     if loads and trainer.recommender.backbone is not None:
         trainer.recommender.backbone.check_loadable()
-    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages)
+    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages, passport)
 
 
 def plan_run(

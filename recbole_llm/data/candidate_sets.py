@@ -54,7 +54,7 @@ class CandidateRetriever(Protocol):
         """Read the result of the stage."""
 
     def top(self, phase: str, number: int) -> Mapping[int, list[int]]:
-        """Internal user id -> its ``number`` best items that are not in its history, best first."""
+        """Internal user id -> its ``number`` best items outside ``histories.excluded``, best first."""
 
 
 def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | None = None) -> dict[str, CandidateSet]:
@@ -111,7 +111,7 @@ def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRet
 
 def _check_one_target(config: Any, histories: Histories, phase: str) -> None:
     counts = histories.target_counts(phase)  # [U]
-    if counts is None or counts.max() <= 1:
+    if counts is None or histories.one_target(phase):
         return
     user = int(counts.argmax())
     raise ValueError(
@@ -145,7 +145,7 @@ def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets:
 
 
 def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any) -> CandidateSet:
-    """Negatives exclude only the items known at that phase, so no test label affects validation."""
+    """Negatives exclude only the items known at that phase, so no test label affects validation; with repeats kept, nothing."""
     histories, titles = dataset.histories, dataset.catalogue_titles
     source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
     scenario = histories.scenario
@@ -156,7 +156,7 @@ def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any
         return draw(
             [histories.user_ids[user] for user in users.tolist()],
             targets.tolist(),
-            [histories.before(user, phase) for user in users.tolist()],
+            [histories.excluded(user, phase) for user in users.tolist()],
             titles,
             histories.item_ids,
             number=number,
@@ -197,7 +197,8 @@ def _retrieved(
         return items, found.sha256
 
     code = code_fingerprint(_DRAWING_CODE)
-    identity = fingerprint([retrieve.identity, code, phase, number, seed, *(ids.tolist() for ids in in_file)])
+    pairs = [ids.tolist() for ids in in_file]
+    identity = fingerprint([retrieve.identity, code, phase, number, seed, *pairs, *["repeats"] * histories.repeats_kept])
     return CandidateSet(*in_file, identity, resolve)
 
 
@@ -223,6 +224,7 @@ def _stored(
         "settings": fingerprint([source, number, seed, phase, scenario]),
         "item ids": fingerprint([histories.item_ids[item] for item in order]),
         "histories": _histories_fingerprint(users.tolist(), histories, phase, order),
+        **({"repeats": "kept"} if histories.repeats_kept else {}),
         **drawn_from,
         "code of the draw": code_fingerprint(_DRAWING_CODE),
     }

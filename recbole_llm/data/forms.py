@@ -28,7 +28,7 @@ from recbole.utils import EvaluatorType, ModelType
 LEAVE_ONE_OUT = {"LS": "valid_and_test"}
 TIME = "give --eval_args=\"{'order': 'TO'}\""
 # filters of RecBole, which it does not apply to files that are split already
-FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "rm_dup_inter")
+FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
 _DRAWN = re.compile(r"(?:uni|pop)[1-9]\d*")  # RecBole's modes with drawn negatives
 
 

@@ -45,6 +45,8 @@ class Histories:
         items: internal item ids of each user, by internal user id; [0] is empty.
         scenario: what is held out besides the two items per user of leave-one-out.
         disliked: the items that each user rated low, by internal user id; None if ratings are not read.
+        repeats_kept: the data has repeats, see :func:`recbole_llm.data.repeats.repeats_kept`.
+        moments: a number for the time of each of ``items``, which equals that of the item before it for a tie; None if unknown.
         held_out: numbers of validation and test items at the end of each user's items [U, 2]; None: leave-one-out, one of each.
     """
 
@@ -53,6 +55,8 @@ class Histories:
     items: list[np.ndarray]
     scenario: Scenario = Scenario()
     disliked: list[frozenset[int]] | None = None
+    repeats_kept: bool = False
+    moments: list[np.ndarray] | None = None
     held_out: np.ndarray | None = None
 
     @cached_property
@@ -78,6 +82,10 @@ class Histories:
         """Items before the ``valid`` or ``test`` targets; the test history includes the validation items."""
         return self.items[user][: self._start(user, phase)]
 
+    def excluded(self, user: int, phase: str) -> np.ndarray:
+        """Items that are neither candidates nor ranked beside the target: those before it, or none with repeats kept."""
+        return self.before(user, phase)[: 0 if self.repeats_kept else None]
+
     def target(self, user: int, phase: str) -> int:
         """The held-out item of the user in a phase; of several, the first one."""
         return int(self.items[user][self._start(user, phase)])
@@ -92,6 +100,11 @@ class Histories:
     def target_counts(self, phase: str) -> np.ndarray | None:
         """Number of targets of each user [U] in a phase; None for leave-one-out."""
         return None if self.held_out is None else self.held_out[:, PHASES.index(phase)]
+
+    def one_target(self, phase: str) -> bool:
+        """Whether no user has several targets in a phase."""
+        counts = self.target_counts(phase)
+        return counts is None or bool(counts.max(initial=0) <= 1)
 
     def evaluated(self, phase: str) -> np.ndarray:
         """Internal ids of the evaluation users of a phase.

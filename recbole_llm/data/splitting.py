@@ -134,7 +134,7 @@ class Split:
         if forms.reads_labels(self.config) and self.label_field not in self.inter_feat:
             raise ValueError(
                 f"threshold: {self.config['model']} and mode 'labeled' read labels, and no column {self.label_field} "
-                "(LABEL_FIELD) is loaded; give a column to make them from, such as --threshold=\"{'rating': 4}\" for likes of 4 and more"
+                "(LABEL_FIELD) is loaded; name a column to make them from, such as --threshold=\"{'rating': 4}\" for likes of 4 and more"
             )
 
     def _check_columns(self: Any, key: str, known: Collection[str]) -> None:
@@ -197,8 +197,8 @@ class Split:
         self.set_field_property(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         self.inter_feat[self.time_field] = places
 
-    def _before_first_row(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[list[int]]:
-        """The items in the list of each user's first row, which have no rows of their own; empty without lists.
+    def _before_first_row(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> dict[int, list[int]]:
+        """User -> the items in the list of the user's first row, which have no rows of their own; nothing without lists.
 
         Args:
             users, items: internal ids of the rows in ``order``.
@@ -206,7 +206,7 @@ class Split:
         Raises:
             ValueError: a list does not continue that of the user's row before it.
         """
-        found: list[list[int]] = [[] for _ in range(self.user_num)]
+        found: dict[int, list[int]] = {}
         if not self._has_lists:
             return found
         lists, last_user = self.inter_feat[self.list_field].to_numpy()[order], 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,15 +42,17 @@ class Variant:
 
     Args:
         score: (RecBole interaction of B users, candidates [B, C]) -> scores [B, C].
-        score_catalogue: interaction -> scores [B, I] of the whole catalogue.
+        score_catalogue: interaction -> scores [B, I] of the whole catalogue, history included.
         fingerprint: of what the scores depend on besides the candidates; None disables caching.
         answers: generated answers of the same users, if the model has a published protocol that evaluates such answers.
+        reranked: number of the best items of ``score_catalogue``, history left out, that ``score`` ranks anew; 0 for none.
     """
 
     score: Callable[[Any, Tensor], Tensor]
     score_catalogue: Callable[[Any], Tensor]
     fingerprint: str | None = None
     answers: Answers | None = None
+    reranked: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,10 @@ class Recommender:
         """What :attr:`published` costs on these candidates; None without it, or if the answers are those of no LM."""
         return None
 
+    def trial_model(self) -> tuple[Any, float]:
+        """A copy of the model as RecBole's trainer gets it, with any weights, and the seconds that its :meth:`load` takes."""
+        return copy.deepcopy(self), 0.0
+
     def facts(self) -> Facts:
         """What the run record says about the model."""
         return Facts()
@@ -142,6 +149,9 @@ class ClassicalRecommender(Recommender):
     model: Any
     item_field: str
     name: str = ""
+
+    def trial_model(self) -> tuple[Any, float]:
+        return copy.deepcopy(self.model), 0.0
 
     def variants(self) -> dict[str, Variant]:
         def score(interaction: Any, candidates: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from recbole.utils import ModelType
 from tabulate import tabulate
 
 import recbole_llm
 from recbole_llm.data import forms
+from recbole_llm.data.split_facts import split_facts
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.store.files import atomic_write
@@ -52,11 +53,11 @@ class RunRecord:
             phase: loader.candidates.sha256 for phase, loader in (("valid", valid_data), ("test", test_data)) if loader.candidates
         }
         data = test_data._dataset
-        counts = data.histories.target_counts("test") if data.uid_field else np.full(1, 2)  # [U]; without users no target has one
-        self._one_target = counts is None or counts.max() <= 1
+        self._one_target = data.histories.one_target("test")
         self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
-        self._scenario = data.scenario.label
+        self._scenario, self._masking = data.scenario.label, data.masking
+        self._split_facts = split_facts(config, data)
         self._slices = slices.user_slices(data.histories, config["slices"]) if self._one_target else {}
         self.rows: list[Row] = []
 
@@ -77,6 +78,26 @@ class RunRecord:
         self.rows.append(Row(name, values, ranks, widths, parts, self._trainer.users_per_second))
 
     @property
+    def _full(self) -> bool:
+        return "test" in self._config["full_phases"]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the data are split and test items ranked.
+
+        ``mask_history`` is None for drawn candidates, which have a rule of theirs. ``targets`` is ``one`` for each user; several
+        are ranked ``together`` after the training history (RecBole's general models) or ``one by one``, each after those before it
+        (sequential models).
+        """
+        several = "one by one" if self._config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "together"
+        return {
+            **self._split_facts,
+            "targets": "one" if self._one_target else several,
+            "mask_history": self._masking.because is None if self._full else None,
+            "unmasked_because": self._masking.because if self._full else None,
+        }
+
+    @property
     def heading(self) -> str:
         """Heading of the table: dataset, scenario, candidates, backbone, given adapters."""
         facts = self._trainer.recommender.facts()
@@ -87,6 +108,9 @@ class RunRecord:
         protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
         if forms.draws(mode):
             protocol += " (negatives drawn anew in every evaluation: not comparable between runs)"
+        if not self._one_target:
+            protocol += f", several targets per user ranked {self.protocol['targets']}"
+        protocol += f", {self._masking}" if self._full else ""
         parts = [self._config["dataset"], self._scenario, protocol, backbone and f"backbone: {backbone}"]
         parts += [f"given adapter {adapter}" for adapter in given]
         return ", ".join(filter(None, parts))
@@ -108,6 +132,7 @@ class RunRecord:
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "candidates_sha256": self._candidates,
+            "protocol": self.protocol,
             "users_per_second": self.rows[0].users_per_second if self.rows else None,
             "trained_parameters": self._trainer.trained_parameters,
             "backbone": known.backbone,
