@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.data import scenarios
+from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.tables import StrictTables
 
 
-class RankedTime:
+class RankedTime(StrictTables):
     """Mixin for a RecBole dataset class."""
 
     scenario = Scenario()
@@ -96,13 +98,16 @@ class RankedTime:
 
     @cached_property
     def item_texts(self: Any) -> ItemTexts:
-        """Texts of the catalogue by internal item id, read from the ``.item`` file without RecBole."""
+        """Texts of the catalogue by internal item id, read from the ``.item`` file."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        if not path.is_file():
+            raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist")
+        file = AtomicFile(path, AtomicFormat.of(self.config))
         return ItemTexts.read(
-            path,
+            file,
             item_ids=self._tokens[1],
             id_field=self.iid_field,
-            **chosen_columns(path, self.config),
+            **chosen_columns(file, self.config),
             **{key: self.config[key] for key in ("article_suffix", "no_value")},
         )
 
@@ -111,6 +116,8 @@ class RankedTime:
         """Titles by which candidates are unique; item tokens if the dataset has no titles, which classical models accept."""
         try:
             return self.item_texts.titles
+        except AtomicFileError:
+            raise
         except (FileNotFoundError, ValueError) as error:
             getLogger().info(f"candidates are unique by item id, not by title: {error}")
             return self._tokens[1]
