@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from recbole_llm.data import scenarios
 from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
+from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.sequences import UnbuiltLists
 from recbole_llm.data.tables import StrictTables
 
 
-class RankedTime(StrictTables):
+class RankedTime(StrictTables, ArrayGroups):
     """Mixin for a RecBole dataset class."""
 
     scenario = Scenario()
@@ -81,17 +84,17 @@ class RankedTime(StrictTables):
         least, column = self.config["liked_above"], self.config["RATING_FIELD"]
         if least is None or column not in self.inter_feat:
             return None
-        found: list[dict[int, float]] = [{} for _ in range(self.user_num)]
-        for user, item, rating in zip(users.tolist(), items.tolist(), self.inter_feat[column].to_numpy()[order], strict=True):
-            found[user].setdefault(item, rating)
-        return [frozenset(item for item, rating in rated.items() if rating <= least) for rated in found]
+        rated = pd.DataFrame({"user": users, "item": items, "rating": self.inter_feat[column].to_numpy()[order]})
+        low = rated.drop_duplicates(["user", "item"]).query("rating <= @least")
+        ends = np.searchsorted(low["user"], np.arange(self.user_num), side="right")
+        return [frozenset(own.tolist()) for own in np.split(low["item"].to_numpy(), ends[:-1])]
 
     @property
     def _order(self: Any) -> np.ndarray:
         """Rows by user, then in time order; equal times in the order of the file."""
         return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
 
-    @property
+    @cached_property
     def _tokens(self: Any) -> tuple[list[str], list[str]]:
         """Tokens of users and items by internal id."""
         return list(map(str, self.field2id_token[self.uid_field])), list(map(str, self.field2id_token[self.iid_field]))
@@ -176,4 +179,7 @@ def __getattr__(name: str) -> type:
 
 @cache
 def _extended(base: type) -> type:
-    return type(base.__name__, (RankedTime, base), {"__module__": __name__})
+    from recbole.data.dataset import SequentialDataset
+
+    augments = getattr(base, "data_augmentation", None) is SequentialDataset.data_augmentation
+    return type(base.__name__, (RankedTime, *((UnbuiltLists,) if augments else ()), base), {"__module__": __name__})

@@ -12,6 +12,7 @@ from recbole.utils import ModelType
 
 from recbole_llm.data import dataset as classes
 from recbole_llm.data import scenarios
+from recbole_llm.data.samplers import create_samplers
 from recbole_llm.data.united import unite
 
 logger = getLogger()
@@ -81,13 +82,13 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
 
     RecBole's function of that name would first unpickle ``saved/<dataset>-for-<model>-dataloader.pth``.
     """
-    from recbole.data.utils import create_samplers, get_dataloader
+    from recbole.data.utils import get_dataloader
     from recbole.sampler import KGSampler
 
     splits = dataset.build()
     if config["benchmark_filename"] and config["candidate_phases"]:
         _check_leave_one_out(dataset, splits)
-    samplers = [[sampler] for sampler in create_samplers(config, dataset, splits)]
+    samplers: list[list[Any]] = [[sampler] for sampler in create_samplers(config, dataset, splits)]
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         sampling = config["train_neg_sample_args"]
         samplers[0].append(KGSampler(dataset, sampling["distribution"], sampling["alpha"]))
