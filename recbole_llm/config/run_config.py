@@ -137,7 +137,7 @@ class LLMConfig(Config):
         file = self._own_data(dataset) / f"{dataset}.yaml"
         if not file.is_file():
             return {}
-        values, allowed = read_yaml(file), self.dataset_keys().union(dataset_arguments)
+        values, allowed = read_yaml(file), self.dataset_keys().union(dataset_arguments, {"encoding"})
         for key in values:
             if key not in allowed:
                 raise ValueError(f"{file}: `{key}` does not describe a dataset; set it in a file of --config_files")

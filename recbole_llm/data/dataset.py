@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from recbole_llm.data import forms, repeats, scenarios, ties
+from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
+from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
 from recbole_llm.data.masking import KnownItems, Masking, pairs
 from recbole_llm.data.passport import Interactions
+from recbole_llm.data.sequences import UnbuiltLists
 from recbole_llm.data.splitting import Split
+from recbole_llm.data.tables import StrictTables
 
 
-class RankedTime(Split):
+class RankedTime(Split, StrictTables, ArrayGroups):
     """Mixin for a RecBole dataset class.
 
     Attributes:
@@ -153,35 +158,41 @@ class RankedTime(Split):
         least, column = self.config["liked_above"], self.config["RATING_FIELD"]
         if least is None or column not in self.inter_feat:
             return None
-        found: list[dict[int, float]] = [{} for _ in range(self.user_num)]
-        for user, item, rating in zip(users.tolist(), items.tolist(), self.inter_feat[column].to_numpy()[order], strict=True):
-            found[user].setdefault(item, rating)
-        return [frozenset(item for item, rating in rated.items() if rating <= least) for rated in found]
+        rated = pd.DataFrame({"user": users, "item": items, "rating": self.inter_feat[column].to_numpy()[order]})
+        low = rated.drop_duplicates(["user", "item"]).query("rating <= @least")
+        ends = np.searchsorted(low["user"], np.arange(self.user_num), side="right")
+        return [frozenset(own.tolist()) for own in np.split(low["item"].to_numpy(), ends[:-1])]
 
     @property
     def _order(self: Any) -> np.ndarray:
         """Rows by user, then in time order (of training, of validation, of test); equal times by ``tie_order``."""
-        return np.lexsort((self._tie_keys, self._times, self.part, self.inter_feat[self.uid_field].to_numpy()))
+        keys = [self._tie_keys, self._times, self.inter_feat[self.uid_field].to_numpy()]
+        if self.division is not None:
+            keys.insert(2, self.part)
+        return np.lexsort(keys)
 
     @property
     def _tie_keys(self: Any) -> np.ndarray:
         users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
         return ties.tie_keys(self.config, users, items, self._times, *self.tokens)
 
-    @property
+    @cached_property
     def tokens(self: Any) -> tuple[list[str], list[str]]:
         """Tokens of users and items by internal id."""
         return list(map(str, self.field2id_token[self.uid_field])), list(map(str, self.field2id_token[self.iid_field]))
 
     @cached_property
     def item_texts(self: Any) -> ItemTexts:
-        """Texts of the catalogue by internal item id, read from the ``.item`` file without RecBole."""
+        """Texts of the catalogue by internal item id, read from the ``.item`` file."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        if not path.is_file():
+            raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist")
+        file = AtomicFile(path, AtomicFormat.of(self.config))
         return ItemTexts.read(
-            path,
+            file,
             item_ids=self.tokens[1],
             id_field=self.iid_field,
-            **chosen_columns(path, self.config),
+            **chosen_columns(file, self.config),
             **{key: self.config[key] for key in ("article_suffix", "no_value")},
         )
 
@@ -190,6 +201,8 @@ class RankedTime(Split):
         """Titles by which candidates are unique; item tokens if the dataset has no titles, which classical models accept."""
         try:
             return self.item_texts.titles
+        except AtomicFileError:
+            raise
         except (FileNotFoundError, ValueError) as error:
             getLogger().info(f"candidates are unique by item id, not by title: {error}")
             return self.tokens[1]
@@ -250,4 +263,7 @@ def __getattr__(name: str) -> type:
 
 @cache
 def _extended(base: type) -> type:
-    return type(base.__name__, (RankedTime, base), {"__module__": __name__})
+    from recbole.data.dataset import SequentialDataset
+
+    augments = getattr(base, "data_augmentation", None) is SequentialDataset.data_augmentation
+    return type(base.__name__, (RankedTime, *((UnbuiltLists,) if augments else ()), base), {"__module__": __name__})

@@ -12,6 +12,7 @@ from recbole.utils import ModelType
 from recbole_llm.data import dataset as classes
 from recbole_llm.data import repeats, scenarios, ties
 from recbole_llm.data.repeats import repeats_kept
+from recbole_llm.data.samplers import create_samplers
 from recbole_llm.data.united import unite
 
 logger = getLogger()
@@ -72,12 +73,12 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     Raises:
         ValueError: ``mask_history`` or ``benchmark_filename`` does not fit the data.
     """
-    from recbole.data.utils import create_samplers, get_dataloader
+    from recbole.data.utils import get_dataloader
     from recbole.sampler import KGSampler
 
     dataset.masking.check(config)
     splits = dataset.build()
-    samplers = [[sampler] for sampler in create_samplers(config, dataset, splits)]
+    samplers: list[list[Any]] = [[sampler] for sampler in create_samplers(config, dataset, splits)]
     if repeats_kept(dataset):  # items of the history may be negatives, and are not masked
         repeatable = copy.copy(config)
         repeatable.final_config_dict = {**config.final_config_dict, "repeatable": True}

@@ -134,7 +134,7 @@ class Split:
         if forms.reads_labels(self.config) and self.label_field not in self.inter_feat:
             raise ValueError(
                 f"threshold: {self.config['model']} and mode 'labeled' read labels, and no column {self.label_field} "
-                "(LABEL_FIELD) is loaded; name a column to make them from, such as --threshold=\"{'rating': 4}\" for likes of 4 and more"
+                "(LABEL_FIELD) is loaded; name a column to make them from, such as --threshold=\"{'rating': 4}\""
             )
 
     def _check_columns(self: Any, key: str, known: Collection[str]) -> None:

@@ -86,8 +86,8 @@ class RunRecord:
         """How the data are split and test items ranked.
 
         ``mask_history`` is None for drawn candidates, which have a rule of theirs. ``targets`` is ``one`` for each user; several
-        are ranked ``together`` after the training history (RecBole's general models) or ``one by one``, each after those before it
-        (sequential models).
+        are ranked ``together`` after the training history (RecBole's general models) or ``one by one``, each after those before
+        it (sequential models).
         """
         several = "one by one" if self._config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "together"
         return {
