@@ -90,9 +90,9 @@ def _other_masking(odd: str, one: Mapping[str, Any], most: str, other: Mapping[s
 def _other_targets(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
     first, second = (record["protocol"].get("targets") for record in (one, other))
     return (
-        f"users have several test items, which {odd} ranked {first}, and {most} ranked {second} (in RecBole, sequential models "
-        "do so one by one, all others together); such results cannot be compared: give eval_args one target for each user, {'split': {'LS': "
-        "'valid_and_test'}}, or run them under another protocol"
+        f"users have several test items, which {odd} ranked {first}, and {most} ranked {second} (RecBole ranks them one "
+        "by one for sequential models, together for all others); such results cannot be compared: give eval_args one target for "
+        "each user, {'split': {'LS': 'valid_and_test'}}, or run them under another protocol"
     )
 
 
