@@ -195,7 +195,7 @@ class LLMConfig(Config):
         final["eval_args"] = forms.complete(final["eval_args"])
         modes = final["eval_args"]["mode"]
         lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
-        forms.check(final, self.external_config_dict, lists_only=lists_only)
+        forms.check(final, self.external_config_dict, model=self.model, lists_only=lists_only)
         final["candidate_phases"] = forms.phases(final, [phase for phase, value in modes.items() if value == "candidates"])
         final["full_phases"] = [phase for phase, value in modes.items() if value == "full"]
         final["eval_args"]["mode"] = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}

@@ -86,13 +86,14 @@ def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, lists_only: bool) -> None:
+def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, model: str, lists_only: bool) -> None:
     """Refuse a form without meaning, or one in which a model cannot be trained or measured.
 
     Args:
         settings: the final values; ``eval_args.mode`` is a dictionary of phases.
         given: the user's own values.
-        lists_only: the model scores lists of candidates and not single items or the catalogue (LLM rankers).
+        model: its name.
+        lists_only: it scores lists of candidates and not single items or the catalogue (LLM rankers).
 
     Raises:
         ValueError: names the key, its value and the remedy.
@@ -108,7 +109,7 @@ def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, lists_only: 
                 "uni100, or labeled"
             )
         if lists_only and mode not in ("candidates", "full"):
-            _refuse_for_lists(mode, settings["model"])
+            _refuse_for_lists(mode, model)
 
 
 def _refuse_for_lists(mode: str, model: str) -> None:
