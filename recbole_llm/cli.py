@@ -215,7 +215,7 @@ def _keys(given: Sequence[str]) -> list[str]:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals:
             raise ValueError(f"command line: {argument!r} is not of the form --key=value")
-        compat.refuse_options({key: text})
+        compat.refuse_options({key: text}, "the command line")
     return list(given)
 
 

@@ -107,11 +107,11 @@ def stop_anomaly_detection() -> None:
     torch.autograd.set_detect_anomaly(False)
 
 
-def refuse_options(given: Mapping[str, Any]) -> None:
+def refuse_options(given: Mapping[str, Any], source: str) -> None:
     """Refuse options of RecBole that would be ignored, except with their default values.
 
     Raises:
-        ValueError: names the option and the remedy.
+        ValueError: names the option, ``source`` and the remedy.
     """
     for key, value in given.items():
         if key in _PROCESSES and str(value) != str(_PROCESSES[key]):
@@ -120,4 +120,4 @@ def refuse_options(given: Mapping[str, Any]) -> None:
             remedy = "datasets and loaders are built in each run and never unpickled"
         else:
             continue
-        raise ValueError(f"{key}={value}: this option of RecBole is not supported; remove it ({remedy})")
+        raise ValueError(f"{key}: {value} in {source}: this option of RecBole is not supported; remove it ({remedy})")

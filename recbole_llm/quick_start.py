@@ -60,7 +60,6 @@ def run_recbole_llm(
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
-    compat.refuse_options(config.external_config_dict)
     log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
     run = assemble(config)
@@ -179,7 +178,6 @@ def plan_run(
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
     if named:
         config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config, named)}, cmd_line)
-    compat.refuse_options(config.external_config_dict)
     logs.init_logging(config)
     return assemble(config, loads=False).plan(named, patient=True)
 

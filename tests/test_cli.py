@@ -168,7 +168,7 @@ def test_the_ways_to_start_a_run(script: list[str]) -> None:
         (["run", "--model=Pop", "epochs=3"], "'epochs=3' is not of the form --key=value"),
         (["run", "--model=Pop", "--epochs", "3"], "'--epochs' is not of the form --key=value"),
         (["run", "--model=Pop", "--config_files=nowhere.yaml"], "--config_files: nowhere.yaml does not exist (current folder: "),
-        (["run", "--model=Pop", "--nproc=2"], "nproc=2: this option of RecBole is not supported"),
+        (["run", "--model=Pop", "--nproc=2"], "nproc: 2 in the command line: this option of RecBole is not supported"),
         (["run", "--model=Pop", "--world_size=4"], "world_size=4: this option of RecBole is not supported"),
         (["run", "--model=Pop", "--ip=10.0.0.1"], "ip=10.0.0.1: this option"),
         (["run", "--model=Pop", "--port=1"], "port=1: this option"),

@@ -20,8 +20,9 @@ from recbole.utils import EvaluatorType, ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
+from recbole_llm.config.checks import check
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
-from recbole_llm.config.property_files import PropertyFiles, check, check_known, merge, property_file, read_yaml
+from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
 from recbole_llm.data import scenarios
 from recbole_llm.store.files import fingerprint
@@ -81,7 +82,7 @@ class LLMConfig(Config):
         return {}
 
     def _merge_external_config_dict(self) -> None:
-        self.external_config_dict = merge(*(values for _, values in self._given))
+        self.external_config_dict = self.properties.merge(*(values for _, values in self._given))
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
         model = model or self.external_config_dict.get("model")
@@ -92,7 +93,8 @@ class LLMConfig(Config):
         model_class = registry.get_model(str(model))
         compat.stop_anomaly_detection()
         if own := registry.own_property_file(model_class):
-            self.properties.own[f"model/{model_class.__name__}"] = own
+            self.properties.add(f"model/{model_class.__name__}", own)
+            self._merge_external_config_dict()  # its comments say which dictionaries are replaced as a whole
         return str(model).rpartition(":")[2], model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
@@ -107,17 +109,16 @@ class LLMConfig(Config):
         beside = self._beside_the_data(dataset, overall)
         parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
         named = [*parts, f"model/{model}", *(f"{part}/{model}" for part in parts)]
-        ours = merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
+        ours = files.merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
         self._ours.update(ours)
-        self.internal_config_dict = merge(self.internal_config_dict, ours)
+        self.internal_config_dict = files.merge(self.internal_config_dict, ours)
         self._initialise_from_run(model, model_class)
-        defaults = {key: value for key, value in self.internal_config_dict.items() if key in self._ours}
+        for file in files.own.values():
+            values = {key: value for key, value in read_yaml(file).items() if key != "extends"}
+            check(values, str(file), files, self.internal_config_dict)
         for source, values in self._given:
-            check_known(values, source, files, self.internal_config_dict)
-            check(values, source, files, defaults)
-            rows = values.get("merge_beside") if "merge_beside" in defaults else None
-            for row, changes in rows.items() if isinstance(rows, dict) else ():
-                check(changes if isinstance(changes, dict) else {}, f"merge_beside[{row!r}] of {source}", files, defaults)
+            check(values, source, files, self.internal_config_dict)
+            compat.refuse_options(values, source)
 
     def _part(self, key: str) -> str | None:
         """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""
@@ -177,7 +178,7 @@ class LLMConfig(Config):
         return set(scenarios.TEXTS).union(*(files.read(f"dataset/{name}") for name in files.names("dataset")))
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        final = merge(self.internal_config_dict, self.external_config_dict)
+        final = self.properties.merge(self.internal_config_dict, self.external_config_dict)
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
@@ -193,35 +194,61 @@ class LLMConfig(Config):
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
 
     def _settle_metrics(self, final: dict[str, Any]) -> None:
-        metrics, topk, given = final["metrics"], final["topk"], str(final["valid_metric"])
+        """Refuse metrics that cannot be computed or compared, and a ``valid_metric`` that is none of them."""
+        metrics, topk, given = final["metrics"], final["topk"], final["valid_metric"]
         final["metrics"] = metrics = [metrics] if isinstance(metrics, str) else list(metrics)
         final["topk"] = topk = [topk] if isinstance(topk, int) else list(topk)
-        if not topk or not all(type(k) is int and k > 0 for k in topk):
-            raise ValueError(f"topk: {topk} are not all whole numbers of at least 1; give a list such as [1, 5, 10]")
+        for key, values in (("metrics", metrics), ("topk", topk)):
+            if not values:
+                raise ValueError(
+                    f"{key}: {values}{self._source(key)} names none; give a list such as {self.internal_config_dict[key]}"
+                )
         known: list[str] = []
+        kinds: dict[Any, str] = {}
         for metric in metrics:
-            kind = metric_types.get(str(metric).lower())
+            kind = metric_types.get(metric.lower())
             if kind is None:
-                raise ValueError(f"metrics: unknown metric {metric!r}; known: {', '.join(sorted(metric_types))}")
+                unknown = f"metrics: unknown metric {metric!r}{self._source('metrics')}"
+                raise ValueError(f"{unknown}; known: {', '.join(sorted(metric_types))}")
+            kinds[kind] = metric
             takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
             known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
+        if len(kinds) > 1:
+            ranking, value = kinds[EvaluatorType.RANKING], kinds[EvaluatorType.VALUE]
+            raise ValueError(
+                f"metrics: {ranking} measures rankings, {value} click labels{self._source('metrics')}; a run measures one kind"
+            )
         if given.lower() not in map(str.lower, known):
             raise ValueError(
-                f"valid_metric: {given} is not computed; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
+                f"valid_metric: {given} is not computed{self._source('valid_metric')}; metrics are {metrics}, topk is {topk}; "
+                f"give one of {', '.join(known)}"
             )
+
+    def _source(self, key: str) -> str:
+        """`` in FILE``, the last source that gives a key; empty for a default."""
+        sources = [source for source, values in self._given if key in values]
+        return f" in {sources[-1]}" if sources else ""
 
     def _settle_evaluation(self, final: dict[str, Any]) -> None:
         """Replace the mode ``candidates``, which RecBole does not know, by ``full``: one row per user."""
-        mode = final["eval_args"]["mode"]
-        modes = {"valid": mode, "test": mode} if isinstance(mode, str) else dict(mode)
+        arguments, where = final["eval_args"], self._source("eval_args")
+        mode, split, order = arguments["mode"], arguments["split"], arguments.get("order")
+        given = mode or {"valid": "candidates"} if isinstance(mode, dict) else {"valid": mode}
+        modes = {phase: given.get(phase) or next(iter(given.values())) for phase in ("valid", "test")}
         final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
         modes = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
-        final["eval_args"] = {**final["eval_args"], "mode": modes}
-        split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
+        final["eval_args"] = {**arguments, "mode": modes}
+        if len(split) != 1:
+            raise ValueError(f"eval_args: split: {split}{where} must have one of the keys LS, RS and TS")
+        for key, shares in split.items():
+            if key != "LS" and (len(shares) != 3 or not shares[0]):
+                raise ValueError(
+                    f"eval_args: split: {split}{where} must have three shares, of training, validation and test, as [0.8, 0.1, 0.1]"
+                )
         if final["candidate_phases"] and (split != {"LS": "valid_and_test"} or order != "TO"):
             raise ValueError(
                 "eval_args: mode 'candidates' needs split {'LS': 'valid_and_test'} and order 'TO' (the target is the last item "
-                f"of each user), not {split} and {order!r}; for another split set eval_args: {{'mode': 'full'}}"
+                f"of each user), not {split} and {order!r}{where}; for another split set eval_args: {{'mode': 'full'}}"
             )
 
     def _settle_scenario(self, final: dict[str, Any]) -> None:
