@@ -144,6 +144,8 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     _set_precision(config)
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
+    if config.own_copy:
+        logger.info(f"{config['dataset']}: your data is used, not the data of this name that comes with RecBole")
     logger.info(logs.dataset_line(data))
     train, valid, test = data_preparation(config, data)
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None

@@ -391,10 +391,10 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
         ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not computed"),
         ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed .*topk is \[1, 3, 5, 10\]"),
         ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD' in config_dict; known: .*ndcg"),
-        ({"topk": []}, r"topk: \[\] in config_dict names none; give a list such as \[1, 3, 5, 10\]"),
+        ({"topk": []}, r"topk: \[\] in config_dict is empty"),
         (
             {"topk": [5, "ten"]},
-            r"topk: \[5, 'ten'\] in config_dict is not a list of whole numbers of at least 1 or a whole number",
+            r"topk: \[5, 'ten'\] in config_dict is not a list of whole numbers of at least 1",
         ),
         ({"topk": 0}, "topk: 0 in config_dict is not a list of whole numbers of at least 1 or a whole number of at least 1"),
     ],

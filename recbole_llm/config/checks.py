@@ -5,7 +5,7 @@ Each value is checked alone; what several of them mean together is checked by th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -31,11 +31,19 @@ def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults
     for key, value in values.items():
         if key in definitions:
             _check_value(key, value, source, definitions, defaults.get(key))
+            for name, settings in _settings_in(key, value, definitions[key]):
+                check(settings, f"{name} of {source}", files, defaults)
         elif key not in own:
             raise ValueError(f"unknown key `{key}` in {source}; {_nearest(str(key), definitions, defaults)}")
-    rows = values.get("merge_beside")
-    for row, changes in rows.items() if isinstance(rows, Mapping) else ():
-        check(changes, f"merge_beside[{row!r}] of {source}", files, defaults)
+
+
+def _settings_in(key: str, value: Any, definition: Definition) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """The dictionaries of settings in a value, by name."""
+    for one in definition.types if isinstance(value, Mapping) else ():
+        if one.kind == "settings":
+            yield key, value
+        elif any(entry.kind == "settings" for entry in one.entries):
+            yield from ((f"{key}[{name!r}]", settings) for name, settings in value.items())
 
 
 def _check_value(key: str, value: Any, source: str, definitions: Mapping[str, Definition], default: Any) -> None:

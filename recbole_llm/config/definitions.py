@@ -27,7 +27,7 @@ _LINE = re.compile(r"^( *)(# )?(\w+):(?:(.*) # (\(.*)|.*)$")
 _NUMBER = r"[-+]?(?:inf|\d+(?:\.\d*)?|\.\d+)"
 _PARTS = re.compile(rf"\s*([\[(])\s*({_NUMBER})\s*,\s*({_NUMBER})\s*([\])])\s*")
 
-_CLASSES: Mapping[str, Any] = {"str": (str, os.PathLike), "list": (list, tuple), "dict": Mapping, "bool": bool}
+_CLASSES: Mapping[str, Any] = {"str": (str, os.PathLike), "list": (list, tuple), "dict": Mapping, "settings": Mapping}
 _WORDS = {
     "int": ("a whole number", "whole numbers"),
     "float": ("a number", "numbers"),
@@ -35,6 +35,7 @@ _WORDS = {
     "interval": ("an interval such as '[5,inf)'", "intervals such as '[5,inf)'"),
     "list": ("a list", "lists"),
     "dict": ("a dictionary", "dictionaries"),
+    "settings": ("a dictionary of settings", "dictionaries of settings"),
     "bool": ("True or False", "True or False"),
 }
 
@@ -108,15 +109,17 @@ class Type:
         if isinstance(value, bool) or self.kind == "bool":
             return isinstance(value, bool) and self.kind == "bool"
         if self.kind in ("int", "float"):
-            fits = isinstance(value, Integral if self.kind == "int" else Real) and abs(value) < 2**63
-            return fits and (self.range is None or value in self.range)
+            if not isinstance(value, Integral if self.kind == "int" else Real):
+                return False
+            finite = abs(value) < 2**63  # type: ignore[operator]  # not nan, either
+            return finite and (self.range is None or value in self.range)
         if self.kind == "interval":
             return isinstance(value, str) and all(map(_is_interval, value.split(";")))
         if not isinstance(value, _CLASSES[self.kind]):
             return False
         if self.choices:
             return any(re.fullmatch(re.sub("N$", "[1-9][0-9]{0,8}", re.escape(choice)), str(value)) for choice in self.choices)
-        entries = value.values() if self.kind == "dict" else value
+        entries = value.values() if isinstance(value, Mapping) else value
         return not self.entries or all(any(one.accepts(entry) for one in self.entries) for entry in entries)
 
     def words(self, *, several: bool = False) -> str:

@@ -8,19 +8,21 @@ properties/llm/L/M and properties/text_encoder/T/M (what L and T need for M alon
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from recbole.config import Config
-from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
 from recbole_llm.config.checks import check
+from recbole_llm.config.evaluation import settle_metrics, settle_mode
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
@@ -38,18 +40,21 @@ class LLMConfig(Config):
     Args:
         model: name of one of our models or of RecBole's.
         dataset: name of an atomic dataset.
-        config_file_list: the user's YAML files.
+        config_file_list: the user's YAML files; in a string, separated by spaces.
         config_dict: values by key; strings are parsed as literals and never evaluated.
         cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read.
+        cmd_name: what messages call ``cmd_line``.
 
     Attributes:
         init_run: the run that ``init_from`` names.
+        own_copy: whether the user's data is read in place of data that comes with RecBole under the same name.
 
     Raises:
         ValueError: an unknown key or model, or an invalid value; the message names the key, its source and the remedy.
     """
 
     init_run: SavedRun | None = None
+    own_copy: bool = False
     internal_config_dict: dict[str, Any]
     external_config_dict: dict[str, Any]
 
@@ -57,19 +62,22 @@ class LLMConfig(Config):
         self,
         model: str | None = None,
         dataset: str | None = None,
-        config_file_list: Sequence[str] | None = None,
+        config_file_list: Sequence[str] | str | None = None,
         config_dict: Mapping[str, Any] | None = None,
         cmd_line: Sequence[str] = (),
+        *,
+        cmd_name: str = "the command line",
     ):
         compat.check_pandas()
-        self._cmd_line = tuple(cmd_line)
+        self._cmd_line, self._cmd_name = tuple(cmd_line), cmd_name
         self._given: list[tuple[str, dict[str, Any]]] = []  # source and values; later ones win
         self.properties = PropertyFiles()
         super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
         _ = self.fingerprint  # computed now, because some models (BERT4Rec) add keys while they run
 
-    def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
-        self._given += [(str(file), read_yaml(property_file(file))) for file in file_list or []]
+    def _load_config_files(self, file_list: Sequence[str] | str | None) -> dict[str, Any]:
+        files = file_list.split() if isinstance(file_list, str) else file_list or []
+        self._given += [(str(file), read_yaml(property_file(file))) for file in files]
         return {}
 
     def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +86,7 @@ class LLMConfig(Config):
         return {}
 
     def _load_cmd_line(self) -> dict[str, Any]:
-        self._given.append(("the command line", read_arguments(self._cmd_line)))
+        self._given.append((self._cmd_name, read_arguments(self._cmd_line)))
         return {}
 
     def _merge_external_config_dict(self) -> None:
@@ -182,74 +190,22 @@ class LLMConfig(Config):
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
-        self._settle_evaluation(final)
+        settle_mode(final, self._source)
         self._settle_scenario(final)
         return final
 
     def _set_default_parameters(self) -> None:
         final, own = self.final_config_dict, self._own_data(self.dataset)
-        self._settle_metrics(final)
+        settle_metrics(final, self._source)
         super()._set_default_parameters()
-        if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}.*inter")):
+        self.own_copy = Path(final["data_path"]) != own and any(own.glob(f"{glob.escape(self.dataset)}.*inter"))
+        if self.own_copy:
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
-
-    def _settle_metrics(self, final: dict[str, Any]) -> None:
-        """Refuse metrics that cannot be computed or compared, and a ``valid_metric`` that is none of them."""
-        metrics, topk, given = final["metrics"], final["topk"], final["valid_metric"]
-        final["metrics"] = metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        final["topk"] = topk = [topk] if isinstance(topk, int) else list(topk)
-        for key, values in (("metrics", metrics), ("topk", topk)):
-            if not values:
-                raise ValueError(
-                    f"{key}: {values}{self._source(key)} names none; give a list such as {self.internal_config_dict[key]}"
-                )
-        known: list[str] = []
-        kinds: dict[Any, str] = {}
-        for metric in metrics:
-            kind = metric_types.get(metric.lower())
-            if kind is None:
-                unknown = f"metrics: unknown metric {metric!r}{self._source('metrics')}"
-                raise ValueError(f"{unknown}; known: {', '.join(sorted(metric_types))}")
-            kinds[kind] = metric
-            takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
-            known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
-        if len(kinds) > 1:
-            ranking, value = kinds[EvaluatorType.RANKING], kinds[EvaluatorType.VALUE]
-            raise ValueError(
-                f"metrics: {ranking} measures rankings, {value} click labels{self._source('metrics')}; a run measures one kind"
-            )
-        if given.lower() not in map(str.lower, known):
-            raise ValueError(
-                f"valid_metric: {given} is not computed{self._source('valid_metric')}; metrics are {metrics}, topk is {topk}; "
-                f"give one of {', '.join(known)}"
-            )
 
     def _source(self, key: str) -> str:
         """`` in FILE``, the last source that gives a key; empty for a default."""
         sources = [source for source, values in self._given if key in values]
         return f" in {sources[-1]}" if sources else ""
-
-    def _settle_evaluation(self, final: dict[str, Any]) -> None:
-        """Replace the mode ``candidates``, which RecBole does not know, by ``full``: one row per user."""
-        arguments, where = final["eval_args"], self._source("eval_args")
-        mode, split, order = arguments["mode"], arguments["split"], arguments.get("order")
-        given = mode or {"valid": "candidates"} if isinstance(mode, dict) else {"valid": mode}
-        modes = {phase: given.get(phase) or next(iter(given.values())) for phase in ("valid", "test")}
-        final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
-        modes = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
-        final["eval_args"] = {**arguments, "mode": modes}
-        if len(split) != 1:
-            raise ValueError(f"eval_args: split: {split}{where} must have one of the keys LS, RS and TS")
-        for key, shares in split.items():
-            if key != "LS" and (len(shares) != 3 or not shares[0]):
-                raise ValueError(
-                    f"eval_args: split: {split}{where} must have three shares, of training, validation and test, as [0.8, 0.1, 0.1]"
-                )
-        if final["candidate_phases"] and (split != {"LS": "valid_and_test"} or order != "TO"):
-            raise ValueError(
-                "eval_args: mode 'candidates' needs split {'LS': 'valid_and_test'} and order 'TO' (the target is the last item "
-                f"of each user), not {split} and {order!r}{where}; for another split set eval_args: {{'mode': 'full'}}"
-            )
 
     def _settle_scenario(self, final: dict[str, Any]) -> None:
         """Check the scenario; with ``train_dataset``, set the columns of the two datasets that are read as one."""
@@ -264,6 +220,8 @@ class LLMConfig(Config):
         if shell is not None and "gpu_id" not in self.external_config_dict:
             self.final_config_dict["gpu_id"] = shell
         super()._init_device()
+        if not self.final_config_dict["use_gpu"]:  # which RecBole does not read
+            self.final_config_dict["device"] = torch.device("cpu")
 
     def compatibility_settings(self) -> None:
         compat.apply()
@@ -304,6 +262,7 @@ class LLMConfig(Config):
     def fingerprint(self) -> str:
         """SHA-256 of every given value that can change a result."""
         values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # not its path
+        values |= {"own_copy": True} if self.own_copy else {}  # for the run record, which is named by this alone
         return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
 
     @property

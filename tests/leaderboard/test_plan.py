@@ -74,7 +74,16 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
         ({"modles": {}}, "unknown key `modles`"),
         ({"seeds": None}, None),
         ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
-        ({"models": {"Pop": ["epochs"]}}, "is not a dictionary"),
+        ({"models": {"Pop": ["epochs"]}}, r"plan\.yaml: models: {'Pop': \['epochs'\]} is not a dictionary of dictionaries"),
+        ({"models": ["Pop"]}, r"models: \['Pop'\] is not a dictionary of dictionaries"),
+        ({"models": {}}, "`models` is missing or empty"),
+        ({"seeds": 2020}, "seeds: 2020 is not a list of whole numbers"),
+        ({"seeds": ["a"]}, r"seeds: \['a'\] is not a list of whole numbers"),
+        ({"dataset": 5}, "dataset: 5 is not a string"),
+        ({"protocols": ["full"]}, r"protocols: \['full'\] is not a dictionary of dictionaries of settings"),
+        ({"settings": [1]}, r"settings: \[1\] is not a dictionary of settings"),
+        ({"models": {"Pop": {"settings": [1]}}}, r"plan\.yaml: `Pop`: settings: \[1\] is not a dictionary of settings"),
+        ({"models": {"Pop": {"config_files": 5}}}, r"`Pop`: config_files: 5 is not a string or a list of strings"),
         ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` has an unknown protocol 'ful'; known: candidates, full"),
     ],
 )
@@ -82,7 +91,7 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, A
     plan = {**PLAN, **changes}
     if message is None:
         del plan["seeds"]
-        message = r"plan\.yaml: `seeds` is missing"
+        message = r"plan\.yaml: `seeds` is missing or empty"
     with pytest.raises(ValueError, match=message):
         read_plan(write(tmp_path / "plan.yaml", **plan))
 
