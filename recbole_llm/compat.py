@@ -35,7 +35,7 @@ _INSTALL_RECBOLE = 'pip install --no-deps "recbole==1.2.1"'
 _NUMPY_NAMES = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
 
 # options of RecBole that are not supported, with RecBole's defaults
-_PROCESSES = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": "5678", "group_offset": 0, "offset": 0, "local_rank": 0}
+_PROCESSES = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": "5678", "group_offset": 0, "offset": 0, "local_rank": None}
 _PICKLES = {"save_dataset": False, "dataset_save_path": None, "save_dataloaders": False, "dataloaders_save_path": None}
 
 

@@ -586,13 +586,17 @@ def test_a_property_file_beside_the_data_is_about_the_data(tmp_path: Path) -> No
 
 
 def test_the_users_own_ml_100k_comes_before_recboles(tmp_path: Path) -> None:
-    def path(data_path: Path) -> str:
-        return LLMConfig("Pop", "ml-100k", config_dict={"data_path": str(data_path)})["data_path"]
+    def config(data_path: Path) -> LLMConfig:
+        return LLMConfig("Pop", "ml-100k", config_dict={"data_path": str(data_path)})
 
-    assert "dataset_example" in path(tmp_path)
+    packaged = config(tmp_path)
+    assert "dataset_example" in packaged["data_path"] and not packaged.own_copy
     (tmp_path / "ml-100k").mkdir()
     (tmp_path / "ml-100k" / "ml-100k.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n")
-    assert path(tmp_path) == str(tmp_path / "ml-100k")
+    own = config(tmp_path)
+    assert own["data_path"] == str(tmp_path / "ml-100k") and own.own_copy
+    assert own.record_file != packaged.record_file, "or a leaderboard would show the one for the other"
+    assert config(tmp_path / "elsewhere").record_file == packaged.record_file
 
 
 # -- properties --------------------------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ class Type:
             finite = abs(value) < 2**63  # type: ignore[operator]  # not nan, either
             return finite and (self.range is None or value in self.range)
         if self.kind == "interval":
-            return isinstance(value, str) and all(map(_is_interval, value.split(";")))
+            # a command line reads [5, 30] as a list, and RecBole reads the text of a list
+            return isinstance(value, (str, list, tuple)) and all(map(_is_interval, str(value).split(";")))
         if not isinstance(value, _CLASSES[self.kind]):
             return False
         if self.choices:

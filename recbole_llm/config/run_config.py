@@ -105,6 +105,11 @@ class LLMConfig(Config):
             self._merge_external_config_dict()  # its comments say which dictionaries are replaced as a whole
         return str(model).rpartition(":")[2], model_class, str(dataset)
 
+    def _update_internal_config_dict(self, file: str) -> dict[str, Any]:
+        values = read_yaml(file)  # RecBole would parse its files again in every Config, four fifths of the time of one
+        self.internal_config_dict.update(values)
+        return values
+
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, "train_mode"}

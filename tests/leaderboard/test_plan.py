@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,25 @@ def test_a_property_file_says_how_a_rows_settings_were_found(tmp_path: Path) -> 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.yaml does not exist"):
         read_plan(tmp_path / "nowhere.yaml")
+
+
+def test_dictionaries_of_a_plan_merge_in_their_order_and_text_stays_text(tmp_path: Path) -> None:
+    plan = {
+        **PLAN,
+        "protocols": {"few": {"candidates": {"num_negatives": 5}, "eval_args": {"mode": "candidates"}}},
+        "settings": {"candidates": {"seed": 3, "num_negatives": 7}, "noun": "7", "lora_learning_rate": 1e-4},
+        "models": {"TALLRec": {"settings": {"candidates": {"source": "popularity"}, "system": "[1]"}}},
+    }
+    (task, _) = read_plan(write(tmp_path / "plan.yaml", **plan), {"candidates": {"seed": 4}})
+    assert task.config["candidates"] == {"source": "popularity", "num_negatives": 5, "seed": 4, "file": None}
+    assert (task.config["noun"], task.config["system"], task.config["lora_learning_rate"]) == ("7", "[1]", 1e-4)
+    changed = task.with_settings({"candidates": {"num_negatives": 6}})
+    assert changed.config["candidates"]["num_negatives"] == 6 and changed.config["candidates"]["seed"] == 4
+
+
+def test_a_mistyped_value_of_an_entry_is_that_entrys(tmp_path: Path) -> None:
+    models = {"Pop": {}, "wrong": {"model": "BPR", "settings": {"epochs": "ten"}}, "absent": {"model": "BRP"}}
+    good, wrong, absent = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models))
+    assert good.record and good.cell().error is None
+    assert re.match("epochs: 'ten' in the settings of `wrong` is not a whole number", wrong.cell().error or "")
+    assert re.match("--model=BRP: no such model", absent.cell().error or "")
