@@ -175,7 +175,7 @@ MATRIX = {
     "uni9": row(ranker="eval_args: mode 'uni9'", merging="eval_args: mode 'uni9'"),
     "pop9": row(ranker="eval_args: mode 'pop9'", merging="eval_args: mode 'pop9'"),
     "uni9 of a ratio": row(ranker="eval_args: mode 'uni9'", merging="eval_args: mode 'uni9'"),
-    "uni": refused("eval_args: mode 'uni'"),
+    "uni": refused("eval_args"),
     "filtered users": row(),
     "filtered values": row(),
     "filtered values without the column": refused("val_interval: there is no column 'rating'"),
@@ -185,8 +185,8 @@ MATRIX = {
     "without times": refused("TIME_FIELD: timestamp is not loaded"),
     "without times, random": row("", TIME, TIME, TIME, TIME),
     "labels in a ranking": refused("metrics: AUC"),
-    "labels and ranks": refused("metrics: Hit (of rankings) and RMSE (of labels)"),
-    "ranks of labels": row(*["metrics: Hit, NDCG, MRR of rankings"] * 3, *["eval_args: mode 'labeled'"] * 2),
+    "labels and ranks": refused("metrics: Hit measures rankings, RMSE click labels"),
+    "ranks of labels": row(*["metrics: Hit in config_dict measures rankings"] * 3, *["eval_args: mode 'labeled'"] * 2),
 }
 
 FAST = ("Pop", "SASRec")  # the models of the fast set, and what TALLRec refuses
