@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.store.code import code_fingerprint
@@ -57,19 +55,3 @@ class Retriever(CollaborativeModel):
                 )
             found.update(zip(users, scores.topk(number).indices.tolist(), strict=True))
         return found
-
-
-@torch.no_grad()
-def rerank(retriever: CollaborativeModel, interaction: Any, score: Callable[[Any, Tensor], Tensor], top: int) -> Tensor:
-    """The retriever's scores [B, I] of the catalogue, with its ``top`` items in the order of another score.
-
-    The highest scores are reassigned in that order, so each re-ranked item scores above all other items.
-
-    Args:
-        score: (interaction, candidates [B, N]) -> scores [B, N].
-    """
-    scores = retriever.scores(interaction).float()  # [B, I]
-    scores[:, 0] = -torch.inf
-    best, items = scores.topk(top, dim=1)  # [B, N]
-    order = score(interaction, items).to(items.device).argsort(dim=1, descending=True, stable=True)  # [B, N]
-    return scores.scatter(1, items.gather(1, order), best)  # [B, I]
