@@ -216,8 +216,8 @@ class Split:
             elif not known or known[-1] not in (items[row - 1], lists[row - 1][-1]):
                 name = self.field2id_token[self.uid_field][user]
                 raise ValueError(
-                    f"benchmark_filename: an entry of {self.list_field} of user {name} does not end with the item of the row before "
-                    "it; list whole histories without padding, or remove the column: histories are then made from the rows"
+                    f"benchmark_filename: an entry of {self.list_field} of user {name} does not end with the item of the row "
+                    "before it; list whole histories without padding, or remove the column: histories are then made from the rows"
                 )
             last_user = user
         return found
