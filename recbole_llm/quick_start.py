@@ -22,7 +22,9 @@ from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.data.split_facts import split_lines
 from recbole_llm.evaluation import generated, slices
+from recbole_llm.evaluation.known_splits import identify
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
@@ -95,6 +97,7 @@ def run_recbole_llm(
         peak_memory_bytes=compat.peak_memory_bytes(),
         published=published and published.content(record.user_ids),
         plan=planned.as_dict(measured),
+        passport=run.passport,
     )
     test_result = record.rows[0].metrics
     logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
@@ -121,7 +124,12 @@ def run_recbole_llm(
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run before training; ``candidates`` has no set for a phase of full ranking."""
+    """The parts of a run before training.
+
+    Attributes:
+        candidates: by phase; a phase of full ranking has no set.
+        passport: as :func:`~recbole_llm.evaluation.known_splits.identify`.
+    """
 
     config: LLMConfig
     model: Any
@@ -132,6 +140,7 @@ class Run:
     candidates: Mapping[str, CandidateSet]
     retriever: Retriever | None
     stages: Sequence[Stage]
+    passport: Mapping[str, Any]
 
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
@@ -154,7 +163,12 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logger.info(logs.dataset_line(data))
+    for line in split_lines(config, data):
+        logger.info(line)
+    whole = data.interactions
     train, valid, test = data_preparation(config, data)
+    passport = identify(config, data, whole, {"valid": valid._dataset, "test": test._dataset})
+    logger.info(f"split: {passport['verdict']}")
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
     valid.candidates, test.candidates = candidates.get("valid"), candidates.get("test")
@@ -163,11 +177,12 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
+    trainer.eval_collector.data_collect(train)  # raises if a metric needs what the data lacks
     generated.check(config, trainer.recommender, candidates.get("test"))
     stages = trainer.plan(candidates, retriever)
     if loads and trainer.recommender.backbone is not None:
         trainer.recommender.backbone.check_loadable()
-    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages)
+    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages, passport)
 
 
 def plan_run(

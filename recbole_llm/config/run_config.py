@@ -15,20 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
-from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
+from recbole_llm.config.metrics import settle_metrics
 from recbole_llm.config.property_files import PropertyFiles, check, check_known, merge, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
-from recbole_llm.data import scenarios
+from recbole_llm.data import forms, scenarios
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.runs import SavedRun
-
-# model families with click labels (AUC, log loss), which keep RecBole's evaluation
-_LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 
 
 class LLMConfig(Config):
@@ -97,12 +94,13 @@ class LLMConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, "train_mode"}
+        own = ("train_mode", "mask_history")  # keys of ours that change what RecBole's trainer selects
+        self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, *own}
         files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
         self._ours = {*overall, *evaluation}
         if self.internal_config_dict["load_col"] != {"inter": ["user_id", "item_id"]}:
             del overall["load_col"]  # ours only adds the time column, which RecBole's default omits (RecBole#1616)
-        if self.internal_config_dict["MODEL_TYPE"] in _LABELLED:
+        if self.internal_config_dict["MODEL_TYPE"] in forms.LABELLED:
             evaluation = {}
         beside = self._beside_the_data(dataset, overall)
         parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
@@ -187,42 +185,22 @@ class LLMConfig(Config):
 
     def _set_default_parameters(self) -> None:
         final, own = self.final_config_dict, self._own_data(self.dataset)
-        self._settle_metrics(final)
+        settle_metrics(final)
         super()._set_default_parameters()
         if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}.*inter")):
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
 
-    def _settle_metrics(self, final: dict[str, Any]) -> None:
-        metrics, topk, given = final["metrics"], final["topk"], str(final["valid_metric"])
-        final["metrics"] = metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        final["topk"] = topk = [topk] if isinstance(topk, int) else list(topk)
-        if not topk or not all(type(k) is int and k > 0 for k in topk):
-            raise ValueError(f"topk: {topk} are not all whole numbers of at least 1; give a list such as [1, 5, 10]")
-        known: list[str] = []
-        for metric in metrics:
-            kind = metric_types.get(str(metric).lower())
-            if kind is None:
-                raise ValueError(f"metrics: unknown metric {metric!r}; known: {', '.join(sorted(metric_types))}")
-            takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
-            known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
-        if given.lower() not in map(str.lower, known):
-            raise ValueError(
-                f"valid_metric: {given} is not computed; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
-            )
-
     def _settle_evaluation(self, final: dict[str, Any]) -> None:
-        """Replace the mode ``candidates``, which RecBole does not know, by ``full``: one row per user."""
-        mode = final["eval_args"]["mode"]
-        modes = {"valid": mode, "test": mode} if isinstance(mode, str) else dict(mode)
-        final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
-        modes = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
-        final["eval_args"] = {**final["eval_args"], "mode": modes}
-        split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
-        if final["candidate_phases"] and (split != {"LS": "valid_and_test"} or order != "TO"):
-            raise ValueError(
-                "eval_args: mode 'candidates' needs split {'LS': 'valid_and_test'} and order 'TO' (the target is the last item "
-                f"of each user), not {split} and {order!r}; for another split set eval_args: {{'mode': 'full'}}"
-            )
+        """Check the form of the data; replace the mode ``candidates``, unknown to RecBole, by ``full``: one row per user."""
+        final["eval_args"] = forms.complete(final["eval_args"])
+        modes = final["eval_args"]["mode"]
+        lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
+        forms.check(final, self.external_config_dict, lists_only=lists_only)
+        final["candidate_phases"] = forms.phases(final, [phase for phase, value in modes.items() if value == "candidates"])
+        final["full_phases"] = [phase for phase, value in modes.items() if value == "full"]
+        final["eval_args"]["mode"] = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
+        if "load_col" not in self.external_config_dict:
+            final["load_col"] = forms.load_col(final)
 
     def _settle_scenario(self, final: dict[str, Any]) -> None:
         """Check the scenario; with ``train_dataset``, set the columns of the two datasets that are read as one."""
@@ -240,6 +218,7 @@ class LLMConfig(Config):
 
     def compatibility_settings(self) -> None:
         compat.apply()
+        registry.add_metrics()
         super().compatibility_settings()
 
     def for_dataset(self, name: str, *, whole: bool = False) -> LLMConfig:
@@ -249,6 +228,9 @@ class LLMConfig(Config):
         """
         other = name != self.dataset
         dropped = {"dataset", *(self.dataset_keys() if other else ()), *(scenarios.SETTINGS if other or whole else ())}
+        files = [self._own_data(name) / f"{name}.{part}.inter" for part in self["benchmark_filename"] or ()]
+        if other and not all(file.is_file() for file in files):
+            dropped.add("benchmark_filename")  # the other dataset is one file
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
         return LLMConfig(self.model, name, config_dict=as_literals(values))
 
@@ -261,13 +243,14 @@ class LLMConfig(Config):
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data and scenario, with ``values`` for that model."""
         about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
-        about_data |= {*dataset_arguments, *scenarios.SETTINGS}
+        about_data |= {*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"}
         if self["train_dataset"]:
             about_data |= set(scenarios.UNITED)
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
-        if scenarios.active(self):
-            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items
-        return LLMConfig(name, self.dataset, config_dict=as_literals({**kept, **values}))
+        kept["eval_args"] = {key: self["eval_args"][key] for key in ("split", "group_by", "order")}  # the same training data
+        if scenarios.active(self) or self["tie_order"] == "random":
+            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items, and of ties
+        return LLMConfig(name, self.dataset, config_dict=as_literals(merge(kept, values)))
 
     def plain(self) -> dict[str, Any]:
         """The final values as JSON-able data."""

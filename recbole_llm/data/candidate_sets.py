@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.data import scenarios
+from recbole_llm.data import forms, scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
 from recbole_llm.data.candidates import CandidateSet, draw, in_random_order, token_order
 from recbole_llm.data.histories import Histories
@@ -54,7 +54,7 @@ class CandidateRetriever(Protocol):
         """Read the result of the stage."""
 
     def top(self, phase: str, number: int) -> Mapping[int, list[int]]:
-        """Internal user id -> its ``number`` best items that are not in its history, best first."""
+        """Internal user id -> its ``number`` best items outside ``histories.excluded``, best first."""
 
 
 def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | None = None) -> dict[str, CandidateSet]:
@@ -86,9 +86,11 @@ def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | Non
 
 def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRetriever | None) -> CandidateSet:
     settings, histories = config["candidates"], dataset.histories
+    _check_one_target(config, histories, phase)
     users = torch.from_numpy(histories.evaluated(phase))  # [N]
     if not len(users):
-        raise ValueError(f"candidates: no user of {config['dataset']} has the four interactions that a split needs")
+        needed = "the four interactions that a split needs" if histories.held_out is None else f"a {phase} item and one before it"
+        raise ValueError(f"candidates: no user of {config['dataset']} has {needed}")
     targets = torch.tensor([histories.target(user, phase) for user in users.tolist()])  # [N]
     source = settings["source"]
     if source == "file":
@@ -105,6 +107,18 @@ def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRet
     if source not in ("uniform", "popularity"):
         raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity, retriever or file")
     return _logged(_drawn(config, phase, users, targets, dataset), phase)
+
+
+def _check_one_target(config: Any, histories: Histories, phase: str) -> None:
+    counts = histories.target_counts(phase)  # [U]
+    if counts is None or histories.one_target(phase):
+        return
+    user = int(counts.argmax())
+    raise ValueError(
+        f"{forms.described(config)}: user {histories.user_ids[user]} has {counts[user]} {phase} interactions, and mode "
+        "'candidates' needs one target for each user; give --eval_args=\"{'split': {'LS': 'valid_and_test'}, 'order': 'TO'}\" "
+        "and one .inter file, or, for a model that ranks the catalogue, --eval_args=\"{'mode': 'full'}\""
+    )
 
 
 def _logged(found: CandidateSet, phase: str) -> CandidateSet:
@@ -131,7 +145,7 @@ def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets:
 
 
 def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any) -> CandidateSet:
-    """Negatives exclude only the items known at that phase, so no test label affects validation."""
+    """Negatives exclude only the items known at that phase, so no test label affects validation; with repeats kept, nothing."""
     histories, titles = dataset.histories, dataset.catalogue_titles
     source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
     scenario = histories.scenario
@@ -142,7 +156,7 @@ def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any
         return draw(
             [histories.user_ids[user] for user in users.tolist()],
             targets.tolist(),
-            [histories.before(user, phase) for user in users.tolist()],
+            [histories.excluded(user, phase) for user in users.tolist()],
             titles,
             histories.item_ids,
             number=number,
@@ -183,7 +197,8 @@ def _retrieved(
         return items, found.sha256
 
     code = code_fingerprint(_DRAWING_CODE)
-    identity = fingerprint([retrieve.identity, code, phase, number, seed, *(ids.tolist() for ids in in_file)])
+    pairs = [ids.tolist() for ids in in_file]
+    identity = fingerprint([retrieve.identity, code, phase, number, seed, *pairs, *["repeats"] * histories.repeats_kept])
     return CandidateSet(*in_file, identity, resolve)
 
 
@@ -209,6 +224,7 @@ def _stored(
         "settings": fingerprint([source, number, seed, phase, scenario]),
         "item ids": fingerprint([histories.item_ids[item] for item in order]),
         "histories": _histories_fingerprint(users.tolist(), histories, phase, order),
+        **({"repeats": "kept"} if histories.repeats_kept else {}),
         **drawn_from,
         "code of the draw": code_fingerprint(_DRAWING_CODE),
     }

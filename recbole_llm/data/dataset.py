@@ -16,54 +16,106 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_llm.data import scenarios
+from recbole_llm.data import forms, repeats, scenarios, ties
 from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
 from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.masking import KnownItems, Masking, pairs
+from recbole_llm.data.passport import Interactions
 from recbole_llm.data.sequences import UnbuiltLists
+from recbole_llm.data.splitting import Split
 from recbole_llm.data.tables import StrictTables
 
 
-class RankedTime(StrictTables, ArrayGroups):
-    """Mixin for a RecBole dataset class."""
+class RankedTime(Split, StrictTables, ArrayGroups):
+    """Mixin for a RecBole dataset class.
+
+    Attributes:
+        scenario: what the run holds out.
+        known_items: of a validation or test split, what a full ranking masks; None if it masks nothing.
+    """
 
     scenario = Scenario()
+    known_items: KnownItems | None = None
+    repeats_dropped = 0
+    repeats_kept = False
+    read_counts = (0, 0, 0)  # users, items and interactions of the files, before the filters
+
+    def _data_filtering(self: Any) -> None:
+        frame = self.inter_feat
+        self.read_counts = (frame[self.uid_field].nunique(), frame[self.iid_field].nunique(), len(frame))
+        super()._data_filtering()  # type: ignore[misc]
 
     def _data_processing(self: Any) -> None:
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
+        if self.benchmark_filename_list is not None:  # which RecBole does not filter
+            self._remove_duplication()
+            self.inter_feat.reset_index(drop=True, inplace=True)
         super()._data_processing()  # type: ignore[misc]
+        if self.config["rm_dup_inter"] is None:
+            self.repeats_kept = repeats.any_left(self)
         if scenarios.active(self.config):
             order = self._order
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
-            rows, self.scenario = scenarios.hold_out(self.config, users, items, *self._tokens)
+            rows, self.scenario = scenarios.hold_out(self.config, users, items, *self.tokens)
             self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
+        self._sort_by_time()
+
+    def _remove_duplication(self: Any) -> None:
+        self.repeats_dropped = repeats.drop(self)
+
+    @property
+    def file_of_row(self: Any) -> np.ndarray:
+        """The number of the file that each row was read from, 0 unless files are split already."""
+        if self.benchmark_filename_list is None:
+            return np.zeros(len(self.inter_feat), dtype=np.int64)
+        return np.repeat(np.arange(len(self.file_size_list)), self.file_size_list)
 
     def build(self: Any) -> Any:
-        self._rank_time()
+        """RecBole's splits, with the same evaluation users for every model and with what a full ranking masks."""
+        masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
+        whole = pairs(self) if masked else (np.empty(0), np.empty(0))
+        if forms.leaves_one_out(self.config):
+            self.inter_feat[self.time_field] = np.arange(len(self.inter_feat), dtype=np.float64)  # by which RecBole sorts
         splits = super().build()  # type: ignore[misc]
+        for phase in masked:
+            split, *later = splits[1:] if phase == "valid" else splits[2:]
+            split.known_items = KnownItems.before(
+                whole, pairs(split), *map(pairs, later), users=self.user_num, items=self.item_num
+            )
         if self.scenario.label:
-            histories = self.histories
-            trained = [user for user in range(self.user_num) if user not in self.scenario.untrained]
-            evaluated = (histories.evaluated(phase) for phase in ("valid", "test"))
-            for split, users in zip(splits, (trained, *evaluated), strict=True):
-                rows = np.isin(split.inter_feat[self.uid_field].numpy(), users)
-                split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
+            _keep(splits[0], [user for user in range(self.user_num) if user not in self.scenario.untrained])
+        if forms.leaves_one_out(self.config):
+            for split, phase in zip(splits[1:], ("valid", "test"), strict=True):
+                _keep(split, self.histories.evaluated(phase))
         return splits
 
-    def _rank_time(self: Any) -> None:
-        """Replace timestamps by their dense rank: float32 has 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
-        if leaves_one_out(self.config):
-            self.inter_feat[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
+    @cached_property
+    def masking(self: Any) -> Masking:
+        """The rule of a full ranking; must be read first before :meth:`build`, whose splits copy it."""
+        return Masking.of(self.config, repeats_kept=repeats.repeats_kept(self))
+
+    def _sort_by_time(self: Any) -> None:
+        """Sort the rows of a file that is to be split by time, equal times by ``tie_order``.
+
+        RecBole sorts once more, by times in float32, which has 24 bits; a Unix time needs 31 (RUCAIBox/RecBole#1653). Its sort is
+        stable, so rows stay in order.
+        """
+        if forms.needs_time(self.config):
+            self.inter_feat = self.inter_feat.iloc[np.lexsort((self._tie_keys, self._times))].reset_index(drop=True)
 
     @property
     def _times(self: Any) -> np.ndarray:
-        if self.time_field not in self.inter_feat:
-            raise ValueError(
-                f"TIME_FIELD: {self.time_field} is not loaded from {self.dataset_path}; name the time column of the .inter "
-                f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)})"
-            )
-        return self.inter_feat[self.time_field].to_numpy()
+        if self.time_field in self.inter_feat:
+            return self.inter_feat[self.time_field].to_numpy()
+        if not forms.needs_time(self.config):
+            return np.zeros(len(self.inter_feat))  # all rows are in the order of the file
+        raise ValueError(
+            f"TIME_FIELD: {self.time_field} is not loaded from {self.dataset_path}; name the time column of the .inter "
+            f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)}). Without times, files that are split "
+            "already (benchmark_filename) and, for models that read no histories, eval_args: {'order': 'RO'} are possible"
+        )
 
     @cached_property
     def histories(self: Any) -> Histories:
@@ -72,9 +124,31 @@ class RankedTime(StrictTables, ArrayGroups):
         users = frame[self.uid_field].to_numpy()[order]
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
         starts = np.searchsorted(users, np.arange(1, self.user_num))
-        by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
-        user_ids, item_ids = self._tokens
-        return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
+        times = self._times[order]
+        moments = np.cumsum(np.concatenate([[True], times[1:] != times[:-1]]))  # [R], rises with the time in each history
+        by_user, moments_by_user = ([np.empty(0, dtype=np.int64), *np.split(values, starts[1:])] for values in (items, moments))
+        for user, known in self._before_first_row(users, items, order).items():  # at moments before that row's
+            by_user[user] = np.concatenate([np.array(known, dtype=np.int64), by_user[user]])
+            moments_by_user[user] = np.concatenate(
+                [moments_by_user[user][0] - np.arange(len(known), 0, -1), moments_by_user[user]]
+            )
+        user_ids, item_ids = self.tokens
+        disliked = self._disliked(users, items, order)
+        facts = self.repeats_kept, moments_by_user, self.held_out
+        return Histories(user_ids, item_ids, by_user, self.scenario, disliked, *facts)
+
+    @property
+    def interactions(self: Any) -> Interactions:
+        """All interactions, sorted; must be read before :meth:`build`, which replaces the table."""
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        timed = self.time_field in self.inter_feat
+        order = self._order if timed else np.argsort(users, kind="stable")
+        users, items = users[order].astype(np.int64), items[order].astype(np.int64)
+        tied = np.append(False, users[1:] == users[:-1])
+        if timed:
+            times = self._times[order]
+            tied[1:] &= times[1:] == times[:-1]
+        return Interactions(users, items, tied, *self.tokens)
 
     def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
         """The items that each user rated with ``liked_above`` or less; None without that key or without ratings.
@@ -91,11 +165,19 @@ class RankedTime(StrictTables, ArrayGroups):
 
     @property
     def _order(self: Any) -> np.ndarray:
-        """Rows by user, then in time order; equal times in the order of the file."""
-        return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
+        """Rows by user, then in time order (of training, of validation, of test); equal times by ``tie_order``."""
+        keys = [self._tie_keys, self._times, self.inter_feat[self.uid_field].to_numpy()]
+        if self.division is not None:
+            keys.insert(2, self.part)
+        return np.lexsort(keys)
+
+    @property
+    def _tie_keys(self: Any) -> np.ndarray:
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        return ties.tie_keys(self.config, users, items, self._times, *self.tokens)
 
     @cached_property
-    def _tokens(self: Any) -> tuple[list[str], list[str]]:
+    def tokens(self: Any) -> tuple[list[str], list[str]]:
         """Tokens of users and items by internal id."""
         return list(map(str, self.field2id_token[self.uid_field])), list(map(str, self.field2id_token[self.iid_field]))
 
@@ -108,7 +190,7 @@ class RankedTime(StrictTables, ArrayGroups):
         file = AtomicFile(path, AtomicFormat.of(self.config))
         return ItemTexts.read(
             file,
-            item_ids=self._tokens[1],
+            item_ids=self.tokens[1],
             id_field=self.iid_field,
             **chosen_columns(file, self.config),
             **{key: self.config[key] for key in ("article_suffix", "no_value")},
@@ -123,7 +205,7 @@ class RankedTime(StrictTables, ArrayGroups):
             raise
         except (FileNotFoundError, ValueError) as error:
             getLogger().info(f"candidates are unique by item id, not by title: {error}")
-            return self._tokens[1]
+            return self.tokens[1]
 
     def _download(self: Any) -> None:
         """RecBole's download, without its prompt on standard input and its barrier, which needs a process group."""
@@ -163,9 +245,11 @@ def _advice(name: str, folder: Path, reason: str) -> str:
     )
 
 
-def leaves_one_out(config: Any) -> bool:
-    """Whether the last items of each user, in time order, are the validation and test targets."""
-    return config["eval_args"]["order"] == "TO" and "LS" in config["eval_args"]["split"]
+def _keep(split: Any, users: Any) -> None:
+    """Keep the rows of ``users`` in a split."""
+    rows = np.isin(split.inter_feat[split.uid_field].numpy(), users)
+    if not rows.all():
+        split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
 
 
 def __getattr__(name: str) -> type:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
-import numpy as np
-import torch
 from recbole.utils import ModelType
 
 from recbole_llm.data import dataset as classes
-from recbole_llm.data import scenarios
+from recbole_llm.data import repeats, scenarios, ties
+from recbole_llm.data.repeats import repeats_kept
 from recbole_llm.data.samplers import create_samplers
 from recbole_llm.data.united import unite
 
@@ -31,49 +31,37 @@ def create_dataset(config: Any) -> Any:
     """
     own = f"{config['model']}Dataset"
     name = own if hasattr(classes, own) else _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
-    dataset = getattr(classes, name)(_located(config))
-    if classes.leaves_one_out(config):
+    repeats.check(config)
+    ties.check(config)
+    parts = _parts(config)
+    dataset = getattr(classes, name)(_located(config, parts))
+    dataset.repeats_dropped += sum(part.repeats_dropped for part in parts.values())
+    if dataset.uid_field is not None:
         # cache now: build() replaces the table by RecBole's augmented rows, and its splits are copies of this dataset
         _ = dataset.histories, dataset.catalogue_titles
+    _ = dataset.masking  # likewise
     if dataset.scenario.label:
         logger.info(scenarios.report(config, dataset.histories))
     return dataset
 
 
-def _check_leave_one_out(dataset: Any, splits: Any) -> None:
-    """Check that files that are split already hold out what candidates and histories take as held out.
-
-    Raises:
-        ValueError: names the first user with another target.
-    """
-    histories = dataset.histories
-    for phase, split in zip(("valid", "test"), splits[1:], strict=True):
-        users, items = (split.inter_feat[field].tolist() for field in (dataset.uid_field, dataset.iid_field))
-        held_out: dict[int, list[int]] = {}
-        for user, item in zip(users, items, strict=True):
-            held_out.setdefault(user, []).append(item)
-        for user in histories.evaluated(phase).tolist():
-            if held_out.get(user, []) != [histories.target(user, phase)]:
-                found = [histories.item_ids[item] for item in held_out.get(user, [])]
-                raise ValueError(
-                    f"benchmark_filename: the {phase} file is not a leave-one-out split: user {histories.user_ids[user]} has the "
-                    f"items {found} there, and the {'last' if phase == 'test' else 'last but one'} item in time is "
-                    f"{histories.item_ids[histories.target(user, phase)]}. Candidates need leave-one-out: give one .inter file "
-                    "without benchmark_filename, or eval_args: {'mode': 'full'} for RecBole's own models"
-                )
-
-
-def _located(config: Any) -> Any:
-    """``config`` with the path that RecBole reads: with ``train_dataset``, the united files of both datasets."""
-    if not config["train_dataset"]:
-        return config
+def _parts(config: Any) -> dict[str, Any]:
+    """The datasets that ``train_dataset`` unites, by name; none without it."""
     parts = {}
-    for name in (config["train_dataset"], config["dataset"]):
+    for name in (config["train_dataset"], config["dataset"]) if config["train_dataset"] else ():
         logger.info(f"train_dataset: reading {name}")
         parts[name] = create_dataset(config.for_dataset(name, whole=True))
+    return parts
+
+
+def _located(config: Any, parts: Mapping[str, Any]) -> Any:
+    """``config`` with the path that RecBole reads: with ``train_dataset``, the united files of ``parts``."""
+    if not parts:
+        return config
     name, folder = unite(config, parts)
     located = copy.copy(config)
-    located.final_config_dict = {**config.final_config_dict, "dataset": name, "data_path": folder}
+    settled = {"rm_dup_inter": None, "tie_order": "file"}  # each part has dropped and ordered its own
+    located.final_config_dict = {**config.final_config_dict, **settled, "dataset": name, "data_path": folder}
     return located
 
 
@@ -81,14 +69,20 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     """RecBole's train, valid and test loaders.
 
     RecBole's function of that name would first unpickle ``saved/<dataset>-for-<model>-dataloader.pth``.
+
+    Raises:
+        ValueError: ``mask_history`` or ``benchmark_filename`` does not fit the data.
     """
     from recbole.data.utils import get_dataloader
     from recbole.sampler import KGSampler
 
+    dataset.masking.check(config)
     splits = dataset.build()
-    if config["benchmark_filename"] and config["candidate_phases"]:
-        _check_leave_one_out(dataset, splits)
     samplers: list[list[Any]] = [[sampler] for sampler in create_samplers(config, dataset, splits)]
+    if repeats_kept(dataset):  # items of the history may be negatives, and are not masked
+        repeatable = copy.copy(config)
+        repeatable.final_config_dict = {**config.final_config_dict, "repeatable": True}
+        samplers[1:] = [[sampler] for sampler in create_samplers(repeatable, dataset, splits)[1:]]
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         sampling = config["train_neg_sample_args"]
         samplers[0].append(KGSampler(dataset, sampling["distribution"], sampling["alpha"]))
@@ -96,8 +90,4 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         get_dataloader(config, phase)(config, split, *sampler, shuffle=phase == "train" and config["shuffle"])
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
-    if hasattr(test, "uid2history_item"):  # the splits, its source, have no history of a user held out of training
-        for user in dataset.scenario.untrained.intersection(test.uid_list.tolist()):
-            known = np.setdiff1d(dataset.histories.before(user, "test"), dataset.histories.target(user, "test"))
-            test.uid2history_item[user] = torch.from_numpy(known)
     return train, valid, test

@@ -37,7 +37,6 @@ UNITED: dict[str, Any] = {
     **AtomicFormat().as_dict(),
     "no_value": [],
     "article_suffix": False,
-    "rm_dup_inter": None,
     "val_interval": None,
     "unload_col": None,
     "user_inter_num_interval": None,

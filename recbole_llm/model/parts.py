@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Validation:
-    """The criterion of early stopping and of the best weights: ``valid_metric`` of ``valid_users`` users."""
+    """The criterion of early stopping and of the best weights: ``valid_metric`` of ``valid_users`` users.
+
+    ``masked``: a full ranking leaves out the history.
+    """
 
     metric: str
     users: int
+    masked: bool
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Parts:
     validation: Validation
     options: LoopOptions
     seed: int
+
+    @property
+    def validates(self) -> bool:
+        """Whether the split has validation data; without them, every training runs to its end."""
+        return len(self.histories.evaluated("valid")) > 0
 
     def builder(
         self,

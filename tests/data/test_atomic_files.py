@@ -246,7 +246,7 @@ def test_files_that_are_split_already_form_one_table(toy: Path) -> None:
     header, *lines = (toy / "toy.inter").read_text().splitlines()
     for part, rows in {"a": lines[::2], "b": lines[1::2], "c": lines[:3]}.items():
         (toy / f"toy.{part}.inter").write_text("\n".join([header, *rows, ""]))
-    given = {"benchmark_filename": ["a", "b", "c"], "load_col": None}
+    given = {"benchmark_filename": ["a", "b", "c"], "load_col": None, "rm_dup_inter": None}
     assert len(load(toy, **given).inter_feat) == len(lines) + 3
     change(toy / "toy.c.inter", "rating:float", "stars:float")
     with pytest.raises(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.sequence import training_histories
@@ -24,6 +25,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.quick_start import run_recbole_llm
+from tests.conftest import dealt_anew
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "new": {"new_items": 0.2},
@@ -211,12 +213,8 @@ def test_no_test_label_touches_what_is_trained_or_validated_on(
     """The targets of all tested users dealt out anew: new ones among themselves."""
     before = made(model, name)
     targets = {user.removeprefix("tiny/"): target.removeprefix("tiny/") for user, (target, _) in before.asked("test").items()}
-    dealt = dict(zip(targets, np.random.default_rng(0).permutation(list(targets.values())), strict=True))
-
-    def deal(rows: list[list[str]]) -> list[list[str]]:
-        return [[user, dealt[user] if targets.get(user) == item else item, time] for user, item, time in rows]
-
-    after = build(model, {**settings, "data_path": own_data(data_path, tmp_path / "dealt", deal)}, **SCENARIOS[name])
+    dealt = own_data(data_path, tmp_path / "dealt", lambda rows: dealt_anew(rows, targets))
+    after = build(model, {**settings, "data_path": dealt}, **SCENARIOS[name])
     assert before.asked("test") != after.asked("test")
     for phase in ("train", "valid"):
         assert before.rows(phase) == after.rows(phase)
@@ -341,8 +339,10 @@ def test_a_full_ranking_masks_the_history_of_users_held_out(settings: dict[str, 
     dataset = create_dataset(config)
     test = data_preparation(config, dataset)[2]
     for user in test.uid_list.tolist():
-        assert set(test.uid2history_item[user].tolist()) == set(dataset.histories.before(user, "test").tolist())
-        assert test.uid2positive_item[user].tolist() == [dataset.histories.target(user, "test")]
+        target = torch.tensor([dataset.histories.target(user, "test")])
+        rows, known = test._dataset.known_items.of(torch.tensor([user]), torch.tensor([0]), target)
+        assert sorted(known.tolist()) == sorted(dataset.histories.before(user, "test").tolist()) and not rows.any()
+        assert test.uid2positive_item[user].tolist() == target.tolist()
 
 
 def test_a_full_ranking_across_two_catalogues_is_refused(settings: dict[str, Any]) -> None:
