@@ -165,11 +165,14 @@ def outcome(config: LLMConfig, folder: Path) -> str:
     (names, rows), (item_names, item_rows) = (
         reference((folder / NAME / f"{NAME}.{suffix}").read_bytes()) for suffix in ("inter", "item")
     )
-    column = [[row[names.index(name)] for row in rows] for name in ("user_id", "item_id", "timestamp")]
+    triples = [[row[names.index(name)] for name in ("user_id", "item_id", "timestamp")] for row in rows]
+    expected: dict[tuple[str, str], float] = {}  # in time order, the first of each pair
+    for user, item, moment in sorted(triples, key=lambda triple: float(triple[2])):
+        expected.setdefault((user, item), float(moment))
     frame = dataset.inter_feat
-    assert dataset.id2token("user_id", frame["user_id"]).tolist() == column[0], "users"
-    assert dataset.id2token("item_id", frame["item_id"]).tolist() == column[1], "items"
-    assert frame["timestamp"].tolist() == [*map(float, column[2])], "times"
+    users, items = (dataset.id2token(name, frame[name]).tolist() for name in ("user_id", "item_id"))
+    assert [*zip(users, items, strict=True)] == [*expected], "users and items"
+    assert frame["timestamp"].tolist() == [*expected.values()], "times"
     of_item: dict[str, list[str]] = {}
     for row in item_rows:
         of_item.setdefault(row[item_names.index("item_id")], row)

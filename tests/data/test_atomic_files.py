@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from recbole_llm.config import LLMConfig
 from recbole_llm.data import atomic_files
 from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
+from recbole_llm.data.dataset import RankedTime
 from recbole_llm.data.loading import create_dataset, data_preparation
 
 HEADER = b"user_id:token\titem_id:token\ttimestamp:float\n"
@@ -270,10 +271,13 @@ def test_every_column_is_read_as_recbole_reads_it(toy: Path) -> None:
     """A file without quotation marks, missing values and other odd things: RecBole's frames, token for token."""
     from recbole.data.dataset import Dataset
 
+    class ByRecBole(RankedTime, Dataset):
+        _load_feat = Dataset._load_feat
+
     change(toy / "toy.item", '"', "")
     values = {"load_col": None, "seq_len": {"title": 2}, "data_path": str(toy.parent)}
     config = LLMConfig("Pop", "toy", config_dict=values)
-    ours, theirs = create_dataset(config), Dataset(config)
+    ours, theirs = create_dataset(config), ByRecBole(config)
     for name in ("inter_feat", "item_feat"):
         found, expected = getattr(ours, name), getattr(theirs, name)
         assert [*found] == [*expected]

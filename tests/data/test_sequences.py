@@ -16,6 +16,7 @@ from recbole.sampler import Sampler
 
 from recbole_llm.classical.sequence import training_histories
 from recbole_llm.config import LLMConfig
+from recbole_llm.data.dataset import RankedTime
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.data.samplers import ArraySampler, UsedItems
 from recbole_llm.data.sequences import SequenceRows
@@ -24,15 +25,19 @@ PHASES = ["train", "valid", "test"]
 
 
 def splits(settings: dict[str, Any], model: str = "SASRec", **values: Any) -> tuple[Any, Any, LLMConfig]:
-    """The splits of our dataset and of RecBole's class, on times that float32 tells apart."""
+    """The splits of our dataset, and those that RecBole's own methods make of the same interactions."""
     config = LLMConfig(model, "tiny", config_dict={**settings, **values})
-    ours = create_dataset(config)
-    theirs = (SequentialDataset if model == "SASRec" else Dataset)(config)
-    theirs.inter_feat["timestamp"] = np.unique(theirs.inter_feat["timestamp"], return_inverse=True)[1].astype(np.float64)
-    return ours.build(), theirs.build(), config
+    return create_dataset(config).build(), by_recbole(config, SequentialDataset if model == "SASRec" else Dataset).build(), config
 
 
-@pytest.mark.parametrize("values", [{"MAX_ITEM_LIST_LENGTH": 4}, {"eval_args": {"split": {"LS": "valid_only"}, "mode": "full"}}])
+def by_recbole(config: LLMConfig, base: type) -> Any:
+    methods = {name: getattr(Dataset, name) for name in ("_grouped_index", "_split_index_by_leave_one_out")}
+    dataset = type(base.__name__, (RankedTime, base), methods)(config)
+    _ = dataset.histories, dataset.masking
+    return dataset
+
+
+@pytest.mark.parametrize("values", [{"MAX_ITEM_LIST_LENGTH": 4}, {"eval_args": {"split": {"LS": "test_only"}, "mode": "full"}}])
 def test_rows_are_recboles(values: dict[str, Any], settings: dict[str, Any]) -> None:
     ours, theirs, config = splits(settings, **values)
     for mine, other in zip(ours, theirs, strict=True):
@@ -83,7 +88,7 @@ def test_training_histories_build_no_table(settings: dict[str, Any]) -> None:
     assert [items.tolist() for items in found] == [items.tolist() for items in expected]
 
 
-@pytest.mark.parametrize("mode", ["valid_and_test", "valid_only", "test_only"])
+@pytest.mark.parametrize("mode", ["valid_and_test", "test_only"])
 def test_general_splits_have_recboles_rows(mode: str, settings: dict[str, Any]) -> None:
     ours, theirs, _ = splits(settings, "BPR", eval_args={"split": {"LS": mode}, "mode": "full"})
     for mine, other in zip(ours, theirs, strict=True):
@@ -95,9 +100,12 @@ def test_users_with_few_interactions_stay_in_training(tmp_path: Path) -> None:
     rows = [f"u{user}\ti{step}\t{step}" for user in (3, 1, 2) for step in range(user)]
     (tmp_path / "few" / "few.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows, ""]))
     config = LLMConfig("BPR", "few", config_dict={"data_path": str(tmp_path), "eval_args": {"mode": "full"}})
-    ours, theirs = create_dataset(config).build(), Dataset(config).build()
-    assert [len(split) for split in ours] == [3, 1, 2] == [len(split) for split in theirs]
-    for mine, other in zip(ours, theirs, strict=True):
+    ours, theirs = create_dataset(config), by_recbole(config, Dataset)
+    ours._change_feat_format()
+    theirs._change_feat_format()
+    found, expected = (data.leave_one_out("user_id", "valid_and_test") for data in (ours, theirs))
+    assert [len(split) for split in found] == [3, 1, 2]
+    for mine, other in zip(found, expected, strict=True):
         assert torch.equal(mine.inter_feat["item_id"], other.inter_feat["item_id"])
 
 
