@@ -102,6 +102,11 @@ def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, model: str, 
         _check_files(settings["benchmark_filename"], given)
     else:
         _check_split(settings["eval_args"], settings["MODEL_TYPE"] == ModelType.SEQUENTIAL)
+        rule, order = settings.get("tie_order"), settings["eval_args"]["order"]
+        if rule in ("item", "random") and order != "TO":
+            raise ValueError(
+                f"tie_order: {rule} orders equal times, and eval_args has order: {order}; give order: TO, or remove tie_order"
+            )
     for mode in settings["eval_args"]["mode"].values():
         if lists_only and mode not in ("candidates", "full"):
             _refuse_for_lists(mode, model)

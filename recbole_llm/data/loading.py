@@ -10,7 +10,7 @@ from typing import Any
 from recbole.utils import ModelType
 
 from recbole_llm.data import dataset as classes
-from recbole_llm.data import repeats, scenarios, ties
+from recbole_llm.data import scenarios
 from recbole_llm.data.repeats import repeats_kept
 from recbole_llm.data.samplers import create_samplers
 from recbole_llm.data.united import unite
@@ -31,8 +31,6 @@ def create_dataset(config: Any) -> Any:
     """
     own = f"{config['model']}Dataset"
     name = own if hasattr(classes, own) else _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
-    repeats.check(config)
-    ties.check(config)
     parts = _parts(config)
     dataset = getattr(classes, name)(_located(config, parts))
     dataset.repeats_dropped += sum(part.repeats_dropped for part in parts.values())

@@ -13,17 +13,6 @@ import numpy as np
 if TYPE_CHECKING:
     from recbole_llm.data.histories import Histories
 
-RULES = ("first", "last", None)
-
-
-def check(config: Any) -> None:
-    """Raises ValueError for an unknown ``rm_dup_inter``."""
-    if config["rm_dup_inter"] not in RULES:
-        raise ValueError(
-            f"rm_dup_inter: {config['rm_dup_inter']!r} is unknown; choose first or last, the interaction of a user with an item "
-            "that stays, or ~ to keep all of them"
-        )
-
 
 def repeats_kept(dataset: Any) -> bool:
     """Whether ``rm_dup_inter`` is ~ and the data has repeats. Holds for the dataset of a run and for its splits."""

@@ -19,19 +19,6 @@ from recbole_llm.data.scenarios import draw_lots
 if TYPE_CHECKING:
     from recbole_llm.data.histories import Histories
 
-ORDERS = ("file", "item", "random")
-
-
-def check(config: Any) -> None:
-    """Raises ValueError for an unknown ``tie_order``, and for one that has no effect because time orders nothing."""
-    rule, order = config["tie_order"], config["eval_args"]["order"]
-    if rule not in (*ORDERS, None):  # None: models of click labels, which keep RecBole's evaluation
-        raise ValueError(f"tie_order: {rule!r} is unknown; choose {', '.join(ORDERS)}")
-    if rule in ORDERS[1:] and order != "TO":
-        raise ValueError(
-            f"tie_order: {rule} orders equal times, but eval_args has order: {order}; give order: TO, or remove tie_order"
-        )
-
 
 def tie_keys(
     config: Any, users: np.ndarray, items: np.ndarray, times: np.ndarray, user_ids: Sequence[str], item_ids: Sequence[str]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from recbole_llm.data.ties import ORDERS
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import MODELS
 from tests.conftest import assembled, write_dataset
 
+ORDERS = ["file", "item", "random"]
 CLASSICAL = ["Pop", "BPR", "LightGCN", "ItemKNN", "NeuMF", "SASRec", "GRU4Rec", "BERT4Rec"]
 SAME: dict[str, dict[str, Any]] = {"LlamaRec": {"lora_train_mode": "prefix"}}
 
