@@ -1,4 +1,4 @@
-"""The command line, ``recbole-llm run | plan | leaderboard | tune | merge | export | views``; the default command is ``run``.
+"""The command line, ``recbole-llm run | plan | leaderboard | tune | merge | export | views | data``; the default is ``run``.
 
 Arguments are parsed before large libraries are imported. A mistake of the user ends in one line and exit code 2.
 """
@@ -133,14 +133,25 @@ def _views(options: argparse.Namespace, keys: list[str]) -> None:
     print(*write_views(config, create_dataset(config), options.out), sep="\n")
 
 
+def _data_passport(options: argparse.Namespace, keys: list[str]) -> None:
+    from recbole_llm import logs
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.evaluation.known_splits import describe, write_passport
+
+    logs.init_console()
+    config = LLMConfig("Pop", options.dataset, options.config_files, cmd_line=keys)  # the split does not depend on the model
+    passport, file = write_passport(config)
+    print(describe(passport), file, sep="\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser(prog="recbole-llm", description=texts.ABOUT, epilog=texts.END, **form)
     parser.add_argument("--version", action="version", version=f"recbole-llm {__version__}")
     commands = parser.add_subparsers(title="commands (see recbole-llm COMMAND --help)", metavar="COMMAND", required=True)
 
-    def command(name: str, function: Callable, line: str, about: str, keys: str) -> Callable[..., Any]:
-        own = commands.add_parser(name, help=line, description=about, epilog=keys + texts.END, **form)
+    def command(name: str, function: Callable, line: str, about: str, keys: str, group: Any = commands) -> Callable[..., Any]:
+        own = group.add_parser(name, help=line, description=about, epilog=keys + texts.END, **form)
         own.set_defaults(function=function)
         return own.add_argument
 
@@ -206,6 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
     add("--out", type=Path, default=Path("views"), metavar="DIR", help="folder of the new datasets (default: views)")
+
+    data = commands.add_parser("data", help="describe the split of a dataset", description=texts.SPLITS, epilog=texts.END, **form)
+    of_data = data.add_subparsers(title="commands (see recbole-llm data COMMAND --help)", metavar="COMMAND", required=True)
+    add = command("passport", _data_passport, "the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS, of_data)
+    add("--dataset", "-d", required=True, help=dataset)
+    add("--config_files", **files)
     return parser
 
 
