@@ -12,6 +12,7 @@ import pytest
 import torch
 from recbole.utils import ModelType
 
+from recbole_llm.data.histories import Histories
 from recbole_llm.data.masking import KnownItems, Masking
 
 FULL = {"mode": "full"}
@@ -50,15 +51,13 @@ def test_of_a_ratio_split_a_row_of_a_sequential_model_knows_all_before_its_targe
 ) -> None:
     """Such a model has a row for each of a user's targets, any other model one for all of them."""
     made = assemble("SASRec", settings, eval_args=RATIO, MAX_ITEM_LIST_LENGTH=2)
-    items = made.test._dataset.histories.items if "histories" in vars(made.test._dataset) else None
     rows = known(made.test)
     order = _orders(settings)
-    assert items is None and max(len([1 for user, _ in rows if user == other]) for other, _ in rows) > 1
+    assert max(len([1 for user, _ in rows if user == other]) for other, _ in rows) > 1
     ids = made.test._dataset.field2id_token
     for (user, (target,)), masked in rows.items():
         history = order[ids["user_id"][user]]
         token = ids["item_id"][target]
-        assert [*ids["item_id"][masked]] == [*ids["item_id"][masked]]
         assert {*ids["item_id"][masked]} == {*history[: history.index(token)]}
     general = assemble("BPR", settings, eval_args=RATIO)
     whole = known(general.test)
@@ -157,9 +156,13 @@ def test_nothing_is_computed_where_nothing_is_ranked_in_full(settings: dict[str,
     assert made.valid._dataset.known_items is None and made.test._dataset.known_items is None
 
 
-def test_interactions_of_one_user_in_another_order_of_ids() -> None:
-    whole = np.array([2, 1, 2, 1, 2, 1, 2]), np.array([5, 3, 4, 2, 1, 1, 3])
-    split, later = (np.array([2, 2]), np.array([4, 1])), (np.array([1]), np.array([2]))
-    found = KnownItems.before(whole, split, later, users=4, items=6)
-    rows, items = found.of(torch.tensor([2, 3, 1, 2]), torch.tensor([0, 3]), torch.tensor([1, 4]))
-    assert sorted(zip(rows.tolist(), items.tolist(), strict=True)) == [(0, 3), (0, 4), (0, 5), (2, 1), (2, 3), (3, 3), (3, 5)]
+def test_a_history_ends_before_the_first_target_of_its_row() -> None:
+    histories = Histories(["", "a", "b"], [""] * 9, [np.array([], dtype=np.int64), np.array([3, 1, 2]), np.array([8, 5, 4, 1])])
+    rows, items = KnownItems(histories).of(
+        torch.tensor([2, 1, 2, 1]), torch.tensor([2, 0, 0, 1, 3]), torch.tensor([5, 1, 4, 2, 3])
+    )
+    assert (rows.tolist(), items.tolist()) == ([0, 0, 1, 1, 2], [8, 5, 3, 1, 8])
+    assert [part.tolist() for part in KnownItems(histories).of(torch.tensor([1]), torch.tensor([0]), torch.tensor([3]))] == [
+        [],
+        [],
+    ]
