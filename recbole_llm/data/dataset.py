@@ -135,10 +135,10 @@ class RankedTime(Split, StrictTables, ArrayGroups):
 
     @property
     def interactions(self: Any) -> Interactions:
-        """All interactions, sorted; must be read before :meth:`build`, which replaces the table."""
+        """All interactions by user and time, however they are split; must be read before :meth:`build` replaces the table."""
         users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
         timed = self.time_field in self.inter_feat
-        order = self._order if timed else np.argsort(users, kind="stable")
+        order = np.lexsort((self._tie_keys, self._times, users)) if timed else np.argsort(users, kind="stable")
         users, items = users[order].astype(np.int64), items[order].astype(np.int64)
         tied = np.append(False, users[1:] == users[:-1])
         if timed:
