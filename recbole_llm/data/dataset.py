@@ -21,7 +21,7 @@ from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFor
 from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
-from recbole_llm.data.masking import KnownItems, Masking, pairs
+from recbole_llm.data.masking import KnownItems, Masking
 from recbole_llm.data.passport import Interactions
 from recbole_llm.data.sequences import UnbuiltLists
 from recbole_llm.data.splitting import Split
@@ -75,15 +75,11 @@ class RankedTime(Split, StrictTables, ArrayGroups):
     def build(self: Any) -> Any:
         """RecBole's splits, with the same evaluation users for every model and with what a full ranking masks."""
         masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
-        whole = pairs(self) if masked else (np.empty(0), np.empty(0))
         if forms.leaves_one_out(self.config):
             self.inter_feat[self.time_field] = np.arange(len(self.inter_feat), dtype=np.float64)  # by which RecBole sorts
         splits = super().build()  # type: ignore[misc]
         for phase in masked:
-            split, *later = splits[1:] if phase == "valid" else splits[2:]
-            split.known_items = KnownItems.before(
-                whole, pairs(split), *map(pairs, later), users=self.user_num, items=self.item_num
-            )
+            splits[1 if phase == "valid" else 2].known_items = KnownItems(self.histories)
         if self.scenario.label:
             _keep(splits[0], [user for user in range(self.user_num) if user not in self.scenario.untrained])
         if forms.leaves_one_out(self.config):
@@ -139,10 +135,10 @@ class RankedTime(Split, StrictTables, ArrayGroups):
 
     @property
     def interactions(self: Any) -> Interactions:
-        """All interactions, sorted; must be read before :meth:`build`, which replaces the table."""
+        """All interactions by user and time, however they are split; must be read before :meth:`build` replaces the table."""
         users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
         timed = self.time_field in self.inter_feat
-        order = self._order if timed else np.argsort(users, kind="stable")
+        order = np.lexsort((self._tie_keys, self._times, users)) if timed else np.argsort(users, kind="stable")
         users, items = users[order].astype(np.int64), items[order].astype(np.int64)
         tied = np.append(False, users[1:] == users[:-1])
         if timed:

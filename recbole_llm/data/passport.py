@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.data import scenarios
+from recbole_llm.data import forms, scenarios
 from recbole_llm.data.sketches import common, sketch
 from recbole_llm.data.split_facts import PHASES
 
@@ -104,9 +104,8 @@ def held_out(config: Any, dataset: Any, whole: Interactions, splits: Mapping[str
         dataset: with the histories of the run.
         splits: RecBole's datasets of the phases ``valid`` and ``test``, if there are any.
     """
-    arguments, in_files = config["eval_args"], bool(config["benchmark_filename"])
-    by_time = arguments["order"] == "TO" and not in_files
-    if by_time and arguments["split"] == {"LS": "valid_and_test"}:
+    by_time = forms.needs_time(config)
+    if forms.leaves_one_out(config):
         back = {"valid": 2, "test": 1}
         users = {phase: dataset.histories.evaluated(phase) for phase in PHASES}
         return {phase: Targets(whole.bounds[users[phase] + 1] - back[phase], by_time) for phase in PHASES}

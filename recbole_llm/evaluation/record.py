@@ -85,7 +85,7 @@ class RunRecord:
     def protocol(self) -> dict[str, Any]:
         """How the data are split and test items ranked.
 
-        ``mask_history`` is None for drawn candidates, which have a rule of theirs. ``targets`` is ``one`` for each user; several
+        ``mask_history`` is None for drawn candidates, which have their own rule. ``targets`` is ``one`` for each user; several
         are ranked ``together`` after the training history (RecBole's general models) or ``one by one``, each after those before
         it (sequential models).
         """
