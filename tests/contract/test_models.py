@@ -196,7 +196,7 @@ def test_answers_are_generated_from_the_prompts_that_are_scored(made, first_batc
 @pytest.mark.parametrize("mask_history", [True, False])
 def test_a_full_ranking_lists_no_item_of_a_users_history(made, assemble, monkeypatch, mask_history):
     """Of no model, whatever it reads; a mask that RecBole leaves out for sequential models is missed."""
-    changes = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "MAX_ITEM_LIST_LENGTH": 3, "retriever_top": 8}
+    changes = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "MAX_ITEM_LIST_LENGTH": 5, "retriever_top": 8}
     full = assemble(made.name, made.settings, **changes, mask_history=mask_history, retriever_config=made.settings["cf_config"])
     full.trainer.fit(full.train, full.valid)
     lists, collect = [], full.trainer.eval_collector.eval_batch_collect
