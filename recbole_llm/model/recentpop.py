@@ -13,6 +13,7 @@ from logging import getLogger
 from typing import Any
 
 import numpy as np
+import torch
 
 from recbole_llm.data.training_rows import time_fields
 from recbole_llm.model.shortcut import Shortcut
@@ -47,11 +48,12 @@ class RecentPop(Shortcut):
         return counts_between(self.items, starts, ends, self.n_items) + self.popularity
 
     def _now(self, interaction: Any) -> np.ndarray:
-        """The time of each user's latest item [B]; the end of the training split if the history has no times."""
+        """The time of each user's latest item [B]; after the whole training split for a history without items or times."""
+        lengths = interaction[self.ITEM_SEQ_LEN][:, None]  # [B, 1]
         if self.time_field not in interaction:
-            return np.full(len(interaction), np.inf)
-        last = (interaction[self.ITEM_SEQ_LEN] - 1).clamp(min=0)[:, None]  # [B, 1]
-        return interaction[self.time_field].gather(1, last).squeeze(1).cpu().numpy()
+            return np.full(len(lengths), np.inf)
+        last = interaction[self.time_field].gather(1, (lengths - 1).clamp(min=0))  # [B, 1]
+        return last.where(lengths > 0, torch.inf).squeeze(1).cpu().numpy()
 
 
 def counts_between(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, number: int) -> np.ndarray:
