@@ -250,7 +250,7 @@ def test_an_adapter_is_trained_anew_for_whatever_changes_it_and_for_nothing_else
         ({"scorer": "best"}, "scorer: 'best' is unknown; choose naive, prefix, tree, label"),
         ({"normalize": "max"}, "normalize: 'max' is unknown; choose sum, mean, pmi"),
         (
-            {"metrics": ["ItemCoverage"], "valid_metric": "ItemCoverage@5"},
+            {"metrics": ["GAUC"], "valid_metric": "GAUC"},
             "valid_metric: .* does not follow from a target's rank",
         ),
         ({"prompt": "listwise"}, "lora_train_mode"),
