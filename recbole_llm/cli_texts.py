@@ -125,3 +125,22 @@ examples:
   recbole-llm views --dataset=ml-100k --domain_max_views=3
   recbole-llm views --dataset=mydata --data_path=DIR --category_field=genre --out=views
 """
+
+SPLITS = """
+Describe a dataset as the models read it: filtered and split into training, validation and test."""
+
+PASSPORT = """
+Print the identity of a split and store it as <checkpoint_dir>/passports/<dataset>-<hash>.json: counts before and after the
+filters, the keys that shaped it, ties, and hashes, some of which do not depend on ids, on the order of rows or on the form of the
+file. The split is compared with those of properties/splits. Every run record contains its passport. See docs/protocol.md."""
+
+PASSPORT_KEYS = f"""
+keys, among them all that shape a split:
+{DATA}{SAVED}  --rm_dup_inter=first         of repeated interactions, the one that stays; null keeps all
+  --user_inter_num_interval="[5,inf)" --item_inter_num_interval="[5,inf)"   the 5-core
+  --eval_args="{{'split': {{'RS': [0.8, 0.1, 0.1]}}}}"   another split than leave-one-out
+
+examples:
+  recbole-llm data passport --dataset=ml-100k
+  recbole-llm data passport --dataset=mydata --data_path=DIR --user_inter_num_interval="[5,inf)"
+"""

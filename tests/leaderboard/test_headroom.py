@@ -26,6 +26,8 @@ def cell(label: str, hits: range, *, shortcut: bool = False, seed: int = 1, **fa
         "results": {label: metrics.metrics(ranks, METRICS)},
         "ranks": {label: {f"u{user}": rank for user, rank in enumerate(ranks)}},
         "candidates_sha256": {"test": "a" * 64},
+        "passport": {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)},
+        "protocol": {"mask_history": None},
         "shortcut": shortcut,
         "seconds": {"train": 1.0},
     }
