@@ -708,8 +708,7 @@ def test_every_key_that_is_read_is_defined() -> None:
         "device",
         "eval_type",
         "candidate_phases",
-        "valid_neg_sample_args",
-        "test_neg_sample_args",
+        "full_phases",
     }
     for file in (properties_folder().parent / "recbole_llm").rglob("*.py"):
         read = set(re.findall(r"\bconfig\[[\"'](\w+)[\"']\]", file.read_text(encoding="utf-8")))

@@ -28,8 +28,6 @@ class RecentPop(Shortcut):
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.share = config["recent_share"]
-        if not 0 < self.share <= 1:
-            raise ValueError(f"recent_share: {self.share} is not a share; give a number above 0 and at most 1")
         self.time_field, _ = time_fields(config)
 
     def load(self, cache: StageCache) -> None:

@@ -42,10 +42,6 @@ class LatestItems(Settings):
 
     KEYS: ClassVar[Mapping[str, str]] = {"number": "last_items"}
 
-    def __post_init__(self) -> None:
-        if self.recency < 0:
-            raise ValueError(f"recency: {self.recency} must be at least 0; a negative number prefers older items")
-
     @property
     def weights(self) -> np.ndarray:
         """Float32 [K], the last item first; their sum is 1."""

@@ -33,8 +33,6 @@ class TransitionGraph(Shortcut):
         super().__init__(config, dataset)
         self.latest = LatestItems.of(config)
         self.steps, self.smoothing = config["transition_steps"], config["smoothing"]
-        if self.smoothing <= 0:
-            raise ValueError(f"smoothing: {self.smoothing} must be above 0, or items that never followed each other would tie")
 
     def load(self, cache: StageCache) -> None:
         """Count the transitions."""
