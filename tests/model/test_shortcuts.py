@@ -177,10 +177,10 @@ def test_titles_without_words_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("TransitionGraph", {"smoothing": 0.0}, "smoothing: 0.0 must be above 0"),
-        ("NearestTitles", {"recency": -1.0}, "recency: -1.0 must be at least 0"),
-        ("RecentPop", {"recent_share": 0.0}, "recent_share: 0.0 is not a share"),
-        ("RecentPop", {"recent_share": 1.5}, "recent_share: 1.5 is not a share"),
+        ("TransitionGraph", {"smoothing": 0.0}, "smoothing: 0.0 in .* is not a number above 0"),
+        ("NearestTitles", {"recency": -1.0}, "recency: -1.0 in .* is not a number of at least 0"),
+        ("RecentPop", {"recent_share": 0.0}, r"recent_share: 0.0 in .* is not a number in \(0, 1\]"),
+        ("RecentPop", {"recent_share": 1.5}, r"recent_share: 1.5 in .* is not a number in \(0, 1\]"),
         ("NearestTitles", {"title_field": "name"}, "title_field: there is no column 'name'"),
         ("NearestTexts", {"title_field": "name"}, "title_field: there is no column 'name'"),
     ],
