@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
-from recbole_llm.data.atomic_files import AtomicFile
+from recbole_llm.data.atomic_files import AtomicFile, AtomicFormat
 from recbole_llm.data.ids import check_ids, check_joined, report_repeated
 from recbole_llm.store.files import fingerprint
 
@@ -118,6 +119,19 @@ def chosen_columns(file: AtomicFile, config: Any) -> dict[str, Any]:
 
     found = {key: first(names) for key, names in given.items()}
     return found | {"title_field": found["title_field"] or given["title_field"][0]}
+
+
+def lacks_titles(config: Any) -> str | None:
+    """The reason why the dataset of a configuration has no titles; None if it has some, or is not on disk yet."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    path = folder / f"{name}.item"
+    if not any(folder.glob(f"{name}*.inter")):
+        return None
+    if not path.is_file():
+        return f"title_field: the file of item texts, {path}, does not exist"
+    file = AtomicFile(path, AtomicFormat.of(config))
+    title = chosen_columns(file, config)["title_field"]
+    return None if title in file.types else f"title_field: there is no column {title!r} in {path}"
 
 
 def restore_article(title: str) -> str:

@@ -82,6 +82,7 @@ class Recommender:
 
     Attributes:
         trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer runs after them.
+        shortcut: an untrained rule, with which leaderboards compare every other row.
         published: the paper's evaluation of generated answers; None for a model that is published with scores.
     """
 
@@ -91,6 +92,7 @@ class Recommender:
     scores_full_catalogue = True
     supports_init_from = False
     trained_in_stages = False
+    shortcut = False
     published: PublishedProtocol | None = None
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:

@@ -10,7 +10,8 @@
       SASRec: {config_files: properties/tuned/ml-100k/SASRec.yaml, settings: {epochs: 15}}
       zero-shot: {model: TALLRec, row: no adapter}    # another row of the record of TALLRec
 
-The value of the key ``note``, such as how the settings were found, is shown with the row.
+The value of the key ``note``, such as how the settings were found, is shown with the row. The untrained shortcuts are rows of
+every leaderboard, with the first seed alone, unless the file has ``shortcuts: False``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,11 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import parse_value
+from recbole_llm.data.items import lacks_titles
 from recbole_llm.leaderboard.table import Cell
+from recbole_llm.registry import SHORTCUTS
+
+logger = getLogger()
 
 # the form of the file and of an entry of `models`
 _FILE = {
@@ -36,6 +42,7 @@ _FILE = {
     "protocols": "(dict of settings)",
     "settings": "(settings)",
     "models": "(dict of dict)",
+    "shortcuts": "(bool)",
 }
 _ENTRY = {
     "model": "(str)",
@@ -133,11 +140,28 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             if protocol not in protocols:
                 raise ValueError(f"{file}: `{label}` has an unknown protocol {protocol!r}; known: {', '.join(protocols)}")
             parts = (plan.get("settings"), protocols[protocol], entry.get("settings"), changes)
-            settings = merge(*(part or {} for part in parts))
             files = entry.get("config_files") or ()
-            about = (settings, entry.get("row"), tuple(files.split() if isinstance(files, str) else files))
-            tasks += [Task(str(label), entry["model"], plan["dataset"], seed, protocol, *about) for seed in plan["seeds"]]
+            files = tuple(files.split() if isinstance(files, str) else files)
+            own = merge(*(part or {} for part in parts)), entry.get("row"), files
+            tasks += [Task(str(label), entry["model"], plan["dataset"], seed, protocol, *own) for seed in plan["seeds"]]
+    listed = {task.label for task in tasks} | {task.model for task in tasks}
+    for name in SHORTCUTS if plan.get("shortcuts") in (None, True) else ():
+        for protocol, keys in protocols.items() if name not in listed else ():
+            settings = merge(*(part or {} for part in (plan.get("settings"), keys, changes)))
+            task = Task(name, name, plan["dataset"], plan["seeds"][0], protocol, settings)
+            if reason := _lacks_titles(task):
+                logger.info(f"leaderboard: no row {name} ({protocol}), which needs titles: {reason}")
+            else:
+                tasks.append(task)
     return tasks
+
+
+def _lacks_titles(task: Task) -> str | None:
+    """Why a model that needs titles cannot run; None if it can, or if its configuration is invalid, which the run reports."""
+    try:
+        return lacks_titles(task.config) if task.config.model_class.uses_item_text else None
+    except (ValueError, FileNotFoundError):
+        return None
 
 
 def _check(where: str, values: Any, form: Mapping[str, str], needed: tuple[str, ...] = ()) -> None:
