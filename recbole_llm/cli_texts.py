@@ -143,3 +143,16 @@ examples:
   recbole-llm data passport --dataset=ml-100k
   recbole-llm data passport --dataset=mydata --data_path=DIR --user_inter_num_interval="[5,inf)"
 """
+
+HANDOVER = """
+Write the split of a dataset for other frameworks: RecBole's atomic files, whole and pre-split, tables with RecTools' columns, plain
+Parquet tables of the training, validation and test interactions, the item texts, and the candidates. A model that is trained on
+them hands its predictions back to recbole-llm run --model=Imported. See docs/models/imported.md."""
+
+HANDOVER_KEYS = f"""
+keys, as for recbole-llm run; those of the data, the candidates and eval_args matter:
+{DATA}{SAVED}
+examples:
+  recbole-llm data export --dataset=ml-100k --out=split
+  recbole-llm data export --dataset=mydata --data_path=DIR --eval_args="{{'mode': 'full'}}" --out=split
+"""

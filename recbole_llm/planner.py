@@ -74,7 +74,8 @@ def plan_of(
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
         note = f"RecBole's trainer, at most {config['epochs']} epochs, not estimated"
         lines.append(Line("training", TO_RUN, Cost(parameters=parameters or None, note=note)))
-    phases = [(VALIDATION, valid)] if trainer.recommender.trained_in_stages else []
+    validates = trainer.recommender.trained_in_stages and trainer.recommender.has_validation
+    phases = [(VALIDATION, valid)] if validates else []
     for name, data in (*phases, (TEST, test)):
         cost = Cost(note=f"not estimated: {unknown}")
         if not unknown:

@@ -22,7 +22,7 @@ from torch import Tensor
 from recbole_llm.classical.checkpoints import SafeCheckpoints
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
-from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, of_users, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
@@ -34,6 +34,7 @@ from recbole_llm.store.stages import Stage, StageCache
 if TYPE_CHECKING:
     from recbole_llm.data.candidate_sets import CandidateRetriever
     from recbole_llm.data.candidates import CandidateSet
+    from recbole_llm.evaluation.predictions import PredictionWriter
 
 logger = getLogger()
 
@@ -48,6 +49,7 @@ class ProtocolTrainer(SafeCheckpoints):
         users_per_second: of the last evaluation; None if it used cached scores.
         validated: number of users of the validation after training; None if RecBole's trainer validates.
         validation: what it has cost; None until it is done.
+        predictions: writes the rankings of the evaluation; None if they are not saved.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -67,6 +69,7 @@ class ProtocolTrainer(SafeCheckpoints):
         self.users_per_second: float | None = None
         self.validated: int | None = None
         self.validation: Measured | None = None
+        self.predictions: PredictionWriter | None = None
         self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -130,7 +133,7 @@ class ProtocolTrainer(SafeCheckpoints):
                 self.optimizer = self._build_optimizer()
             return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         self.eval_collector.data_collect(train_data)
-        if not valid_data:
+        if not valid_data or not self.recommender.has_validation:
             return -1, None
         self._users = early_stopping_users(valid_data, self.config["seed"], self.config["valid_users"])
         with metered() as self.validation:
@@ -196,11 +199,13 @@ class ProtocolTrainer(SafeCheckpoints):
         interaction, users, positive_i = _covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
         listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
         scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
-        target = positive_i.to(self.device)
-        found = listed == target[:, None]  # [B, C]; the candidates of a retriever may lack the target
-        self.ranks.add(users, scores, found.int().argmax(1), missed=~found.any(1))
-        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)  # [B, I]
-        return interaction, catalogue, torch.arange(len(users)), positive_i
+        if self.predictions is not None:
+            self.predictions.add(users, listed, scores)
+        target, rows = positive_i.to(self.device), torch.arange(len(users))
+        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num, partial=self._variant.partial)  # [B, I]
+        missed = exclude_missed(catalogue, rows, target)  # the candidates of a retriever may lack the target
+        self.ranks.add(users, scores, (listed == target[:, None]).int().argmax(1), missed)
+        return interaction, catalogue, rows, positive_i
 
     def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
         """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""
@@ -233,8 +238,12 @@ class ProtocolTrainer(SafeCheckpoints):
             scores[:, 0] = -torch.inf
             if history is not None:
                 scores[history] = -torch.inf
+        users = interaction[self.config["USER_ID_FIELD"]]
+        if self.predictions is not None:
+            self.predictions.add_catalogue(users, scores, scores)
+        missed = exclude_missed(scores, positive_u, positive_i) if self._variant.partial else None
         if len(positive_u) == len(interaction):  # leave-one-out: one target per row
-            self.ranks.add(interaction[self.config["USER_ID_FIELD"]], scores, positive_i.to(self.device))
+            self.ranks.add(users, scores, positive_i.to(self.device), missed)
         return interaction, scores, positive_u, positive_i
 
     def _candidate_scores(self, interaction: Any, users: Tensor, candidates: Tensor) -> Tensor:

@@ -58,11 +58,13 @@ class Ranks:
         users: internal user ids.
         ranks: see :func:`target_ranks`.
         ties: number of other candidates with exactly the target's score.
+        missed: number of targets that are not ranked.
     """
 
     users: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     ties: list[int] = field(default_factory=list)
+    missed: int = 0
 
     def add(self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> None:
         """Add a batch: users [B] and the arguments of :func:`target_ranks`."""
@@ -70,6 +72,7 @@ class Ranks:
         self.users += users.tolist()
         self.ranks += ranks.tolist()
         self.ties += ties.tolist()
+        self.missed += 0 if missed is None else int(missed.sum())
 
     @property
     def tie_rate(self) -> float:
@@ -88,10 +91,11 @@ def gather_scores(model: Any, interaction: Any, candidates: Tensor, item_field: 
     return full.view(len(candidates), -1).gather(1, candidates)  # [B, I] -> [B, C]
 
 
-def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) -> Tensor:
+def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int, *, partial: bool = False) -> Tensor:
     """Candidate scores [B, C] as catalogue scores [B, item_count] without ties.
 
-    Scores become minus their rank, so equal scores have the order of the candidate file, not one that ``torch.topk`` chooses.
+    Scores become minus their rank, so equal scores have the order of the candidate file, not one that ``torch.topk`` chooses. If
+    they are ``partial``, minus infinity stays: such a candidate is not ranked.
 
     Raises:
         ValueError: a score is not a number.
@@ -101,7 +105,24 @@ def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) ->
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices  # [B, C]
     places = torch.empty_like(order).scatter_(1, order, torch.arange(scores.size(1), device=scores.device).expand_as(order))
     row = torch.full((scores.size(0), item_count), -torch.inf, device=scores.device)  # [B, I]
-    return row.scatter_(1, candidates, -places.float())
+    ranks = (-places).float()
+    return row.scatter_(1, candidates, ranks.masked_fill(scores == -torch.inf, -torch.inf) if partial else ranks)
+
+
+def exclude_missed(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
+    """Which targets, ``items`` [T] in ``rows`` [T] of scores [B, I], are at minus infinity: not ranked [T].
+
+    ``torch.topk`` fills a short ranking up with any item. In rows with such a target, the other items become finite, in place,
+    so that it does not choose the target.
+    """
+    rows, items = rows.to(scores.device), items.to(scores.device)
+    missed = scores[rows, items] == -torch.inf
+    if missed.any():
+        short = rows[missed].unique()
+        scores[short] = scores[short].clamp(min=torch.finfo(scores.dtype).min)
+        scores[short, 0] = -torch.inf
+        scores[rows[missed], items[missed]] = -torch.inf
+    return missed
 
 
 def early_stopping_users(valid_data: Any, seed: int, number: int) -> Tensor:

@@ -44,12 +44,14 @@ class Variant:
         score_catalogue: interaction -> scores [B, I] of the whole catalogue.
         fingerprint: of what the scores depend on besides the candidates; None disables caching.
         answers: generated answers of the same users, if the model has a published protocol that evaluates such answers.
+        partial: an item whose score is minus infinity is not ranked; such a target is missed.
     """
 
     score: Callable[[Any, Tensor], Tensor]
     score_catalogue: Callable[[Any], Tensor]
     fingerprint: str | None = None
     answers: Answers | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Facts:
         backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
         given_adapters: folder and SHA-256 of each adapter that was given and not trained, by its name.
         builtin: the parts that are not pretrained: ``llm``, ``text_encoder``.
+        imported: file, SHA-256, origin and gaps of predictions that were made elsewhere.
     """
 
     backbone: str | None = None
@@ -70,6 +73,7 @@ class Facts:
     backbone_identity: str | None = None
     given_adapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     builtin: tuple[str, ...] = ()
+    imported: Mapping[str, Any] | None = None
 
 
 class Recommender:
@@ -79,6 +83,7 @@ class Recommender:
 
     Attributes:
         trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer runs after them.
+        has_validation: there are scores of the validation users, too.
         published: the paper's evaluation of generated answers; None for a model that is published with scores.
     """
 
@@ -88,6 +93,7 @@ class Recommender:
     scores_full_catalogue = True
     supports_init_from = False
     trained_in_stages = False
+    has_validation = True
     published: PublishedProtocol | None = None
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:

@@ -58,12 +58,12 @@ class RunRecord:
         self.rows: list[Row] = []
 
     def add(self, name: str, result: Mapping[str, float]) -> None:
-        """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking."""
+        """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking of all targets."""
         ranks = single = self._trainer.ranks
         values = {key: float(value) for key, value in result.items()}
         if "test" not in self._candidates:
             single = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
-            values |= metrics.metrics(single.ranks, ["mrr"])
+            values |= {} if single.missed else metrics.metrics(single.ranks, ["mrr"])  # a missed target has no rank
         parts: dict[str, dict[str, Any]] = {}
         for part, own in slices.parted(single, self._slices).items():
             widths = metrics.half_widths(own.ranks, values)
@@ -82,6 +82,8 @@ class RunRecord:
         protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
         parts = [self._config["dataset"], self._scenario, protocol, backbone and f"backbone: {backbone}"]
         parts += [f"given adapter {adapter}" for adapter in given]
+        if imported := facts.imported:
+            parts += [f"predictions {imported['file']} ({imported['sha256'][:8]})", imported["origin"], imported["remark"]]
         return ", ".join(filter(None, parts))
 
     def write(self, **facts: Any) -> Path:
@@ -108,6 +110,7 @@ class RunRecord:
             "backbone_identity": known.backbone_identity,
             "merge": known.merge,
             "given_adapters": known.given_adapters,
+            "imported": known.imported,
             "stages": {stage: folder.name for stage, folder in cache.folders.items()},
             "stage_seconds": cache.seconds,
             "config": config.plain(),

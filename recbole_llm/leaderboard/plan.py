@@ -80,7 +80,7 @@ class Task:
         """The cell of the leaderboard: the record of the run, or ``error``, the reason why there is none."""
         note = record = None
         try:
-            note = self.config["note"]
+            note = "; ".join(str(self.config[key]) for key in ("origin", "note") if self.config[key])
             record = None if error else self._read()
         except (ValueError, FileNotFoundError) as problem:  # no configuration, no record
             error = error or str(problem)
@@ -88,11 +88,13 @@ class Task:
         rows = record.get("results", {}) if record else {}
         if record and name not in rows:
             record, error = None, f"its run has no row `{name}`; known: {', '.join(rows)}"
+        if record and (imported := record.get("imported")):
+            note = "; ".join(filter(None, [note, imported.get("remark")]))
         if record and self.row:  # the costs are those of the model's own row
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
-        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note and str(note))
+        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None)
 
     def _read(self) -> dict[str, Any] | None:
         return json.loads(self.record.read_text(encoding="utf-8")) if self.record.is_file() else None
