@@ -35,10 +35,12 @@ def read_table(path: Path) -> pa.Table:
         raise ValueError(f"predictions: {path} is empty; write it again")
     try:
         table = reader[ending.removeprefix(".")](path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
+        table.validate(full=True)  # texts that are not UTF-8
+        names = table.column_names
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, csv.Error, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"predictions: {path} cannot be read as {ending.removeprefix('.')}: {reason}; write it again") from error
-    if repeated := {name for name in table.column_names if table.column_names.count(name) > 1}:
+    if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"predictions: {path} has several columns {min(repeated)!r}; rename one of them")
     return table
 
@@ -50,7 +52,8 @@ def _parquet(path: Path) -> pa.Table:
 
 def _csv(path: Path) -> pa.Table:
     with pa.input_stream(str(path), compression="detect") as stream:
-        header = stream.read(65536).decode("utf-8-sig", errors="replace").split("\n")[0].rstrip("\r")
+        header = stream.read(65536).decode("utf-8-sig", errors="replace")
+    header = (header.splitlines() or [""])[0]
     separator = max(SEPARATORS, key=header.count)
     if separator not in header:
         raise ValueError(

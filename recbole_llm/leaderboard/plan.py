@@ -27,6 +27,7 @@ import yaml
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.property_files import property_file
+from recbole_llm.evaluation import predictions
 from recbole_llm.leaderboard.table import Cell
 
 _KEYS = ("dataset", "seeds", "protocols", "settings", "models")
@@ -56,6 +57,12 @@ class Task:
         files = {"config_files": " ".join(self.config_files)} if self.config_files else {}
         values = {"model": self.model, "dataset": self.dataset, **files, **self.settings, "seed": self.seed}
         return [f"--{key}={_literal(value)}" for key, value in values.items()]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a record, with predictions if they are to be saved; raises as :attr:`config`."""
+        needed = [self.record, *([self.record.with_name(predictions.FILE)] if self.config["save_predictions"] else [])]
+        return all(file.is_file() for file in needed)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
         """The task with additional settings, which override its own."""
@@ -124,8 +131,14 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             settings = {key: value for part in parts for key, value in (part or {}).items()}
             files = entry.get("config_files", ())
             about = (settings, entry.get("row"), tuple(files.split() if isinstance(files, str) else files))
-            tasks += [Task(label, entry["model"], plan["dataset"], seed, protocol, *about) for seed in plan["seeds"]]
+            seeds = plan["seeds"][:1] if _is_one_file(entry["model"], settings) else plan["seeds"]
+            tasks += [Task(label, entry["model"], plan["dataset"], seed, protocol, *about) for seed in seeds]
     return tasks
+
+
+def _is_one_file(model: str, settings: Mapping[str, Any]) -> bool:
+    """Whether all seeds would read one file of predictions, whose interval over seeds would be 0."""
+    return model == "Imported" and "{seed}" not in str(settings.get("predictions"))
 
 
 def _check(file: Path, values: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
