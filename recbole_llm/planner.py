@@ -24,7 +24,7 @@ from recbole_llm.training.loop import LoopOptions
 
 logger = getLogger()
 
-VALIDATION, TEST, ANSWERS = "validation", "test", "answers"
+TRAINING, VALIDATION, TEST, ANSWERS = "training", "validation", "test", "answers"
 GUESS = 5e10  # floating-point operations per second of this machine, to bound the measurement
 SHARE = 0.005  # of the predicted time that the measurement at the start of a run may take
 SHORTEST = 0.5  # seconds of a measurement that tells anything
@@ -48,6 +48,7 @@ def on_card(config: Any, card: Card) -> dict[str, Any]:
 def plan_of(
     trainer: ProtocolTrainer,
     stages: Sequence[Stage],
+    train: Any,
     valid: Any,
     test: Any,
     retriever: Retriever | None = None,
@@ -59,7 +60,7 @@ def plan_of(
 
     Args:
         stages: those of ``trainer.plan``.
-        valid, test: loaders.
+        train, valid, test: loaders.
         retriever: the source of the candidates, if it is a model.
         named: the accelerator; None: this machine, whose speed is measured.
         patient: measure the speed for short runs, too, and count more of long ones.
@@ -71,9 +72,7 @@ def plan_of(
         retriever.load(trainer.cache.folder(retriever.stage))
     lines = stage_lines(stages, trainer.cache, unknown=unknown)
     if not trainer.recommender.trained_in_stages:
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-        note = f"RecBole's trainer, at most {config['epochs']} epochs, not estimated"
-        lines.append(Line("training", TO_RUN, Cost(parameters=parameters or None, note=note)))
+        lines.append(Line(TRAINING, TO_RUN, estimated(partial(trainer.training_cost, train, valid))))
     validates = trainer.recommender.trained_in_stages and trainer.recommender.has_validation
     phases = [(VALIDATION, valid)] if validates else []
     for name, data in (*phases, (TEST, test)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation import generated, predictions, slices
 from recbole_llm.evaluation.record import RunRecord, table
-from recbole_llm.planner import ANSWERS, TEST, VALIDATION, on_card, plan_of
+from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.stages import Stage
+from recbole_llm.store.trials import trials
 
 logger = getLogger()
 
@@ -87,7 +89,9 @@ def run_recbole_llm(
     ranks = {row.name: row.ranks for row in record.rows}
     with metered() as generating:
         published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
-    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested, ANSWERS: generating}
+    trainer = run.trainer
+    measured = {**trainer.cache.measured, TRAINING: trainer.training, VALIDATION: trainer.validation}
+    measured |= {TEST: tested, ANSWERS: generating}
     path = record.write(
         best_valid_result=best_valid_result,
         best_valid_users=run.trainer.validated,
@@ -137,8 +141,12 @@ class Run:
 
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
-        with preserved_random_state(), counting(EXACT if patient else EXACT // 5):  # a run's results do not depend on its plan
-            return plan_of(self.trainer, self.stages, self.valid, self.test, self.retriever, named, patient=patient)
+        data = self.train, self.valid, self.test
+        with preserved_random_state(), contextlib.ExitStack() as stack:  # a run's results do not depend on its plan
+            stack.enter_context(counting(EXACT if patient else EXACT // 5))
+            if named is None:
+                stack.enter_context(trials(2.0) if patient else trials(0.5, worth=100))
+            return plan_of(self.trainer, self.stages, *data, self.retriever, named, patient=patient)
 
 
 def assemble(config: LLMConfig, *, loads: bool = True) -> Run:

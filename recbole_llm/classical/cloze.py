@@ -48,7 +48,12 @@ class MaskedTraining:
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *rest: Any, **more: Any) -> float | tuple[float, ...]:
         if self._batches is None:
-            histories = training_histories(train_data.dataset)
-            self._batches = MaskedLoader(histories, train_data.transform, train_data.dataset, self.config)  # type: ignore[attr-defined]
+            self._batches = self.batches(self.config, self.model, train_data)[0]  # type: ignore[attr-defined]
         self._batches.epoch = epoch_idx
         return super()._train_epoch(self._batches, epoch_idx, *rest, **more)  # type: ignore[misc]
+
+    @classmethod
+    def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[MaskedLoader, Callable]:
+        """The batches of an epoch, and the loss of each."""
+        histories = training_histories(train_data.dataset)
+        return MaskedLoader(histories, train_data.transform, train_data.dataset, config), model.calculate_loss

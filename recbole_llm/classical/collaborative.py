@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
 from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.classical.trial import training_cost
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.store.costs import Cost
@@ -123,9 +124,8 @@ class CollaborativeModel:
     def _cost(self) -> Cost:
         if self._checkpoint:
             return Cost(note=f"imported from {self._checkpoint}")
-        parameters = sum(parameter.numel() for parameter in self._fresh_model().parameters())
-        note = f"RecBole's {self.name}, at most {self.config['epochs']} epochs, not estimated"
-        return Cost(samples=len(self.loaders[0]._dataset), parameters=parameters, note=note)
+        train, valid, _ = self.loaders
+        return training_cost(self.config, lambda: (self._fresh_model(), 0.0), self._trainer_class.batches, train, valid)
 
     def _import(self, work: Work) -> None:
         found = read_checkpoint(str(self._checkpoint)).state_dict

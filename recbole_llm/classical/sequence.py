@@ -251,7 +251,7 @@ class SequenceLoader(WindowLoader):
 class SequenceTraining:
     """Mixin before RecBole's ``Trainer``, ``class T(SequenceTraining, Trainer)``: epochs run over windows."""
 
-    _batches: SequenceLoader | None = None
+    _batches: tuple[SequenceLoader, Callable] | None = None
 
     def __init__(self, config: Any, model: Any):
         make_causal(model)
@@ -269,10 +269,14 @@ class SequenceTraining:
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
-        model, config = self.model, self.config  # type: ignore[attr-defined]
         if self._batches is None:
-            data = windows(training_histories(train_data.dataset), config["MAX_ITEM_LIST_LENGTH"])
-            self._batches = SequenceLoader(data, model, config["train_batch_size"], config["seed"])
-        self._batches.epoch = epoch_idx
-        loss_func = loss_func or partial(sequence_loss, model)
-        return super()._train_epoch(self._batches, epoch_idx, loss_func, show_progress)  # type: ignore[misc]
+            self._batches = self.batches(self.config, self.model, train_data)  # type: ignore[attr-defined]
+        loader, loss = self._batches
+        loader.epoch = epoch_idx
+        return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)  # type: ignore[misc]
+
+    @classmethod
+    def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[SequenceLoader, Callable]:
+        """The batches of an epoch, and the loss of each."""
+        data = windows(training_histories(train_data.dataset), config["MAX_ITEM_LIST_LENGTH"])
+        return SequenceLoader(data, model, config["train_batch_size"], config["seed"]), partial(sequence_loss, model)

@@ -22,6 +22,7 @@ from torch import Tensor
 from recbole_llm.classical.checkpoints import SafeCheckpoints
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
+from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
@@ -48,7 +49,7 @@ class ProtocolTrainer(SafeCheckpoints):
         ranks: of the last evaluation.
         users_per_second: of the last evaluation; None if it used cached scores.
         validated: number of users of the validation after training; None if RecBole's trainer validates.
-        validation: what it has cost; None until it is done.
+        training, validation: what RecBole's ``fit`` or that validation has cost; None until it is done.
         predictions: writes the rankings of the evaluation; None if they are not saved.
     """
 
@@ -68,6 +69,7 @@ class ProtocolTrainer(SafeCheckpoints):
         self.ranks = Ranks()
         self.users_per_second: float | None = None
         self.validated: int | None = None
+        self.training: Measured | None = None
         self.validation: Measured | None = None
         self.predictions: PredictionWriter | None = None
         self.optimizer: Any
@@ -131,7 +133,8 @@ class ProtocolTrainer(SafeCheckpoints):
             if self.optimizer is None:  # stages made the parameters, so the random state depends on what was cached
                 init_seed(self.config["seed"], self.config["reproducibility"])
                 self.optimizer = self._build_optimizer()
-            return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+            with metered() as self.training:
+                return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         self.eval_collector.data_collect(train_data)
         if not valid_data or not self.recommender.has_validation:
             return -1, None
@@ -142,6 +145,16 @@ class ProtocolTrainer(SafeCheckpoints):
         logger.info(f"validated on the {self.validated} users of early stopping (valid_users)")
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
+
+    @classmethod
+    def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[Any, Any]:
+        """The batches of an epoch, and the loss of each."""
+        return train_data, model.calculate_loss
+
+    def training_cost(self, train_data: Any, valid_data: Any) -> Cost:
+        """What RecBole's ``fit`` costs after the stages, before anything is trained."""
+        recommender = self.recommender
+        return training_cost(self.config, recommender.trial_model, self.batches, train_data, valid_data)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # RecBole's bar contains control characters for terminals
@@ -209,6 +222,8 @@ class ProtocolTrainer(SafeCheckpoints):
 
     def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
         """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""
+        if not self.recommender.trained_in_stages:
+            return evaluation_cost(self.config, self.recommender.trial_model, eval_data)
         seed, number = self.config["seed"], self.config["valid_users"]
         users = early_stopping_users(eval_data, seed, number) if early_stopping else None
         return self.recommender.cost(list(self._listed(eval_data, users)), self.cache, all_rows=not early_stopping)

@@ -54,20 +54,25 @@ class Plan:
     def seconds(self, cost: Cost) -> float | None:
         """Predicted duration; None if the operations or the speed are not known."""
         if self.speed is None or cost.flops is None:
-            return None
-        return (cost.train_flops or 0) / self.speed.train + (cost.read_flops or 0) / self.speed.read
+            return cost.seconds
+        return (cost.train_flops or 0) / self.speed.train + (cost.read_flops or 0) / self.speed.read + (cost.seconds or 0)
 
     def __str__(self) -> str:
         headers = ["", "", "samples", "steps", "trained tokens", "(padded)", "read tokens", "(padded)"]
         headers += ["parameters", "memory", "TFLOP", "time"]
         rows = [self._row(line) for line in self.lines]
         total = [line.cost for line in self.lines if line.cost]
-        mark = max((_mark(cost) for cost in total), default="")
+        mark = max((_mark(cost) for cost in total if cost.tokens.fed), default="")
         times = [seconds for cost in total if (seconds := self.seconds(cost)) is not None]
         rows.append(
             ["total", "", "", ""]
             + [*_tokens(_sum(cost.trained for cost in total), mark), *_tokens(_sum(cost.read for cost in total), mark)]
-            + ["", _bytes(max((cost.peak for cost in total), default=0)), _tera(self.flops), _time(sum(times)) if times else ""]
+            + [
+                "",
+                _bytes(max((cost.peak for cost in total), default=0)),
+                _tera(self.flops),
+                _limit(*total) + _time(sum(times)) if times else "",
+            ]
         )
         table = tabulate(rows, headers=headers, disable_numparse=True, colalign=["left"] * 2 + ["right"] * 10)
         return "\n".join([f"plan: {self.heading}", table, *self._explained()])
@@ -85,7 +90,7 @@ class Plan:
             _count(cost.parameters),
             _bytes(cost.peak),
             _tera(cost.flops),
-            "" if (seconds := self.seconds(cost)) is None else _time(seconds),
+            "" if (seconds := self.seconds(cost)) is None else _limit(cost) + _time(seconds),
         ]
 
     def _explained(self) -> list[str]:
@@ -122,7 +127,7 @@ class Plan:
                 [
                     f"{line.name}, cached" if cached else line.name,
                     *(_count(tokens.fed) for tokens in (cost.trained, found.trained, cost.read, found.read)),
-                    "" if seconds is None else _time(seconds),
+                    "" if seconds is None else _limit(cost) + _time(seconds),
                     _time(found.seconds),
                     _bytes(cost.peak),
                     _bytes(found.peak),
@@ -177,6 +182,11 @@ def _sum(tokens: Iterable[Tokens]) -> Tokens:
 def _mark(cost: Cost) -> str:
     """What stands before a number of tokens: nothing if it is exact, ~ if it is extrapolated, ≤ if it is an upper bound."""
     return "≤" if cost.at_most else "" if cost.exact else "~"
+
+
+def _limit(*costs: Cost) -> str:
+    """What stands before a time that is an upper bound."""
+    return "≤" if any(cost.at_most for cost in costs) else ""
 
 
 def _tokens(tokens: Tokens, mark: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,10 @@ class Recommender:
         """What :attr:`published` costs on these candidates; None without it, or if the answers are those of no LM."""
         return None
 
+    def trial_model(self) -> tuple[Any, float]:
+        """A copy of the model as RecBole's trainer gets it, with any weights, and the seconds that its :meth:`load` takes."""
+        return copy.deepcopy(self), 0.0
+
     def facts(self) -> Facts:
         """What the run record says about the model."""
         return Facts()
@@ -148,6 +153,9 @@ class ClassicalRecommender(Recommender):
     model: Any
     item_field: str
     name: str = ""
+
+    def trial_model(self) -> tuple[Any, float]:
+        return copy.deepcopy(self.model), 0.0
 
     def variants(self) -> dict[str, Variant]:
         def score(interaction: Any, candidates: Tensor) -> Tensor:

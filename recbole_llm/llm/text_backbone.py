@@ -14,7 +14,7 @@ from torch import Tensor
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
 from recbole_llm.llm.causal_lm import resolved_dtype
 from recbole_llm.llm.packages import distribution_of, is_package, located
-from recbole_llm.llm.text_encoder import NAME, TextEncoder, cached_vectors, identity, load_text_encoder
+from recbole_llm.llm.text_encoder import NAME, TextEncoder, cached_vectors, encoding_seconds, identity, load_text_encoder
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders
 
@@ -40,7 +40,8 @@ class TextBackbone:
         self._dtype = torch.float32 if trained else resolved_dtype("auto", torch.device(self._device))
         self._vectors_folder = Path(config["checkpoint_dir"]) / "text_vectors"
         builtin = self._path == BUILTIN
-        self.stages = (builtin_stage(sentences, **config["builtin_text_encoder"], seed=config["seed"]),) if builtin else ()
+        self._builtin = config["builtin_text_encoder"]
+        self.stages = (builtin_stage(sentences, **self._builtin, seed=config["seed"]),) if builtin else ()
         self.name = distribution_of(self._path) if is_package(self._path) else str(self._path)
 
     @cached_property
@@ -68,13 +69,27 @@ class TextBackbone:
         if self.stages:
             self.name = json.loads((results.folder(self.stages[0]) / NAME).read_text())["name"]
 
-    def load(self, results: Folders) -> TextEncoder:
-        """The encoder, frozen and in ``eval()``; loaded anew at each call, since callers may train it."""
-        path = results.folder(self.stages[0]) if self.stages else self._source
+    def load(self, results: Folders | None = None) -> TextEncoder:
+        """The encoder, frozen and in ``eval()``; loaded anew at each call, since callers may train it.
+
+        Args:
+            results: the results of :attr:`stages`; not needed if there are none.
+        """
+        path = results.folder(self.stages[0]) if self.stages and results else self._source
         name = self.name if is_package(self._path) else None
         encoder = load_text_encoder(path, revision=self._revision, device=self._device, name=name, dtype=self._dtype)
         self.name = encoder.name
         return encoder
+
+    def trial(self) -> tuple[int, float]:
+        """The width T of the vectors, and the seconds that :meth:`vectors` takes if none is cached.
+
+        The builtin encoder, which may not be trained yet, is a table, so it takes no time.
+        """
+        if self.stages:
+            return self._builtin["dim"], 0.0
+        encoder = self.load()
+        return encoder.dim, encoding_seconds(encoder, self.sentences[1:])
 
     def vectors(self, encoder: TextEncoder) -> Tensor:
         """Vectors [I, T] of the sentences, cached by encoder and text; row 0 is zero."""

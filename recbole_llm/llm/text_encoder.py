@@ -11,11 +11,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, cycle
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -27,6 +28,7 @@ from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import DamagedError, fingerprint, load_state, save_state, sha256_file
 from recbole_llm.store.progress import progress_bar
+from recbole_llm.store.trials import trial
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -233,6 +235,15 @@ def _incomplete(folder: Path, reason: str) -> FileNotFoundError:
         "and *.safetensors; pickled weights (*.bin) and code are not read: convert them with SentenceTransformer.save(), or use "
         "text_encoder_path: builtin"
     )
+
+
+def encoding_seconds(encoder: TextEncoder, texts: Sequence[str], *, batch_size: int = 64) -> float:
+    """The seconds that :meth:`TextEncoder.encode` takes, by a trial of some of its batches."""
+    unique = sorted(dict.fromkeys(texts), key=len)
+    batches = [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
+    order = np.random.default_rng(0).permutation(len(batches))
+    following = cycle(batches[i] for i in order)
+    return trial(lambda: encoder.encode(next(following), show_progress=False), len(batches))
 
 
 # -- vectors on disk ---------------------------------------------------------------------------------------------------

@@ -13,25 +13,15 @@ Legend: B users, H width of the collaborative model, T of the text encoder, Z of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.classical.collaborative import CollaborativeModel
-from recbole_llm.data import domains, negatives
-from recbole_llm.data.domains import Domain
-from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.settings import Settings
-from recbole_llm.store.costs import Cost
-from recbole_llm.store.files import save_tensors
-from recbole_llm.store.stages import Stage, Work
-from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
 
 logger = getLogger()
 
@@ -73,33 +63,6 @@ class LossWeights(Settings):
         if config["beta"] is None:
             given["text_reconstruction"] = 0.5 if interactions >= LARGE else 0.2
         return super().of(config, **given)
-
-
-@dataclass(frozen=True)
-class AlignmentConfig(Settings):
-    """Training settings of stage 1.
-
-    Attributes:
-        all_positions: train on every item of a history, not only on the last one, as published.
-    """
-
-    KEYS = {name: f"stage1_{name}" for name in ("samples", "epochs", "batch_size", "learning_rate")}
-
-    joint_size: int
-    weights: LossWeights
-    tune_text_encoder: bool
-    all_positions: bool
-    samples: int | None
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    max_grad_norm: float | None
-    seed: int
-
-    @classmethod
-    def of(cls, config: Any, *, interactions: int = 0, **given: Any) -> AlignmentConfig:
-        """The settings of a configuration for a dataset with so many ``interactions``."""
-        return super().of(config, weights=LossWeights.of(config, interactions=interactions), **given)
 
 
 class Codes(NamedTuple):
@@ -157,100 +120,6 @@ def _recommendation(states: Tensor, target: Codes, sampled: Codes, logits: str) 
     positive, negative = (some.sum(-1) if logits == "sum" else some.mean(-1) for some in products)  # [B] each
     cross_entropy = F.binary_cross_entropy_with_logits
     return cross_entropy(positive, torch.ones_like(positive)) + cross_entropy(negative, torch.zeros_like(negative))
-
-
-@dataclass(frozen=True)
-class AlignmentTraining:
-    """Stage 1 on the training split of a domain.
-
-    Attributes:
-        text: the text encoder with the sentences of the items.
-    """
-
-    config: AlignmentConfig
-    domain: Domain
-    cf: CollaborativeModel
-    text: TextBackbone
-    options: LoopOptions
-
-    def stage(self) -> Stage:
-        """The stage, which writes the codes of all items, the weights and, if it was fine-tuned, the text encoder."""
-        depends = {"config": asdict(self.config), "domain": self.domain.fingerprint, "text": self.text.fingerprint}
-        return Stage("alignment", depends, self._build, inputs=(self.cf.stage, *self.text.stages), cost=self._cost)
-
-    def _cost(self) -> Cost:
-        pairs = _Pairs(self.domain, self.config)
-        trains = "the text encoder and two autoencoders" if self.config.tune_text_encoder else "two autoencoders"
-        return Cost(samples=pairs.samples, steps=len(pairs), note=f"trains {trains} without the LM, not estimated")
-
-    def _build(self, work: Work) -> None:
-        config, cf = self.config, self.cf
-        cf.load(work.folder(cf.stage))
-        encoder, sentences = self.text.load(work), self.text.sentences
-        items = cf.item_table  # [I, H]
-        fixed = None if config.tune_text_encoder else self.text.vectors(encoder).to(cf.device)  # [I, T]
-        alignment = Alignment(items.shape[1], encoder.dim, config.joint_size).to(cf.device)
-        parameters = {f"alignment.{name}": p for name, p in alignment.named_parameters()}
-        if fixed is None:
-            encoder.model.requires_grad_(True).train()
-            parameters |= {f"text_encoder.{name}": p for name, p in encoder.model.named_parameters()}
-
-        def texts(batch: Sequence[int]) -> Tensor:
-            return fixed[list(batch)] if fixed is not None else encoder([sentences[item] for item in batch])  # [B, T]
-
-        pairs = _Pairs(self.domain, config)
-
-        def loss(step: int) -> list[Tensor]:
-            users, histories, targets, sampled = pairs[step]
-            described = texts([*targets, *sampled]).split(len(targets))  # 2 x [B, T]
-            states = cf.user_states(users, histories)  # [B, H]
-            return [alignment.loss(states, (items[targets], items[sampled]), (described[0], described[1]), config.weights)]
-
-        logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trainable parameters")
-        TrainingLoop(
-            name="alignment",
-            parameters=parameters,
-            optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
-            loss=loss,
-            total_steps=len(pairs),
-            clip_grad_norm=config.max_grad_norm,
-            folder=work.scratch / "loop",
-            options=self.options,
-            learning_rate_key="stage1_learning_rate",
-        ).run()
-        encoder.model.requires_grad_(False).eval()
-        if fixed is None:
-            encoder.save(work.out / "text_encoder")
-            fixed = encoder.encode(sentences, show_progress=self.options.show_progress).to(cf.device)  # [I, T]
-        with torch.no_grad():
-            codes = {"joint": alignment.item_codes(items), "text": alignment.text_codes(fixed)}  # [I, Z] each
-        save_tensors(work.out / "codes.safetensors", codes)
-        save_tensors(work.out / "alignment.safetensors", alignment.state_dict())
-
-
-class _Pairs:
-    """Batches by step: users, histories, next items, and for each user one sampled item that is not in the history."""
-
-    def __init__(self, domain: Domain, config: AlignmentConfig):
-        self._domain, self._seed = domain, config.seed
-        self._rows = domains.training_examples(
-            [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=config.seed
-        )
-        self._epochs = Epochs(len(self._rows), config.batch_size, config.seed)
-        self.samples, self._length = len(self._rows), self._epochs.steps * config.epochs
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
-        rows = [self._rows[i] for i in self._epochs[step]]
-        rng = np.random.default_rng([self._seed, step])
-        known = [self._domain.histories[row.user] for row in rows]
-        histories = [history[: row.end].tolist() for history, row in zip(known, rows, strict=True)]
-        targets = [int(history[row.end]) for history, row in zip(known, rows, strict=True)]
-        pool = self._domain.trained_items
-        sampled = [negatives.one(rng, pool, set(history.tolist())) for history in known]
-        return [row.user + 1 for row in rows], histories, targets, sampled
 
 
 class Projector(nn.Sequential):

@@ -35,7 +35,7 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
-from recbole_llm.model.alignment import AlignmentConfig, AlignmentTraining
+from recbole_llm.model.alignment_training import AlignmentConfig, AlignmentTraining
 from recbole_llm.model.parts import histories_of
 from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining
 from recbole_llm.model.ranker import LLMRanker

@@ -13,6 +13,8 @@ Legend: B users, N sampled items, U users, I items, T width of the text encoder,
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from recbole.model.general_recommender import LightGCN
 from recbole.utils import InputType
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix, diags
 from torch import Tensor, nn
 
 from recbole_llm.data.items import text_fields
@@ -50,7 +52,11 @@ class AlphaRec(Recommender, LightGCN):
         self.hidden_multiplier = config["hidden_multiplier"]
         self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config, dataset.item_texts)))
         self.known = csr_matrix(self.interaction_matrix, dtype=bool)  # [U, I]
-        del self.user_embedding, self.item_embedding
+        mean = diags(1 / np.asarray(self.known.sum(1)).clip(min=1).ravel()) @ self.known.astype(np.float64)
+        self.mean_of_items = SparseProduct(mean, self.device)
+        adjacency = self.norm_adj_matrix.cpu().coalesce()
+        self.convolution = SparseProduct(coo_matrix((adjacency.values(), adjacency.indices()), adjacency.shape), self.device)
+        del self.user_embedding, self.item_embedding, self.norm_adj_matrix
 
     def __str__(self) -> str:
         return f"AlphaRec, text vectors of {self.text.name}"
@@ -60,10 +66,17 @@ class AlphaRec(Recommender, LightGCN):
 
     def load(self, cache: StageCache) -> None:
         """Encode the catalogue and initialize the network from the model's seed."""
-        vectors = self.text.vectors(self.text.load(cache))  # [I, T]
-        counts = self.known.sum(1).clip(min=1)  # [U, 1]
-        users = torch.from_numpy(np.asarray(self.known.astype(np.float32) @ vectors.numpy() / counts, dtype=np.float32))
-        self.register_buffer("text_vectors", torch.cat([users, vectors]).to(self.device), persistent=False)  # [U + I, T]
+        self._build(self.text.vectors(self.text.load(cache)))
+
+    def trial_model(self) -> tuple[AlphaRec, float]:
+        width, seconds = self.text.trial()
+        model = copy.deepcopy(self)
+        model._build(torch.rand(self.n_items, width))
+        return model, seconds
+
+    def _build(self, vectors: Tensor) -> None:
+        """Set up the network on text vectors of items [I, T]."""
+        self.register_buffer("text_vectors", vectors.to(self.device), persistent=False)  # [I, T]
         width = vectors.shape[1]
         hidden = hidden_width(width) if self.hidden_multiplier is None else round(self.hidden_multiplier * width)
         with torch.random.fork_rng():
@@ -79,11 +92,22 @@ class AlphaRec(Recommender, LightGCN):
         return Facts(text.name, text.fingerprint, backbone_identity=text.identity, builtin=text.builtin)
 
     def get_ego_embeddings(self) -> Tensor:
-        return self.project(self.text_vectors)  # [U + I, D]
+        """Projections [U + I, D] of the text vectors of users and items.
+
+        The first layer of a mean is the mean of the first layer, so users cost one sparse product.
+        """
+        first: Any = self.project[0]
+        items = self.text_vectors @ first.weight.T  # [I, hidden]
+        hidden = torch.cat([self.mean_of_items(items), items]) + first.bias  # [U + I, hidden]
+        return self.project[1:](hidden)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Users [U, D] and items [I, D] of unit length, so that LightGCN's scores are cosines."""
-        return tuple(nn.functional.normalize(vectors, dim=-1) for vectors in super().forward())  # type: ignore[return-value]
+        layers = [self.get_ego_embeddings()]  # [U + I, D] each
+        for _ in range(self.n_layers):
+            layers.append(self.convolution(layers[-1]))
+        users, items = nn.functional.normalize(torch.stack(layers).mean(0), dim=-1).split([self.n_users, self.n_items])
+        return users, items
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """InfoNCE of (user, item) pairs against sampled items that the batch shares: a scalar.
@@ -100,6 +124,42 @@ class AlphaRec(Recommender, LightGCN):
         others = vectors @ item_vectors[drawn.to(self.device)].T  # [B, N]
         logits = torch.cat([own, others.masked_fill(known, -torch.inf)], dim=1) / self.temperature  # [B, 1 + N]
         return nn.functional.cross_entropy(logits, torch.zeros_like(users))
+
+
+class SparseProduct:
+    """A constant sparse matrix [M, N], which multiplies dense ones [N, D], with gradients.
+
+    PyTorch's own gradient of such a product transposes the matrix at each step.
+    """
+
+    def __init__(self, matrix: Any, device: torch.device):
+        self._matrix, self._transposed = (_csr(part).to(device) for part in (matrix, matrix.T))
+
+    def __deepcopy__(self, _: Any) -> SparseProduct:
+        return self  # PyTorch cannot copy sparse tensors, and these do not change
+
+    def __call__(self, dense: Tensor) -> Tensor:
+        return _Product.apply(self._matrix, self._transposed, dense)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
+        context.transposed = transposed
+        return matrix @ dense
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, context.transposed @ gradient
+
+
+def _csr(matrix: Any) -> Tensor:
+    """A SciPy matrix as a sparse tensor in float32."""
+    rows = csr_matrix(matrix, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls its CSR tensors a beta
+        starts, columns, values = map(torch.from_numpy, (rows.indptr, rows.indices, rows.data))
+        return torch.sparse_csr_tensor(starts, columns, values, rows.shape)
 
 
 def hidden_width(width: int) -> int:

@@ -60,8 +60,9 @@ class Cost:
         parameters: number of parameters trained.
         memory: peak bytes by part; parts that are not in memory together are not in one plan.
         train_flops, read_flops: floating-point operations on ``trained`` and ``read``; None: not estimated.
+        seconds: on this machine, of what is not in these operations, by a trial; None: not estimated.
         exact: False if the tokens were extrapolated from a sample.
-        at_most: the tokens are an upper bound.
+        at_most: the figures are an upper bound.
         note: what is not in the figures.
     """
 
@@ -73,6 +74,7 @@ class Cost:
     memory: Mapping[str, int] = field(default_factory=dict)
     train_flops: float | None = None
     read_flops: float | None = None
+    seconds: float | None = None
     exact: bool = True
     at_most: bool = False
     note: str = ""

@@ -254,7 +254,7 @@ def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, 
     if case == "candidates of a retriever":
         changes |= {"candidates": {"num_negatives": 9, "source": "retriever"}}
     run = assemble(name, {**settings, **changes})
-    plan = plan_of(run.trainer, run.stages, run.valid, run.test, run.retriever)
+    plan = plan_of(run.trainer, run.stages, run.train, run.valid, run.test, run.retriever)
     listed = [line.name for line in plan.lines]
     ranker = name not in ("Laser", "AlphaRec", "SASRec")
     expected = {

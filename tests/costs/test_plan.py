@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recbole_llm import cli
+from recbole_llm import cli, quick_start
+from recbole_llm.config import LLMConfig
 from recbole_llm.costs import parts
 from recbole_llm.costs.devices import CARDS, Speed, card, of_card, probe
 from recbole_llm.costs.plan import TO_RUN, Line, Plan
@@ -24,6 +27,7 @@ from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import plan_run, run_recbole_llm
 from recbole_llm.store.costs import Cost, Measured, Tokens
+from recbole_llm.store.trials import trials
 
 SMALL = {"lora_epochs": 1, "train_samples": 8, "valid_users": 5}
 
@@ -109,7 +113,8 @@ def test_what_was_cached_is_no_wrong_prediction() -> None:
 def test_a_long_part_is_counted_on_some_steps(settings: dict[str, Any], assemble: Callable) -> None:
     def plan() -> Cost:
         run: SimpleNamespace = assemble("TALLRec", settings)
-        (line,) = [line for line in plan_of(run.trainer, run.stages, run.valid, run.test).lines if line.name == "ingredient"]
+        plan = plan_of(run.trainer, run.stages, run.train, run.valid, run.test)
+        (line,) = [line for line in plan.lines if line.name == "ingredient"]
         assert line.cost is not None
         return line.cost
 
@@ -142,10 +147,36 @@ def test_the_speed_of_this_machine_is_measured(tiny_lm: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_model_of_recbole_is_not_guessed(settings: dict[str, Any]) -> None:
-    plan = plan_run("SASRec", "tiny", config_dict=settings)
+def test_a_model_of_recbole_is_timed(settings: dict[str, Any]) -> None:
+    given = {**settings, "epochs": 3, "eval_step": 1}
+    plan = plan_run("SASRec", "tiny", config_dict=given)
     assert [line.name for line in plan.lines] == ["training", "test"]
-    assert plan.speed is None and str(plan).count("not estimated") == 2
+    training, test = (line.cost for line in plan.lines)
+    assert training is not None and training.seconds and training.at_most and training.parameters and training.steps
+    assert "3 epochs of" in training.note and "3 validations of" in training.note
+    assert test is not None and test.seconds and not test.at_most
+    assert plan.speed is None and plan.seconds(test) == test.seconds and "≤" in str(plan)
+    elsewhere = plan_run("SASRec", "tiny", config_dict=given, device="h100")
+    assert all(line.cost is not None and line.cost.seconds is None for line in elsewhere.lines)
+    assert str(elsewhere).count("not estimated") == 2
+
+
+def test_short_trainings_have_no_trial(settings: dict[str, Any]) -> None:
+    costs = [line.cost for line in quick_start.assemble(LLMConfig("BPR", "tiny", config_dict=settings)).plan().lines]
+    assert all(cost is not None and cost.seconds is None for cost in costs)
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR", "BERT4Rec"])
+def test_a_trial_changes_no_result(model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for folder, make in (("timed", partial(trials, 0.05)), ("untimed", partial(trials, 0.05, worth=1e9))):
+        monkeypatch.setattr("recbole_llm.quick_start.trials", lambda *_, make=make, **__: make())
+        given = {**settings, "epochs": 2, "checkpoint_dir": str(Path(settings["checkpoint_dir"]) / folder)}
+        results.append(json.loads(Path(run_recbole_llm(model, "tiny", config_dict=given)["record"]).read_text()))
+    timed, untimed = results
+    assert timed["plan"][0]["planned"]["seconds"] and not untimed["plan"][0]["planned"]["seconds"]
+    assert timed["plan"][0]["measured"]["seconds"] > 0
+    assert timed["ranks"] == untimed["ranks"] and timed["results"] == untimed["results"]
 
 
 def test_the_command_prints_the_table(settings: dict[str, Any], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def counts(tokens: Tokens) -> dict[str, int]:
 
 def planned_and_run(run: SimpleNamespace) -> tuple[Plan, dict[str, Any]]:
     """The plan, and what was measured by the names of its lines."""
-    plan = plan_of(run.trainer, run.stages, run.valid, run.test)
+    plan = plan_of(run.trainer, run.stages, run.train, run.valid, run.test)
     run.trainer.fit(run.train, run.valid)
     with metered() as tested:
         for variant in run.trainer.recommender.variants().values():
@@ -93,7 +93,7 @@ def test_the_plan_follows_how_the_lm_is_run_exactly(
     other = plan_of(
         *(
             getattr(assemble("LoRACocktail", {**settings, "checkpoint_dir": settings["checkpoint_dir"] + "-2"}), name)
-            for name in ("trainer", "stages", "valid", "test")
+            for name in ("trainer", "stages", "train", "valid", "test")
         )
     )
     assert [line.cost for line in other.lines] != [line.cost for line in plan.lines]  # with padding, as long as nothing is known

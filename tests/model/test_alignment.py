@@ -18,8 +18,9 @@ from recbole_llm.data.domains import Domain
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import TextEncoder, load_text_encoder
-from recbole_llm.model import alignment
-from recbole_llm.model.alignment import Alignment, AlignmentConfig, AlignmentTraining, LossWeights, Projector
+from recbole_llm.model import alignment, alignment_training
+from recbole_llm.model.alignment import Alignment, LossWeights, Projector
+from recbole_llm.model.alignment_training import AlignmentConfig, AlignmentTraining
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import LoopOptions, TrainingLoop
@@ -134,7 +135,7 @@ def bits(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def pairs(domain: Domain, **changes: Any) -> list[tuple[int, list[int], int, int]]:
-    batches = alignment._Pairs(domain, replace(CONFIG, **changes))
+    batches = alignment_training._Pairs(domain, replace(CONFIG, **changes))
     return [sample for step in range(len(batches)) for sample in zip(*batches[step], strict=True)]
 
 
@@ -163,7 +164,7 @@ def test_a_user_who_knows_every_item_does_not_search_forever() -> None:
 
 
 def test_a_step_depends_on_its_number_and_the_seed_alone(domain: Domain) -> None:
-    one, other = (alignment._Pairs(domain, CONFIG) for _ in range(2))
+    one, other = (alignment_training._Pairs(domain, CONFIG) for _ in range(2))
     late = other[4]
     assert len(one) == 6 and [one[step] for step in range(6)][4] == late
     assert pairs(domain) == pairs(domain) != pairs(domain, seed=8)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from torch import nn
 
-from recbole_llm.model.alpharec import hidden_width
+from recbole_llm.model.alpharec import SparseProduct, hidden_width
 from recbole_llm.quick_start import run_recbole_llm
 
 
@@ -25,7 +26,7 @@ def made(module_settings: dict[str, Any], assemble: Any) -> Any:
 
 
 def text_vectors(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return model.text_vectors.split([model.n_users, model.n_items])
+    return model.mean_of_items(model.text_vectors), model.text_vectors
 
 
 def test_a_user_is_the_mean_of_the_training_items_alone(made: Any) -> None:
@@ -47,10 +48,20 @@ def test_vectors_are_those_of_the_convolution_over_projected_texts(made: Any) ->
     degree = (graph.sum(1) + 1e-7).rsqrt()
     graph = degree[:, None] * graph * degree  # [U + I, U + I]
     with torch.no_grad():
-        hop = model.project(model.text_vectors)
+        hop = model.project(torch.cat(text_vectors(model)))
         expected = (hop + graph @ hop + graph @ graph @ hop) / 3  # two layers
         found = torch.cat(model.forward())
     torch.testing.assert_close(found, nn.functional.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_sparse_product_has_the_values_and_gradients_of_a_dense_one() -> None:
+    matrix = np.random.default_rng(0).random((5, 7)) * (np.random.default_rng(1).random((5, 7)) < 0.4)
+    product, dense = SparseProduct(csr_matrix(matrix), torch.device("cpu")), torch.randn(7, 3, requires_grad=True)
+    expected = torch.from_numpy(matrix).float() @ dense
+    torch.testing.assert_close(product(dense), expected)
+    weights = torch.randn(5, 3)
+    found, wanted = (torch.autograd.grad((result * weights).sum(), dense)[0] for result in (product(dense), expected))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_loss_is_infonce_and_what_a_user_knows_is_no_negative(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:

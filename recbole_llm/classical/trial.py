@@ -1,0 +1,89 @@
+"""What RecBole's trainer costs: some of its steps and validations, timed on a copy of the model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+
+from recbole_llm.evaluation.ranks import gather_scores, scatter_to_catalogue
+from recbole_llm.store.costs import Cost
+from recbole_llm.store.trials import trial, worth_a_trial
+
+SAMPLE, USER = 2e-5, 1e-3  # guessed seconds of a training sample and of an evaluation user
+MakeCopy = Callable[[], tuple[Any, float]]
+
+
+def training_cost(config: Any, make_copy: MakeCopy, batches: Callable[[Any, Any, Any], Any], train: Any, valid: Any) -> Cost:
+    """The cost of RecBole's ``fit``, validations included; early stopping may end it before.
+
+    Args:
+        make_copy: makes a model as ``fit`` gets it, with any weights; returns the seconds of what goes before, too.
+        batches: ``batches(config, model, train)`` are those of an epoch, and the loss of each.
+        train, valid: RecBole's loaders.
+    """
+    epochs, samples = config["epochs"], len(train._dataset)
+    if not worth_a_trial(SAMPLE * samples * epochs):
+        return Cost(samples=samples, note=f"RecBole's trainer, at most {epochs} epochs, not estimated")
+    model, before = make_copy()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        return Cost(samples=samples)
+    loader, loss = batches(config, model, train)
+    optimizer = torch.optim.Adam(parameters)
+    with _endless(loader) as following:
+
+        def step() -> None:
+            optimizer.zero_grad()
+            found = loss(next(following).to(config["device"]))
+            total: Any = sum(found) if isinstance(found, tuple) else found
+            total.backward()
+            optimizer.step()
+
+        epoch = trial(step, len(loader))
+    number = epochs // max(1, config["eval_step"]) if valid else 0
+    validation = _evaluation_seconds(config, model, valid) if number else 0.0
+    return Cost(
+        samples=samples,
+        steps=epochs * len(loader),
+        parameters=sum(parameter.numel() for parameter in parameters),
+        seconds=before + epochs * epoch + number * validation,
+        at_most=number > 0,
+        note=f"RecBole's trainer, {epochs} epochs of {epoch:.2g} s and {number} validations of {validation:.2g} s"
+        + (", unless it stops early" if number else ""),
+    )
+
+
+def evaluation_cost(config: Any, make_copy: MakeCopy, data: Any) -> Cost:
+    """The cost of an evaluation of RecBole's model."""
+    users = data.sample_size
+    if not worth_a_trial(USER * users):
+        return Cost(samples=users, note="not estimated")
+    return Cost(samples=users, seconds=_evaluation_seconds(config, make_copy()[0], data))
+
+
+def _evaluation_seconds(config: Any, model: Any, data: Any) -> float:
+    def step() -> None:
+        interaction = next(following)[0].to(config["device"])
+        some = torch.ones(len(interaction), 1, dtype=torch.long, device=config["device"])  # [B, 1]
+        scores = gather_scores(model, interaction, some, config["ITEM_ID_FIELD"])
+        scatter_to_catalogue(scores, some, model.n_items).topk(min(10, model.n_items))  # as for RecBole's metrics
+
+    model.eval()
+    with torch.no_grad(), _endless(data) as following:
+        return trial(step, len(data))
+
+
+@contextlib.contextmanager
+def _endless(loader: Any) -> Iterator[Iterator[Any]]:
+    """The batches of a loader again and again; afterwards its random state is as before."""
+    generator = getattr(loader, "generator", None)
+    state = None if generator is None else generator.get_state()
+    try:
+        yield chain.from_iterable(repeat(loader))
+    finally:
+        if generator is not None:
+            generator.set_state(state)

@@ -1,0 +1,190 @@
+"""The training of stage 1 of A-LLMRec (arXiv 2404.11343, section 3.1); what it trains is in ``model/alignment.py``.
+
+Legend: B users, I items, H width of the collaborative model, T of the text encoder, Z of the joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.data import domains, negatives
+from recbole_llm.data.domains import Domain
+from recbole_llm.llm.text_backbone import TextBackbone
+from recbole_llm.llm.text_encoder import TextEncoder, encoding_seconds
+from recbole_llm.model.alignment import Alignment, LossWeights
+from recbole_llm.settings import Settings
+from recbole_llm.store.costs import Cost
+from recbole_llm.store.files import save_tensors
+from recbole_llm.store.stages import Stage, Work
+from recbole_llm.store.trials import trial, worth_a_trial
+from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
+
+logger = getLogger()
+
+TEXT = 5e-3  # guessed seconds of reading and training a text
+
+
+@dataclass(frozen=True)
+class AlignmentConfig(Settings):
+    """Training settings of stage 1.
+
+    Attributes:
+        all_positions: train on every item of a history, not only on the last one, as published.
+    """
+
+    KEYS = {name: f"stage1_{name}" for name in ("samples", "epochs", "batch_size", "learning_rate")}
+
+    joint_size: int
+    weights: LossWeights
+    tune_text_encoder: bool
+    all_positions: bool
+    samples: int | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    max_grad_norm: float | None
+    seed: int
+
+    @classmethod
+    def of(cls, config: Any, *, interactions: int = 0, **given: Any) -> AlignmentConfig:
+        """The settings of a configuration for a dataset with so many ``interactions``."""
+        return super().of(config, weights=LossWeights.of(config, interactions=interactions), **given)
+
+
+@dataclass(frozen=True)
+class AlignmentTraining:
+    """Stage 1 on the training split of a domain.
+
+    Attributes:
+        text: the text encoder with the sentences of the items.
+    """
+
+    config: AlignmentConfig
+    domain: Domain
+    cf: CollaborativeModel
+    text: TextBackbone
+    options: LoopOptions
+
+    def stage(self) -> Stage:
+        """The stage, which writes the codes of all items, the weights and, if it was fine-tuned, the text encoder."""
+        depends = {"config": asdict(self.config), "domain": self.domain.fingerprint, "text": self.text.fingerprint}
+        return Stage("alignment", depends, self._build, inputs=(self.cf.stage, *self.text.stages), cost=self._cost)
+
+    def _cost(self) -> Cost:
+        pairs, tuned = _Pairs(self.domain, self.config), self.config.tune_text_encoder
+        trains = "the text encoder and two autoencoders" if tuned else "two autoencoders"
+        texts = 2 * self.config.batch_size * len(pairs) * tuned + len(self.text.sentences)
+        if self.text.stages or not worth_a_trial(TEXT * texts):  # the builtin encoder, which is a table, may not be there yet
+            return Cost(samples=pairs.samples, steps=len(pairs), note=f"trains {trains} without the LM, not estimated")
+        encoder = self.text.load()
+        seconds = encoding_seconds(encoder, self.text.sentences[1:])
+        fixed = None if tuned else torch.rand(len(self.text.sentences), encoder.dim, device=self.cf.device)
+        training = _Training(self.config, self.cf, encoder, self.text.sentences, fixed)
+        following = cycle(range(len(pairs)))
+
+        def step() -> None:
+            training.loss(pairs[next(following)])[0].backward()
+
+        seconds += trial(step, len(pairs))
+        parameters = sum(parameter.numel() for parameter in training.parameters.values())
+        note = f"trains {trains} without the LM, whose memory is not estimated"
+        return Cost(samples=pairs.samples, steps=len(pairs), parameters=parameters, seconds=seconds, note=note)
+
+    def _build(self, work: Work) -> None:
+        config, cf = self.config, self.cf
+        cf.load(work.folder(cf.stage))
+        encoder, sentences = self.text.load(work), self.text.sentences
+        fixed = None if config.tune_text_encoder else self.text.vectors(encoder).to(cf.device)  # [I, T]
+        training, pairs = _Training(config, cf, encoder, sentences, fixed), _Pairs(self.domain, config)
+        parameters, alignment = training.parameters, training.alignment
+        logger.info(f"alignment: {len(pairs)} steps, {sum(p.numel() for p in parameters.values()):,} trainable parameters")
+        TrainingLoop(
+            name="alignment",
+            parameters=parameters,
+            optimizer=torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98)),
+            loss=lambda step: training.loss(pairs[step]),
+            total_steps=len(pairs),
+            clip_grad_norm=config.max_grad_norm,
+            folder=work.scratch / "loop",
+            options=self.options,
+            learning_rate_key="stage1_learning_rate",
+        ).run()
+        encoder.model.requires_grad_(False).eval()
+        if fixed is None:
+            encoder.save(work.out / "text_encoder")
+            fixed = encoder.encode(sentences, show_progress=self.options.show_progress).to(cf.device)  # [I, T]
+        with torch.no_grad():
+            codes = {"joint": alignment.item_codes(cf.item_table), "text": alignment.text_codes(fixed)}  # [I, Z] each
+        save_tensors(work.out / "codes.safetensors", codes)
+        save_tensors(work.out / "alignment.safetensors", alignment.state_dict())
+
+
+class _Training:
+    """What stage 1 trains, and its loss.
+
+    Args:
+        fixed: the items' text vectors [I, T]; None trains the text encoder, too.
+    """
+
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        cf: CollaborativeModel,
+        encoder: TextEncoder,
+        sentences: Sequence[str],
+        fixed: Tensor | None,
+    ):
+        self._config, self._cf, self._encoder, self._sentences, self._fixed = config, cf, encoder, sentences, fixed
+        self._items = cf.item_table  # [I, H]
+        self.alignment = Alignment(self._items.shape[1], encoder.dim, config.joint_size).to(cf.device)
+        self.parameters = {f"alignment.{name}": p for name, p in self.alignment.named_parameters()}
+        if fixed is None:
+            encoder.model.requires_grad_(True).train()
+            self.parameters |= {f"text_encoder.{name}": p for name, p in encoder.model.named_parameters()}
+
+    def loss(self, batch: tuple[list[int], list[list[int]], list[int], list[int]]) -> list[Tensor]:
+        """The loss of a batch of :class:`_Pairs`."""
+        users, histories, targets, sampled = batch
+        described = self._texts([*targets, *sampled]).split(len(targets))  # 2 x [B, T]
+        states, items = self._cf.user_states(users, histories), self._items  # [B, H], [I, H]
+        texts = described[0], described[1]
+        return [self.alignment.loss(states, (items[targets], items[sampled]), texts, self._config.weights)]
+
+    def _texts(self, batch: Sequence[int]) -> Tensor:
+        if self._fixed is not None:
+            return self._fixed[list(batch)]  # [B, T]
+        return self._encoder([self._sentences[item] for item in batch])
+
+
+class _Pairs:
+    """Batches by step: users, histories, next items, and for each user one sampled item that is not in the history."""
+
+    def __init__(self, domain: Domain, config: AlignmentConfig):
+        self._domain, self._seed = domain, config.seed
+        self._rows = domains.training_examples(
+            [domain], positions="all" if config.all_positions else "last", samples=config.samples, seed=config.seed
+        )
+        self._epochs = Epochs(len(self._rows), config.batch_size, config.seed)
+        self.samples, self._length = len(self._rows), self._epochs.steps * config.epochs
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+        rows = [self._rows[i] for i in self._epochs[step]]
+        rng = np.random.default_rng([self._seed, step])
+        known = [self._domain.histories[row.user] for row in rows]
+        histories = [history[: row.end].tolist() for history, row in zip(known, rows, strict=True)]
+        targets = [int(history[row.end]) for history, row in zip(known, rows, strict=True)]
+        pool = self._domain.trained_items
+        sampled = [negatives.one(rng, pool, set(history.tolist())) for history in known]
+        return [row.user + 1 for row in rows], histories, targets, sampled
