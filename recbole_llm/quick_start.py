@@ -22,6 +22,7 @@ from recbole_llm.costs.plan import Plan
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
+from recbole_llm.data.split_facts import split_lines
 from recbole_llm.evaluation import generated, predictions, slices
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
@@ -160,6 +161,8 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logger.info(logs.dataset_line(data))
+    for line in split_lines(config, data):
+        logger.info(line)
     train, valid, test = data_preparation(config, data)
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
@@ -169,6 +172,7 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     model = config.model_class(config, train._dataset).to(config["device"])
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
+    trainer.eval_collector.data_collect(train)  # raises if a metric needs what the data lacks
     generated.check(config, trainer.recommender, candidates.get("test"))
     stages = trainer.plan(candidates, retriever)
     if loads and trainer.recommender.backbone is not None:

@@ -24,6 +24,11 @@ MODELS = {
     "WeaveRec": "recbole_llm.model.weaverec",
 }
 
+METRICS = {
+    "Novelty": "recbole_llm.evaluation.beyond_accuracy",
+    "Diversity": "recbole_llm.evaluation.beyond_accuracy",
+}
+
 _own: dict[str, type[Any]] = {}
 
 
@@ -43,6 +48,18 @@ def get_model(name: str) -> type[Any]:
     from recbole.utils import get_model as recbole_get_model
 
     return recbole_get_model(name)
+
+
+def add_metrics() -> None:
+    """Add our metrics to RecBole's, which reads its tables when it checks ``metrics``; may run repeatedly."""
+    from recbole.evaluator import register
+
+    for name, module in METRICS.items():
+        if name.lower() not in register.metrics_dict:
+            metric = getattr(importlib.import_module(module), name)
+            register.metrics_dict[name.lower()] = metric
+            register.metric_information[name.lower()] = metric.metric_need
+            register.metric_types[name.lower()] = metric.metric_type
 
 
 def check_name(name: str) -> None:

@@ -119,7 +119,7 @@ def test_pandas_3_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) ->
         ("data/dataset/dataset.py", "torch.distributed.barrier()", "RankedTime._download (barrier)"),
         ("utils/url.py", "input(", "RankedTime._download (question)"),
         ("data/dataset/dataset.py", "torch.FloatTensor(value)", "RankedTime._rank_time"),
-        ("evaluator/collector.py", "self.data_struct._data_dict[key].cpu()", "evaluator.SafeCollector"),
+        ("evaluator/collector.py", "self.data_struct._data_dict[key].cpu()", "beyond_accuracy.SafeCollector"),
         ("utils/logger.py", "logging.basicConfig(level=level, handlers=[sh, fh])", "logs.init_logging"),
     ],
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.store.code import code_fingerprint
@@ -35,7 +33,7 @@ class Retriever(CollaborativeModel):
 
     @torch.no_grad()
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
-        """The ``number`` best items outside the user's history, best first, by internal user id.
+        """The ``number`` best items outside the user's history (with repeats kept, of all), best first, by internal user id.
 
         Raises:
             RuntimeError: the stage's result is not loaded.
@@ -49,7 +47,7 @@ class Retriever(CollaborativeModel):
             scores = self.scores(interaction)  # [B, I], B users, I items
             scores[:, 0] = -torch.inf
             for row, user in zip(scores, users, strict=True):
-                row[torch.from_numpy(self.histories.before(user, phase)).to(row.device)] = -torch.inf
+                row[torch.from_numpy(self.histories.excluded(user, phase)).to(row.device)] = -torch.inf
             left = int(torch.isfinite(scores).sum(1).min())
             if left < number:
                 raise ValueError(
@@ -57,19 +55,3 @@ class Retriever(CollaborativeModel):
                 )
             found.update(zip(users, scores.topk(number).indices.tolist(), strict=True))
         return found
-
-
-@torch.no_grad()
-def rerank(retriever: CollaborativeModel, interaction: Any, score: Callable[[Any, Tensor], Tensor], top: int) -> Tensor:
-    """The retriever's scores [B, I] of the catalogue, with its ``top`` items in the order of another score.
-
-    The highest scores are reassigned in that order, so each re-ranked item scores above all other items.
-
-    Args:
-        score: (interaction, candidates [B, N]) -> scores [B, N].
-    """
-    scores = retriever.scores(interaction).float()  # [B, I]
-    scores[:, 0] = -torch.inf
-    best, items = scores.topk(top, dim=1)  # [B, N]
-    order = score(interaction, items).to(items.device).argsort(dim=1, descending=True, stable=True)  # [B, N]
-    return scores.scatter(1, items.gather(1, order), best)  # [B, I]

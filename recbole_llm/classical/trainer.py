@@ -23,7 +23,9 @@ from recbole_llm.classical.checkpoints import SafeCheckpoints
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.classical.trial import evaluation_cost, training_cost
-from recbole_llm.evaluation.ranks import Ranks, SafeCollector, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
+from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
+from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies
+from recbole_llm.evaluation.ranks import Ranks, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
@@ -62,6 +64,7 @@ class ProtocolTrainer(SafeCheckpoints):
         self._checked = False
         self._retriever: CandidateRetriever | None = None
         self._candidates: CandidateSet | None = None
+        self._ranking: FullRanking
         self._variant: Variant
         self._scores: CachedScores | None = None
         self._bar: Any
@@ -135,7 +138,6 @@ class ProtocolTrainer(SafeCheckpoints):
                 self.optimizer = self._build_optimizer()
             with metered() as self.training:
                 return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-        self.eval_collector.data_collect(train_data)
         if not valid_data or not self.recommender.has_validation:
             return -1, None
         self._users = early_stopping_users(valid_data, self.config["seed"], self.config["valid_users"])
@@ -177,7 +179,9 @@ class ProtocolTrainer(SafeCheckpoints):
         if load_best_model and not self.recommender.trained_in_stages:
             self._load_weights(model_file or self.saved_model_file)
         self._variant = variant or next(iter(self.recommender.variants().values()))
-        self._candidates = getattr(eval_data, "candidates", None)
+        self._candidates, data = getattr(eval_data, "candidates", None), eval_data._dataset
+        longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
+        self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
         self._scores = self._cached_scores()
         self.ranks = Ranks()
         began = time.monotonic()
@@ -187,8 +191,10 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.close()
             self.users_per_second = None if self._scores.found else self.users_per_second
+        if self._candidates is not None:  # whose lists are no recommendations
+            result = accuracy(result)
         if self.ranks.tie_rate > 0.01:
-            logger.info(f"ties: the target has the score of another candidate for {self.ranks.tie_rate:.1%} of the users")
+            logger.info(f"ties: the target has the score of another item for {self.ranks.tie_rate:.1%} of the users")
         return result
 
     def _cached_scores(self) -> CachedScores | None:
@@ -243,23 +249,21 @@ class ProtocolTrainer(SafeCheckpoints):
                 yield interaction, eval_data.candidates.lookup(known, targets)
 
     def _full_ranking(self, batched_data: Any) -> Any:
-        interaction, history, positive_u, positive_i = batched_data
+        interaction, _, positive_u, positive_i = batched_data
         if not len(interaction):  # no user of early stopping
-            scores = torch.empty(0, self.tot_item_num)
-        elif isinstance(self.recommender, ClassicalRecommender):
-            _, scores, _, _ = super()._full_sort_batch_eval(batched_data)
+            return interaction, torch.empty(0, self.tot_item_num), positive_u, positive_i
+        if isinstance(self.recommender, ClassicalRecommender):  # RecBole's method also ranks item by item
+            _, scores, _, _ = super()._full_sort_batch_eval((interaction, None, positive_u, positive_i))
         else:
             scores = self._variant.score_catalogue(interaction.to(self.device)).view(-1, self.tot_item_num)  # [B, I]
-            scores[:, 0] = -torch.inf
-            if history is not None:
-                scores[history] = -torch.inf
         users = interaction[self.config["USER_ID_FIELD"]]
+        masked, ranked = self._ranking(scores, interaction.to(self.device), users, (positive_u, positive_i), self._variant)
         if self.predictions is not None:
-            self.predictions.add_catalogue(users, scores, scores)
-        missed = exclude_missed(scores, positive_u, positive_i) if self._variant.partial else None
+            self.predictions.add_catalogue(users, masked, ranked)
+        missed = exclude_missed(ranked, positive_u, positive_i) if self._variant.partial else None
         if len(positive_u) == len(interaction):  # leave-one-out: one target per row
-            self.ranks.add(users, scores, positive_i.to(self.device), missed)
-        return interaction, scores, positive_u, positive_i
+            self.ranks.add(users, masked, positive_i.to(self.device), missed, untied=ranked)
+        return interaction, ranked, positive_u, positive_i
 
     def _candidate_scores(self, interaction: Any, users: Tensor, candidates: Tensor) -> Tensor:
         """Scores [B, C] in fp32 of candidates [B, C] by the variant, from the cache if there are any."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
-from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
+from recbole_llm.config.metrics import settle_metrics
 from recbole_llm.config.property_files import PropertyFiles, check, check_known, merge, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
 from recbole_llm.data import scenarios
@@ -97,7 +97,8 @@ class LLMConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, "train_mode"}
+        own = ("train_mode", "mask_history")  # keys of ours that change what RecBole's trainer selects
+        self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, *own}
         files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
         self._ours = {*overall, *evaluation}
         if self.internal_config_dict["load_col"] != {"inter": ["user_id", "item_id"]}:
@@ -187,34 +188,17 @@ class LLMConfig(Config):
 
     def _set_default_parameters(self) -> None:
         final, own = self.final_config_dict, self._own_data(self.dataset)
-        self._settle_metrics(final)
+        settle_metrics(final)
         super()._set_default_parameters()
         if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}.*inter")):
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
-
-    def _settle_metrics(self, final: dict[str, Any]) -> None:
-        metrics, topk, given = final["metrics"], final["topk"], str(final["valid_metric"])
-        final["metrics"] = metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        final["topk"] = topk = [topk] if isinstance(topk, int) else list(topk)
-        if not topk or not all(type(k) is int and k > 0 for k in topk):
-            raise ValueError(f"topk: {topk} are not all whole numbers of at least 1; give a list such as [1, 5, 10]")
-        known: list[str] = []
-        for metric in metrics:
-            kind = metric_types.get(str(metric).lower())
-            if kind is None:
-                raise ValueError(f"metrics: unknown metric {metric!r}; known: {', '.join(sorted(metric_types))}")
-            takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
-            known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
-        if given.lower() not in map(str.lower, known):
-            raise ValueError(
-                f"valid_metric: {given} is not computed; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
-            )
 
     def _settle_evaluation(self, final: dict[str, Any]) -> None:
         """Replace the mode ``candidates``, which RecBole does not know, by ``full``: one row per user."""
         mode = final["eval_args"]["mode"]
         modes = {"valid": mode, "test": mode} if isinstance(mode, str) else dict(mode)
         final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
+        final["full_phases"] = [phase for phase, value in modes.items() if value == "full"]
         modes = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
         final["eval_args"] = {**final["eval_args"], "mode": modes}
         split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
@@ -240,6 +224,7 @@ class LLMConfig(Config):
 
     def compatibility_settings(self) -> None:
         compat.apply()
+        registry.add_metrics()
         super().compatibility_settings()
 
     def for_dataset(self, name: str, *, whole: bool = False) -> LLMConfig:
@@ -261,12 +246,12 @@ class LLMConfig(Config):
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data and scenario, with ``values`` for that model."""
         about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
-        about_data |= {*dataset_arguments, *scenarios.SETTINGS}
+        about_data |= {*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"}
         if self["train_dataset"]:
             about_data |= set(scenarios.UNITED)
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
-        if scenarios.active(self):
-            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items
+        if scenarios.active(self) or self["tie_order"] == "random":
+            kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items, and of ties
         return LLMConfig(name, self.dataset, config_dict=as_literals({**kept, **values}))
 
     def plain(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class CandidateRetriever(Protocol):
         """Read the result of the stage."""
 
     def top(self, phase: str, number: int) -> Mapping[int, list[int]]:
-        """Internal user id -> its ``number`` best items that are not in its history, best first."""
+        """Internal user id -> its ``number`` best items outside ``histories.excluded``, best first."""
 
 
 def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | None = None) -> dict[str, CandidateSet]:
@@ -131,7 +131,7 @@ def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets:
 
 
 def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any) -> CandidateSet:
-    """Negatives exclude only the items known at that phase, so no test label affects validation."""
+    """Negatives exclude only the items known at that phase, so no test label affects validation; with repeats kept, nothing."""
     histories, titles = dataset.histories, dataset.catalogue_titles
     source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
     scenario = histories.scenario
@@ -142,7 +142,7 @@ def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any
         return draw(
             [histories.user_ids[user] for user in users.tolist()],
             targets.tolist(),
-            [histories.before(user, phase) for user in users.tolist()],
+            [histories.excluded(user, phase) for user in users.tolist()],
             titles,
             histories.item_ids,
             number=number,
@@ -183,7 +183,8 @@ def _retrieved(
         return items, found.sha256
 
     code = code_fingerprint(_DRAWING_CODE)
-    identity = fingerprint([retrieve.identity, code, phase, number, seed, *(ids.tolist() for ids in in_file)])
+    pairs = [ids.tolist() for ids in in_file]
+    identity = fingerprint([retrieve.identity, code, phase, number, seed, *pairs, *["repeats"] * histories.repeats_kept])
     return CandidateSet(*in_file, identity, resolve)
 
 
@@ -209,6 +210,7 @@ def _stored(
         "settings": fingerprint([source, number, seed, phase, scenario]),
         "item ids": fingerprint([histories.item_ids[item] for item in order]),
         "histories": _histories_fingerprint(users.tolist(), histories, phase, order),
+        **({"repeats": "kept"} if histories.repeats_kept else {}),
         **drawn_from,
         "code of the draw": code_fingerprint(_DRAWING_CODE),
     }

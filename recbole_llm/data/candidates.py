@@ -114,7 +114,7 @@ def draw(
         users: N user tokens.
         targets: N internal item ids.
         exclude: N collections of internal item ids, the history known at ``split``: training items at validation, training
-            and validation items at test.
+            and validation items at test; nothing with repeats kept.
         titles: clean title by internal item id.
         item_ids: item token by internal id; entry 0 is the padding item, which is never drawn.
         weights: weight of each item by internal id (popularity); None for a uniform draw.

@@ -15,41 +15,85 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.data import scenarios
+from recbole_llm.data import repeats, scenarios, ties
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.masking import KnownItems, Masking, pairs
 
 
 class RankedTime:
-    """Mixin for a RecBole dataset class."""
+    """Mixin for a RecBole dataset class.
+
+    Attributes:
+        scenario: what the run holds out.
+        known_items: of a validation or test split, what a full ranking masks; None if it masks nothing.
+    """
 
     scenario = Scenario()
+    known_items: KnownItems | None = None
+    repeats_dropped = 0
+    repeats_kept = False
 
     def _data_processing(self: Any) -> None:
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
+        if self.benchmark_filename_list is not None:  # which RecBole does not filter
+            self._remove_duplication()
+            self.inter_feat.reset_index(drop=True, inplace=True)
         super()._data_processing()  # type: ignore[misc]
+        if self.config["rm_dup_inter"] is None:
+            self.repeats_kept = bool(self.inter_feat.duplicated([self.uid_field, self.iid_field]).any())
         if scenarios.active(self.config):
             order = self._order
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
-            rows, self.scenario = scenarios.hold_out(self.config, users, items, *self._tokens)
+            rows, self.scenario = scenarios.hold_out(self.config, users, items, *self.tokens)
             self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
 
+    def _remove_duplication(self: Any) -> None:
+        self.repeats_dropped = repeats.drop(self)
+
+    @property
+    def file_of_row(self: Any) -> np.ndarray:
+        """The number of the file that each row was read from, 0 unless files are split already."""
+        if self.benchmark_filename_list is None:
+            return np.zeros(len(self.inter_feat), dtype=np.int64)
+        return np.repeat(np.arange(len(self.file_size_list)), self.file_size_list)
+
     def build(self: Any) -> Any:
-        self._rank_time()
+        """RecBole's splits, with the same evaluation users for every model and with what a full ranking masks."""
+        masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
+        whole = pairs(self) if masked else (np.empty(0), np.empty(0))
+        self._order_by_time()
         splits = super().build()  # type: ignore[misc]
+        for phase in masked:
+            split, *later = splits[1:] if phase == "valid" else splits[2:]
+            split.known_items = KnownItems.before(
+                whole, pairs(split), *map(pairs, later), users=self.user_num, items=self.item_num
+            )
         if self.scenario.label:
-            histories = self.histories
-            trained = [user for user in range(self.user_num) if user not in self.scenario.untrained]
-            evaluated = (histories.evaluated(phase) for phase in ("valid", "test"))
-            for split, users in zip(splits, (trained, *evaluated), strict=True):
-                rows = np.isin(split.inter_feat[self.uid_field].numpy(), users)
-                split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
+            _keep(splits[0], [user for user in range(self.user_num) if user not in self.scenario.untrained])
+        if holds_out_two(self.config):
+            for split, phase in zip(splits[1:], ("valid", "test"), strict=True):
+                _keep(split, self.histories.evaluated(phase))
         return splits
 
-    def _rank_time(self: Any) -> None:
-        """Replace timestamps by their dense rank: float32 has 24 bits, a Unix time needs 31 (RUCAIBox/RecBole#1653)."""
+    @cached_property
+    def masking(self: Any) -> Masking:
+        """The rule of a full ranking; must be read first before :meth:`build`, whose splits copy it."""
+        return Masking.of(self.config, repeats_kept=repeats.repeats_kept(self))
+
+    def _order_by_time(self: Any) -> None:
+        """Sort the rows, and replace timestamps by the place of the row, which no other row has.
+
+        RecBole sorts once more, by times in float32, which has 24 bits; a Unix time needs 31 (RUCAIBox/RecBole#1653). Its sort is
+        stable, so more rows than a float32 can number stay in order, too. Files that are split already keep their rows.
+        """
+        if self.config["eval_args"]["order"] != "TO":
+            return
+        order = np.lexsort((self._tie_keys, self._times, self.file_of_row))
         if leaves_one_out(self.config):
-            self.inter_feat[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
+            self.inter_feat.loc[order, self.time_field] = np.arange(len(order), dtype=np.float64)
+        if self.benchmark_filename_list is None:
+            self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
 
     @property
     def _times(self: Any) -> np.ndarray:
@@ -67,9 +111,12 @@ class RankedTime:
         users = frame[self.uid_field].to_numpy()[order]
         items = frame[self.iid_field].to_numpy()[order].astype(np.int64)
         starts = np.searchsorted(users, np.arange(1, self.user_num))
-        by_user = [np.empty(0, dtype=np.int64), *np.split(items, starts[1:])]
-        user_ids, item_ids = self._tokens
-        return Histories(user_ids, item_ids, by_user, self.scenario, self._disliked(users, items, order))
+        times = self._times[order]
+        moments = np.cumsum(np.concatenate([[True], times[1:] != times[:-1]]))  # [R], rises with the time in each history
+        by_user, moments_by_user = ([np.empty(0, dtype=np.int64), *np.split(values, starts[1:])] for values in (items, moments))
+        user_ids, item_ids = self.tokens
+        disliked = self._disliked(users, items, order)
+        return Histories(user_ids, item_ids, by_user, self.scenario, disliked, self.repeats_kept, moments_by_user)
 
     def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
         """The items that each user rated with ``liked_above`` or less; None without that key or without ratings.
@@ -86,11 +133,16 @@ class RankedTime:
 
     @property
     def _order(self: Any) -> np.ndarray:
-        """Rows by user, then in time order; equal times in the order of the file."""
-        return np.lexsort((self._times, self.inter_feat[self.uid_field].to_numpy()))
+        """Rows by user, then by file if they are split already, then in time order; equal times by ``tie_order``."""
+        return np.lexsort((self._tie_keys, self._times, self.file_of_row, self.inter_feat[self.uid_field].to_numpy()))
 
     @property
-    def _tokens(self: Any) -> tuple[list[str], list[str]]:
+    def _tie_keys(self: Any) -> np.ndarray:
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        return ties.tie_keys(self.config, users, items, self._times, *self.tokens)
+
+    @property
+    def tokens(self: Any) -> tuple[list[str], list[str]]:
         """Tokens of users and items by internal id."""
         return list(map(str, self.field2id_token[self.uid_field])), list(map(str, self.field2id_token[self.iid_field]))
 
@@ -100,7 +152,7 @@ class RankedTime:
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         return ItemTexts.read(
             path,
-            item_ids=self._tokens[1],
+            item_ids=self.tokens[1],
             id_field=self.iid_field,
             **chosen_columns(path, self.config),
             **{key: self.config[key] for key in ("article_suffix", "no_value")},
@@ -113,7 +165,7 @@ class RankedTime:
             return self.item_texts.titles
         except (FileNotFoundError, ValueError) as error:
             getLogger().info(f"candidates are unique by item id, not by title: {error}")
-            return self._tokens[1]
+            return self.tokens[1]
 
     def _download(self: Any) -> None:
         """RecBole's download, without its prompt on standard input and its barrier, which needs a process group."""
@@ -151,6 +203,19 @@ def _advice(name: str, folder: Path, reason: str) -> str:
         f"{name}.item (item_id:token and a title) into {folder.absolute()}, or set --data_path to the folder that contains "
         f"{name}/. --dataset=ml-100k comes with RecBole and needs no download."
     )
+
+
+def _keep(split: Any, users: Any) -> None:
+    """Keep the rows of ``users`` in a split."""
+    rows = np.isin(split.inter_feat[split.uid_field].numpy(), users)
+    if not rows.all():
+        split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
+
+
+def holds_out_two(config: Any) -> bool:
+    """Whether RecBole splits the data into training, one validation and one test item of each user."""
+    both = {"LS": "valid_and_test"}
+    return leaves_one_out(config) and config["eval_args"]["split"] == both and not config["benchmark_filename"]
 
 
 def leaves_one_out(config: Any) -> bool:

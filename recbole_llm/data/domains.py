@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from recbole_llm.data.items import ItemTexts, title_key
+from recbole_llm.data.repeats import repeats_kept
+from recbole_llm.data.split_facts import split_lines
 
 if TYPE_CHECKING:
     from recbole_llm.data.histories import Histories
@@ -33,6 +35,7 @@ class Domain:
         items: texts by internal item id.
         histories: internal item ids in time order, one array per user, without validation and test items.
         noun, verb, verb_base: the words of prompts for an item and for an interaction ("movie", "watched", "watch").
+        repeats_kept: the dataset has repeats, see :func:`recbole_llm.data.repeats.repeats_kept`.
     """
 
     name: str
@@ -41,6 +44,14 @@ class Domain:
     noun: str
     verb: str
     verb_base: str = "choose"
+    repeats_kept: bool = False
+
+    def excluded(self, history: Iterable[int], target: int) -> set[int]:
+        """Items that are no negatives of a target: the user's whole training history and, with repeats kept, the target alone.
+
+        Otherwise a list could be answered by "the item of the history".
+        """
+        return {int(target)} if self.repeats_kept else {int(target), *map(int, history)}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -48,6 +59,7 @@ class Domain:
         digest = hashlib.sha256("|".join([self.name, *self.words.values(), self.items.fingerprint()]).encode())
         for history in self.histories:
             digest.update(len(history).to_bytes(8, "little") + history.astype("<i8").tobytes())
+        digest.update(b"repeats" * self.repeats_kept)
         return digest.hexdigest()
 
     @property
@@ -81,7 +93,8 @@ class TrainingExample(NamedTuple):
 def of_dataset(config: Any, dataset: Any) -> Domain:
     """The domain of a RecBole dataset: the training split of every user but the padding one."""
     rows = [dataset.histories.train(user) for user in range(1, len(dataset.histories.items))]
-    return Domain(config["dataset"], dataset.item_texts, rows, config["noun"], config["verb"], config["verb_base"])
+    words = config["noun"], config["verb"], config["verb_base"]
+    return Domain(config["dataset"], dataset.item_texts, rows, *words, repeats_kept(dataset))
 
 
 def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) -> list[Domain]:
@@ -98,6 +111,8 @@ def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) ->
         logger.info(f"domain {name}: reading")
         other = config.for_dataset(name)
         dataset = other.read_dataset()
+        for line in split_lines(other, dataset):
+            logger.info(f"domain {line}")
         domains.append(of_dataset(other, dataset))
         _report_overlap(*target, domains[-1], dataset.histories)
     return domains

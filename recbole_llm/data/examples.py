@@ -46,7 +46,7 @@ def check_negatives(domain: Domain, settings: ExampleSettings) -> None:
     Raises:
         ValueError: the message has the length of the longest history.
     """
-    known = max((len(np.unique(history)) for history in domain.histories if len(history) > 1), default=0)
+    known = max((len(domain.excluded(history, history[-1])) for history in domain.histories if len(history) > 1), default=0)
     left = len(domain.trained_items) - known
     if left < settings.num_negatives:
         raise ValueError(
@@ -72,7 +72,7 @@ class ExampleEncoder:
             rng: samples the other candidates, if prompts list any.
             user: key of the user's soft token, if prompts have one.
             known: the user's whole training history, also what a prompt does not show and what follows the target: none of it
-                is a negative.
+                is a negative, unless repeats are kept.
         """
         prompts, settings = self._prompts, self._settings
         if settings.whole_histories:
@@ -80,7 +80,8 @@ class ExampleEncoder:
         *history, target = items
         if not prompts.shows_candidates:
             return Example.of(prompts.prompt(history, None, user), prompts.answers[target])
-        listed = negatives.with_target(rng, target, {*map(int, known)}, self._domain.trained_items, settings.num_negatives)
+        excluded = self._domain.excluded(known, target)
+        listed = negatives.with_target(rng, target, excluded, self._domain.trained_items, settings.num_negatives)
         return Example.of(prompts.prompt(history, listed, user), self._answer(target, listed, rng))
 
     def _answer(self, target: int, listed: list[int], rng: np.random.Generator) -> list[int]:

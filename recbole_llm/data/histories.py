@@ -40,6 +40,8 @@ class Histories:
         items: internal item ids of each user, by internal user id; [0] is empty.
         scenario: what is held out besides the two items per user of leave-one-out.
         disliked: the items that each user rated low, by internal user id; None if ratings are not read.
+        repeats_kept: the data has repeats, see :func:`recbole_llm.data.repeats.repeats_kept`.
+        moments: a number for the time of each of ``items``, which equals that of the item before it for a tie; None if unknown.
     """
 
     user_ids: list[str]
@@ -47,6 +49,8 @@ class Histories:
     items: list[np.ndarray]
     scenario: Scenario = Scenario()
     disliked: list[frozenset[int]] | None = None
+    repeats_kept: bool = False
+    moments: list[np.ndarray] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -68,6 +72,10 @@ class Histories:
     def before(self, user: int, phase: str) -> np.ndarray:
         """Items before the ``valid`` or ``test`` target; the test history includes the validation item."""
         return self.items[user][: -2 if phase == "valid" else -1]
+
+    def excluded(self, user: int, phase: str) -> np.ndarray:
+        """Items that are neither candidates nor ranked beside the target: those before it, or none with repeats kept."""
+        return self.before(user, phase)[: 0 if self.repeats_kept else None]
 
     def target(self, user: int, phase: str) -> int:
         """The held-out item of the user in a phase."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
-import numpy as np
-import torch
 from recbole.utils import ModelType
 
 from recbole_llm.data import dataset as classes
-from recbole_llm.data import scenarios
+from recbole_llm.data import repeats, scenarios, ties
+from recbole_llm.data.repeats import repeats_kept
 from recbole_llm.data.united import unite
 
 logger = getLogger()
@@ -30,10 +30,15 @@ def create_dataset(config: Any) -> Any:
     """
     own = f"{config['model']}Dataset"
     name = own if hasattr(classes, own) else _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
-    dataset = getattr(classes, name)(_located(config))
+    repeats.check(config)
+    ties.check(config)
+    parts = _parts(config)
+    dataset = getattr(classes, name)(_located(config, parts))
+    dataset.repeats_dropped += sum(part.repeats_dropped for part in parts.values())
     if classes.leaves_one_out(config):
         # cache now: build() replaces the table by RecBole's augmented rows, and its splits are copies of this dataset
         _ = dataset.histories, dataset.catalogue_titles
+    _ = dataset.masking  # likewise
     if dataset.scenario.label:
         logger.info(scenarios.report(config, dataset.histories))
     return dataset
@@ -62,17 +67,23 @@ def _check_leave_one_out(dataset: Any, splits: Any) -> None:
                 )
 
 
-def _located(config: Any) -> Any:
-    """``config`` with the path that RecBole reads: with ``train_dataset``, the united files of both datasets."""
-    if not config["train_dataset"]:
-        return config
+def _parts(config: Any) -> dict[str, Any]:
+    """The datasets that ``train_dataset`` unites, by name; none without it."""
     parts = {}
-    for name in (config["train_dataset"], config["dataset"]):
+    for name in (config["train_dataset"], config["dataset"]) if config["train_dataset"] else ():
         logger.info(f"train_dataset: reading {name}")
         parts[name] = create_dataset(config.for_dataset(name, whole=True))
+    return parts
+
+
+def _located(config: Any, parts: Mapping[str, Any]) -> Any:
+    """``config`` with the path that RecBole reads: with ``train_dataset``, the united files of ``parts``."""
+    if not parts:
+        return config
     name, folder = unite(config, parts)
     located = copy.copy(config)
-    located.final_config_dict = {**config.final_config_dict, "dataset": name, "data_path": folder}
+    settled = {"rm_dup_inter": None, "tie_order": "file"}  # each part has dropped and ordered its own
+    located.final_config_dict = {**config.final_config_dict, **settled, "dataset": name, "data_path": folder}
     return located
 
 
@@ -80,14 +91,22 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     """RecBole's train, valid and test loaders.
 
     RecBole's function of that name would first unpickle ``saved/<dataset>-for-<model>-dataloader.pth``.
+
+    Raises:
+        ValueError: ``mask_history`` or ``benchmark_filename`` does not fit the data.
     """
     from recbole.data.utils import create_samplers, get_dataloader
     from recbole.sampler import KGSampler
 
+    dataset.masking.check(config)
     splits = dataset.build()
     if config["benchmark_filename"] and config["candidate_phases"]:
         _check_leave_one_out(dataset, splits)
     samplers = [[sampler] for sampler in create_samplers(config, dataset, splits)]
+    if repeats_kept(dataset):  # items of the history may be negatives, and are not masked
+        repeatable = copy.copy(config)
+        repeatable.final_config_dict = {**config.final_config_dict, "repeatable": True}
+        samplers[1:] = [[sampler] for sampler in create_samplers(repeatable, dataset, splits)[1:]]
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         sampling = config["train_neg_sample_args"]
         samplers[0].append(KGSampler(dataset, sampling["distribution"], sampling["alpha"]))
@@ -95,8 +114,4 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         get_dataloader(config, phase)(config, split, *sampler, shuffle=phase == "train" and config["shuffle"])
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
-    if hasattr(test, "uid2history_item"):  # the splits, its source, have no history of a user held out of training
-        for user in dataset.scenario.untrained.intersection(test.uid_list.tolist()):
-            known = np.setdiff1d(dataset.histories.before(user, "test"), dataset.histories.target(user, "test"))
-            test.uid2history_item[user] = torch.from_numpy(known)
     return train, valid, test

@@ -35,7 +35,6 @@ UNITED: dict[str, Any] = {
     **TEXTS,
     "no_value": [],
     "article_suffix": False,
-    "rm_dup_inter": None,
     "val_interval": None,
     "unload_col": None,
     "user_inter_num_interval": None,

@@ -19,8 +19,8 @@ logger = getLogger()
 def unite(config: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
     """Name and folder of atomic files with the interactions and texts of ``train_dataset`` and ``dataset``; written once.
 
-    Tokens begin with the name of their dataset. The time is the position in the user's history, which is all that
-    leave-one-out needs. Texts are read with the settings of each dataset.
+    Tokens begin with the name of their dataset. The time is a number for each time in the user's history, which is all that
+    leave-one-out needs; lines of equal times are in the order of ``tie_order``. Texts are read with the settings of each dataset.
     """
     name = "+".join(parts)
     files = {f"{name}.inter": _interactions(config, parts), f"{name}.item": _texts(config, parts)}
@@ -41,8 +41,11 @@ def _interactions(config: Any, parts: Mapping[str, Any]) -> list[str]:
     lines = [f"{config['USER_ID_FIELD']}:token\t{config['ITEM_ID_FIELD']}:token\t{config['TIME_FIELD']}:float"]
     for name, dataset in parts.items():
         prefix, histories = token_prefix(name), dataset.histories
-        for user, items in zip(histories.user_ids, histories.items, strict=True):
-            lines += [f"{prefix}{user}\t{prefix}{histories.item_ids[item]}\t{place}" for place, item in enumerate(items, start=1)]
+        for user, items, moments in zip(histories.user_ids, histories.items, histories.moments, strict=True):
+            moments = moments - moments[:1] + 1
+            lines += [
+                f"{prefix}{user}\t{prefix}{histories.item_ids[item]}\t{time}" for item, time in zip(items, moments, strict=True)
+            ]
     return lines
 
 

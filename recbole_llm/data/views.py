@@ -64,7 +64,9 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
             for suffix, fields, kept in ((".inter", keys, pairs), (".item", keys[1:], items)):
                 lines = _kept_lines(source.with_name(source.name + suffix), fields, kept)
                 (draft / f"{folder.name}{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            settings = {key: config[key] for key in sorted(config.dataset_keys())}
+            settings = {
+                key: config[key] for key in sorted({*config.dataset_keys(), "rm_dup_inter"})
+            }  # whose lines are not removed
             (draft / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
         logger.info(f"view {folder.name}: {len(items)} items, {len(pairs)} interactions")
     return folders

@@ -1,4 +1,4 @@
-"""Candidate scores -> RecBole's Collector and metrics, and the rank of every user.
+"""Scores -> RecBole's metrics, and the rank of every user.
 
 To RecBole, the candidate protocol is full ranking: one row per user, a score for each item of the catalogue, minus infinity
 outside the candidates. So all of RecBole's metrics apply.
@@ -6,28 +6,13 @@ outside the candidates. So all of RecBole's metrics apply.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from recbole.evaluator import Collector
 from torch import Tensor
 
 from recbole_llm.data.histories import drawn_users
-
-
-class SafeCollector(Collector):
-    """RecBole's collector, whose ItemCoverage, Gini and others fail at numbers without ``.cpu()`` (RUCAIBox/RecBole#2131)."""
-
-    def get_data_struct(self) -> Any:
-        plain = {key: value for key, value in self.data_struct._data_dict.items() if not isinstance(value, Tensor)}
-        for key in plain:
-            del self.data_struct._data_dict[key]
-        struct = super().get_data_struct()
-        self.data_struct._data_dict.update(plain)
-        struct._data_dict.update(copy.deepcopy(plain))
-        return struct
 
 
 def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -66,9 +51,13 @@ class Ranks:
     ties: list[int] = field(default_factory=list)
     missed: int = 0
 
-    def add(self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> None:
-        """Add a batch: users [B] and the arguments of :func:`target_ranks`."""
+    def add(
+        self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None, untied: Tensor | None = None
+    ) -> None:
+        """Add a batch: users [B], the arguments of :func:`target_ranks` and, if others break the ties, the scores to rank by."""
         ranks, ties = target_ranks(scores, slots, missed)
+        if untied is not None:
+            ranks, _ = target_ranks(untied, slots, missed)
         self.users += users.tolist()
         self.ranks += ranks.tolist()
         self.ties += ties.tolist()
@@ -132,15 +121,15 @@ def early_stopping_users(valid_data: Any, seed: int, number: int) -> Tensor:
     return torch.from_numpy(drawn_users(users, seed, number))
 
 
-def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor | None) -> tuple[Any, Any, Tensor, Tensor]:
-    """The rows of ``users`` [N], or all, of a batch of RecBole's full ranking: interaction, history, rows, items of targets."""
+def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor | None) -> tuple[Any, None, Tensor, Tensor]:
+    """The rows of ``users`` [N], or all, of a batch of RecBole's full ranking: interaction, None, rows and items of targets.
+
+    RecBole's history of a batch is dropped, since it has none for sequential models.
+    """
+    interaction, _, rows, items = batch
     if users is None:
-        return batch
-    interaction, history, rows, items = batch
+        return interaction, None, rows, items
     kept = torch.isin(interaction[field], users.to(interaction[field].device))  # [B]
     place = kept.cumsum(0) - 1  # [B]
-    if history is not None:
-        shown = kept[history[0]]  # [H]
-        history = place[history[0][shown]], history[1][shown]
     own = kept[rows]  # [T]
-    return interaction[kept], history, place[rows[own]], items[own]
+    return interaction[kept], None, place[rows[own]], items[own]

@@ -42,10 +42,11 @@ class Variant:
 
     Args:
         score: (RecBole interaction of B users, candidates [B, C]) -> scores [B, C].
-        score_catalogue: interaction -> scores [B, I] of the whole catalogue.
+        score_catalogue: interaction -> scores [B, I] of the whole catalogue, history included.
         fingerprint: of what the scores depend on besides the candidates; None disables caching.
         answers: generated answers of the same users, if the model has a published protocol that evaluates such answers.
         partial: an item whose score is minus infinity is not ranked; such a target is missed.
+        reranked: number of the best items of ``score_catalogue``, history left out, that ``score`` ranks anew; 0 for none.
     """
 
     score: Callable[[Any, Tensor], Tensor]
@@ -53,6 +54,7 @@ class Variant:
     fingerprint: str | None = None
     answers: Answers | None = None
     partial: bool = False
+    reranked: int = 0
 
 
 @dataclass(frozen=True)

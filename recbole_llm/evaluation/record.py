@@ -15,6 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 import recbole_llm
+from recbole_llm.data.split_facts import split_facts
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.store.files import atomic_write
@@ -53,7 +54,8 @@ class RunRecord:
         last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the target
         self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
-        self._scenario = data.scenario.label
+        self._scenario, self._masking = data.scenario.label, data.masking
+        self._split_facts = split_facts(config, data)
         self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
         self.rows: list[Row] = []
 
@@ -72,6 +74,19 @@ class RunRecord:
         self.rows.append(Row(name, values, ranks, widths, parts, self._trainer.users_per_second))
 
     @property
+    def _full(self) -> bool:
+        return "test" in self._config["full_phases"]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the data are split and the test items ranked; ``mask_history`` is None for drawn candidates."""
+        return {
+            **self._split_facts,
+            "mask_history": self._masking.because is None if self._full else None,
+            "unmasked_because": self._masking.because if self._full else None,
+        }
+
+    @property
     def heading(self) -> str:
         """Heading of the table: dataset, scenario, candidates, backbone, given adapters."""
         facts = self._trainer.recommender.facts()
@@ -80,6 +95,7 @@ class RunRecord:
         users = len(self.rows[0].ranks.users)
         mode = self._config["eval_args"]["mode"]["test"]
         protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
+        protocol += f", {self._masking}" if self._full else ""
         parts = [self._config["dataset"], self._scenario, protocol, backbone and f"backbone: {backbone}"]
         parts += [f"given adapter {adapter}" for adapter in given]
         if imported := facts.imported:
@@ -103,6 +119,7 @@ class RunRecord:
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "candidates_sha256": self._candidates,
+            "protocol": self.protocol,
             "users_per_second": self.rows[0].users_per_second if self.rows else None,
             "trained_parameters": self._trainer.trained_parameters,
             "backbone": known.backbone,

@@ -186,5 +186,6 @@ class _Pairs:
         histories = [history[: row.end].tolist() for history, row in zip(known, rows, strict=True)]
         targets = [int(history[row.end]) for history, row in zip(known, rows, strict=True)]
         pool = self._domain.trained_items
-        sampled = [negatives.one(rng, pool, set(history.tolist())) for history in known]
+        excluded = [self._domain.excluded(history, target) for history, target in zip(known, targets, strict=True)]
+        sampled = [negatives.one(rng, pool, taken) for taken in excluded]
         return [row.user + 1 for row in rows], histories, targets, sampled

@@ -83,7 +83,7 @@ def _shared(config: Any, dataset: Any, prompts: PromptSettings, *, encodes: bool
         "histories": dataset.histories,
         "backbone": backbone(config, [domain], encodes=encodes),
         "prompts": prompts,
-        "validation": Validation(config["valid_metric"].lower(), config["valid_users"]),
+        "validation": Validation(config["valid_metric"].lower(), config["valid_users"], dataset.masking.sequential),
         "options": LoopOptions.of(config),
         "seed": config["seed"],
     }

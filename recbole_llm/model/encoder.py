@@ -24,6 +24,7 @@ from torch import Tensor
 
 from recbole_llm.data.histories import drawn_users
 from recbole_llm.evaluation import metrics
+from recbole_llm.evaluation.full_ranking import RandomTies, mask
 from recbole_llm.evaluation.ranks import target_ranks
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
 from recbole_llm.llm.backbones import Backbone
@@ -94,8 +95,8 @@ class LLMEncoder(Recommender, SequentialRecommender):
     def recommend(self, interaction: Any, k: int) -> tuple[Tensor, Tensor]:
         """Scores and internal ids, both [B, k], of each user's k best items, best first; all items if there are fewer.
 
-        Exact, by ``faiss.IndexFlatIP``, which does not store [B, I] scores. As in RecBole's ranking for sequential models,
-        items of the history are included.
+        Exact, by ``faiss.IndexFlatIP``, which does not store [B, I] scores. Items of the history are included, as the
+        interaction does not have the whole history.
         """
         import faiss
 
@@ -114,8 +115,13 @@ class LLMEncoder(Recommender, SequentialRecommender):
         """``valid_metric`` of ``valid_users`` users under full ranking against an item matrix [I, D]; NaN if any score is NaN."""
         users, metric, histories = self.valid_users(), self.parts.validation.metric, self.parts.histories
         targets = torch.tensor([histories.target(user, "valid") for user in users], device=item_matrix.device)  # [N]
-        scores = encode([histories.before(user, "valid").tolist() for user in users]) @ item_matrix.T  # [N, I]
-        scores[:, 0] = -torch.inf
+        known = [histories.before(user, "valid") for user in users]
+        scores = encode([history.tolist() for history in known]) @ item_matrix.T  # [N, I]
         if scores.isnan().any():
             return float("nan")
-        return metrics.metrics(target_ranks(scores, targets)[0].tolist(), [metric])[metric]
+        rows = np.repeat(np.arange(len(users)), [len(history) for history in known])  # [H]
+        history = torch.from_numpy(rows), torch.from_numpy(np.concatenate(known))
+        scores = mask(scores, history if self.parts.validation.masked else None)
+        ties = RandomTies(histories.user_ids, histories.item_ids)
+        ranks, _ = target_ranks(ties(scores, torch.tensor(users), 1, targets), targets)
+        return metrics.metrics(ranks.tolist(), [metric])[metric]

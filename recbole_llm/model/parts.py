@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Validation:
-    """The criterion of early stopping and of the best weights: ``valid_metric`` of ``valid_users`` users."""
+    """The criterion of early stopping and of the best weights: ``valid_metric`` of ``valid_users`` users.
+
+    ``masked``: a full ranking leaves out the history.
+    """
 
     metric: str
     users: int
+    masked: bool
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
-from recbole_llm.classical.retriever import Retriever, rerank
+from recbole_llm.classical.retriever import Retriever
 from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.parts import blank
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
+from recbole_llm.evaluation.full_ranking import mask, rerank
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
 from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM, load_config
@@ -276,7 +277,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def _row(self, score: Callable[[Any, Tensor], Tensor], code: str, depends: Sequence[Any]) -> Variant:
         identity = fingerprint([code, self.parts.scores_depend_on(), self.parts.histories.fingerprint, list(depends)])
-        return Variant(score, lambda interaction: self._rerank(interaction, score), identity)
+        return Variant(score, self._retrieved, identity, reranked=self.retriever_top)
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores [B] of one item for each user."""
@@ -287,10 +288,11 @@ class LLMRanker(Recommender, SequentialRecommender):
         return next(iter(self._variants.values())).score(interaction, candidates)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Scores [B, I] of the whole catalogue."""
-        return next(iter(self._variants.values())).score_catalogue(interaction)
+        """Scores [B, I] of the whole catalogue, history included: the retriever's, with its top items in the LLM's order."""
+        return rerank(mask(self._retrieved(interaction), None), interaction, self.score_candidates, self.retriever_top)
 
-    def _rerank(self, interaction: Any, score: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    def _retrieved(self, interaction: Any) -> Tensor:
+        """The retriever's scores [B, I]."""
         if self.retriever is None:
             raise ValueError("eval_args: ranking the catalogue needs a retriever, which this run lacks; give mode: full")
-        return rerank(self.retriever, interaction, score, self.retriever_top)  # [B, I]
+        return self.retriever.scores(interaction)

@@ -112,7 +112,7 @@ class YesNoTraining(AdapterTraining):
             item = int(history[example.end])
             likes = item not in disliked
             if parts.histories.disliked is None and rng.random() < 0.5:
-                (item,) = negatives.sample(rng, parts.domain.trained_items, {*map(int, history)}, 1)
+                (item,) = negatives.sample(rng, parts.domain.trained_items, parts.domain.excluded(history, item), 1)
                 likes = False
             shown = history[: example.end].tolist()
             return prompts.example(shown, disliked, item, likes, train_on_inputs=parts.train_on_inputs)

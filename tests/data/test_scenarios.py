@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.sequence import training_histories
@@ -341,8 +342,10 @@ def test_a_full_ranking_masks_the_history_of_users_held_out(settings: dict[str, 
     dataset = create_dataset(config)
     test = data_preparation(config, dataset)[2]
     for user in test.uid_list.tolist():
-        assert set(test.uid2history_item[user].tolist()) == set(dataset.histories.before(user, "test").tolist())
-        assert test.uid2positive_item[user].tolist() == [dataset.histories.target(user, "test")]
+        target = torch.tensor([dataset.histories.target(user, "test")])
+        rows, known = test._dataset.known_items.of(torch.tensor([user]), torch.tensor([0]), target)
+        assert sorted(known.tolist()) == sorted(dataset.histories.before(user, "test").tolist()) and not rows.any()
+        assert test.uid2positive_item[user].tolist() == target.tolist()
 
 
 def test_a_full_ranking_across_two_catalogues_is_refused(settings: dict[str, Any]) -> None:

@@ -109,8 +109,9 @@ def test_a_model_that_gives_nan_ends_the_run(run: Callable[..., Any], monkeypatc
     from recbole.model.general_recommender import Pop
 
     monkeypatch.setattr(Pop, "full_sort_predict", lambda self, inter: torch.full((len(inter), self.n_items), math.nan))
-    with pytest.raises(ValueError, match="NaN"):
-        run("Pop", seed=78)
+    for mode in ("candidates", "full"):
+        with pytest.raises(ValueError, match="NaN"):
+            run("Pop", seed=78, eval_args={"mode": mode})
 
 
 def by_hand(ranks: list[int], k: int) -> dict[str, float]:
@@ -123,8 +124,8 @@ def by_hand(ranks: list[int], k: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("model", "mode"),  # under full ranking torch.topk orders the many ties of Pop
-    [("Pop", "candidates"), ("BPR", "candidates"), ("SASRec", "candidates"), ("BPR", "full"), ("SASRec", "full")],
+    ("model", "mode"),
+    [(model, mode) for model in ("Pop", "BPR", "SASRec") for mode in ("candidates", "full")],
 )
 def test_recboles_metrics_are_those_of_the_ranks(model: str, mode: str, run: Callable[..., Any]) -> None:
     result, record = run(model, eval_args={"mode": mode}, metric_decimal_place=12)
@@ -133,16 +134,6 @@ def test_recboles_metrics_are_those_of_the_ranks(model: str, mode: str, run: Cal
     for k in (1, 5):
         expected = by_hand(ranks, k)
         assert {key: result["test_result"][key] for key in expected} == pytest.approx(expected, abs=1e-9)
-
-
-def test_beyond_accuracy_metrics_run_beside_the_others(run: Callable[..., Any]) -> None:
-    """RecBole's own collector crashes on them: RUCAIBox/RecBole#2131."""
-    metrics = ["NDCG", "ItemCoverage", "GiniIndex", "AveragePopularity", "ShannonEntropy", "TailPercentage"]
-    result, _ = run("BPR", metrics=metrics)
-    for key in ("itemcoverage@5", "giniindex@5", "tailpercentage@5"):
-        assert 0 <= result["test_result"][key] <= 1
-    assert result["test_result"]["averagepopularity@5"] > 1
-    assert result["test_result"]["ndcg@5"] == run("BPR")[0]["test_result"]["ndcg@5"]  # nothing else changes
 
 
 # -- scores of candidates ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 from torch import Tensor
 
-from recbole_llm.evaluation.ranks import gather_scores, target_ranks
+from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.model.parts import histories_of
 
 Made = SimpleNamespace
@@ -98,11 +98,13 @@ def test_recboles_case_study_ranks_the_catalogue_and_never_the_padding_item(full
     assert torch.equal(items[:, :5], full.model.recommend(full.interaction, 5)[1])
 
 
-def test_a_full_evaluation_gives_the_metrics_of_the_ranks_in_the_whole_catalogue(full: Made) -> None:
+def test_a_full_evaluation_gives_the_metrics_of_the_ranks_outside_the_history(full: Made) -> None:
     hits, users = 0, 0
     for interaction, _, _, targets in full.test:
         whole = full.model.full_sort_predict(interaction)
         whole[:, 0] = -torch.inf
+        for row, user in zip(whole, interaction["user_id"].tolist(), strict=True):
+            row[full.model.parts.histories.before(user, "test")] = -torch.inf
         hits += sum(target in row for target, row in zip(targets.tolist(), whole.topk(5).indices.tolist(), strict=True))
         users += len(targets)
     assert users == 60 and full.trainer.evaluate(full.test)["hit@5"] == pytest.approx(hits / users, abs=1e-4)
@@ -153,13 +155,13 @@ def test_no_score_encodes_an_item_again(full: Made, listed: Made, monkeypatch: p
 
 
 def naive_score(model: Any, users: list[int], k: int) -> float:
-    """Mean NDCG@k of validation targets among all items: one user, one item at a time."""
+    """Mean NDCG@k of validation targets among all items outside the history: one user, one item at a time."""
     total = 0.0
     for user in users:
         items = model.parts.histories.items[user].tolist()
         vector, target = model.encode_histories([items[:-2]])[0], items[-2]
         own = float(vector @ model.item_matrix[target])
-        rank = 1 + sum(float(vector @ model.item_matrix[item]) > own + 1e-7 for item in range(1, 41) if item != target)
+        rank = 1 + sum(float(vector @ model.item_matrix[item]) > own + 1e-7 for item in {*range(1, 41)} - {*items[:-1]})
         total += 1 / math.log2(1 + rank) if rank <= k else 0
     return total / len(users)
 
@@ -185,22 +187,21 @@ def test_the_valid_score_is_that_of_a_naive_loop_over_the_drawn_users(full: Made
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_items_of_one_vector_rank_in_their_order_and_padding_is_no_item(
+def test_among_items_of_one_vector_a_target_is_at_chance_and_padding_is_no_item(
     full: Made, monkeypatch: pytest.MonkeyPatch, sign: int
 ) -> None:
-    """A target's rank is its number among 40, also where the padding item's score of zero is above all of theirs."""
+    """Its rank is one of those left by the history, also where the padding item's score of zero is above all of theirs."""
     model, matrix = full.model, full.model.item_matrix
     same = torch.cat([matrix[:1], sign * matrix[1:2].expand(40, -1)])
-    targets = [model.parts.histories.target(user, "valid") for user in model.valid_users()]
+    left = [41 - len(model.parts.histories.items[user][:-1]) for user in model.valid_users()]
 
     def score(matrix: Tensor) -> float:
         return model.valid_score(lambda histories: same[1:2].expand(len(histories), -1), matrix)
 
-    for k in (5, 40):
-        with_validation(full, monkeypatch, metric=f"ndcg@{k}")
-        gains = [1 / math.log2(1 + target) if target <= k else 0 for target in targets]
-        assert score(same) == pytest.approx(sum(gains) / 20)
-    assert target_ranks(torch.zeros(1, 41).index_fill(1, torch.tensor([0]), -torch.inf), torch.tensor([3]))[0].tolist() == [3]
+    with_validation(full, monkeypatch, metric="hit@20", users=60)
+    assert score(same) == pytest.approx(sum(20 / number for number in left) / 20, abs=0.2)  # three standard deviations
+    with_validation(full, monkeypatch, metric="hit@39")
+    assert score(same) == 1
     assert math.isnan(score(torch.full_like(matrix, torch.nan)))
 
 

@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_llm.data import negatives
 from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.evaluation.full_ranking import mask, rerank
 from recbole_llm.llm.lora import attach_lora
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.model.parts import Validation, histories_of
@@ -118,7 +119,10 @@ def test_a_full_ranking_is_the_retrievers_with_its_top_in_the_llms_order(module_
     model, cache = found.model, found.trainer.cache
     model.retriever.load(cache.run(model.retriever.stage))
     variant = model.variant(model.parts.likelihood(model.parts.backbone.load(cache)))
-    ranked, retrieved = variant.score_catalogue(batch.interaction), model.retriever.scores(batch.interaction)
+    assert variant.reranked == 5
+    retrieved = variant.score_catalogue(batch.interaction)
+    assert torch.equal(retrieved, model.retriever.scores(batch.interaction))
+    ranked = rerank(mask(retrieved, None), batch.interaction, variant.score, 5)
     assert ranked.shape == retrieved.shape == (7, 41) and (ranked[:, 0] == -torch.inf).all()
     retrieved[:, 0] = -torch.inf
     order, before = ranked.argsort(descending=True, stable=True), retrieved.argsort(descending=True, stable=True)
@@ -186,7 +190,7 @@ def test_a_catalogue_too_small_to_list_from_is_an_error_and_not_an_endless_searc
     ],
 )
 def test_the_stopping_score_is_the_valid_metric_of_the_validation_targets(made, metric, of_rank):
-    users = replace(made.model.parts, validation=Validation(metric, 20)).eval_users(made.candidates)
+    users = replace(made.model.parts, validation=Validation(metric, 20, True)).eval_users(made.candidates)
     _, _, candidates, targets = users.draw(20)
     perfect = (candidates == targets[:, None]).float()
     assert users.score(lambda *_: perfect) == 1.0
@@ -246,7 +250,7 @@ def test_an_adapter_is_trained_anew_for_whatever_changes_it_and_for_nothing_else
         ({"scorer": "best"}, "scorer: 'best' is unknown; choose naive, prefix, tree, label"),
         ({"normalize": "max"}, "normalize: 'max' is unknown; choose sum, mean, pmi"),
         (
-            {"metrics": ["ItemCoverage"], "valid_metric": "ItemCoverage@5"},
+            {"metrics": ["GAUC"], "valid_metric": "GAUC"},
             "valid_metric: .* does not follow from a target's rank",
         ),
         ({"prompt": "listwise"}, "lora_train_mode"),

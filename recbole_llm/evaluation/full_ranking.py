@@ -1,0 +1,131 @@
+"""A full ranking, the same for every model: scores of the catalogue, the history masked, ties broken, the top re-ranked.
+
+Legend: B users, I items, N re-ranked items, T targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.data.scenarios import draw_lots
+
+if TYPE_CHECKING:
+    from recbole_llm.data.masking import KnownItems
+    from recbole_llm.evaluation.recommender import Variant
+
+
+def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None, *, partial: bool = False) -> Tensor:
+    """Scores [B, I] in fp32 with minus infinity for the padding item and for ``history``, rows and items [H], alone.
+
+    Args:
+        partial: an item at minus infinity is not ranked and stays there; otherwise it is last.
+
+    Raises:
+        ValueError: a score is not a number.
+    """
+    scores = scores.float()
+    if scores.isnan().any():
+        raise ValueError("the model returned NaN as the score of some items, which cannot be ranked")
+    scores = scores.clamp(min=-torch.inf if partial else torch.finfo(torch.float32).min)  # a copy
+    scores[:, 0] = -torch.inf
+    if history is not None:
+        scores[history] = -torch.inf
+    return scores
+
+
+def rerank(scores: Tensor, interaction: Any, score: Callable[[Any, Tensor], Tensor], top: int) -> Tensor:
+    """Scores [B, I] with the ``top`` items in the order of another score; an item at minus infinity stays there.
+
+    The highest scores are reassigned in that order, so each re-ranked item scores above all other items.
+
+    Args:
+        score: (interaction, candidates [B, N]) -> scores [B, N].
+    """
+    best, items = scores.topk(min(top, scores.size(1)), dim=1)  # [B, N]
+    masked = best == -torch.inf  # [B, N], of a user who knows almost all items
+    others = score(interaction, items.where(~masked, items[:, :1])).to(items.device)  # [B, N]
+    order = others.masked_fill(masked, -torch.inf).argsort(dim=1, descending=True, stable=True)  # [B, N]
+    return scores.scatter(1, items.gather(1, order), best)  # [B, I]
+
+
+class RandomTies:
+    """Breaks ties in a random order of the items, which differs by user and is the same for every model.
+
+    ``torch.topk`` orders equal scores arbitrarily, and internal ids have the order of the files: a target would gain or lose by
+    it. Among equal scores a target has a uniformly random place here, as it has among candidates.
+
+    Args:
+        user_ids, item_ids: tokens by internal id; the order depends on them alone.
+    """
+
+    def __init__(self, user_ids: Sequence[str], item_ids: Sequence[str]):
+        self._user_ids, self._item_ids = user_ids, item_ids
+
+    @cached_property
+    def _order(self) -> tuple[Tensor, Tensor]:
+        """A random order of the items [I] and where in it each user begins [U]."""
+        begins = draw_lots(self._user_ids, 0, "ties of users") * len(self._item_ids)
+        items = np.argsort(draw_lots(self._item_ids, 0, "ties of items"))
+        return torch.from_numpy(items), torch.from_numpy(begins.astype(np.int64))
+
+    def __call__(self, scores: Tensor, users: Tensor, k: int, targets: Tensor | None = None) -> Tensor:
+        """Scores [B, I] without ties among the best ``k`` items or with ``targets`` [B]: such a row has minus its ranks."""
+        tied = self._tied(scores, k, targets).nonzero().flatten()  # [R]
+        if not len(tied):
+            return scores
+        items, begins = (part.to(scores.device) for part in self._order)
+        places = torch.arange(len(items), device=scores.device)[None, :]  # [1, I]
+        order = items[(begins[users.to(scores.device)[tied], None] + places) % len(items)]  # [R, I]
+        rows = scores[tied]  # [R, I]
+        best = rows.gather(1, order).argsort(dim=1, descending=True, stable=True)  # [R, I], in that order
+        ranks = torch.empty_like(rows).scatter_(1, order.gather(1, best), places.to(rows.dtype).expand_as(rows))
+        return scores.index_copy(0, tied, (-ranks).where(rows > -torch.inf, -torch.inf))
+
+    @staticmethod
+    def _tied(scores: Tensor, k: int, targets: Tensor | None) -> Tensor:
+        best = scores.topk(min(k + 1, scores.size(1)), dim=1).values  # [B, k + 1]
+        tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any(1)  # [B]
+        if targets is not None:
+            tied |= (scores == scores.gather(1, targets[:, None])).sum(1) > 1
+        return tied
+
+
+@dataclass(frozen=True)
+class FullRanking:
+    """The full ranking of an evaluation split.
+
+    Attributes:
+        known: the history of its users; None if it is not masked.
+        ties: breaks ties.
+        k: length of the longest list that metrics read.
+    """
+
+    known: KnownItems | None
+    ties: RandomTies
+    k: int
+
+    def __call__(
+        self, scores: Tensor, interaction: Any, users: Tensor, positives: tuple[Tensor, Tensor], variant: Variant
+    ) -> tuple[Tensor, Tensor]:
+        """A batch's scores with the history masked, and those to rank by: without ties, the top re-ranked; both [B, I].
+
+        Args:
+            scores: of the catalogue [B, I].
+            interaction: RecBole's, of the ``users`` [B].
+            positives: rows and items [T] of the targets.
+        """
+        rows, items = positives
+        masked = mask(scores, None if self.known is None else self.known.of(users, rows, items), partial=variant.partial)
+        targets = items.to(scores.device) if len(rows) == len(users) else None
+        ranked = self.ties(masked, users, max(self.k, variant.reranked), targets)
+        if not variant.reranked:
+            return masked, ranked
+        ranked = rerank(ranked, interaction, variant.score, variant.reranked)
+        return ranked, ranked
