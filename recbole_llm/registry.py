@@ -22,7 +22,14 @@ MODELS = {
     "MoLoRec": "recbole_llm.model.molorec",
     "TALLRec": "recbole_llm.model.tallrec",
     "WeaveRec": "recbole_llm.model.weaverec",
+    "RecentPop": "recbole_llm.model.recentpop",
+    "TransitionGraph": "recbole_llm.model.transitiongraph",
+    "RepeatRule": "recbole_llm.model.repeatrule",
+    "NearestTitles": "recbole_llm.model.nearesttitles",
+    "NearestTexts": "recbole_llm.model.nearesttexts",
 }
+SHORTCUTS = ("RecentPop", "TransitionGraph", "RepeatRule", "NearestTitles", "NearestTexts")
+"""The models that train nothing; every leaderboard has them."""
 
 METRICS = {
     "Novelty": "recbole_llm.evaluation.beyond_accuracy",

@@ -124,6 +124,19 @@ def chosen_columns(path: Path, config: Any) -> dict[str, Any]:
     return found | {"title_field": found["title_field"] or given["title_field"][0]}
 
 
+def lacks_titles(config: Any) -> str | None:
+    """The reason why the dataset of a configuration has no titles; None if it has some, or is not on disk yet."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    if not any(folder.glob(f"{name}*.inter")):
+        return None
+    path = folder / f"{name}.item"
+    try:
+        title, columns = chosen_columns(path, config)["title_field"], column_names(next(atomic_rows(path)))
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return None if title in columns else f"title_field: there is no column {title!r} in {path}"
+
+
 def restore_article(title: str) -> str:
     """Move the article to the front: ``"Postino, Il (The Postman)"`` becomes ``"Il Postino (The Postman)"``."""
 

@@ -87,6 +87,7 @@ class Recommender:
     Attributes:
         trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer runs after them.
         has_validation: there are scores of the validation users, too.
+        shortcut: an untrained rule, with which leaderboards compare every other row.
         published: the paper's evaluation of generated answers; None for a model that is published with scores.
     """
 
@@ -97,6 +98,7 @@ class Recommender:
     supports_init_from = False
     trained_in_stages = False
     has_validation = True
+    shortcut = False
     published: PublishedProtocol | None = None
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:

@@ -126,6 +126,7 @@ class RunRecord:
             "backbone_fingerprint": known.backbone_fingerprint,
             "backbone_identity": known.backbone_identity,
             "merge": known.merge,
+            "shortcut": self._trainer.recommender.shortcut,
             "given_adapters": known.given_adapters,
             "imported": known.imported,
             "stages": {stage: folder.name for stage, folder in cache.folders.items()},

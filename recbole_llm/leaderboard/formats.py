@@ -9,13 +9,16 @@ from collections.abc import Callable
 import pandas as pd
 
 from recbole_llm.leaderboard.table import Leaderboard, Row, Table
+from recbole_llm.registry import SHORTCUTS
 
+SHORTCUT_MARK = "†"
+HEADROOM = "headroom"
 _SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target, so not shown twice
 _NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
 _LATEX = str.maketrans(
     {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
     | {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    | {"≥": r"$\geq$", "±": r"$\pm$"}
+    | {"≥": r"$\geq$", "±": r"$\pm$", SHORTCUT_MARK: r"\dag{}"}
 )
 
 
@@ -55,11 +58,26 @@ def superscript(row: Row) -> str:
     return ("," if any(len(mark) > 1 for mark in row.beats) else "").join(row.beats)
 
 
+def marked_label(row: Row) -> str:
+    """The label, with a mark if the row is a shortcut."""
+    return f"{row.label} {SHORTCUT_MARK}" if row.shortcut else row.label
+
+
+def p_value(p: float) -> str:
+    """< .001, or three decimals."""
+    return "< .001" if p < 0.001 else f"{p:.3f}"
+
+
 def numbers(table: Table) -> pd.DataFrame:
-    """For each row: metrics, the first metric of each slice, costs, number of seeds; NaN for missing values."""
+    """For each row: metrics, headroom, the first metric of each slice, costs, number of seeds; NaN for missing values.
+
+    There is no headroom without a shortcut row.
+    """
     columns: dict[str, list[float | None]] = {
         name: [row.metrics.get(name) for row in table.rows] for name in shown_metrics(table)
     }
+    if table.shortcuts:
+        columns[HEADROOM] = [row.headroom for row in table.rows]
     for name in table.slices:
         count = next(row.slices[name].users for row in table.rows if name in row.slices)
         head = f"{table.metric} {name}" + (f" (n={count:,})" if count is not None else "")
@@ -71,13 +89,16 @@ def numbers(table: Table) -> pd.DataFrame:
 
 def texts(table: Table) -> pd.DataFrame:
     """:func:`numbers` as text, not escaped; empty for missing values."""
-    forms = {"seeds": "{:.0f}".format} | {head: form for head, (_, form) in _COSTS.items()}
+    forms = {"seeds": "{:.0f}".format, HEADROOM: "{:+.4f}".format} | {head: form for head, (_, form) in _COSTS.items()}
     shown = {
         head: ["" if math.isnan(value) else forms.get(str(head), "{:.4f}".format)(value) for value in column]
         for head, column in numbers(table).items()
     }
     at_least = [row.training_at_least and text != "" for row, text in zip(table.rows, shown["training"], strict=True)]
     shown["training"] = ["≥ " * more + text for more, text in zip(at_least, shown["training"], strict=True)]
+    for place, row in enumerate(table.rows):
+        if row.headroom_p is not None:
+            shown[HEADROOM][place] += f" (p {p_value(row.headroom_p)})"
     return pd.DataFrame(shown, dtype=object)
 
 
@@ -97,7 +118,18 @@ def caption(leaderboard: Leaderboard, table: Table) -> str:
         )
     if table.detectable is not None:
         facts.append(f"smallest detectable difference {table.detectable:.3f} (power 80 %)")
-    return "; ".join(facts)
+    return "; ".join([*facts, *_about_shortcuts(table)])
+
+
+def _about_shortcuts(table: Table) -> list[str]:
+    """What the mark and the headroom mean, and which shortcuts have no result."""
+    if not table.shortcuts:
+        return ["no untrained shortcut to compare with"]
+    best = f"{HEADROOM}: {table.metric} less that of the best shortcut, {table.shortcuts[0].label}"
+    tests = "p: the largest adjusted p-value against any shortcut, or of a headroom below 0 that against the best one"
+    facts = [f"{SHORTCUT_MARK} untrained shortcut", best, tests]
+    missing = set(SHORTCUTS) - {row.model for row in table.shortcuts}
+    return facts + [f"shortcuts without a result: {', '.join(sorted(missing))}"] * bool(missing)
 
 
 def _marked(table: Table, escape: Callable[[str], str], bold: str, raised: str, plus_minus: str) -> pd.DataFrame:
@@ -110,7 +142,9 @@ def _marked(table: Table, escape: Callable[[str], str], bold: str, raised: str, 
             text += f" {plus_minus}{half_width:.3f}" if half_width is not None else ""
             frame.at[place, name] = text + (raised.format(superscript(row)) if name == table.metric and row.beats else "")
     frame.insert(0, "backbone", [escape(row.backbone or "") for row in table.rows])
-    frame.insert(0, "model", [escape(" ".join([row.label, *(f"({line})" for line in row.troubles)])) for row in table.rows])
+    frame.insert(
+        0, "model", [escape(" ".join([marked_label(row), *(f"({line})" for line in row.troubles)])) for row in table.rows]
+    )
     frame.insert(0, "", [row.mark for row in table.rows])
     return frame.set_axis([escape(head) for head in frame], axis=1)
 
@@ -161,6 +195,7 @@ def to_csv(leaderboard: Leaderboard) -> str:
         for row in table.rows:
             low, high = row.interval or (None, None)
             line = {"protocol": table.protocol, "mark": row.mark, "label": row.label, "model": row.model, "seeds": len(row.seeds)}
+            line |= {"shortcut": row.shortcut, HEADROOM: row.headroom, "headroom_p": row.headroom_p}
             line |= {"first_metric": table.metric, "best": row.best, "beats": " ".join(row.beats), "low_95": low, "high_95": high}
             for name in metrics:
                 line |= {name: row.metrics.get(name), f"{name} half_width": row.half_width.get(name)}

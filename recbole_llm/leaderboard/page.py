@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recbole_llm.leaderboard.formats import caption, duration, numbers, shown_metrics, superscript, texts
+from recbole_llm.leaderboard.formats import SHORTCUT_MARK, caption, duration, numbers, p_value, shown_metrics, superscript, texts
 from recbole_llm.leaderboard.table import Leaderboard, Row, Slice, Table
 
 # colours of the pictures, which are replaced by the page's variables, so that they follow its dark mode
@@ -40,7 +40,8 @@ def to_html(leaderboard: Leaderboard) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = importlib.resources.files("recbole_llm.leaderboard").joinpath("page.html").read_text(encoding="utf-8")
     sections = [_section(leaderboard, table) for table in leaderboard.tables]
-    return environment.from_string(source).render(board=leaderboard, sections=sections, superscript=superscript)
+    shown = {"superscript": superscript, "p_value": p_value, "shortcut_mark": SHORTCUT_MARK}
+    return environment.from_string(source).render(board=leaderboard, sections=sections, **shown)
 
 
 def _section(leaderboard: Leaderboard, table: Table) -> dict[str, Any]:

@@ -10,7 +10,8 @@
       SASRec: {config_files: properties/tuned/ml-100k/SASRec.yaml, settings: {epochs: 15}}
       zero-shot: {model: TALLRec, row: no adapter}    # another row of the record of TALLRec
 
-The value of the key ``note``, such as how the settings were found, is shown with the row.
+The value of the key ``note``, such as how the settings were found, is shown with the row. The untrained shortcuts are rows of
+every leaderboard, with the first seed alone, unless the file has ``shortcuts: False``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,14 @@ import yaml
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.property_files import property_file
+from recbole_llm.data.items import lacks_titles
 from recbole_llm.evaluation import predictions
 from recbole_llm.leaderboard.table import Cell
+from recbole_llm.registry import SHORTCUTS
 
-_KEYS = ("dataset", "seeds", "protocols", "settings", "models")
+logger = getLogger()
+
+_KEYS = ("dataset", "seeds", "protocols", "settings", "models", "shortcuts")
 _COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")
 _MODEL_KEYS = ("model", "row", "config_files", "settings", "protocols")
 
@@ -128,17 +134,39 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             if protocol not in protocols:
                 raise ValueError(f"{file}: `{label}` has an unknown protocol {protocol!r}; known: {', '.join(protocols)}")
             parts = (plan.get("settings"), protocols[protocol], entry.get("settings"), changes)
-            settings = {key: value for part in parts for key, value in (part or {}).items()}
             files = entry.get("config_files", ())
+            settings = _merged(*parts)
             about = (settings, entry.get("row"), tuple(files.split() if isinstance(files, str) else files))
             seeds = plan["seeds"][:1] if _is_one_file(entry["model"], settings) else plan["seeds"]
             tasks += [Task(label, entry["model"], plan["dataset"], seed, protocol, *about) for seed in seeds]
+    if (shortcuts := plan.get("shortcuts", True)) not in (True, False):
+        raise ValueError(f"{file}: shortcuts: {shortcuts!r} is neither True nor False")
+    listed = {task.label for task in tasks} | {task.model for task in tasks}
+    for name in SHORTCUTS if shortcuts else ():
+        for protocol, keys in protocols.items() if name not in listed else ():
+            task = Task(name, name, plan["dataset"], plan["seeds"][0], protocol, _merged(plan.get("settings"), keys, changes))
+            if reason := _lacks_titles(task):
+                logger.info(f"leaderboard: no row {name} ({protocol}), which needs titles: {reason}")
+            else:
+                tasks.append(task)
     return tasks
+
+
+def _merged(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for part in parts for key, value in (part or {}).items()}
 
 
 def _is_one_file(model: str, settings: Mapping[str, Any]) -> bool:
     """Whether all seeds would read one file of predictions, whose interval over seeds would be 0."""
     return model == "Imported" and "{seed}" not in str(settings.get("predictions"))
+
+
+def _lacks_titles(task: Task) -> str | None:
+    """Why a model that needs titles cannot run; None if it can, or if its configuration is invalid, which the run reports."""
+    try:
+        return lacks_titles(task.config) if task.config.model_class.uses_item_text else None
+    except (ValueError, FileNotFoundError):
+        return None
 
 
 def _check(file: Path, values: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:

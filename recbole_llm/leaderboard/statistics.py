@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from recbole_llm.evaluation import metrics, significance
+from recbole_llm.leaderboard.headroom import add_headroom
 from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table
 
 _TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks
@@ -59,6 +60,7 @@ def build(
         _judge(pair, p, alpha)
     for table in tables:
         _compare_with_best(table, pairs, alpha)
+        add_headroom(table)
     return Leaderboard(title, alpha, len(pairs), tables)
 
 
@@ -140,6 +142,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         peak_memory_bytes=float(facts["peak_memory_bytes"].max()) if "peak_memory_bytes" in facts else None,
         candidates=_first(map(_candidates, records)),
         note=_first(cell.note for cell in cells),
+        shortcut=any(record.get("shortcut") is True for record in records),
     )
 
 

@@ -71,6 +71,9 @@ class Row:
         training_seconds: from scratch, mean over seeds; a reused stage counts with its training time.
         training_at_least: a stage was trained outside this leaderboard, so the true time is longer.
         candidates: SHA-256 of the candidate file.
+        shortcut: an untrained rule, with which the other rows are compared.
+        headroom: the first metric less that of the best shortcut of the table; None for a shortcut or without one.
+        headroom_p: adjusted p-value of the headroom, see :func:`~recbole_llm.leaderboard.headroom.add_headroom`.
     """
 
     label: str
@@ -93,6 +96,9 @@ class Row:
     peak_memory_bytes: float | None = None
     candidates: str | None = None
     note: str | None = None
+    shortcut: bool = False
+    headroom: float | None = None
+    headroom_p: float | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -124,6 +130,11 @@ class Table:
     candidates: str | None
     detectable: float | None
     rows: list[Row]
+
+    @property
+    def shortcuts(self) -> list[Row]:
+        """The shortcut rows with a first metric, the best one first."""
+        return [row for row in self.rows if row.shortcut and self.metric in row.metrics]
 
 
 @dataclass

@@ -24,16 +24,17 @@ from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.registry import MODELS
+from recbole_llm.registry import MODELS, SHORTCUTS
 from recbole_llm.store.stages import Stage, StageCache, Work, in_order
 from recbole_llm.training.loop import TrainingLoop
 
 BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
 OWN = {"LlamaRec": {"lora_train_mode": "prefix"}}  # what the shared tiny settings say and a model cannot do
+TRAINED = [name for name in MODELS if name not in SHORTCUTS]
 BACKBONES = [f"ALLMRec/{cf_model}" for cf_model in ("GRU4Rec", "NextItNet", "BERT4Rec", "NeuMF", "BPR")]
 BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
 every_backbone = pytest.mark.parametrize("name", [*MODELS, *BASELINES, *BACKBONES], indirect=True, scope="module")
-ours_on_every_backbone = pytest.mark.parametrize("name", [*MODELS, *BACKBONES], indirect=True, scope="module")
+trained_on_every_backbone = pytest.mark.parametrize("name", [*TRAINED, *BACKBONES], indirect=True, scope="module")
 ours_only = pytest.mark.parametrize("name", [*MODELS], indirect=True, scope="module")
 CAPABILITIES = [
     "uses_item_text",
@@ -42,6 +43,7 @@ CAPABILITIES = [
     "scores_full_catalogue",
     "supports_init_from",
     "trained_in_stages",
+    "shortcut",
 ]
 TRAINING_STAGES = {  # of each model the first stages that train something, one of each kind
     "TALLRec": ["ingredient"],
@@ -201,6 +203,15 @@ def test_what_a_model_needs_and_can_do_stands_in_its_class(made):
     assert all(isinstance(getattr(type(made.model), flag), bool) for flag in CAPABILITIES)
 
 
+@pytest.mark.parametrize("name", [*SHORTCUTS], indirect=True, scope="module")
+def test_a_shortcut_trains_nothing_and_its_record_says_what_it_is(made, tmp_path):
+    assert made.model.shortcut and not [*made.model.parameters()] and not made.trainer.trained_parameters
+    result = run_recbole_llm(made.name, "tiny", config_dict={**made.settings, "checkpoint_dir": str(tmp_path)})
+    record = json.loads(Path(result["record"]).read_text())
+    assert record["shortcut"] is True and record["trained_parameters"] == 0 and not [*tmp_path.glob("*.pth")]
+    assert (record["backbone"] is not None) == (made.name == "NearestTexts") == bool(record["stages"])
+
+
 @pytest.mark.parametrize("name", [*MODELS])
 def test_at_most_three_levels_of_classes_stand_above_recboles_base(name):
     """The protocol of the evaluation, which is no model, does not count."""
@@ -239,7 +250,7 @@ def test_constructing_and_planning_train_nothing_and_load_no_weights(name, llm_p
     built = assemble(name, {**settings, **OWN.get(name, {}), **changes})
     assert not list(Path(settings["checkpoint_dir"]).rglob("*.safetensors"))
     assert not list(Path(settings["checkpoint_dir"]).glob("stages/*"))
-    assert bool(built.trainer.plan(built.candidates)) == (name in MODELS)
+    assert bool(built.trainer.plan(built.candidates)) == (name in [*TRAINED, "NearestTexts"])
 
 
 @pytest.mark.parametrize("name", [*MODELS, "SASRec"])
@@ -256,10 +267,10 @@ def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, 
     run = assemble(name, {**settings, **changes})
     plan = plan_of(run.trainer, run.stages, run.train, run.valid, run.test, run.retriever)
     listed = [line.name for line in plan.lines]
-    ranker = name not in ("Laser", "AlphaRec", "SASRec")
+    ranker = name not in ("Laser", "AlphaRec", "SASRec", *SHORTCUTS)
     expected = {
-        "builtin-lm": name not in ("AlphaRec", "SASRec"),
-        "builtin-text-encoder": name in ("ALLMRec", "AlphaRec"),
+        "builtin-lm": ranker or name == "Laser",
+        "builtin-text-encoder": name in ("ALLMRec", "AlphaRec", "NearestTexts"),
         "cf-SASRec": name in ("ALLMRec", "Laser") or (ranker and case == "full ranking") or case.endswith("retriever"),
     }
     assert {stage: stage in listed for stage in expected} == expected
@@ -310,7 +321,7 @@ def overfit(loop: TrainingLoop) -> list[float]:
     return losses
 
 
-@ours_on_every_backbone
+@trained_on_every_backbone
 def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, tmp_path, monkeypatch, assemble):
     """In every kind of stage that trains; AlphaRec is trained by RecBole's loop instead."""
     fresh, losses = assemble(made.name, made.settings), {}
@@ -351,7 +362,7 @@ def test_recboles_loss_is_there_for_models_that_recbole_trains_and_for_no_others
         assert torch.isfinite(made.model.calculate_loss(batch))
 
 
-@ours_on_every_backbone
+@trained_on_every_backbone
 def test_nothing_of_the_base_model_is_written_to_disk(made, tiny_lm):
     """No tensor of it by name, and none by content; what is constant, such as a fresh norm, tells nothing."""
     base = load_file(tiny_lm / "model.safetensors")

@@ -23,6 +23,7 @@ from recbole_llm.config.property_files import PropertyFiles, merge, properties_f
 from recbole_llm.quick_start import run_recbole_llm
 
 FILES = PropertyFiles(properties_folder())
+MODELS = [name for name in registry.MODELS if name not in registry.SHORTCUTS]  # those with a paper's recipe
 LLMS = FILES.names("llm")
 OWN = ["builtin", "smollm2-135m"]  # with training settings of their own, for two CPU cores
 REAL = [name for name in LLMS if name not in OWN]
@@ -163,13 +164,13 @@ def tiny_stand_in(llm: str, tiny_lm: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("model", registry.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_a_table_with_what_makes_its_recipe(model: str) -> None:
     assert REQUIRED[model] <= recipe(model).keys()
 
 
 @pytest.mark.parametrize("llm", REAL)
-@pytest.mark.parametrize("model", registry.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_a_model_has_its_papers_settings_on_every_backbone(model: str, llm: str) -> None:
     config, expected = composed(model, llm), recipe(model)
     assert {key: setting(config, key) for key in expected} == expected
@@ -183,7 +184,7 @@ def test_tallrecs_own_form_has_its_papers_settings(llm: str) -> None:
 
 
 @pytest.mark.parametrize("llm", REAL)
-@pytest.mark.parametrize("model", registry.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_a_backbone_changes_nothing_of_a_recipe(model: str, llm: str) -> None:
     own, plain = composed(model, llm).plain(), composed(model, None).plain()
     changed = {key for key in own.keys() | plain.keys() if own.get(key) != plain.get(key)} - {"llm"}
@@ -194,11 +195,11 @@ def test_a_backbone_changes_nothing_of_a_recipe(model: str, llm: str) -> None:
 def test_files_of_backbones_say_what_a_backbone_is(llm: str) -> None:
     assert FILES.read(f"llm/{llm}").keys() <= ABOUT_BACKBONES
     for model in FILES.names(f"llm/{llm}"):
-        assert model in registry.MODELS and FILES.read(f"llm/{llm}/{model}").keys() <= FOR_ONE_MODEL
+        assert model in MODELS and FILES.read(f"llm/{llm}/{model}").keys() <= FOR_ONE_MODEL
 
 
 @pytest.mark.parametrize("llm", LLMS)
-@pytest.mark.parametrize("model", registry.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_every_llm_has_a_stand_in(model: str, llm: str, tmp_path: Path) -> None:
     config = LLMConfig(model, "tiny", config_dict=tiny_stand_in(llm, tmp_path))
     assert (config["llm"], config["llm_path"]) == (llm, str(tmp_path))
@@ -213,7 +214,7 @@ FAST = {("qwen2-7b", model) for model in ("MoLoRec", "LlamaRec", "ALLMRec", "Las
     [
         pytest.param(llm, model, marks=[] if (llm, model) in FAST else pytest.mark.slow)
         for llm in LLMS
-        for model in registry.MODELS
+        for model in MODELS
         if model != "AlphaRec" and llm != "builtin"  # which the contract tests run
     ],
 )
@@ -226,7 +227,7 @@ def test_a_recipe_runs_on_tiny_weights(llm: str, model: str, data_path: Path, ti
         assert "lattice, candidate entropy" in result["variants"]  # ours, beside the published merge
 
 
-@pytest.mark.parametrize("model", [name for name in registry.MODELS if name != "AlphaRec"])  # which reads no LLM
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "AlphaRec"])  # which reads no LLM
 @pytest.mark.parametrize("llm", OWN)
 def test_backbones_for_two_cores_have_their_own_training_settings(model: str, llm: str) -> None:
     """Their files stand over the recipe, and change nothing else of it."""

@@ -12,6 +12,7 @@ from recbole_llm.config.property_files import properties_folder
 from recbole_llm.leaderboard.plan import Task, read_plan
 from recbole_llm.leaderboard.statistics import build
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.registry import SHORTCUTS
 
 
 def write(file: Path, **values: Any) -> Path:
@@ -24,6 +25,7 @@ PLAN: dict[str, Any] = {
     "seeds": [1, 2],
     "protocols": {"candidates": {}, "full": {"eval_args": {"mode": "full"}}},
     "settings": {"epochs": 3},
+    "shortcuts": False,
     "models": {
         "Pop": None,
         "SASRec": {"config_files": "one.yaml two.yaml", "settings": {"epochs": 5}},
@@ -62,7 +64,7 @@ def test_tasks_are_models_by_protocols_by_seeds_and_the_nearer_setting_wins(tmp_
 @pytest.mark.parametrize("model", ["Pop", "BERT4Rec"])  # the latter puts keys into its configuration while it runs
 def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str, Any], tmp_path: Path) -> None:
     given = {key: settings[key] for key in ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "epochs")}
-    plan = {"dataset": "tiny", "seeds": [7], "settings": given, "models": {model: {}}}
+    plan = {"dataset": "tiny", "seeds": [7], "settings": given, "models": {model: {}}, "shortcuts": False}
     (task,) = read_plan(write(tmp_path / "plan.yaml", **plan))
     result = run_recbole_llm(model, "tiny", cmd_line=[*task.arguments[2:], "--show_progress=False"])
     assert Path(result["record"]) == task.record
@@ -75,6 +77,7 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
         ({"seeds": None}, None),
         ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
         ({"models": {"Pop": ["epochs"]}}, "is not a dictionary"),
+        ({"shortcuts": ["RecentPop"]}, r"shortcuts: \['RecentPop'\] is neither True nor False"),
         ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` has an unknown protocol 'ful'; known: candidates, full"),
     ],
 )
@@ -85,6 +88,43 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, A
         message = r"plan\.yaml: `seeds` is missing"
     with pytest.raises(ValueError, match=message):
         read_plan(write(tmp_path / "plan.yaml", **plan))
+
+
+def test_every_leaderboard_has_the_shortcuts_with_one_seed_under_each_protocol(tmp_path: Path) -> None:
+    plan = {key: value for key, value in PLAN.items() if key != "shortcuts"}
+    models = {"Pop": {}, "RepeatRule": {"settings": {"eval_batch_size": 64}}, "graph": {"model": "TransitionGraph"}}
+    tasks = read_plan(write(tmp_path / "plan.yaml", **{**plan, "models": models}), {"data_path": "here"})
+    added = [task for task in tasks if task.model in SHORTCUTS and task.label not in ("RepeatRule", "graph")]
+    names = [name for name in SHORTCUTS if name not in ("RepeatRule", "TransitionGraph")]  # the file has rows of its own of these
+    assert [(t.label, t.protocol, t.seed) for t in added] == [(name, p, 1) for name in names for p in ("candidates", "full")]
+    assert tasks[-1].settings == {"epochs": 3, "eval_args": {"mode": "full"}, "data_path": "here"}
+    assert [task.seed for task in tasks if task.label == "graph"] == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("item_file", "reason"),
+    [
+        ("item_id:token\ttitle:token_seq\ni1\tOne\n", None),
+        ("item_id:token\tyear:token\ni1\t1990\n", "title_field: there is no column 'title'"),
+        (None, "tiny.item, does not exist"),
+    ],
+)
+def test_shortcuts_on_titles_are_left_out_where_there_are_none(
+    item_file: str | None, reason: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data" / "tiny"
+    folder.mkdir(parents=True)
+    plan = write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models={"Pop": {}})
+
+    def labels() -> list[str]:
+        return [task.label for task in read_plan(plan, {"data_path": str(folder.parent)})]
+
+    assert labels() == ["Pop", *SHORTCUTS], "data that is not on disk yet may have titles"
+    (folder / "tiny.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu1\ti1\t1\n")
+    if item_file:
+        (folder / "tiny.item").write_text(item_file)
+    assert labels() == ["Pop", *(name for name in SHORTCUTS if reason is None or not name.startswith("Nearest"))]
+    assert reason is None or ("no row NearestTitles (candidates), which needs titles: " in caplog.text and reason in caplog.text)
 
 
 def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +154,7 @@ def test_a_property_file_says_how_a_rows_settings_were_found(tmp_path: Path) -> 
     tuned = tmp_path / "tuned.yaml"
     tuned.write_text("note: best of 6\nn_layers: 1\nepochs: 9\n")
     models = {"SASRec": {"config_files": [str(tuned)], "settings": {"epochs": 2}}, "BPR": {"settings": {"note": "its defaults"}}}
-    sasrec, bpr = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models))
+    sasrec, bpr, *_ = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models))
     assert (sasrec.config["n_layers"], sasrec.config["epochs"]) == (1, 2)
     assert [task.cell().note for task in (sasrec, bpr)] == ["best of 6", "its defaults"]
     plain = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models={"BPR": {}}))[0]

@@ -1,0 +1,26 @@
+"""RepeatRule: the items of the user's own history, the latest first, then the most popular ones.
+
+Where users come back to the same items, this rule is hard to beat, and a model may have learned no more than it. Where repeats
+are dropped, it is popularity.
+
+Legend: B users, L longest history, I items.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.model.shortcut import Shortcut
+
+
+class RepeatRule(Shortcut):
+    """An item of the history scores its last place there, counted from 1; any other its popularity, which is below 1."""
+
+    def catalogue_scores(self, interaction: Any) -> np.ndarray:
+        items, lengths = (interaction[field].cpu().numpy() for field in (self.ITEM_SEQ, self.ITEM_SEQ_LEN))  # [B, L], [B]
+        scores = np.tile(self.popularity, (len(items), 1))  # [B, I]
+        rows, places = np.nonzero(np.arange(items.shape[1]) < lengths[:, None])
+        np.maximum.at(scores, (rows, items[rows, places]), places + np.float32(1))
+        return scores
