@@ -135,9 +135,10 @@ filters, the keys that shaped it, ties, and hashes, some of which do not depend 
 file. The split is compared with those of properties/splits. Every run record contains its passport. See docs/protocol.md."""
 
 PASSPORT_KEYS = f"""
-keys, with their defaults:
-{DATA}{SAVED}  --eval_args="{{'split': {{'LS': 'valid_and_test'}}, 'order': 'TO'}}"
-  --rm_dup_inter=null          first, last: drop repeated interactions; user_inter_num_interval, item_inter_num_interval: k-core
+keys, among them all that shape a split:
+{DATA}{SAVED}  --rm_dup_inter=first         of repeated interactions, the one that stays; null keeps all
+  --user_inter_num_interval="[5,inf)" --item_inter_num_interval="[5,inf)"   the 5-core
+  --eval_args="{{'split': {{'RS': [0.8, 0.1, 0.1]}}}}"   another split than leave-one-out
 
 examples:
   recbole-llm data passport --dataset=ml-100k

@@ -24,6 +24,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.data.split_facts import split_lines
 from recbole_llm.evaluation import generated, predictions, slices
+from recbole_llm.evaluation.known_splits import identify
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
@@ -101,6 +102,7 @@ def run_recbole_llm(
         published=published and published.content(record.user_ids),
         predictions=predictions.FILE if config["save_predictions"] else None,
         plan=planned.as_dict(measured),
+        passport=run.passport,
     )
     test_result = record.rows[0].metrics
     if best_valid_result is not None:
@@ -128,7 +130,12 @@ def run_recbole_llm(
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run before training; ``candidates`` has no set for a phase of full ranking."""
+    """The parts of a run before training.
+
+    Attributes:
+        candidates: by phase; a phase of full ranking has no set.
+        passport: as :func:`~recbole_llm.evaluation.known_splits.identify`.
+    """
 
     config: LLMConfig
     model: Any
@@ -139,6 +146,7 @@ class Run:
     candidates: Mapping[str, CandidateSet]
     retriever: Retriever | None
     stages: Sequence[Stage]
+    passport: Mapping[str, Any]
 
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
@@ -163,7 +171,10 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     logger.info(logs.dataset_line(data))
     for line in split_lines(config, data):
         logger.info(line)
+    whole = data.interactions
     train, valid, test = data_preparation(config, data)
+    passport = identify(config, data, whole, {"valid": valid._dataset, "test": test._dataset})
+    logger.info(f"split: {passport['verdict']}")
     retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
     valid.candidates, test.candidates = candidates.get("valid"), candidates.get("test")
@@ -177,7 +188,7 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     stages = trainer.plan(candidates, retriever)
     if loads and trainer.recommender.backbone is not None:
         trainer.recommender.backbone.check_loadable()
-    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages)
+    return Run(config, model, trainer, train, valid, test, candidates, retriever, stages, passport)
 
 
 def plan_run(

@@ -23,7 +23,7 @@ from recbole_llm.registry import MODELS
 
 ROOT = Path(recbole_llm.__file__).parents[1]
 HEAVY = {"torch", "recbole", "transformers", "peft", "pandas", "numpy", "scipy", "sentence_transformers", "matplotlib"}
-COMMANDS = ["run", "leaderboard", "tune", "merge", "views"]
+COMMANDS = ["run", "leaderboard", "tune", "merge", "views", "data passport"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
@@ -63,14 +63,16 @@ def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda command: " ".join(command) or "all")
+@pytest.mark.parametrize(
+    "command", [[], ["data"], *(name.split() for name in COMMANDS)], ids=lambda command: " ".join(command) or "all"
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert imported(*command, "--help") == set()
 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(capsys)
-    assert all(re.search(rf"^ +{name}\b", shown, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^ +{name.split()[0]}\b", shown, re.MULTILINE) for name in COMMANDS)
     assert "--key=value" in shown and "exit code" in shown and "RECBOLE_LLM_TRACEBACK" in shown
 
 
@@ -82,10 +84,11 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ("tune", ["--model", "--params_file", "--algo", "--max_evals", "--seeds", "--output_file", "loguniform"]),
         ("merge", ["--adapters", "--out", "--weights", "--density", "--residual", "--compress_rank", *METHODS]),
         ("views", ["--dataset", "--out", "--config_files", "No item is in two"]),
+        ("data passport", ["--dataset", "--config_files", "properties/splits", "--eval_args"]),
     ],
 )
 def test_help_of_a_command(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    shown = help_of(capsys, command)
+    shown = help_of(capsys, *command.split())
     assert [part for part in parts if part not in shown] == []
     examples = re.findall(rf"^  recbole-llm {command} --", shown.split("examples:")[1], re.MULTILINE)
     assert len(examples) == 2
@@ -94,7 +97,7 @@ def test_help_of_a_command(command: str, parts: list[str], capsys: pytest.Captur
 
 @pytest.mark.parametrize(("command", "model"), [("run", "LoRACocktail"), ("tune", "SASRec"), ("views", "WeaveRec")])
 def test_help_shows_the_defaults_that_hold(command: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = re.split(r"^keys.*defaults.*:$", help_of(capsys, command), flags=re.MULTILINE)[1].split("examples:")[0]
+    keys = re.split(r"^keys.*defaults.*:$", help_of(capsys, *command.split()), flags=re.MULTILINE)[1].split("examples:")[0]
     given = re.findall(r"(?:^  |; |, | {3,})--(\w+)=(\"[^\"]*\"|[^\s,;]+)", keys, re.MULTILINE)
     config, other = LLMConfig(model, "ml-100k"), LLMConfig("WeaveRec", "ml-100k")
     shown = {key: parse_value(text.strip('"')) for key, text in given if text not in ("DIR", "FOLDER_OR_HUB_ID")}
@@ -114,9 +117,9 @@ def test_examples_of_help_are_read(capsys: pytest.CaptureFixture[str], monkeypat
 
     monkeypatch.chdir(ROOT)
     for command in COMMANDS:
-        for line in re.findall(r"^  recbole-llm (.*)$", help_of(capsys, command), re.MULTILINE):
+        for line in re.findall(r"^  recbole-llm (.*)$", help_of(capsys, *command.split()), re.MULTILINE):
             options, keys = cli._parser().parse_known_args(shlex.split(line))
-            assert options.function is getattr(cli, f"_{command}")
+            assert options.function is getattr(cli, f"_{command.replace(' ', '_')}")
             assert cli._keys(keys) == keys
 
 

@@ -30,7 +30,7 @@ from recbole_llm.config.key_groups import RECBOLE_KEYS
 # dictionaries that are replaced as a whole and not merged
 _WHOLE = ("load_col", "unload_col", "slices", "merge_beside")
 # folders and files whose keys are not settings of a run
-_NO_SETTINGS = ("leaderboard", "url.yaml", "kg_url.yaml")
+_NO_SETTINGS = ("leaderboard", "splits", "url.yaml", "kg_url.yaml")
 
 _TYPE = r"\((?:int|float|str|list|dict|bool)(?: >= 0)?\)"
 _DEFINITION = re.compile(rf"^( *)(\w+):.* # ({_TYPE}(?: or {_TYPE})*)(.*)$")

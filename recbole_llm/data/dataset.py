@@ -19,6 +19,7 @@ from recbole_llm.data import repeats, scenarios, ties
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
 from recbole_llm.data.masking import KnownItems, Masking, pairs
+from recbole_llm.data.passport import Interactions
 
 
 class RankedTime:
@@ -33,6 +34,12 @@ class RankedTime:
     known_items: KnownItems | None = None
     repeats_dropped = 0
     repeats_kept = False
+    read_counts = (0, 0, 0)  # users, items and interactions of the files, before the filters
+
+    def _data_filtering(self: Any) -> None:
+        frame = self.inter_feat
+        self.read_counts = (frame[self.uid_field].nunique(), frame[self.iid_field].nunique(), len(frame))
+        super()._data_filtering()  # type: ignore[misc]
 
     def _data_processing(self: Any) -> None:
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
@@ -117,6 +124,19 @@ class RankedTime:
         user_ids, item_ids = self.tokens
         disliked = self._disliked(users, items, order)
         return Histories(user_ids, item_ids, by_user, self.scenario, disliked, self.repeats_kept, moments_by_user)
+
+    @property
+    def interactions(self: Any) -> Interactions:
+        """All interactions, sorted; must be read before :meth:`build`, which replaces the table."""
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        timed = self.time_field in self.inter_feat
+        order = self._order if timed else np.argsort(users, kind="stable")
+        users, items = users[order].astype(np.int64), items[order].astype(np.int64)
+        tied = np.append(False, users[1:] == users[:-1])
+        if timed:
+            times = self._times[order]
+            tied[1:] &= times[1:] == times[:-1]
+        return Interactions(users, items, tied, *self.tokens)
 
     def _disliked(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> list[frozenset[int]] | None:
         """The items that each user rated with ``liked_above`` or less; None without that key or without ratings.

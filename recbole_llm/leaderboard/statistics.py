@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from recbole_llm.evaluation import metrics, significance
+from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.headroom import add_headroom
 from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table
 
@@ -47,7 +48,7 @@ def build(
     """The leaderboard of ``cells``; ``metric``, by default the first of each protocol, sorts the rows and is tested.
 
     Raises:
-        ValueError: a cell is given twice, a label has two models, or the rows of a protocol have different candidates or users.
+        ValueError: a cell is given twice, a label has two models, or the rows of a protocol are not comparable.
     """
     _check(cells)
     costs = _stage_costs(cells)
@@ -84,17 +85,7 @@ def _check(cells: Sequence[Cell]) -> None:
             )
         seen.add(key)
     for protocol, own in _by("protocol", cells).items():
-        holders: dict[str, list[str]] = {}
-        for cell in own:
-            if cell.status == DONE and (digest := _candidates(cell.record)):
-                holders.setdefault(digest, []).append(f"{cell.label} (seed {cell.seed})")
-        if len(holders) > 1:
-            most, *others = sorted(holders, key=lambda digest: -len(holders[digest]))
-            raise ValueError(
-                f"leaderboard: {protocol}: {', '.join(holders[others[0]])} ranked the candidates {others[0]}, "
-                f"but {', '.join(holders[most])} ranked {most}; such results cannot be compared: run them on the same "
-                "candidates, or under another protocol"
-            )
+        comparable.check(protocol, own)
 
 
 def _table(
@@ -109,7 +100,7 @@ def _table(
     for place, row in enumerate(row for row in rows if row.metrics):
         row.mark = _mark(place)
     scores = {label: found for label, own in by_label.items() if first and (found := _scores(own, first))}
-    users = _same_users(protocol, scores)
+    users = comparable.same_users(protocol, {label: own.users for label, own in scores.items()})
     for row in rows:
         if row.label in scores and users and users > 1:
             row.interval = list(significance.interval(scores[row.label].values))
@@ -140,7 +131,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         training_at_least=any(at_least for _, at_least in training),
         users_per_second=float(facts["users_per_second"].mean()) if "users_per_second" in facts else None,
         peak_memory_bytes=float(facts["peak_memory_bytes"].max()) if "peak_memory_bytes" in facts else None,
-        candidates=_first(map(_candidates, records)),
+        candidates=_first(map(comparable.candidates, records)),
         note=_first(cell.note for cell in cells),
         shortcut=any(record.get("shortcut") is True for record in records),
     )
@@ -206,7 +197,7 @@ def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
     found = {f"seed {cell.seed}": own for cell in done if (own := _cell_scores(cell, metric))}
     if not found or len(found) < len(done):
         return None
-    _same_users(f"{cells[0].protocol}: {cells[0].label}", found)
+    comparable.same_users(f"{cells[0].protocol}: {cells[0].label}", {seed: own.users for seed, own in found.items()})
     return _Scores(next(iter(found.values())).users, np.mean([own.values for own in found.values()], axis=0))
 
 
@@ -222,21 +213,6 @@ def _cell_scores(cell: Cell, metric: str) -> _Scores | None:
         return None
     values = np.array(gains, dtype=np.float64)[where]
     return _Scores(tuple(users), values) if abs(values.mean() - recorded) <= _TOLERANCE else None
-
-
-def _same_users(what: str, scores: Mapping[str, _Scores]) -> int | None:
-    """The number of users, which must be the same in all ``scores``; None without scores."""
-    if not scores:
-        return None
-    (name, one), *others = scores.items()
-    for other_name, other in others:
-        if other.users != one.users:
-            odd = sorted(set(one.users) ^ set(other.users))
-            raise ValueError(
-                f"leaderboard: {what}: {name} ({len(one.users)} users) and {other_name} ({len(other.users)} users) have "
-                f"different users ({odd[0]!r} is in one only); run them on the same data, or under another protocol"
-            )
-    return len(one.users)
 
 
 def _pairs(table: Table, scores: Mapping[str, _Scores], flips: int) -> list[_Pair]:
@@ -278,11 +254,6 @@ def _numbers(values: Mapping[Any, Any]) -> dict[str, float]:
     """The finite numbers of a mapping."""
     numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
     return {str(key): float(value) for key, value in numbers.items() if math.isfinite(value)}
-
-
-def _candidates(record: Mapping[str, Any] | None) -> str | None:
-    digest = _dig(record, "candidates_sha256").get("test")
-    return digest if isinstance(digest, str) else None
 
 
 def _first(values: Iterable[Any]) -> Any:

@@ -42,6 +42,8 @@ def cell(label: str, share: float | None = None, *, seed: int = 1, protocol: str
             "slices": {"Model": {"cold": cold}},
             "ranks": {"Model": {f"u{user}": rank for user, rank in enumerate(ranks)}},
             "candidates_sha256": {"test": "a" * 64},
+            "passport": {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)},
+            "protocol": {"mask_history": None},
             "seconds": {"train": 1000 * share},
             "trained_parameters": 1_234_567,
         } | changes.pop("facts", {})

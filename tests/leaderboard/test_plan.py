@@ -131,7 +131,9 @@ def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path
     *_, own = read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": {"TALLRec": {}}}))
     *_, other = read_plan(write(tmp_path / "plan.yaml", **PLAN))
     results = {"TALLRec": {"hit@1": 0.5}, "no adapter": {"hit@1": 0.25}}
+    split = {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)}
     record = {"model": "TALLRec", "results": results, "trained_parameters": 9, "backbone": "b"}
+    record |= {"passport": split, "protocol": {"mask_history": None}}
     monkeypatch.setattr(Task, "_read", lambda self: record)
     tables = {cell.model: build([cell]).tables[0].rows[0] for cell in (own.cell(), other.cell())}
     assert {name: row.metrics["hit@1"] for name, row in tables.items()} == {"TALLRec": 0.5, "no adapter": 0.25}

@@ -15,6 +15,8 @@ from recbole_llm.leaderboard.table import Cell, Leaderboard, Row
 
 METRICS = ("hit@1", "hit@5", "ndcg@5")
 DIGEST = "a" * 64
+SPLIT = {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)}
+MEASURED = {"passport": SPLIT, "protocol": {"mask_history": None}}
 
 
 def ranks_of(share: float, seed: int, users: int = 400) -> list[int]:
@@ -32,6 +34,7 @@ def record(model: str, ranks: Sequence[int], facts: dict[str, Any]) -> dict[str,
         "ranks": {model: {f"u{user}": rank for user, rank in enumerate(ranks)}},
         "slices": {model: {"cold": part}},
         "candidates_sha256": {"valid": "b" * 64, "test": DIGEST},
+        **MEASURED,
         "stage_seconds": {},
         "seconds": {"train": 10.0, "evaluate": 1.0},
     } | facts
@@ -132,7 +135,7 @@ def test_a_failed_cell_does_not_lend_its_record() -> None:
 @pytest.mark.parametrize(
     "facts",
     [
-        *({key: None} for key in record("A", [1], {})),
+        *({key: None} for key in record("A", [1], {}) if key not in MEASURED),
         {"results": {}},
         {"ranks": {"A": {"u0": None}}},
         {"slices": {"A": {"cold": None}}},
@@ -145,7 +148,7 @@ def test_a_failed_cell_does_not_lend_its_record() -> None:
 def test_a_record_that_lacks_something_has_empty_cells(facts: dict[str, Any]) -> None:
     board = build([cell("A", [1, 2, 9, 1], facts=facts), cell("B", [2, 2, 3, 1])])
     assert {row.label for row in board.tables[0].rows} == {"A", "B"} and row(board, "B").metrics["hit@1"] == 0.25
-    empty = Cell("A", "A", 1, "sampled", "run", record={})
+    empty = Cell("A", "A", 1, "sampled", "run", record=MEASURED)
     assert row(build([empty]), "A").metrics == {} and build([]).tables == []
 
 

@@ -1,0 +1,113 @@
+"""Rows of one table were measured alike: a refusal names the runs, says how they differ, and what to do."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from recbole_llm.data.sketches import sketch
+from recbole_llm.leaderboard.comparable import candidates, check, same_users
+from recbole_llm.leaderboard.table import Cell
+
+
+def passport(users: int = 943, other_targets: int = 0, **filters: Any) -> dict[str, Any]:
+    """A passport whose first ``other_targets`` targets are other items."""
+    targets = [f"u{user}\t{'other' if user < other_targets else 'own'}" for user in range(users)]
+    digest = f"{users}-{other_targets}"
+    return {
+        "counts": {
+            "users": users,
+            "items": 1682,
+            "interactions": 100 * users,
+            "targets": {"valid": users, "test": users},
+        },
+        "filters": {"tie_order": "file", "rm_dup_inter": "first", **filters},
+        "sha256": {"interactions": digest, "valid": digest, "test": digest, "histories": digest, "targets": digest},
+        "sketches": {"tokens": sketch(targets)},
+    }
+
+
+def cell(label: str, *, seed: int = 2020, mask: bool | None = True, **facts: Any) -> Cell:
+    record = {"passport": passport(), "protocol": {"mask_history": mask}, **facts}
+    return Cell(label, label, seed, "full", f"run --model={label}", record)
+
+
+def refusal(*cells: Cell) -> str:
+    with pytest.raises(ValueError, match=r"^leaderboard: full: ") as error:
+        check("full", cells)
+    return str(error.value).removeprefix("leaderboard: full: ")
+
+
+def test_runs_that_were_measured_alike_pass() -> None:
+    check("full", [cell("BPR"), cell("SASRec"), cell("SASRec", seed=1)])
+    check(
+        "full",
+        [cell("BPR"), Cell("Broken", "Broken", 1, "full", "run", error="no memory"), Cell("Later", "Later", 1, "full", "run")],
+    )
+    check("full", [])
+
+
+def test_other_counts_and_filters_are_named() -> None:
+    odd = cell("SASRec", passport=passport(942, rm_dup_inter=None, tie_order="random"))
+    assert refusal(cell("BPR"), odd, cell("Pop")) == (
+        "the split of SASRec (seed 2020) is not that of BPR (seed 2020), Pop (seed 2020): 942 users against 943; 94,200 "
+        "interactions against 94,300; 942 valid targets against 943; 942 test targets against 943; tie_order random against "
+        "file; rm_dup_inter None against first; less than 1 % of the test targets differ; run them on the same data with the same "
+        "filters, or under another protocol"
+    )
+
+
+def test_the_share_of_other_targets_is_named() -> None:
+    found = refusal(cell("BPR"), cell("Pop"), cell("SASRec", passport=passport(other_targets=236)))
+    (share,) = [part for part in found.split("; ") if "of the test targets differ" in part]
+    assert abs(int(share.split("about ")[1].split(" %")[0]) - 25) <= 8
+
+
+def test_the_same_targets_after_other_interactions_are_another_split() -> None:
+    other = copy.deepcopy(passport())
+    other["sha256"]["interactions"] = "x"
+    assert "the interactions before them differ" in refusal(cell("BPR"), cell("SASRec", passport=other))
+
+
+def test_random_splits_are_compared_within_a_seed() -> None:
+    first, second = passport(order="RO", seed=1), passport(other_targets=9, order="RO", seed=2)
+    runs = [cell(label, seed=seed, passport=own) for label in ("BPR", "Pop") for seed, own in ((1, first), (2, second))]
+    check("full", runs)
+    assert "Odd (seed 1)" in refusal(*runs, cell("Odd", seed=1, passport=passport(other_targets=30, order="RO", seed=1)))
+
+
+def test_masked_and_unmasked_histories_never_share_a_table() -> None:
+    found = refusal(cell("BPR"), cell("Pop"), cell("SASRec", mask=False))
+    assert found == (
+        "SASRec (seed 2020) did not mask the users' histories (mask_history: false), but BPR (seed 2020), Pop (seed 2020) masked "
+        "the users' histories (mask_history: true); set mask_history to one value for all models, or run them under another "
+        "protocol"
+    )
+    found = refusal(cell("BPR"), cell("Pop"), cell("TALLRec", mask=None))
+    assert "TALLRec (seed 2020) ranked drawn candidates, but BPR" in found and "the same mode in eval_args" in found
+
+
+def test_other_candidates_are_refused_where_there_are_any() -> None:
+    one, other = ({"candidates_sha256": {"test": digit * 64}} for digit in "ab")
+    assert "ranked the candidates bbb" in refusal(cell("A", **one), cell("B", **one), cell("Odd", **other))
+    check("full", [cell("A", **one), cell("B", candidates_sha256={})])
+    assert candidates(cell("A", **one).record) == "a" * 64 and candidates(None) is candidates({"candidates_sha256": None}) is None
+
+
+@pytest.mark.parametrize("missing", [{"passport": None}, {"protocol": None}, {"protocol": {}}])
+def test_records_of_an_earlier_state_are_refused_with_the_command(missing: dict[str, Any]) -> None:
+    found = refusal(cell("BPR"), cell("SASRec", **missing))
+    assert found.startswith("the record of SASRec (seed 2020) is from an earlier state") and found.endswith("run --model=SASRec")
+
+
+def test_many_runs_are_counted_not_listed() -> None:
+    runs = [cell(f"M{number}") for number in range(9)]
+    assert "M0 (seed 2020), M1 (seed 2020), M2 (seed 2020), 6 more" in refusal(*runs, cell("Odd", mask=False))
+
+
+def test_the_same_users() -> None:
+    assert same_users("full", {}) is None and same_users("full", {"A": ("u1", "u2"), "B": ("u1", "u2")}) == 2
+    with pytest.raises(ValueError, match=r"full: A .2 users. and B .1 users. have different users .'u2' is in one only."):
+        same_users("full", {"A": ("u1", "u2"), "B": ("u1",)})
