@@ -1,7 +1,8 @@
 """``recbole-llm data export``: the split of a dataset for other frameworks, whose predictions ``--model=Imported`` evaluates.
 
 ======================================  =====================================================================================
-``<dataset>/``                          atomic files of RecBole: all interactions, pre-split ones, item texts, settings
+``<dataset>-split/``                    atomic files of RecBole: all interactions, pre-split ones, item texts, settings; another name,
+                                        since RecBole reads its own copy of ml-100k under that name
 ``rectools/*.parquet``                  interactions with the columns of RecTools
 ``train.parquet``, ``valid.parquet``,   user, item, timestamp; rows in time order
 ``test.parquet``
@@ -50,17 +51,21 @@ def write_split(config: Any, dataset: Any, out: Path) -> list[Path]:
     if out.exists():
         raise FileExistsError(f"--out={out}: it exists; remove it or give another folder")
     if config["candidate_phases"] and config["candidates"]["source"] == "retriever":
-        raise ValueError("candidates: those of a retriever need its training; export another source, or set eval_args to mode full")
+        raise ValueError(
+            "candidates: those of a retriever need its training; export another source, or set eval_args to mode full"
+        )
     candidates, texts, name = candidate_sets(config, dataset), _texts(dataset), config["dataset"]
     users, items = (list(map(str, dataset.field2id_token[field])) for field in (dataset.uid_field, dataset.iid_field))
     parts = _split(dataset, users, items)
     with atomic_folder(out) as folder:
-        _write_atomic(folder / name, name, parts, texts, items, config)
+        _write_atomic(folder / f"{name}-split", parts, texts, items, config)
         _write_rectools(folder / "rectools", parts)
         for phase, part in parts.items():
             part.drop(columns="order").to_parquet(folder / f"{phase}.parquet", index=False)
         if texts is not None:
-            pd.DataFrame({ITEM: items, "title": texts.titles, **texts.fields})[1:].to_parquet(folder / "items.parquet", index=False)
+            pd.DataFrame({ITEM: items, "title": texts.titles, **texts.fields})[1:].to_parquet(
+                folder / "items.parquet", index=False
+            )
         for phase, found in candidates.items():
             _candidates(found, users, items).to_parquet(folder / f"candidates.{phase}.parquet", index=False)
         about = {
@@ -116,7 +121,7 @@ def _split(dataset: Any, users: Sequence[str], items: Sequence[str]) -> dict[str
 
 
 def _write_atomic(
-    folder: Path, name: str, parts: Mapping[str, pd.DataFrame], texts: ItemTexts | None, items: Sequence[str], config: Any
+    folder: Path, parts: Mapping[str, pd.DataFrame], texts: ItemTexts | None, items: Sequence[str], config: Any
 ) -> None:
     """RecBole's atomic files. The timestamp is the place in time, which float32 holds exactly and which has no ties."""
     folder.mkdir()
@@ -125,20 +130,22 @@ def _write_atomic(
     for suffix, part in {"": whole, **{f".{phase}": part for phase, part in parts.items()}}.items():
         columns = {"user_id:token": part[USER], "item_id:token": part[ITEM]}
         columns |= {"timestamp:float": part["order"].map(str)} if timed else {}
-        _write_table(folder / f"{name}{suffix}.inter", columns)
+        _write_table(folder / f"{folder.name}{suffix}.inter", columns)
     if texts is None:
         return
     columns = {"item_id:token": items[1:], "title:token_seq": texts.titles[1:]}
     columns |= {f"{field}:token_seq": values[1:] for field, values in texts.fields.items() if field != "title"}
-    _write_table(folder / f"{name}.item", columns)
+    _write_table(folder / f"{folder.name}.item", columns)
     settings = {"title_field": "title", **texts.columns, **{key: config[key] for key in _WORDS}}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
+    (folder / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
 
 
 def _write_table(file: Path, columns: Mapping[str, Sequence[str]]) -> None:
     for head, values in columns.items():
         if odd := next((value for value in values if any(sign in value for sign in "\t\r\n")), None):
-            raise ValueError(f"data export: {odd!r} ({head}) contains a tab or a line break, which atomic files cannot; rename it")
+            raise ValueError(
+                f"data export: {odd!r} ({head}) contains a tab or a line break, which atomic files cannot; rename it"
+            )
     lines = map("\t".join, zip(*columns.values(), strict=True))
     file.write_text("\n".join(["\t".join(columns), *lines, ""]), encoding="utf-8", newline="\n")
 

@@ -121,7 +121,9 @@ class _Lines:
             place = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
             token = texts[place].as_py()
             reason = f"the {role} is missing" if token is None else f"there is no {role} {token!r} in the dataset"
-            remedy = f"its ids are the tokens of {key} in the .inter file, such as {tokens[1]!r}; correct the id, or leave the row out"
+            remedy = (
+                f"its ids are the tokens of {key} in the .inter file, such as {tokens[1]!r}; correct the id, or leave the row out"
+            )
             raise self.error(place, role, reason, remedy)
         return found.to_numpy().astype(np.int64) + 1
 
@@ -130,7 +132,9 @@ class _Lines:
         column = self.table[self.columns[role]].combine_chunks()
         remedy = "give a number such as 0.25, or leave the row out, which then counts as not predicted"
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or _is_text(column.type)):
-            raise ValueError(f"predictions: {self.path}, column {self.columns[role]}: {column.type} values are no {role}s; {remedy}")
+            raise ValueError(
+                f"predictions: {self.path}, column {self.columns[role]}: {column.type} values are no {role}s; {remedy}"
+            )
         if column.null_count:
             place = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
             raise self.error(place, role, f"the {role} is missing", remedy)
@@ -214,7 +218,9 @@ def _no_column(path: Path, role: str, names: Sequence[str]) -> str:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+    )
 
 
 def _first_without_number(column: pa.Array) -> int | None:

@@ -90,7 +90,9 @@ class Imported(Recommender, GeneralRecommender):
             )
         self.gaps = {"users": len(users), "missing users": int((lengths == 0).sum())}
         if missing := self.gaps["missing users"]:
-            logger.warning(f"predictions: {missing} of {len(users)} evaluation users are not in {self.file}; they count as missed")
+            logger.warning(
+                f"predictions: {missing} of {len(users)} evaluation users are not in {self.file}; they count as missed"
+            )
         if self.full_ranking:
             self._check_lists(users[lengths > 0])
 

@@ -40,7 +40,11 @@ def test_saved_predictions_are_evaluated_to_the_same_ranks(name: str, protocol: 
     assert own["predictions"] == FILE and file.is_file()
     table = pd.read_parquet(file)
     assert list(table.columns) == ["row", "user", "rank", "item", "score"]
-    assert str(table["score"].dtype) == "float32" and table["user"].str.match(r"u\d+$").all() and table["item"].str.match(r"i\d+$").all()
+    assert (
+        str(table["score"].dtype) == "float32"
+        and table["user"].str.match(r"u\d+$").all()
+        and table["item"].str.match(r"i\d+$").all()
+    )
     assert list(table["row"].unique()) == list(own["results"])
     for row in own["results"]:
         again, _ = record_of("Imported", settings, **protocol, predictions=str(file), predictions_row=row)
@@ -98,7 +102,11 @@ def test_a_failed_run_leaves_no_file(settings: dict[str, Any], monkeypatch: pyte
     ("name", "changes", "words"),
     [
         ("Pop", {"eval_args": {"mode": "uni10"}}, "save_predictions: eval_args mode 'uni10'"),
-        ("SASRec", {"eval_args": {"mode": "full", "split": {"RS": [0.6, 0.2, 0.2]}}}, "save_predictions: SASRec ranks the items anew"),
+        (
+            "SASRec",
+            {"eval_args": {"mode": "full", "split": {"RS": [0.6, 0.2, 0.2]}}},
+            "save_predictions: SASRec ranks the items anew",
+        ),
     ],
 )
 def test_no_ranking_of_a_user_is_refused_before_training(

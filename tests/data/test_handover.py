@@ -80,7 +80,7 @@ def test_the_pre_split_files_are_read_back_with_the_same_targets(split: Path, se
     expected = candidate_sets(original, whole)
     for given in ({"benchmark_filename": ["train", "valid", "test"]}, {}):
         changes = {"data_path": str(split), "checkpoint_dir": str(split.parent / f"saved{len(given)}"), **given}
-        config = LLMConfig("Pop", "tiny", config_dict={**settings, **changes})
+        config = LLMConfig("Pop", "tiny-split", config_dict={**settings, **changes})
         dataset = create_dataset(config)
         found = candidate_sets(config, dataset)
         assert {phase: part.sha256 for phase, part in found.items()} == {phase: part.sha256 for phase, part in expected.items()}
@@ -99,7 +99,10 @@ def test_rectools_gets_its_columns_in_an_order_that_its_sort_keeps(split: Path) 
     tables = {name: pd.read_parquet(split / "rectools" / f"{name}.parquet") for name in ("train", "train_valid", "test")}
     for name, phases in {"train": ["train"], "train_valid": ["train", "valid"], "test": ["test"]}.items():
         table = tables[name]
-        assert list(table.columns) == ["user_id", "item_id", "weight", "datetime"] and str(table["datetime"].dtype) == "datetime64[ns]"
+        assert (
+            list(table.columns) == ["user_id", "item_id", "weight", "datetime"]
+            and str(table["datetime"].dtype) == "datetime64[ns]"
+        )
         expected = pd.concat([pd.read_parquet(split / f"{phase}.parquet") for phase in phases])
         assert rows(table, "user_id", "item_id") == rows(expected, "user", "item")
         assert (table["datetime"].diff().dropna() > pd.Timedelta(0)).all()  # no ties
@@ -124,7 +127,7 @@ def test_ties_of_time_keep_the_order_of_the_split(settings: dict[str, Any], tmp_
     assert test.to_dict() == last
     table = pd.read_parquet(tmp_path / "split" / "rectools" / "train_valid.parquet")
     assert table["datetime"].is_unique
-    again = LLMConfig("SASRec", "tied", config_dict={**given, "data_path": str(tmp_path / "split")})
+    again = LLMConfig("SASRec", "tied-split", config_dict={**given, "data_path": str(tmp_path / "split")})
     histories = create_dataset(again).histories
     assert {histories.user_ids[user]: histories.item_ids[histories.target(user, "test")] for user in range(1, 31)} == last
 
@@ -133,7 +136,10 @@ def test_what_cannot_be_exported_is_refused(settings: dict[str, Any], tmp_path: 
     (tmp_path / "there").mkdir()
     for given, words in (
         (options(settings, tmp_path / "there"), "it exists; remove it or give another folder"),
-        ([*options(settings, tmp_path / "new"), "--candidates={'source': 'retriever'}"], "those of a retriever need its training"),
+        (
+            [*options(settings, tmp_path / "new"), "--candidates={'source': 'retriever'}"],
+            "those of a retriever need its training",
+        ),
     ):
         with pytest.raises(SystemExit) as end:
             cli.main(["data", "export", "--dataset=tiny", *given])
@@ -148,4 +154,4 @@ def test_a_data_set_without_titles_is_exported_without_texts(settings: dict[str,
     config = LLMConfig("Pop", "plain", config_dict={**settings, "data_path": str(tmp_path / "data")})
     files = write_split(config, create_dataset(config), tmp_path / "split")
     names = {file.name for file in files}
-    assert "plain.inter" in names and not names & {"items.parquet", "plain.item", "plain.yaml"}
+    assert "plain-split.inter" in names and not names & {"items.parquet", "plain-split.item", "plain-split.yaml"}

@@ -53,7 +53,12 @@ def write(path: Path, table: pd.DataFrame, form: str) -> Path:
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "tsv", "csv.gz"])
 @pytest.mark.parametrize(
     "names",
-    [("user", "item", "score"), ("user_id", "item_id", "score"), ("User_ID", "Item_ID", "Prediction"), ("user_id:token", "item_id:token", "score:float")],
+    [
+        ("user", "item", "score"),
+        ("user_id", "item_id", "score"),
+        ("User_ID", "Item_ID", "Prediction"),
+        ("user_id:token", "item_id:token", "score:float"),
+    ],
 )
 def test_forms_and_names(form: str, names: tuple[str, ...], tmp_path: Path) -> None:
     found = read(write(tmp_path / "file", frame(names=names), form))
@@ -125,7 +130,10 @@ def test_one_row_of_results_is_read(tmp_path: Path) -> None:
         ("user,item,score\nu1,a,nan\n", "row 1, column score: nan cannot be ranked; .*leave the row out"),
         ("user,item,score\nu1,a,inf\n", "row 1, column score: inf cannot be ranked"),
         ("user,item,rank\nu1,a,first\n", "row 1, column rank: 'first' is not a number"),
-        ("user,item,score\nu1,a,1\n7,a,1\nu1,a,2\n", "row 3, column item: user 'u1' has item 'a' in row 1, too; keep one of them"),
+        (
+            "user,item,score\nu1,a,1\n7,a,1\nu1,a,2\n",
+            "row 3, column item: user 'u1' has item 'a' in row 1, too; keep one of them",
+        ),
         ("user,item,score,rank\nu1,a,.1,1\nu1,12,.9,2\n", "row 2, column score: user 'u1' has a higher score at rank 2 .*negate"),
         ("user,item,score\n", "has no rows"),
         ("", "is empty"),
@@ -154,7 +162,10 @@ def test_a_hostile_csv_is_refused(text: str, words: str, tmp_path: Path) -> None
     [
         (['{"user": "u1", "item": "a", "score": 1}', '{"user": "u1", "item": '], "line 2: .*each line is an object such as"),
         (['{"user": "u1", "item": "a", "score": 1}', '["u1", "a", 1]'], "line 2: list instead of an object"),
-        (['{"user": "u1", "item": "a", "score": 1}', '{"user": "u1", "item": "12"}'], "row 2, column score: the score is missing"),
+        (
+            ['{"user": "u1", "item": "a", "score": 1}', '{"user": "u1", "item": "12"}'],
+            "row 2, column score: the score is missing",
+        ),
         (['{"user": "u1", "item": "a", "score": 1}', '{"item": "12", "score": 1}'], "row 2, column user: the user is missing"),
         (['{"user": "u1", "item": "a", "score": "x"}'], "row 1, column score: 'x' is not a number"),
         (['{"user": "u1", "item": "a", "score": 1}', '{"user": "u1", "item": "12", "score": "x"}'], "cannot be read as jsonl"),
@@ -195,7 +206,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, 200), put=st.binary(max_size=3), cut=st.integers(0, 3), form=st.sampled_from(["csv", "jsonl", "parquet"]))
+@given(
+    place=st.integers(0, 200), put=st.binary(max_size=3), cut=st.integers(0, 3), form=st.sampled_from(["csv", "jsonl", "parquet"])
+)
 def test_any_bytes_at_any_place_end_in_one_error_or_in_a_reading(
     place: int, put: bytes, cut: int, form: str, tmp_path: Path
 ) -> None:

@@ -40,7 +40,9 @@ def targets(settings: dict[str, Any]) -> pd.Series:
 
 def run(settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     table.to_parquet(tmp_path / "file.parquet", index=False)
-    found = run_recbole_llm("Imported", "tiny", config_dict={**settings, "predictions": str(tmp_path / "file.parquet"), **changes})
+    found = run_recbole_llm(
+        "Imported", "tiny", config_dict={**settings, "predictions": str(tmp_path / "file.parquet"), **changes}
+    )
     return json.loads(Path(found["record"]).read_text())
 
 
@@ -62,7 +64,10 @@ def test_missing_users_are_missed(
 ) -> None:
     record = run(settings, table[~table["user_id"].isin(["u3", "u7", "u8"])], tmp_path, **protocol)
     ranks, results = record["ranks"]["Imported"], record["results"]["Imported"]
-    assert {user for user, rank in ranks.items() if rank == last} == {"u3", "u7", "u8"} and sorted(set(ranks.values())) == [1, last]
+    assert {user for user, rank in ranks.items() if rank == last} == {"u3", "u7", "u8"} and sorted(set(ranks.values())) == [
+        1,
+        last,
+    ]
     assert results["hit@1"] == results["hit@5"] == results["ndcg@5"] == pytest.approx(57 / 60)
     assert "mrr" not in results  # nobody knows the rank of a missed target
     assert record["imported"]["remark"].startswith("3 of 60 users missing")
@@ -159,7 +164,10 @@ def test_a_leaderboard_has_a_row_for_a_file_and_evaluates_a_changed_one_again(
     settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path
 ) -> None:
     table.to_csv(tmp_path / "scores.csv", index=False)
-    row = {"model": "Imported", "settings": {"predictions": str(tmp_path / "scores.csv"), "origin": "RecTools", "note": "60 epochs"}}
+    row = {
+        "model": "Imported",
+        "settings": {"predictions": str(tmp_path / "scores.csv"), "origin": "RecTools", "note": "60 epochs"},
+    }
     plan = {"dataset": "tiny", "seeds": [1, 2], "models": {"theirs": row, "Pop": {}}}
     file = tmp_path / "board.yaml"
     file.write_text(yaml.safe_dump(plan, sort_keys=False))
@@ -181,9 +189,15 @@ def test_a_leaderboard_has_a_row_for_a_file_and_evaluates_a_changed_one_again(
 def test_a_file_for_each_seed(settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path) -> None:
     for seed in (1, 2):
         table.assign(score=table["score"] * seed).to_csv(tmp_path / f"scores-{seed}.csv", index=False)
-    plan = {"dataset": "tiny", "seeds": [1, 2], "models": {"Imported": {"settings": {"predictions": str(tmp_path / "scores-{seed}.csv")}}}}
+    plan = {
+        "dataset": "tiny",
+        "seeds": [1, 2],
+        "models": {"Imported": {"settings": {"predictions": str(tmp_path / "scores-{seed}.csv")}}},
+    }
     (tmp_path / "board.yaml").write_text(yaml.safe_dump(plan))
-    tasks = [task for task in read_plan(tmp_path / "board.yaml", {"data_path": settings["data_path"]}) if task.model == "Imported"]
+    tasks = [
+        task for task in read_plan(tmp_path / "board.yaml", {"data_path": settings["data_path"]}) if task.model == "Imported"
+    ]
     assert [task.config.predictions_file.name for task in tasks] == ["scores-1.csv", "scores-2.csv"]
 
 
@@ -193,7 +207,9 @@ def test_an_internal_number_is_no_token(settings: dict[str, Any], table: pd.Data
         run(settings, table, tmp_path)
 
 
-def test_it_says_what_it_is(caplog: pytest.LogCaptureFixture, settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path) -> None:
+def test_it_says_what_it_is(
+    caplog: pytest.LogCaptureFixture, settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path
+) -> None:
     caplog.set_level(logging.INFO)
     run(settings, table, tmp_path, origin="RecTools 0.19")
     assert "columns user = user_id, item = item_id, score = score" in caplog.text and "RecTools 0.19" in caplog.text
