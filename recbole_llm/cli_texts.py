@@ -34,6 +34,8 @@ RUN_KEYS += """\
   --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
   --merge=entropy              merging method of LoRACocktail; see docs/merging.md
   --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
+  --save_predictions=False     write predictions.parquet beside the record
+  --predictions=FILE           for --model=Imported: predictions of another framework; see docs/models/imported.md
   --init_from=null             folder of the run that the model is initialised from (Laser)
   --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
 
@@ -146,7 +148,7 @@ examples:
 """
 
 HANDOVER = """
-Write the split of a dataset for other frameworks: RecBole's atomic files, whole and pre-split, tables with RecTools' columns, plain
+Write the split of a dataset for other frameworks: RecBole's atomic files, whole and pre-split, tables with RecTools' columns,
 Parquet tables of the training, validation and test interactions, the item texts, and the candidates. A model that is trained on
 them hands its predictions back to recbole-llm run --model=Imported. See docs/models/imported.md."""
 

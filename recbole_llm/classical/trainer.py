@@ -25,7 +25,7 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies
-from recbole_llm.evaluation.ranks import Ranks, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import Ranks, covered, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
@@ -215,7 +215,7 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
-        interaction, users, positive_i = _covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
+        interaction, users, positive_i = covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
         listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
         scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
         if self.predictions is not None:
@@ -244,7 +244,7 @@ class ProtocolTrainer(SafeCheckpoints):
             if not eval_data.candidates:
                 yield interaction, None
                 continue
-            interaction, known, targets = _covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
+            interaction, known, targets = covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
             if len(known):
                 yield interaction, eval_data.candidates.lookup(known, targets)
 
@@ -276,16 +276,6 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.add(users, scores)
         return scores
-
-
-def _covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:
-    """The rows, users and targets of a batch for which there are candidates."""
-    users = interaction[user_field]
-    covered = candidates.covers(users)
-    if covered.all():
-        return interaction, users, targets
-    # some users have too few interactions for a split that is equal for all models
-    return interaction[covered], users[covered], targets[covered]
 
 
 def trainer_class(config: Any) -> type[Any]:

@@ -1,8 +1,8 @@
 """``recbole-llm data export``: the split of a dataset for other frameworks, whose predictions ``--model=Imported`` evaluates.
 
 ======================================  =====================================================================================
-``<dataset>-split/``                    atomic files of RecBole: all interactions, pre-split ones, item texts, settings; another name,
-                                        since RecBole reads its own copy of ml-100k under that name
+``<dataset>-split/``                    atomic files of RecBole: all interactions, pre-split ones, item texts, settings;
+                                        RecBole reads its own copy of ml-100k under that name
 ``rectools/*.parquet``                  interactions with the columns of RecTools
 ``train.parquet``, ``valid.parquet``,   user, item, timestamp; rows in time order
 ``test.parquet``

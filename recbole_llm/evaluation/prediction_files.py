@@ -108,12 +108,11 @@ class _Lines:
     def ids(self, role: str, tokens: Sequence[str], key: str) -> np.ndarray:
         """Internal ids [N] of a column of tokens."""
         column, kind = self.table[self.columns[role]], self.table[self.columns[role]].type
-        if pa.types.is_floating(kind) and pc.all(pc.equal(column, pc.round(column)), min_count=0).as_py():
+        if pa.types.is_floating(kind) and _all_whole(column):
             column = column.cast(pa.int64())  # whole numbers that pandas keeps as 265.0
         elif not (pa.types.is_integer(kind) or _is_text(kind)):
-            raise ValueError(
-                f"predictions: {self.path}, column {self.columns[role]}: {kind} values cannot be {role} ids; give the tokens of {key}"
-            )
+            reason = f"column {self.columns[role]}: {kind} values cannot be {role} ids"
+            raise ValueError(f"predictions: {self.path}, {reason}; give the tokens of {key}")
         texts = column.cast(pa.string()).combine_chunks()
         known = pa.array(tokens[1:], pa.string())
         found = pc.index_in(texts, value_set=known)
@@ -200,7 +199,8 @@ def _chosen_columns(path: Path, names: Sequence[str], given: Mapping[str, str | 
             found[role] = name
             continue
         plain = {name.strip().lower().partition(":")[0]: name for name in reversed(names)}
-        found |= {role: plain[alias] for alias in reversed(aliases) if alias in plain}
+        if alias := next((alias for alias in aliases if alias in plain), None):
+            found[role] = plain[alias]
     for needed in ("user", "item"):
         if needed not in found:
             raise ValueError(_no_column(path, needed, names))
@@ -221,6 +221,11 @@ def _is_text(kind: pa.DataType) -> bool:
     return (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
     )
+
+
+def _all_whole(column: pa.ChunkedArray) -> bool:
+    values = column.drop_null().to_numpy()
+    return bool((np.isfinite(values) & (np.abs(values) < 2**53) & (values == np.round(values))).all())
 
 
 def _first_without_number(column: pa.Array) -> int | None:

@@ -7,12 +7,15 @@ outside the candidates. So all of RecBole's metrics apply.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from recbole_llm.data.histories import drawn_users
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
 
 
 def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -133,3 +136,13 @@ def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor |
     place = kept.cumsum(0) - 1  # [B]
     own = kept[rows]  # [T]
     return interaction[kept], None, place[rows[own]], items[own]
+
+
+def covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:
+    """The rows, users and targets of a batch for which there are candidates."""
+    users = interaction[user_field]
+    found = candidates.covers(users)
+    if found.all():
+        return interaction, users, targets
+    # some users have too few interactions for a split that is equal for all models
+    return interaction[found], users[found], targets[found]

@@ -1,9 +1,9 @@
 """Imported: predictions of another framework, evaluated on the same users and candidates as every model here.
 
-Nothing is trained. A file (``predictions``) has a score or a rank for pairs of user and item, by token
-(:mod:`recbole_llm.evaluation.prediction_files`). Drawn candidates are ranked by it; in a full ranking it is each user's list, from
-which the items of the history are dropped as for every model. What the file lacks counts as missed and is counted: a user, a
-candidate, which ranks below all others, and a target beyond the end of a list.
+Nothing is trained. A file (``predictions``, :mod:`recbole_llm.evaluation.prediction_files`) has a score or a rank for pairs of user
+and item. Drawn candidates are ranked by it; in a full ranking it is each user's list, from which the items of the history are
+dropped as for every model. What the file lacks counts as missed and is counted: a user, a candidate, which ranks below all
+others, and a target beyond the end of a list.
 
 Legend: B users, C candidates, I items.
 """
