@@ -138,9 +138,9 @@ class _Lines:
             place = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
             raise self.error(place, role, f"the {role} is missing", remedy)
         if _is_text(column.type):
-            place = _first_without_number(column)
-            if place is not None:
-                raise self.error(place, role, f"{column[place].as_py()!r} is not a number", remedy)
+            wrong = _first_without_number(column)
+            if wrong is not None:
+                raise self.error(wrong, role, f"{column[wrong].as_py()!r} is not a number", remedy)
         values = column.cast(pa.float64(), safe=False).to_numpy()
         odd = np.flatnonzero(np.isnan(values) | (values == np.inf))
         if len(odd):

@@ -1,9 +1,9 @@
 """Imported: predictions of another framework, evaluated on the same users and candidates as every model here.
 
-Nothing is trained. A file (``predictions``, :mod:`recbole_llm.evaluation.prediction_files`) has a score or a rank for pairs of user
-and item. Drawn candidates are ranked by it; in a full ranking it is each user's list, from which the items of the history are
-dropped as for every model. What the file lacks counts as missed and is counted: a user, a candidate, which ranks below all
-others, and a target beyond the end of a list.
+Nothing is trained. A file (``predictions``) has a score or a rank for pairs of user and item, by token: see
+:mod:`recbole_llm.evaluation.prediction_files`. Drawn candidates are ranked by it; in a full ranking it is each user's list, from
+which the items of the history are dropped as for every model. What the file lacks counts as missed and is counted: a user, a
+candidate, which ranks below all others, and a target beyond the end of a list.
 
 Legend: B users, C candidates, I items.
 """
@@ -66,8 +66,9 @@ class Imported(Recommender, GeneralRecommender):
         self.settings, self.file, self.sha256 = ImportSettings.of(config), config.predictions_file, config.predictions_sha256
         self.histories, self.topk = dataset.histories, max(config["topk"])
         self.full_ranking = "test" not in config["candidate_phases"]
-        chosen = {"columns": self.settings.predictions_columns, "row": self.settings.predictions_row}
-        self.predictions = read_predictions(self.file, self.histories.user_ids, self.histories.item_ids, **chosen)
+        columns, row = self.settings.predictions_columns, self.settings.predictions_row
+        tokens = self.histories.user_ids, self.histories.item_ids
+        self.predictions = read_predictions(self.file, *tokens, columns=columns, row=row)
         self.gaps: dict[str, int] = {}
         self._without: dict[int, int] = {}  # number of candidates of each user that the file lacks
         self._candidates: CandidateSet | None = None

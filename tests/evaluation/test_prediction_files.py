@@ -172,6 +172,7 @@ def test_a_hostile_csv_is_refused(text: str, words: str, tmp_path: Path) -> None
         (['{"user": true, "item": "a", "score": 1}'], "column user: bool values cannot be user ids"),
         (['{"user": "u1", "item": "a", "score": [1]}'], "column score: list.* values are no scores"),
         (['{"user": 7.5, "item": "a", "score": 1}'], "column user: double values cannot be user ids"),
+        (['{"user": 1e300, "item": "a", "score": 1}'], "column user: double values cannot be user ids"),
         (["not json"], "line 1: "),
         (["[]"], "line 1: list instead of an object"),
     ],

@@ -1,4 +1,4 @@
-"""Predictions of another framework: the same users and candidates as for every model, and what they lack is missed and counted."""
+"""Predictions of another framework: the users and candidates of every model, and what they lack is missed and counted."""
 
 from __future__ import annotations
 
