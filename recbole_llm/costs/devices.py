@@ -6,13 +6,15 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.lora import attach_lora
-from recbole_llm.store.costs import Tokens
+from recbole_llm.store.costs import Cost, Tokens
 from recbole_llm.store.files import preserved_random_state
 
 
@@ -33,6 +35,7 @@ class Card:
 
 
 GIB = 2**30
+LAYERS = 2  # of the LM that a probe measures
 CARDS = {
     # tensor cores, dense: half of the figures "with sparsity" of the data sheets
     "h200": Card("NVIDIA H200 SXM", 989e12, 67e12, 141 * 10**9, "NVIDIA H200 data sheet"),
@@ -51,12 +54,25 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Speed:
-    """FLOP/s with and without gradients, memory in bytes, and where they come from."""
+    """How fast an LM is trained and read.
+
+    Attributes:
+        train, read: FLOP/s with and without gradients.
+        memory: bytes; None if unknown.
+        train_pass, read_pass: seconds of a pass beside its operations: short passes wait for the memory and for Python.
+    """
 
     train: float
     read: float
     memory: int | None
     source: str
+    train_pass: float = 0.0
+    read_pass: float = 0.0
+
+    def seconds(self, cost: Cost) -> float:
+        """The duration of the operations of a cost."""
+        passes = self.train_pass * cost.trained.passes + self.read_pass * cost.read.passes
+        return (cost.train_flops or 0) / self.train + (cost.read_flops or 0) / self.read + passes
 
 
 def card(name: str) -> Card:
@@ -82,27 +98,43 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
     """The speed of this machine on two layers of an LM with random weights and a LoRA, measured for ``seconds``."""
     from transformers import AutoModelForCausalLM
 
-    small = _of_layers(config, 2)
-    shape = LMShape.of(small, dtype)
-    rows, length = (8 if device == "cpu" else 128), 128  # a micro-batch that a run would take
-    fed = rows * length
-    operations = shape.flops(Tokens(1, fed, fed, fed * length, 2 * rows))
+    small = _of_layers(config, LAYERS)
+    shape, layers = LMShape.of(small, dtype), config.get_text_config().num_hidden_layers
+    long, short = (8 if device == "cpu" else 128, 128), (1, 16)  # rows and tokens: a micro-batch of a run, and a short pass
     with preserved_random_state():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device).requires_grad_(False)
-        ids = torch.randint(0, shape.vocabulary, (rows, length), device=device)
+        model: Any = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device).requires_grad_(False)
 
-        def run(some: Any) -> torch.Tensor:
-            return some(input_ids=ids, use_cache=False, logits_to_keep=2).logits.float().logsumexp(-1).sum()
+        def timed(step: Callable[[Tensor], Any], shares: tuple[float, float]) -> tuple[float, float]:
+            ids = [torch.randint(0, shape.vocabulary, size, device=device) for size in (long, short)]
+            times = [_median_seconds(partial(step, one), share * seconds, device) for one, share in zip(ids, shares, strict=True)]
+            return times[0], times[1]
+
+        def read(ids: Tensor) -> Tensor:
+            return model(input_ids=ids, use_cache=False, logits_to_keep=2).logits.float().logsumexp(-1).sum()
 
         with torch.no_grad():
-            read = operations / _median_seconds(lambda: run(model.eval()), 0.4 * seconds, device)
-        peft_model: Any = attach_lora(model, name="probe", r=16, lora_alpha=32, lora_dropout=0.05, seed=0)
-        adapter = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
+            model.eval()
+            reading = timed(read, (0.3, 0.1))
+        model = attach_lora(model, name="probe", r=16, lora_alpha=32, lora_dropout=0.05, seed=0).train()
+        adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
         with torch.enable_grad():
-            took = _median_seconds(lambda: run(peft_model.train()).backward(), 0.6 * seconds, device)
+            training = timed(lambda ids: read(ids).backward(), (0.4, 0.2))
+
+    def speed(times: tuple[float, float], factor: int, beside: int) -> tuple[float, float]:
+        """FLOP/s of a long pass, and the seconds that a short one takes more, for all layers."""
+        work = [factor * shape.flops(_fed(*size)) + beside * size[0] * size[1] for size in (long, short)]
+        rate = work[0] / times[0]
+        return rate, max(0.0, times[1] - work[1] / rate) * layers / LAYERS
+
+    (train, train_pass), (read_rate, read_pass) = speed(training, 2, 6 * adapter), speed(reading, 1, 0)
     source = f"this machine: {device}, {torch.get_num_threads()} threads, two layers of the LM measured"
-    return Speed((2 * operations + 6 * adapter * fed) / took, read, memory, source)
+    return Speed(train, read_rate, memory, source, train_pass, read_pass)
+
+
+def _fed(rows: int, length: int) -> Tokens:
+    """The tokens of a pass of the probe."""
+    return Tokens(1, rows * length, rows * length, rows * length * length, 2 * rows)
 
 
 def _of_layers(config: Any, layers: int) -> Any:

@@ -55,7 +55,7 @@ class Plan:
         """Predicted duration; None if the operations or the speed are not known."""
         if self.speed is None or cost.flops is None:
             return cost.seconds
-        return (cost.train_flops or 0) / self.speed.train + (cost.read_flops or 0) / self.speed.read + (cost.seconds or 0)
+        return self.speed.seconds(cost) + (cost.seconds or 0)
 
     def __str__(self) -> str:
         headers = ["", "", "samples", "steps", "trained tokens", "(padded)", "read tokens", "(padded)"]
