@@ -329,6 +329,7 @@ def test_only_what_recbole_reads_trains_it_anew(module_settings: dict[str, Any])
 
     result = {"hidden_size": 8}, {"epochs": 2}, {"learning_rate": 0.02}, {"MAX_ITEM_LIST_LENGTH": 9}
     found = [fingerprint(values) for values in ({}, *result)] + [fingerprint({}, seed=1)]
+    found.append(fingerprint({}, mask_history=False))  # it is validated under a full ranking
     assert len(set(found)) == len(found)
     ours = {"alpha": 0.1, "epochs": 7, "eval_batch_size": 9, "max_history": 3, "noun": "film", "checkpoint_dir": "elsewhere"}
     assert fingerprint({}, **ours) == found[0]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import ModelType
 from safetensors.torch import load_file
 
 import recbole_llm.model
@@ -192,6 +193,39 @@ def test_answers_are_generated_from_the_prompts_that_are_scored(made, first_batc
         assert (soft is None) == (also is None) == (row != "ALLMRec") and (soft is None or torch.equal(soft, also))
         assert found == [answers.generate(users[i : i + 1], candidates[i : i + 1])[0] for i in range(7)]
         assert [*answers.titles][1:] == made.model.parts.domain.items.names[1:]
+
+
+@pytest.mark.parametrize("mask_history", [True, False])
+def test_a_full_ranking_lists_no_item_of_a_users_history(made, assemble, monkeypatch, mask_history):
+    """Of no model, whatever it reads; a mask that RecBole leaves out for sequential models is missed."""
+    changes = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "MAX_ITEM_LIST_LENGTH": 3, "retriever_top": 8}
+    full = assemble(made.name, made.settings, **changes, mask_history=mask_history, retriever_config=made.settings["cf_config"])
+    if full.trainer.recommender.trained_in_stages:
+        full.trainer.fit(full.train, full.valid)
+    elif stages(full):
+        full.trainer.cache.run(*stages(full))
+    full.trainer.recommender.load(full.trainer.cache)
+    lists, collect = [], full.trainer.eval_collector.eval_batch_collect
+
+    def listed(scores, interaction, positive_u, positive_i):
+        for row, user, target in zip(scores, interaction["user_id"].tolist(), positive_i.tolist(), strict=True):
+            lists.append((user, target, row.argsort(descending=True)[:20].tolist(), torch.isfinite(row).sum().item()))
+        collect(scores, interaction, positive_u, positive_i)
+
+    monkeypatch.setattr(full.trainer.eval_collector, "eval_batch_collect", listed)
+    full.trainer.evaluate(full.test, load_best_model=False)
+    histories = full.test._dataset.histories
+    masked = mask_history or full.config["MODEL_TYPE"] != ModelType.SEQUENTIAL
+    assert sorted(user for user, *_ in lists) == [*range(1, 61)] == sorted(full.trainer.ranks.users)
+    ranks = dict(zip(full.trainer.ranks.users, full.trainer.ranks.ranks, strict=True))
+    seen = 0
+    for user, target, items, finite in lists:
+        before = {*histories.before(user, "test").tolist()}
+        assert target == histories.target(user, "test") and 0 not in items
+        assert finite == 40 - (len(before) if masked else 0)  # the target is never masked
+        assert ranks[user] <= finite and (ranks[user] > 20 or items[ranks[user] - 1] == target)
+        seen += len(before.intersection(items))
+    assert (seen == 0) == masked
 
 
 # -- our own -----------------------------------------------------------------------------------------------------------

@@ -81,6 +81,33 @@ def test_a_record_says_what_its_model_cost(run: Run) -> None:
     assert again["commit"] is None or len(again["commit"].rstrip("+")) == 40
 
 
+@pytest.mark.parametrize(
+    ("values", "heading", "mask_history", "because"),
+    [
+        ({"eval_args": {"mode": "full"}}, "tiny, mode full, history masked", True, None),
+        (
+            {"eval_args": {"mode": "full"}, "mask_history": False},
+            "tiny, mode full, history masked for general models alone: mask_history: False",
+            False,
+            "mask_history: False",
+        ),
+        ({}, "tiny, 60 users, candidates", None, None),
+        ({"eval_args": {"mode": "uni5"}}, "tiny, mode uni5", None, None),
+    ],
+)
+def test_a_record_and_its_heading_say_whether_the_history_is_masked(
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
+    values: dict[str, Any],
+    heading: str,
+    mask_history: bool | None,
+    because: str | None,
+) -> None:
+    record = strict(run("Pop", seed=9, **values)[0]["record"])
+    assert (record["protocol"]["mask_history"], record["protocol"]["unmasked_because"]) == (mask_history, because)
+    assert heading in caplog.text and ("history" in heading or f"{heading}, history" not in caplog.text)
+
+
 def test_recboles_own_modes_are_recorded_as_such(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     record = strict(run("BPR", eval_args={"mode": "uni5"})[0]["record"])
     assert record["candidates_sha256"] == {} and record["ranks"]["BPR"] == {}

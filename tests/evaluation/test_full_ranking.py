@@ -1,0 +1,89 @@
+"""The steps of a full ranking: the mask, ties, re-ranking."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_llm.evaluation.full_ranking import RandomTies, mask, rerank
+from recbole_llm.evaluation.ranks import target_ranks
+
+INF = math.inf
+USERS, ITEMS = [f"u{user}" for user in range(400)], [f"i{item}" for item in range(21)]
+TIES = RandomTies(USERS, ITEMS)
+
+
+def test_the_mask_holds_the_padding_item_and_the_history_and_nothing_else() -> None:
+    scores = torch.tensor([[9.0, 1, -INF, 3], [9, 4, 5, 6]])
+    before = scores.clone()
+    masked = mask(scores, (torch.tensor([0, 1, 1]), torch.tensor([1, 2, 3])))
+    assert torch.equal(scores, before)
+    assert torch.isneginf(masked).tolist() == [[True, True, False, False], [True, False, True, True]]
+    assert masked[0, 3] == 3 and masked[0, 2] < -1e38  # what a model excludes by itself is last and may still be the target
+    assert torch.isneginf(mask(scores, None)).sum(1).tolist() == [1, 1]
+    with pytest.raises(ValueError, match="NaN as the score of some items"):
+        mask(scores.masked_fill(scores == 9, math.nan), None)
+
+
+def test_scores_without_ties_stay_as_they_are() -> None:
+    scores = mask(torch.rand(7, 21, generator=torch.Generator().manual_seed(0)), None)
+    assert TIES(scores, torch.arange(7), 5, torch.arange(1, 8)) is scores
+
+
+def test_a_constant_scorer_is_at_chance() -> None:
+    """Hit@5 of 20 items over 400 users: 1/4, with a standard deviation of 0.022; and each target would be found by some user."""
+    users = torch.arange(400)
+    for target in (1, 20):
+        scores, targets = mask(torch.ones(400, 21), None), torch.full((400,), target)
+        untied = TIES(scores, users, 5, targets)
+        ranks, ties = target_ranks(untied, targets)
+        assert (target_ranks(scores, targets)[1] == 19).all() and not ties.any()
+        assert abs((ranks <= 5).float().mean() - 0.25) < 0.08 and {*ranks.tolist()} == {*range(1, 21)}
+
+
+@given(st.data())
+def test_the_top_and_the_rank_agree_and_better_scores_stay_better(data: st.DataObject) -> None:
+    """Whatever is tied, and wherever ``topk`` would put it."""
+    rows = st.lists(st.sampled_from([-INF, -1.0, 0.0, 0.5]), min_size=21, max_size=21)
+    scores = torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=3)))
+    scores[:, 0], scores[:, 7] = -INF, 0.0  # the target is not masked
+    targets, users = torch.full((len(scores),), 7), torch.arange(len(scores))
+    untied = TIES(scores, users, 5, targets)
+    assert torch.equal(torch.isneginf(untied), torch.isneginf(scores))
+    for row, old in zip(untied, scores, strict=True):
+        assert not ((row[:, None] > row) & (old[:, None] < old)).any()
+        finite = row[row > -INF].tolist()
+        assert len({*finite}) == len(finite) or len({*old[old > -INF].tolist()}) == len(finite)
+    ranks = target_ranks(untied, targets)[0]
+    for k in (1, 3, 5):
+        listed = (untied.topk(k, dim=1).indices == 7).any(1)
+        assert torch.equal(listed, ranks <= k)
+
+
+def test_the_order_of_ties_depends_on_ids_and_not_on_their_numbers() -> None:
+    """Another numbering of the items and users gives every item the same place."""
+    items = torch.cat([torch.tensor([0]), 1 + torch.randperm(20, generator=torch.Generator().manual_seed(1))])
+    other = RandomTies(USERS[::-1], [ITEMS[item] for item in items.tolist()])
+    scores = mask(torch.ones(400, 21), None)
+    ours = TIES(scores, torch.arange(400), 5)
+    theirs = other(scores, torch.arange(399, -1, -1), 5)
+    ours, theirs = (values.argsort(dim=1, descending=True)[:, :20] for values in (ours, theirs))
+    order = items[theirs]
+    assert (order == ours).float().mean() > 0.999
+
+
+def test_a_masked_item_is_not_ranked_anew() -> None:
+    """Of five items to re-rank two are masked: no score of theirs is read, and none of theirs is raised."""
+    scores = torch.tensor([[-INF, 3.0, -INF, 2.0, 1.0]])
+
+    def score(_: Any, items: torch.Tensor) -> torch.Tensor:
+        assert {*items.flatten().tolist()} == {1, 3, 4}
+        return items.float()
+
+    assert rerank(scores, None, score, 5).tolist() == [[-INF, 1, -INF, 2, 3]]
+    assert rerank(scores, None, lambda _, items: items.float(), 2).tolist() == [[-INF, 2, -INF, 3, 1]]
