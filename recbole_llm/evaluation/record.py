@@ -79,7 +79,7 @@ class RunRecord:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How the data are split and the test items ranked; ``mask_history`` is None for drawn candidates."""
+        """How data are split and test items ranked; ``mask_history`` is None for drawn candidates, which have their own rule."""
         return {
             **self._split_facts,
             "mask_history": self._masking.because is None if self._full else None,
