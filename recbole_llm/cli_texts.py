@@ -29,7 +29,7 @@ RUN_KEYS += """\
   --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 3, 5, 10]", --valid_metric=NDCG@10
   --eval_users=null            number of evaluation users; null: all
   --llm=null                   a backbone of properties/llm (null: builtin); --llm_path=FOLDER_OR_HUB_ID for others
-  --text_encoder=null          a text encoder of properties/text_encoder (null: builtin); for ALLMRec and AlphaRec
+  --text_encoder=null          a text encoder of properties/text_encoder (null: builtin); for ALLMRec, AlphaRec, NearestTexts
   --adapters={}                PEFT folders in place of the training of adapters, such as "{'base spirit': 'lora'}"
   --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
   --merge=entropy              merging method of LoRACocktail; see docs/merging.md
