@@ -64,7 +64,7 @@ class Imported(Recommender, GeneralRecommender):
                 "--eval_args=\"{'mode': 'candidates'}\" or \"{'mode': 'full'}\""
             )
         self.settings, self.file, self.sha256 = ImportSettings.of(config), config.predictions_file, config.predictions_sha256
-        self.histories, self.topk = dataset.histories, max(config["topk"])
+        self.histories, self.topk, self.masked = dataset.histories, max(config["topk"]), dataset.masking.general
         self.full_ranking = "test" not in config["candidate_phases"]
         columns, row = self.settings.predictions_columns, self.settings.predictions_row
         tokens = self.histories.user_ids, self.histories.item_ids
@@ -106,7 +106,8 @@ class Imported(Recommender, GeneralRecommender):
             )
         dropped = short = 0
         for user in users.tolist():
-            listed, known = self.predictions.listed(user), self.histories.before(user, "test")
+            listed = self.predictions.listed(user)
+            known = self.histories.before(user, "test") if self.masked else listed[:0]
             own = int(np.isin(listed, known).sum())
             dropped += own
             short += len(listed) - own < min(self.topk, items - len(np.unique(known)))

@@ -15,6 +15,7 @@ import yaml
 from recbole_llm.config import LLMConfig
 from recbole_llm.leaderboard.board import make_leaderboard
 from recbole_llm.leaderboard.plan import read_plan
+from recbole_llm.leaderboard.tuning import tune
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import get_model
 
@@ -135,6 +136,13 @@ def test_users_without_predictions_at_all_and_wrong_modes_are_refused(
         run(settings, table[~table["user_id"].isin(asked)], tmp_path, **few)
     with pytest.raises(ValueError, match="mode 'uni10' at test draws other items"):
         run(settings, table, tmp_path, eval_args={"mode": "uni10"})
+
+
+def test_a_search_has_nothing_to_compare(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "space.hyper").write_text("learning_rate choice [0.1, 0.2]\n")
+    given = [f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir", "predictions")]
+    with pytest.raises(ValueError, match="--model=Imported: it trains nothing and has no validation score"):
+        tune("Imported", "tiny", params_file=tmp_path / "space.hyper", arguments=given)
 
 
 def test_the_file_is_named_and_exists(settings: dict[str, Any], tmp_path: Path) -> None:
