@@ -35,13 +35,13 @@ RUN_KEYS += """\
   --merge=entropy              merging method of LoRACocktail; see docs/merging.md
   --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
   --save_predictions=False     write predictions.parquet beside the record
-  --predictions=FILE           for --model=Imported: predictions of another framework; see docs/models/imported.md
   --init_from=null             folder of the run that the model is initialised from (Laser)
   --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
 
 examples:
   recbole-llm run --model=LoRACocktail --dataset=ml-100k
   recbole-llm run --model=SASRec --dataset=ml-1m --data_path=DIR --eval_args="{'mode': 'full'}"
+  recbole-llm run --model=Imported --dataset=ml-100k --predictions=scores.parquet --origin="another framework"
 """
 
 PLAN = """
