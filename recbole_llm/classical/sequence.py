@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from recbole_llm.data.sequences import last_items
+
 if TYPE_CHECKING:
     from recbole.data.dataset import SequentialDataset
     from recbole.data.interaction import Interaction
@@ -187,8 +189,7 @@ def training_histories(dataset: SequentialDataset) -> list[Tensor]:
     users = rows[dataset.uid_field][order]
     targets = rows[dataset.iid_field][order]
     lengths = rows[dataset.item_list_length_field][order]
-    lists = rows[dataset.item_id_list_field][order]  # [R, L]
-    before = lists.gather(1, lengths[:, None] - 1).squeeze(1)  # [R]
+    before = last_items(rows[order], dataset.item_id_list_field, lengths)  # [R]
     first = torch.ones_like(users, dtype=torch.bool)
     first[1:] = users[1:] != users[:-1]
     follows = torch.where(first, lengths == 1, before == targets.roll(1))  # [R]

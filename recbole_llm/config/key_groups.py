@@ -22,16 +22,7 @@ BOOKKEEPING = {
 # keys of the data and the evaluation; all other keys of ours describe the model, and `init_from` takes them from its run
 ABOUT_DATA = {
     *(*evaluation_arguments, *BOOKKEEPING, *scenarios.SETTINGS, *scenarios.TEXTS),
-    *(
-        "candidates",
-        "mask_history",
-        "eval_users",
-        "slices",
-        "cf_checkpoint",
-        "load_col",
-        "init_from",
-        "rm_dup_inter",
-        "tie_order",
-    ),
+    *("candidates", "mask_history", "eval_users", "slices", "cf_checkpoint", "load_col", "encoding", "init_from"),
+    *("rm_dup_inter", "tie_order"),
     *("retriever", "retriever_config", "retriever_top", "scoring", "published_max_new_tokens"),
 }

@@ -7,6 +7,8 @@ from typing import Any
 from recbole.evaluator.register import metric_information, metric_types
 from recbole.utils import EvaluatorType
 
+from recbole_llm.data import forms
+
 
 def settle_metrics(final: dict[str, Any]) -> None:
     """Turn single values into lists and check them.
@@ -31,6 +33,7 @@ def settle_metrics(final: dict[str, Any]) -> None:
         raise ValueError(
             f"valid_metric: {given} is not computed; metrics are {metrics}, topk is {topk}; give one of {', '.join(known)}"
         )
+    forms.check_metrics(final)
     _check_lists(metrics, given, final)
 
 

@@ -23,12 +23,9 @@ from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
 from recbole_llm.config.metrics import settle_metrics
 from recbole_llm.config.property_files import PropertyFiles, check, check_known, merge, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
-from recbole_llm.data import scenarios
+from recbole_llm.data import forms, scenarios
 from recbole_llm.store.files import fingerprint, sha256_file
 from recbole_llm.store.runs import SavedRun
-
-# model families with click labels (AUC, log loss), which keep RecBole's evaluation
-_LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 
 
 class LLMConfig(Config):
@@ -103,7 +100,7 @@ class LLMConfig(Config):
         self._ours = {*overall, *evaluation}
         if self.internal_config_dict["load_col"] != {"inter": ["user_id", "item_id"]}:
             del overall["load_col"]  # ours only adds the time column, which RecBole's default omits (RecBole#1616)
-        if self.internal_config_dict["MODEL_TYPE"] in _LABELLED:
+        if self.internal_config_dict["MODEL_TYPE"] in forms.LABELLED:
             evaluation = {}
         beside = self._beside_the_data(dataset, overall)
         parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
@@ -140,7 +137,7 @@ class LLMConfig(Config):
         file = self._own_data(dataset) / f"{dataset}.yaml"
         if not file.is_file():
             return {}
-        values, allowed = read_yaml(file), self.dataset_keys().union(dataset_arguments)
+        values, allowed = read_yaml(file), self.dataset_keys().union(dataset_arguments, {"encoding"})
         for key in values:
             if key not in allowed:
                 raise ValueError(f"{file}: `{key}` does not describe a dataset; set it in a file of --config_files")
@@ -194,19 +191,16 @@ class LLMConfig(Config):
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
 
     def _settle_evaluation(self, final: dict[str, Any]) -> None:
-        """Replace the mode ``candidates``, which RecBole does not know, by ``full``: one row per user."""
-        mode = final["eval_args"]["mode"]
-        modes = {"valid": mode, "test": mode} if isinstance(mode, str) else dict(mode)
-        final["candidate_phases"] = [phase for phase, value in modes.items() if value == "candidates"]
+        """Check the form of the data; replace the mode ``candidates``, unknown to RecBole, by ``full``: one row per user."""
+        final["eval_args"] = forms.complete(final["eval_args"])
+        modes = final["eval_args"]["mode"]
+        lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
+        forms.check(final, self.external_config_dict, lists_only=lists_only)
+        final["candidate_phases"] = forms.phases(final, [phase for phase, value in modes.items() if value == "candidates"])
         final["full_phases"] = [phase for phase, value in modes.items() if value == "full"]
-        modes = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
-        final["eval_args"] = {**final["eval_args"], "mode": modes}
-        split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
-        if final["candidate_phases"] and (split != {"LS": "valid_and_test"} or order != "TO"):
-            raise ValueError(
-                "eval_args: mode 'candidates' needs split {'LS': 'valid_and_test'} and order 'TO' (the target is the last item "
-                f"of each user), not {split} and {order!r}; for another split set eval_args: {{'mode': 'full'}}"
-            )
+        final["eval_args"]["mode"] = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
+        if "load_col" not in self.external_config_dict:
+            final["load_col"] = forms.load_col(final)
 
     def _settle_scenario(self, final: dict[str, Any]) -> None:
         """Check the scenario; with ``train_dataset``, set the columns of the two datasets that are read as one."""
@@ -234,6 +228,9 @@ class LLMConfig(Config):
         """
         other = name != self.dataset
         dropped = {"dataset", *(self.dataset_keys() if other else ()), *(scenarios.SETTINGS if other or whole else ())}
+        files = [self._own_data(name) / f"{name}.{part}.inter" for part in self["benchmark_filename"] or ()]
+        if other and not all(file.is_file() for file in files):
+            dropped.add("benchmark_filename")  # the other dataset is one file
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
         return LLMConfig(self.model, name, config_dict=as_literals(values))
 
@@ -250,9 +247,10 @@ class LLMConfig(Config):
         if self["train_dataset"]:
             about_data |= set(scenarios.UNITED)
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
+        kept["eval_args"] = {key: self["eval_args"][key] for key in ("split", "group_by", "order")}  # the same training data
         if scenarios.active(self) or self["tie_order"] == "random":
             kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items, and of ties
-        return LLMConfig(name, self.dataset, config_dict=as_literals({**kept, **values}))
+        return LLMConfig(name, self.dataset, config_dict=as_literals(merge(kept, values)))
 
     def plain(self) -> dict[str, Any]:
         """The final values as JSON-able data."""

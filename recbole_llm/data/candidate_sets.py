@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.data import scenarios
+from recbole_llm.data import forms, scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
 from recbole_llm.data.candidates import CandidateSet, draw, in_random_order, token_order
 from recbole_llm.data.histories import Histories
@@ -86,9 +86,11 @@ def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | Non
 
 def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRetriever | None) -> CandidateSet:
     settings, histories = config["candidates"], dataset.histories
+    _check_one_target(config, histories, phase)
     users = torch.from_numpy(histories.evaluated(phase))  # [N]
     if not len(users):
-        raise ValueError(f"candidates: no user of {config['dataset']} has the four interactions that a split needs")
+        needed = "the four interactions that a split needs" if histories.held_out is None else f"a {phase} item and one before it"
+        raise ValueError(f"candidates: no user of {config['dataset']} has {needed}")
     targets = torch.tensor([histories.target(user, phase) for user in users.tolist()])  # [N]
     source = settings["source"]
     if source == "file":
@@ -105,6 +107,18 @@ def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRet
     if source not in ("uniform", "popularity"):
         raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity, retriever or file")
     return _logged(_drawn(config, phase, users, targets, dataset), phase)
+
+
+def _check_one_target(config: Any, histories: Histories, phase: str) -> None:
+    counts = histories.target_counts(phase)  # [U]
+    if counts is None or histories.one_target(phase):
+        return
+    user = int(counts.argmax())
+    raise ValueError(
+        f"{forms.described(config)}: user {histories.user_ids[user]} has {counts[user]} {phase} interactions, and mode "
+        "'candidates' needs one target for each user; give --eval_args=\"{'split': {'LS': 'valid_and_test'}, 'order': 'TO'}\" "
+        "and one .inter file, or, for a model that ranks the catalogue, --eval_args=\"{'mode': 'full'}\""
+    )
 
 
 def _logged(found: CandidateSet, phase: str) -> CandidateSet:

@@ -14,15 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from recbole_llm.data import repeats, scenarios, ties
+from recbole_llm.data import forms, repeats, scenarios, ties
+from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
+from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
 from recbole_llm.data.masking import KnownItems, Masking, pairs
 from recbole_llm.data.passport import Interactions
+from recbole_llm.data.sequences import UnbuiltLists
+from recbole_llm.data.splitting import Split
+from recbole_llm.data.tables import StrictTables
 
 
-class RankedTime:
+class RankedTime(Split, StrictTables, ArrayGroups):
     """Mixin for a RecBole dataset class.
 
     Attributes:
@@ -48,12 +54,13 @@ class RankedTime:
             self.inter_feat.reset_index(drop=True, inplace=True)
         super()._data_processing()  # type: ignore[misc]
         if self.config["rm_dup_inter"] is None:
-            self.repeats_kept = bool(self.inter_feat.duplicated([self.uid_field, self.iid_field]).any())
+            self.repeats_kept = repeats.any_left(self)
         if scenarios.active(self.config):
             order = self._order
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
             rows, self.scenario = scenarios.hold_out(self.config, users, items, *self.tokens)
             self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
+        self._sort_by_time()
 
     def _remove_duplication(self: Any) -> None:
         self.repeats_dropped = repeats.drop(self)
@@ -69,7 +76,8 @@ class RankedTime:
         """RecBole's splits, with the same evaluation users for every model and with what a full ranking masks."""
         masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
         whole = pairs(self) if masked else (np.empty(0), np.empty(0))
-        self._order_by_time()
+        if forms.leaves_one_out(self.config):
+            self.inter_feat[self.time_field] = np.arange(len(self.inter_feat), dtype=np.float64)  # by which RecBole sorts
         splits = super().build()  # type: ignore[misc]
         for phase in masked:
             split, *later = splits[1:] if phase == "valid" else splits[2:]
@@ -78,7 +86,7 @@ class RankedTime:
             )
         if self.scenario.label:
             _keep(splits[0], [user for user in range(self.user_num) if user not in self.scenario.untrained])
-        if holds_out_two(self.config):
+        if forms.leaves_one_out(self.config):
             for split, phase in zip(splits[1:], ("valid", "test"), strict=True):
                 _keep(split, self.histories.evaluated(phase))
         return splits
@@ -88,28 +96,26 @@ class RankedTime:
         """The rule of a full ranking; must be read first before :meth:`build`, whose splits copy it."""
         return Masking.of(self.config, repeats_kept=repeats.repeats_kept(self))
 
-    def _order_by_time(self: Any) -> None:
-        """Sort the rows, and replace timestamps by the place of the row, which no other row has.
+    def _sort_by_time(self: Any) -> None:
+        """Sort the rows of a file that is to be split by time, equal times by ``tie_order``.
 
         RecBole sorts once more, by times in float32, which has 24 bits; a Unix time needs 31 (RUCAIBox/RecBole#1653). Its sort is
-        stable, so more rows than a float32 can number stay in order, too. Files that are split already keep their rows.
+        stable, so rows stay in order.
         """
-        if self.config["eval_args"]["order"] != "TO":
-            return
-        order = np.lexsort((self._tie_keys, self._times, self.file_of_row))
-        if leaves_one_out(self.config):
-            self.inter_feat.loc[order, self.time_field] = np.arange(len(order), dtype=np.float64)
-        if self.benchmark_filename_list is None:
-            self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        if forms.needs_time(self.config):
+            self.inter_feat = self.inter_feat.iloc[np.lexsort((self._tie_keys, self._times))].reset_index(drop=True)
 
     @property
     def _times(self: Any) -> np.ndarray:
-        if self.time_field not in self.inter_feat:
-            raise ValueError(
-                f"TIME_FIELD: {self.time_field} is not loaded from {self.dataset_path}; name the time column of the .inter "
-                f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)})"
-            )
-        return self.inter_feat[self.time_field].to_numpy()
+        if self.time_field in self.inter_feat:
+            return self.inter_feat[self.time_field].to_numpy()
+        if not forms.needs_time(self.config):
+            return np.zeros(len(self.inter_feat))  # all rows are in the order of the file
+        raise ValueError(
+            f"TIME_FIELD: {self.time_field} is not loaded from {self.dataset_path}; name the time column of the .inter "
+            f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)}). Without times, files that are split "
+            "already (benchmark_filename) and, for models that read no histories, eval_args: {'order': 'RO'} are possible"
+        )
 
     @cached_property
     def histories(self: Any) -> Histories:
@@ -121,9 +127,15 @@ class RankedTime:
         times = self._times[order]
         moments = np.cumsum(np.concatenate([[True], times[1:] != times[:-1]]))  # [R], rises with the time in each history
         by_user, moments_by_user = ([np.empty(0, dtype=np.int64), *np.split(values, starts[1:])] for values in (items, moments))
+        for user, known in self._before_first_row(users, items, order).items():  # at moments before that row's
+            by_user[user] = np.concatenate([np.array(known, dtype=np.int64), by_user[user]])
+            moments_by_user[user] = np.concatenate(
+                [moments_by_user[user][0] - np.arange(len(known), 0, -1), moments_by_user[user]]
+            )
         user_ids, item_ids = self.tokens
         disliked = self._disliked(users, items, order)
-        return Histories(user_ids, item_ids, by_user, self.scenario, disliked, self.repeats_kept, moments_by_user)
+        facts = self.repeats_kept, moments_by_user, self.held_out
+        return Histories(user_ids, item_ids, by_user, self.scenario, disliked, *facts)
 
     @property
     def interactions(self: Any) -> Interactions:
@@ -146,35 +158,41 @@ class RankedTime:
         least, column = self.config["liked_above"], self.config["RATING_FIELD"]
         if least is None or column not in self.inter_feat:
             return None
-        found: list[dict[int, float]] = [{} for _ in range(self.user_num)]
-        for user, item, rating in zip(users.tolist(), items.tolist(), self.inter_feat[column].to_numpy()[order], strict=True):
-            found[user].setdefault(item, rating)
-        return [frozenset(item for item, rating in rated.items() if rating <= least) for rated in found]
+        rated = pd.DataFrame({"user": users, "item": items, "rating": self.inter_feat[column].to_numpy()[order]})
+        low = rated.drop_duplicates(["user", "item"]).query("rating <= @least")
+        ends = np.searchsorted(low["user"], np.arange(self.user_num), side="right")
+        return [frozenset(own.tolist()) for own in np.split(low["item"].to_numpy(), ends[:-1])]
 
     @property
     def _order(self: Any) -> np.ndarray:
-        """Rows by user, then by file if they are split already, then in time order; equal times by ``tie_order``."""
-        return np.lexsort((self._tie_keys, self._times, self.file_of_row, self.inter_feat[self.uid_field].to_numpy()))
+        """Rows by user, then in time order (of training, of validation, of test); equal times by ``tie_order``."""
+        keys = [self._tie_keys, self._times, self.inter_feat[self.uid_field].to_numpy()]
+        if self.division is not None:
+            keys.insert(2, self.part)
+        return np.lexsort(keys)
 
     @property
     def _tie_keys(self: Any) -> np.ndarray:
         users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
         return ties.tie_keys(self.config, users, items, self._times, *self.tokens)
 
-    @property
+    @cached_property
     def tokens(self: Any) -> tuple[list[str], list[str]]:
         """Tokens of users and items by internal id."""
         return list(map(str, self.field2id_token[self.uid_field])), list(map(str, self.field2id_token[self.iid_field]))
 
     @cached_property
     def item_texts(self: Any) -> ItemTexts:
-        """Texts of the catalogue by internal item id, read from the ``.item`` file without RecBole."""
+        """Texts of the catalogue by internal item id, read from the ``.item`` file."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        if not path.is_file():
+            raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist")
+        file = AtomicFile(path, AtomicFormat.of(self.config))
         return ItemTexts.read(
-            path,
+            file,
             item_ids=self.tokens[1],
             id_field=self.iid_field,
-            **chosen_columns(path, self.config),
+            **chosen_columns(file, self.config),
             **{key: self.config[key] for key in ("article_suffix", "no_value")},
         )
 
@@ -183,6 +201,8 @@ class RankedTime:
         """Titles by which candidates are unique; item tokens if the dataset has no titles, which classical models accept."""
         try:
             return self.item_texts.titles
+        except AtomicFileError:
+            raise
         except (FileNotFoundError, ValueError) as error:
             getLogger().info(f"candidates are unique by item id, not by title: {error}")
             return self.tokens[1]
@@ -232,17 +252,6 @@ def _keep(split: Any, users: Any) -> None:
         split.inter_feat = split.inter_feat[np.flatnonzero(rows)]
 
 
-def holds_out_two(config: Any) -> bool:
-    """Whether RecBole splits the data into training, one validation and one test item of each user."""
-    both = {"LS": "valid_and_test"}
-    return leaves_one_out(config) and config["eval_args"]["split"] == both and not config["benchmark_filename"]
-
-
-def leaves_one_out(config: Any) -> bool:
-    """Whether the last items of each user, in time order, are the validation and test targets."""
-    return config["eval_args"]["order"] == "TO" and "LS" in config["eval_args"]["split"]
-
-
 def __getattr__(name: str) -> type:
     """RecBole's dataset class of that name, extended; unpickling a checkpoint with a dataset (DIN) needs it here."""
     import recbole.data.dataset as classes
@@ -254,4 +263,7 @@ def __getattr__(name: str) -> type:
 
 @cache
 def _extended(base: type) -> type:
-    return type(base.__name__, (RankedTime, base), {"__module__": __name__})
+    from recbole.data.dataset import SequentialDataset
+
+    augments = getattr(base, "data_augmentation", None) is SequentialDataset.data_augmentation
+    return type(base.__name__, (RankedTime, *((UnbuiltLists,) if augments else ()), base), {"__module__": __name__})

@@ -1,4 +1,4 @@
-"""The interactions of every user in time order, and what a scenario holds out of training."""
+"""The interactions of every user in order, and what a split and a scenario hold out of training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from recbole_llm.store.files import fingerprint
+
+PHASES = ("valid", "test")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Histories:
-    """The interactions of every user in time order, after RecBole's filters and before any split or augmentation.
+    """The interactions of every user, after RecBole's filters and before any split or augmentation.
+
+    They are in time order; where a split does not follow from time (:mod:`recbole_llm.data.forms`), first those of training,
+    then those of validation, then those of test.
 
     Attributes:
         user_ids: token of each user by internal id; [0] is padding.
@@ -42,6 +47,7 @@ class Histories:
         disliked: the items that each user rated low, by internal user id; None if ratings are not read.
         repeats_kept: the data has repeats, see :func:`recbole_llm.data.repeats.repeats_kept`.
         moments: a number for the time of each of ``items``, which equals that of the item before it for a tie; None if unknown.
+        held_out: numbers of validation and test items at the end of each user's items [U, 2]; None: leave-one-out, one of each.
     """
 
     user_ids: list[str]
@@ -51,6 +57,7 @@ class Histories:
     disliked: list[frozenset[int]] | None = None
     repeats_kept: bool = False
     moments: list[np.ndarray] | None = None
+    held_out: np.ndarray | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -61,32 +68,55 @@ class Histories:
         if self.scenario.label:
             values = vars(self.scenario).items()
             digest.update(fingerprint({k: sorted(v) if isinstance(v, frozenset) else v for k, v in values}).encode())
+        if self.held_out is not None:
+            digest.update(self.held_out.astype("<i8").tobytes())
         for disliked in self.disliked or ():
             digest.update(repr(sorted(disliked)).encode())
         return digest.hexdigest()
 
     def train(self, user: int) -> np.ndarray:
-        """Items before the validation item (leave-one-out); empty for a user held out of training."""
-        return self.items[user][: 0 if user in self.scenario.untrained else -2]
+        """Items of the training split; empty for a user held out of training."""
+        return self.items[user][: 0 if user in self.scenario.untrained else self._start(user, "valid")]
 
     def before(self, user: int, phase: str) -> np.ndarray:
-        """Items before the ``valid`` or ``test`` target; the test history includes the validation item."""
-        return self.items[user][: -2 if phase == "valid" else -1]
+        """Items before the ``valid`` or ``test`` targets; the test history includes the validation items."""
+        return self.items[user][: self._start(user, phase)]
 
     def excluded(self, user: int, phase: str) -> np.ndarray:
         """Items that are neither candidates nor ranked beside the target: those before it, or none with repeats kept."""
         return self.before(user, phase)[: 0 if self.repeats_kept else None]
 
     def target(self, user: int, phase: str) -> int:
-        """The held-out item of the user in a phase."""
-        return int(self.items[user][-2 if phase == "valid" else -1])
+        """The held-out item of the user in a phase; of several, the first one."""
+        return int(self.items[user][self._start(user, phase)])
+
+    def _start(self, user: int, phase: str) -> int:
+        """The place of the first target of a phase, counted from the end if each user has one target."""
+        if self.held_out is None:
+            return -2 if phase == "valid" else -1
+        held_out = self.held_out[user, PHASES.index(phase) :]
+        return len(self.items[user]) - int(held_out.sum())
+
+    def target_counts(self, phase: str) -> np.ndarray | None:
+        """Number of targets of each user [U] in a phase; None for leave-one-out."""
+        return None if self.held_out is None else self.held_out[:, PHASES.index(phase)]
+
+    def one_target(self, phase: str) -> bool:
+        """Whether no user has several targets in a phase."""
+        counts = self.target_counts(phase)
+        return counts is None or bool(counts.max(initial=0) <= 1)
 
     def evaluated(self, phase: str) -> np.ndarray:
         """Internal ids of the evaluation users of a phase.
 
-        They have four interactions, the least that gives a training, a validation and a test example in RecBole's general and
-        sequential models alike; users held out of training need three.
+        In leave-one-out they have four interactions, the least that gives a training, a validation and a test example in
+        RecBole's general and sequential models alike; users held out of training need three. In any other split they have a
+        target and an item before it.
         """
+        if self.held_out is not None:
+            counts = self.held_out[:, PHASES.index(phase)]
+            before = np.array([len(items) for items in self.items]) - self.held_out[:, PHASES.index(phase) :].sum(1)
+            return np.flatnonzero((counts > 0) & (before > 0))
         untrained, tested = self.scenario.untrained, self.scenario.tested
         found = [user for user, items in enumerate(self.items) if len(items) >= (3 if user in untrained else 4)]
         if phase == "valid":

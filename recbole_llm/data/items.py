@@ -1,20 +1,17 @@
-"""Item texts, read directly from RecBole's atomic ``.item`` file.
-
-RecBole's reader interprets quotation marks, so an unbalanced quote hides the items after it, and it reads titles such as ``NA``
-or ``null`` as missing values. Here, lines are split at tabs and cells are not interpreted.
-"""
+"""Item texts, read from RecBole's atomic ``.item`` file by the rules of :mod:`recbole_llm.data.atomic_files`."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
+from recbole_llm.data.atomic_files import AtomicFile
+from recbole_llm.data.ids import check_ids, check_joined, report_repeated
 from recbole_llm.store.files import fingerprint
 
 logger = getLogger()
@@ -44,7 +41,7 @@ class ItemTexts:
     @classmethod
     def read(
         cls,
-        path: Path,
+        file: AtomicFile,
         *,
         item_ids: Sequence[str],
         id_field: str,
@@ -62,12 +59,12 @@ class ItemTexts:
         ``no_value`` lists the words for a missing value in this file (``unknown``).
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a named column is absent, or the file is not a UTF-8 table.
+            ValueError: a named column is absent.
+            AtomicFileError: the file is malformed, or its ids are not those of ``item_ids``.
         """
         wanted = {"title_field": title_field, "year_field": year_field, "brand_field": brand_field}
         wanted |= {"category_field": category_field, "description_field": description_field, "ITEM_ID_FIELD": id_field}
-        columns = _read_columns(path, wanted, id_field, item_ids, frozenset(no_value))
+        columns = _read_columns(file, wanted, id_field, item_ids, frozenset(no_value))
         raw_titles = columns.pop(title_field)
         if article_suffix:
             raw_titles = [restore_article(title) for title in raw_titles]
@@ -77,7 +74,7 @@ class ItemTexts:
         )
         untitled = raw_titles[1:].count("")
         if untitled:
-            logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {path}; their other texts replace it")
+            logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {file.path}; their other texts replace it")
         others = zip(raw_titles, brands, categories, years, item_ids, strict=True)
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
         titles[0] = ""
@@ -106,7 +103,7 @@ class ItemTexts:
         return fingerprint([self.titles, self.names, self.fields])
 
 
-def chosen_columns(path: Path, config: Any) -> dict[str, Any]:
+def chosen_columns(file: AtomicFile, config: Any) -> dict[str, Any]:
     """The column for ``title_field`` and each of :data:`COLUMNS`.
 
     Of a list it is the first that the file has, because versions of a dataset differ in headers. If it has none of them, there is
@@ -115,10 +112,9 @@ def chosen_columns(path: Path, config: Any) -> dict[str, Any]:
     given = {key: config[key] for key in ("title_field", *COLUMNS)}
     if not any(isinstance(names, list | tuple) for names in given.values()):
         return given
-    header = column_names(next(atomic_rows(path)))
 
     def first(names: Any) -> str | None:
-        return next((name for name in names if name in header), None) if isinstance(names, list | tuple) else names
+        return next((name for name in names if name in file.types), None) if isinstance(names, list | tuple) else names
 
     found = {key: first(names) for key, names in given.items()}
     return found | {"title_field": found["title_field"] or given["title_field"][0]}
@@ -153,53 +149,26 @@ def title_key(title: str) -> str:
 
 
 def _read_columns(
-    path: Path, wanted: dict[str, str | None], id_field: str, item_ids: Sequence[str], no_value: frozenset[str]
+    file: AtomicFile, wanted: dict[str, str | None], id_field: str, item_ids: Sequence[str], no_value: frozenset[str]
 ) -> dict[str, list[str]]:
-    """Every column but the id as clean texts by internal id. Of several lines of an item the first one counts, as in RecBole."""
-    rows = atomic_rows(path)
-    header = column_names(next(rows))
+    """Every column but the id as clean texts by internal id. Of several rows of an item the first one counts, as in RecBole."""
     for key, name in wanted.items():
-        if name and name not in header:
-            raise ValueError(f"{key}: there is no column {name!r} in {path}; its columns are {', '.join(header)}")
+        if name and name not in file.types:
+            raise ValueError(f"{key}: there is no column {name!r} in {file.path}; its columns are {', '.join(file.types)}")
+    columns = file.read([*file.types], as_text=True)
+    ids = columns.pop(id_field)
+    check_ids(file, id_field, {*ids})
+    report_repeated(file, id_field, ids)
+    row_of: dict[str, int] = {}
+    for row, token in enumerate(ids):
+        row_of.setdefault(token, row)
+    check_joined(item_ids[1:], row_of, name=f"ITEM_ID_FIELD {id_field}", other=file.path)
+    rows = [row_of.get(token) for token in item_ids[1:]]
 
-    place = header.index(id_field)
-    internal = {token: item for item, token in enumerate(item_ids) if item}
-    columns = {field: [""] * len(item_ids) for field in header if field != id_field}
-    for cells in rows:
-        item = internal.pop(cells[place], 0) if len(cells) > place else 0
-        if not item:
-            continue
-        for field, cell in zip(header, cells, strict=False):  # trailing cells may be missing
-            if field != id_field and cell not in no_value:
-                columns[field][item] = _BLANK.sub(" ", cell).strip()
-    return columns
+    def clean(cell: str) -> str:
+        return "" if cell in no_value else _BLANK.sub(" ", cell).strip()
 
-
-def column_names(header: Sequence[str]) -> list[str]:
-    """The names in the header of an atomic file, whose cells are ``name:type``."""
-    return [column.rsplit(":", 1)[0] for column in header]
-
-
-def atomic_rows(path: Path) -> Iterator[list[str]]:
-    """The cells of each line of an atomic file, the header first.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8, or a line has more cells than the header.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist")
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); convert it, e.g. with iconv -t utf-8") from error
-    width = lines[0].count("\t") + 1
-    for number, line in enumerate(lines, start=1):
-        cells = line.rstrip("\r").split("\t")
-        if len(cells) > width:
-            raise ValueError(f"{path}, line {number}: {len(cells)} cells, but {width} columns; a text contains a tab")
-        if cells != [""] or number == 1:
-            yield cells
+    return {name: ["", *("" if row is None else clean(cells[row]) for row in rows)] for name, cells in columns.items()}
 
 
 def _unique(titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from recbole.utils import ModelType
 from recbole_llm.data import dataset as classes
 from recbole_llm.data import repeats, scenarios, ties
 from recbole_llm.data.repeats import repeats_kept
+from recbole_llm.data.samplers import create_samplers
 from recbole_llm.data.united import unite
 
 logger = getLogger()
@@ -35,36 +36,13 @@ def create_dataset(config: Any) -> Any:
     parts = _parts(config)
     dataset = getattr(classes, name)(_located(config, parts))
     dataset.repeats_dropped += sum(part.repeats_dropped for part in parts.values())
-    if classes.leaves_one_out(config):
+    if dataset.uid_field is not None:
         # cache now: build() replaces the table by RecBole's augmented rows, and its splits are copies of this dataset
         _ = dataset.histories, dataset.catalogue_titles
     _ = dataset.masking  # likewise
     if dataset.scenario.label:
         logger.info(scenarios.report(config, dataset.histories))
     return dataset
-
-
-def _check_leave_one_out(dataset: Any, splits: Any) -> None:
-    """Check that files that are split already hold out what candidates and histories take as held out.
-
-    Raises:
-        ValueError: names the first user with another target.
-    """
-    histories = dataset.histories
-    for phase, split in zip(("valid", "test"), splits[1:], strict=True):
-        users, items = (split.inter_feat[field].tolist() for field in (dataset.uid_field, dataset.iid_field))
-        held_out: dict[int, list[int]] = {}
-        for user, item in zip(users, items, strict=True):
-            held_out.setdefault(user, []).append(item)
-        for user in histories.evaluated(phase).tolist():
-            if held_out.get(user, []) != [histories.target(user, phase)]:
-                found = [histories.item_ids[item] for item in held_out.get(user, [])]
-                raise ValueError(
-                    f"benchmark_filename: the {phase} file is not a leave-one-out split: user {histories.user_ids[user]} has the "
-                    f"items {found} there, and the {'last' if phase == 'test' else 'last but one'} item in time is "
-                    f"{histories.item_ids[histories.target(user, phase)]}. Candidates need leave-one-out: give one .inter file "
-                    "without benchmark_filename, or eval_args: {'mode': 'full'} for RecBole's own models"
-                )
 
 
 def _parts(config: Any) -> dict[str, Any]:
@@ -95,14 +73,12 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     Raises:
         ValueError: ``mask_history`` or ``benchmark_filename`` does not fit the data.
     """
-    from recbole.data.utils import create_samplers, get_dataloader
+    from recbole.data.utils import get_dataloader
     from recbole.sampler import KGSampler
 
     dataset.masking.check(config)
     splits = dataset.build()
-    if config["benchmark_filename"] and config["candidate_phases"]:
-        _check_leave_one_out(dataset, splits)
-    samplers = [[sampler] for sampler in create_samplers(config, dataset, splits)]
+    samplers: list[list[Any]] = [[sampler] for sampler in create_samplers(config, dataset, splits)]
     if repeats_kept(dataset):  # items of the history may be negatives, and are not masked
         repeatable = copy.copy(config)
         repeatable.final_config_dict = {**config.final_config_dict, "repeatable": True}

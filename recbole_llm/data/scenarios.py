@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.data.atomic_files import AtomicFormat
 from recbole_llm.data.histories import Histories, Scenario
 
 KEYS = ("new_items", "cold_users", "train_users", "train_dataset")
@@ -33,6 +34,7 @@ TEXTS = {f"{name}_field": name for name in ("title", "year", "brand", "category"
 # settings for the files that `unite` writes: their texts are clean, and each dataset has been filtered
 UNITED: dict[str, Any] = {
     **TEXTS,
+    **AtomicFormat().as_dict(),
     "no_value": [],
     "article_suffix": False,
     "val_interval": None,

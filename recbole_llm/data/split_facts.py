@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from recbole_llm.data import forms
 from recbole_llm.data.repeats import repeated_targets
 from recbole_llm.data.ties import tied_targets
 
@@ -14,16 +15,13 @@ _WORDS = {"valid": "validation", "test": "test"}
 def split_facts(config: Any, dataset: Any) -> dict[str, Any]:
     """The fields ``repeats`` and ``ties`` of a record's ``protocol``.
 
-    Shares are None where a user's targets are not the last two interactions in time; shares of ties also if the files are split
-    already, which decides the targets.
+    Shares are None where a user has several targets; shares of ties also where a target is not the last interaction in time.
 
     Args:
         dataset: of the run, or one of its splits.
     """
-    evaluation = config["eval_args"]
-    last_item = evaluation["split"] == {"LS": "valid_and_test"} and evaluation["order"] == "TO"
-    by_time = last_item and not config["benchmark_filename"]
-    repeated = {phase: repeated_targets(dataset.histories, phase) if last_item else None for phase in PHASES}
+    histories, by_time = dataset.histories, forms.leaves_one_out(config)
+    repeated = {phase: repeated_targets(histories, phase) if histories.one_target(phase) else None for phase in PHASES}
     tied = {phase: tied_targets(dataset.histories, phase) if by_time else None for phase in PHASES}
     return {
         "repeats": {"rm_dup_inter": config["rm_dup_inter"], "dropped": dataset.repeats_dropped, "repeated_targets": repeated},

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from recbole_llm.data.atomic_files import AtomicFileError
 from recbole_llm.data.scenarios import TEXTS, token_prefix
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, verify
 
@@ -57,6 +58,8 @@ def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
     for name, dataset in parts.items():
         try:
             texts = dataset.item_texts
+        except AtomicFileError:
+            raise
         except (FileNotFoundError, ValueError) as error:
             logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, because {name} has none: {error}")
             return []

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from recbole_llm.data import domains
-from recbole_llm.data.items import atomic_rows, column_names
+from recbole_llm.data.atomic_files import AtomicFile, AtomicFormat
 from recbole_llm.store.files import atomic_folder
 
 logger = getLogger()
@@ -49,6 +49,7 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
         if folder.exists() or folders.count(folder) > 1:
             raise FileExistsError(f"--out={out}: {folder} exists; remove it or give another folder")
 
+    form = AtomicFormat.of(config)
     of_item = _assigned([set(text.split()) for text in whole.items.fields[field]], chosen)
     histories, source = dataset.histories, Path(dataset.dataset_path) / dataset.dataset_name
     keys = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
@@ -62,11 +63,10 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
         }
         with atomic_folder(folder) as draft:
             for suffix, fields, kept in ((".inter", keys, pairs), (".item", keys[1:], items)):
-                lines = _kept_lines(source.with_name(source.name + suffix), fields, kept)
-                (draft / f"{folder.name}{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            settings = {
-                key: config[key] for key in sorted({*config.dataset_keys(), "rm_dup_inter"})
-            }  # whose lines are not removed
+                lines = _kept_lines(AtomicFile(source.with_name(source.name + suffix), form), fields, kept)
+                (draft / f"{folder.name}{suffix}").write_text("\n".join(lines) + "\n", encoding=form.encoding, newline="\n")
+            described = sorted({*config.dataset_keys(), "rm_dup_inter"})  # whose lines are not removed
+            settings = {key: config[key] for key in described} | form.as_dict()
             (draft / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
         logger.info(f"view {folder.name}: {len(items)} items, {len(pairs)} interactions")
     return folders
@@ -79,11 +79,10 @@ def _assigned(categories: Sequence[set[str]], chosen: Sequence[str]) -> list[str
     return [next((category for category in smallest if category in own), None) for own in categories]
 
 
-def _kept_lines(file: Path, fields: Sequence[str], kept: Container[tuple[str, ...]]) -> Iterator[str]:
+def _kept_lines(file: AtomicFile, fields: Sequence[str], kept: Container[tuple[str, ...]]) -> Iterator[str]:
     """The header of an atomic file and the lines whose ``fields`` are in ``kept``."""
-    header, *rows = atomic_rows(file)
-    places = [column_names(header).index(field) for field in fields]
-    yield "\t".join(header)
-    for cells in rows:
-        if len(cells) > max(places) and tuple(cells[place] for place in places) in kept:
-            yield "\t".join(cells)
+    separator, places = file.form.field_separator, [[*file.types].index(field) for field in fields]
+    yield separator.join(f"{name}:{kind}" for name, kind in file.types.items())
+    for _, cells in file.rows():
+        if tuple(cells[place] for place in places) in kept:
+            yield separator.join(cells)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from recbole_llm.data.masking import KnownItems
     from recbole_llm.evaluation.recommender import Variant
 
+_CELLS = 2**22  # scores that are sorted at once
+_PRIME = 2**31 - 1  # products of two smaller numbers fit into 64 bits
+
 
 def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None, *, partial: bool = False) -> Tensor:
     """Scores [B, I] in fp32 with minus infinity for the padding item and for ``history``, rows and items [H], alone.
@@ -59,7 +62,7 @@ class RandomTies:
     """Breaks ties in a random order of the items, which differs by user and is the same for every model.
 
     ``torch.topk`` orders equal scores arbitrarily, and internal ids have the order of the files: a target would gain or lose by
-    it. Among equal scores a target has a uniformly random place here, as it has among candidates.
+    it. Among the items that have its score, a target is at a uniformly random place here, as it is among candidates.
 
     Args:
         user_ids, item_ids: tokens by internal id; the order depends on them alone.
@@ -69,24 +72,32 @@ class RandomTies:
         self._user_ids, self._item_ids = user_ids, item_ids
 
     @cached_property
-    def _order(self) -> tuple[Tensor, Tensor]:
-        """A random order of the items [I] and where in it each user begins [U]."""
-        begins = draw_lots(self._user_ids, 0, "ties of users") * len(self._item_ids)
-        items = np.argsort(draw_lots(self._item_ids, 0, "ties of items"))
-        return torch.from_numpy(items), torch.from_numpy(begins.astype(np.int64))
+    def _hashes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers below a prime: x of items [I], a and b of users [U]; a user's order is that of a x + b modulo the prime."""
+        parts = ((self._item_ids, "ties: item"), (self._user_ids, "ties: slope"), (self._user_ids, "ties: shift"))
+        items, slopes, shifts = (
+            torch.from_numpy((draw_lots(ids, 0, purpose) * _PRIME).astype(np.int64)) for ids, purpose in parts
+        )
+        return items, slopes.clamp(min=1), shifts
 
     def __call__(self, scores: Tensor, users: Tensor, k: int, targets: Tensor | None = None) -> Tensor:
         """Scores [B, I] without ties among the best ``k`` items or with ``targets`` [B]: such a row has minus its ranks."""
         tied = self._tied(scores, k, targets).nonzero().flatten()  # [R]
         if not len(tied):
             return scores
-        items, begins = (part.to(scores.device) for part in self._order)
-        places = torch.arange(len(items), device=scores.device)[None, :]  # [1, I]
-        order = items[(begins[users.to(scores.device)[tied], None] + places) % len(items)]  # [R, I]
-        rows = scores[tied]  # [R, I]
-        best = rows.gather(1, order).argsort(dim=1, descending=True, stable=True)  # [R, I], in that order
-        ranks = torch.empty_like(rows).scatter_(1, order.gather(1, best), places.to(rows.dtype).expand_as(rows))
-        return scores.index_copy(0, tied, (-ranks).where(rows > -torch.inf, -torch.inf))
+        found = scores.clone()
+        for part in tied.split(max(1, _CELLS // scores.size(1))):
+            found[part] = self._ranks(scores[part], users.cpu()[part.cpu()])
+        return found
+
+    def _ranks(self, scores: Tensor, users: Tensor) -> Tensor:
+        """Minus the rank of each item [R, I]; masked items stay so."""
+        items, slopes, shifts = self._hashes
+        order = ((slopes[users, None] * items + shifts[users, None]) % _PRIME).argsort(dim=1).to(scores.device)  # [R, I]
+        best = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))  # [R, I]
+        places = torch.arange(scores.size(1), device=scores.device, dtype=scores.dtype).expand_as(scores)
+        ranks = torch.empty_like(scores).scatter_(1, best, places)
+        return (-ranks).where(scores > -torch.inf, -torch.inf)
 
     @staticmethod
     def _tied(scores: Tensor, k: int, targets: Tensor | None) -> Tensor:

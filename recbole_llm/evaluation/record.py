@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from recbole.utils import ModelType
 from tabulate import tabulate
 
 import recbole_llm
+from recbole_llm.data import forms
 from recbole_llm.data.split_facts import split_facts
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
@@ -50,21 +52,23 @@ class RunRecord:
         self._candidates = {
             phase: loader.candidates.sha256 for phase, loader in (("valid", valid_data), ("test", test_data)) if loader.candidates
         }
-        data, protocol = test_data._dataset, config["eval_args"]
-        last_item = protocol["split"] == {"LS": "valid_and_test"} and protocol["order"] == "TO"  # is the target
+        data = test_data._dataset
+        self._one_target = data.histories.one_target("test")
         self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
         self._test_rows = test_data.sample_size
         self._scenario, self._masking = data.scenario.label, data.masking
         self._split_facts = split_facts(config, data)
-        self._slices = slices.user_slices(data.histories, config["slices"]) if last_item else {}
+        self._slices = slices.user_slices(data.histories, config["slices"]) if self._one_target else {}
         self.rows: list[Row] = []
 
     def add(self, name: str, result: Mapping[str, float]) -> None:
         """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking of all targets."""
         ranks = single = self._trainer.ranks
         values = {key: float(value) for key, value in result.items()}
-        if "test" not in self._candidates:
-            single = ranks if len(ranks.ranks) == self._test_rows else Ranks()  # a user with several targets has no rank
+        if not self._one_target:  # a user with several targets has no rank
+            ranks = single = Ranks()
+        elif "test" not in self._candidates:
+            single = ranks if len(ranks.ranks) == self._test_rows else Ranks()
             values |= {} if single.missed else metrics.metrics(single.ranks, ["mrr"])  # a missed target has no rank
         parts: dict[str, dict[str, Any]] = {}
         for part, own in slices.parted(single, self._slices).items():
@@ -79,9 +83,16 @@ class RunRecord:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How data are split and test items ranked; ``mask_history`` is None for drawn candidates, which have their own rule."""
+        """How the data are split and test items ranked.
+
+        ``mask_history`` is None for drawn candidates, which have a rule of their own. ``targets`` is ``one`` for each user; several
+        are ranked ``together`` after the training history (RecBole's general models) or ``one by one``, each after those before
+        it (sequential models).
+        """
+        several = "one by one" if self._config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "together"
         return {
             **self._split_facts,
+            "targets": "one" if self._one_target else several,
             "mask_history": self._masking.because is None if self._full else None,
             "unmasked_because": self._masking.because if self._full else None,
         }
@@ -95,6 +106,10 @@ class RunRecord:
         users = len(self.rows[0].ranks.users)
         mode = self._config["eval_args"]["mode"]["test"]
         protocol = f"{users} users, candidates {self._candidates['test'][:12]}" if "test" in self._candidates else f"mode {mode}"
+        if forms.draws(mode):
+            protocol += " (negatives drawn anew in every evaluation: not comparable between runs)"
+        if not self._one_target:
+            protocol += f", several targets per user ranked {self.protocol['targets']}"
         protocol += f", {self._masking}" if self._full else ""
         parts = [self._config["dataset"], self._scenario, protocol, backbone and f"backbone: {backbone}"]
         parts += [f"given adapter {adapter}" for adapter in given]

@@ -34,6 +34,7 @@ def check(protocol: str, cells: Sequence[Cell]) -> None:
     for own in by_seed.values():  # one group, unless the split depends on the seed
         _alike(protocol, own, lambda record: passports.identity(record["passport"]), _other_split)
     _alike(protocol, runs, _masking, _other_masking)
+    _alike(protocol, runs, lambda record: record["protocol"].get("targets"), _other_targets)
     _alike(protocol, [(cell, record) for cell, record in runs if candidates(record)], candidates, _other_candidates)
 
 
@@ -84,6 +85,15 @@ def _other_masking(odd: str, one: Mapping[str, Any], most: str, other: Mapping[s
     remedy = "give all models the same mode in eval_args" if drawn else "set mask_history to one value for all models"
     first, second = (_MASKING[_masking(record)] for record in (one, other))
     return f"{odd} {first}, but {most} {second}; {remedy}, or run them under another protocol"
+
+
+def _other_targets(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
+    first, second = (record["protocol"].get("targets") for record in (one, other))
+    return (
+        f"users have several test items, which {odd} ranked {first}, and {most} ranked {second} (RecBole ranks them one "
+        "by one for sequential models, together for all others); such results cannot be compared: give eval_args one target for "
+        "each user, {'split': {'LS': 'valid_and_test'}}, or run them under another protocol"
+    )
 
 
 def _other_candidates(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:

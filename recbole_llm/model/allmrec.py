@@ -94,7 +94,7 @@ class ALLMRec(LLMRanker):
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         if tokenizer := self.parts.backbone.tokenizer:
             self.parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
-        self.projection_stage = self.projection.stage(self.parts.eval_users(candidates))
+        self.projection_stage = self.projection.stage(self.parts.eval_users(candidates) if self.parts.validates else None)
         return [self.projection_stage]
 
     def facts(self) -> Facts:

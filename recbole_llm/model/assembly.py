@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from recbole_llm.costs.builtin import builtin_cost
-from recbole_llm.data import domains
+from recbole_llm.data import domains, forms
 from recbole_llm.data.domains import Domain
 from recbole_llm.data.examples import ExampleSettings
 from recbole_llm.data.templates import PromptSettings, template
@@ -72,7 +72,8 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
                     f"lower it by {number - len(LABELS)}, or choose a model that scores titles, such as TALLRec"
                 )
         labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: max(listed.values())]}
-    return RankerParts(**_shared(config, dataset, PromptSettings.of(config, **labelled)), scoring=scoring, examples=examples)
+    shared = _shared(config, dataset, PromptSettings.of(config, **labelled))
+    return RankerParts(**shared, scoring=scoring, examples=examples, form=forms.described(config))
 
 
 def _shared(config: Any, dataset: Any, prompts: PromptSettings, *, encodes: bool = False) -> dict[str, Any]:

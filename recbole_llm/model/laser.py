@@ -139,7 +139,7 @@ class Laser(LLMEncoder):
         def validate(towers: BlankTowers) -> Tensor:
             return reader.encode(towers.user, histories)
 
-        training = TowerTraining(self.training_config, self.parts, reader, lambda *_: 0.0)
+        training = TowerTraining(self.training_config, self.parts, reader, (lambda *_: 0.0) if self.parts.validates else None)
         return training.cost(phase, self.backbone.outline, parameters, validate)
 
     def _matrix_cost(self) -> Cost:
@@ -187,7 +187,7 @@ class Laser(LLMEncoder):
             self._log_experts(phase, reader, towers)
             return self.valid_score(lambda histories: reader.encode(towers.user, histories), reader.item_matrix(towers))
 
-        return TowerTraining(self.training_config, self.parts, reader, validate)
+        return TowerTraining(self.training_config, self.parts, reader, validate if self.parts.validates else None)
 
     @property
     def _run_folders(self) -> tuple[Path, Path]:
@@ -246,7 +246,7 @@ class Laser(LLMEncoder):
 
     def _log_experts(self, when: str, reader: TowerReader, towers: Towers) -> None:
         """Log the shares of validation users by expert; without states, the router cannot distinguish users."""
-        if self._routes and reader.knows_states():
+        if self._routes and reader.knows_states() and self.parts.validates:
             histories = [self.parts.histories.before(user, "valid").tolist() for user in self.valid_users()]
             chosen = reader.experts(towers.user, histories)
             experts.log_shares(when, chosen, self.tower_config.former.experts, self.training_config.load_balance_weight)

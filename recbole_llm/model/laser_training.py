@@ -98,13 +98,14 @@ class TowerTraining:
     """Trains the towers of one reader on the training split of a domain.
 
     Attributes:
-        validate: (name of the phase, towers in eval mode, with their item matrix) -> score, bigger is better.
+        validate: (name of the phase, towers in eval mode, with their item matrix) -> score, bigger is better; None without
+            validation users.
     """
 
     config: LaserConfig
     parts: Parts
     reader: TowerReader
-    validate: Callable[[str, Towers], float]
+    validate: Callable[[str, Towers], float] | None
 
     def warm_up(self, work: Work) -> None:
         """Contrastive training of the M-Former; see :class:`WarmUp`."""
@@ -189,13 +190,14 @@ class TowerTraining:
         ``loss`` makes the loss from the padded tokens of a part. With ``refresh``, the item matrix is recomputed every
         ``refresh_steps`` steps; without, the best weights may be the initial ones.
         """
-        config, parts = self.config, self.parts
+        config, parts, validation = self.config, self.parts, self.validate if validate else None
         rows, order, total, every = self._schedule(phase)
         if not total:
             return
 
         def score() -> float:
-            return self.validate(phase, towers.eval())
+            assert validation is not None
+            return validation(phase, towers.eval())
 
         parameters = dict(trained.named_parameters())
         moved = [parameter for parameter in parameters.values() if parameter.requires_grad]
@@ -210,14 +212,14 @@ class TowerTraining:
                 loss=step_loss,
                 total_steps=total,
                 clip_grad_norm=config.max_grad_norm,
-                validate=score if validate else None,
+                validate=score if validation else None,
                 eval_every=every,
                 patience=config.laser_patience,
                 folder=work.scratch / "loop",
                 options=parts.options,
                 learning_rate_key=f"{phase}_learning_rate",
             )
-            if validate and not refresh:
+            if validation and not refresh:
                 loop.state.best_score = score()
                 loop.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             loop.run()
@@ -246,14 +248,15 @@ class TowerTraining:
         warm = phase == "warmup"
         loss = self._texts if warm else self.loss(towers, tokens)
         of_step = self._steps(towers, loss, rows, order, 0)
-        checks = 0 if warm else validations(total, every) + (phase == "phase2")  # phase 2 may keep the weights of phase 1
+        unchecked = warm or self.validate is None
+        checks = 0 if unchecked else validations(total, every) + (phase == "phase2")  # phase 2 may keep the weights of phase 1
         training = Training(
             samples=len(rows),
             steps=total,
             loss=lambda step: deque(of_step(step), maxlen=0),
             parameters=parameters,
             validations=checks,
-            validate=None if warm else lambda: validate(towers),
+            validate=None if unchecked else lambda: validate(towers),
         )
         found = training.cost(shape, through, adapter=0)
         if phase == "phase1":  # the item matrix of each refresh, and that of the selected pair

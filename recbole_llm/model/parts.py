@@ -45,6 +45,11 @@ class Parts:
     options: LoopOptions
     seed: int
 
+    @property
+    def validates(self) -> bool:
+        """Whether the split has validation data; without them, every training runs to its end."""
+        return len(self.histories.evaluated("valid")) > 0
+
     def builder(
         self,
         tokenizer: Any,

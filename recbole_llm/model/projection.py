@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,8 +83,8 @@ class ProjectionTraining:
     alignment: Stage
     joint_size: int
 
-    def stage(self, valid: EvalUsers) -> Stage:
-        """The stage, which writes the projectors that best rank the candidates of ``valid``."""
+    def stage(self, valid: EvalUsers | None) -> Stage:
+        """The stage, which writes the projectors that best rank the candidates of ``valid``; None: the last ones."""
         parts = self.parts
         depends = {
             "backbone": parts.backbone.fingerprint,
@@ -91,7 +92,7 @@ class ProjectionTraining:
             "prompts": parts.prompts.as_dict(),
             "training": [self.config.as_dict(), parts.seed],
             "examples": parts.examples.as_dict() if parts.prompts.shows_candidates else None,
-            "valid": [valid.fingerprint, parts.scoring.normalize],
+            "valid": valid and [valid.fingerprint, parts.scoring.normalize],
         }
         inputs = self.alignment, *parts.backbone.stages
         return Stage("projection", depends, lambda work: self._train(valid, work), inputs, cost=lambda: self._cost(valid))
@@ -111,7 +112,7 @@ class ProjectionTraining:
             joint = text
         return SoftTokens(self.cf, joint, text, width=causal.model.get_input_embeddings().weight.shape[1])
 
-    def _train(self, valid: EvalUsers, work: Work) -> None:
+    def _train(self, valid: EvalUsers | None, work: Work) -> None:
         """Train the projectors with the LM's loss on the target's title (eq. 8)."""
         parts, config, causal = self.parts, self.config, self.parts.backbone.load(work)
         soft = self.soft_tokens(work, causal)
@@ -135,7 +136,7 @@ class ProjectionTraining:
                 loss=loss,
                 total_steps=total,
                 clip_grad_norm=config.max_grad_norm,
-                validate=lambda: valid.score(likelihood),
+                validate=None if valid is None else partial(valid.score, likelihood),
                 eval_every=eval_every,
                 folder=work.scratch / "loop",
                 options=parts.options,
@@ -178,7 +179,7 @@ class ProjectionTraining:
         """Soft tokens without values, for costs."""
         return BlankSoftTokens(len(self.parts.domain.items.names), causal.model.get_input_embeddings().weight.shape[1])
 
-    def _cost(self, valid: EvalUsers) -> Cost:
+    def _cost(self, valid: EvalUsers | None) -> Cost:
         parts, config, outline = self.parts, self.config, self.parts.backbone.outline
         causal, shape = blank(outline), shape_of(outline)
         soft, through = self.blank_soft(causal), training_of(outline, shape, parts.options)
@@ -203,8 +204,8 @@ class ProjectionTraining:
             steps=total,
             loss=loss,
             parameters=sum(parameter.numel() for module in (user, item) for parameter in module.parameters()),
-            validations=validations(total, eval_every),
-            validate=lambda: valid.score(likelihood),
+            validations=0 if valid is None else validations(total, eval_every),
+            validate=None if valid is None else partial(valid.score, likelihood),
         )
         return training.cost(shape, through, adapter=0)
 

@@ -48,6 +48,7 @@ class RankerParts(Parts):
 
     scoring: ScoringSettings
     examples: ExampleSettings
+    form: str  # of the data, for messages
 
     def eval_users(self, candidates: Mapping[str, CandidateSet], phase: str = "valid") -> EvalUsers:
         """The evaluation users of a phase, for early stopping and merging.
@@ -56,9 +57,16 @@ class RankerParts(Parts):
             ValueError: the run has no candidates in that phase.
         """
         if phase not in candidates:
+            several = self.histories.held_out is not None
+            remedy = (
+                "--lora_valid=loss for a model of one adapter (TALLRec, LlamaRec), or --eval_args=\"{'split': {'LS': "
+                "'valid_and_test'}, 'order': 'TO', 'mode': 'candidates'}\" and one .inter file"
+                if several
+                else "eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}} for a full ranking of the test items"
+            )
             raise ValueError(
-                f"eval_args: early stopping of a ranker needs candidates, but there are none for {phase}; for a full ranking "
-                "of the test items give eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}}"
+                f"{self.form}: there are no candidates for {phase}, by which a ranker chooses weights (lora_valid: ranking) and "
+                f"coefficients (merge_split); give {remedy}"
             )
         metric, number = self.validation.metric, self.validation.users
         return EvalUsers(candidates[phase], self.histories, phase, seed=self.seed, metric=metric, number=number)

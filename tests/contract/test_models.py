@@ -200,11 +200,7 @@ def test_a_full_ranking_lists_no_item_of_a_users_history(made, assemble, monkeyp
     """Of no model, whatever it reads; a mask that RecBole leaves out for sequential models is missed."""
     changes = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "MAX_ITEM_LIST_LENGTH": 3, "retriever_top": 8}
     full = assemble(made.name, made.settings, **changes, mask_history=mask_history, retriever_config=made.settings["cf_config"])
-    if full.trainer.recommender.trained_in_stages:
-        full.trainer.fit(full.train, full.valid)
-    elif stages(full):
-        full.trainer.cache.run(*stages(full))
-    full.trainer.recommender.load(full.trainer.cache)
+    full.trainer.fit(full.train, full.valid)
     lists, collect = [], full.trainer.eval_collector.eval_batch_collect
 
     def listed(scores, interaction, positive_u, positive_i):
@@ -213,7 +209,7 @@ def test_a_full_ranking_lists_no_item_of_a_users_history(made, assemble, monkeyp
         collect(scores, interaction, positive_u, positive_i)
 
     monkeypatch.setattr(full.trainer.eval_collector, "eval_batch_collect", listed)
-    full.trainer.evaluate(full.test, load_best_model=False)
+    full.trainer.evaluate(full.test)
     histories = full.test._dataset.histories
     masked = mask_history or full.config["MODEL_TYPE"] != ModelType.SEQUENTIAL
     assert sorted(user for user, *_ in lists) == [*range(1, 61)] == sorted(full.trainer.ranks.users)

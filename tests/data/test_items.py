@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
 from recbole_llm.data.items import COLUMNS, ItemTexts, chosen_columns, restore_article, text_fields
 
 HEADER = "item_id:token\ttitle:token_seq\tyear:token\tbrand:token\tgenre:token_seq"
@@ -17,10 +18,17 @@ FIELDS = {"year_field": "year", "brand_field": "brand", "category_field": "genre
 
 def read(folder: Path, lines: list[str], header: str = HEADER, **options: object) -> ItemTexts:
     path = folder / "toy.item"
-    path.write_text("\n".join([header, *lines, ""]), encoding="utf-8")
+    padded = [padded_line(line, header.count("\t")) for line in lines]
+    path.write_text("\n".join([header, *padded, ""]), encoding="utf-8", newline="\n")
     tokens = list(dict.fromkeys(line.split("\t")[0] for line in lines if line))
     arguments = {"item_ids": ["[PAD]", *tokens], "id_field": "item_id", "title_field": "title", **FIELDS, **options}
-    return ItemTexts.read(path, **arguments)  # type: ignore[arg-type]
+    return ItemTexts.read(AtomicFile(path, AtomicFormat()), **arguments)  # type: ignore[arg-type]
+
+
+def padded_line(line: str, tabs: int) -> str:
+    """The line with empty cells at its end, as many as the header has, before a carriage return."""
+    end = "\r" if line.endswith("\r") else ""
+    return line.removesuffix("\r") + "\t" * (tabs - line.count("\t") if line else 0) + end
 
 
 def test_titles_that_recboles_reader_loses(tmp_path: Path) -> None:
@@ -141,18 +149,20 @@ def test_absent_column_is_named_with_those_there_are(tmp_path: Path, key: str) -
         read(tmp_path, ["a\tAlien"], **{key: "name"})
 
 
-def test_bad_files(tmp_path: Path) -> None:
-    arguments = {"item_ids": ["[PAD]", "a"], "id_field": "item_id", "title_field": "title"}
-    with pytest.raises(FileNotFoundError, match=r"title_field: .*none\.item"):
-        ItemTexts.read(tmp_path / "none.item", **arguments)  # type: ignore[arg-type]
-    (tmp_path / "latin.item").write_bytes("item_id:token\ttitle:token\na\tAmélie".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.item is not UTF-8"):
-        ItemTexts.read(tmp_path / "latin.item", **arguments)  # type: ignore[arg-type]
-    (tmp_path / "empty.item").write_bytes(b"")
-    with pytest.raises(ValueError, match="title_field"):
-        ItemTexts.read(tmp_path / "empty.item", **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"toy\.item, line 3: 6 cells, but 5 columns"):
+def test_malformed_files_are_refused_by_the_rules_of_all_atomic_files(tmp_path: Path) -> None:
+    with pytest.raises(AtomicFileError, match=r"toy\.item, line 3: 6 cells, but the header has 5"):
         read(tmp_path, ["a\tAlien", "b\tBra\tzil\t1985\t\tComedy"])
+    with pytest.raises(AtomicFileError, match=r"toy\.item, line 3, column item_id: '' is an empty id"):
+        read(tmp_path, ["a\tAlien", "\tBrazil"])
+
+
+def test_items_of_which_none_has_a_row(tmp_path: Path) -> None:
+    with pytest.raises(
+        AtomicFileError, match=r"2 of 2 ids .* no row in .*toy\.item: they are 'x', 'y' in \.inter and 'a', 'b' there"
+    ):
+        read(tmp_path, ["a\tAlien", "b\tBrazil"], item_ids=["[PAD]", "x", "y"])
+    with pytest.raises(AtomicFileError, match=r"ITEM_ID_FIELD item_id: 1 of 2 ids .*'3\.0' in \.inter seems to be '3' there"):
+        read(tmp_path, ["a\tAlien", "3\tBrazil"], item_ids=["[PAD]", "a", "3.0"])
 
 
 def test_an_item_described_by_the_columns_that_say_something(tmp_path: Path) -> None:
@@ -196,9 +206,10 @@ def test_columns_may_go_by_several_names(tmp_path: Path) -> None:
     config: dict[str, object] = dict.fromkeys(["title_field", *COLUMNS])
     config |= {"title_field": ["movie_title", "title"], "description_field": ["description", "details"], "brand_field": ["brand"]}
     expected = {**dict.fromkeys(COLUMNS), "title_field": "title", "description_field": "details"}
-    assert chosen_columns(file, config) == expected
-    assert chosen_columns(file, {**config, "title_field": ["a", "b"]})["title_field"] == "a"
-    assert chosen_columns(file, {**dict.fromkeys(COLUMNS), "title_field": "b"})["title_field"] == "b"
+    toy = AtomicFile(file, AtomicFormat())
+    assert chosen_columns(toy, config) == expected
+    assert chosen_columns(toy, {**config, "title_field": ["a", "b"]})["title_field"] == "a"
+    assert chosen_columns(toy, {**dict.fromkeys(COLUMNS), "title_field": "b"})["title_field"] == "b"
 
 
 def test_a_description_replaces_the_other_columns_where_it_is_read(tmp_path: Path) -> None:

@@ -344,19 +344,41 @@ def test_repeats_within_one_file_are_dropped_and_the_others_keep_their_file(spli
     assert split_facts(config, dataset)["ties"]["tied_targets"] == {"valid": None, "test": None}  # the files decide
 
 
-def test_a_target_that_another_file_has_is_refused_by_name_or_dropped_in_a_full_ranking(
-    split_files: Callable[..., dict[str, Any]],
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_a_target_that_another_file_has_is_dropped_or_kept_by_the_same_rule(
+    model: str, split_files: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    given = split_files(train=[("u1", "i6", 0.5)])  # u1's test item
-    with pytest.raises(ValueError, match=r"benchmark_filename: rm_dup_inter: first would drop 1 targets .*give rm_dup_inter: ~"):
-        load(**given)
-    _, dataset = load(**given, eval_args={"mode": "full"})
-    assert dataset.repeats_dropped == 1 and dataset.file_size_list == [41, 10, 9]
-    _, dataset = load(**given, rm_dup_inter="last")  # the target stays, the training row goes
-    assert dataset.repeats_dropped == 1 and dataset.file_size_list == [40, 10, 10]
-    config, dataset = load(**given, rm_dup_inter=None)
-    assert repeats_kept(dataset) and split_facts(config, dataset)["repeats"]["repeated_targets"] == {"valid": 0.0, "test": 0.1}
-    data_preparation(config, dataset)
+    given = {
+        **split_files(train=[("u1", "i6", 0.5)]),
+        "model": model,
+        "checkpoint_dir": str(tmp_path / "saved"),
+    }  # u1's test item
+    for rule, dropped, sizes in (("first", 1, [41, 10, 9]), ("last", 1, [40, 10, 10]), (None, 0, [41, 10, 10])):
+        config, dataset = load(**given, rm_dup_inter=rule)
+        assert (dataset.repeats_dropped, dataset.file_size_list) == (dropped, sizes)
+        asked = candidate_sets(config, dataset)
+        assert [len(asked[phase].users) for phase in ("valid", "test")] == sizes[1:]
+        shares = {"valid": 0.0, "test": 0.1 if rule is None else 0.0}
+        assert repeats_kept(dataset) == (rule is None)
+        assert split_facts(config, dataset)["repeats"]["repeated_targets"] == shares
+        tested = data_preparation(config, dataset)[2]._dataset
+        assert set(tested.inter_feat["user_id"].tolist()) == set(asked["test"].users.tolist())
+
+
+def test_repeats_in_rows_with_whole_histories_are_kept_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token"
+    for name, length in (("train", 3), ("valid", 4), ("test", 5)):
+        lines = [f"u{u}\t{' '.join(f'i{(u + k) % 30}' for k in range(length))}\ti{(u + length) % 30}" for u in range(10)]
+        if name == "train":
+            lines[0] = "u0\ti0 i1 i2\ti1"
+        else:
+            lines[0] = lines[0].replace("i0 i1 i2 i3", "i0 i1 i2 i1")
+        (tmp_path / "shop" / f"shop.{name}.inter").write_text("\n".join([header, *lines, ""]))
+    given = {"benchmark_filename": ["train", "valid", "test"], "load_col": None, "eval_args": {"mode": "full"}}
+    with pytest.raises(ValueError, match=r"rm_dup_inter: first cannot drop repeats from rows that contain whole histories; give"):
+        load(tmp_path, "SASRec", **given)
+    assert repeats_kept(load(tmp_path, "SASRec", **given, rm_dup_inter=None)[1])
 
 
 def test_a_file_of_repeats_alone(split_files: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

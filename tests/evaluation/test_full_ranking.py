@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_llm.evaluation import full_ranking
 from recbole_llm.evaluation.full_ranking import RandomTies, mask, rerank
 from recbole_llm.evaluation.ranks import target_ranks
 
@@ -43,9 +44,14 @@ def test_a_constant_scorer_is_at_chance() -> None:
         untied = TIES(scores, users, 5, targets)
         ranks, ties = target_ranks(untied, targets)
         assert (target_ranks(scores, targets)[1] == 19).all() and not ties.any()
+        pair = torch.full((400, 21), -INF).index_fill(
+            1, torch.tensor([target, 7]), 0.0
+        )  # of two, half of the users have it first
+        assert abs((target_ranks(TIES(pair, users, 5, targets), targets)[0] == 1).float().mean() - 0.5) < 0.1
         assert abs((ranks <= 5).float().mean() - 0.25) < 0.08 and {*ranks.tolist()} == {*range(1, 21)}
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_top_and_the_rank_agree_and_better_scores_stay_better(data: st.DataObject) -> None:
     """Whatever is tied, and wherever ``topk`` would put it."""
@@ -75,6 +81,13 @@ def test_the_order_of_ties_depends_on_ids_and_not_on_their_numbers() -> None:
     ours, theirs = (values.argsort(dim=1, descending=True)[:, :20] for values in (ours, theirs))
     order = items[theirs]
     assert (order == ours).float().mean() > 0.999
+
+
+def test_rows_are_ranked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, users = mask(torch.ones(400, 21), None), torch.arange(400)
+    whole = TIES(scores, users, 5)
+    monkeypatch.setattr(full_ranking, "_CELLS", 50)
+    assert torch.equal(TIES(scores, users, 5), whole)
 
 
 def test_a_masked_item_is_not_ranked_anew() -> None:
