@@ -229,6 +229,7 @@ def test_an_interruption_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> 
 def plan(file: Path, settings: dict[str, Any], **models: Any) -> str:
     keys = ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "metrics", "train_batch_size")
     content = {"dataset": "tiny", "seeds": [1, 2], "settings": {key: settings[key] for key in keys}, "models": models}
+    content |= {"shortcuts": False}
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     return f"--config_files={file}"
 

@@ -605,7 +605,8 @@ def given_file(file: Path, llm_settings: dict[str, str]) -> tuple[str, str, list
 @pytest.mark.parametrize("file", PROPERTIES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_property_files_say_what_a_run_reads(file: Path) -> None:
     if file.parent.name == "parts":
-        model = {"collaborative": "ALLMRec", "amazon": "Pop"}.get(file.stem, "LoRACocktail")
+        own = {"collaborative": "ALLMRec", "amazon": "Pop", "latest_items": "NearestTitles"}
+        model = own.get(file.stem, "LoRACocktail")
         dataset, files, llm = "amazon-beauty" if file.stem == "amazon" else "tiny", None, {"llm_path": "x"}
     else:
         model, dataset, files, llm = given_file(file, {"llm_path": "builtin"})

@@ -75,7 +75,7 @@ class Shortcut(Recommender, SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.rows = TrainingRows.of(dataset)
+        self.rows = TrainingRows(dataset)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}, an untrained shortcut"

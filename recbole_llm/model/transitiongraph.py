@@ -49,10 +49,9 @@ class TransitionGraph(Shortcut):
         return (chosen @ self.graph).toarray() + prior
 
 
-def transition_weights(rows: TrainingRows, number: int, steps: int, recency: float) -> csr_matrix:
-    """Transitions between ``number`` items over 1 to ``steps`` steps, over d steps with weight d ** -recency: float32 [I, I]."""
+def transition_weights(rows: TrainingRows, number: int, most: int, recency: float) -> csr_matrix:
+    """Transitions between ``number`` items over 1 to ``most`` steps, over d steps with weight d ** -recency: float32 [I, I]."""
     graph = csr_matrix((number, number), dtype=np.float32)
-    for step in range(1, min(steps, rows.histories.shape[1]) + 1):
-        before, after = rows.transitions(step)
-        graph += csr_matrix((np.full(len(before), step**-recency, dtype=np.float32), (before, after)), graph.shape)
+    for before, after, steps in rows.transitions(most):
+        graph += csr_matrix((steps.astype(np.float32) ** -recency, (before, after)), graph.shape)
     return graph

@@ -133,7 +133,6 @@ def test_without_times_all_of_training_is_recent(
     for split in (made.train, made.test):
         for field in ("timestamp", "timestamp_list"):
             del split._dataset.inter_feat.interaction[field]
-    made.model.rows = type(made.model.rows).of(made.train._dataset)
     made.trainer.fit(made.train, None)
     scores = made.model.full_sort_predict(next(iter(made.test))[0])
     counts = made.test._dataset.histories.train_counts
