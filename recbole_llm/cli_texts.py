@@ -34,14 +34,13 @@ RUN_KEYS += """\
   --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
   --merge=entropy              merging method of LoRACocktail; see docs/merging.md
   --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
-  --save_predictions=False     write predictions.parquet beside the record
+  --save_predictions=False     write predictions.parquet beside the record; --model=Imported evaluates such files, from anywhere
   --init_from=null             folder of the run that the model is initialised from (Laser)
   --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
 
 examples:
   recbole-llm run --model=LoRACocktail --dataset=ml-100k
   recbole-llm run --model=SASRec --dataset=ml-1m --data_path=DIR --eval_args="{'mode': 'full'}"
-  recbole-llm run --model=Imported --dataset=ml-100k --predictions=scores.parquet --origin="another framework"
 """
 
 PLAN = """

@@ -261,7 +261,7 @@ class LLMConfig(Config):
         """SHA-256 of every given value that can change a result."""
         values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # not its path
         if self["model"] == "Imported":
-            values["predictions_sha256"] = self.predictions_sha256
+            values["predictions_sha256"] = self["predictions"] and self.predictions_sha256
         return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
 
     @property

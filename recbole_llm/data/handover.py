@@ -100,10 +100,8 @@ def _split(dataset: Any, users: Sequence[str], items: Sequence[str]) -> dict[str
     if dataset.time_field in frame:
         if len(frame) >= _EXACT:
             raise ValueError(f"data export: {len(frame)} interactions; RecBole's float32 keeps the order of {_EXACT - 1} at most")
-        times, rows = frame[dataset.time_field].to_numpy(), dataset._order
-        in_user = np.empty_like(place)
-        in_user[rows] = place  # by user, then time, ties in the order that the split gives them
-        place[np.lexsort((in_user, times))] = np.arange(len(frame))
+        times = frame[dataset.time_field].to_numpy()
+        place[np.argsort(times, kind="stable")] = np.arange(len(frame))  # rows of equal times are in the order of the split
         dataset.inter_feat[dataset.time_field] = place.astype(np.float64)
     found = {}
     for phase, split in zip(PHASES, dataset.build(), strict=True):

@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
-from recbole_llm.data.atomic_files import AtomicFile
+from recbole_llm.data.atomic_files import AtomicFile, AtomicFormat
 from recbole_llm.data.ids import check_ids, check_joined, report_repeated
 from recbole_llm.store.files import fingerprint
 
@@ -126,11 +127,14 @@ def lacks_titles(config: Any) -> str | None:
     if not any(folder.glob(f"{name}*.inter")):
         return None
     path = folder / f"{name}.item"
+    if not path.is_file():
+        return f"title_field: the file of item texts, {path}, does not exist"
     try:
-        title, columns = chosen_columns(path, config)["title_field"], column_names(next(atomic_rows(path)))
-    except (FileNotFoundError, ValueError) as error:
+        file = AtomicFile(path, AtomicFormat.of(config))
+        title = chosen_columns(file, config)["title_field"]
+    except ValueError as error:
         return str(error)
-    return None if title in columns else f"title_field: there is no column {title!r} in {path}"
+    return None if title in file.types else f"title_field: there is no column {title!r} in {path}"
 
 
 def restore_article(title: str) -> str:

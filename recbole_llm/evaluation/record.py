@@ -85,9 +85,9 @@ class RunRecord:
     def protocol(self) -> dict[str, Any]:
         """How the data are split and test items ranked.
 
-        ``mask_history`` is None for drawn candidates, which have a rule of their own. ``targets`` is ``one`` for each user; several
-        are ranked ``together`` after the training history (RecBole's general models) or ``one by one``, each after those before
-        it (sequential models).
+        ``mask_history`` is None for drawn candidates, which have a rule of their own. ``targets`` is ``one`` for each user;
+        several are ranked ``together`` after the training history (RecBole's general models) or ``one by one``, each after those
+        before it (sequential models).
         """
         several = "one by one" if self._config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "together"
         return {

@@ -155,3 +155,36 @@ def test_a_data_set_without_titles_is_exported_without_texts(settings: dict[str,
     files = write_split(config, create_dataset(config), tmp_path / "split")
     names = {file.name for file in files}
     assert "plain-split.inter" in names and not names & {"items.parquet", "plain-split.item", "plain-split.yaml"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"eval_args": {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user", "mode": "full"}},
+        {"eval_args": {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "RO", "group_by": "user", "mode": "full"}},
+        {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}, "tie_order": "item"},
+        {"benchmark_filename": ["train", "valid", "test"], "eval_args": {"mode": "full"}},
+    ],
+)
+def test_other_forms_of_data_are_exported_as_a_run_splits_them(
+    form: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "data" / "formed"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = [f"u{user}\ti{item}\t{rng.integers(1, 9) * 10}" for user in range(20) for item in rng.permutation(25)[:9]]
+    rng.shuffle(lines)
+    cuts = {"": lines, ".train": lines[:120], ".valid": lines[120:150], ".test": lines[150:]}
+    for name, own in cuts.items():
+        (folder / f"formed{name}.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *own]) + "\n")
+    given = {**settings, "data_path": str(tmp_path / "data"), "normalize_all": False, **form}
+    config = LLMConfig("BPR", "formed", config_dict=given)
+    dataset = create_dataset(config)
+    parts = [loader._dataset for loader in data_preparation(config, dataset)]
+    write_split(config, create_dataset(config), tmp_path / "split")
+    time_of = {tuple(line.split("\t")[:2]): float(line.split("\t")[2]) for line in lines}
+    for phase, part in zip(("train", "valid", "test"), parts, strict=True):
+        table = pd.read_parquet(tmp_path / "split" / f"{phase}.parquet")
+        assert rows(table, "user", "item") == triples(dataset, part), phase
+        assert [time_of[pair] for pair in zip(table["user"], table["item"], strict=True)] == table["timestamp"].tolist()
+        assert table["timestamp"].is_monotonic_increasing
