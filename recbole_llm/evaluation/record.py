@@ -133,6 +133,7 @@ class RunRecord:
                 for row in self.rows
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
+            "missed_targets": {row.name: row.ranks.missed for row in self.rows},
             "candidates_sha256": self._candidates,
             "protocol": self.protocol,
             "users_per_second": self.rows[0].users_per_second if self.rows else None,

@@ -102,8 +102,9 @@ class Task:
         if record and name not in rows:
             record, error = None, f"its run has no row `{name}`; known: {', '.join(rows)}"
         if record and (imported := record.get("imported")):
-            note = "; ".join(filter(None, [note, imported.get("remark")]))
-        if record and self.row:  # the costs are those of the model's own row
+            missed = (record.get("missed_targets") or {}).get(name)
+            note = "; ".join(filter(None, [note, imported.get("remark"), missed and f"{missed:,} targets not in the file"]))
+        if record and (self.row or record.get("imported")):  # the costs are those of the model's own row, or unknown
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None

@@ -71,7 +71,7 @@ def test_missing_users_are_missed(
     ]
     assert results["hit@1"] == results["hit@5"] == results["ndcg@5"] == pytest.approx(57 / 60)
     assert "mrr" not in results  # nobody knows the rank of a missed target
-    assert record["imported"]["remark"].startswith("3 of 60 users missing")
+    assert record["imported"]["remark"].startswith("3 of 60 users missing") and record["missed_targets"] == {"Imported": 3}
     assert "3 of 60 evaluation users are not in" in caplog.text
 
 
@@ -188,6 +188,7 @@ def test_a_leaderboard_has_a_row_for_a_file_and_evaluates_a_changed_one_again(
     board, _ = make_leaderboard(file, given, show=True)
     rows = {row.label: row for row in board.tables[0].rows}
     assert rows["theirs"].metrics["hit@1"] == 1 and rows["theirs"].note == "RecTools; 60 epochs"
+    assert rows["theirs"].training_seconds is None and rows["theirs"].trained_parameters is None  # unknown here
     assert rows["theirs"].p_values["Pop"] < 0.01 and rows["theirs"].beats and rows["theirs"].half_width["hit@1"] is None
     table.assign(score=0.0).to_csv(tmp_path / "scores.csv", index=False)
     board, _ = make_leaderboard(file, given, show=True)
