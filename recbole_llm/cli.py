@@ -171,6 +171,18 @@ def _data_passport(options: argparse.Namespace, keys: list[str]) -> None:
     print(describe(passport), file, sep="\n")
 
 
+def _data_export(options: argparse.Namespace, keys: list[str]) -> None:
+    from recbole_llm import logs
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.data.handover import write_split
+    from recbole_llm.data.loading import create_dataset
+
+    logs.init_console()
+    # the split does not depend on the model, nor on the scale of the times, which are written as they are
+    config = LLMConfig("Pop", options.dataset, options.config_files, {"normalize_all": False}, cmd_line=keys)
+    print(*write_split(config, create_dataset(config), options.out), sep="\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser(prog="recbole-llm", description=texts.ABOUT, epilog=texts.END, **form)
@@ -250,6 +262,10 @@ def _parser() -> argparse.ArgumentParser:
     add = command("passport", _data_passport, "the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS, of_data)
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
+    add = command("export", _data_export, "write a split for other frameworks", texts.HANDOVER, texts.HANDOVER_KEYS, of_data)
+    add("--dataset", "-d", required=True, help=dataset)
+    add("--config_files", **files)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
     return parser
 
 

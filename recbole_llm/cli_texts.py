@@ -34,6 +34,7 @@ RUN_KEYS += """\
   --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
   --merge=entropy              merging method of LoRACocktail; see docs/merging.md
   --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
+  --save_predictions=False     write predictions.parquet beside the record; --model=Imported evaluates such files, from anywhere
   --init_from=null             folder of the run that the model is initialised from (Laser)
   --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
 
@@ -143,4 +144,17 @@ keys, among them all that shape a split:
 examples:
   recbole-llm data passport --dataset=ml-100k
   recbole-llm data passport --dataset=mydata --data_path=DIR --user_inter_num_interval="[5,inf)"
+"""
+
+HANDOVER = """
+Write the split of a dataset for other frameworks: RecBole's atomic files, whole and pre-split, tables with RecTools' columns,
+Parquet tables of the training, validation and test interactions, the item texts, and the candidates. A model that is trained on
+them hands its predictions back to recbole-llm run --model=Imported. See docs/models/imported.md."""
+
+HANDOVER_KEYS = f"""
+keys, as for recbole-llm run; those of the data, the candidates and eval_args matter:
+{DATA}{SAVED}
+examples:
+  recbole-llm data export --dataset=ml-100k --out=split
+  recbole-llm data export --dataset=mydata --data_path=DIR --eval_args="{{'mode': 'full'}}" --out=split
 """

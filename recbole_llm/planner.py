@@ -73,7 +73,8 @@ def plan_of(
     lines = stage_lines(stages, trainer.cache, unknown=unknown)
     if not trainer.recommender.trained_in_stages:
         lines.append(Line(TRAINING, TO_RUN, estimated(partial(trainer.training_cost, train, valid))))
-    phases = [(VALIDATION, valid)] if trainer.recommender.trained_in_stages else []
+    validates = trainer.recommender.trained_in_stages and trainer.recommender.has_validation
+    phases = [(VALIDATION, valid)] if validates else []
     for name, data in (*phases, (TEST, test)):
         cost = Cost(note=f"not estimated: {unknown}")
         if not unknown:

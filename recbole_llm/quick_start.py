@@ -23,7 +23,7 @@ from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.data.split_facts import split_lines
-from recbole_llm.evaluation import generated, slices
+from recbole_llm.evaluation import generated, predictions, slices
 from recbole_llm.evaluation.known_splits import identify
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
@@ -67,6 +67,7 @@ def run_recbole_llm(
     log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
     run = assemble(config)
+    predictions.check(config, run.test)
     run.trainer.check()  # finds out how the LM is run, which the plan depends on
     planned = run.plan()
     logger.info(str(planned))
@@ -77,10 +78,13 @@ def run_recbole_llm(
 
     record = RunRecord(config, run.trainer, run.valid, run.test)
     own, *others = run.trainer.recommender.variants().items()
-    with metered() as tested:
-        record.add(config["model"], run.trainer.evaluate(run.test, load_best_model=saved, show_progress=shown, variant=own[1]))
-        for name, variant in others:
-            record.add(name, run.trainer.evaluate(run.test, load_best_model=False, show_progress=shown, variant=variant))
+    with predictions.saved(config, run.test) as run.trainer.predictions, metered() as tested:
+        for name, variant in ((config["model"], own[1]), *others):
+            if run.trainer.predictions is not None:
+                run.trainer.predictions.start(name)
+            best = saved and not record.rows
+            record.add(name, run.trainer.evaluate(run.test, load_best_model=best, show_progress=shown, variant=variant))
+    run.trainer.predictions = None
 
     seconds = {"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited}
     ranks = {row.name: row.ranks for row in record.rows}
@@ -95,11 +99,13 @@ def run_recbole_llm(
         seconds=seconds,
         peak_memory_bytes=compat.peak_memory_bytes(),
         published=published and published.content(record.user_ids),
+        predictions=predictions.FILE if config["save_predictions"] else None,
         plan=planned.as_dict(measured),
         passport=run.passport,
     )
     test_result = record.rows[0].metrics
-    logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
+    if best_valid_result is not None:
+        logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
     logger.info(f"test result: {logs.metrics_line(test_result)}")
     if compared := planned.compared(measured):
         logger.info(f"planned and measured:\n{compared}")

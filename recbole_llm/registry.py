@@ -15,6 +15,7 @@ from typing import Any
 MODELS = {
     "ALLMRec": "recbole_llm.model.allmrec",
     "AlphaRec": "recbole_llm.model.alpharec",
+    "Imported": "recbole_llm.model.imported",
     "Laser": "recbole_llm.model.laser",
     "LlamaRec": "recbole_llm.model.llamarec",
     "LoRACocktail": "recbole_llm.model.loracocktail",

@@ -80,6 +80,14 @@ def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int 
     return folder
 
 
+def write_predictions(file: Path, users: int = 60, items: int = 40, seed: int = 0) -> Path:
+    """Scores of all items for all users of ``tiny``, for the model Imported."""
+    scores = np.random.default_rng(seed).random((users, items))
+    lines = [f"u{user},i{item},{scores[user, item]}" for user in range(users) for item in range(items)]
+    file.write_text("\n".join(["user_id,item_id,score", *lines]) + "\n")
+    return file
+
+
 def write_rows(folder: Path, name: str, rows: Sequence[tuple[str, str, float]], file: str = "") -> Path:
     """The ``.inter`` file of a dataset without titles, or one of its split files; returns ``folder``."""
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -139,8 +147,9 @@ def write_lm(folder: Path, hidden: int = 32, layers: int = 2) -> Path:
 
 @pytest.fixture(scope="session")
 def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the datasets ``tiny`` and ``other``."""
+    """Folder with the datasets ``tiny`` and ``other`` and ``predictions.csv``, which both can be evaluated with."""
     folder = write_dataset(tmp_path_factory.mktemp("data"))
+    write_predictions(folder / "predictions.csv")
     return write_dataset(folder, "other", seed=1)
 
 
@@ -225,6 +234,7 @@ def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any
         "phase2_epochs": 1,
         "phase1_learning_rate": 1e-2,
         "phase2_learning_rate": 1e-2,
+        "predictions": str(data_path / "predictions.csv"),
         "cf_config": {"epochs": 1, "train_batch_size": 64, "hidden_size": 16, "inner_size": 32, "n_heads": 2},
     }
 

@@ -23,7 +23,7 @@ from recbole_llm.registry import MODELS
 
 ROOT = Path(recbole_llm.__file__).parents[1]
 HEAVY = {"torch", "recbole", "transformers", "peft", "pandas", "numpy", "scipy", "sentence_transformers", "matplotlib"}
-COMMANDS = ["run", "leaderboard", "tune", "merge", "views", "data passport"]
+COMMANDS = ["run", "leaderboard", "tune", "merge", "views", "data passport", "data export"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
@@ -85,6 +85,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ("merge", ["--adapters", "--out", "--weights", "--density", "--residual", "--compress_rank", *METHODS]),
         ("views", ["--dataset", "--out", "--config_files", "No item is in two"]),
         ("data passport", ["--dataset", "--config_files", "properties/splits", "--eval_args"]),
+        ("data export", ["--dataset", "--config_files", "--out", "RecTools", "--model=Imported"]),
     ],
 )
 def test_help_of_a_command(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies
-from recbole_llm.evaluation.ranks import Ranks, early_stopping_users, of_users, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import Ranks, covered, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
@@ -37,6 +37,7 @@ from recbole_llm.store.stages import Stage, StageCache
 if TYPE_CHECKING:
     from recbole_llm.data.candidate_sets import CandidateRetriever
     from recbole_llm.data.candidates import CandidateSet
+    from recbole_llm.evaluation.predictions import PredictionWriter
 
 logger = getLogger()
 
@@ -51,6 +52,7 @@ class ProtocolTrainer(SafeCheckpoints):
         users_per_second: of the last evaluation; None if it used cached scores.
         validated: number of users of the validation after training; None if RecBole's trainer validates.
         training, validation: what RecBole's ``fit`` or that validation has cost; None until it is done.
+        predictions: writes the rankings of the evaluation; None if they are not saved.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -72,6 +74,7 @@ class ProtocolTrainer(SafeCheckpoints):
         self.validated: int | None = None
         self.training: Measured | None = None
         self.validation: Measured | None = None
+        self.predictions: PredictionWriter | None = None
         self.optimizer: Any
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -135,7 +138,7 @@ class ProtocolTrainer(SafeCheckpoints):
                 self.optimizer = self._build_optimizer()
             with metered() as self.training:
                 return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-        if not valid_data:
+        if not valid_data or not self.recommender.has_validation:
             return -1, None
         self._users = early_stopping_users(valid_data, self.config["seed"], self.config["valid_users"])
         with metered() as self.validation:
@@ -177,7 +180,8 @@ class ProtocolTrainer(SafeCheckpoints):
             self._load_weights(model_file or self.saved_model_file)
         self._variant = variant or next(iter(self.recommender.variants().values()))
         self._candidates, data = getattr(eval_data, "candidates", None), eval_data._dataset
-        self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), max(self.config["topk"]))
+        longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
+        self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
         self._scores = self._cached_scores()
         self.ranks = Ranks()
         began = time.monotonic()
@@ -211,14 +215,16 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
-        interaction, users, positive_i = _covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
+        interaction, users, positive_i = covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
         listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
         scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
-        target = positive_i.to(self.device)
-        found = listed == target[:, None]  # [B, C]; the candidates of a retriever may lack the target
-        self.ranks.add(users, scores, found.int().argmax(1), missed=~found.any(1))
-        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num)  # [B, I]
-        return interaction, catalogue, torch.arange(len(users)), positive_i
+        if self.predictions is not None:
+            self.predictions.add(users, listed, scores)
+        target, rows = positive_i.to(self.device), torch.arange(len(users))
+        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num, partial=self._variant.partial)  # [B, I]
+        missed = exclude_missed(catalogue, rows, target)  # the candidates of a retriever may lack the target
+        self.ranks.add(users, scores, (listed == target[:, None]).int().argmax(1), missed)
+        return interaction, catalogue, rows, positive_i
 
     def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
         """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""
@@ -238,7 +244,7 @@ class ProtocolTrainer(SafeCheckpoints):
             if not eval_data.candidates:
                 yield interaction, None
                 continue
-            interaction, known, targets = _covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
+            interaction, known, targets = covered(eval_data.candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
             if len(known):
                 yield interaction, eval_data.candidates.lookup(known, targets)
 
@@ -252,8 +258,11 @@ class ProtocolTrainer(SafeCheckpoints):
             scores = self._variant.score_catalogue(interaction.to(self.device)).view(-1, self.tot_item_num)  # [B, I]
         users = interaction[self.config["USER_ID_FIELD"]]
         masked, ranked = self._ranking(scores, interaction.to(self.device), users, (positive_u, positive_i), self._variant)
+        if self.predictions is not None:
+            self.predictions.add_catalogue(users, masked, ranked)
+        missed = exclude_missed(ranked, positive_u, positive_i) if self._variant.partial else None
         if len(positive_u) == len(interaction):  # leave-one-out: one target per row
-            self.ranks.add(users, masked, positive_i.to(self.device), untied=ranked)
+            self.ranks.add(users, masked, positive_i.to(self.device), missed, untied=ranked)
         return interaction, ranked, positive_u, positive_i
 
     def _candidate_scores(self, interaction: Any, users: Tensor, candidates: Tensor) -> Tensor:
@@ -267,16 +276,6 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.add(users, scores)
         return scores
-
-
-def _covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:
-    """The rows, users and targets of a batch for which there are candidates."""
-    users = interaction[user_field]
-    covered = candidates.covers(users)
-    if covered.all():
-        return interaction, users, targets
-    # some users have too few interactions for a split that is equal for all models
-    return interaction[covered], users[covered], targets[covered]
 
 
 def trainer_class(config: Any) -> type[Any]:

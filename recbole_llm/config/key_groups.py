@@ -12,7 +12,7 @@ BOOKKEEPING = {
     *("log_wandb", "note", "save_dataloaders", "save_dataset", "save_every_seconds", "show_progress", "state"),
     *("wandb_project", "worker", "merge_full_model", "probe_seconds", "plan_efficiency"),
     *("train_batch_tokens", "gradient_checkpointing", "max_memory"),  # how a training is computed, see LoopOptions
-    "score_batch_tokens",
+    *("score_batch_tokens", "save_predictions", "predictions_topk", "origin", "predictions"),  # the content of predictions counts
 }
 # keys of the data and the evaluation; all other keys of ours describe the model, and `init_from` takes them from its run
 ABOUT_DATA = {

@@ -129,8 +129,11 @@ def lacks_titles(config: Any) -> str | None:
         return None
     if not path.is_file():
         return f"title_field: the file of item texts, {path}, does not exist"
-    file = AtomicFile(path, AtomicFormat.of(config))
-    title = chosen_columns(file, config)["title_field"]
+    try:
+        file = AtomicFile(path, AtomicFormat.of(config))
+        title = chosen_columns(file, config)["title_field"]
+    except ValueError as error:
+        return str(error)
     return None if title in file.types else f"title_field: there is no column {title!r} in {path}"
 
 

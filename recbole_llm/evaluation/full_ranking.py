@@ -24,8 +24,11 @@ _CELLS = 2**22  # scores that are sorted at once
 _PRIME = 2**31 - 1  # products of two smaller numbers fit into 64 bits
 
 
-def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None) -> Tensor:
+def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None, *, partial: bool = False) -> Tensor:
     """Scores [B, I] in fp32 with minus infinity for the padding item and for ``history``, rows and items [H], alone.
+
+    Args:
+        partial: an item at minus infinity is not ranked and stays there; otherwise it is last.
 
     Raises:
         ValueError: a score is not a number.
@@ -33,7 +36,7 @@ def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None) -> Tensor:
     scores = scores.float()
     if scores.isnan().any():
         raise ValueError("the model returned NaN as the score of some items, which cannot be ranked")
-    scores = scores.clamp(min=torch.finfo(torch.float32).min)  # a copy; an item that a model excludes is last, and not masked
+    scores = scores.clamp(min=-torch.inf if partial else torch.finfo(torch.float32).min)  # a copy
     scores[:, 0] = -torch.inf
     if history is not None:
         scores[history] = -torch.inf
@@ -130,7 +133,7 @@ class FullRanking:
             positives: rows and items [T] of the targets.
         """
         rows, items = positives
-        masked = mask(scores, None if self.known is None else self.known.of(users, rows, items))
+        masked = mask(scores, None if self.known is None else self.known.of(users, rows, items), partial=variant.partial)
         targets = items.to(scores.device) if len(rows) == len(users) else None
         ranked = self.ties(masked, users, max(self.k, variant.reranked), targets)
         if not variant.reranked:

@@ -7,12 +7,15 @@ outside the candidates. So all of RecBole's metrics apply.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from recbole_llm.data.histories import drawn_users
+
+if TYPE_CHECKING:
+    from recbole_llm.data.candidates import CandidateSet
 
 
 def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -43,11 +46,13 @@ class Ranks:
         users: internal user ids.
         ranks: see :func:`target_ranks`.
         ties: number of other candidates with exactly the target's score.
+        missed: number of targets that are not ranked.
     """
 
     users: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     ties: list[int] = field(default_factory=list)
+    missed: int = 0
 
     def add(
         self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None, untied: Tensor | None = None
@@ -59,6 +64,7 @@ class Ranks:
         self.users += users.tolist()
         self.ranks += ranks.tolist()
         self.ties += ties.tolist()
+        self.missed += 0 if missed is None else int(missed.sum())
 
     @property
     def tie_rate(self) -> float:
@@ -77,10 +83,11 @@ def gather_scores(model: Any, interaction: Any, candidates: Tensor, item_field: 
     return full.view(len(candidates), -1).gather(1, candidates)  # [B, I] -> [B, C]
 
 
-def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) -> Tensor:
+def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int, *, partial: bool = False) -> Tensor:
     """Candidate scores [B, C] as catalogue scores [B, item_count] without ties.
 
-    Scores become minus their rank, so equal scores have the order of the candidate file, not one that ``torch.topk`` chooses.
+    Scores become minus their rank, so equal scores have the order of the candidate file, not one that ``torch.topk`` chooses. If
+    they are ``partial``, minus infinity stays: such a candidate is not ranked.
 
     Raises:
         ValueError: a score is not a number.
@@ -90,7 +97,24 @@ def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int) ->
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices  # [B, C]
     places = torch.empty_like(order).scatter_(1, order, torch.arange(scores.size(1), device=scores.device).expand_as(order))
     row = torch.full((scores.size(0), item_count), -torch.inf, device=scores.device)  # [B, I]
-    return row.scatter_(1, candidates, -places.float())
+    ranks = (-places).float()
+    return row.scatter_(1, candidates, ranks.masked_fill(scores == -torch.inf, -torch.inf) if partial else ranks)
+
+
+def exclude_missed(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
+    """Which targets, ``items`` [T] in ``rows`` [T] of scores [B, I], are at minus infinity: not ranked [T].
+
+    ``torch.topk`` fills a short ranking up with any item. In rows with such a target, the other items become finite, in place,
+    so that it does not choose the target.
+    """
+    rows, items = rows.to(scores.device), items.to(scores.device)
+    missed = scores[rows, items] == -torch.inf
+    if missed.any():
+        short = rows[missed].unique()
+        scores[short] = scores[short].clamp(min=torch.finfo(scores.dtype).min)
+        scores[short, 0] = -torch.inf
+        scores[rows[missed], items[missed]] = -torch.inf
+    return missed
 
 
 def early_stopping_users(valid_data: Any, seed: int, number: int) -> Tensor:
@@ -112,3 +136,13 @@ def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor |
     place = kept.cumsum(0) - 1  # [B]
     own = kept[rows]  # [T]
     return interaction[kept], None, place[rows[own]], items[own]
+
+
+def covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:
+    """The rows, users and targets of a batch for which there are candidates."""
+    users = interaction[user_field]
+    found = candidates.covers(users)
+    if found.all():
+        return interaction, users, targets
+    # some users have too few interactions for a split that is equal for all models
+    return interaction[found], users[found], targets[found]

@@ -45,6 +45,7 @@ class Variant:
         score_catalogue: interaction -> scores [B, I] of the whole catalogue, history included.
         fingerprint: of what the scores depend on besides the candidates; None disables caching.
         answers: generated answers of the same users, if the model has a published protocol that evaluates such answers.
+        partial: an item whose score is minus infinity is not ranked; such a target is missed.
         reranked: number of the best items of ``score_catalogue``, history left out, that ``score`` ranks anew; 0 for none.
     """
 
@@ -52,6 +53,7 @@ class Variant:
     score_catalogue: Callable[[Any], Tensor]
     fingerprint: str | None = None
     answers: Answers | None = None
+    partial: bool = False
     reranked: int = 0
 
 
@@ -65,6 +67,7 @@ class Facts:
         backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
         given_adapters: folder and SHA-256 of each adapter that was given and not trained, by its name.
         builtin: the parts that are not pretrained: ``llm``, ``text_encoder``.
+        imported: file, SHA-256, origin and gaps of predictions that were made elsewhere.
     """
 
     backbone: str | None = None
@@ -73,6 +76,7 @@ class Facts:
     backbone_identity: str | None = None
     given_adapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     builtin: tuple[str, ...] = ()
+    imported: Mapping[str, Any] | None = None
 
 
 class Recommender:
@@ -82,6 +86,7 @@ class Recommender:
 
     Attributes:
         trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer runs after them.
+        has_validation: there are scores of the validation users, too.
         shortcut: an untrained rule, with which leaderboards compare every other row.
         published: the paper's evaluation of generated answers; None for a model that is published with scores.
     """
@@ -92,6 +97,7 @@ class Recommender:
     scores_full_catalogue = True
     supports_init_from = False
     trained_in_stages = False
+    has_validation = True
     shortcut = False
     published: PublishedProtocol | None = None
 

@@ -62,14 +62,14 @@ class RunRecord:
         self.rows: list[Row] = []
 
     def add(self, name: str, result: Mapping[str, float]) -> None:
-        """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking."""
+        """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking of all targets."""
         ranks = single = self._trainer.ranks
         values = {key: float(value) for key, value in result.items()}
         if not self._one_target:  # a user with several targets has no rank
             ranks = single = Ranks()
         elif "test" not in self._candidates:
             single = ranks if len(ranks.ranks) == self._test_rows else Ranks()
-            values |= metrics.metrics(single.ranks, ["mrr"])
+            values |= {} if single.missed else metrics.metrics(single.ranks, ["mrr"])  # a missed target has no rank
         parts: dict[str, dict[str, Any]] = {}
         for part, own in slices.parted(single, self._slices).items():
             widths = metrics.half_widths(own.ranks, values)
@@ -113,6 +113,8 @@ class RunRecord:
         protocol += f", {self._masking}" if self._full else ""
         parts = [self._config["dataset"], self._scenario, protocol, backbone and f"backbone: {backbone}"]
         parts += [f"given adapter {adapter}" for adapter in given]
+        if imported := facts.imported:
+            parts += [f"predictions {imported['file']} ({imported['sha256'][:8]})", imported["origin"], imported["remark"]]
         return ", ".join(filter(None, parts))
 
     def write(self, **facts: Any) -> Path:
@@ -131,6 +133,7 @@ class RunRecord:
                 for row in self.rows
             },
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
+            "missed_targets": {row.name: row.ranks.missed for row in self.rows},
             "candidates_sha256": self._candidates,
             "protocol": self.protocol,
             "users_per_second": self.rows[0].users_per_second if self.rows else None,
@@ -141,6 +144,7 @@ class RunRecord:
             "merge": known.merge,
             "shortcut": self._trainer.recommender.shortcut,
             "given_adapters": known.given_adapters,
+            "imported": known.imported,
             "stages": {stage: folder.name for stage, folder in cache.folders.items()},
             "stage_seconds": cache.seconds,
             "config": config.plain(),

@@ -52,5 +52,6 @@ def parted(ranks: Ranks, slices: Mapping[str, frozenset[int]]) -> dict[str, Rank
     for name, users in slices.items():
         rows = [row for row in zip(ranks.users, ranks.ranks, ranks.ties, strict=True) if row[0] in users]
         if 0 < len(rows) < len(ranks.users):
-            found[name] = Ranks(*map(list, zip(*rows, strict=True)))
+            own, places, ties = map(list, zip(*rows, strict=True))
+            found[name] = Ranks(own, places, ties)
     return found

@@ -30,6 +30,7 @@ from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import parse_value
 from recbole_llm.data.items import lacks_titles
+from recbole_llm.evaluation import predictions
 from recbole_llm.leaderboard.table import Cell
 from recbole_llm.registry import SHORTCUTS
 
@@ -77,6 +78,12 @@ class Task:
         values = {"model": self.model, "dataset": self.dataset, **files, **self.settings, "seed": self.seed}
         return [f"--{key}={_literal(value)}" for key, value in values.items()]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a record, with predictions if they are to be saved; raises as :attr:`config`."""
+        needed = [self.record, *([self.record.with_name(predictions.FILE)] if self.config["save_predictions"] else [])]
+        return all(file.is_file() for file in needed)
+
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
         """The task with additional settings, which override its own."""
         return replace(self, settings=PropertyFiles().merge(self.settings, settings))
@@ -101,7 +108,7 @@ class Task:
         """The cell of the leaderboard: the record of the run, or ``error``, the reason why there is none."""
         note = record = None
         try:
-            note = self.config["note"]
+            note = "; ".join(str(self.config[key]) for key in ("origin", "note") if self.config[key])
             record = None if error else self._read()
         except Exception as problem:  # no configuration, no record
             error = error or str(problem)
@@ -109,11 +116,14 @@ class Task:
         rows = record.get("results", {}) if record else {}
         if record and name not in rows:
             record, error = None, f"its run has no row `{name}`; known: {', '.join(rows)}"
-        if record and self.row:  # the costs are those of the model's own row
+        if record and (imported := record.get("imported")):
+            missed = (record.get("missed_targets") or {}).get(name)
+            note = "; ".join(filter(None, [note, imported.get("remark"), missed and f"{missed:,} targets not in the file"]))
+        if record and (self.row or record.get("imported")):  # the costs are those of the model's own row, or unknown
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
-        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note and str(note))
+        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None)
 
     def _read(self) -> dict[str, Any] | None:
         return json.loads(self.record.read_text(encoding="utf-8")) if self.record.is_file() else None
@@ -143,7 +153,8 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             files = entry.get("config_files") or ()
             files = tuple(files.split() if isinstance(files, str) else files)
             own = merge(*(part or {} for part in parts)), entry.get("row"), files
-            tasks += [Task(str(label), entry["model"], plan["dataset"], seed, protocol, *own) for seed in plan["seeds"]]
+            seeds = plan["seeds"][:1] if _is_one_file(entry["model"], own[0]) else plan["seeds"]
+            tasks += [Task(str(label), entry["model"], plan["dataset"], seed, protocol, *own) for seed in seeds]
     listed = {task.label for task in tasks} | {task.model for task in tasks}
     for name in SHORTCUTS if plan.get("shortcuts") in (None, True) else ():
         for protocol, keys in protocols.items() if name not in listed else ():
@@ -154,6 +165,11 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             else:
                 tasks.append(task)
     return tasks
+
+
+def _is_one_file(model: str, settings: Mapping[str, Any]) -> bool:
+    """Whether all seeds would read one file of predictions, whose interval over seeds would be 0."""
+    return model == "Imported" and "{seed}" not in str(settings.get("predictions"))
 
 
 def _lacks_titles(task: Task) -> str | None:

@@ -44,7 +44,7 @@ def run_tasks(
             waiting.setdefault(task.record, []).append(task)
         except Exception as error:  # whatever it is, it is the task's alone
             reasons[task] = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
-    missing = [shared for record, shared in waiting.items() if not record.is_file()]
+    missing = [shared for shared in waiting.values() if not shared[0].is_done]
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
     for first, *_ in missing:  # RecBole's way of creating folders fails if two runs do it at once
         for folder in (Path("log") / first.config["model"], Path("log_tensorboard"), first.record.parents[2]):

@@ -28,6 +28,7 @@ from tabulate import tabulate
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.key_groups import ABOUT_DATA
 from recbole_llm.config.values import read_arguments
+from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_process
 from recbole_llm.leaderboard.space import Space, distribution, read_space
@@ -102,6 +103,8 @@ def tune(
     """
     space = read_space(params_file)
     config = LLMConfig(model, dataset, config_files, cmd_line=arguments)
+    if issubclass(config.model_class, Recommender) and not config.model_class.has_validation:
+        raise ValueError(f"--model={model}: it trains nothing and has no validation score that a search could compare")
     settings = {key: value for key, value in read_arguments(arguments).items() if key != "seed"}
     task = Task(model, model, dataset, config["seed"], "search", settings, config_files=tuple(config_files))
     if seeds is not None and (not isinstance(seeds, (list, tuple)) or not seeds or not all(type(seed) is int for seed in seeds)):

@@ -31,7 +31,7 @@ SHORT: dict[str, Any] = {
     **{"merge_prompts": 3, "merge_points": 2, "domain_max_views": 1, "retriever_top": 4, "retriever_config": CF},
 }
 LISTWISE = {"prompt": "listwise", "lora_train_mode": "prefix"}
-ON_AN_LM = [name for name in MODELS if name not in ("AlphaRec", *SHORTCUTS)]
+ON_AN_LM = [name for name in MODELS if name not in ("AlphaRec", "Imported", *SHORTCUTS)]
 OWN: dict[str, dict[str, Any]] = {"LlamaRec": {"lora_train_mode": "prefix"}}
 CASES: dict[str, dict[str, Any]] = {
     **{name: OWN.get(name, {}) for name in MODELS},

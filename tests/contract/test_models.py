@@ -31,7 +31,7 @@ from recbole_llm.training.loop import TrainingLoop
 
 BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
 OWN = {"LlamaRec": {"lora_train_mode": "prefix"}}  # what the shared tiny settings say and a model cannot do
-TRAINED = [name for name in MODELS if name not in SHORTCUTS]
+TRAINED = [name for name in MODELS if name not in (*SHORTCUTS, "Imported")]
 BACKBONES = [f"ALLMRec/{cf_model}" for cf_model in ("GRU4Rec", "NextItNet", "BERT4Rec", "NeuMF", "BPR")]
 BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
 every_backbone = pytest.mark.parametrize("name", [*MODELS, *BASELINES, *BACKBONES], indirect=True, scope="module")
@@ -297,7 +297,7 @@ def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, 
     run = assemble(name, {**settings, **changes})
     plan = plan_of(run.trainer, run.stages, run.train, run.valid, run.test, run.retriever)
     listed = [line.name for line in plan.lines]
-    ranker = name not in ("Laser", "AlphaRec", "SASRec", *SHORTCUTS)
+    ranker = name not in ("Laser", "AlphaRec", "Imported", "SASRec", *SHORTCUTS)
     expected = {
         "builtin-lm": ranker or name == "Laser",
         "builtin-text-encoder": name in ("ALLMRec", "AlphaRec", "NearestTexts"),
