@@ -140,6 +140,7 @@ class RunRecord:
             "backbone_identity": known.backbone_identity,
             "merge": known.merge,
             "given_adapters": known.given_adapters,
+            "memorisation": known.memorisation,
             "stages": {stage: folder.name for stage, folder in cache.folders.items()},
             "stage_seconds": cache.seconds,
             "config": config.plain(),
