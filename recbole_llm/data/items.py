@@ -32,12 +32,14 @@ class ItemTexts:
         names: the title as prompts show it; unique, since year, brand or id are added to equal titles.
         fields: every other column of the file by name, cleaned in the same way; ``""`` for a missing value.
         columns: the column of each of :data:`COLUMNS` that the dataset has.
+        lines: internal ids in the order of the file.
     """
 
     titles: list[str]
     names: list[str]
     fields: dict[str, list[str]]
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    lines: Sequence[int] = ()
 
     @classmethod
     def read(
@@ -65,7 +67,7 @@ class ItemTexts:
         """
         wanted = {"title_field": title_field, "year_field": year_field, "brand_field": brand_field}
         wanted |= {"category_field": category_field, "description_field": description_field, "ITEM_ID_FIELD": id_field}
-        columns = _read_columns(file, wanted, id_field, item_ids, frozenset(no_value))
+        columns, lines = _read_columns(file, wanted, id_field, item_ids, frozenset(no_value))
         raw_titles = columns.pop(title_field)
         if article_suffix:
             raw_titles = [restore_article(title) for title in raw_titles]
@@ -80,7 +82,7 @@ class ItemTexts:
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
         titles[0] = ""
         named = {key: name for key in COLUMNS if (name := wanted[key])}
-        return cls(titles, _unique(titles, years, brands, item_ids), columns, named)
+        return cls(titles, _unique(titles, years, brands, item_ids), columns, named, lines)
 
     def known(self, fields: Sequence[str]) -> list[dict[str, str]]:
         """The named columns that have a value, by item id.
@@ -154,8 +156,11 @@ def title_key(title: str) -> str:
 
 def _read_columns(
     file: AtomicFile, wanted: dict[str, str | None], id_field: str, item_ids: Sequence[str], no_value: frozenset[str]
-) -> dict[str, list[str]]:
-    """Every column but the id as clean texts by internal id. Of several rows of an item the first one counts, as in RecBole."""
+) -> tuple[dict[str, list[str]], list[int]]:
+    """Every column but the id as clean texts by internal id, and the internal ids in the order of the file.
+
+    Of several rows of an item the first one counts, as in RecBole.
+    """
     for key, name in wanted.items():
         if name and name not in file.types:
             raise ValueError(f"{key}: there is no column {name!r} in {file.path}; its columns are {', '.join(file.types)}")
@@ -172,7 +177,8 @@ def _read_columns(
     def clean(cell: str) -> str:
         return "" if cell in no_value else _BLANK.sub(" ", cell).strip()
 
-    return {name: ["", *("" if row is None else clean(cells[row]) for row in rows)] for name, cells in columns.items()}
+    found = {name: ["", *("" if row is None else clean(cells[row]) for row in rows)] for name, cells in columns.items()}
+    return found, [item for _, item in sorted((row, item) for item, row in enumerate(rows, start=1) if row is not None)]
 
 
 def _unique(titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]) -> list[str]:

@@ -66,6 +66,7 @@ class Facts:
         merge: how adapters were merged.
         backbone_identity: ``id@commit`` of a model from the hub, otherwise a hash of its folder or of its stage.
         given_adapters: folder and SHA-256 of each adapter that was given and not trained, by its name.
+        memorisation: what the LM knows of the catalogue before any training, if that was measured.
         builtin: the parts that are not pretrained: ``llm``, ``text_encoder``.
         imported: file, SHA-256, origin and gaps of predictions that were made elsewhere.
     """
@@ -76,6 +77,7 @@ class Facts:
     backbone_identity: str | None = None
     given_adapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     builtin: tuple[str, ...] = ()
+    memorisation: Mapping[str, Any] | None = None
     imported: Mapping[str, Any] | None = None
 
 

@@ -145,6 +145,7 @@ class RunRecord:
             "shortcut": self._trainer.recommender.shortcut,
             "given_adapters": known.given_adapters,
             "imported": known.imported,
+            "memorisation": known.memorisation,
             "stages": {stage: folder.name for stage, folder in cache.folders.items()},
             "stage_seconds": cache.seconds,
             "config": config.plain(),

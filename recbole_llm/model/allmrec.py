@@ -95,7 +95,7 @@ class ALLMRec(LLMRanker):
         if tokenizer := self.parts.backbone.tokenizer:
             self.parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         self.projection_stage = self.projection.stage(self.parts.eval_users(candidates) if self.parts.validates else None)
-        return [self.projection_stage]
+        return [self.projection_stage, *self.other_stages()]
 
     def facts(self) -> Facts:
         lm, text = super().facts(), self.text

@@ -55,7 +55,7 @@ class LoRACocktail(LLMRanker):
         sources = self.adapter_stages(candidates)
         self.check_rows("merge_beside", self.merging.others)
         self.merged = self.merging.stages("cocktail", sources, candidates)
-        return [*self.merged.values(), *self.retrieval()]
+        return [*self.merged.values(), *self.other_stages()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:
         merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}

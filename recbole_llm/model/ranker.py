@@ -40,6 +40,7 @@ from recbole_llm.merging.report import draw_coefficients
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.given_adapters import GivenAdapters
+from recbole_llm.model.memorised import Memorised
 from recbole_llm.model.parts import Parts, histories_of
 from recbole_llm.model.published_answers import PublishedAnswers
 from recbole_llm.model.ranker_costs import answers_cost, scores_cost
@@ -59,6 +60,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         adapter_training: trains the adapters.
         given: the adapters that the user gives in place of a training.
         sources: the stage of each adapter of :meth:`trained`, once they are planned.
+        memorised: what the LM knows of the catalogue before any training.
         retriever: ranks the catalogue if the test is a full ranking, otherwise None.
         merge_report: ``merge.json`` of the model's adapter once it is loaded; None if it is not a merged one.
     """
@@ -79,14 +81,15 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.reranks = "test" not in config["candidate_phases"]
         self.retriever: CollaborativeModel | None = Retriever(config) if self.reranks and not self.uses_cf_model else None
         self.shuffled_title_control = config["shuffled_title_control"]
+        self.memorised = Memorised(self.parts, config["memorisation"])
         self.generates = config["scoring"] == "published"
         if self.published is not None:  # an answer of one label is no title
             self.published = None if self.parts.scoring.reads_labels else self.published.with_settings(config)
         self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
-        if target := config["merge_full_model"]:
-            check_target(Path(target), "merge_full_model")
-        self.full_model = Path(target) if target else None
+        self.full_model = Path(config["merge_full_model"]) if config["merge_full_model"] else None
+        if self.full_model is not None:
+            check_target(self.full_model, "merge_full_model")
         self._merged: tuple[str | Path, Path] | None = None  # the base model and the merged adapter
         self._unload: Callable[[], Any] = lambda: None
 
@@ -102,8 +105,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         return {}
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        """The stages of the model, those of :meth:`retrieval` included; the first one makes the model itself."""
-        return [*self.adapter_stages(candidates).values(), *self.retrieval()]
+        """The stages of the model, those of :meth:`other_stages` included; the first one makes the model itself."""
+        return [*self.adapter_stages(candidates).values(), *self.other_stages()]
 
     def adapter_stages(self, candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
         """The stages of :meth:`trained`; that of a given adapter copies its folder.
@@ -136,9 +139,9 @@ class LLMRanker(Recommender, SequentialRecommender):
         if taken := known.intersection(names):
             raise ValueError(f"{key}: {min(taken)!r} is the name of a row or an adapter of {model}; choose another name")
 
-    def retrieval(self) -> Sequence[Stage]:
-        """The retriever's stage, if there is a retriever."""
-        return () if self.retriever is None else (self.retriever.stage,)
+    def other_stages(self) -> Sequence[Stage]:
+        """The stages of the retriever and of :attr:`memorised`, if there are any."""
+        return [*((self.retriever.stage,) if self.retriever else ()), *self.memorised.stages]
 
     def check(self) -> None:
         examples = self.parts.examples
@@ -150,6 +153,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     def load(self, cache: StageCache) -> None:
         if self.retriever is not None:
             self.retriever.load(cache.folder(self.retriever.stage))
+        self.memorised.load(cache)
         self._variants = self.rows(self.parts.backbone.load(cache), cache)
 
     def variants(self) -> dict[str, Variant]:
@@ -157,15 +161,14 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def facts(self) -> Facts:
         lm, given = self.parts.backbone, self.given.facts()
-        return Facts(lm.name, lm.fingerprint, self.merge_report, lm.identity, given_adapters=given, builtin=lm.builtin)
+        return Facts(lm.name, lm.fingerprint, self.merge_report, lm.identity, given, lm.builtin, self.memorised.found)
 
     def report(self, folder: Path) -> list[str]:
-        if self.merge_report is None or self._merged is None:
-            return []
-        lines = draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
-        if self.full_model is not None:
-            base, merged = self._merged
-            lines.append(write_full_model(base, merged, self.full_model, revision=self.parts.backbone.revision))
+        lines = self.memorised.lines()
+        if self.merge_report is not None and self._merged is not None:
+            lines += draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
+            if self.full_model is not None:
+                lines.append(write_full_model(*self._merged, self.full_model, revision=self.parts.backbone.revision))
         return lines
 
     def rows(self, causal: CausalLM, cache: StageCache) -> dict[str, Variant]:
@@ -213,9 +216,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         return found
 
     def _shuffled(self, causal: CausalLM) -> PromptBuilder | None:
-        if self.shuffled_title_control:
-            return self.parts.builder(causal.tokenizer, names=self.parts.shuffled_names())
-        return None
+        names = self.parts.shuffled_names() if self.shuffled_title_control else None
+        return self.parts.builder(causal.tokenizer, names=names) if names else None
 
     def answering(self, causal: CausalLM) -> Sequence[tuple[TitleLikelihood, int]]:
         """As :meth:`evaluated`, for the rows that generate answers."""

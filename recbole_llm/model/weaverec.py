@@ -75,7 +75,7 @@ class WeaveRec(LLMRanker):
             f"weave of {count} domains: with all of them as targets, there are {count} single-domain and "
             f"{count * (count - 1) // 2} hybrid adapters; this run and its controls use {len(stages)}"
         )
-        return [*self.merged.values(), *stages.values(), *self.retrieval()]
+        return [*self.merged.values(), *stages.values(), *self.other_stages()]
 
     def _specs(self, scheme: str) -> dict[str, AdapterSpec]:
         """The adapters that a scheme merges, by name; the target's is the first."""

@@ -32,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "history_separator": ", ",
         "lora_train_mode": "prefix",
     },
-    "LoRACocktail": {"shuffled_title_control": True},
+    "LoRACocktail": {"shuffled_title_control": True, "memorisation": True},
     "LoRACocktail, one merge beside another": {"merge_beside": {"best of a grid": {"merge": "grid"}}},
     "LoRACocktail, held-out examples": {"lora_valid": "loss", "held_out": 0.2},
     "LoRACocktail, several rates": {"merge_start": "uniform", "merge_steps": 2, "merge_learning_rate": [0.1, 1.0]},

@@ -70,6 +70,18 @@ def test_the_shuffled_title_control_shows_every_item_under_anothers_title(assemb
             assert not torch.allclose(found, variants[own].score(interaction, candidates), atol=1e-2)
 
 
+def test_memorisation_is_measured_once_for_a_backbone_and_a_dataset(record, module_settings, caplog):
+    given = {**module_settings, "memorisation": True}
+    result = run_recbole_llm("TALLRec", "tiny", config_dict=given)
+    with_it = json.loads(Path(result["record"]).read_text())
+    assert with_it["memorisation"]["lines"]["number"] > 0 and 0 <= with_it["memorisation"]["lines"]["share"] <= 1
+    assert "memorisation: the next line" in caplog.text and with_it["stage_seconds"]["memorisation"] > 0
+    assert with_it["results"] == record["results"] and record["memorisation"] is None
+    again = run_recbole_llm("TALLRec", "tiny", config_dict={**given, "lora_learning_rate": 2e-3})
+    other = json.loads(Path(again["record"]).read_text())
+    assert other["stage_seconds"]["memorisation"] == 0 and other["memorisation"] == with_it["memorisation"]
+
+
 def test_the_shuffled_title_control_adds_two_rows_and_changes_no_other(record, module_settings):
     result = run_recbole_llm("TALLRec", "tiny", config_dict={**module_settings, "shuffled_title_control": True})
     controlled = json.loads(Path(result["record"]).read_text())
