@@ -271,7 +271,7 @@ def test_every_column_is_read_as_recbole_reads_it(toy: Path) -> None:
     from recbole.data.dataset import Dataset
 
     change(toy / "toy.item", '"', "")
-    values = {"load_col": None, "seq_len": {"title": 2}, "data_path": str(toy.parent)}
+    values = {"load_col": None, "seq_len": {"title": 2}, "data_path": str(toy.parent), "rm_dup_inter": None}
     config = LLMConfig("Pop", "toy", config_dict=values)
     ours, theirs = create_dataset(config), Dataset(config)
     for name in ("inter_feat", "item_feat"):
