@@ -275,7 +275,7 @@ def test_every_column_is_read_as_recbole_reads_it(toy: Path) -> None:
         _load_feat = Dataset._load_feat
 
     change(toy / "toy.item", '"', "")
-    values = {"load_col": None, "seq_len": {"title": 2}, "data_path": str(toy.parent)}
+    values = {"load_col": None, "seq_len": {"title": 2}, "data_path": str(toy.parent), "rm_dup_inter": None}
     config = LLMConfig("Pop", "toy", config_dict=values)
     ours, theirs = create_dataset(config), ByRecBole(config)
     for name in ("inter_feat", "item_feat"):
