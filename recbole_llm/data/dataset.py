@@ -60,7 +60,6 @@ class RankedTime(Split, StrictTables, ArrayGroups):
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
             rows, self.scenario = scenarios.hold_out(self.config, users, items, *self.tokens)
             self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
-        self._sort_by_time()
 
     def _remove_duplication(self: Any) -> None:
         self.repeats_dropped = repeats.drop(self)
@@ -77,6 +76,7 @@ class RankedTime(Split, StrictTables, ArrayGroups):
         masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
         whole = pairs(self) if masked else (np.empty(0), np.empty(0))
         if forms.leaves_one_out(self.config):
+            self.inter_feat = self.inter_feat.iloc[self._time_order].reset_index(drop=True)
             self.inter_feat[self.time_field] = np.arange(len(self.inter_feat), dtype=np.float64)  # by which RecBole sorts
         splits = super().build()  # type: ignore[misc]
         for phase in masked:
@@ -96,14 +96,14 @@ class RankedTime(Split, StrictTables, ArrayGroups):
         """The rule of a full ranking; must be read first before :meth:`build`, whose splits copy it."""
         return Masking.of(self.config, repeats_kept=repeats.repeats_kept(self))
 
-    def _sort_by_time(self: Any) -> None:
-        """Sort the rows of a file that is to be split by time, equal times by ``tie_order``.
+    @property
+    def _time_order(self: Any) -> np.ndarray:
+        """Rows in time order, equal times by ``tie_order``.
 
         RecBole sorts once more, by times in float32, which has 24 bits; a Unix time needs 31 (RUCAIBox/RecBole#1653). Its sort is
-        stable, so rows stay in order.
+        stable, so rows in this order stay in it.
         """
-        if forms.needs_time(self.config):
-            self.inter_feat = self.inter_feat.iloc[np.lexsort((self._tie_keys, self._times))].reset_index(drop=True)
+        return np.lexsort((self._tie_keys, self._times))
 
     @property
     def _times(self: Any) -> np.ndarray:

@@ -33,7 +33,7 @@ _ROW = "row of the file"
 
 
 class Split:
-    """Mixin for a RecBole dataset class; :class:`~recbole_llm.data.dataset.RankedTime` has ``_times`` and ``_order``."""
+    """Mixin for a RecBole dataset class; :class:`~recbole_llm.data.dataset.RankedTime` has what is ordered by time."""
 
     @cached_property
     def division(self: Any) -> list[np.ndarray] | None:
@@ -64,9 +64,11 @@ class Split:
 
     def _by_recbole(self: Any) -> list[np.ndarray]:
         """The rows that RecBole's general dataset puts into each part, in its order."""
-        columns = {self.uid_field: self.inter_feat[self.uid_field].to_numpy(), _ROW: np.arange(len(self.inter_feat))}
+        order, columns = np.arange(len(self.inter_feat)), {}
         if forms.needs_time(self.config):
-            columns[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)
+            order = self._time_order
+            columns[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)[order]
+        columns |= {self.uid_field: self.inter_feat[self.uid_field].to_numpy()[order], _ROW: order}
         plain = Dataset.__new__(Dataset)
         plain.__dict__.update(self.__dict__)
         plain.config = copy.copy(self.config)
@@ -188,9 +190,7 @@ class Split:
         super()._set_alias(alias_name, [*default_value, *lists])  # type: ignore[misc]
 
     def _set_time(self: Any, order: np.ndarray) -> None:
-        """Replace the times of files that are split already, by which RecBole augments, by the place in ``order``."""
-        if not self.config["benchmark_filename"]:
-            return
+        """Replace the times, by which RecBole orders histories, by the place in ``order``."""
         users = self.inter_feat[self.uid_field].to_numpy()[order]
         places = np.empty(len(order))
         places[order] = np.arange(len(order)) - np.searchsorted(users, users)  # in the user's rows, since float32 has 24 bits
