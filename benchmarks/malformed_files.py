@@ -169,10 +169,12 @@ def outcome(config: LLMConfig, folder: Path) -> str:
     expected: dict[tuple[str, str], float] = {}  # in time order, the first of each pair
     for user, item, moment in sorted(triples, key=lambda triple: float(triple[2])):
         expected.setdefault((user, item), float(moment))
-    frame = dataset.inter_feat
+    frame, histories = dataset.inter_feat, dataset.histories
     users, items = (dataset.id2token(name, frame[name]).tolist() for name in ("user_id", "item_id"))
-    assert [*zip(users, items, strict=True)] == [*expected], "users and items"
-    assert frame["timestamp"].tolist() == [*expected.values()], "times"
+    assert len(frame) == len(expected), "rows"
+    assert dict(zip(zip(users, items, strict=True), frame["timestamp"].tolist(), strict=True)) == expected, "interactions"
+    for user, known in zip(histories.user_ids, histories.items, strict=True):
+        assert [(user, histories.item_ids[item]) for item in known] == [pair for pair in expected if pair[0] == user], "histories"
     of_item: dict[str, list[str]] = {}
     for row in item_rows:
         of_item.setdefault(row[item_names.index("item_id")], row)
