@@ -272,7 +272,8 @@ def test_a_partial_mode_holds_for_its_phase_and_a_single_one_for_both() -> None:
     assert phases({"test": "uni9"}) == ([], {"valid": "uni9", "test": "uni9"})  # as in RecBole
     assert phases({"valid": "full"}, {"test": "candidates"}) == (["test"], {"valid": "full", "test": "full"})
     assert phases({"valid": "full"}, {"test": "uni9"}) == ([], {"valid": "full", "test": "uni9"})
-    assert phases({}) == (["valid", "test"], {"valid": "full", "test": "full"})
+    with pytest.raises(ValueError, match=r"eval_args: mode {} names no phase.* \(eval_args is given in 0\.yaml\)"):
+        phases({})
 
 
 def test_an_interval_may_stand_without_quotes_on_a_command_line() -> None:

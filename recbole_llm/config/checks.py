@@ -5,7 +5,8 @@ Each value is checked alone; what several of them mean together is checked by th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -35,6 +36,19 @@ def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults
                 check(settings, f"{name} of {source}", files, defaults)
         elif key not in own:
             raise ValueError(f"unknown key `{key}` in {source}; {_nearest(str(key), definitions, defaults)}")
+
+
+@contextmanager
+def naming_source(given: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[None]:
+    """Add to a ValueError the last source of the key that it begins with; ``given`` holds the sources with their values."""
+    try:
+        yield
+    except ValueError as error:
+        key = str(error).partition(":")[0]
+        sources = [source for source, values in given if key in values]
+        if not sources or sources[-1] in str(error):
+            raise
+        raise ValueError(f"{error} ({key} is given in {sources[-1]})") from error
 
 
 def _settings_in(key: str, value: Any, definition: Definition) -> Iterator[tuple[str, Mapping[Any, Any]]]:

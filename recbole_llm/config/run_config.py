@@ -21,7 +21,7 @@ from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
-from recbole_llm.config.checks import check
+from recbole_llm.config.checks import check, naming_source
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
@@ -194,14 +194,16 @@ class LLMConfig(Config):
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
         lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
-        settle_mode(final, self.external_config_dict, model=self.model, lists_only=lists_only)
-        self._settle_scenario(final)
+        with naming_source(self._given):
+            settle_mode(final, self.external_config_dict, model=self.model, lists_only=lists_only)
+            self._settle_scenario(final)
         return final
 
     def _set_default_parameters(self) -> None:
         final, own = self.final_config_dict, self._own_data(self.dataset)
-        settle_metrics(final, self._source)
-        super()._set_default_parameters()
+        with naming_source(self._given):
+            settle_metrics(final, self._source)
+            super()._set_default_parameters()
         self.own_copy = Path(final["data_path"]) != own and any(own.glob(f"{glob.escape(self.dataset)}.*inter"))
         if self.own_copy:
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k

@@ -76,6 +76,8 @@ def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """``eval_args`` with RecBole's defaults for what is missing, and the mode of each phase."""
     found = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full", **arguments}
     mode = found["mode"]
+    if mode == {}:
+        raise ValueError("eval_args: mode {} names no phase; give {'valid': ..., 'test': ...}, or one mode for both")
     if isinstance(mode, Mapping):
         other = mode.get("valid", mode.get("test", "full"))
         found["mode"] = {phase: mode.get(phase, other) for phase in ("valid", "test")}

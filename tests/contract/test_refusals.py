@@ -35,9 +35,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "4 bits without bitsandbytes": ("TALLRec", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes: `pip install"),
     "4 bits without bitsandbytes, in an encoder": ("Laser", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes"),
-    "an unknown dtype": ("TALLRec", {"dtype": "float12"}, r"dtype 'float12' is unknown; choose auto"),
+    "an unknown dtype": ("TALLRec", {"dtype": "float12"}, r"dtype: 'float12' in .* is not one of auto"),
     "a size that is none": ("TALLRec", {"max_memory": {"cpu": "much"}}, r"max_memory: 'much' is not a size; give bytes or text"),
-    "an unknown precision": ("SASRec", {"float32_matmul_precision": "low"}, r"float32_matmul_precision: 'low' is unknown"),
+    "an unknown precision": (
+        "SASRec",
+        {"float32_matmul_precision": "low"},
+        r"float32_matmul_precision: 'low' in .* is not one of highest",
+    ),
     "a longer list of a retriever than labels": (
         "LlamaRec",
         LABELS | FULL | {"retriever_top": 53},
