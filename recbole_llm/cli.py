@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import linecache
 import os
 import shlex
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,14 +47,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
         failed = options.function(options, _keys(others))
-    except (ValueError, NotImplementedError, OSError, ImportError) as error:
-        if os.environ.get("RECBOLE_LLM_TRACEBACK"):
-            raise
-        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("RECBOLE_LLM_TRACEBACK"):
+            raise
+        _fail(_reason(error))
     if failed:
         sys.exit(1)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says if it was raised for the user; otherwise its type, too, and where its traceback is kept."""
+    if isinstance(error, (OSError, ImportError)) or _was_raised_here(error):
+        return str(error)
+    from recbole_llm import logs
+
+    return (
+        f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; log file: "
+        f"{logs.keep_traceback(error)}; RECBOLE_LLM_TRACEBACK=1 shows the traceback"
+    )
+
+
+def _was_raised_here(error: Exception) -> bool:
+    """Whether a ``raise`` of this package, of RecBole or of a user's model made the error, and not an operation or a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, (ValueError, NotImplementedError)):
+        return False
+    file, name = trace.tb_frame.f_code.co_filename, trace.tb_frame.f_globals.get("__name__", "")
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    ours = name.partition(".")[0] in ("recbole", "recbole_llm") or not file.startswith(libraries)
+    return ours and linecache.getline(file, trace.tb_lineno).lstrip().startswith("raise")
 
 
 def _run(options: argparse.Namespace, keys: list[str]) -> None:
@@ -232,7 +259,7 @@ def _keys(given: Sequence[str]) -> list[str]:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals:
             raise ValueError(f"command line: {argument!r} is not of the form --key=value")
-        compat.refuse_options({key: text})
+        compat.refuse_options({key: text}, "the command line")
     return list(given)
 
 

@@ -13,6 +13,9 @@ datasets are unpickled from ``saved/``      :func:`recbole_llm.data.loading.crea
 loaders are unpickled from ``saved/``       :func:`recbole_llm.data.loading.data_preparation`
 download fails in a barrier or prompts       :meth:`recbole_llm.data.dataset.RankedTime._download`
 timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.RankedTime.build`
+files are read otherwise than written       :class:`recbole_llm.data.tables.StrictTables`
+a table of lists, of gigabytes              :class:`recbole_llm.data.sequences.UnbuiltLists`
+a Python set for each user and phase        :class:`recbole_llm.data.samplers.ArraySampler`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.beyond_accuracy.SafeCollector`
 the second run of a process logs nothing     :func:`recbole_llm.logs.init_logging`
 ==========================================  ============================================================================
@@ -35,7 +38,7 @@ _INSTALL_RECBOLE = 'pip install --no-deps "recbole==1.2.1"'
 _NUMPY_NAMES = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
 
 # options of RecBole that are not supported, with RecBole's defaults
-_PROCESSES = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": "5678", "group_offset": 0, "offset": 0, "local_rank": 0}
+_PROCESSES = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": "5678", "group_offset": 0, "offset": 0, "local_rank": None}
 _PICKLES = {"save_dataset": False, "dataset_save_path": None, "save_dataloaders": False, "dataloaders_save_path": None}
 
 
@@ -107,11 +110,11 @@ def stop_anomaly_detection() -> None:
     torch.autograd.set_detect_anomaly(False)
 
 
-def refuse_options(given: Mapping[str, Any]) -> None:
+def refuse_options(given: Mapping[str, Any], source: str) -> None:
     """Refuse options of RecBole that would be ignored, except with their default values.
 
     Raises:
-        ValueError: names the option and the remedy.
+        ValueError: names the option, ``source`` and the remedy.
     """
     for key, value in given.items():
         if key in _PROCESSES and str(value) != str(_PROCESSES[key]):
@@ -120,4 +123,4 @@ def refuse_options(given: Mapping[str, Any]) -> None:
             remedy = "datasets and loaders are built in each run and never unpickled"
         else:
             continue
-        raise ValueError(f"{key}={value}: this option of RecBole is not supported; remove it ({remedy})")
+        raise ValueError(f"{key}: {value} in {source}: this option of RecBole is not supported; remove it ({remedy})")

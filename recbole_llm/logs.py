@@ -13,6 +13,7 @@ import re
 import sys
 import sysconfig
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,15 @@ class _Terminal(logging.StreamHandler):
             super().emit(record)
 
 
+class _File(logging.FileHandler):
+    """The log file of a run."""
+
+    def __init__(self, file: Path):
+        super().__init__(file, encoding="utf-8")
+        self.setFormatter(_Formatter())
+        self.addFilter(_is_ours)
+
+
 def hide_progress_bars() -> None:
     """Disable the progress bars of ``transformers`` if it is imported, except those of downloads on a terminal."""
     if "transformers" in sys.modules:
@@ -87,10 +97,18 @@ def init_logging(config: Any) -> Path:
     name = f"{config['model']}-{config['dataset']}-{time.strftime('%b-%d-%Y_%H-%M-%S')}-{identity}.log"
     file = Path("log") / config["model"] / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(file, encoding="utf-8")
-    to_file.setFormatter(_Formatter())
-    to_file.addFilter(_is_ours)
-    _install([_Terminal(), to_file], level)
+    _install([_Terminal(), _File(file)], level)
+    return file
+
+
+def keep_traceback(error: BaseException) -> Path:
+    """Append the traceback of an error to the log file of the run, or write it to a new file in ``log``; returns the path."""
+    text = "".join(traceback.format_exception(error))
+    files = [Path(handler.baseFilename) for handler in logging.getLogger().handlers if isinstance(handler, _File)]
+    file = files[0] if files else Path("log") / f"error-{time.strftime('%b-%d-%Y_%H-%M-%S')}.log"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.write(text)
     return file
 
 

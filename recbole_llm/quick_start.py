@@ -64,7 +64,6 @@ def run_recbole_llm(
     """
     began = time.monotonic()
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
-    compat.refuse_options(config.external_config_dict)
     log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
     run = assemble(config)
@@ -162,6 +161,8 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     _set_precision(config)
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
+    if config.own_copy:
+        logger.info(f"{config['dataset']}: your data is used, not the data of this name that comes with RecBole")
     logger.info(logs.dataset_line(data))
     for line in split_lines(config, data):
         logger.info(line)
@@ -202,7 +203,6 @@ def plan_run(
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
     if named:
         config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config, named)}, cmd_line)
-    compat.refuse_options(config.external_config_dict)
     logs.init_logging(config)
     return assemble(config, loads=False).plan(named, patient=True)
 

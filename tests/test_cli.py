@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import recbole_llm
-from recbole_llm import cli
+from recbole_llm import cli, logs
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.values import parse_value
 from recbole_llm.leaderboard import runner
@@ -171,11 +171,11 @@ def test_the_ways_to_start_a_run(script: list[str]) -> None:
         (["run", "--model=Pop", "epochs=3"], "'epochs=3' is not of the form --key=value"),
         (["run", "--model=Pop", "--epochs", "3"], "'--epochs' is not of the form --key=value"),
         (["run", "--model=Pop", "--config_files=nowhere.yaml"], "--config_files: nowhere.yaml does not exist (current folder: "),
-        (["run", "--model=Pop", "--nproc=2"], "nproc=2: this option of RecBole is not supported"),
-        (["run", "--model=Pop", "--world_size=4"], "world_size=4: this option of RecBole is not supported"),
-        (["run", "--model=Pop", "--ip=10.0.0.1"], "ip=10.0.0.1: this option"),
-        (["run", "--model=Pop", "--port=1"], "port=1: this option"),
-        (["run", "--model=Pop", "--save_dataloaders=True"], "save_dataloaders=True: this option"),
+        (["run", "--model=Pop", "--nproc=2"], "nproc: 2 in the command line: this option of RecBole is not supported"),
+        (["run", "--model=Pop", "--world_size=4"], "world_size: 4 in the command line: this option of RecBole is not supported"),
+        (["run", "--model=Pop", "--ip=10.0.0.1"], "ip: 10.0.0.1 in the command line: this option"),
+        (["run", "--model=Pop", "--port=1"], "port: 1 in the command line: this option"),
+        (["run", "--model=Pop", "--save_dataloaders=True"], "save_dataloaders: True in the command line: this option"),
         (["leaderboard"], "required: --config_files; see recbole-llm leaderboard --help"),
         (["leaderboard", "--config_files=nowhere.yaml"], "--config_files: nowhere.yaml does not exist"),
         (["leaderboard", "--config_files=properties/overall.yaml", "--engine=ray"], "invalid choice: 'ray'"),
@@ -211,6 +211,60 @@ def test_what_fails_later_ends_in_one_line_too(
     monkeypatch.setenv("RECBOLE_LLM_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown key"):
         cli.main(arguments)
+
+
+@pytest.mark.parametrize("text", ["", "in two\nlines"])
+def test_an_error_that_nobody_expects_is_one_line_with_the_log_that_has_its_traceback(
+    text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data_path: Path
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError(text)
+
+    monkeypatch.delenv("RECBOLE_LLM_TRACEBACK", raising=False)
+    monkeypatch.setattr("recbole_llm.quick_start.create_dataset", broken)
+    arguments = ["--model=Pop", "--dataset=tiny", f"--data_path={data_path}"]
+    line = refused(capsys, *arguments)
+    (log,) = Path("log/Pop").iterdir()
+    assert re.fullmatch(
+        rf"error: KeyError: .*; this is a fault of the package, .*; log file: {log.absolute()}; RECBOLE_\S+ .*", line
+    )
+    assert "Traceback (most recent call last):" in log.read_text() and "in broken" in log.read_text()
+    monkeypatch.setenv("RECBOLE_LLM_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        cli.main(arguments)
+
+
+def test_before_a_run_has_a_log_an_unexpected_error_makes_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RECBOLE_LLM_TRACEBACK", raising=False)
+    monkeypatch.setattr("recbole_llm.quick_start.LLMConfig", lambda *_: {}["absent"])
+    logs.init_console()
+    line = refused(capsys, "--model=Pop", "--dataset=tiny")
+    (log,) = Path("log").iterdir()
+    assert str(log) in line and "KeyError: 'absent'" in log.read_text()
+
+
+@pytest.mark.parametrize("broken", ["int('x')", "json.loads('{')", "[] + 1", "b'\\xff'.decode()"])
+def test_an_error_that_an_operation_or_a_library_raises_is_not_told_as_advice(
+    broken: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RECBOLE_LLM_TRACEBACK", raising=False)
+    monkeypatch.setattr("recbole_llm.quick_start.LLMConfig", lambda *_: eval(broken, {"json": json}))
+    assert "this is a fault of the package" in refused(capsys, "--model=Pop", "--dataset=tiny")
+
+
+def test_what_a_users_model_raises_is_its_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_path: Path
+) -> None:
+    monkeypatch.delenv("RECBOLE_LLM_TRACEBACK", raising=False)
+    monkeypatch.setattr("recbole_llm.registry._own", {})
+    (tmp_path / "own_raising.py").write_text(
+        "from recbole.model.general_recommender import BPR\n\n\nclass OwnRaising(BPR):\n"
+        "    def __init__(self, config, dataset):\n        raise ValueError(f'users: {dataset.user_num} are too few')\n"
+    )
+    arguments = ["--model=own_raising:OwnRaising", "--dataset=tiny", f"--data_path={data_path}"]
+    assert refused(capsys, *arguments) == "error: users: 61 are too few"
 
 
 def test_an_interruption_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

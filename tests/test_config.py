@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recbole
 import yaml
-from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
+from recbole_llm.config.checks import check
 from recbole_llm.config.property_files import PropertyFiles, properties_folder, read_yaml
 from recbole_llm.config.values import parse_value
+from recbole_llm.data.domains import POSITIONS
+from recbole_llm.evaluation import slices
 from recbole_llm.llm.builtin_lm import BuiltinLMConfig
+from recbole_llm.llm.scoring import NORMALIZATIONS, STRATEGIES
 from recbole_llm.model.allmrec import ALLMRec
+from recbole_llm.model.laser_training import OPTIMIZERS
 from recbole_llm.model.tallrec import TALLRec
+from recbole_llm.model.towers import POOLINGS, STATES
+from recbole_llm.model.weaverec import SCHEMES
+from recbole_llm.training.schedule import KINDS
 
-PROPERTIES = [file for file in sorted(properties_folder().rglob("*.yaml")) if file.parent.name != "leaderboard"]
+PROPERTIES = [file for file in sorted(properties_folder().rglob("*.yaml")) if file.parent.name not in ("leaderboard", "splits")]
 
 
 @pytest.fixture(autouse=True)
@@ -143,11 +151,18 @@ def test_modes() -> None:
     assert both["candidate_phases"] == ["test"]
 
 
-@pytest.mark.parametrize("change", [{"split": {"RS": [0.8, 0.1, 0.1]}}, {"split": {"LS": "test_only"}}, {"order": "RO"}])
-def test_candidates_with_another_split_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="eval_args: mode 'candidates' needs .*'mode': 'full'"):
-        LLMConfig("Pop", "tiny", config_dict={"eval_args": change})
-    LLMConfig("Pop", "tiny", config_dict={"eval_args": {**change, "mode": "full"}})
+@pytest.mark.parametrize(
+    ("change", "phases"),
+    [
+        ({"split": {"RS": [0.8, 0.1, 0.1]}}, ["valid", "test"]),
+        ({"split": {"LS": "test_only"}}, ["test"]),
+        ({"split": {"RS": [0.8, 0, 0.2]}}, ["test"]),
+        ({"order": "RO"}, ["valid", "test"]),
+    ],
+)
+def test_phases_with_candidates_are_those_with_data(change: dict[str, Any], phases: list[str]) -> None:
+    assert LLMConfig("Pop", "tiny", config_dict={"eval_args": change})["candidate_phases"] == phases
+    assert LLMConfig("Pop", "tiny", config_dict={"eval_args": {**change, "mode": "full"}})["candidate_phases"] == []
 
 
 def test_sequential_models_with_cross_entropy_need_no_negatives() -> None:
@@ -331,8 +346,8 @@ def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
         LLMConfig("Pop", "tiny", config_dict={"lerning_rate": 1})
     with pytest.raises(ValueError, match="unknown key `epoch` in the command line; did you mean `epochs`"):
         LLMConfig("Pop", "tiny", cmd_line=["--epoch=1"])
-    with pytest.raises(ValueError, match="unknown key `group_by_user` in .*; did you mean `group_by` of `eval_args`"):
-        LLMConfig("Pop", "tiny", cmd_line=["--group_by_user=True"])
+    with pytest.raises(ValueError, match="unknown key `groupby` in .*; did you mean `group_by` of `eval_args`"):
+        LLMConfig("Pop", "tiny", cmd_line=["--groupby=user"])
     with pytest.raises(ValueError, match="unknown key `merge_step` in .*; did you mean `merge_steps`"):  # another model's
         LLMConfig("Pop", "tiny", cmd_line=["--merge_step=1"])
     with pytest.raises(ValueError, match="unknown key `extends` in"):  # a line of ours alone
@@ -379,13 +394,16 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"valid_metric": "NDCG"}, "valid_metric: NDCG is not computed; .*give one of .*NDCG@5, NDCG@10"),
+        ({"valid_metric": "NDCG"}, "valid_metric: NDCG is not computed in config_dict; .*give one of .*NDCG@5, NDCG@10"),
         ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not computed"),
-        ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed; .*topk is \[1, 3, 5, 10\]"),
-        ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD'; known: .*ndcg"),
-        ({"topk": []}, r"topk: \[\] are not all whole numbers of at least 1"),
-        ({"topk": [5, "ten"]}, r"topk: \[5, 'ten'\] are not all whole numbers"),
-        ({"topk": 0}, "topk: 0 in config_dict is not a list or a whole number of at least 1"),
+        ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed .*topk is \[1, 3, 5, 10\]"),
+        ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD' in config_dict; known: .*ndcg"),
+        ({"topk": []}, r"topk: \[\] in config_dict is empty"),
+        (
+            {"topk": [5, "ten"]},
+            r"topk: \[5, 'ten'\] in config_dict is not a list of whole numbers of at least 1",
+        ),
+        ({"topk": 0}, "topk: 0 in config_dict is not a list of whole numbers of at least 1 or a whole number of at least 1"),
     ],
 )
 def test_metrics_that_nobody_can_measure_are_refused(values: dict[str, Any], message: str) -> None:
@@ -415,7 +433,7 @@ def test_metrics_without_a_cut_have_no_k() -> None:
         ("--builtin_text_encoder={'dims': 8}", "unknown key `dims` of builtin_text_encoder .* did you mean `dim`"),
         (
             "--builtin_text_encoder={'dim': '8'}",
-            "builtin_text_encoder.dim: '8' in .* is not a whole number of at least 1; remove it",
+            "builtin_text_encoder.dim: '8' in .* is not a whole number of at least 1; give 8 without quotes",
         ),
         (
             "--eval_users=0",
@@ -430,12 +448,15 @@ def test_metrics_without_a_cut_have_no_k() -> None:
             "lora_batch_size: 0 in the command line is not a whole number of at least 1; remove it to use the default, 32",
         ),
         ("--lora_patience=-1", "lora_patience: -1 in the command line is not a whole number of at least 0"),
-        ("--epochs=many", "epochs: 'many' in the command line is not a number; remove it to use the default, 300"),
+        (
+            "--epochs=many",
+            "epochs: 'many' in the command line is not a whole number of at least 0; remove it to use the default, 300",
+        ),
         ("--r=8.5", "r: 8.5 in the command line is not a whole number"),
         ("--r=None", "r: None in the command line is not a whole number"),
         ("--chat=1", "chat: 1 in the command line is not True or False"),
         ("--alpha=True", "alpha: True in the command line is not a number"),
-        ("--no_value=unknown", r"no_value: 'unknown' in the command line is not a list; give \['unknown'\]"),
+        ("--no_value=unknown", r"no_value: 'unknown' in the command line is not a list of strings; give \['unknown'\]"),
         ("--noun=7", "noun: 7 in the command line is not a string; put quotes around it: .*'7'"),
     ],
 )
@@ -450,12 +471,12 @@ def test_every_source_is_checked_and_named(tmp_path: Path) -> None:
     for given in ({"config_file_list": [file]}, {"config_file_list": [file], "config_dict": {"lora_epochs": 1}}):
         with pytest.raises(ValueError, match=r"lora_epochs: 'two' in .*own\.yaml is not a whole number"):
             LLMConfig("TALLRec", "tiny", **given)
-    with pytest.raises(ValueError, match="general_datasets: 'x' in config_dict is not a list; give \\['x'\\]"):
-        LLMConfig("LoRACocktail", "tiny", config_dict={"general_datasets": "x"})
-    LLMConfig("Pop", "tiny", config_dict={"general_datasets": "x"})  # which is no key of Pop's
+    for model in ("LoRACocktail", "Pop"):  # which has no such key
+        with pytest.raises(ValueError, match="general_datasets: 'x' in config_dict is not a list of strings; give \\['x'\\]"):
+            LLMConfig(model, "tiny", config_dict={"general_datasets": "x"})
     (tmp_path / "mine").mkdir()
     write(tmp_path / "mine" / "mine.yaml", no_value="unknown")
-    with pytest.raises(ValueError, match=r"no_value: 'unknown' in .*mine\.yaml is not a list"):
+    with pytest.raises(ValueError, match=r"no_value: 'unknown' in .*mine\.yaml is not a list of strings"):
         LLMConfig("Pop", "mine", config_dict={"data_path": str(tmp_path)})
 
 
@@ -509,7 +530,6 @@ def test_fingerprint_follows_results_not_bookkeeping() -> None:
         {"gpu_id": 1},
         {"worker": 2},
         {"state": "ERROR"},
-        {"save_dataset": True},
         {"score_batch_tokens": 99},
         {"train_batch_tokens": 99},
         {"gradient_checkpointing": True},
@@ -573,13 +593,17 @@ def test_a_property_file_beside_the_data_is_about_the_data(tmp_path: Path) -> No
 
 
 def test_the_users_own_ml_100k_comes_before_recboles(tmp_path: Path) -> None:
-    def path(data_path: Path) -> str:
-        return LLMConfig("Pop", "ml-100k", config_dict={"data_path": str(data_path)})["data_path"]
+    def config(data_path: Path) -> LLMConfig:
+        return LLMConfig("Pop", "ml-100k", config_dict={"data_path": str(data_path)})
 
-    assert "dataset_example" in path(tmp_path)
+    packaged = config(tmp_path)
+    assert "dataset_example" in packaged["data_path"] and not packaged.own_copy
     (tmp_path / "ml-100k").mkdir()
     (tmp_path / "ml-100k" / "ml-100k.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n")
-    assert path(tmp_path) == str(tmp_path / "ml-100k")
+    own = config(tmp_path)
+    assert own["data_path"] == str(tmp_path / "ml-100k") and own.own_copy
+    assert own.record_file != packaged.record_file, "or a leaderboard would show the one for the other"
+    assert config(tmp_path / "elsewhere").record_file == packaged.record_file
 
 
 # -- properties --------------------------------------------------------------------------------------------------------
@@ -641,25 +665,54 @@ def test_a_key_is_defined_once(folder: Path) -> None:
         _ = PropertyFiles(folder).definitions
 
 
-def test_every_key_of_ours_is_defined_or_recboles() -> None:
-    recbole = {*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments}
+def test_every_value_of_ours_has_the_type_of_its_key() -> None:
+    """No file of properties/ has a key without a type, or another value than a user may give."""
     for file in PROPERTIES:
-        values = read_yaml(file)
-        if "tuned" not in file.parts:  # those of RecBole's models
-            assert not values.keys() - DEFINITIONS.keys() - recbole - {"extends"}, file
-        for key, value in values.items():
-            inner = {name for name in DEFINITIONS if name.startswith(f"{key}.")}
-            assert not inner or not isinstance(value, dict) or {f"{key}.{name}" for name in value} <= inner, file
+        check(read_yaml_keys(file), str(file), PropertyFiles(properties_folder()), {})
+
+
+def test_every_key_of_recbole_has_a_type_that_its_defaults_have() -> None:
+    """So nothing that RecBole sets itself is refused; and each key that its code reads is known."""
+    folder = Path(recbole.__file__).parent
+    files = [file for file in folder.glob("properties/**/*.yaml") if file.name not in ("url.yaml", "kg_url.yaml")]
+    assert len(files) > 90
+    for file in files:
+        check(read_yaml(file), str(file), PropertyFiles(properties_folder()), {})
+    made = {"MODEL_TYPE", "MODEL_INPUT_TYPE", "device", "eval_type", "valid_neg_sample_args", "test_neg_sample_args"}
+    made |= {"feature_num", "cin"}  # by KD_DAGFM for its own use
+    code = [
+        file for name in ("config", "data", "evaluator", "model", "trainer/trainer.py") for file in (folder / name).rglob("*.py")
+    ]
+    code.append(folder / "trainer" / "trainer.py")
+    for file in code:
+        read = set(re.findall(r"config\[\s*[\"']([a-z]\w*)[\"']\s*\]", file.read_text(encoding="utf-8")))
+        assert not read - DEFINITIONS.keys() - made, file
+
+
+def test_choices_are_those_of_the_code() -> None:
+    assert set(DEFINITIONS["scorer"].choices) == set(STRATEGIES)
+    assert set(DEFINITIONS["normalize"].choices) == {*NORMALIZATIONS, "pmi"}
+    assert set(DEFINITIONS["lr_scheduler_type"].choices) == set(KINDS)
+    assert set(DEFINITIONS["train_positions"].choices) == set(DEFINITIONS["general_positions"].choices) == set(POSITIONS)
+    assert set(DEFINITIONS["pooling"].choices) == set(POOLINGS) and set(DEFINITIONS["cf_states"].choices) == set(STATES)
+    assert set(DEFINITIONS["laser_optimizer"].choices) == set(OPTIMIZERS)
+    assert set(DEFINITIONS["weave"].choices) == set(DEFINITIONS["weave_controls"].types[0].entries[0].choices) == set(SCHEMES)
+    assert {name.partition(".")[2] for name in DEFINITIONS if name.startswith("slices.")} == set(slices.NAMES)
 
 
 def test_every_key_that_is_read_is_defined() -> None:
-    recbole = set(LLMConfig("SASRec", "tiny").final_config_dict)
+    made = {
+        "MODEL_TYPE",
+        "MODEL_INPUT_TYPE",
+        "device",
+        "eval_type",
+        "candidate_phases",
+        "full_phases",
+    }
     for file in (properties_folder().parent / "recbole_llm").rglob("*.py"):
         read = set(re.findall(r"\bconfig\[[\"'](\w+)[\"']\]", file.read_text(encoding="utf-8")))
         read -= {"peft_type"} if file.name == "arithmetic.py" else set()  # adapter_config.json
-        assert not read - DEFINITIONS.keys() - recbole, (
-            f"{file}: no file of properties/ defines {read - DEFINITIONS.keys() - recbole}"
-        )
+        assert not read - DEFINITIONS.keys() - made, f"{file}: nothing defines {read - DEFINITIONS.keys() - made}"
 
 
 def test_the_builtin_lm_has_the_same_defaults_in_its_file() -> None:

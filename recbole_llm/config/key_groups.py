@@ -1,4 +1,4 @@
-"""Groups of keys: undocumented ones of RecBole, those that change no result, and those of the data and the evaluation."""
+"""Groups of keys: those that change no result, and those of the data and the evaluation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from recbole.utils.argument_list import evaluation_arguments
 
 from recbole_llm.data import scenarios
 
-# keys that RecBole reads but sets in none of its property files
-RECBOLE_KEYS = {
-    *("model", "dataset", "config_files", "nproc", "world_size", "local_rank", "ip", "port", "offset", "single_spec"),
-    *("transform", "neg_sampling", "training_neg_sample_num", "fusion_type", "wandb_project", "selected_features"),
-}
 # keys that change where or how a run is logged or saved, but not its result
 BOOKKEEPING = {
     *("checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id"),

@@ -8,20 +8,23 @@ properties/llm/L/M and properties/text_encoder/T/M (what L and T need for M alon
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from recbole.config import Config
 from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
+from recbole_llm.config.checks import check, naming_source
+from recbole_llm.config.evaluation import settle_metrics, settle_mode
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
-from recbole_llm.config.metrics import settle_metrics
-from recbole_llm.config.property_files import PropertyFiles, check, check_known, merge, property_file, read_yaml
+from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
 from recbole_llm.data import forms, scenarios
 from recbole_llm.store.files import fingerprint
@@ -34,18 +37,21 @@ class LLMConfig(Config):
     Args:
         model: name of one of our models or of RecBole's.
         dataset: name of an atomic dataset.
-        config_file_list: the user's YAML files.
+        config_file_list: the user's YAML files; in a string, separated by spaces.
         config_dict: values by key; strings are parsed as literals and never evaluated.
         cmd_line: ``--key=value`` arguments; ``sys.argv`` is not read.
+        cmd_name: what messages call ``cmd_line``.
 
     Attributes:
         init_run: the run that ``init_from`` names.
+        own_copy: whether the user's data is read in place of data that comes with RecBole under the same name.
 
     Raises:
         ValueError: an unknown key or model, or an invalid value; the message names the key, its source and the remedy.
     """
 
     init_run: SavedRun | None = None
+    own_copy: bool = False
     internal_config_dict: dict[str, Any]
     external_config_dict: dict[str, Any]
 
@@ -53,19 +59,22 @@ class LLMConfig(Config):
         self,
         model: str | None = None,
         dataset: str | None = None,
-        config_file_list: Sequence[str] | None = None,
+        config_file_list: Sequence[str] | str | None = None,
         config_dict: Mapping[str, Any] | None = None,
         cmd_line: Sequence[str] = (),
+        *,
+        cmd_name: str = "the command line",
     ):
         compat.check_pandas()
-        self._cmd_line = tuple(cmd_line)
+        self._cmd_line, self._cmd_name = tuple(cmd_line), cmd_name
         self._given: list[tuple[str, dict[str, Any]]] = []  # source and values; later ones win
         self.properties = PropertyFiles()
         super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
         _ = self.fingerprint  # computed now, because some models (BERT4Rec) add keys while they run
 
-    def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
-        self._given += [(str(file), read_yaml(property_file(file))) for file in file_list or []]
+    def _load_config_files(self, file_list: Sequence[str] | str | None) -> dict[str, Any]:
+        files = file_list.split() if isinstance(file_list, str) else file_list or []
+        self._given += [(str(file), read_yaml(property_file(file))) for file in files]
         return {}
 
     def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,11 +83,11 @@ class LLMConfig(Config):
         return {}
 
     def _load_cmd_line(self) -> dict[str, Any]:
-        self._given.append(("the command line", read_arguments(self._cmd_line)))
+        self._given.append((self._cmd_name, read_arguments(self._cmd_line)))
         return {}
 
     def _merge_external_config_dict(self) -> None:
-        self.external_config_dict = merge(*(values for _, values in self._given))
+        self.external_config_dict = self.properties.merge(*(values for _, values in self._given))
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
         model = model or self.external_config_dict.get("model")
@@ -89,8 +98,14 @@ class LLMConfig(Config):
         model_class = registry.get_model(str(model))
         compat.stop_anomaly_detection()
         if own := registry.own_property_file(model_class):
-            self.properties.own[f"model/{model_class.__name__}"] = own
+            self.properties.add(f"model/{model_class.__name__}", own)
+            self._merge_external_config_dict()  # its comments say which dictionaries are replaced as a whole
         return str(model).rpartition(":")[2], model_class, str(dataset)
+
+    def _update_internal_config_dict(self, file: str) -> dict[str, Any]:
+        values = read_yaml(file)  # RecBole would parse its files again in every Config, four fifths of the time of one
+        self.internal_config_dict.update(values)
+        return values
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -105,17 +120,16 @@ class LLMConfig(Config):
         beside = self._beside_the_data(dataset, overall)
         parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
         named = [*parts, f"model/{model}", *(f"{part}/{model}" for part in parts)]
-        ours = merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
+        ours = files.merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
         self._ours.update(ours)
-        self.internal_config_dict = merge(self.internal_config_dict, ours)
+        self.internal_config_dict = files.merge(self.internal_config_dict, ours)
         self._initialise_from_run(model, model_class)
-        defaults = {key: value for key, value in self.internal_config_dict.items() if key in self._ours}
+        for file in files.own.values():
+            values = {key: value for key, value in read_yaml(file).items() if key != "extends"}
+            check(values, str(file), files, self.internal_config_dict)
         for source, values in self._given:
-            check_known(values, source, files, self.internal_config_dict)
-            check(values, source, files, defaults)
-            rows = values.get("merge_beside") if "merge_beside" in defaults else None
-            for row, changes in rows.items() if isinstance(rows, dict) else ():
-                check(changes if isinstance(changes, dict) else {}, f"merge_beside[{row!r}] of {source}", files, defaults)
+            check(values, source, files, self.internal_config_dict)
+            compat.refuse_options(values, source)
 
     def _part(self, key: str) -> str | None:
         """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""
@@ -175,32 +189,29 @@ class LLMConfig(Config):
         return set(scenarios.TEXTS).union(*(files.read(f"dataset/{name}") for name in files.names("dataset")))
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        final = merge(self.internal_config_dict, self.external_config_dict)
+        final = self.properties.merge(self.internal_config_dict, self.external_config_dict)
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
-        self._settle_evaluation(final)
-        self._settle_scenario(final)
+        lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
+        with naming_source(self._given):
+            settle_mode(final, self.external_config_dict, model=self.model, lists_only=lists_only)
+            self._settle_scenario(final)
         return final
 
     def _set_default_parameters(self) -> None:
         final, own = self.final_config_dict, self._own_data(self.dataset)
-        settle_metrics(final)
-        super()._set_default_parameters()
-        if Path(final["data_path"]) != own and any(own.glob(f"{self.dataset}.*inter")):
+        with naming_source(self._given):
+            settle_metrics(final, self._source)
+            super()._set_default_parameters()
+        self.own_copy = Path(final["data_path"]) != own and any(own.glob(f"{glob.escape(self.dataset)}.*inter"))
+        if self.own_copy:
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
 
-    def _settle_evaluation(self, final: dict[str, Any]) -> None:
-        """Check the form of the data; replace the mode ``candidates``, unknown to RecBole, by ``full``: one row per user."""
-        final["eval_args"] = forms.complete(final["eval_args"])
-        modes = final["eval_args"]["mode"]
-        lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
-        forms.check(final, self.external_config_dict, lists_only=lists_only)
-        final["candidate_phases"] = forms.phases(final, [phase for phase, value in modes.items() if value == "candidates"])
-        final["full_phases"] = [phase for phase, value in modes.items() if value == "full"]
-        final["eval_args"]["mode"] = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
-        if "load_col" not in self.external_config_dict:
-            final["load_col"] = forms.load_col(final)
+    def _source(self, key: str) -> str:
+        """`` in FILE``, the last source that gives a key; empty for a default."""
+        sources = [source for source, values in self._given if key in values]
+        return f" in {sources[-1]}" if sources else ""
 
     def _settle_scenario(self, final: dict[str, Any]) -> None:
         """Check the scenario; with ``train_dataset``, set the columns of the two datasets that are read as one."""
@@ -215,6 +226,8 @@ class LLMConfig(Config):
         if shell is not None and "gpu_id" not in self.external_config_dict:
             self.final_config_dict["gpu_id"] = shell
         super()._init_device()
+        if not self.final_config_dict["use_gpu"]:  # which RecBole does not read
+            self.final_config_dict["device"] = torch.device("cpu")
 
     def compatibility_settings(self) -> None:
         compat.apply()
@@ -250,7 +263,7 @@ class LLMConfig(Config):
         kept["eval_args"] = {key: self["eval_args"][key] for key in ("split", "group_by", "order")}  # the same training data
         if scenarios.active(self) or self["tie_order"] == "random":
             kept["candidates"] = {"seed": self["candidates"]["seed"]}  # of the held-out users or items, and of ties
-        return LLMConfig(name, self.dataset, config_dict=as_literals(merge(kept, values)))
+        return LLMConfig(name, self.dataset, config_dict=as_literals(self.properties.merge(kept, values)))
 
     def plain(self) -> dict[str, Any]:
         """The final values as JSON-able data."""
@@ -260,6 +273,7 @@ class LLMConfig(Config):
     def fingerprint(self) -> str:
         """SHA-256 of every given value that can change a result."""
         values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # not its path
+        values |= {"own_copy": True} if self.own_copy else {}  # for the run record, which is named by this alone
         return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
 
     @property

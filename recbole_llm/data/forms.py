@@ -13,20 +13,18 @@ form                               what the parts are
 ``TS``                             rows after a point in time, for users with earlier rows
 =================================  =====================================================================================
 
-This module decides by the configuration alone, before data are read; :mod:`recbole_llm.data.splitting` finds the rows.
+This module decides by the configuration alone, whose types are checked already; :mod:`recbole_llm.data.splitting` finds the rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 
 LEAVE_ONE_OUT = {"LS": "valid_and_test"}
-TIME = "give --eval_args=\"{'order': 'TO'}\""
 # filters of RecBole, which it does not apply to files that are split already
 FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
 _DRAWN = re.compile(r"(?:uni|pop)[1-9]\d*")  # RecBole's modes with drawn negatives
@@ -78,6 +76,8 @@ def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """``eval_args`` with RecBole's defaults for what is missing, and the mode of each phase."""
     found = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full", **arguments}
     mode = found["mode"]
+    if mode == {}:
+        raise ValueError("eval_args: mode {} names no phase; give {'valid': ..., 'test': ...}, or one mode for both")
     if isinstance(mode, Mapping):
         other = mode.get("valid", mode.get("test", "full"))
         found["mode"] = {phase: mode.get(phase, other) for phase in ("valid", "test")}
@@ -86,13 +86,14 @@ def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, lists_only: bool) -> None:
+def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, model: str, lists_only: bool) -> None:
     """Refuse a form without meaning, or one in which a model cannot be trained or measured.
 
     Args:
         settings: the final values; ``eval_args.mode`` is a dictionary of phases.
         given: the user's own values.
-        lists_only: the model scores lists of candidates and not single items or the catalogue (LLM rankers).
+        model: its name.
+        lists_only: it scores lists of candidates and not single items or the catalogue (LLM rankers).
 
     Raises:
         ValueError: names the key, its value and the remedy.
@@ -101,14 +102,9 @@ def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, lists_only: 
         _check_files(settings["benchmark_filename"], given)
     else:
         _check_split(settings["eval_args"], settings["MODEL_TYPE"] == ModelType.SEQUENTIAL)
-    for phase, mode in settings["eval_args"]["mode"].items():
-        if not isinstance(mode, str) or not (mode in ("candidates", "full", "labeled") or draws(mode)):
-            raise ValueError(
-                f"eval_args: mode {mode!r} at {phase} is unknown; choose candidates, full, uniN or popN with a number such as "
-                "uni100, or labeled"
-            )
+    for mode in settings["eval_args"]["mode"].values():
         if lists_only and mode not in ("candidates", "full"):
-            _refuse_for_lists(mode, settings["model"])
+            _refuse_for_lists(mode, model)
 
 
 def _refuse_for_lists(mode: str, model: str) -> None:
@@ -126,7 +122,7 @@ def _refuse_for_lists(mode: str, model: str) -> None:
 
 
 def _check_files(files: Any, given: Mapping[str, Any]) -> None:
-    if isinstance(files, str) or not isinstance(files, (list, tuple)) or len(files) not in (2, 3) or len(set(files)) < len(files):
+    if len(files) not in (2, 3) or len(set(files)) < len(files):
         raise ValueError(
             f"benchmark_filename: {files!r} must be a list of two or three names, ['train', 'test'] or "
             "['train', 'valid', 'test'] for DATASET.train.inter and so on"
@@ -141,36 +137,27 @@ def _check_files(files: Any, given: Mapping[str, Any]) -> None:
 
 def _check_split(arguments: Mapping[str, Any], reads_histories: bool) -> None:
     split, order, group_by = arguments["split"], arguments["order"], arguments["group_by"]
-    if order not in ("TO", "RO"):
-        raise ValueError(f"eval_args: order {order!r} is unknown; choose TO (by time) or RO (random)")
-    if not isinstance(split, dict) or len(split) != 1 or not set(split) <= {"LS", "RS", "TS"}:
+    if len(split) != 1:
         raise ValueError(
             f"eval_args: split {split!r} must be one of {{'LS': 'valid_and_test'}}, {{'RS': [0.8, 0.1, 0.1]}} and "
             "{'TS': [0.8, 0.1, 0.1]}"
         )
     ((kind, parts),) = split.items()
-    if kind == "LS" and parts not in ("valid_and_test", "test_only"):
-        why = "leaves no test items" if parts == "valid_only" else "is unknown"
-        raise ValueError(f"eval_args: split {{'LS': {parts!r}}} {why}; choose 'valid_and_test' or 'test_only'")
+    if parts == "valid_only":
+        raise ValueError("eval_args: split {'LS': 'valid_only'} leaves no test items; choose 'valid_and_test' or 'test_only'")
     if kind != "LS":
         _check_ratios(kind, parts)
     grouped = not (group_by is None or str(group_by).lower() == "none")
-    if grouped and group_by != "user":
-        raise ValueError(f"eval_args: group_by {group_by!r} is unknown; choose 'user' or 'none'")
     if not grouped and kind != "RS":
         raise ValueError(
             f"eval_args: group_by {group_by!r} has no meaning with split {split}, which is made for each user; give 'user'"
         )
     if order == "RO" and (reads_histories or kind == "TS"):
         why = "a model that reads histories" if reads_histories else "a split by time"
-        raise ValueError(f"eval_args: order RO is random, and {why} needs time order; {TIME}")
+        raise ValueError(f"eval_args: order RO is random, and {why} needs time order; give --eval_args=\"{{'order': 'TO'}}\"")
 
 
-def _check_ratios(kind: str, ratios: Any) -> None:
-    if not isinstance(ratios, (list, tuple)) or not all(
-        isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and ratio >= 0 for ratio in ratios
-    ):
-        raise ValueError(f"eval_args: split {{'{kind}': {ratios!r}}} must be a list of three shares such as [0.8, 0.1, 0.1]")
+def _check_ratios(kind: str, ratios: Sequence[float]) -> None:
     if len(ratios) != 3:
         remedy = [ratios[0], 0, ratios[1]] if len(ratios) == 2 else [0.8, 0.1, 0.1]
         raise ValueError(
@@ -181,34 +168,6 @@ def _check_ratios(kind: str, ratios: Any) -> None:
         raise ValueError(
             f"eval_args: split {{'{kind}': {list(ratios)}}} leaves no training or no test data; give [0.8, 0.1, 0.1]"
         )
-
-
-def check_metrics(settings: Mapping[str, Any]) -> None:
-    """Refuse metrics that cannot be computed together, or not in the modes of ``eval_args``; their names are known.
-
-    Raises:
-        ValueError: names the metrics, the mode and the remedy.
-    """
-    kinds = {name: metric_types[str(name).lower()] for name in settings["metrics"]}
-    ranking = [name for name, kind in kinds.items() if kind == EvaluatorType.RANKING]
-    labelled = [name for name in kinds if name not in ranking]
-    if ranking and labelled:
-        raise ValueError(
-            f"metrics: {', '.join(ranking)} (of rankings) and {', '.join(labelled)} (of labels) cannot be computed in one run; "
-            "remove one kind"
-        )
-    for phase, recboles in settings["eval_args"]["mode"].items():
-        mode = "candidates" if phase in settings["candidate_phases"] else recboles
-        if labelled and mode in ("full", "candidates"):
-            raise ValueError(
-                f"metrics: {', '.join(labelled)} of labels do not fit mode '{mode}' at {phase}, which ranks; give "
-                "--eval_args=\"{'mode': 'uni100'}\", 'labeled' for data with labels, or metrics of rankings, ['Hit', 'NDCG']"
-            )
-        if ranking and mode == "labeled":
-            raise ValueError(
-                f"metrics: {', '.join(ranking)} of rankings do not fit mode 'labeled' at {phase}; give "
-                "--eval_args=\"{'mode': 'full'}\", or metrics of labels such as ['AUC', 'LogLoss']"
-            )
 
 
 def load_col(settings: Mapping[str, Any]) -> Any:

@@ -23,15 +23,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_llm.config import LLMConfig
-from recbole_llm.config.property_files import property_file
+from recbole_llm.config.definitions import Definition
+from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
+from recbole_llm.config.values import parse_value
 from recbole_llm.leaderboard.table import Cell
 
-_KEYS = ("dataset", "seeds", "protocols", "settings", "models")
+# the form of the file and of an entry of `models`
+_FILE = {
+    "dataset": "(str)",
+    "seeds": "(list of int in [0, 4294967295])",
+    "protocols": "(dict of settings)",
+    "settings": "(settings)",
+    "models": "(dict of dict)",
+}
+_ENTRY = {
+    "model": "(str)",
+    "row": "(str)",
+    "config_files": "(str) or (list of str)",
+    "settings": "(settings)",
+    "protocols": "(list of str)",
+}
 _COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")
-_MODEL_KEYS = ("model", "row", "config_files", "settings", "protocols")
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Task:
 
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
         """The task with additional settings, which override its own."""
-        return replace(self, settings={**self.settings, **settings})
+        return replace(self, settings=PropertyFiles().merge(self.settings, settings))
 
     @cached_property
     def record(self) -> Path:
@@ -74,7 +87,8 @@ class Task:
             ValueError, FileNotFoundError: as the run itself.
         """
         values = [f"--{key}={_literal(value)}" for key, value in {**self.settings, "seed": self.seed}.items()]
-        return LLMConfig(self.model, self.dataset, self.config_files, cmd_line=values)
+        name = f"the settings of `{self.label}`"
+        return LLMConfig(self.model, self.dataset, self.config_files, cmd_line=values, cmd_name=name)
 
     def cell(self, error: str | None = None) -> Cell:
         """The cell of the leaderboard: the record of the run, or ``error``, the reason why there is none."""
@@ -82,7 +96,7 @@ class Task:
         try:
             note = self.config["note"]
             record = None if error else self._read()
-        except (ValueError, FileNotFoundError) as problem:  # no configuration, no record
+        except Exception as problem:  # no configuration, no record
             error = error or str(problem)
         name = self.row or self.model.rpartition(":")[2]
         rows = record.get("results", {}) if record else {}
@@ -108,34 +122,40 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
         FileNotFoundError: no such file.
         ValueError: an unknown or missing key; names it and the file.
     """
-    plan = yaml.safe_load(property_file(file).read_text(encoding="utf-8"))
-    _check(file, plan, _KEYS, needed=("dataset", "seeds", "models"))
-    protocols = plan.get("protocols") or {"candidates": {}}
+    plan = read_yaml(property_file(file))
+    _check(str(file), plan, _FILE, needed=("dataset", "seeds", "models"))
+    protocols, merge = plan.get("protocols") or {"candidates": {}}, PropertyFiles().merge
     tasks = []
     for label, given in plan["models"].items():
-        _check(file, given or {}, _MODEL_KEYS)
-        entry = {"model": label, **(given or {})}
-        for protocol in entry.get("protocols", protocols):
+        _check(f"{file}: `{label}`", given or {}, _ENTRY)
+        entry = {"model": str(label), **(given or {})}
+        for protocol in entry.get("protocols") or protocols:
             if protocol not in protocols:
                 raise ValueError(f"{file}: `{label}` has an unknown protocol {protocol!r}; known: {', '.join(protocols)}")
             parts = (plan.get("settings"), protocols[protocol], entry.get("settings"), changes)
-            settings = {key: value for part in parts for key, value in (part or {}).items()}
-            files = entry.get("config_files", ())
+            settings = merge(*(part or {} for part in parts))
+            files = entry.get("config_files") or ()
             about = (settings, entry.get("row"), tuple(files.split() if isinstance(files, str) else files))
-            tasks += [Task(label, entry["model"], plan["dataset"], seed, protocol, *about) for seed in plan["seeds"]]
+            tasks += [Task(str(label), entry["model"], plan["dataset"], seed, protocol, *about) for seed in plan["seeds"]]
     return tasks
 
 
-def _check(file: Path, values: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
+def _check(where: str, values: Any, form: Mapping[str, str], needed: tuple[str, ...] = ()) -> None:
+    """Check keys and types; None stands for a key that is not given, and for an empty entry of a dictionary."""
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: {values!r} is not a dictionary; docs/leaderboard.md describes the form of the file")
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{file}: unknown key `{key}`; known: {', '.join(known)}")
+        raise ValueError(f"{where}: {values!r} is not a dictionary; docs/leaderboard.md describes the form of the file")
+    for key, value in values.items():
+        if key not in form:
+            raise ValueError(f"{where}: unknown key `{key}`; known: {', '.join(form)}")
+        definition = Definition.read(form[key], Path(where))
+        given = {name: part for name, part in value.items() if part is not None} if isinstance(value, dict) else value
+        if definition and value is not None and not definition.accepts(given):
+            raise ValueError(f"{where}: {key}: {value!r} is not {definition}; docs/leaderboard.md describes the form of the file")
     for key in needed:
-        if key not in values:
-            raise ValueError(f"{file}: `{key}` is missing")
+        if not values.get(key):
+            raise ValueError(f"{where}: `{key}` is missing or empty")
 
 
 def _literal(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+    """The text of a command line that is read as ``value`` again."""
+    return value if isinstance(value, str) and parse_value(value) == value else repr(value)

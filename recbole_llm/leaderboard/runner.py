@@ -42,8 +42,8 @@ def run_tasks(
     for task in tasks:
         try:
             waiting.setdefault(task.record, []).append(task)
-        except (ValueError, FileNotFoundError) as error:
-            reasons[task] = str(error)
+        except Exception as error:  # whatever it is, it is the task's alone
+            reasons[task] = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
     missing = [shared for record, shared in waiting.items() if not record.is_file()]
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
     for first, *_ in missing:  # RecBole's way of creating folders fails if two runs do it at once

@@ -19,7 +19,7 @@ from recbole.config import Config
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
-from recbole_llm.config.property_files import PropertyFiles, merge, properties_folder
+from recbole_llm.config.property_files import PropertyFiles, properties_folder
 from recbole_llm.quick_start import run_recbole_llm
 
 FILES = PropertyFiles(properties_folder())
@@ -232,6 +232,6 @@ def test_backbones_for_two_cores_have_their_own_training_settings(model: str, ll
     """Their files stand over the recipe, and change nothing else of it."""
     own, plain = composed(model, llm).plain(), composed(model, None).plain()
     named = FILES.read(f"llm/{llm}", f"llm/{llm}/{model}")
-    assert merge(own, named) == own
+    assert FILES.merge(own, named) == own
     assert {key for key in own if own[key] != plain.get(key)} - {"llm"} <= named.keys()
     assert "train_samples" in named or "stage2_epochs" in named

@@ -110,7 +110,7 @@ def test_candidates_from_files(settings: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_unknown_source(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="source 'bm25' is unknown; choose uniform, popularity.* or file"):
+    with pytest.raises(ValueError, match="candidates.source: 'bm25' in .* is not one of uniform, popularity, retriever, file"):
         candidates({**settings, "candidates": {"source": "bm25"}})
 
 

@@ -111,3 +111,13 @@ def test_the_same_users() -> None:
     assert same_users("full", {}) is None and same_users("full", {"A": ("u1", "u2"), "B": ("u1", "u2")}) == 2
     with pytest.raises(ValueError, match=r"full: A .2 users. and B .1 users. have different users .'u2' is in one only."):
         same_users("full", {"A": ("u1", "u2"), "B": ("u1",)})
+
+
+def test_several_targets_ranked_together_and_one_by_one_are_no_table() -> None:
+    ranked = {how: {"mask_history": True, "targets": how} for how in ("together", "one by one")}
+    check("full", [cell("BPR", protocol=ranked["together"]), cell("Pop", protocol=ranked["together"])])
+    odd = cell("SASRec", protocol=ranked["one by one"])
+    assert refusal(cell("BPR", protocol=ranked["together"]), cell("Pop", protocol=ranked["together"]), odd).startswith(
+        "users have several test items, which SASRec (seed 2020) ranked one by one, and BPR (seed 2020), Pop (seed 2020) ranked "
+        "together"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,16 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
         ({"modles": {}}, "unknown key `modles`"),
         ({"seeds": None}, None),
         ({"models": {"Pop": {"setings": {}}}}, "unknown key `setings`"),
-        ({"models": {"Pop": ["epochs"]}}, "is not a dictionary"),
+        ({"models": {"Pop": ["epochs"]}}, r"plan\.yaml: models: {'Pop': \['epochs'\]} is not a dictionary of dictionaries"),
+        ({"models": ["Pop"]}, r"models: \['Pop'\] is not a dictionary of dictionaries"),
+        ({"models": {}}, "`models` is missing or empty"),
+        ({"seeds": 2020}, "seeds: 2020 is not a list of whole numbers"),
+        ({"seeds": ["a"]}, r"seeds: \['a'\] is not a list of whole numbers"),
+        ({"dataset": 5}, "dataset: 5 is not a string"),
+        ({"protocols": ["full"]}, r"protocols: \['full'\] is not a dictionary of dictionaries of settings"),
+        ({"settings": [1]}, r"settings: \[1\] is not a dictionary of settings"),
+        ({"models": {"Pop": {"settings": [1]}}}, r"plan\.yaml: `Pop`: settings: \[1\] is not a dictionary of settings"),
+        ({"models": {"Pop": {"config_files": 5}}}, r"`Pop`: config_files: 5 is not a string or a list of strings"),
         ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` has an unknown protocol 'ful'; known: candidates, full"),
     ],
 )
@@ -82,7 +92,7 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, A
     plan = {**PLAN, **changes}
     if message is None:
         del plan["seeds"]
-        message = r"plan\.yaml: `seeds` is missing"
+        message = r"plan\.yaml: `seeds` is missing or empty"
     with pytest.raises(ValueError, match=message):
         read_plan(write(tmp_path / "plan.yaml", **plan))
 
@@ -126,3 +136,25 @@ def test_a_property_file_says_how_a_rows_settings_were_found(tmp_path: Path) -> 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.yaml does not exist"):
         read_plan(tmp_path / "nowhere.yaml")
+
+
+def test_dictionaries_of_a_plan_merge_in_their_order_and_text_stays_text(tmp_path: Path) -> None:
+    plan = {
+        **PLAN,
+        "protocols": {"few": {"candidates": {"num_negatives": 5}, "eval_args": {"mode": "candidates"}}},
+        "settings": {"candidates": {"seed": 3, "num_negatives": 7}, "noun": "7", "lora_learning_rate": 1e-4},
+        "models": {"TALLRec": {"settings": {"candidates": {"source": "popularity"}, "system": "[1]"}}},
+    }
+    (task, _) = read_plan(write(tmp_path / "plan.yaml", **plan), {"candidates": {"seed": 4}})
+    assert task.config["candidates"] == {"source": "popularity", "num_negatives": 5, "seed": 4, "file": None}
+    assert (task.config["noun"], task.config["system"], task.config["lora_learning_rate"]) == ("7", "[1]", 1e-4)
+    changed = task.with_settings({"candidates": {"num_negatives": 6}})
+    assert changed.config["candidates"]["num_negatives"] == 6 and changed.config["candidates"]["seed"] == 4
+
+
+def test_a_mistyped_value_of_an_entry_is_that_entrys(tmp_path: Path) -> None:
+    models = {"Pop": {}, "wrong": {"model": "BPR", "settings": {"epochs": "ten"}}, "absent": {"model": "BRP"}}
+    good, wrong, absent = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models))
+    assert good.record and good.cell().error is None
+    assert re.match("epochs: 'ten' in the settings of `wrong` is not a whole number", wrong.cell().error or "")
+    assert re.match("--model=BRP: no such model", absent.cell().error or "")

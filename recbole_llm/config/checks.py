@@ -1,0 +1,118 @@
+"""The checks of a user's values against the definitions of keys, and the errors that they end in.
+
+Each value is checked alone; what several of them mean together is checked by the part that reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any
+
+from recbole_llm.config.definitions import Definition
+from recbole_llm.config.property_files import PropertyFiles
+from recbole_llm.config.recbole_keys import SUCCESSORS
+
+
+def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults: Mapping[str, Any]) -> None:
+    """Check keys and values of a user, inner ones of dictionaries included.
+
+    Keys of other models are checked, too, and may stand there, as a file may serve several models.
+
+    Args:
+        source: the file or argument that the values come from.
+        defaults: the run's default values, RecBole's included.
+
+    Raises:
+        ValueError: names key, value, source, what is allowed and the nearest key, or the default.
+    """
+    definitions, own = files.definitions, files.own_keys()
+    for key, value in values.items():
+        if key in definitions:
+            _check_value(key, value, source, definitions, defaults.get(key))
+            for name, settings in _settings_in(key, value, definitions[key]):
+                check(settings, f"{name} of {source}", files, defaults)
+        elif key not in own:
+            raise ValueError(f"unknown key `{key}` in {source}; {_nearest(str(key), definitions, defaults)}")
+
+
+@contextmanager
+def naming_source(given: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[None]:
+    """Add to a ValueError the last source of the key that it begins with; ``given`` holds the sources with their values."""
+    try:
+        yield
+    except ValueError as error:
+        key = str(error).partition(":")[0]
+        sources = [source for source, values in given if key in values]
+        if not sources or sources[-1] in str(error):
+            raise
+        raise ValueError(f"{error} ({key} is given in {sources[-1]})") from error
+
+
+def _settings_in(key: str, value: Any, definition: Definition) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """The dictionaries of settings in a value, by name."""
+    for one in definition.types if isinstance(value, Mapping) else ():
+        if one.kind == "settings":
+            yield key, value
+        elif any(entry.kind == "settings" for entry in one.entries):
+            yield from ((f"{key}[{name!r}]", settings) for name, settings in value.items())
+
+
+def _check_value(key: str, value: Any, source: str, definitions: Mapping[str, Definition], default: Any) -> None:
+    definition = definitions[key]
+    if not definition.accepts(value):
+        raise ValueError(f"{key}: {_shown(value)} in {source} is not {definition}; {_remedy(value, definition, default)}")
+    inner = [name for name in definitions if name.rpartition(".")[0] == key]
+    for name, entry in value.items() if inner and isinstance(value, Mapping) else ():
+        if f"{key}.{name}" not in inner:
+            known = [other.rpartition(".")[2] for other in inner]
+            near = (get_close_matches(str(name), known, n=1, cutoff=0.0) or known)[0]
+            raise ValueError(f"unknown key `{name}` of {key} in {source}; did you mean `{near}`? Known: {', '.join(known)}")
+        _check_value(f"{key}.{name}", entry, source, definitions, default.get(name) if isinstance(default, Mapping) else None)
+
+
+def _remedy(value: Any, definition: Definition, default: Any) -> str:
+    if isinstance(value, str) and definition.has("list") and not definition.choices:
+        return f"give [{value!r}]"
+    if isinstance(value, str) and (near := get_close_matches(value, definition.choices, n=1)):
+        return f"did you mean {near[0]!r}?"
+    if isinstance(value, str) and (number := _number(value)) is not None and definition.accepts(number):
+        return f"give {number} without quotes"
+    if isinstance(value, Real) and definition.accepts(str(value)):
+        return f"put quotes around it: \"'{value}'\" on a command line, '{value}' in a file"
+    if isinstance(value, float) and value.is_integer() and definition.accepts(int(value)):
+        return f"give {int(value)}"
+    if definition.accepts(default):
+        return f"remove it to use the default, {'~' if default is None else _shown(default)}"
+    return "remove it"
+
+
+def _number(text: str) -> float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _shown(value: Any, width: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _nearest(key: str, definitions: Collection[str], defaults: Collection[str]) -> str:
+    """The successor of an old key, or the nearest key, preferably of this run; inner keys are compared without their prefix."""
+    if key in SUCCESSORS:
+        return f"RecBole 1.2 has none of this name; {SUCCESSORS[key]}"
+    here = [name for name in definitions if name.partition(".")[0] in defaults]
+    for pool in (here, definitions):
+        names: dict[str, str] = {}
+        for name in sorted(pool, key=lambda name: (name.count("."), name)):
+            names.setdefault(name.rpartition(".")[2], name)
+        for near in get_close_matches(key, names, n=1, cutoff=0.7):
+            outer, _, inner = names[near].rpartition(".")
+            return f"did you mean `{inner}`{f' of `{outer}`' if outer else ''}?"
+    return "see properties/ and RecBole's documentation"
