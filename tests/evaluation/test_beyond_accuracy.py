@@ -54,12 +54,12 @@ def test_diversity_is_one_minus_the_mean_cosine_of_pairs() -> None:
 @pytest.mark.parametrize("model", ["BPR", "SASRec"])
 def test_they_run_beside_the_others_and_change_nothing(model: str, run: Callable[..., Any]) -> None:
     """RecBole's own collector crashes on its five: RUCAIBox/RecBole#2131."""
-    result, _ = run(model, **FULL)
+    result, _ = run(model, **FULL, seed=3)  # other tests read the log of the usual seed
     found = result["test_result"]
     for key in ("itemcoverage@5", "giniindex@5", "tailpercentage@5", "diversity@5"):
         assert 0 <= found[key] <= 1
     assert found["averagepopularity@5"] > 1 and 0 < found["novelty@5"] < math.log2(60) and "diversity@1" not in found
-    assert found["ndcg@5"] == run(model, eval_args={"mode": "full"})[0]["test_result"]["ndcg@5"]
+    assert found["ndcg@5"] == run(model, eval_args={"mode": "full"}, seed=3)[0]["test_result"]["ndcg@5"]
 
 
 def test_popularity_is_counted_alike_for_general_and_sequential_models(
