@@ -54,8 +54,8 @@ def test_other_counts_and_filters_are_named() -> None:
     assert refusal(cell("BPR"), odd, cell("Pop")) == (
         "the split of SASRec (seed 2020) is not that of BPR (seed 2020), Pop (seed 2020): 942 users against 943; 94,200 "
         "interactions against 94,300; 942 valid targets against 943; 942 test targets against 943; tie_order random against "
-        "file; rm_dup_inter None against first; less than 1 % of the test targets differ; run them on the same data with the same "
-        "filters, or under another protocol"
+        "file; rm_dup_inter None against first; less than 1 % of the test targets differ; run them on the same data with the "
+        "same filters, or under another protocol"
     )
 
 
