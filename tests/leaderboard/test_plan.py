@@ -194,7 +194,7 @@ def test_dictionaries_of_a_plan_merge_in_their_order_and_text_stays_text(tmp_pat
 
 def test_a_mistyped_value_of_an_entry_is_that_entrys(tmp_path: Path) -> None:
     models = {"Pop": {}, "wrong": {"model": "BPR", "settings": {"epochs": "ten"}}, "absent": {"model": "BRP"}}
-    good, wrong, absent = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models))
+    good, wrong, absent, *_ = read_plan(write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models))
     assert good.record and good.cell().error is None
     assert re.match("epochs: 'ten' in the settings of `wrong` is not a whole number", wrong.cell().error or "")
     assert re.match("--model=BRP: no such model", absent.cell().error or "")

@@ -132,7 +132,7 @@ def test_without_times_all_of_training_is_recent(
     made = assemble("RecentPop", settings)
     for split in (made.train, made.test):
         for field in ("timestamp", "timestamp_list"):
-            del split._dataset.inter_feat.interaction[field]
+            split._dataset.inter_feat.drop(field)
     made.trainer.fit(made.train, None)
     scores = made.model.full_sort_predict(next(iter(made.test))[0])
     counts = made.test._dataset.histories.train_counts
