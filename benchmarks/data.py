@@ -85,7 +85,7 @@ def measure(folder: Path, name: str, model: str) -> dict[str, float]:
         seconds[key] = time.process_time() - before
         print(f"{key}: {seconds[key]:.1f} s, {compat.peak_memory_bytes() / 2**30:.2f} GiB", file=sys.stderr)
 
-    given = {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "year_field": "year", "category_field": "genre"}
+    given = {"data_path": str(folder), "checkpoint_dir": str(folder / model), "year_field": "year", "category_field": "genre"}
     config = LLMConfig(model, name, config_dict=given)
     began = time.monotonic()
     with step("read"):

@@ -198,7 +198,6 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2000, help="number of damaged files")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    logging.disable(logging.ERROR)
     rng, counts = Random(options.seed), Counter[str]()
     by_damage: dict[str, Counter[str]] = {name: Counter() for name in DAMAGES}
     with tempfile.TemporaryDirectory() as place:
@@ -210,10 +209,13 @@ def main() -> None:
             file = folder / NAME / f"{NAME}.{suffix}"
             content, names = damaged(rng, files[suffix])
             file.write_bytes(content)
+            logging.disable(logging.ERROR)
             try:
                 found = outcome(config, folder)
             except Exception as error:
                 raise SystemExit(f"{file.name} after {', '.join(names)}: {type(error).__name__}: {error}\n{content!r}") from error
+            finally:
+                logging.disable(logging.NOTSET)
             counts[found] += 1
             if len(names) == 1:
                 by_damage[names[0]][found] += 1

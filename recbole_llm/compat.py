@@ -13,6 +13,9 @@ datasets are unpickled from ``saved/``      :func:`recbole_llm.data.loading.crea
 loaders are unpickled from ``saved/``       :func:`recbole_llm.data.loading.data_preparation`
 download fails in a barrier or prompts       :meth:`recbole_llm.data.dataset.RankedTime._download`
 timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.RankedTime.build`
+files are read otherwise than written       :class:`recbole_llm.data.tables.StrictTables`
+a table of lists, of gigabytes              :class:`recbole_llm.data.sequences.UnbuiltLists`
+a Python set for each user and phase        :class:`recbole_llm.data.samplers.ArraySampler`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.beyond_accuracy.SafeCollector`
 the second run of a process logs nothing     :func:`recbole_llm.logs.init_logging`
 ==========================================  ============================================================================

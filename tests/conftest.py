@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +78,30 @@ def write_dataset(folder: Path, name: str = "tiny", users: int = 60, items: int 
                 item = (item + 1) % items
     (target / f"{name}.inter").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_rows(folder: Path, name: str, rows: Sequence[tuple[str, str, float]], file: str = "") -> Path:
+    """The ``.inter`` file of a dataset without titles, or one of its split files; returns ``folder``."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in rows), ""]
+    (folder / name / f"{name}{file and '.'}{file}.inter").write_text("\n".join(lines))
+    return folder
+
+
+def dealt_anew(rows: list[list[str]], targets: dict[str, str], seed: int = 0) -> list[list[str]]:
+    """Rows (user, item, time) with the targets of all users dealt out among them; nobody gets an item that they know."""
+    known: dict[str, set[str]] = {}
+    for user, item, _ in rows:
+        known.setdefault(user, set()).update({item} - {targets.get(user)})  # type: ignore[arg-type]
+    rng = np.random.default_rng(seed)
+    users, items = list(targets), rng.permutation(list(targets.values())).tolist()
+    for place, user in enumerate(users):
+        if items[place] in known[user]:
+            others = rng.permutation(len(users)).tolist()
+            other = next(o for o in others if items[o] not in known[user] and items[place] not in known[users[o]])
+            items[place], items[other] = items[other], items[place]
+    dealt = dict(zip(users, items, strict=True))
+    return [[user, dealt[user] if targets.get(user) == item else item, time] for user, item, time in rows]
 
 
 def write_lm(folder: Path, hidden: int = 32, layers: int = 2) -> Path:

@@ -1,10 +1,12 @@
-"""``benchmarks/accelerator.py``: without an accelerator, every part runs on tiny shapes."""
+"""Benchmarks run on tiny shapes, ``benchmarks/accelerator.py`` without an accelerator."""
 
 import json
 import math
 from pathlib import Path
 
 import accelerator
+import data
+import malformed_files
 import pytest
 import torch
 
@@ -54,3 +56,19 @@ def test_tokens_are_counted_without_padding() -> None:
     assert accelerator.weights_of(model) == sum(
         p.numel() for name, p in model.named_parameters() if "layers" in name or "model.norm" in name
     )
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR"])
+def test_loading_a_synthetic_data_set_is_measured(model: str, tmp_path: Path) -> None:
+    data.write(tmp_path, "large", 1000)
+    found = data.measure(tmp_path, "large", model)
+    assert found["drawn"] == 2 * 50 and 600 < found["rows"] < 1400
+    assert all(found[key] > 0 for key in (*data.STEPS, "wall", "peak"))
+
+
+def test_damaged_files_are_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["malformed_files.py", "--files=20"])
+    malformed_files.main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    read, refused = (int(part.split()[0]) for part in last.split(": ")[1].split(", "))
+    assert last.startswith("20 damaged files: ") and read + refused == 20

@@ -113,13 +113,13 @@ class AtomicFile:
         found: dict[str, list[np.ndarray]] = {name: [] for name in names}
         shared: dict[str, dict[str, str]] = {name: {} for name in names}
         for lines in self._lines():
-            rows = [line.split(separator) for line in lines if line]
-            if any(len(row) != width for row in rows):
+            rows = [line for line in lines if line]
+            if any(line.count(separator) != width - 1 for line in rows):
                 for _ in self.rows():
                     pass  # raises, with the number of the line
+            flat = _cells(rows, separator)
             for name in names:
-                place = places.index(name)
-                cells = [row[place] for row in rows]
+                cells = flat[places.index(name) :: width]
                 kind, values = self.types[name], None
                 if kind == "float":
                     values = self._floats(name, cells)
@@ -233,6 +233,13 @@ class AtomicFile:
             f"{self.path}{place} is not text in {self.form.encoding} ({error}); "
             "set encoding to that of the file, such as latin-1, or convert the file with iconv -t utf-8"
         )
+
+
+def _cells(lines: list[str], separator: str) -> list[str]:
+    """The cells of all lines in one list."""
+    if len(separator) == 1 and lines:
+        return separator.join(lines).split(separator)  # a list for each line would keep the garbage collector busy
+    return [cell for line in lines for cell in line.split(separator)]
 
 
 def _inexact(cell: str) -> bool:

@@ -54,7 +54,7 @@ class RankedTime(Split, StrictTables, ArrayGroups):
             self.inter_feat.reset_index(drop=True, inplace=True)
         super()._data_processing()  # type: ignore[misc]
         if self.config["rm_dup_inter"] is None:
-            self.repeats_kept = bool(self.inter_feat.duplicated([self.uid_field, self.iid_field]).any())
+            self.repeats_kept = repeats.any_left(self)
         if scenarios.active(self.config):
             order = self._order
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))

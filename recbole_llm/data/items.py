@@ -160,15 +160,18 @@ def _read_columns(
 
 def _unique(titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]) -> list[str]:
     names = list(titles)
-    if shared := _shared(names):
+    shared = _shared(names)
+    if shared:
         logger.info(f"{len(shared)} items share their title with another one: prompts add year, brand or id")
     for texts in (years, brands):
-        for item in _shared(names):
+        for item in shared:
             if texts[item] and texts[item] not in names[item]:
                 names[item] += f" ({texts[item]})"
-    while shared := _shared(names):  # repeats only if a title equals another one with its id
+        shared = shared and _shared(names)
+    while shared:  # repeats only if a title equals another one with its id
         for item in shared:
             names[item] += f" ({item_ids[item]})"
+        shared = _shared(names)
     return names
 
 

@@ -5,14 +5,13 @@ Two kinds of hashes (SHA-256) describe the same split:
 *Exact* ones are made of the tokens of the files: ``interactions`` (for each user the line ``user item item ...``, in the order of
 time and ties), ``valid`` and ``test`` (for each target the line ``user item``).
 
-*Invariant* ones survive other ids, another order of rows and another form of the file. An item is written as its number of
-interactions in the filtered data: ``histories`` (a line for each user), ``targets`` (a line for each target). Items of one user
-with equal times have no order that survives a shuffled file, so they are sorted by that number. For the same reason a target that
-is chosen by time is written as its history and the place of its group of equal times: which item of the group it is, the order
-of ties decides. The sketches depend on it.
+*Invariant* ones survive other ids, another order of rows and another form of the file. An item is written as its popularity, the
+number of its interactions in the filtered data: ``popularities`` (a line for each item), ``histories`` (a line for each user),
+``targets`` (a line for each target). Items of one user with equal times have no order that survives a shuffled file, so they are
+sorted by popularity. For the same reason a target that is chosen by time is written as its history and the place of its group of
+equal times: which item of the group it is, the order of ties decides. The sketches depend on it.
 
-The lines of a hash are sorted and end in line feeds, tabs separate their parts. Items with equally many interactions are not told
-apart.
+The lines of a hash are sorted and end in line feeds, tabs separate their parts. Items of equal popularity are not told apart.
 """
 
 from __future__ import annotations
@@ -206,6 +205,7 @@ def _hashes(whole: Interactions, targets: Mapping[str, Targets]) -> dict[str, st
     users = zip(whole.user_ids, whole.lines(items), strict=True)
     found = {"interactions": _hash(f"{user}\t{line}" for user, line in users if line)}
     found |= {phase: _hash(_by_token(whole, own)) for phase, own in targets.items()}
+    found["popularities"] = _hash(map(str, np.unique(whole.items, return_counts=True)[1].tolist()))
     found["histories"] = _hash(filter(None, whole.lines(whole.invariant)))
     found["targets"] = _hash(f"{phase} {line}" for phase, own in targets.items() for line in _invariant(whole, own))
     return found
@@ -221,8 +221,8 @@ def _hash(lines: Iterable[str]) -> str:
 def _sketches(whole: Interactions, targets: Targets) -> dict[str, str]:
     """Sketches of the targets of a split, from exact to rough.
 
-    ``tokens`` compares splits with the same ids, ``popularity`` splits of the same interactions with other ids. If some
-    interactions differ, so do the popularities of their items, and ``rounded`` is still an estimate.
+    ``tokens`` compares splits with the same ids, ``popularity`` splits of the same interactions with other ids. Where some
+    interactions differ, so do the popularities of their items in all histories; ``rounded`` still gives an estimate.
     """
     return {
         "tokens": sketch(_by_token(whole, targets)),

@@ -37,42 +37,45 @@ def drop(dataset: Any) -> int:
     order of the file. RecBole's own method leaves the rows sorted by time, equal times in any order; here the rows that are left
     stay in the order of the file. Files that are split already count one after the other, as in ``benchmark_filename``.
 
+    A target that repeats an item of an earlier file is dropped too, and its user is not evaluated on it.
+
     Raises:
-        ValueError: a target in such a file would be dropped, though the protocol needs one per user; or the rows contain lists.
+        ValueError: nothing is left of a file, or rows of such files contain whole histories, which cannot be reduced.
     """
     keep, frame, files = dataset.config["rm_dup_inter"], dataset.inter_feat, dataset.file_of_row
     if keep is None:
         return 0
     times = frame[dataset.time_field].to_numpy() if dataset.time_field in frame else np.zeros(len(frame))
     order = np.lexsort((times, files))  # [R]
-    pairs = frame[[dataset.uid_field, dataset.iid_field]].iloc[order]
-    repeated, lost = (np.zeros(len(frame), dtype=bool) for _ in range(2))  # [R]
-    repeated[order] = pairs.duplicated(keep=keep)
-    if repeated.any() and dataset.benchmark_filename_list is not None:
-        lost[order] = repeated[order] & ~pairs.assign(_file=files[order]).duplicated(keep=keep) & (files[order] > 0)
-        _check_split_files(dataset, int(lost.sum()))
+    repeated = np.zeros(len(frame), dtype=bool)  # [R]
+    repeated[order] = frame[[dataset.uid_field, dataset.iid_field]].iloc[order].duplicated(keep=keep)
+    if dataset.benchmark_filename_list is not None:
+        _check_lists(dataset)
         dataset.file_size_list = np.bincount(files[~repeated], minlength=len(dataset.file_size_list)).tolist()
-        if empty := [dataset.benchmark_filename_list[file] for file in np.flatnonzero(np.equal(dataset.file_size_list, 0))]:
-            raise ValueError(
-                f"benchmark_filename: every row of {empty[0]} repeats one of another file; give rm_dup_inter: ~ to keep them"
-            )
+        for name, size in zip(dataset.benchmark_filename_list, dataset.file_size_list, strict=True):
+            if not size:
+                raise ValueError(f"benchmark_filename: every row of {name} repeats one of another file; give rm_dup_inter: ~")
     frame.drop(frame.index[repeated], inplace=True)
     return int(repeated.sum())
 
 
-def _check_split_files(dataset: Any, lost: int) -> None:
-    rule = f"rm_dup_inter: {dataset.config['rm_dup_inter']}"
-    remedy = (
-        "give rm_dup_inter: ~ to keep repeats (items of the history may be negatives then), or remove these rows from the files"
-    )
-    if f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}" in dataset.inter_feat:
+def any_left(dataset: Any) -> bool:
+    """Whether the interactions of a RecBole dataset, before its split, contain repeats."""
+    pairs = dataset.inter_feat[[dataset.uid_field, dataset.iid_field]]
+    return bool(pairs.duplicated().any()) or _in_lists(dataset)
+
+
+def _in_lists(dataset: Any) -> bool:
+    """Whether a row's item is also in the history that the row contains, in files for RecBole's sequential models."""
+    frame, lists = dataset.inter_feat, f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"
+    return lists in frame and any(item in items for item, items in zip(frame[dataset.iid_field], frame[lists], strict=True))
+
+
+def _check_lists(dataset: Any) -> None:
+    if _in_lists(dataset):
         raise ValueError(
-            f"benchmark_filename: {rule} cannot drop repeats from files whose rows contain whole histories; {remedy}"
-        )
-    if lost and dataset.config["candidate_phases"]:
-        raise ValueError(
-            f"benchmark_filename: {rule} would drop {lost} targets that another file has for the same user, and candidates need "
-            f"the target of every user; {remedy}"
+            f"benchmark_filename: rm_dup_inter: {dataset.config['rm_dup_inter']} cannot drop repeats from rows that contain "
+            "whole histories; give rm_dup_inter: ~ to keep them (items of the history may be negatives), or remove the column"
         )
 
 

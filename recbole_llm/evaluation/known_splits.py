@@ -79,11 +79,12 @@ def recognise(passport: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
 
 
 def _share(passport: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, bool]:
-    """The share of the test targets that differ, by the most exact sketch that finds half of them, and whether that is rough."""
-    for kind in ("tokens", "popularity"):
-        if (share := passports.differing(passport, other, kind)) <= _NEAR:
-            return share, False
-    return passports.differing(passport, other, "rounded"), True
+    """The share of the test targets that differ, by the most exact sketch that applies, and whether it is a rough one."""
+    tokens, popularity, rounded = (passports.differing(passport, other, kind) for kind in ("tokens", "popularity", "rounded"))
+    if tokens <= _NEAR:  # the same ids
+        return tokens, False
+    same = passport["sha256"]["popularities"] == other["sha256"]["popularities"]
+    return (popularity, False) if same or popularity <= rounded else (rounded, True)
 
 
 def _differ(share: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_negatives_are_outside_the_whole_training_history_and_may_be_held_out_items(
-    case: str, settings: dict[str, Any], tmp_path: Path, assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+Drawn = list[tuple[set[int], set[int]]]  # what a draw excluded, and what it found beside the target
+
+
+def trained(
+    case: str, settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Drawn]:
+    """A model whose stages with negatives have run, and their draws."""
     model, changes = CASES[case]
     short = {"max_history": 3, "train_samples": 200, "lora_train_mode": "prefix", "candidates": {"num_negatives": 4}}
     short |= {"lora_epochs": 1, "stage1_epochs": 1, "stage2_epochs": 1, "valid_users": 2, "domain_max_views": 1}
     made = assemble(model, settings, **short, **changes)
-    drawn: list[tuple[set[int], set[int]]] = []
+    drawn: Drawn = []
     for name in ("with_target", "one"):
         draw = getattr(negatives, name)
 
@@ -46,7 +50,14 @@ def test_negatives_are_outside_the_whole_training_history_and_may_be_held_out_it
             made.trainer.cache.run(stage)
             if stage.name == "projection" or (case.endswith("alignment") and stage.name == "alignment"):
                 break
+    return made, drawn
 
+
+@pytest.mark.parametrize("case", CASES)
+def test_negatives_are_outside_the_whole_training_history_and_may_be_held_out_items(
+    case: str, settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, drawn = trained(case, settings, assemble, monkeypatch)
     histories = made.model.parts.histories
     domains: list[Domain] = [made.model.parts.domain, *getattr(made.model, "general", ()), *getattr(made.model, "others", ())]
     known = {frozenset(history.tolist()) for domain in domains for history in domain.histories}
@@ -59,6 +70,27 @@ def test_negatives_are_outside_the_whole_training_history_and_may_be_held_out_it
             possible += 1
             spared += not found & {histories.target(user, "valid"), histories.target(user, "test")}
     assert 0 < spared < possible
+
+
+@pytest.mark.parametrize("case", ["LoRACocktail", "ALLMRec, alignment"])
+def test_with_repeats_kept_negatives_may_come_from_the_history(
+    case: str,
+    settings: dict[str, Any],
+    data_path: Path,
+    tmp_path: Path,
+    assemble: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise "the item of the history" would answer every list whose target is a repeat."""
+    folder = shutil.copytree(data_path, tmp_path / "data")
+    file = folder / "tiny" / "tiny.inter"
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(row for row in rows for _ in range(2)), ""]))
+    made, drawn = trained(case, {**settings, "data_path": str(folder), "rm_dup_inter": None}, assemble, monkeypatch)
+    histories = [set(history.tolist()) for history in made.model.parts.domain.histories]
+    assert len(drawn) > 100 and {len(taken) for taken, _ in drawn} == {1}
+    known = sum(any(taken | {item} <= history for history in histories) for taken, found in drawn for item in found)
+    assert known > 100
 
 
 def test_a_view_leaves_out_what_its_users_have_in_it() -> None:

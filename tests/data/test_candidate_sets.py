@@ -17,6 +17,7 @@ from recbole_llm.data import candidate_sets as module
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset
+from tests.conftest import dealt_anew
 
 
 def both(settings: dict[str, Any], retrieve: Any = None, model: str = "Pop", **values: Any) -> dict[str, CandidateSet]:
@@ -59,11 +60,8 @@ def test_candidates_hold_the_target_and_nothing_known(settings: dict[str, Any]) 
 def test_validation_does_not_know_the_test_items(settings: dict[str, Any], data_path: Path, tmp_path: Path) -> None:
     """With the test items of all users dealt out anew, the validation candidates are the same bytes."""
     header, *rows = [line.split("\t") for line in (data_path / "tiny" / "tiny.inter").read_text().splitlines()]
-    last = {user: place for place, (user, _, _) in enumerate(rows)}  # the file is in time order within a user
-    places = list(last.values())
-    dealt = np.random.default_rng(3).permutation(places)
-    items = {place: rows[other][1] for place, other in zip(places, dealt, strict=True)}
-    changed = [[user, items.get(place, item), time] for place, (user, item, time) in enumerate(rows)]
+    last = {user: item for user, item, _ in rows}  # the file is in time order within a user
+    changed = dealt_anew(rows, last)
     assert changed != rows
     folder = tmp_path / "shuffled" / "tiny"
     folder.mkdir(parents=True)
@@ -112,7 +110,7 @@ def test_candidates_from_files(settings: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_unknown_source(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="source 'bm25' is unknown; choose uniform, popularity.* or file"):
+    with pytest.raises(ValueError, match="candidates.source: 'bm25' in .* is not one of uniform, popularity, retriever, file"):
         candidates({**settings, "candidates": {"source": "bm25"}})
 
 

@@ -108,7 +108,9 @@ def test_what_domains_share_is_told_and_so_is_a_test_item_in_training_data(
     (folder / "twin.item").write_text((data_path / "tiny" / "tiny.item").read_text())
     lines = (data_path / "tiny" / "tiny.inter").read_text().splitlines()
     held_out = last_two(data_path, "tiny")
-    more = [f"{user}\t{item}\t{2_000_000_000 + place}" for user in held_out for place, item in enumerate(["i0", "i1"])]
+    known = {tuple(line.split("\t")[:2]) for line in lines}
+    others = {user: [f"i{item}" for item in range(40) if (user, f"i{item}") not in known][:2] for user in held_out}
+    more = [f"{user}\t{item}\t{2_000_000_000 + place}" for user in held_out for place, item in enumerate(others[user])]
     (folder / "twin.inter").write_text("\n".join([*lines, *more]) + "\n")
     twins = LLMConfig("LoRACocktail", "tiny", config_dict={**config.external_config_dict, "data_path": str(tmp_path / "data")})
     domains.load(["twin"], twins, target)

@@ -25,6 +25,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.quick_start import run_recbole_llm
+from tests.conftest import dealt_anew
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "new": {"new_items": 0.2},
@@ -212,12 +213,8 @@ def test_no_test_label_touches_what_is_trained_or_validated_on(
     """The targets of all tested users dealt out anew: new ones among themselves."""
     before = made(model, name)
     targets = {user.removeprefix("tiny/"): target.removeprefix("tiny/") for user, (target, _) in before.asked("test").items()}
-    dealt = dict(zip(targets, np.random.default_rng(0).permutation(list(targets.values())), strict=True))
-
-    def deal(rows: list[list[str]]) -> list[list[str]]:
-        return [[user, dealt[user] if targets.get(user) == item else item, time] for user, item, time in rows]
-
-    after = build(model, {**settings, "data_path": own_data(data_path, tmp_path / "dealt", deal)}, **SCENARIOS[name])
+    dealt = own_data(data_path, tmp_path / "dealt", lambda rows: dealt_anew(rows, targets))
+    after = build(model, {**settings, "data_path": dealt}, **SCENARIOS[name])
     assert before.asked("test") != after.asked("test")
     for phase in ("train", "valid"):
         assert before.rows(phase) == after.rows(phase)

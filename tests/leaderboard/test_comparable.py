@@ -54,8 +54,8 @@ def test_other_counts_and_filters_are_named() -> None:
     assert refusal(cell("BPR"), odd, cell("Pop")) == (
         "the split of SASRec (seed 2020) is not that of BPR (seed 2020), Pop (seed 2020): 942 users against 943; 94,200 "
         "interactions against 94,300; 942 valid targets against 943; 942 test targets against 943; tie_order random against "
-        "file; rm_dup_inter None against first; less than 1 % of the test targets differ; run them on the same data with the same "
-        "filters, or under another protocol"
+        "file; rm_dup_inter None against first; less than 1 % of the test targets differ; run them on the same data with the "
+        "same filters, or under another protocol"
     )
 
 
@@ -111,3 +111,13 @@ def test_the_same_users() -> None:
     assert same_users("full", {}) is None and same_users("full", {"A": ("u1", "u2"), "B": ("u1", "u2")}) == 2
     with pytest.raises(ValueError, match=r"full: A .2 users. and B .1 users. have different users .'u2' is in one only."):
         same_users("full", {"A": ("u1", "u2"), "B": ("u1",)})
+
+
+def test_several_targets_ranked_together_and_one_by_one_are_no_table() -> None:
+    ranked = {how: {"mask_history": True, "targets": how} for how in ("together", "one by one")}
+    check("full", [cell("BPR", protocol=ranked["together"]), cell("Pop", protocol=ranked["together"])])
+    odd = cell("SASRec", protocol=ranked["one by one"])
+    assert refusal(cell("BPR", protocol=ranked["together"]), cell("Pop", protocol=ranked["together"]), odd).startswith(
+        "users have several test items, which SASRec (seed 2020) ranked one by one, and BPR (seed 2020), Pop (seed 2020) ranked "
+        "together"
+    )
