@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from recbole_llm.config import LLMConfig
@@ -31,6 +31,7 @@ SLOWER = settings(
     derandomize=True,
     deadline=None,
     max_examples=25,
+    phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 FASTER = settings(SLOWER, max_examples=150)
