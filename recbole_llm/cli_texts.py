@@ -34,7 +34,7 @@ RUN_KEYS += """\
   --general_datasets=[]        datasets of the base-spirit LoRA, such as "['amazon-toys']"; --source_datasets=[] (WeaveRec)
   --merge=entropy              merging method of LoRACocktail; see docs/merging.md
   --scoring=likelihood         published: also the paper's metrics of generated answers; see docs/protocol.md
-  --save_predictions=False     write predictions.parquet beside the record; --model=Imported evaluates such files, from anywhere
+  --save_predictions=False     write predictions.parquet beside the record, see docs/models/imported.md
   --init_from=null             folder of the run that the model is initialised from (Laser)
   --new_items=null             scenario with new items; also --cold_users, --train_users, --train_dataset
 
