@@ -57,8 +57,7 @@ def recognise(passport: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
     hashes = passport["sha256"]
     for name, other in known.items():
         if other["sha256"]["targets"] == hashes["targets"]:
-            share, _ = shares[name]
-            how = ""
+            share = min(passports.differing(passport, other, kind) for kind in ("tokens", "popularity"))
             how = ""
             if share:
                 how = f"; {percent(share)} of the test targets are other items of the same time"
@@ -84,7 +83,7 @@ def _share(passport: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float
     if tokens <= _NEAR:  # the same ids
         return tokens, False
     same = passport["sha256"]["popularities"] == other["sha256"]["popularities"]
-    return (popularity, False) if same or popularity <= rounded else (rounded, True)
+    return (popularity, False) if (same and popularity <= _NEAR) or popularity <= rounded else (rounded, True)
 
 
 def _differ(share: float) -> str:
