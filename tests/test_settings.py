@@ -160,6 +160,8 @@ MERGED = ("candidates", "eval_args", "builtin_lm", "slices", "load_col", "prompt
 
 @FASTER
 @given(sources=st.lists(st.fixed_dictionaries({}, optional={key: accepted(key) for key in MERGED}), max_size=4))
+@example(sources=[{"eval_args": {"mode": {"valid": "full"}}}, {"eval_args": {"mode": {"test": "uni5"}}}])
+@example(sources=[{"candidates": {"file": {"valid": "a"}}}, {"candidates": {"seed": 1, "file": {"test": "b"}}}])
 def test_dictionaries_merge_through_all_sources_in_their_order(sources: list[dict[str, Any]]) -> None:
     expected: dict[str, Any] = {}
     for values in sources:
@@ -172,7 +174,8 @@ def test_dictionaries_merge_through_all_sources_in_their_order(sources: list[dic
 @SLOWER
 @given(data=st.data())
 def test_a_run_has_the_merged_dictionaries_over_its_defaults(data: st.DataObject, tmp_path: Path) -> None:
-    keys = {key: accepted(key) for key in ("candidates", "builtin_lm", "slices", "load_col", "prompts", "cf_config")}
+    keys = {key: accepted(key) for key in ("candidates", "builtin_lm", "slices", "prompts", "cf_config")}
+    keys["load_col"] = st.sampled_from([{"inter": ["user_id"]}, {"inter": "*", "item": ["item_id"]}, None])
     sources = data.draw(st.lists(st.fixed_dictionaries({}, optional=keys), min_size=4, max_size=4))
     defaults = LLMConfig("ALLMRec", "tiny").final_config_dict
     config = configured(sources, "ALLMRec")
@@ -248,6 +251,8 @@ def test_a_run_has_the_merged_dictionaries_over_its_defaults(data: st.DataObject
         ({"neg_sampling": {"uniform": 1}}, "unknown key `neg_sampling` in .*give train_neg_sample_args"),
         ({"split_ratio": [8, 1, 1]}, "unknown key `split_ratio` in .*'RS'"),
         ({"leave_one_out_num": 2}, "unknown key `leave_one_out_num` in .*'LS': 'valid_and_test'"),
+        ({"benchmark_filename": []}, r"benchmark_filename: \[\] must be a list of two or three names"),
+        ({"load_col": {}}, "load_col: {} has no columns of the .inter file; .* .load_col is given in config_dict"),
         ({"local_rank": 0}, "local_rank: 0 in config_dict: this option of RecBole is not supported"),
     ],
 )

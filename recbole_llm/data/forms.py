@@ -98,7 +98,11 @@ def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, model: str, 
     Raises:
         ValueError: names the key, its value and the remedy.
     """
-    if settings["benchmark_filename"]:
+    if isinstance(settings["load_col"], Mapping) and "inter" not in settings["load_col"]:
+        raise ValueError(
+            f"load_col: {settings['load_col']} has no columns of the .inter file; give {{'inter': [...]}} too, or ~ for all"
+        )
+    if settings["benchmark_filename"] is not None:
         _check_files(settings["benchmark_filename"], given)
     else:
         _check_split(settings["eval_args"], settings["MODEL_TYPE"] == ModelType.SEQUENTIAL)
