@@ -30,6 +30,8 @@ MODELS = {
 }
 SHORTCUTS = ("RecentPop", "TransitionGraph", "RepeatRule", "NearestTitles", "NearestTexts")
 """The models that train nothing; every leaderboard has them."""
+SHUFFLED, NO_ADAPTER = "shuffled titles", "no adapter"
+"""The names of control rows in the record of a ranker."""
 
 METRICS = {
     "Novelty": "recbole_llm.evaluation.beyond_accuracy",

@@ -8,17 +8,18 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from recbole_llm.leaderboard.captions import HEADROOM, SHORTCUT_MARK, caption
+from recbole_llm.leaderboard.digits import amount, decimals, duration, half, p_value, short, significant
+from recbole_llm.leaderboard.marks import beaten
+from recbole_llm.leaderboard.memorised import MEASUREMENTS, MEMORISED_WORDS, memorised
 from recbole_llm.leaderboard.table import Leaderboard, Row, Table
-from recbole_llm.registry import SHORTCUTS
 
-SHORTCUT_MARK = "†"
-HEADROOM = "headroom"
 _SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target, so not shown twice
 _NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
 _LATEX = str.maketrans(
     {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
     | {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    | {"≥": r"$\geq$", "±": r"$\pm$", SHORTCUT_MARK: r"\dag{}"}
+    | {"≥": r"$\geq$", "±": r"$\pm$", "–": "--", SHORTCUT_MARK: r"\dag{}"}
 )
 
 
@@ -27,45 +28,18 @@ def shown_metrics(table: Table) -> list[str]:
     return [name for name in table.metrics if _SAME.get(name) not in table.metrics or name == table.metric]
 
 
-def duration(seconds: float) -> str:
-    """42 s, 12 min, 3.5 h."""
-    unit, size = ("s", 1) if seconds < 120 else ("min", 60) if seconds < 7200 else ("h", 3600)
-    return f"{_short(seconds / size)} {unit}"
-
-
-def amount(value: float, unit: str = "") -> str:
-    """1.2 M, 350 k, 2.1 GB: powers of 1,000."""
-    prefixes = ["", "k", "M", "G" if unit else "B", "T"]
-    power = min(int(math.log10(value) / 3 + 1e-9), 4) if value >= 1 else 0
-    return f"{_short(value / 1000**power)} {prefixes[power]}{unit}".strip()
-
-
-def _short(value: float) -> str:
-    return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"
-
-
 # heading -> attribute of a row and format
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "trained parameters": ("trained_parameters", amount),
     "training": ("training_seconds", duration),
-    "users/s": ("users_per_second", _short),
+    "users/s": ("users_per_second", short),
     "peak memory": ("peak_memory_bytes", lambda value: amount(value, "B")),
 }
-
-
-def superscript(row: Row) -> str:
-    """The marks of the rows that ``row`` beats: ``abc``, or ``a,aa`` if some have two letters."""
-    return ("," if any(len(mark) > 1 for mark in row.beats) else "").join(row.beats)
 
 
 def marked_label(row: Row) -> str:
     """The label, with a mark if the row is a shortcut."""
     return f"{row.label} {SHORTCUT_MARK}" if row.shortcut else row.label
-
-
-def p_value(p: float) -> str:
-    """< .001, or three decimals."""
-    return "< .001" if p < 0.001 else f"{p:.3f}"
 
 
 def numbers(table: Table) -> pd.DataFrame:
@@ -89,14 +63,16 @@ def numbers(table: Table) -> pd.DataFrame:
 
 def texts(table: Table) -> pd.DataFrame:
     """:func:`numbers` as text, not escaped; empty for missing values."""
-    forms = {"seeds": "{:.0f}".format, HEADROOM: "{:+.4f}".format} | {head: form for head, (_, form) in _COSTS.items()}
+    forms: dict[str, Callable[[float], str]] = {"seeds": "{:.0f}".format} | {head: form for head, (_, form) in _COSTS.items()}
     shown = {
-        head: ["" if math.isnan(value) else forms.get(str(head), "{:.4f}".format)(value) for value in column]
+        head: ["" if math.isnan(value) else forms.get(str(head), significant)(value) for value in column]
         for head, column in numbers(table).items()
     }
     at_least = [row.training_at_least and text != "" for row, text in zip(table.rows, shown["training"], strict=True)]
     shown["training"] = ["≥ " * more + text for more, text in zip(at_least, shown["training"], strict=True)]
     for place, row in enumerate(table.rows):
+        if row.headroom is not None:  # a difference is as exact as its terms
+            shown[HEADROOM][place] = f"{row.headroom:+.{decimals(table.shortcuts[0].metrics[table.metric or ''])}f}"
         if row.headroom_p is not None:
             shown[HEADROOM][place] += f" (p {p_value(row.headroom_p)})"
     return pd.DataFrame(shown, dtype=object)
@@ -106,47 +82,26 @@ def _slice_value(row: Row, name: str, metric: str | None) -> float | None:
     return row.slices[name].metrics.get(metric or "") if name in row.slices else None
 
 
-def caption(leaderboard: Leaderboard, table: Table) -> str:
-    """Users, candidates, and the meaning of the signs of a table."""
-    facts = [f"{table.users:,} users"] if table.users else []
-    facts += [f"candidates {table.candidates[:12]}"] if table.candidates else []
-    if table.metric:
-        facts.append(f"± half width of the 95 % interval over seeds; bold {table.metric}: not significantly worse than the best")
-        facts.append(
-            f"superscripts: rows that it beats (paired permutation tests over users, Benjamini-Hochberg at {leaderboard.alpha:g} "
-            f"over {leaderboard.tests} {'test' if leaderboard.tests == 1 else 'tests'})"
-        )
-    if table.detectable is not None:
-        facts.append(f"smallest detectable difference {table.detectable:.3f} (power 80 %)")
-    return "; ".join([*facts, *_about_shortcuts(table)])
-
-
-def _about_shortcuts(table: Table) -> list[str]:
-    """What the mark and the headroom mean, and which shortcuts have no result."""
-    if not table.shortcuts:
-        return ["no untrained shortcut to compare with"]
-    best = f"{HEADROOM}: {table.metric} less that of the best shortcut, {table.shortcuts[0].label}"
-    tests = "p: the largest adjusted p-value against any shortcut, or of a headroom below 0 that against the best one"
-    facts = [f"{SHORTCUT_MARK} untrained shortcut", best, tests]
-    missing = set(SHORTCUTS) - {row.model for row in table.shortcuts}
-    return facts + [f"shortcuts without a result: {', '.join(sorted(missing))}"] * bool(missing)
-
-
 def _marked(table: Table, escape: Callable[[str], str], bold: str, raised: str, plus_minus: str) -> pd.DataFrame:
     """The table in a markup: ``escape`` is applied to every text, ``bold`` and ``raised`` are format strings."""
     frame = texts(table).map(escape)
     for name in shown_metrics(table):
         for place, row in enumerate(table.rows):
-            text, half_width = frame.at[place, name], row.half_width.get(name)
+            text = frame.at[place, name]
             text = bold.format(text) if text and row.best and name == table.metric else text
-            text += f" {plus_minus}{half_width:.3f}" if half_width is not None else ""
-            frame.at[place, name] = text + (raised.format(superscript(row)) if name == table.metric and row.beats else "")
+            text += half(row.metrics.get(name, 0), row.half_width.get(name), plus_minus)
+            marks = escape(beaten(row, table)) if name == table.metric else ""
+            frame.at[place, name] = text + (raised.format(marks) if marks else "")
     frame.insert(0, "backbone", [escape(row.backbone or "") for row in table.rows])
     frame.insert(
         0, "model", [escape(" ".join([marked_label(row), *(f"({line})" for line in row.troubles)])) for row in table.rows]
     )
     frame.insert(0, "", [row.mark for row in table.rows])
     return frame.set_axis([escape(head) for head in frame], axis=1)
+
+
+def _escaped(frame: pd.DataFrame, escape: Callable[[str], str]) -> pd.DataFrame:
+    return frame.map(escape).set_axis([escape(head) for head in frame], axis=1)
 
 
 def to_markdown(leaderboard: Leaderboard) -> str:
@@ -158,6 +113,9 @@ def to_markdown(leaderboard: Leaderboard) -> str:
         notes = [f"- {_markdown(row.label)}: {_markdown(row.note)}" for row in table.rows if row.note]
         grid = frame.to_markdown(index=False, disable_numparse=True, colalign=sides)
         parts += [f"## {_markdown(table.protocol)}", grid, _markdown(caption(leaderboard, table)), "\n".join(notes)]
+        if not (known := memorised(table)).empty:
+            words = f"{_markdown(MEMORISED_WORDS)}:"
+            parts += [words, _escaped(known, _markdown).to_markdown(index=False, disable_numparse=True)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -177,6 +135,10 @@ def to_latex(leaderboard: Leaderboard) -> str:
             f"\\begin{{table}}\n\\centering\n\\caption{{{title}}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
             f"{grid.strip()}}}\n\\end{{table}}"
         )
+        if not (known := memorised(table)).empty:
+            small = _escaped(known, _latex).to_latex(index=False, escape=False, column_format="l" * len(known.columns))
+            title = _latex(f"{table.protocol}: {MEMORISED_WORDS}.")
+            parts.append(f"\\begin{{table}}\n\\centering\n\\caption{{{title}}}\n{small.strip()}\n\\end{{table}}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -201,5 +163,8 @@ def to_csv(leaderboard: Leaderboard) -> str:
                 line |= {name: row.metrics.get(name), f"{name} half_width": row.half_width.get(name)}
             for name, metric in parts:
                 line[f"{metric} {name}"] = _slice_value(row, name, metric) if metric == table.metric else None
+            for name in MEASUREMENTS:
+                part = (row.memorisation or {}).get(name) or {}
+                line |= {f"memorisation {name}": part.get("share"), f"memorisation {name} half_width": part.get("half_width_95")}
             lines.append(line | {fact: getattr(row, fact) for fact in facts} | {"troubles": "; ".join(row.troubles)})
     return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")

@@ -22,6 +22,7 @@ from scipy import stats
 from recbole_llm.evaluation import metrics, significance
 from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.headroom import add_headroom
+from recbole_llm.leaderboard.protocol import measured
 from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table
 
 _TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks
@@ -105,7 +106,8 @@ def _table(
         if row.label in scores and users and users > 1:
             row.interval = list(significance.interval(scores[row.label].values))
     names = list(dict.fromkeys(name for row in rows for name in row.slices))
-    return Table(protocol, first, metrics, names, users, _first(row.candidates for row in rows), None, rows), scores
+    how = measured([cell.record for cell in cells if cell.status == DONE and cell.record is not None])
+    return Table(protocol, first, metrics, names, users, _first(row.candidates for row in rows), how, None, rows), scores
 
 
 def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
@@ -134,6 +136,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         candidates=_first(map(comparable.candidates, records)),
         note=_first(cell.note for cell in cells),
         shortcut=any(record.get("shortcut") is True for record in records),
+        memorisation=_first(record.get("memorisation") for record in records),
     )
 
 

@@ -74,6 +74,7 @@ class Row:
         shortcut: an untrained rule, with which the other rows are compared.
         headroom: the first metric less that of the best shortcut of the table; None for a shortcut or without one.
         headroom_p: adjusted p-value of the headroom, see :func:`~recbole_llm.leaderboard.headroom.add_headroom`.
+        memorisation: of the run record, see :func:`recbole_llm.llm.memorisation.memorisation`; None if it was not measured.
     """
 
     label: str
@@ -99,6 +100,7 @@ class Row:
     shortcut: bool = False
     headroom: float | None = None
     headroom_p: float | None = None
+    memorisation: dict[str, Any] | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -119,6 +121,7 @@ class Table:
     Attributes:
         metric: sorts the rows and is tested.
         users: number of users that the tests compare.
+        measured: how the targets were ranked, see :func:`recbole_llm.leaderboard.protocol.measured`.
         detectable: smallest difference that is detected with a power of 80 %, median over the tests against the best row.
     """
 
@@ -128,6 +131,7 @@ class Table:
     slices: list[str]
     users: int | None
     candidates: str | None
+    measured: dict[str, Any]
     detectable: float | None
     rows: list[Row]
 

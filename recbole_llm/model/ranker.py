@@ -44,12 +44,11 @@ from recbole_llm.model.memorised import Memorised
 from recbole_llm.model.parts import Parts, histories_of
 from recbole_llm.model.published_answers import PublishedAnswers
 from recbole_llm.model.ranker_costs import answers_cost, scores_cost
+from recbole_llm.registry import NO_ADAPTER, SHUFFLED
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
-
-SHUFFLED, NO_ADAPTER = "shuffled titles", "no adapter"
 
 
 class LLMRanker(Recommender, SequentialRecommender):

@@ -11,7 +11,8 @@ from scipy import stats
 
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.significance import adjusted
-from recbole_llm.leaderboard.formats import caption, to_csv, to_latex, to_markdown
+from recbole_llm.leaderboard.captions import caption
+from recbole_llm.leaderboard.formats import to_csv, to_latex, to_markdown
 from recbole_llm.leaderboard.page import to_html
 from recbole_llm.leaderboard.statistics import build
 from recbole_llm.leaderboard.table import Cell, Leaderboard, Row, from_json, to_json
@@ -79,9 +80,9 @@ def test_every_format_marks_the_shortcuts_and_shows_the_headroom(board: Leaderbo
     p = f"{row(board, 'Model').headroom_p:.3f}"
     assert from_json(to_json(board)) == board
     markdown, latex, page = to_markdown(board), to_latex(board), to_html(board)
-    assert "| TransitionGraph † " in markdown and f"+0.1000 (p {p})" in markdown and r"-0.2500 (p \< .001)" in markdown
-    assert r"TransitionGraph \dag{} &" in latex and f"+0.1000 (p {p})" in latex and "†" not in latex
-    assert page.count('title="untrained shortcut">†<') == 2 and f"+0.1000 (p {p})" in page and 'data-value="0.1' in page
+    assert "| TransitionGraph † " in markdown and f"+0.100 (p {p})" in markdown and r"-0.250 (p \< .001)" in markdown
+    assert r"TransitionGraph \dag{} &" in latex and f"+0.100 (p {p})" in latex and "†" not in latex
+    assert page.count('title="untrained shortcut">†<') == 2 and f"+0.100 (p {p})" in page and 'data-value="0.1' in page
     assert "Model †" not in markdown
     lines = {line["label"]: line for line in csv.DictReader(io.StringIO(to_csv(board)))}
     assert {label: line["shortcut"] for label, line in lines.items()} == {
@@ -98,7 +99,8 @@ def test_every_format_marks_the_shortcuts_and_shows_the_headroom(board: Leaderbo
 
 def test_the_caption_says_what_headroom_is_and_which_shortcuts_are_missing(board: Leaderboard) -> None:
     text = caption(board, board.tables[0])
-    assert "† untrained shortcut; headroom: hit@1 less that of the best shortcut, TransitionGraph; p: the largest" in text
+    assert "; † untrained shortcuts: TransitionGraph, RecentPop; headroom: hit@1 less" in text
+    assert "headroom: hit@1 less that of the best shortcut, TransitionGraph; p: the largest" in text
     assert text.endswith("shortcuts without a result: NearestTexts, NearestTitles, RepeatRule")
 
 
@@ -113,4 +115,4 @@ def test_without_shortcuts_there_is_no_headroom() -> None:
 def test_a_row_that_cannot_be_tested_has_a_headroom_without_p() -> None:
     board = build([cell("RecentPop", range(10), shortcut=True), cell("Model", range(30), ranks={"Model": {}})])
     assert row(board, "Model").headroom == pytest.approx(0.2) and row(board, "Model").headroom_p is None
-    assert "+0.2000 |" in to_markdown(board)
+    assert "+0.200 |" in to_markdown(board)

@@ -1,0 +1,39 @@
+"""A leaderboard with hostile labels, failures and missing values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.evaluation import metrics
+from recbole_llm.leaderboard.table import Cell
+
+SCRIPT = "<script>alert(1)</script>"
+NASTY = 'a|b & 50% of_$x^2 {#1} "quoted", ~\\'
+KNOWN = {  # as in a run record
+    "titles": {"number": 200, "share": 0.62, "half_width_95": 0.067, "chance": 0.5, "difference": 0.4},
+    "lines": {"number": 100, "share": 0.04, "half_width_95": 0.038, "chance": 0.05},
+}
+METRICS = ("hit@1", "ndcg@1", "ndcg@5")
+
+
+def cell(label: str, share: float | None = None, *, seed: int = 1, protocol: str = "sampled", **changes: Any) -> Cell:
+    """Ranks of 300 users, the first with probability ``share``."""
+    fields: dict[str, Any] = {"model": "Model", "command": f"run --seed={seed} > '{SCRIPT}'", "commit": "0123abc"}
+    if share is not None:
+        rng = np.random.default_rng(seed)
+        ranks = np.where(rng.random(300) < share, 1, rng.integers(2, 21, 300)).tolist()
+        cold = {"users": 90, **metrics.metrics(ranks[:90], METRICS), "half_width_95": metrics.half_widths(ranks[:90], METRICS)}
+        fields["record"] = {
+            "model": "Model",
+            "results": {"Model": metrics.metrics(ranks, METRICS)},
+            "slices": {"Model": {"cold": cold}},
+            "ranks": {"Model": {f"u{user}": rank for user, rank in enumerate(ranks)}},
+            "candidates_sha256": {"test": "a" * 64},
+            "passport": {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)},
+            "protocol": {"mask_history": None},
+            "seconds": {"train": 1000 * share},
+            "trained_parameters": 1_234_567,
+        } | changes.pop("facts", {})
+    return Cell(label=label, seed=seed, protocol=protocol, **fields | changes)
