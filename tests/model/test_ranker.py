@@ -133,7 +133,7 @@ def test_a_full_ranking_is_the_retrievers_with_its_top_in_the_llms_order(module_
 
 
 def test_a_full_ranking_of_the_validation_items_is_refused_with_what_to_give(module_settings, assemble):
-    message = "eval_args: early stopping of a ranker needs candidates.* none for valid; .*'valid': 'candidates', 'test': 'full'"
+    message = "eval_args: .*there are no candidates for valid.*give eval_args: .*'valid': 'candidates', 'test': 'full'"
     with pytest.raises(ValueError, match=message):
         assemble("TALLRec", module_settings, eval_args={"mode": "full"})
 
