@@ -118,8 +118,8 @@ def test_slices_of_a_run_are_parts_of_its_result(mode: str, run: Callable[..., A
     ("shares", "message"),
     [
         ({"hot": 0.3}, "unknown key `hot` of slices in config_dict; did you mean `cold`"),
-        ({"cold": 0}, r"slices: cold: 0 is not cold or warm with a share between 0 and 1, as \{'cold'"),
-        ({"warm": 1}, "slices: warm: 1 is not cold or warm with a share between 0 and 1"),
+        ({"cold": 0}, r"slices\.cold: 0 in config_dict is not a number in \(0, 1\); give 0\.35, for example"),
+        ({"warm": 1}, r"slices\.warm: 1 in config_dict is not a number in \(0, 1\); give 0\.35, for example"),
         ({"cold": "few"}, "slices.cold: 'few' in config_dict is not a number"),
     ],
 )

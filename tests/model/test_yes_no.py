@@ -199,7 +199,11 @@ def test_the_adapter_is_named_by_the_answers_that_it_is_trained_on(
     "model, changes, message",
     [
         ("LoRACocktail", FORM, "tallrec_form: yes_no is a form of TALLRec alone"),
-        ("TALLRec", {**FORM, "tallrec_form": "yes"}, "tallrec_form: 'yes' is neither listwise nor yes_no"),
+        (
+            "TALLRec",
+            {**FORM, "tallrec_form": "yes"},
+            "tallrec_form: 'yes' in .* is not one of listwise, yes_no; did you mean 'yes_no'",
+        ),
         ("TALLRec", {**FORM, "scorer": "label"}, "tallrec_form: yes_no needs scorer"),
         ("TALLRec", {**FORM, "prompt": "listwise"}, "unknown slots"),
         ("TALLRec", {**FORM, "liked_above": 3}, r"liked_above: 3 needs the column rating \(RATING_FIELD\), .*load_col"),
