@@ -194,7 +194,7 @@ def _plain(text: str) -> str:
 
 def settings(folder: Path) -> LLMConfig:
     """The configuration of a model that reads texts of items."""
-    given = {"data_path": str(folder), "year_field": "year", "rm_dup_inter": None, "checkpoint_dir": str(folder / "saved")}
+    given = {"data_path": str(folder), "year_field": "year", "checkpoint_dir": str(folder / "saved")}
     return LLMConfig("Pop", NAME, config_dict=given)
 
 

@@ -203,7 +203,10 @@ def test_a_run_has_the_merged_dictionaries_over_its_defaults(data: st.DataObject
         ({"item_inter_num_interval": "[5,3]"}, r"item_inter_num_interval: \[5, 3\] in .* is not an interval"),
         ({"item_inter_num_interval": "(5,5)"}, r"item_inter_num_interval: \(5, 5\) in .* is not an interval"),
         ({"user_inter_num_interval": 5}, "user_inter_num_interval: 5 in .* is not an interval"),
-        ({"val_interval": {"rating": ">3"}}, "val_interval: {'rating': '>3'} in .* is not a dictionary of intervals .* or lists"),
+        (
+            {"val_interval": {"rating": ">3"}},
+            "val_interval: {'rating': '>3'} in .* is not a dictionary of intervals .* or lists.*; change rating: '>3'",
+        ),
         ({"train_batch_size": 64.0}, "train_batch_size: 64.0 in .* is not a whole number of at least 1; give 64"),
         ({"epochs": "'10'"}, "epochs: '10' in .* is not a whole number of at least 0; give 10 without quotes"),
         ({"epochs": True}, "epochs: True in .* is not a whole number"),
@@ -222,6 +225,7 @@ def test_a_run_has_the_merged_dictionaries_over_its_defaults(data: st.DataObject
         ({"eval_args": {"mode": {"val": "full"}}}, "unknown key `val` of eval_args.mode in .*; did you mean `valid`"),
         ({"eval_args": {"modes": "full"}}, "unknown key `modes` of eval_args in .*; did you mean `mode`"),
         ({"eval_args": {"split": {"LS": "valid"}}}, "eval_args.split.LS: 'valid' in .* is not one of valid_and_test"),
+        ({"eval_args": {"split": {"LS": 1}}}, "eval_args.split.LS: 1 in .* is not one of .*; give 'valid_and_test', for example"),
         (
             {"eval_args": {"split": {}, "mode": "full"}},
             "eval_args: split {} must be one of {'LS': 'valid_and_test'}",

@@ -60,20 +60,24 @@ def _settings_in(key: str, value: Any, definition: Definition) -> Iterator[tuple
             yield from ((f"{key}[{name!r}]", settings) for name, settings in value.items())
 
 
-def _check_value(key: str, value: Any, source: str, definitions: Mapping[str, Definition], default: Any) -> None:
+def _check_value(
+    key: str, value: Any, source: str, definitions: Mapping[str, Definition], default: Any, *, merged: bool = True
+) -> None:
+    """``merged``: the default holds if the value is removed, as in a dictionary that is merged into the default one."""
     definition = definitions[key]
     if not definition.accepts(value):
-        raise ValueError(f"{key}: {_shown(value)} in {source} is not {definition}; {_remedy(value, definition, default)}")
+        raise ValueError(f"{key}: {_shown(value)} in {source} is not {definition}; {_remedy(value, definition, default, merged)}")
     inner = [name for name in definitions if name.rpartition(".")[0] == key]
     for name, entry in value.items() if inner and isinstance(value, Mapping) else ():
         if f"{key}.{name}" not in inner:
             known = [other.rpartition(".")[2] for other in inner]
             near = (get_close_matches(str(name), known, n=1, cutoff=0.0) or known)[0]
             raise ValueError(f"unknown key `{name}` of {key} in {source}; did you mean `{near}`? Known: {', '.join(known)}")
-        _check_value(f"{key}.{name}", entry, source, definitions, default.get(name) if isinstance(default, Mapping) else None)
+        usual = default.get(name) if isinstance(default, Mapping) else None
+        _check_value(f"{key}.{name}", entry, source, definitions, usual, merged=not definition.whole)
 
 
-def _remedy(value: Any, definition: Definition, default: Any) -> str:
+def _remedy(value: Any, definition: Definition, default: Any, merged: bool) -> str:
     if isinstance(value, str) and definition.has("list") and not definition.choices:
         return f"give [{value!r}]"
     if isinstance(value, str) and (near := get_close_matches(value, definition.choices, n=1)):
@@ -84,6 +88,12 @@ def _remedy(value: Any, definition: Definition, default: Any) -> str:
         return f"put quotes around it: \"'{value}'\" on a command line, '{value}' in a file"
     if isinstance(value, float) and value.is_integer() and definition.accepts(int(value)):
         return f"give {int(value)}"
+    for one in definition.types:
+        for name, entry in one.wrong_entries(value):
+            near = get_close_matches(str(entry), [choice for inner in one.entries for choice in inner.choices], n=1)
+            return f"change {'' if name is None else f'{name}: '}{_shown(entry)}{f' to {near[0]!r}' if near else ''}"
+    if not merged and default is not None and definition.accepts(default):
+        return f"give {_shown(default)}, for example"
     if definition.accepts(default):
         return f"remove it to use the default, {'~' if default is None else _shown(default)}"
     return "remove it"

@@ -120,8 +120,14 @@ class Type:
             return False
         if self.choices:
             return any(re.fullmatch(re.sub("N$", "[1-9][0-9]{0,8}", re.escape(choice)), str(value)) for choice in self.choices)
-        entries = value.values() if isinstance(value, Mapping) else value
-        return not self.entries or all(any(one.accepts(entry) for one in self.entries) for entry in entries)
+        return not self.wrong_entries(value)
+
+    def wrong_entries(self, value: Any) -> list[tuple[Any, Any]]:
+        """Name (None in a list) and value of each entry of a list or dictionary that this type refuses; none of other values."""
+        if not self.entries or not isinstance(value, _CLASSES[self.kind]):
+            return []
+        named = value.items() if isinstance(value, Mapping) else ((None, entry) for entry in value)
+        return [(name, entry) for name, entry in named if not any(one.accepts(entry) for one in self.entries)]
 
     def words(self, *, several: bool = False) -> str:
         """The type in words, for one value or for several."""

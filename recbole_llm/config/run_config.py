@@ -24,6 +24,7 @@ from recbole_llm import compat, registry
 from recbole_llm.config.checks import check, naming_source
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
+from recbole_llm.config.predictions import predictions_file
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
 from recbole_llm.data import forms, scenarios
@@ -275,27 +276,8 @@ class LLMConfig(Config):
         values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # not its path
         values |= {"own_copy": True} if self.own_copy else {}  # for the run record, which is named by this alone
         if self["model"] == "Imported":
-            values["predictions_sha256"] = self["predictions"] and self.predictions_sha256
+            values["predictions_sha256"] = self["predictions"] and sha256_file(predictions_file(self))
         return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
-
-    @property
-    def predictions_file(self) -> Path:
-        """The file that ``predictions`` names.
-
-        Raises:
-            ValueError, FileNotFoundError: no file is named, or there is none.
-        """
-        if not self["predictions"]:
-            raise ValueError(f"predictions: {self['model']} needs a file; give --predictions=FILE (docs/models/imported.md)")
-        file = Path(str(self["predictions"]).replace("{seed}", str(self["seed"]))).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(f"predictions: there is no file {file} (current folder: {Path.cwd()})")
-        return file
-
-    @cached_property
-    def predictions_sha256(self) -> str:
-        """SHA-256 of that file."""
-        return sha256_file(self.predictions_file)
 
     @property
     def record_file(self) -> Path:

@@ -75,7 +75,7 @@ class RankedTime(Split, StrictTables, ArrayGroups):
         """RecBole's splits, with the same evaluation users for every model and with what a full ranking masks."""
         masked = self.config["full_phases"] if self.masking.masks(self.config["MODEL_TYPE"]) else []
         if forms.leaves_one_out(self.config):
-            self.inter_feat = self.inter_feat.iloc[self._time_order].reset_index(drop=True)
+            self.inter_feat = self.inter_feat.iloc[self.time_order].reset_index(drop=True)
             self.inter_feat[self.time_field] = np.arange(len(self.inter_feat), dtype=np.float64)  # by which RecBole sorts
         splits = super().build()  # type: ignore[misc]
         for phase in masked:
@@ -93,7 +93,7 @@ class RankedTime(Split, StrictTables, ArrayGroups):
         return Masking.of(self.config, repeats_kept=repeats.repeats_kept(self))
 
     @property
-    def _time_order(self: Any) -> np.ndarray:
+    def time_order(self: Any) -> np.ndarray:
         """Rows in time order, equal times by ``tie_order``.
 
         RecBole sorts once more, by times in float32, which has 24 bits; a Unix time needs 31 (RUCAIBox/RecBole#1653). Its sort is

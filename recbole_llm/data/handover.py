@@ -101,7 +101,7 @@ def _split(dataset: Any, users: Sequence[str], items: Sequence[str]) -> dict[str
         if len(frame) >= _EXACT:
             raise ValueError(f"data export: {len(frame)} interactions; RecBole's float32 keeps the order of {_EXACT - 1} at most")
         times = frame[dataset.time_field].to_numpy()
-        place[np.argsort(times, kind="stable")] = np.arange(len(frame))  # rows of equal times are in the order of the split
+        place[dataset.time_order] = np.arange(len(frame))  # rows of equal times are in the order of the split
         dataset.inter_feat[dataset.time_field] = place.astype(np.float64)
     found = {}
     for phase, split in zip(PHASES, dataset.build(), strict=True):

@@ -66,7 +66,7 @@ class Split:
         """The rows that RecBole's general dataset puts into each part, in its order."""
         order, columns = np.arange(len(self.inter_feat)), {}
         if forms.needs_time(self.config):
-            order = self._time_order
+            order = self.time_order
             columns[self.time_field] = np.unique(self._times, return_inverse=True)[1].astype(np.float64)[order]
         columns |= {self.uid_field: self.inter_feat[self.uid_field].to_numpy()[order], _ROW: order}
         plain = Dataset.__new__(Dataset)

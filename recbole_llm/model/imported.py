@@ -22,9 +22,11 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_llm.config.predictions import predictions_file
 from recbole_llm.evaluation.prediction_files import read_predictions
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
 from recbole_llm.settings import Settings
+from recbole_llm.store.files import sha256_file
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
@@ -63,7 +65,8 @@ class Imported(Recommender, GeneralRecommender):
                 f"eval_args: mode {mode!r} at test draws other items in each run, for which no file has scores; give "
                 "--eval_args=\"{'mode': 'candidates'}\" or \"{'mode': 'full'}\""
             )
-        self.settings, self.file, self.sha256 = ImportSettings.of(config), config.predictions_file, config.predictions_sha256
+        self.settings, self.file = ImportSettings.of(config), predictions_file(config)
+        self.sha256 = sha256_file(self.file)
         self.histories, self.topk, self.masked = dataset.histories, max(config["topk"]), dataset.masking.general
         self.full_ranking = "test" not in config["candidate_phases"]
         columns, row = self.settings.predictions_columns, self.settings.predictions_row

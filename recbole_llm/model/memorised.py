@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from recbole_llm.costs.parts import blank, scoring_cost
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.memorisation import Catalogue, memorisation
@@ -53,6 +55,7 @@ def _stage(parts: RankerParts) -> Stage:
     domain, backbone = parts.domain, parts.backbone
     catalogue = Catalogue(domain.noun, domain.items.names, domain.items.lines, parts.prompts.max_title_tokens)
 
+    @torch.no_grad()
     def measured(causal: CausalLM) -> dict[str, Any]:
         strategy = "prefix" if parts.scoring.reads_labels else parts.scoring.scorer
         scorer = Scorer(

@@ -55,7 +55,7 @@ def test_other_models_refuse_whole_sequences(settings: dict[str, Any]) -> None:
 
 
 def test_unknown_train_mode() -> None:
-    with pytest.raises(ValueError, match="train_mode: 'whole' is unknown; choose auto, sequence or prefix"):
+    with pytest.raises(ValueError, match="train_mode: 'whole' in config_dict is not one of auto, sequence, prefix"):
         trainer_class(LLMConfig("SASRec", "tiny", config_dict={"train_mode": "whole"}))
 
 

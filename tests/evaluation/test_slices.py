@@ -17,6 +17,7 @@ from recbole_llm.evaluation.metrics import metrics
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.slices import item_slices, parted, user_slices
 from recbole_llm.quick_start import assemble
+from tests.conftest import dealt_anew
 
 SHARES = {"cold": 0.35, "warm": 0.35}
 
@@ -65,9 +66,7 @@ def test_slices_keep_their_share_and_apart(counts: list[int], cold: float, warm:
 
 def test_boundaries_do_not_move_with_the_test_labels(settings: dict[str, Any], data_path: Path, tmp_path: Path) -> None:
     header, *rows = [line.split("\t") for line in (data_path / "tiny" / "tiny.inter").read_text().splitlines()]
-    last = {user: place for place, (user, _, _) in enumerate(rows)}  # the file is in time order within a user
-    items = {place: f"i{item}" for place, item in zip(last.values(), np.random.default_rng(0).integers(40, size=60), strict=True)}
-    changed = [[user, items.get(place, item), time] for place, (user, item, time) in enumerate(rows)]
+    changed = dealt_anew(rows, {user: item for user, item, _ in rows})  # the file is in time order within a user
     folder = tmp_path / "drawn" / "tiny"
     folder.mkdir(parents=True)
     (folder / "tiny.inter").write_text("\n".join("\t".join(row) for row in [header, *changed]) + "\n")
@@ -119,8 +118,8 @@ def test_slices_of_a_run_are_parts_of_its_result(mode: str, run: Callable[..., A
     ("shares", "message"),
     [
         ({"hot": 0.3}, "unknown key `hot` of slices in config_dict; did you mean `cold`"),
-        ({"cold": 0}, r"slices: cold: 0 is not cold or warm with a share between 0 and 1, as \{'cold'"),
-        ({"warm": 1}, "slices: warm: 1 is not cold or warm with a share between 0 and 1"),
+        ({"cold": 0}, r"slices\.cold: 0 in config_dict is not a number in \(0, 1\); give 0\.35, for example"),
+        ({"warm": 1}, r"slices\.warm: 1 in config_dict is not a number in \(0, 1\); give 0\.35, for example"),
         ({"cold": "few"}, "slices.cold: 'few' in config_dict is not a number"),
     ],
 )

@@ -752,8 +752,8 @@ def test_histories_are_cut_to_what_a_collaborative_model_of_shorter_ones_can_rea
     ("changes", "message"),
     [
         ({"scorer": "label"}, "scorer: label scores labels, but ALLMRec predicts titles; choose tree, prefix or naive"),
-        ({"item_vectors": "joined"}, "item_vectors: 'joined' is unknown; choose joint, text or random"),
-        ({"logits": "max"}, "logits: 'max' is neither sum"),
+        ({"item_vectors": "joined"}, "item_vectors: 'joined' in .* is not one of joint, text, random; did you mean 'joint'"),
+        ({"logits": "max"}, "logits: 'max' in config_dict is not one of sum, mean"),
         ({"soft_prompt": "nosuch"}, "prompt: nosuch is not a key of `prompts`"),
         ({"text_fields": ["nosuch"]}, "text_fields: there is no column 'nosuch' besides the title; the columns are year, genre"),
         ({"cf_model": "Pop"}, "cf_model: Pop has no vectors"),

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from recbole_llm.config import LLMConfig
+from recbole_llm.config.predictions import predictions_file
 from recbole_llm.leaderboard.board import make_leaderboard
 from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.leaderboard.tuning import tune
@@ -207,7 +208,7 @@ def test_a_file_for_each_seed(settings: dict[str, Any], table: pd.DataFrame, tmp
     tasks = [
         task for task in read_plan(tmp_path / "board.yaml", {"data_path": settings["data_path"]}) if task.model == "Imported"
     ]
-    assert [task.config.predictions_file.name for task in tasks] == ["scores-1.csv", "scores-2.csv"]
+    assert [predictions_file(task.config).name for task in tasks] == ["scores-1.csv", "scores-2.csv"]
 
 
 def test_an_internal_number_is_no_token(settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_the_command_line_prints_laser_and_sasrec_in_one_table(
 ) -> None:
     main(["--model=Laser", "--dataset=tiny", *(f"--{key}={value!r}" for key, value in settings.items())])
     printed = capsys.readouterr()
-    table = (printed.out + printed.err).split("tiny, mode full, backbone: tiny-llama")[-1].split("run record:")[0]
+    table = (printed.out + printed.err).split("tiny, mode full, history masked, backbone: tiny-llama")[-1].split("run record:")[0]
     heading, ruler, *rows = table.splitlines()[1:]
     assert heading.split()[: len(METRICS)] == METRICS and set(ruler) <= {"-", " "}
     assert [row.split()[0] for row in rows] == ["Laser", "SASRec"]

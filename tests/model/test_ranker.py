@@ -133,7 +133,7 @@ def test_a_full_ranking_is_the_retrievers_with_its_top_in_the_llms_order(module_
 
 
 def test_a_full_ranking_of_the_validation_items_is_refused_with_what_to_give(module_settings, assemble):
-    message = "eval_args: early stopping of a ranker needs candidates.* none for valid; .*'valid': 'candidates', 'test': 'full'"
+    message = "eval_args: .*there are no candidates for valid.*give eval_args: .*'valid': 'candidates', 'test': 'full'"
     with pytest.raises(ValueError, match=message):
         assemble("TALLRec", module_settings, eval_args={"mode": "full"})
 
@@ -246,9 +246,9 @@ def test_an_adapter_is_trained_anew_for_whatever_changes_it_and_for_nothing_else
     ("changes", "message"),
     [
         ({"prompt": "listwize"}, "prompt: listwize is not a key of `prompts`"),
-        ({"lora_train_mode": "whole"}, "lora_train_mode: whole is neither prefix nor sequence"),
-        ({"scorer": "best"}, "scorer: 'best' is unknown; choose naive, prefix, tree, label"),
-        ({"normalize": "max"}, "normalize: 'max' is unknown; choose sum, mean, pmi"),
+        ({"lora_train_mode": "whole"}, "lora_train_mode: 'whole' in config_dict is not one of prefix, sequence"),
+        ({"scorer": "best"}, "scorer: 'best' in config_dict is not one of tree, prefix, label, naive"),
+        ({"normalize": "max"}, "normalize: 'max' in config_dict is not one of sum, mean, pmi"),
         (
             {"metrics": ["GAUC"], "valid_metric": "GAUC"},
             "valid_metric: .* does not follow from a target's rank",

@@ -252,8 +252,15 @@ def test_coefficients_by_module_are_drawn_in_the_run_folder(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weave": "hybrids"}, "weave: hybrids is not one of hybrid, target_only, data_merging, naive_merging"),
-        ({"weave_controls": ["naive"]}, "weave_controls: naive is not one of"),
+        (
+            {"weave": "hybrids"},
+            "weave: 'hybrids' in .* is not one of hybrid, target_only, data_merging, naive_merging; did you mean 'hybrid'",
+        ),
+        (
+            {"weave_controls": ["target_only", "naive"]},
+            r"weave_controls: \['target_only', 'naive'\] in .* of hybrid, .*; change 'naive'$",
+        ),
+        ({"weave_controls": ["target"]}, r"weave_controls: \['target'\] in .* of hybrid, .*; change 'target' to 'target_only'$"),
         ({"source_datasets": ["other", "other"]}, "source_datasets: other occurs 2 times"),
         ({"source_datasets": ["tiny"]}, "source_datasets: tiny occurs 2 times"),
         ({"source_datasets": [], "category_field": None}, "source_datasets: none given, and tiny has no category_field"),
