@@ -54,7 +54,7 @@ def points(picture: str) -> list[tuple[float, float]]:
 
 
 def test_the_first_metric_has_its_interval_and_shortcuts_another_style() -> None:
-    cells = [cell("Good", 0.6), cell("Rule", 0.3, facts={"shortcut": True}), cell("Poor", 0.1)]
+    cells = [cell("Good", 0.6), cell("Rule", 0.3, facts={"shortcut": True, "backbone": "texts"}), cell("Poor", 0.1)]
     table = build(cells, flips=10).tables[0]
     picture = pictures.metric_picture(table)
     assert picture is not None and table.shortcuts[0].label == "Rule"
@@ -69,6 +69,8 @@ def test_the_first_metric_has_its_interval_and_shortcuts_another_style() -> None
     xs = [x for x, _ in points(picture)]
     assert len(spans) == 3 and all(low < x < high for (low, high, _), x in zip(spans, xs, strict=True))
     assert [dotted for *_, dotted in spans] == [False, True, False]
+    hollow = re.findall(r'<use [^>]*style="fill: none; stroke: var\(--soft\); stroke-linejoin: miter"', picture)  # a square
+    assert len(hollow) == 1
     assert vertical == pytest.approx([xs[1]])  # at the best shortcut
     unit = (xs[0] - xs[2]) / (table.rows[0].metrics["hit@1"] - table.rows[2].metrics["hit@1"])
     low, high = table.rows[0].interval or (0, 0)
