@@ -47,10 +47,8 @@ def metric_picture(table: Table) -> str | None:
             value, colour = row.metrics[metric], _colour(row)
             if row.interval:
                 axes.plot(row.interval, [place, place], color=colour, linewidth=1.5, linestyle=":" if row.shortcut else "-")
-            filled = "none" if row.shortcut else colour
-            axes.plot(
-                value, place, "s" if row.shortcut or not row.backbone else "o", color=colour, markerfacecolor=filled, markersize=5
-            )
+            shape, filled = "s" if row.shortcut or row.backbone is None else "o", "none" if row.shortcut else colour
+            axes.plot(value, place, shape, color=colour, markerfacecolor=filled, markersize=5)
             axes.axhline(place + 0.32, color=_LINE, linewidth=0.5, zorder=0)
             text: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "va": "center"}
             axes.text(0, place - 0.38, f"{row.mark} {_short(row)}" + f" {SHORTCUT_MARK}" * row.shortcut, color=_INK, **text)

@@ -69,7 +69,7 @@ def test_the_first_metric_has_its_interval_and_shortcuts_another_style() -> None
     xs = [x for x, _ in points(picture)]
     assert len(spans) == 3 and all(low < x < high for (low, high, _), x in zip(spans, xs, strict=True))
     assert [dotted for *_, dotted in spans] == [False, True, False]
-    hollow = re.findall(r'<use [^>]*style="fill: none; stroke: var\(--soft\); stroke-linejoin: miter"', picture)  # a square
+    hollow = re.findall(r'<use [^>]*style="fill-opacity: 0; stroke: var\(--soft\); stroke-linejoin: miter"', picture)  # a square
     assert len(hollow) == 1
     assert vertical == pytest.approx([xs[1]])  # at the best shortcut
     unit = (xs[0] - xs[2]) / (table.rows[0].metrics["hit@1"] - table.rows[2].metrics["hit@1"])

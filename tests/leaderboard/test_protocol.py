@@ -44,6 +44,7 @@ def test_the_number_of_candidates(candidates: dict[str, Any] | None, text: str) 
 def test_a_full_ranking_says_whether_the_history_is_masked() -> None:
     drawn = {"candidates": {"num_negatives": 19, "source": "uniform"}}  # the key has a default, although nothing is drawn
     assert words({"mask_history": True}, **FULL, config=drawn) == ["300 users", "full ranking, history masked"]
+    assert measured([FULL | {"config": drawn}])["candidates"] is None
     because = {"mask_history": False, "unmasked_because": "mask_history: False"}
     assert words(because, **FULL) == ["300 users", "full ranking, history not masked (mask_history: False)"]
     assert words({}, **FULL) == ["300 users", "drawn candidates"]  # anew in every evaluation
