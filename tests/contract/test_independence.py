@@ -36,7 +36,12 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("results", "ranks", "tie_rate", "half_width_95", "best_valid_result", "merge")}
 
 
-@pytest.mark.parametrize("name", [*MODELS, "SASRec", "BPR"])
+MERGING = ("LoRACocktail", "MoLoRec", "WeaveRec")  # several trainings each, by the code that TALLRec runs
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in MERGING)) for name in [*MODELS, "SASRec", "BPR"]]
+)
 def test_one_seed_gives_one_result_whatever_was_cached_or_ran_before(
     name: str, module_settings: dict[str, Any], tmp_path: Path
 ) -> None:
