@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
@@ -54,7 +55,8 @@ def memorisation(causal: CausalLM, scorer: Scorer, catalogue: Catalogue, seed: i
     """The measurements, with half widths of their 95 % intervals; None where the catalogue is too small.
 
     ``titles``: share of N real titles that are more likely than the one put together, and the mean difference in nats.
-    ``lines``: share of N lines at which the next line is the most likely one of its C candidates, and ``chance``, which is 1 / C.
+    ``lines``: share of N lines at which the next line is the most likely one of its C candidates, ``chance``, which is 1 / C, and
+    ``words``, the share at which it has more words of the ten lines than any other one: what a sorted file tells without an LM.
     """
     rng = np.random.default_rng(seed)
     return {"titles": _titles(causal, scorer, catalogue, rng), "lines": _lines(causal, scorer, catalogue, rng)}
@@ -80,13 +82,22 @@ def _lines(causal: CausalLM, scorer: Scorer, catalogue: Catalogue, rng: np.rando
         return None
     text = TextTokens(causal.tokenizer, catalogue.names, catalogue.max_title_tokens)
     heading, rows = _heading(text, catalogue), _ended(text)
-    prompts, answers = [], []
+    prompts, answers, shared = [], [], []
     for place in np.sort(rng.permutation(places)[:LINES]).tolist():
-        following = rng.permutation(np.arange(place + 1, min(place + 1 + NEAR, len(lines))))[:OTHERS]
-        prompts.append(Prompt([*heading, *(token for item in lines[place - SHOWN : place] for token in rows[item])]))
-        answers.append([rows[lines[place]], *(rows[lines[other]] for other in following.tolist())])
+        following = rng.permutation(np.arange(place + 1, min(place + 1 + NEAR, len(lines))))[:OTHERS].tolist()
+        shown, listed = lines[place - SHOWN : place], [lines[place], *(lines[other] for other in following)]
+        prompts.append(Prompt([*heading, *(token for item in shown for token in rows[item])]))
+        answers.append([rows[item] for item in listed])
+        before = {word for item in shown for word in catalogue.names[item].split()}
+        shared.append([len(before.intersection(catalogue.names[item].split())) for item in listed])
     scores: Tensor = scorer(causal.model, prompts, answers).cpu()  # [N, C]; the next line comes first
-    return {**_share((scores[:, :1] > scores[:, 1:]).all(1).numpy()), "chance": 1 / (OTHERS + 1)}
+    words = torch.tensor(shared)  # [N, C]
+    return {**_share(_first(scores)), "chance": 1 / (OTHERS + 1), "words": float(_first(words).mean())}
+
+
+def _first(scores: Tensor) -> np.ndarray:
+    """Where [N] the first of C candidates has the highest of the scores [N, C], and no other one has it."""
+    return (scores[:, :1] > scores[:, 1:]).all(1).numpy()
 
 
 def recombined(titles: Sequence[str], rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -21,7 +21,8 @@ from recbole_llm.store.stages import Folders, Stage, Work
 FILE = "memorisation.json"
 _LINES = {
     "titles": "real titles are more likely than titles of other words in {share:.3f} ±{half_width_95:.3f} of {number} pairs",
-    "lines": "the next line of the .item file is the most likely one in {share:.3f} ±{half_width_95:.3f} of {number} cases",
+    "lines": "the next line of the .item file is the most likely one in {share:.3f} ±{half_width_95:.3f} of {number} cases, by "
+    "shared words in {words:.3f}",
 }
 
 

@@ -403,9 +403,10 @@ def test_nothing_of_the_base_model_is_written_to_disk(made, tiny_lm):
         assert not base.keys() & tensors.keys(), file
         assert not contents & {_content(tensor) for tensor in tensors.values()}, file
     if not made.model.uses_cf_model and made.model.trained_in_stages:  # adapters alone
+        own = {file: tensors for file, tensors in written.items() if not file.parent.name.startswith("cf-")}  # of a retriever
         size = (tiny_lm / "model.safetensors").stat().st_size
-        assert all(file.stat().st_size < size / 2 for file in written)
-        assert all("lora_" in key for tensors in written.values() for key in tensors)
+        assert all(file.stat().st_size < size / 2 for file in own)
+        assert all("lora_" in key for tensors in own.values() for key in tensors)
     assert not [path.name for path in (made.folder / "stages").iterdir() if path.suffix in (".unfinished", ".tmp")]
 
 

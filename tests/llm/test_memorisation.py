@@ -63,7 +63,9 @@ def test_an_lm_that_knows_the_file_is_found_out(catalogue: Catalogue) -> None:
 
     found, asked = measured(catalogue, knows)
     assert found["titles"]["share"] == 1.0 and found["titles"]["difference"] == 1.0
-    assert found["lines"] == {"number": len(names) - SHOWN - OTHERS, "share": 1.0, "half_width_95": 0.0, "chance": 0.05}
+    lines = found["lines"]
+    assert lines.pop("words") < 0.5
+    assert lines == {"number": len(names) - SHOWN - OTHERS, "share": 1.0, "half_width_95": 0.0, "chance": 0.05}
     assert asked[0][0] == "A list of films:\n" and all(answer.endswith("\n") for _, own in asked for answer in own)
     prompt, own = asked[-1]
     shown, others = prompt.split("\n")[1:-1], [answer[:-1] for answer in own]
@@ -79,6 +81,12 @@ def test_an_lm_that_knows_nothing_is_at_chance(catalogue: Catalogue) -> None:
     assert found["lines"]["share"] < 0.3
     constant, _ = measured(catalogue, lambda *_: 0.0)
     assert constant["titles"]["share"] == 0 and constant["lines"]["share"] == 0  # a tie is no knowledge
+
+
+def test_what_a_sorted_file_tells_is_counted_without_an_lm() -> None:
+    alone = [f"{'set' if i % 2 else 'box'} {i}" if i < 11 else f"part {i}" for i in range(40)]
+    found, _ = measured(Catalogue("piece", ["", *alone], list(range(1, 41)), 64), lambda *_: 0.0)
+    assert found["lines"]["words"] == 1 / 11  # the last of the sets and boxes
 
 
 def test_both_sides_have_the_same_words() -> None:
