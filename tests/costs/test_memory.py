@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,7 @@ def examples(count: int, length: int, answer: int) -> list[Example]:
 
 def peak_of(work: Any) -> int:
     """The largest number of bytes that a function holds at once, beside what was allocated before."""
+    gc.collect()  # cycles left by an earlier measurement would be freed, and subtracted, in the middle of this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
     events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
