@@ -361,6 +361,20 @@ def test_one_file_may_serve_several_models(tmp_path: Path) -> None:
     LLMConfig("Pop", "tiny", [write(tmp_path / "shared.yaml", merge="uniform", n_heads=1)])
 
 
+@pytest.mark.parametrize(
+    ("model", "given", "unread"),
+    [
+        ("BPR", {"hidden_size": 128, "embedding_size": 32}, ["hidden_size"]),
+        ("SASRec", {"merge": "grid", "llm": "builtin", "hidden_size": 128}, ["merge"]),
+        ("ALLMRec", {"adapters": {"base spirit": "folder"}, "cf_model": "GRU4Rec"}, ["adapters"]),
+        ("LoRACocktail", {"merge": "grid", "alias_of_item_id": None}, []),
+    ],
+)
+def test_a_setting_that_the_model_does_not_have_is_told(model: str, given: dict[str, Any], unread: list[str]) -> None:
+    config = LLMConfig(model, "ml-100k", config_dict=given)
+    assert config.unread == dict.fromkeys(unread, "config_dict")
+
+
 def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
         LLMConfig("Pop", "tiny", ["nowhere.yaml"])

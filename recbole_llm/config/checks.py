@@ -13,13 +13,13 @@ from typing import Any
 
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles
-from recbole_llm.config.recbole_keys import SUCCESSORS
+from recbole_llm.config.recbole_keys import MODEL_KEYS, SUCCESSORS
 
 
 def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults: Mapping[str, Any]) -> None:
     """Check keys and values of a user, inner ones of dictionaries included.
 
-    Keys of other models are checked, too, and may stand there, as a file may serve several models.
+    Keys of other models are checked, too, and may stand there, as a file may serve several models (:func:`unread`).
 
     Args:
         source: the file or argument that the values come from.
@@ -36,6 +36,19 @@ def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults
                 check(settings, f"{name} of {source}", files, defaults)
         elif key not in own:
             raise ValueError(f"unknown key `{key}` in {source}; {_nearest(str(key), definitions, defaults)}")
+
+
+def unread(given: Sequence[tuple[str, Mapping[str, Any]]], files: PropertyFiles, defaults: Mapping[str, Any]) -> dict[str, str]:
+    """The given settings of models that the run's model does not have, so that they change nothing, with their sources.
+
+    Args:
+        given: the sources with their values.
+        defaults: the run's default values, RecBole's included, in which every setting of its model stands.
+    """
+    folders = {files.folder / "model", files.folder / "parts"}
+    ours = {key for key, one in files.definitions.items() if one.file.parent in folders}
+    keys = {key: source for source, values in given for key in values}
+    return {key: source for key, source in keys.items() if key in ours | MODEL_KEYS and key not in defaults}
 
 
 @contextmanager

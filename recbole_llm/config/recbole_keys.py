@@ -113,6 +113,8 @@ def _definitions() -> dict[str, Definition]:
 
 RECBOLE_DEFINITIONS = _definitions()
 """The definitions of RecBole's keys; a property file of ours that defines one, too, is preferred."""
+MODEL_KEYS = {key for keys in _MODELS.values() for key in keys.split()}
+"""The settings of RecBole's models, each of which has some of them in its property file."""
 
 _SPLIT = "give eval_args: {'split': {'RS': [0.8, 0.1, 0.1]}} for ratios, {'split': {'LS': 'valid_and_test'}} for leave-one-out"
 _NUMBER = "give an interval, '[5,inf)'; the key is"

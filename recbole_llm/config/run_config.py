@@ -21,7 +21,7 @@ from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
-from recbole_llm.config.checks import check, naming_source
+from recbole_llm.config.checks import check, naming_source, unread
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
 from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
 from recbole_llm.config.predictions import predictions_file
@@ -45,6 +45,7 @@ class LLMConfig(Config):
 
     Attributes:
         init_run: the run that ``init_from`` names.
+        unread: given settings that only other models have, with their sources; they change nothing.
         own_copy: whether the user's data is read in place of data that comes with RecBole under the same name.
 
     Raises:
@@ -52,6 +53,7 @@ class LLMConfig(Config):
     """
 
     init_run: SavedRun | None = None
+    unread: Mapping[str, str]
     own_copy: bool = False
     internal_config_dict: dict[str, Any]
     external_config_dict: dict[str, Any]
@@ -131,6 +133,7 @@ class LLMConfig(Config):
         for source, values in self._given:
             check(values, source, files, self.internal_config_dict)
             compat.refuse_options(values, source)
+        self.unread = unread(self._given, files, self.internal_config_dict)
 
     def _part(self, key: str) -> str | None:
         """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""
