@@ -105,7 +105,7 @@ class Type:
         return cls(kind, _COUNT if kind == "int" else None, tuple(re.split(", *", limit.removeprefix("in "))) if limit else ())
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value is of this type; True and False are no numbers."""
+        """Whether a value is of this type; True and False are not numbers."""
         if isinstance(value, bool) or self.kind == "bool":
             return isinstance(value, bool) and self.kind == "bool"
         if self.kind in ("int", "float"):

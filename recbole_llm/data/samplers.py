@@ -1,4 +1,4 @@
-"""RecBole's sampler of negatives with arrays in the place of Python sets; its draws are the same.
+"""RecBole's sampler of negatives with arrays in place of Python sets; its draws are the same.
 
 RecBole keeps a set of items for each user and phase: three times 500,000 sets of 20 items are 3 GB. It looks up each drawn item
 in Python.

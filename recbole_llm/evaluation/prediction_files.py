@@ -1,7 +1,7 @@
 """Predictions that were made elsewhere, read from a Parquet, CSV or JSON lines file: one line per user and item.
 
-Ids are the tokens of the dataset. A line has a score, of which higher is better, or a rank, of which 1 is best. Whatever is wrong
-with the file is refused by name; what it lacks is left to :mod:`recbole_llm.model.imported`, which counts it.
+Ids are the tokens of the dataset. A line has a score (higher is better) or a rank (1 is best). A malformed file is refused with
+the place and the remedy. Missing users and items are not errors here; :mod:`recbole_llm.model.imported` counts them.
 
 Legend: N lines, B users of a batch, I items, padding included.
 """

@@ -1,9 +1,9 @@
 """Imported: predictions of another framework, evaluated on the same users and candidates as every model here.
 
 Nothing is trained. A file (``predictions``) has a score or a rank for pairs of user and item, by token: see
-:mod:`recbole_llm.evaluation.prediction_files`. Drawn candidates are ranked by it; in a full ranking it is each user's list, from
-which the items of the history are dropped as for every model. What the file lacks counts as missed and is counted: a user, a
-candidate, which ranks below all others, and a target beyond the end of a list.
+:mod:`recbole_llm.evaluation.prediction_files`. Drawn candidates are ranked by it. In a full ranking, it has each user's list,
+from which the items of the history are dropped as for every model. A target counts as missed if its user is not in the file or
+if it is beyond the end of the list. A candidate that is not in the file ranks below all others. Such gaps are counted.
 
 Legend: B users, C candidates, I items.
 """
