@@ -50,7 +50,7 @@ class Interval:
 
     @classmethod
     def read(cls, text: str) -> Interval:
-        """Raises ValueError if ``text`` is none, or is empty as ``(1, 0)`` is."""
+        """Raises ValueError if ``text`` is not an interval, or an empty one such as ``(1, 0)``."""
         if not (parts := _PARTS.fullmatch(text)):
             raise ValueError(f"{text!r} is not an interval such as '[5,inf)'")
         left, low, high, right = parts.groups()

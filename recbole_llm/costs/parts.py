@@ -31,7 +31,7 @@ _most: ContextVar[int] = ContextVar("most", default=EXACT)
 
 @contextmanager
 def counting(most: int) -> Iterator[None]:
-    """Count at most so many forward passes and thousands of tokens of a part."""
+    """Count at most this many forward passes and thousands of tokens of a part."""
     token = _most.set(most)
     try:
         yield

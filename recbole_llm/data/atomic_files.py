@@ -37,7 +37,7 @@ _MARKS = [
 
 
 class AtomicFileError(ValueError):
-    """A file of a dataset that cannot be read with certainty; names file, line, column, value and remedy where there are any."""
+    """A file of a dataset is malformed or ambiguous; the message names file, line, column, value and remedy, if there are any."""
 
 
 @dataclass(frozen=True)

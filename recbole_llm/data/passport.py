@@ -90,7 +90,7 @@ class Targets:
 
     Attributes:
         rows: of :class:`Interactions`, IntArray[T].
-        by_time: whether the target is what it is because of its time.
+        by_time: whether the target is chosen by its time.
     """
 
     rows: np.ndarray

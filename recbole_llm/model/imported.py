@@ -37,7 +37,7 @@ logger = getLogger()
 
 @dataclass(frozen=True)
 class ImportSettings(Settings):
-    """What is read of the file, and where it comes from."""
+    """Which columns and rows of the file are read, and its origin."""
 
     predictions_columns: Mapping[str, str | None]
     predictions_row: str | None
@@ -50,7 +50,7 @@ class Imported(Recommender, GeneralRecommender):
     Attributes:
         file: the file.
         predictions: its content.
-        gaps: how many of what the evaluation asks for are not in it, by name.
+        gaps: number of missing users, candidates and targets that the evaluation needs, by name.
     """
 
     input_type = InputType.POINTWISE
