@@ -83,7 +83,7 @@ class _Lines:
         self.path, self.table = path, read_table(path)
         self.columns = _chosen_columns(path, self.table.column_names, given)
         if not len(self.table):
-            raise ValueError(f"predictions: {path} has no rows; give one for each user and item, and hand it in again")
+            raise ValueError(f"predictions: {path} has no rows; write one for each user and item")
         self.numbers = np.arange(1, len(self.table) + 1)
 
     def error(self, place: int, role: str, reason: str, remedy: str) -> ValueError:
@@ -132,7 +132,7 @@ class _Lines:
         remedy = "give a number such as 0.25, or leave the row out, which then counts as not predicted"
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or _is_text(column.type)):
             raise ValueError(
-                f"predictions: {self.path}, column {self.columns[role]}: {column.type} values are no {role}s; {remedy}"
+                f"predictions: {self.path}, column {self.columns[role]}: {column.type} values are not {role}s; {remedy}"
             )
         if column.null_count:
             place = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])

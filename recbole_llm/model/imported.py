@@ -89,7 +89,7 @@ class Imported(Recommender, GeneralRecommender):
         lengths = self.predictions.lengths[users]
         if not lengths.any():
             raise ValueError(
-                f"predictions: {self.file} has none of the {len(users)} evaluation users; hand in predictions for the users of "
+                f"predictions: {self.file} has none of the {len(users)} evaluation users; give predictions for the users of "
                 "the test split (recbole-llm data export writes it)"
             )
         self.gaps = {"users": len(users), "missing users": int((lengths == 0).sum())}
@@ -104,7 +104,7 @@ class Imported(Recommender, GeneralRecommender):
         longest, items = int(self.predictions.lengths[users].max()), self.n_items - 1
         if longest < min(self.topk, items):
             raise ValueError(
-                f"predictions: the lists of {self.file} have at most {longest} items, but topk goes to {self.topk}; hand in at "
+                f"predictions: the lists of {self.file} have at most {longest} items, but topk goes to {self.topk}; give at "
                 f"least {self.topk} items of each user, or give --topk with numbers up to {longest}"
             )
         dropped = short = 0
@@ -120,7 +120,7 @@ class Imported(Recommender, GeneralRecommender):
         if short:
             logger.warning(
                 f"predictions: {short} users have fewer than {self.topk} items in {self.file} that are not in their history; a "
-                "target that is not among them counts as missed. Hand in longer lists, or lists without the history"
+                "target that is not among them counts as missed. Give longer lists, or lists without the history"
             )
 
     def variants(self) -> dict[str, Variant]:
