@@ -192,7 +192,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file .*gone.csv"):
         read(tmp_path / "gone.csv")
     (tmp_path / "file.xlsx").write_text("x")
-    with pytest.raises(ValueError, match=r"ends in .xlsx, which is not a known form; give a .parquet"):
+    with pytest.raises(ValueError, match=r"ends in .xlsx, an unknown form; give a .parquet"):
         read(tmp_path / "file.xlsx")
     (tmp_path / "file.parquet").write_bytes(b"PAR1 no parquet at all PAR1")
     with pytest.raises(ValueError, match=r"file.parquet cannot be read as parquet: .*; write it again"):
