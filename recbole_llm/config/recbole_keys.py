@@ -147,4 +147,4 @@ SUCCESSORS = {
     "eval_metric": "give metrics, a list, and valid_metric, which decides",
     "metric": "give metrics, a list",
 }
-"""What replaces keys of earlier versions of RecBole, or of other software."""
+"""What takes the place of keys of earlier versions of RecBole, or of other software."""
