@@ -21,3 +21,9 @@ ABOUT_DATA = {
     *("rm_dup_inter", "tie_order"),
     *("retriever", "retriever_config", "retriever_top", "scoring", "published_max_new_tokens"),
 }
+# keys that name columns of features, which are read of a run's own dataset alone
+ABOUT_FEATURES = {
+    *("load_col", "unload_col", "unused_col", "additional_feat_suffix", "seq_len", "threshold", "preload_weight"),
+    *("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"),
+    *("normalize_field", "numerical_features", "discretization"),
+}
