@@ -127,6 +127,17 @@ def test_filters_of_files_that_are_split_already_are_refused_wherever_they_stand
     assert beauty["user_inter_num_interval"] is None and not beauty["filter_inter_by_user_or_item"]
 
 
+@pytest.mark.parametrize("key", ["config_files", "config_file"])
+def test_files_that_a_file_names_are_refused_as_they_are_not_read(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{key}: other.yaml in .*a\.yaml: this option .* --config_files on the command line"):
+        LLMConfig("Pop", "tiny", [write(tmp_path / "a.yaml", **{key: "other.yaml"})])
+
+
+def test_shares_of_a_split_may_be_a_tuple() -> None:
+    config = LLMConfig("Pop", "tiny", config_dict={"eval_args": {"split": {"RS": (0.8, 0.1, 0.1)}, "mode": "full"}})
+    assert config["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}  # RecBole refuses any other sequence
+
+
 def test_a_partial_dict_changes_its_keys_only() -> None:
     config = LLMConfig("Pop", "tiny", config_dict={"candidates": {"num_negatives": 9}})
     assert config["candidates"] == {"source": "uniform", "num_negatives": 9, "seed": 2020, "file": None}
@@ -456,6 +467,7 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
         ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not computed"),
         ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed .*topk is \[1, 3, 5, 10\]"),
         ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD' in config_dict; known: .*ndcg"),
+        ({"metrics": ["Hit@10"]}, "metrics: unknown metric 'Hit@10' in config_dict; numbers stand in topk; known: "),
         ({"topk": []}, r"topk: \[\] in config_dict is empty"),
         (
             {"topk": [5, "ten"]},

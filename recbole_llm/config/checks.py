@@ -60,7 +60,7 @@ def unread(
 
 
 def _code(model: type[Any], given: Collection[str]) -> str:
-    """The code that reads the settings of a model: some of RecBole's have no default in its property files."""
+    """The code of RecBole or of the user that reads the settings of a model: some have no default in a property file."""
     import recbole.data.transform
     from recbole.model import abstract_recommender
     from recbole.trainer import trainer
@@ -69,11 +69,9 @@ def _code(model: type[Any], given: Collection[str]) -> str:
     parts: list[Any] = [recbole.data.transform] if "transform" in given else []
     for base in (*model.__mro__, *get_trainer(model.type, model.__name__).__mro__):
         module = sys.modules[base.__module__]
-        if base not in (trainer.Trainer, trainer.AbstractTrainer) and module.__name__.partition(".")[0] not in (
-            "builtins",
-            "torch",
-        ):
-            parts.append(base if module in (abstract_recommender, trainer) else module)  # classes of several models share these
+        other = module.__name__.partition(".")[0] in ("builtins", "torch", "recbole_llm")
+        if not other and base not in (trainer.Trainer, trainer.AbstractTrainer):
+            parts.append(base if module in (abstract_recommender, trainer) else module)  # files of several models' classes
     return "\n".join(map(registry.source, parts))
 
 

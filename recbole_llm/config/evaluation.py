@@ -58,7 +58,9 @@ def settle_metrics(final: dict[str, Any], source: Source) -> None:
     for metric in metrics:
         kind = metric_types.get(metric.lower())
         if kind is None:
-            raise ValueError(f"metrics: unknown metric {metric!r}{source('metrics')}; known: {', '.join(sorted(metric_types))}")
+            hint = "; numbers stand in topk" if "@" in metric else ""
+            known_names = ", ".join(sorted(metric_types))
+            raise ValueError(f"metrics: unknown metric {metric!r}{source('metrics')}{hint}; known: {known_names}")
         kinds[kind] = metric
         takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
         known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]

@@ -93,7 +93,8 @@ def described(settings: Any) -> str:
 def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """``eval_args`` with RecBole's defaults for what is missing, and the mode of each phase."""
     found = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full", **arguments}
-    mode = found["mode"]
+    split, mode = found["split"], found["mode"]
+    found["split"] = {kind: [*parts] if isinstance(parts, tuple) else parts for kind, parts in split.items()}
     if mode == {}:
         raise ValueError("eval_args: mode {} names no phase; give {'valid': ..., 'test': ...}, or one mode for both")
     if isinstance(mode, Mapping):

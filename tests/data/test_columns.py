@@ -115,6 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"unload_col": {"inter": ["user_id"]}},
         r"load_col: user_id \(USER_ID_FIELD\) .* take it out of unload_col",
     ),
+    "a feature that a model reads": ({"model": "SASRecF"}, "selected_features: there is no column 'class' among those loaded"),
     "one column for two ids": ({"ITEM_ID_FIELD": "user_id"}, "ITEM_ID_FIELD: user_id is the column of USER_ID_FIELD, too"),
     "no suffix": ({"LIST_SUFFIX": ""}, "LIST_SUFFIX: '' gives two columns of a batch one name"),
 }
@@ -123,6 +124,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, own: dict[str, Any]) -> None:
     changes, message = REFUSED[case]
+    changes = {"model": "BPR", **changes}
     with pytest.raises(ValueError, match=message):
         read(own, **changes)
 
@@ -170,6 +172,14 @@ def test_unused_columns_change_no_result(model: str, own: dict[str, Any]) -> Non
         for changes in ({}, {"unused_col": {"inter": ["timestamp"], "user": ["age"]}, **ALL})
     ]
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("model", "told"), [("BPR", True), ("NeuMF", True), ("SASRec", True), ("FM", False)])
+def test_a_threshold_that_changes_nothing_is_told(model: str, told: bool, own: dict[str, Any], caplog: Any) -> None:
+    labels = {"eval_args": {"mode": "labeled"}, "metrics": ["AUC"], "valid_metric": "AUC"} if model == "FM" else {}
+    read(own, model, threshold={"rating": 3}, **labels)
+    assert ("threshold: {'rating': 3} changes nothing: " in caplog.text) == told
+    assert not told or "val_interval: {'rating': '[3,inf)'} keeps the interactions above it" in caplog.text
 
 
 def test_labels_are_read_from_their_column_without_further_settings(own: dict[str, Any]) -> None:

@@ -251,3 +251,10 @@ def test_values_of_a_column_are_those_of_its_type_and_separator(tmp_path: Path) 
     assert bars.described(["genre"])[1] == "Alien (genre: Drama, Film Noir)"
     assert blanks.described(["genre"])[1] == "Alien (genre: Drama|Film Noir)"
     assert bars.fingerprint() != blanks.fingerprint()
+
+
+@pytest.mark.parametrize("given", ["", []])
+def test_an_empty_name_of_titles_is_refused(given: object, tmp_path: Path) -> None:
+    read(tmp_path, ["a\tAlien"])
+    with pytest.raises(ValueError, match=r"title_field: .* names no column of .*toy.item; its columns are item_id, title"):
+        chosen_columns(AtomicFile(tmp_path / "toy.item", AtomicFormat()), {"title_field": given, **dict.fromkeys(COLUMNS)})
