@@ -104,16 +104,6 @@ def test_partial_dicts_of_the_user_add_up(tmp_path: Path) -> None:
     assert config["slices"] == {"warm": 0.2}  # replaced as a whole
 
 
-def test_a_mode_of_one_phase_leaves_the_other_phase_as_it_was(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.yaml", eval_args={"mode": "uni9"})
-    config = LLMConfig("Pop", "tiny", [file], {"eval_args": {"mode": {"test": "full"}}}, ["--eval_args={'order': 'TO'}"])
-    assert config["eval_args"]["mode"] == {"valid": "uni9", "test": "full"}
-    config = LLMConfig("TALLRec", "tiny", config_dict={"eval_args": {"mode": {"test": "full"}}})
-    assert (config["candidate_phases"], config["full_phases"]) == (["valid"], ["test"])
-    config = LLMConfig("Pop", "tiny", [file], {"eval_args": {"mode": "full"}})
-    assert config["full_phases"] == ["valid", "test"]
-
-
 @pytest.mark.parametrize(("key", "value"), [("user_inter_num_interval", "[5,inf)"), ("filter_inter_by_user_or_item", True)])
 def test_filters_of_files_that_are_split_already_are_refused_wherever_they_stand(key: str, value: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()

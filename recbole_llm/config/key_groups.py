@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recbole.utils.argument_list import evaluation_arguments
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_llm.data import scenarios
 
@@ -26,4 +26,9 @@ ABOUT_FEATURES = {
     *("load_col", "unload_col", "unused_col", "additional_feat_suffix", "seq_len", "threshold", "preload_weight"),
     *("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"),
     *("normalize_field", "numerical_features", "discretization"),
+}
+# keys whose values a model inside a run has from the run
+OF_THE_RUN = {
+    *("data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "state", "load_col", "encoding"),
+    *(*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"),
 }

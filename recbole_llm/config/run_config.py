@@ -23,7 +23,7 @@ from recbole.utils.argument_list import dataset_arguments, training_arguments
 from recbole_llm import compat, registry
 from recbole_llm.config.checks import check, naming_source, unread
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
-from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING
+from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN
 from recbole_llm.config.predictions import predictions_file
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
@@ -196,6 +196,9 @@ class LLMConfig(Config):
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = self.properties.merge(self.internal_config_dict, self.external_config_dict)
+        mode = self.external_config_dict.get("eval_args", {}).get("mode")
+        if isinstance(mode, Mapping) and isinstance(self.internal_config_dict["eval_args"].get("mode"), str):
+            final["eval_args"]["mode"] = mode  # a mode of one phase alone holds for both, as in RecBole
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
@@ -247,11 +250,8 @@ class LLMConfig(Config):
         dataset only the interactions and texts are read, so the keys of columns of features are those of this run's own one.
         """
         other = name != self.dataset
-        dropped = {
-            "dataset",
-            *((*self.dataset_keys(), *ABOUT_FEATURES) if other else ()),
-            *(scenarios.SETTINGS if other or whole else ()),
-        }
+        dropped = {"dataset", *(scenarios.SETTINGS if other or whole else ())}
+        dropped |= {*self.dataset_keys(), *ABOUT_FEATURES} if other else set()
         files = [self._own_data(name) / f"{name}.{part}.inter" for part in self["benchmark_filename"] or ()]
         if other and not all(file.is_file() for file in files):
             dropped.add("benchmark_filename")  # the other dataset is one file
@@ -266,20 +266,7 @@ class LLMConfig(Config):
 
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data and scenario, with ``values`` for that model."""
-        about_data = {
-            "data_path",
-            "checkpoint_dir",
-            "seed",
-            "gpu_id",
-            "use_gpu",
-            "show_progress",
-            "load_col",
-            "state",
-            "encoding",
-        }
-        about_data |= {*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"}
-        if self["train_dataset"]:
-            about_data |= set(scenarios.UNITED)
+        about_data = OF_THE_RUN | set(scenarios.UNITED if self["train_dataset"] else ())
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
         kept["eval_args"] = {key: self["eval_args"][key] for key in ("split", "group_by", "order")}  # the same training data
         if scenarios.active(self) or self["tie_order"] == "random":
