@@ -103,7 +103,8 @@ class NamedColumns:
         """What ``load_col`` or ``unload_col`` of the user lists; RecBole skips an absent column."""
         suffix = source.value if isinstance(source, FeatureSource) else source
         for key in ("load_col", "unload_col"):
-            listed = (self.config.external_config_dict.get(key) or {}).get(suffix)
+            given = self.config.external_config_dict.get(key)
+            listed = given.get(suffix) if given and given == self.config[key] else None  # not of united datasets
             for name in listed if isinstance(listed, (list, tuple)) else ():
                 if name not in file.types:
                     raise ValueError(

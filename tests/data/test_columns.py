@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import write_dataset
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset
@@ -33,9 +34,9 @@ def own(data_path: Path, tmp_path: Path, settings: dict[str, Any]) -> dict[str, 
     return {**settings, "data_path": str(folder.parent)}
 
 
-def table(own: dict[str, Any], suffix: str = "inter") -> pd.DataFrame:
+def table(own: dict[str, Any], suffix: str = "inter", name: str = "tiny") -> pd.DataFrame:
     """A file, read by pandas, without the types of its header."""
-    frame = pd.read_csv(Path(own["data_path"]) / "tiny" / f"tiny.{suffix}", sep="\t", dtype={"age:token": str})
+    frame = pd.read_csv(Path(own["data_path"]) / name / f"{name}.{suffix}", sep="\t", dtype={"age:token": str})
     return frame.rename(columns=lambda name: name.partition(":")[0])
 
 
@@ -158,6 +159,15 @@ def test_values_are_kept_as_pandas_keeps_them(own: dict[str, Any], kept: dict[st
     assert sorted((users[user], items[item]) for user, item in pairs) == sorted(
         zip(expected.user_id, expected.item_id, strict=True)
     )
+
+
+def test_two_datasets_as_one_have_the_columns_that_they_share(own: dict[str, Any]) -> None:
+    """``load_col`` names columns of the tested dataset; neither the other one nor both together have ratings."""
+    write_dataset(Path(own["data_path"]), "other", seed=1)
+    columns = {"inter": [*OWN["inter"], "rating"]}
+    found = read(own, train_dataset="other", load_col=columns, val_interval={"rating": "[2,inf)"})
+    kept = (table(own).rating >= 2).sum()
+    assert found.inter_num == kept + len(table(own, "inter", "other"))
 
 
 def test_columns_that_are_left_out_are_all_that_is_left_out(own: dict[str, Any]) -> None:
