@@ -121,6 +121,8 @@ def refuse_options(given: Mapping[str, Any], source: str) -> None:
             remedy = "a run is one process; for parallel runs use recbole-llm leaderboard --jobs=N"
         elif key in _PICKLES and str(value) != str(_PICKLES[key]):
             remedy = "datasets and loaders are built in each run and never unpickled"
+        elif key in ("config_files", "config_file") and value:
+            remedy = "files are named by --config_files on the command line, or by config_file_list in Python"
         else:
             continue
         raise ValueError(f"{key}: {value} in {source}: this option of RecBole is not supported; remove it ({remedy})")

@@ -19,7 +19,7 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.costs.devices import Card, card
 from recbole_llm.costs.parts import EXACT, counting
 from recbole_llm.costs.plan import Plan
-from recbole_llm.data.candidate_sets import candidate_sets
+from recbole_llm.data.candidate_sets import candidate_sets, ranked_users
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.data.split_facts import split_lines
@@ -178,9 +178,10 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     train, valid, test = data_preparation(config, data)
     passport = identify(config, data, whole, {"valid": valid._dataset, "test": test._dataset})
     logger.info(f"split: {passport['verdict']}")
-    retriever = Retriever(config) if config["candidates"]["source"] == "retriever" else None
+    retriever = Retriever(config, data.histories) if config["candidates"]["source"] == "retriever" else None
     candidates = candidate_sets(config, data, retriever)
     valid.candidates, test.candidates = candidates.get("valid"), candidates.get("test")
+    valid.users, test.users = (ranked_users(config, data.histories, phase) for phase in ("valid", "test"))
 
     init_seed(config["seed"], config["reproducibility"])  # the initial weights must not depend on earlier draws
     model = config.model_class(config, train._dataset).to(config["device"])

@@ -105,6 +105,14 @@ def own_property_file(model: type[Any]) -> Path | None:
     return file if file.is_file() else None
 
 
+def source(part: Any) -> str:
+    """The code of a class or module; empty if it has no file."""
+    try:
+        return inspect.getsource(part)
+    except (OSError, TypeError):
+        return ""
+
+
 def _recbole_class_names() -> list[str]:
     import recbole
 

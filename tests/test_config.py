@@ -15,8 +15,9 @@ import yaml
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
-from recbole_llm.config.checks import check
+from recbole_llm.config.checks import check, unread
 from recbole_llm.config.property_files import PropertyFiles, properties_folder, read_yaml
+from recbole_llm.config.recbole_keys import MODEL_KEYS
 from recbole_llm.config.values import parse_value
 from recbole_llm.data.domains import POSITIONS
 from recbole_llm.evaluation import slices
@@ -101,6 +102,30 @@ def test_partial_dicts_of_the_user_add_up(tmp_path: Path) -> None:
     assert config["candidates"] == {"source": "popularity", "num_negatives": 5, "seed": 1, "file": None}
     config = LLMConfig("Pop", "tiny", [write(tmp_path / "c.yaml", slices={"cold": 0.1})], cmd_line=["--slices={'warm': 0.2}"])
     assert config["slices"] == {"warm": 0.2}  # replaced as a whole
+
+
+@pytest.mark.parametrize(("key", "value"), [("user_inter_num_interval", "[5,inf)"), ("filter_inter_by_user_or_item", True)])
+def test_filters_of_files_that_are_split_already_are_refused_wherever_they_stand(key: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    given = {"data_path": str(tmp_path), "benchmark_filename": ["train", "test"]}
+    with pytest.raises(ValueError, match=f"{key}: .* is not applied to files that are split already"):
+        LLMConfig("BPR", "mine", config_dict={**given, key: value})
+    write(tmp_path / "mine" / "mine.yaml", **{key: value})
+    with pytest.raises(ValueError, match=rf"{key}: .* is not applied .* \({key} is given in .*mine\.yaml\)"):
+        LLMConfig("BPR", "mine", config_dict=given)
+    beauty = LLMConfig("BPR", "amazon-beauty", config_dict={**given, "data_path": "here"})  # whose own property file has a 5-core
+    assert beauty["user_inter_num_interval"] is None and not beauty["filter_inter_by_user_or_item"]
+
+
+@pytest.mark.parametrize("key", ["config_files", "config_file"])
+def test_files_that_a_file_names_are_refused_as_they_are_not_read(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{key}: other.yaml in .*a\.yaml: this option .* --config_files on the command line"):
+        LLMConfig("Pop", "tiny", [write(tmp_path / "a.yaml", **{key: "other.yaml"})])
+
+
+def test_shares_of_a_split_may_be_a_tuple() -> None:
+    config = LLMConfig("Pop", "tiny", config_dict={"eval_args": {"split": {"RS": (0.8, 0.1, 0.1)}, "mode": "full"}})
+    assert config["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}  # RecBole refuses any other sequence
 
 
 def test_a_partial_dict_changes_its_keys_only() -> None:
@@ -368,11 +393,31 @@ def test_one_file_may_serve_several_models(tmp_path: Path) -> None:
         ("SASRec", {"merge": "grid", "llm": "builtin", "hidden_size": 128}, ["merge"]),
         ("ALLMRec", {"adapters": {"base spirit": "folder"}, "cf_model": "GRU4Rec"}, ["adapters"]),
         ("LoRACocktail", {"merge": "grid", "alias_of_item_id": None}, []),
+        # read by RecBole's code, though its property files do not have them
+        ("FEARec", {"tau": 1.0, "sim": "dot", "contrast": "us", "use_filter": True, "merge": "grid"}, ["merge"]),
+        ("AutoInt", {"has_residual": True, "double_tower": False}, []),
+        ("FM", {"double_tower": False, "tau": 1.0}, ["tau"]),
+        ("DiffRec", {"norm": True, "hidden_size": 8}, ["hidden_size"]),
+        ("SASRec", {"transform": "mask_itemseq", "mask_ratio": 0.2}, []),
+        ("SASRec", {"mask_ratio": 0.2}, ["mask_ratio"]),
+        ("BPR", {"reg_weight": 0.1, "double_tower": True}, ["reg_weight", "double_tower"]),
     ],
 )
 def test_a_setting_that_the_model_does_not_have_is_told(model: str, given: dict[str, Any], unread: list[str]) -> None:
     config = LLMConfig(model, "ml-100k", config_dict=given)
     assert config.unread == dict.fromkeys(unread, "config_dict")
+
+
+def test_no_setting_that_recboles_code_reads_is_told() -> None:
+    """Of every model, also those that have no default in a property file."""
+    folder = Path(recbole.__file__).parent / "model"
+    for file in sorted(folder.glob("*_recommender/*.py")):
+        code = file.read_text(encoding="utf-8")
+        read = set(re.findall(r"config\[\s*[\"'](\w+)[\"']\s*\]", code)) & MODEL_KEYS
+        for name in re.findall(r"^class (\w+)\(.*(?:Recommender|Mixin)", code, re.MULTILINE) if "exlib" not in str(file) else ():
+            if (folder.parent / "properties" / "model" / f"{name}.yaml").is_file():
+                files = PropertyFiles(properties_folder())
+                assert not unread([("a.yaml", dict.fromkeys(read))], files, {}, registry.get_model(name)), name
 
 
 def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
@@ -412,6 +457,7 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
         ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not computed"),
         ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed .*topk is \[1, 3, 5, 10\]"),
         ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD' in config_dict; known: .*ndcg"),
+        ({"metrics": ["Hit@10"]}, "metrics: unknown metric 'Hit@10' in config_dict; numbers stand in topk; known: "),
         ({"topk": []}, r"topk: \[\] in config_dict is empty"),
         (
             {"topk": [5, "ten"]},

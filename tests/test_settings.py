@@ -145,6 +145,8 @@ WHOLE = {"load_col", "unload_col", "unused_col", "slices", "merge_beside", "eval
 
 def reference(key: str, one: Any, two: Any) -> Any:
     """The value of a key that two sources give, the later one ``two``."""
+    if key == "eval_args.mode" and isinstance(one, str) and isinstance(two, Mapping) and two:
+        one = {"valid": one, "test": one}  # the text is the mode of both phases
     if not (isinstance(one, Mapping) and isinstance(two, Mapping)) or key in WHOLE:
         return two
     both = {name: reference(f"{key}.{name}", one[name], two[name]) for name in one if name in two}
@@ -161,6 +163,7 @@ MERGED = ("candidates", "eval_args", "builtin_lm", "slices", "load_col", "prompt
 @FASTER
 @given(sources=st.lists(st.fixed_dictionaries({}, optional={key: accepted(key) for key in MERGED}), max_size=4))
 @example(sources=[{"eval_args": {"mode": {"valid": "full"}}}, {"eval_args": {"mode": {"test": "uni5"}}}])
+@example(sources=[{"eval_args": {"mode": "full"}}, {"eval_args": {"mode": {"test": "uni5"}}}])
 @example(sources=[{"candidates": {"file": {"valid": "a"}}}, {"candidates": {"seed": 1, "file": {"test": "b"}}}])
 def test_dictionaries_merge_through_all_sources_in_their_order(sources: list[dict[str, Any]]) -> None:
     expected: dict[str, Any] = {}
@@ -274,7 +277,7 @@ def test_hints_name_keys_that_there_are(key: str) -> None:
 
 
 def test_a_partial_mode_holds_for_its_phase_and_a_single_one_for_both() -> None:
-    def phases(*sources: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    def phases(*sources: dict[str, Any] | str) -> tuple[list[str], dict[str, str]]:
         config = configured([{"eval_args": {"mode": mode}} for mode in sources] + [{}] * (4 - len(sources)), "Pop")
         return config["candidate_phases"], config["eval_args"]["mode"]
 
@@ -282,6 +285,8 @@ def test_a_partial_mode_holds_for_its_phase_and_a_single_one_for_both() -> None:
     assert phases({"test": "uni9"}) == ([], {"valid": "uni9", "test": "uni9"})  # as in RecBole
     assert phases({"valid": "full"}, {"test": "candidates"}) == (["test"], {"valid": "full", "test": "full"})
     assert phases({"valid": "full"}, {"test": "uni9"}) == ([], {"valid": "full", "test": "uni9"})
+    assert phases("uni9", {"test": "full"}) == ([], {"valid": "uni9", "test": "full"})
+    assert phases({"test": "full"}, "uni9", {"valid": "candidates"}) == (["valid"], {"valid": "full", "test": "uni9"})
     with pytest.raises(ValueError, match=r"eval_args: mode {} names no phase.* \(eval_args is given in 0\.yaml\)"):
         phases({})
 

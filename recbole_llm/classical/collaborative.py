@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from importlib.resources import files
 from inspect import signature
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from safetensors.torch import load_file
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
+from recbole_llm.classical.inner_config import check_split, inner_config
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.classical.trial import training_cost
@@ -56,11 +55,13 @@ class CollaborativeModel:
         stage: trains the model or imports the checkpoint. :meth:`load` its result before any other method.
     """
 
+    KEYS = "cf_model", "cf_config"  # of the run
+
     def __init__(self, config: Any, name: str, values: Mapping[str, Any] | None = None, checkpoint: str | Path | None = None):
-        self.name = name
+        self.name, self._given = name, [*(values or {})]
         self._checkpoint = checkpoint and Path(checkpoint).expanduser()
-        values = {**(_checkpoint_settings(name, checkpoint) if checkpoint else {}), **(values or {})}
-        self.config = config.for_model(name, {**values, "eval_args": {"mode": "full"}})
+        trained = read_checkpoint(checkpoint).settings(name) if checkpoint else {}
+        self.config = inner_config(config, name, {**trained, **(values or {})}, self.KEYS)
         data = create_dataset(self.config)
         self.histories = data.histories
         self.loaders = data_preparation(self.config, data)
@@ -75,11 +76,10 @@ class CollaborativeModel:
         """The model that ``cf_model`` names, on the items of ``histories``.
 
         Raises:
-            ValueError: its items differ, or it reads more of a history than ``max_seq_length``, the run's limit.
+            ValueError: as :meth:`check`, or it reads more of a history than ``max_seq_length``, the run's limit.
         """
         cf = cls(config, config["cf_model"], config["cf_config"], config["cf_checkpoint"])
-        if cf.histories.item_ids != histories.item_ids:
-            raise ValueError(f"cf_config: {cf.name} must be trained on the same items; set filters for the run, not in cf_config")
+        cf.check(histories)
         longest = getattr(cf.model, "max_seq_length", 0)
         if longest > max_seq_length:
             raise ValueError(
@@ -87,6 +87,10 @@ class CollaborativeModel:
                 f"{max_seq_length}; give --MAX_ITEM_LIST_LENGTH={longest}"
             )
         return cf
+
+    def check(self, histories: Histories) -> None:
+        """Refuse other data than those of the run, as :func:`check_split`."""
+        check_split(histories, self.histories, self.name, self._given, self.KEYS[1])
 
     @property
     def is_sequential(self) -> bool:
@@ -282,12 +286,3 @@ def _padded(histories: Sequence[Sequence[int]], width: int) -> Tensor:
         recent = torch.tensor(list(history[-width:]), dtype=torch.long)
         row[: len(recent)] = recent
     return items
-
-
-def _checkpoint_settings(name: str, checkpoint: str | Path) -> dict[str, Any]:
-    """The hyper-parameters in a checkpoint; one of RecBole, which has no ``train_mode``, counts as ``prefix``."""
-    import recbole
-
-    file = files(recbole) / "properties" / "model" / f"{name}.yaml"
-    known = {"MAX_ITEM_LIST_LENGTH", "train_mode", *(yaml.safe_load(file.read_text()) or {})} if file.is_file() else set()
-    return {"train_mode": "prefix"} | {key: v for key, v in read_checkpoint(checkpoint).config.items() if key in known}

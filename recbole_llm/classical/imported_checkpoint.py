@@ -18,10 +18,12 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -49,6 +51,14 @@ class ImportedCheckpoint:
 
     state_dict: dict[str, Tensor]
     config: dict[str, Any]
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """The hyper-parameters of a model of RecBole; RecBole's own checkpoint, without ``train_mode``, counts as ``prefix``."""
+        import recbole
+
+        file = files(recbole) / "properties" / "model" / f"{model}.yaml"
+        known = {"MAX_ITEM_LIST_LENGTH", "train_mode", *(yaml.safe_load(file.read_text()) or {})} if file.is_file() else set()
+        return {"train_mode": "prefix"} | {key: value for key, value in self.config.items() if key in known}
 
 
 class _RefusedError(ValueError):

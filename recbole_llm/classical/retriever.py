@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,15 +11,25 @@ from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 
+if TYPE_CHECKING:
+    from recbole_llm.data.histories import Histories
+
 
 class Retriever(CollaborativeModel):
     """The model that ``retriever`` names, with the settings of ``retriever_config``.
 
     The constructor does not train: run :attr:`stage`, then :meth:`load` its result.
+
+    Args:
+        histories: of the run, to which its own must be equal.
     """
 
-    def __init__(self, config: Any):
+    KEYS = "retriever", "retriever_config"
+
+    def __init__(self, config: Any, histories: Histories | None = None):
         super().__init__(config, config["retriever"], config["retriever_config"])
+        if histories is not None:
+            self.check(histories)
         self._loaded = False
 
     @property

@@ -68,7 +68,8 @@ class ProtocolTrainer(SafeCheckpoints):
         self._variant: Variant
         self._scores: CachedScores | None = None
         self._bar: Any
-        self._users: Tensor | None = None  # None: all
+        self._users: Tensor | None = None  # of early stopping; None: all of the data
+        self._ranked: Tensor | None = None  # of an evaluation; None: all
         self.ranks = Ranks()
         self.users_per_second: float | None = None
         self.validated: int | None = None
@@ -180,6 +181,7 @@ class ProtocolTrainer(SafeCheckpoints):
             self._load_weights(model_file or self.saved_model_file)
         self._variant = variant or next(iter(self.recommender.variants().values()))
         self._candidates, data = getattr(eval_data, "candidates", None), eval_data._dataset
+        self._ranked = getattr(eval_data, "users", None) if self._users is None else self._users
         longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
         self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
         self._scores = self._cached_scores()
@@ -211,7 +213,7 @@ class ProtocolTrainer(SafeCheckpoints):
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         self._bar.advance()
-        batched_data = of_users(batched_data, self.config["USER_ID_FIELD"], self._users)
+        batched_data = of_users(batched_data, self.config["USER_ID_FIELD"], self._ranked)
         if self._candidates is None:
             return self._full_ranking(batched_data)
         interaction, _, _, positive_i = batched_data
@@ -231,7 +233,7 @@ class ProtocolTrainer(SafeCheckpoints):
         if not self.recommender.trained_in_stages:
             return evaluation_cost(self.config, self.recommender.trial_model, eval_data)
         seed, number = self.config["seed"], self.config["valid_users"]
-        users = early_stopping_users(eval_data, seed, number) if early_stopping else None
+        users = early_stopping_users(eval_data, seed, number) if early_stopping else getattr(eval_data, "users", None)
         return self.recommender.cost(list(self._listed(eval_data, users)), self.cache, all_rows=not early_stopping)
 
     def _listed(self, eval_data: Any, users: Tensor | None) -> Iterator[tuple[Any, Tensor | None]]:

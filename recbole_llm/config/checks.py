@@ -5,12 +5,15 @@ Each value is checked alone. The parts that read several values check whether th
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
+from recbole_llm import registry
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles
 from recbole_llm.config.recbole_keys import MODEL_KEYS, SUCCESSORS
@@ -38,17 +41,38 @@ def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults
             raise ValueError(f"unknown key `{key}` in {source}; {_nearest(str(key), definitions, defaults)}")
 
 
-def unread(given: Sequence[tuple[str, Mapping[str, Any]]], files: PropertyFiles, defaults: Mapping[str, Any]) -> dict[str, str]:
+def unread(
+    given: Sequence[tuple[str, Mapping[str, Any]]], files: PropertyFiles, defaults: Mapping[str, Any], model: type[Any]
+) -> dict[str, str]:
     """The given settings of models that the run's model does not have, so that they change nothing, with their sources.
 
     Args:
         given: the sources with their values.
-        defaults: the run's default values, RecBole's included, in which every setting of its model stands.
+        defaults: the run's default values, RecBole's included, in which nearly every setting of its model stands.
+        model: its class.
     """
     folders = {files.folder / "model", files.folder / "parts"}
     ours = {key for key, one in files.definitions.items() if one.file.parent in folders}
     keys = {key: source for source, values in given for key in values}
-    return {key: source for key, source in keys.items() if key in ours | MODEL_KEYS and key not in defaults}
+    found = {key: source for key, source in keys.items() if key in ours | MODEL_KEYS and key not in defaults}
+    code = _code(model, keys) if found else ""
+    return {key: source for key, source in found.items() if not re.search(rf"config\[\s*[\"']{key}[\"']\s*\]", code)}
+
+
+def _code(model: type[Any], given: Collection[str]) -> str:
+    """The code of RecBole or of the user that reads the settings of a model: some have no default in a property file."""
+    import recbole.data.transform
+    from recbole.model import abstract_recommender
+    from recbole.trainer import trainer
+    from recbole.utils import get_trainer
+
+    parts: list[Any] = [recbole.data.transform] if "transform" in given else []
+    for base in (*model.__mro__, *get_trainer(model.type, model.__name__).__mro__):
+        module = sys.modules[base.__module__]
+        other = module.__name__.partition(".")[0] in ("builtins", "torch", "recbole_llm")
+        if not other and base not in (trainer.Trainer, trainer.AbstractTrainer):
+            parts.append(base if module in (abstract_recommender, trainer) else module)  # files of several models' classes
+    return "\n".join(map(registry.source, parts))
 
 
 @contextmanager

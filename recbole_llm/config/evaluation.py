@@ -15,16 +15,22 @@ Source = Callable[[str], str]
 """key -> `` in FILE``, the source that gives it; empty for a default."""
 
 
-def settle_mode(final: dict[str, Any], given: Mapping[str, Any], *, model: str, lists_only: bool) -> None:
+def settle_mode(
+    final: dict[str, Any], given: Mapping[str, Any], beside: Mapping[str, Any], *, model: str, lists_only: bool
+) -> None:
     """Check the form of the data; replace the mode ``candidates``, unknown to RecBole, by ``full``: one row per user.
 
     Args:
         final: the values of a run, which are changed; ``candidate_phases`` and ``full_phases`` are added, the phases of a mode.
-        given, model, lists_only: as in :func:`~recbole_llm.data.forms.check`, which may raise.
+        given: the user's values.
+        beside: those of the file beside the data.
+        model, lists_only: as in :func:`~recbole_llm.data.forms.check`, which may raise.
     """
     final["eval_args"] = forms.complete(final["eval_args"])
     modes = final["eval_args"]["mode"]
-    forms.check(final, given, model=model, lists_only=lists_only)
+    forms.check(final, {**beside, **given}, model=model, lists_only=lists_only)
+    if final["benchmark_filename"]:
+        final.update(dict.fromkeys(forms.FILTERS))  # RecBole's defaults, and those of a published data set of this name
     final["candidate_phases"] = forms.phases(final, [phase for phase, value in modes.items() if value == "candidates"])
     final["full_phases"] = [phase for phase, value in modes.items() if value == "full"]
     final["eval_args"]["mode"] = {phase: "full" if value == "candidates" else value for phase, value in modes.items()}
@@ -52,7 +58,9 @@ def settle_metrics(final: dict[str, Any], source: Source) -> None:
     for metric in metrics:
         kind = metric_types.get(metric.lower())
         if kind is None:
-            raise ValueError(f"metrics: unknown metric {metric!r}{source('metrics')}; known: {', '.join(sorted(metric_types))}")
+            hint = "; numbers stand in topk" if "@" in metric else ""
+            known_names = ", ".join(sorted(metric_types))
+            raise ValueError(f"metrics: unknown metric {metric!r}{source('metrics')}{hint}; known: {known_names}")
         kinds[kind] = metric
         takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
         known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recbole.utils.argument_list import evaluation_arguments
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_llm.data import scenarios
 
@@ -20,4 +20,15 @@ ABOUT_DATA = {
     *("candidates", "mask_history", "eval_users", "slices", "cf_checkpoint", "load_col", "encoding", "init_from"),
     *("rm_dup_inter", "tie_order"),
     *("retriever", "retriever_config", "retriever_top", "scoring", "published_max_new_tokens"),
+}
+# keys that name columns of features, which are read of a run's own dataset alone
+ABOUT_FEATURES = {
+    *("load_col", "unload_col", "unused_col", "additional_feat_suffix", "seq_len", "threshold", "preload_weight"),
+    *("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"),
+    *("normalize_field", "numerical_features", "discretization"),
+}
+# keys whose values a model inside a run has from the run
+OF_THE_RUN = {
+    *("data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "state", "load_col", "encoding"),
+    *(*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"),
 }

@@ -129,7 +129,7 @@ class PropertyFiles:
     def merge(self, *layers: Mapping[Any, Any], key: str = "") -> dict[Any, Any]:
         """Merge values; later ones override earlier ones, and a dictionary overrides only the keys that it names, at any depth.
 
-        A dictionary whose comment says ``replaced as a whole`` is replaced.
+        A dictionary whose comment says ``replaced as a whole`` is replaced. A text in its place stands for all its keys.
 
         Args:
             key: the key whose values these are; empty for those of a file.
@@ -138,6 +138,11 @@ class PropertyFiles:
         for layer in layers:
             for name, value in layer.items():
                 before, within = merged.get(name), f"{key}.{name}" if key else name
+                if (
+                    value and isinstance(value, Mapping) and isinstance(before, str)
+                ):  # one text for all inner keys, as in eval_args.mode
+                    inner = [one for one in self.definitions if one.rpartition(".")[0] == within]
+                    before = {one.rpartition(".")[2]: before for one in inner}
                 if isinstance(value, Mapping) and isinstance(before, Mapping) and not self._whole(within):
                     merged[name] = self.merge(before, value, key=within)
                 else:

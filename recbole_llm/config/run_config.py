@@ -23,7 +23,7 @@ from recbole.utils.argument_list import dataset_arguments, training_arguments
 from recbole_llm import compat, registry
 from recbole_llm.config.checks import check, naming_source, unread
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
-from recbole_llm.config.key_groups import ABOUT_DATA, BOOKKEEPING
+from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN
 from recbole_llm.config.predictions import predictions_file
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
@@ -57,6 +57,7 @@ class LLMConfig(Config):
     own_copy: bool = False
     internal_config_dict: dict[str, Any]
     external_config_dict: dict[str, Any]
+    _beside: tuple[str, dict[str, Any]]  # the file beside the data, and its values
 
     def __init__(
         self,
@@ -121,6 +122,7 @@ class LLMConfig(Config):
         if self.internal_config_dict["MODEL_TYPE"] in forms.LABELLED:
             evaluation = {}
         beside = self._beside_the_data(dataset, overall)
+        self._beside = str(self._own_data(dataset) / f"{dataset}.yaml"), beside
         parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
         named = [*parts, f"model/{model}", *(f"{part}/{model}" for part in parts)]
         ours = files.merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
@@ -133,7 +135,7 @@ class LLMConfig(Config):
         for source, values in self._given:
             check(values, source, files, self.internal_config_dict)
             compat.refuse_options(values, source)
-        self.unread = unread(self._given, files, self.internal_config_dict)
+        self.unread = unread(self._given, files, self.internal_config_dict, model_class)
 
     def _part(self, key: str) -> str | None:
         """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""
@@ -194,12 +196,15 @@ class LLMConfig(Config):
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = self.properties.merge(self.internal_config_dict, self.external_config_dict)
+        mode = self.external_config_dict.get("eval_args", {}).get("mode")
+        if isinstance(mode, Mapping) and isinstance(self.internal_config_dict["eval_args"].get("mode"), str):
+            final["eval_args"]["mode"] = mode  # a mode of one phase alone holds for both, as in RecBole
         refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
         lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
-        with naming_source(self._given):
-            settle_mode(final, self.external_config_dict, model=self.model, lists_only=lists_only)
+        with naming_source([self._beside, *self._given]):
+            settle_mode(final, self.external_config_dict, self._beside[1], model=self.model, lists_only=lists_only)
             self._settle_scenario(final)
         return final
 
@@ -241,10 +246,12 @@ class LLMConfig(Config):
     def for_dataset(self, name: str, *, whole: bool = False) -> LLMConfig:
         """The configuration of another dataset in the same run: its own property file, and this run's other settings.
 
-        The scenario is dropped for another dataset, and for this run's own one if it is requested as a ``whole``.
+        The scenario is dropped for another dataset, and for this run's own one if it is requested as a ``whole``. Of another
+        dataset only the interactions and texts are read, so the keys of columns of features are those of this run's own one.
         """
         other = name != self.dataset
-        dropped = {"dataset", *(self.dataset_keys() if other else ()), *(scenarios.SETTINGS if other or whole else ())}
+        dropped = {"dataset", *(scenarios.SETTINGS if other or whole else ())}
+        dropped |= {*self.dataset_keys(), *ABOUT_FEATURES} if other else set()
         files = [self._own_data(name) / f"{name}.{part}.inter" for part in self["benchmark_filename"] or ()]
         if other and not all(file.is_file() for file in files):
             dropped.add("benchmark_filename")  # the other dataset is one file
@@ -259,10 +266,7 @@ class LLMConfig(Config):
 
     def for_model(self, name: str, values: Mapping[str, Any]) -> LLMConfig:
         """The configuration of another model on the same data and scenario, with ``values`` for that model."""
-        about_data = {"data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "load_col", "state"}
-        about_data |= {*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"}
-        if self["train_dataset"]:
-            about_data |= set(scenarios.UNITED)
+        about_data = OF_THE_RUN | set(scenarios.UNITED if self["train_dataset"] else ())
         kept = {key: value for key, value in self.external_config_dict.items() if key in about_data}
         kept["eval_args"] = {key: self["eval_args"][key] for key in ("split", "group_by", "order")}  # the same training data
         if scenarios.active(self) or self["tie_order"] == "random":

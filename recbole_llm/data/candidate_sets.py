@@ -126,11 +126,23 @@ def _logged(found: CandidateSet, phase: str) -> CandidateSet:
     return found
 
 
+def ranked_users(config: Any, histories: Histories, phase: str) -> Tensor | None:
+    """The users [N] whom a full ranking of a phase evaluates with ``eval_users``: those of drawn candidates; None: all."""
+    if phase not in config["full_phases"] or config["eval_users"] is None:
+        return None
+    users = sorted(histories.evaluated(phase).tolist(), key=histories.user_ids.__getitem__)  # as in a candidate file
+    return torch.tensor(users, dtype=torch.long)[_sample(len(users), config["eval_users"], config["candidates"]["seed"])]
+
+
 def _sampled(candidates: CandidateSet, number: int | None, seed: int) -> CandidateSet:
-    """A random sample of users; it depends on the seed and the order of the file alone."""
     if number is None or number >= len(candidates.users):
         return candidates
-    return candidates.subset(torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(candidates.users))[:number])))
+    return candidates.subset(_sample(len(candidates.users), number, seed))
+
+
+def _sample(everyone: int, number: int, seed: int) -> Tensor:
+    """Places of a random sample of users; they depend on the seed and the order of the file alone."""
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(everyone)[:number]))
 
 
 def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories) -> CandidateSet:

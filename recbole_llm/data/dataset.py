@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import zipfile
@@ -18,6 +19,7 @@ import pandas as pd
 
 from recbole_llm.data import forms, repeats, scenarios, ties
 from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFormat
+from recbole_llm.data.columns import NamedColumns
 from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
 from recbole_llm.data.items import ItemTexts, chosen_columns
@@ -28,7 +30,7 @@ from recbole_llm.data.splitting import Split
 from recbole_llm.data.tables import StrictTables
 
 
-class RankedTime(Split, StrictTables, ArrayGroups):
+class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
     """Mixin for a RecBole dataset class.
 
     Attributes:
@@ -51,6 +53,7 @@ class RankedTime(Split, StrictTables, ArrayGroups):
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
         if self.benchmark_filename_list is not None:  # which RecBole does not filter
             self._remove_duplication()
+            self._leave_out_unknown()
             self.inter_feat.reset_index(drop=True, inplace=True)
         super()._data_processing()  # type: ignore[misc]
         if self.config["rm_dup_inter"] is None:
@@ -227,9 +230,16 @@ class RankedTime(Split, StrictTables, ArrayGroups):
             shutil.rmtree(partial, ignore_errors=True)
 
     def _load_inter_feat(self: Any, token: str, dataset_path: str) -> None:
-        file = Path(dataset_path) / f"{token}.inter"
-        if self.benchmark_filename_list is None and not file.is_file():
-            raise FileNotFoundError(_advice(token, Path(dataset_path), f"{file} does not exist"))
+        folder = Path(dataset_path)
+        parts = [file.name[len(token) + 1 : -len(".inter")] for file in sorted(folder.glob(f"{glob.escape(token)}.*.inter"))]
+        for name in self.benchmark_filename_list or ():
+            if name not in parts:
+                raise FileNotFoundError(
+                    f"benchmark_filename: {folder / token}.{name}.inter does not exist; the parts there are {parts}"
+                )
+        if self.benchmark_filename_list is None and not (folder / f"{token}.inter").is_file():
+            split = f', but parts of it do: give --benchmark_filename="{parts}" in the order train, valid, test' if parts else ""
+            raise FileNotFoundError(_advice(token, folder, f"{folder / token}.inter does not exist{split}"))
         super()._load_inter_feat(token, dataset_path)  # type: ignore[misc]
 
 

@@ -180,7 +180,7 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
         )
     if field not in domain.items.fields:
         raise ValueError(f"domain_field: {domain.name}.item has no column {field!r}, only {', '.join(domain.items.fields)}")
-    categories = [set(text.split()) for text in domain.items.fields[field]]
+    categories = [set(values) for values in domain.items.values(field)]
     counts = Counter(category for entry in categories for category in entry)
     found = []
     for category, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):

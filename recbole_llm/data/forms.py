@@ -19,14 +19,22 @@ This module reads only the configuration, whose types are already checked; :mod:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from recbole.utils import ModelType
 
+from recbole_llm import registry
+
 LEAVE_ONE_OUT = {"LS": "valid_and_test"}
-# filters of RecBole, which it does not apply to files that are split already
-FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
+# filters of RecBole, which it does not apply to files that are split already, and their values that filter nothing
+FILTERS: Mapping[str, Collection[Any]] = {
+    **dict.fromkeys(("user_inter_num_interval", "item_inter_num_interval"), (None, "[0,inf)")),
+    **dict.fromkeys(("entity_kg_num_interval", "relation_kg_num_interval"), (None, "[0,inf)")),
+    "val_interval": (None, {}),
+    "filter_inter_by_user_or_item": (None, False),
+}
 _DRAWN = re.compile(r"(?:uni|pop)[1-9]\d*")  # RecBole's modes with drawn negatives
 
 
@@ -36,8 +44,18 @@ LABELLED = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 
 def reads_labels(settings: Any) -> bool:
     """Whether labels are read from the data, and not made by sampling negatives, in training or evaluation."""
-    sampled = (settings["train_neg_sample_args"] or {}).get("distribution") not in (None, "none", "None")
-    return "labeled" in settings["eval_args"]["mode"].values() or (settings["MODEL_TYPE"] in LABELLED and not sampled)
+    return "labeled" in settings["eval_args"]["mode"].values() or (settings["MODEL_TYPE"] in LABELLED and not samples(settings))
+
+
+def samples(settings: Any) -> bool:
+    """Whether negatives are sampled in training."""
+    return (settings["train_neg_sample_args"] or {}).get("distribution") not in (None, "none", "None")
+
+
+def labels_matter(config: Any) -> bool:
+    """Whether labels of the data change what a model is trained on, or its evaluation; drawn negatives have their own."""
+    code = registry.source(sys.modules[config.model_class.__module__])
+    return reads_labels(config) or ("LABEL_FIELD" in code and not samples(config))
 
 
 def draws(mode: str) -> bool:
@@ -75,7 +93,8 @@ def described(settings: Any) -> str:
 def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """``eval_args`` with RecBole's defaults for what is missing, and the mode of each phase."""
     found = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full", **arguments}
-    mode = found["mode"]
+    split, mode = found["split"], found["mode"]
+    found["split"] = {kind: [*parts] if isinstance(parts, tuple) else parts for kind, parts in split.items()}
     if mode == {}:
         raise ValueError("eval_args: mode {} names no phase; give {'valid': ..., 'test': ...}, or one mode for both")
     if isinstance(mode, Mapping):
@@ -91,17 +110,18 @@ def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, model: str, 
 
     Args:
         settings: the final values; ``eval_args.mode`` is a dictionary of phases.
-        given: the user's own values.
+        given: the values of the user, those of the file beside the data included.
         model: its name.
         lists_only: it scores lists of candidates and not single items or the catalogue (LLM rankers).
 
     Raises:
         ValueError: names the key, its value and the remedy.
     """
-    if isinstance(settings["load_col"], Mapping) and "inter" not in settings["load_col"]:
+    if isinstance(settings["load_col"], Mapping) and not settings["load_col"].get("inter"):
         raise ValueError(
             f"load_col: {settings['load_col']} has no columns of the .inter file; give {{'inter': [...]}} too, or ~ for all"
         )
+    _check_names(settings)
     if settings["benchmark_filename"] is not None:
         _check_files(settings["benchmark_filename"], given)
     else:
@@ -114,6 +134,21 @@ def check(settings: Mapping[str, Any], given: Mapping[str, Any], *, model: str, 
     for mode in settings["eval_args"]["mode"].values():
         if lists_only and mode not in ("candidates", "full"):
             _refuse_for_lists(mode, model)
+        if settings["eval_users"] is not None and mode not in ("candidates", "full"):
+            raise ValueError(
+                f"eval_users: {settings['eval_users']} samples the users of candidates and of full rankings, and RecBole's mode "
+                f"{mode!r} evaluates all users; remove eval_users, or give --eval_args=\"{{'mode': 'candidates'}}\""
+            )
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    for key, usual in (("NEG_PREFIX", "neg_"), ("LIST_SUFFIX", "_list")):
+        if not settings[key]:
+            raise ValueError(f"{key}: '' gives two columns of a batch one name; give a text such as {usual!r}")
+    named: dict[str, str] = {}
+    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD"):
+        if settings[key] and (other := named.setdefault(settings[key], key)) != key:
+            raise ValueError(f"{key}: {settings[key]} is the column of {other}, too; name another column")
 
 
 def _refuse_for_lists(mode: str, model: str) -> None:
@@ -136,8 +171,8 @@ def _check_files(files: Any, given: Mapping[str, Any]) -> None:
             f"benchmark_filename: {files!r} must be a list of two or three names, ['train', 'test'] or "
             "['train', 'valid', 'test'] for DATASET.train.inter and so on"
         )
-    for key in FILTERS:
-        if given.get(key) is not None:
+    for key, nothing in FILTERS.items():
+        if given.get(key) not in nothing:
             raise ValueError(
                 f"{key}: {given[key]!r} is not applied to files that are split already (benchmark_filename); remove it, or give "
                 "one .inter file without benchmark_filename"
@@ -182,16 +217,18 @@ def _check_ratios(kind: str, ratios: Sequence[float]) -> None:
 def load_col(settings: Mapping[str, Any]) -> Any:
     """The default columns under the names that the user gave them, with those that filters, labels and histories read.
 
-    Columns that a file does not have are skipped by RecBole.
+    Columns that a file does not have are skipped by RecBole. Of a file in ``unload_col`` they are all columns but those.
     """
     columns = settings["load_col"]
     if not isinstance(columns, dict):
         return columns
+    columns = {**columns, **dict.fromkeys(settings.get("unload_col") or (), "*")}
     names = {"user_id": "USER_ID_FIELD", "item_id": "ITEM_ID_FIELD", "timestamp": "TIME_FIELD", "rating": "RATING_FIELD"}
     renamed = {source: _renamed(listed, names, settings) for source, listed in columns.items()}
     inter = renamed.get("inter")
     if isinstance(inter, list):
         wanted = [*(settings.get("val_interval") or {}), *(settings.get("threshold") or {})]
+        wanted += [settings["LABEL_FIELD"]] if reads_labels(settings) else []
         if settings["benchmark_filename"]:
             wanted.append(f"{settings['ITEM_ID_FIELD']}{settings['LIST_SUFFIX']}")
         renamed["inter"] = [*inter, *(name for name in wanted if name not in inter)]

@@ -132,9 +132,9 @@ def _write_atomic(
     if texts is None:
         return
     columns = {"item_id:token": items[1:], "title:token_seq": texts.titles[1:]}
-    columns |= {f"{field}:token_seq": values[1:] for field, values in texts.fields.items() if field != "title"}
+    columns |= {f"{field}:{texts.kinds[field]}": values[1:] for field, values in texts.fields.items() if field != "title"}
     _write_table(folder / f"{folder.name}.item", columns)
-    settings = {"title_field": "title", **texts.columns, **{key: config[key] for key in _WORDS}}
+    settings = {"title_field": "title", **texts.columns, **{key: config[key] for key in _WORDS}, "seq_separator": texts.separator}
     (folder / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
 
 

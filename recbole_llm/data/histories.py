@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -73,6 +73,11 @@ class Histories:
         for disliked in self.disliked or ():
             digest.update(repr(sorted(disliked)).encode())
         return digest.hexdigest()
+
+    def same_split(self, other: Histories) -> bool:
+        """Whether users, items, their order, what is held out and the scenario are the same; ratings are not compared."""
+        one, two = (own if own.disliked is None else replace(own, disliked=None) for own in (self, other))
+        return one.fingerprint == two.fingerprint
 
     def train(self, user: int) -> np.ndarray:
         """Items of the training split; empty for a user held out of training."""

@@ -33,6 +33,8 @@ class ItemTexts:
         fields: every other column of the file by name, cleaned in the same way; ``""`` for a missing value.
         columns: the column of each of :data:`COLUMNS` that the dataset has.
         lines: internal ids in the order of the file.
+        kinds: type of each column, as in the header of the file.
+        separator: of the values in a ``token_seq``.
     """
 
     titles: list[str]
@@ -40,6 +42,8 @@ class ItemTexts:
     fields: dict[str, list[str]]
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     lines: Sequence[int] = ()
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    separator: str = " "
 
     @classmethod
     def read(
@@ -62,19 +66,24 @@ class ItemTexts:
         ``no_value`` lists the words for a missing value in this file (``unknown``).
 
         Raises:
-            ValueError: a named column is absent.
+            ValueError: a named column is absent, or has another meaning already.
             AtomicFileError: the file is malformed, or its ids are not those of ``item_ids``.
         """
         wanted = {"title_field": title_field, "year_field": year_field, "brand_field": brand_field}
         wanted |= {"category_field": category_field, "description_field": description_field, "ITEM_ID_FIELD": id_field}
         columns, lines = _read_columns(file, wanted, id_field, item_ids, frozenset(no_value))
-        raw_titles = columns.pop(title_field)
+        kinds, separator = file.types, file.form.seq_separator
+        separator = " " if _BLANK.fullmatch(separator) else separator  # as in the clean texts
+
+        def shown(field: str | None) -> list[str]:
+            return [_readable(text, field, kinds, separator) for text in columns[field]] if field else [""] * len(item_ids)
+
+        raw_titles = shown(title_field)
+        del columns[title_field]
         if article_suffix:
             raw_titles = [restore_article(title) for title in raw_titles]
 
-        years, brands, categories = (
-            columns.get(field or "", [""] * len(item_ids)) for field in (year_field, brand_field, category_field)
-        )
+        years, brands, categories = map(shown, (year_field, brand_field, category_field))
         untitled = raw_titles[1:].count("")
         if untitled:
             logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {file.path}; their other texts replace it")
@@ -82,7 +91,13 @@ class ItemTexts:
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
         titles[0] = ""
         named = {key: name for key in COLUMNS if (name := wanted[key])}
-        return cls(titles, _unique(titles, years, brands, item_ids), columns, named, lines)
+        return cls(titles, _unique(titles, years, brands, item_ids), columns, named, lines, kinds, separator)
+
+    def values(self, field: str) -> list[list[str]]:
+        """The values of a column by item id: those of a ``token_seq`` between separators, or the text as one."""
+        if self.kinds.get(field, "token_seq") != "token_seq":
+            return [[text] if text else [] for text in self.fields[field]]
+        return [_parts(text, self.separator) for text in self.fields[field]]
 
     def known(self, fields: Sequence[str]) -> list[dict[str, str]]:
         """The named columns that have a value, by item id.
@@ -94,7 +109,10 @@ class ItemTexts:
             if name not in self.fields:
                 columns = ", ".join(self.fields) or "none"
                 raise ValueError(f"text_fields: there is no column {name!r} besides the title; the columns are {columns}")
-        return [{f: text for f in fields if (text := self.fields[f][item])} for item in range(len(self.titles))]
+        return [
+            {f: _readable(text, f, self.kinds, self.separator) for f in fields if (text := self.fields[f][item])}
+            for item in range(len(self.titles))
+        ]
 
     def described(self, fields: Sequence[str]) -> list[str]:
         """``name (brand: Kaytee, category: Hay)`` by item id: the name and the columns that are :meth:`known`."""
@@ -103,16 +121,21 @@ class ItemTexts:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all texts."""
-        return fingerprint([self.titles, self.names, self.fields])
+        form = [self.separator, dict(self.kinds)] if self.separator != " " else []
+        return fingerprint([self.titles, self.names, self.fields, *form])
 
 
 def chosen_columns(file: AtomicFile, config: Any) -> dict[str, Any]:
     """The column for ``title_field`` and each of :data:`COLUMNS`.
 
     Of a list it is the first that the file has, because versions of a dataset differ in headers. If it has none of them, there is
-    no such column; of titles, the first name is returned.
+    no such column; of titles, the first name is returned. A ValueError: ``title_field`` is empty.
     """
     given = {key: config[key] for key in ("title_field", *COLUMNS)}
+    if not given["title_field"]:
+        raise ValueError(
+            f"title_field: {given['title_field']!r} names no column of {file.path}; its columns are {', '.join(file.types)}"
+        )
     if not any(isinstance(names, list | tuple) for names in given.values()):
         return given
 
@@ -164,6 +187,9 @@ def _read_columns(
     for key, name in wanted.items():
         if name and name not in file.types:
             raise ValueError(f"{key}: there is no column {name!r} in {file.path}; its columns are {', '.join(file.types)}")
+    for key, meant in (("title_field", wanted["title_field"]), ("ITEM_ID_FIELD", id_field)):
+        if other := next((other for other in COLUMNS if wanted[other] == meant), None):
+            raise ValueError(f"{other}: {meant!r} is the column of {key} already; name another one, or give {other}: ~")
     columns = file.read([*file.types], as_text=True)
     ids = columns.pop(id_field)
     check_ids(file, id_field, {*ids})
@@ -178,7 +204,18 @@ def _read_columns(
         return "" if cell in no_value else _BLANK.sub(" ", cell).strip()
 
     found = {name: ["", *("" if row is None else clean(cells[row]) for row in rows)] for name, cells in columns.items()}
+    if wanted["title_field"] == id_field:  # a catalogue without titles
+        found[id_field] = list(item_ids)
     return found, [item for _, item in sorted((row, item) for item, row in enumerate(rows, start=1) if row is not None)]
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    return [part for part in (piece.strip() for piece in text.split(separator)) if part]
+
+
+def _readable(text: str, field: str, kinds: Mapping[str, str], separator: str) -> str:
+    """A clean cell as prompts show it: "Drama|Film Noir" becomes "Drama, Film Noir" if ``|`` separates the values of a column."""
+    return text if separator == " " or kinds.get(field) != "token_seq" else ", ".join(_parts(text, separator))
 
 
 def _unique(titles: Sequence[str], years: Sequence[str], brands: Sequence[str], item_ids: Sequence[str]) -> list[str]:

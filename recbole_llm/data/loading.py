@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, InputType, ModelType
 
+from recbole_llm import registry
 from recbole_llm.data import dataset as classes
 from recbole_llm.data import scenarios
 from recbole_llm.data.repeats import repeats_kept
@@ -69,13 +71,15 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     RecBole's function of that name would first unpickle ``saved/<dataset>-for-<model>-dataloader.pth``.
 
     Raises:
-        ValueError: ``mask_history`` or ``benchmark_filename`` does not fit the data.
+        ValueError: ``mask_history``, ``benchmark_filename``, ``topk`` or ``train_neg_sample_args`` does not fit data or model.
     """
     from recbole.data.utils import get_dataloader
     from recbole.sampler import KGSampler
 
     dataset.masking.check(config)
+    _check_topk(config, dataset)
     splits = dataset.build()
+    _check_examples(config, splits[0])
     samplers: list[list[Any]] = [[sampler] for sampler in create_samplers(config, dataset, splits)]
     if repeats_kept(dataset):  # items of the history may be negatives, and are not masked
         repeatable = copy.copy(config)
@@ -89,3 +93,32 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
     return train, valid, test
+
+
+def _check_topk(config: Any, dataset: Any) -> None:
+    most = max(config["topk"])
+    if config["eval_type"] == EvaluatorType.RANKING and most >= dataset.item_num:
+        raise ValueError(f"topk: {most} is more than the {dataset.item_num - 1} items of {config['dataset']}; lower it")
+
+
+def _check_examples(config: Any, train: Any) -> None:
+    """Refuse a training without negatives of a model that reads negatives, or labels that the data does not have."""
+    sampling = config["train_neg_sample_args"]
+    if sampling["dynamic"] != bool(sampling["candidate_num"]):
+        raise ValueError(
+            f"train_neg_sample_args: dynamic: {sampling['dynamic']} chooses one of candidate_num: {sampling['candidate_num']} "
+            "drawn items; give both, such as {'dynamic': True, 'candidate_num': 5}, or neither"
+        )
+    if sampling["distribution"] != "none":
+        return
+    code, name = registry.source(sys.modules[config.model_class.__module__]), config["model"]
+    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and "NEG_ITEM_ID" in code:
+        raise ValueError(
+            f"train_neg_sample_args: {name} compares chosen items with drawn ones, and none are drawn; remove it to draw one each"
+        )
+    label = config["LABEL_FIELD"]
+    if config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and "LABEL_FIELD" in code and label not in train.inter_feat:
+        raise ValueError(
+            f"train_neg_sample_args: {name} reads labels where no negatives are drawn, and no column {label} (LABEL_FIELD) is "
+            "loaded; remove it, list the column in load_col, or make labels, such as --threshold=\"{'rating': 4}\""
+        )

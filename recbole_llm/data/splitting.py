@@ -11,7 +11,6 @@ Legend: R rows of the .inter file or files, U users.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 from functools import cached_property
 from logging import getLogger
 from typing import Any
@@ -123,29 +122,6 @@ class Split:
                     f"{forms.described(self.config)}: {lost} {name} interactions of users without earlier ones are left out"
                 )
         return found
-
-    # -- columns that settings name -------------------------------------------------------------------------------------
-
-    def _filter_by_field_value(self: Any) -> None:
-        self._check_columns("val_interval", self.field2type)
-        super()._filter_by_field_value()  # type: ignore[misc]
-
-    def _set_label_by_threshold(self: Any) -> None:
-        self._check_columns("threshold", self.inter_feat)
-        super()._set_label_by_threshold()  # type: ignore[misc]
-        if forms.reads_labels(self.config) and self.label_field not in self.inter_feat:
-            raise ValueError(
-                f"threshold: {self.config['model']} and mode 'labeled' read labels, and no column {self.label_field} "
-                "(LABEL_FIELD) is loaded; name a column to make them from, such as --threshold=\"{'rating': 4}\""
-            )
-
-    def _check_columns(self: Any, key: str, known: Collection[str]) -> None:
-        for name in self.config[key] or ():
-            if name not in known:
-                raise ValueError(
-                    f"{key}: there is no column {name!r} among those loaded from {self.dataset_path} ({', '.join(known)}); name "
-                    "one of the file, and list it in load_col if you give that key"
-                )
 
     # -- files that are split already, for sequential models ------------------------------------------------------------------
 

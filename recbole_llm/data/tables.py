@@ -29,11 +29,15 @@ class StrictTables:
             AtomicFileError: the file is malformed, an id is empty or odd, or an interaction has an empty number.
         """
         chosen, left_out = self._get_load_and_unload_col(source)
+        if chosen == set() and source in (FeatureSource.KG, "link"):
+            raise AtomicFileError(f"load_col: {self.config['model']} reads {filepath}; list its columns, or give load_col: ~")
         if chosen == set():
             return None
         file = AtomicFile(Path(filepath), AtomicFormat.of(self.config))
+        self._check_listed(file, source)
         ids = self._check_types(file, source)
         names = [name for name in file.types if (chosen is None or name in chosen) and name not in (left_out or ())]
+        self._check_loaded(file, source, names, self._id_fields(source))
         if not names:
             logger.warning(f"no column of {file.path} is loaded; load_col and unload_col choose them")
             return None
@@ -51,14 +55,10 @@ class StrictTables:
 
     def _check_types(self: Any, file: AtomicFile, source: Any) -> set[str]:
         """Check the columns that RecBole looks for in a file of this kind; returns those that hold ids."""
-        fields = {
-            FeatureSource.INTERACTION: {"USER_ID_FIELD": self.uid_field, "ITEM_ID_FIELD": self.iid_field},
-            FeatureSource.USER: {"USER_ID_FIELD": self.uid_field},
-            FeatureSource.ITEM: {"ITEM_ID_FIELD": self.iid_field},
-        }
-        if source not in fields:  # of a knowledge graph, all tokens are ids
-            return {name for name, kind in file.types.items() if kind == "token"}
-        wanted = {key: (name, "token") for key, name in fields[source].items() if name is not None}
+        wanted = {key: (name, "token") for key, name in self._id_fields(source).items()}
+        ids = {name for name, _ in wanted.values()}
+        if source not in (FeatureSource.INTERACTION, FeatureSource.USER, FeatureSource.ITEM):
+            ids = {name for name, kind in file.types.items() if kind == "token"}  # of a knowledge graph
         for key, (name, _) in wanted.items():
             if name not in file.types:
                 raise AtomicFileError(
@@ -73,7 +73,18 @@ class StrictTables:
                     f"{file.path}, line 1: {name}:{file.types[name]} is the column of {key}, which must be a {kind}; "
                     f"write {name}:{kind}"
                 )
-        return {*fields[source].values()}
+        return ids
+
+    def _id_fields(self: Any, source: Any) -> dict[str, str]:
+        """The columns of ids that RecBole needs of a file, by key."""
+        keys = {
+            FeatureSource.INTERACTION: ("USER_ID_FIELD", "ITEM_ID_FIELD"),
+            FeatureSource.USER: ("USER_ID_FIELD",),
+            FeatureSource.ITEM: ("ITEM_ID_FIELD",),
+            FeatureSource.KG: ("HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD"),
+            "link": ("ITEM_ID_FIELD", "ENTITY_ID_FIELD"),
+        }
+        return {key: self.config[key] for key in keys.get(source, ())}
 
     def _check_same_columns(self: Any, file: AtomicFile, source: Any, names: list[str]) -> None:
         """Files of ``benchmark_filename`` form one table."""
@@ -140,7 +151,26 @@ class StrictTables:
                 "the .user or .item file"
             )
 
+    def _leave_out_unknown(self: Any) -> None:
+        """Leave out rows of .user and .item without an interaction.
+
+        RecBole counts them as users and items, but only for a model that loads the file: catalogues would differ by model.
+        """
+        for source, field in (("user", self.uid_field), ("item", self.iid_field)):
+            table, known = getattr(self, f"{source}_feat"), {*pd.unique(self.inter_feat[field])}
+            if table is None:
+                continue
+            if source == "item" and self._has_lists:
+                known.update(token for tokens in self.inter_feat[self.list_field] for token in tokens)
+            left = table[field].isin(known)
+            if not left.all():
+                logger.info(
+                    f"{self.dataset_name}: {(~left).sum():,} of {len(left):,} rows of .{source} have no interaction; left out"
+                )
+                setattr(self, f"{source}_feat", table[left].reset_index(drop=True))
+
     def _reset_index(self: Any) -> None:
+        self._leave_out_unknown()
         for name in self.feat_name_list:
             if getattr(self, name).empty:
                 filters = ", ".join(f"{key}: {self.config[key]}" for key in _FILTERS if self.config[key] is not None)

@@ -64,7 +64,9 @@ def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
             logger.warning(f"train_dataset: {'+'.join(parts)} has no titles, because {name} has none: {error}")
             return []
         blank = [""] * len(texts.titles)
-        fields = [texts.fields.get(texts.columns.get(key, ""), blank) for key in TEXTS if key != "title_field"]
+        columns = [texts.columns.get(key) for key in TEXTS if key != "title_field"]
+        known = texts.known([name for name in columns if name])
+        fields = [[own.get(name, "") for own in known] if name else blank for name in columns]
         rows = list(zip(dataset.histories.item_ids, texts.titles, *fields, strict=True))[1:]
         lines += [token_prefix(name) + "\t".join(row) for row in rows]
     return lines

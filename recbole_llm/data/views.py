@@ -50,7 +50,7 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
             raise FileExistsError(f"--out={out}: {folder} exists; remove it or give another folder")
 
     form = AtomicFormat.of(config)
-    of_item = _assigned([set(text.split()) for text in whole.items.fields[field]], chosen)
+    of_item = _assigned([set(values) for values in whole.items.values(field)], chosen)
     histories, source = dataset.histories, Path(dataset.dataset_path) / dataset.dataset_name
     keys = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     for category, folder in zip(chosen, folders, strict=True):
@@ -65,7 +65,8 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
             for suffix, fields, kept in ((".inter", keys, pairs), (".item", keys[1:], items)):
                 lines = _kept_lines(AtomicFile(source.with_name(source.name + suffix), form), fields, kept)
                 (draft / f"{folder.name}{suffix}").write_text("\n".join(lines) + "\n", encoding=form.encoding, newline="\n")
-            described = sorted({*config.dataset_keys(), "rm_dup_inter"})  # whose lines are not removed
+            named = {f"{what}_FIELD" for what in ("USER_ID", "ITEM_ID", "TIME", "RATING")}
+            described = sorted({*config.dataset_keys(), *named, "rm_dup_inter"})  # whose lines are not removed
             settings = {key: config[key] for key in described} | form.as_dict()
             (draft / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
         logger.info(f"view {folder.name}: {len(items)} items, {len(pairs)} interactions")

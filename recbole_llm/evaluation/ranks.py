@@ -118,9 +118,10 @@ def exclude_missed(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
 
 
 def early_stopping_users(valid_data: Any, seed: int, number: int) -> Tensor:
-    """The users whom early stopping measures: ``number`` of those who have candidates, or of all evaluation users."""
-    listed = getattr(valid_data, "candidates", None)
-    users = listed.users.numpy() if listed else valid_data._dataset.histories.evaluated("valid")
+    """The users whom early stopping measures: ``number`` of those with candidates, of those of ``eval_users``, or of all."""
+    listed, ranked = (getattr(valid_data, name, None) for name in ("candidates", "users"))
+    ranked = listed.users if listed else ranked
+    users = valid_data._dataset.histories.evaluated("valid") if ranked is None else ranked.numpy()
     return torch.from_numpy(drawn_users(users, seed, number))
 
 

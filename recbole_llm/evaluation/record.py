@@ -55,7 +55,7 @@ class RunRecord:
         data = test_data._dataset
         self._one_target = data.histories.one_target("test")
         self.user_ids = data.field2id_token[config["USER_ID_FIELD"]]
-        self._test_rows = test_data.sample_size
+        self._test_rows = test_data.sample_size if test_data.users is None else len(test_data.users)
         self._scenario, self._masking = data.scenario.label, data.masking
         self._split_facts = split_facts(config, data)
         self._slices = slices.user_slices(data.histories, config["slices"]) if self._one_target else {}

@@ -23,6 +23,7 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.config.predictions import predictions_file
+from recbole_llm.data.candidate_sets import ranked_users
 from recbole_llm.evaluation.prediction_files import read_predictions
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
 from recbole_llm.settings import Settings
@@ -69,6 +70,8 @@ class Imported(Recommender, GeneralRecommender):
         self.sha256 = sha256_file(self.file)
         self.histories, self.topk, self.masked = dataset.histories, max(config["topk"]), dataset.masking.general
         self.full_ranking = "test" not in config["candidate_phases"]
+        ranked = ranked_users(config, self.histories, "test")
+        self.ranked = self.histories.evaluated("test") if ranked is None else ranked.numpy()
         columns, row = self.settings.predictions_columns, self.settings.predictions_row
         tokens = self.histories.user_ids, self.histories.item_ids
         self.predictions = read_predictions(self.file, *tokens, columns=columns, row=row)
@@ -85,7 +88,7 @@ class Imported(Recommender, GeneralRecommender):
 
     def check(self) -> None:
         """Refuse a file without any evaluation user, or whose lists are shorter than ``topk``; count other gaps."""
-        users = self.histories.evaluated("test") if self._candidates is None else self._candidates.users.numpy()
+        users = self.ranked if self._candidates is None else self._candidates.users.numpy()
         lengths = self.predictions.lengths[users]
         if not lengths.any():
             raise ValueError(

@@ -79,6 +79,7 @@ class Laser(LLMEncoder):
             _ = self._run_folders
         self.batch_tokens = config["score_batch_tokens"]
         self.group_field = items.columns.get("category_field")
+        self.group_values = items.values(self.group_field) if self.group_field else []
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         if tokenizer := self.parts.backbone.tokenizer:
@@ -268,6 +269,5 @@ class Laser(LLMEncoder):
         """The most frequent category of a history; without a category field, its length rounded down to a power of two."""
         if not self.group_field:
             return f"{2 ** (len(history).bit_length() - 1)} or more items" if history else "no item"
-        fields = self.parts.domain.items.fields[self.group_field]
-        words = Counter(word for item in history for word in fields[item].split())
+        words = Counter(word for item in history for word in self.group_values[item])
         return words.most_common(1)[0][0] if words else "none"

@@ -24,7 +24,7 @@ from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.sequence import sequence_states
 from recbole_llm.config import LLMConfig
 from recbole_llm.store.stages import StageCache
-from tests.conftest import write_dataset
+from tests.conftest import write_dataset, write_rows
 
 SMALL: dict[str, Any] = {
     "epochs": 1,
@@ -352,6 +352,51 @@ def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(module_
     cf.load(again.run(cf.stage))
     assert again.seconds == {"cf-SASRec": 0.0}
     assert torch.equal(cf.item_table, retriever.item_table)
+
+
+# -- the data of a run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["TALLRec", "ALLMRec"])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"user_inter_num_interval": "[8,inf)"}, "user_inter_num_interval"),
+        ({"val_interval": {"timestamp": "[0,1000000200]"}}, "val_interval"),
+        ({"new_items": None}, "new_items"),  # the scenario of the run holds these out
+    ],
+)
+def test_a_model_inside_a_run_is_trained_on_the_data_of_the_run(
+    model: str, given: dict[str, Any], named: str, settings: dict[str, Any], assemble: Any
+) -> None:
+    key = "cf_config" if model == "ALLMRec" else "retriever_config"
+    changes: dict[str, Any] = {"new_items": 0.2} if "new_items" in given else {}
+    if model == "TALLRec":
+        changes |= {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
+    with pytest.raises(
+        ValueError, match=f"{key}: SASRec must be trained on the same items, .*; remove {named}, which is set for"
+    ):
+        assemble(model, settings, **changes, **{key: {**SMALL, **given}})
+
+
+@pytest.mark.parametrize("given", ["eval_args", "dataset", "model"])
+def test_the_split_of_a_model_inside_a_run_is_not_its_own(given: str, settings: dict[str, Any], assemble: Any) -> None:
+    with pytest.raises(ValueError, match=f"cf_config: {given} is that of the run"):
+        assemble("ALLMRec", settings, cf_config={**SMALL, given: {"mode": "full"} if given == "eval_args" else "other"})
+
+
+def test_settings_that_a_model_inside_a_run_does_not_have_are_told(settings: dict[str, Any], caplog: Any) -> None:
+    CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=settings), "BPR", {"hidden_size": 8, "embedding_size": 8})
+    assert "hidden_size in cf_config changes nothing: BPR has no such setting" in caplog.text
+    assert "embedding_size in cf_config" not in caplog.text
+
+
+def test_the_files_of_a_model_inside_a_run_have_the_encoding_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    write_rows(tmp_path, "latin", [(f"ü{user}", f"i{step}", step) for user in range(9) for step in range(user, user + 6)])
+    file = tmp_path / "latin" / "latin.inter"
+    file.write_bytes(file.read_text().encode("latin-1"))
+    config = LLMConfig("BPR", "latin", config_dict={**settings, "data_path": str(tmp_path), "encoding": "latin-1"})
+    assert "ü3" in Retriever(config).histories.user_ids
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

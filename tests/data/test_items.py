@@ -220,3 +220,41 @@ def test_a_description_replaces_the_other_columns_where_it_is_read(tmp_path: Pat
     assert text_fields({"text_fields": []}, items, described=True) == []
     without = replace(items, columns={"year_field": "year"})
     assert text_fields({"text_fields": None}, without, described=True) == ["year"]
+
+
+# -- what a column of a dataset is -------------------------------------------------------------------------------------
+
+
+def test_ids_may_stand_in_for_titles(tmp_path: Path) -> None:
+    items = read(tmp_path, ["a\tAlien\t1979", "b\tBrazil\t1985"], title_field="item_id")
+    assert items.titles == ["", "a", "b"] and items.fields["title"] == ["", "Alien", "Brazil"]
+
+
+@pytest.mark.parametrize(
+    ("key", "column", "meant"), [("year_field", "title", "title_field"), ("category_field", "item_id", "ITEM_ID_FIELD")]
+)
+def test_a_column_with_another_meaning_is_refused(key: str, column: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{key}: '{column}' is the column of {meant} already; name another one, or give {key}: ~"
+    ):
+        read(tmp_path, ["a\tAlien"], **{key: column})
+
+
+def test_values_of_a_column_are_those_of_its_type_and_separator(tmp_path: Path) -> None:
+    """``Film Noir`` is one genre where ``|`` separates them, and one brand where the column has a single text."""
+    path = tmp_path / "toy.item"
+    path.write_text(f"{HEADER}\na\tAlien\t1979\tFox Film\tDrama|Film Noir\nb\tBrazil\t1985\t\t\n")
+    given = {"item_ids": ["[PAD]", "a", "b"], "id_field": "item_id", "title_field": "title", **FIELDS}
+    bars, blanks = (ItemTexts.read(AtomicFile(path, AtomicFormat(seq_separator=one)), **given) for one in "| ")  # type: ignore[arg-type]
+    assert bars.values("genre") == [[], ["Drama", "Film Noir"], []] and blanks.values("genre")[1] == ["Drama|Film", "Noir"]
+    assert bars.values("brand") == blanks.values("brand") == [[], ["Fox Film"], []]
+    assert bars.described(["genre"])[1] == "Alien (genre: Drama, Film Noir)"
+    assert blanks.described(["genre"])[1] == "Alien (genre: Drama|Film Noir)"
+    assert bars.fingerprint() != blanks.fingerprint()
+
+
+@pytest.mark.parametrize("given", ["", []])
+def test_an_empty_name_of_titles_is_refused(given: object, tmp_path: Path) -> None:
+    read(tmp_path, ["a\tAlien"])
+    with pytest.raises(ValueError, match=r"title_field: .* names no column of .*toy.item; its columns are item_id, title"):
+        chosen_columns(AtomicFile(tmp_path / "toy.item", AtomicFormat()), {"title_field": given, **dict.fromkeys(COLUMNS)})
