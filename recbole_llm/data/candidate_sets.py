@@ -25,7 +25,7 @@ from torch import Tensor
 from recbole_llm.data import forms, scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
 from recbole_llm.data.candidates import CandidateSet, draw, in_random_order, token_order
-from recbole_llm.data.histories import Histories
+from recbole_llm.data.histories import Histories, sampled
 from recbole_llm.data.items import title_key
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
@@ -130,7 +130,7 @@ def _sampled(candidates: CandidateSet, number: int | None, seed: int) -> Candida
     """A random sample of users; it depends on the seed and the order of the file alone."""
     if number is None or number >= len(candidates.users):
         return candidates
-    return candidates.subset(torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(candidates.users))[:number])))
+    return candidates.subset(torch.from_numpy(sampled(np.arange(len(candidates.users)), number, seed)))
 
 
 def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories) -> CandidateSet:

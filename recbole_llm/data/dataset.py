@@ -46,12 +46,14 @@ class RankedTime(Split, StrictTables, ArrayGroups):
         frame = self.inter_feat
         self.read_counts = (frame[self.uid_field].nunique(), frame[self.iid_field].nunique(), len(frame))
         super()._data_filtering()  # type: ignore[misc]
+        self._keep_interacting()
 
     def _data_processing(self: Any) -> None:
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
         if self.benchmark_filename_list is not None:  # which RecBole does not filter
             self._remove_duplication()
             self.inter_feat.reset_index(drop=True, inplace=True)
+            self._keep_interacting()
         super()._data_processing()  # type: ignore[misc]
         if self.config["rm_dup_inter"] is None:
             self.repeats_kept = repeats.any_left(self)
@@ -60,6 +62,13 @@ class RankedTime(Split, StrictTables, ArrayGroups):
             users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
             rows, self.scenario = scenarios.hold_out(self.config, users, items, *self.tokens)
             self.inter_feat = self.inter_feat.iloc[order[rows]].reset_index(drop=True)
+
+    def _keep_interacting(self: Any) -> None:
+        """Keep users and items with interactions alone, so that the catalogue does not depend on which tables a model reads."""
+        for name, field in (("user_feat", self.uid_field), ("item_feat", self.iid_field)):
+            table = getattr(self, name)
+            if table is not None:
+                setattr(self, name, table[table[field].isin(self.inter_feat[field])].reset_index(drop=True))
 
     def _remove_duplication(self: Any) -> None:
         self.repeats_dropped = repeats.drop(self)
@@ -82,9 +91,11 @@ class RankedTime(Split, StrictTables, ArrayGroups):
             splits[1 if phase == "valid" else 2].known_items = KnownItems(self.histories)
         if self.scenario.label:
             _keep(splits[0], [user for user in range(self.user_num) if user not in self.scenario.untrained])
-        if forms.leaves_one_out(self.config):
-            for split, phase in zip(splits[1:], ("valid", "test"), strict=True):
+        for split, phase in zip(splits[1:], ("valid", "test"), strict=True):
+            if forms.leaves_one_out(self.config):
                 _keep(split, self.histories.evaluated(phase))
+            if self.config["eval_users"] and phase not in self.config["candidate_phases"]:  # which have a set of users
+                _keep(split, self.histories.chosen(phase, self.config["eval_users"], self.config["candidates"]["seed"]))
         return splits
 
     @cached_property

@@ -125,6 +125,11 @@ class Histories:
             found = [user for user in found if user in tested]
         return np.array(found, dtype=np.int64)
 
+    def chosen(self, phase: str, number: int | None, seed: int) -> np.ndarray:
+        """The evaluation users of a run with ``eval_users: number``; as in drawn candidates, which are in the order of tokens."""
+        users = self.evaluated(phase).tolist()
+        return sampled(np.array(sorted(users, key=self.user_ids.__getitem__), dtype=np.int64), number, seed)
+
     @cached_property
     def train_counts(self) -> np.ndarray:
         """Training interactions of each item, by internal id."""
@@ -135,3 +140,8 @@ class Histories:
 def drawn_users(users: np.ndarray, seed: int, number: int) -> np.ndarray:
     """``number`` of the users [N] in a random order, or all if there are fewer: those whom early stopping measures."""
     return users[np.random.default_rng(seed).permutation(len(users))[:number]]
+
+
+def sampled(users: np.ndarray, number: int | None, seed: int) -> np.ndarray:
+    """``number`` of the users [N] in their order, or all if there are fewer or ``number`` is None."""
+    return users if number is None else users[np.sort(np.random.default_rng(seed).permutation(len(users))[:number])]

@@ -22,6 +22,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_llm.config.metrics import describes_lists
 from recbole_llm.config.predictions import predictions_file
 from recbole_llm.evaluation.prediction_files import read_predictions
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
@@ -68,7 +69,9 @@ class Imported(Recommender, GeneralRecommender):
         self.settings, self.file = ImportSettings.of(config), predictions_file(config)
         self.sha256 = sha256_file(self.file)
         self.histories, self.topk, self.masked = dataset.histories, max(config["topk"]), dataset.masking.general
+        self._users = self.histories.chosen("test", config["eval_users"], config["candidates"]["seed"])
         self.full_ranking = "test" not in config["candidate_phases"]
+        self.of_lists = [metric for metric in config["metrics"] if describes_lists(metric)]
         columns, row = self.settings.predictions_columns, self.settings.predictions_row
         tokens = self.histories.user_ids, self.histories.item_ids
         self.predictions = read_predictions(self.file, *tokens, columns=columns, row=row)
@@ -84,8 +87,11 @@ class Imported(Recommender, GeneralRecommender):
         return ()
 
     def check(self) -> None:
-        """Refuse a file without any evaluation user, or whose lists are shorter than ``topk``; count other gaps."""
-        users = self.histories.evaluated("test") if self._candidates is None else self._candidates.users.numpy()
+        """Refuse a file without any evaluation user, or whose lists are shorter than ``topk``; count other gaps.
+
+        Metrics of the lists themselves are refused, too, where a list is shorter: RecBole would fill it up with any items.
+        """
+        users = self._users if self._candidates is None else self._candidates.users.numpy()
         lengths = self.predictions.lengths[users]
         if not lengths.any():
             raise ValueError(
@@ -117,6 +123,11 @@ class Imported(Recommender, GeneralRecommender):
         self.gaps |= {"known items": dropped, "short lists": short}
         if dropped:
             logger.info(f"predictions: {dropped} items of the lists of {self.file} are in the user's history and are left out")
+        if self.of_lists and (lacking := short + self.gaps["missing users"]):
+            raise ValueError(
+                f"metrics: {', '.join(self.of_lists)} describe lists of {self.topk} items, and those of {lacking} users in "
+                f"{self.file} are shorter; hand in longer lists, or lists without the history, or remove these metrics"
+            )
         if short:
             logger.warning(
                 f"predictions: {short} users have fewer than {self.topk} items in {self.file} that are not in their history; a "

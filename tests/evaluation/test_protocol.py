@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 MODELS = ["Pop", "BPR", "SASRec", "NeuMF", "TALLRec"]
@@ -28,3 +29,15 @@ def test_a_subset_of_users_is_the_same_for_every_model(run: Run) -> None:
     whole = run("BPR")[1]["ranks"]["BPR"]
     subset = run("BPR", eval_users=7, eval_batch_size=82)[1]["ranks"]["BPR"]
     assert {user: whole[user] for user in subset} == subset
+
+
+def test_the_subset_is_that_of_a_full_ranking_too(run: Run, data_path: Path) -> None:
+    full = {"eval_args": {"mode": "full"}}
+    drawn = run("BPR", eval_users=7, eval_batch_size=82)[1]["ranks"]["BPR"]
+    for model in ("BPR", "SASRec", "Imported"):
+        given = full | ({"predictions": str(data_path / "predictions.csv")} if model == "Imported" else {})
+        whole, subset = (run(model, **given, **few)[1] for few in ({}, {"eval_users": 7}))
+        assert whole["ranks"][model].keys() > subset["ranks"][model].keys() == drawn.keys()
+        assert {user: whole["ranks"][model][user] for user in drawn} == subset["ranks"][model] or model != "Imported"
+        assert "mrr" in subset["results"][model] and subset["half_width_95"][model]["hit@1"] is not None
+        assert subset["passport"] == whole["passport"]
