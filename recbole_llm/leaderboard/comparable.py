@@ -102,7 +102,8 @@ def _other_targets(odd: str, one: Mapping[str, Any], most: str, other: Mapping[s
     return (
         f"users have several test items, which {odd} ranked {first}, and {most} ranked {second} (RecBole ranks them one "
         "by one for sequential models, together for all others); such results cannot be compared: give eval_args one target for "
-        "each user, {'split': {'LS': 'valid_and_test'}}, or run them under another protocol"
+        "each user, {'split': {'LS': 'valid_and_test'}}, leave out the shortcuts (shortcuts: False), or run "
+        "them under another protocol"
     )
 
 

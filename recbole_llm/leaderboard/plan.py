@@ -17,17 +17,20 @@ every leaderboard, with the first seed alone, unless the file has ``shortcuts: F
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole.utils import ModelType
+
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import parse_value
+from recbole_llm.data.forms import several_targets
 from recbole_llm.data.items import lacks_titles
 from recbole_llm.evaluation import predictions
 from recbole_llm.evaluation.record_files import read_record
@@ -181,7 +184,7 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
         for protocol, keys in protocols.items() if name not in listed else ():
             settings = merge(*(part or {} for part in (plan.get("settings"), keys, changes)))
             task = Task(name, name, plan["dataset"], plan["seeds"][0], protocol, settings)
-            if reason := _unsuited(task):
+            if reason := _unsuited(task, [other for other in tasks if other.protocol == protocol]):
                 logger.info(f"leaderboard: no row {name} ({protocol}), which {reason}")
             else:
                 tasks.append(task)
@@ -193,15 +196,27 @@ def _is_one_file(model: str, settings: Mapping[str, Any]) -> bool:
     return model == "Imported" and "{seed}" not in str(settings.get("predictions"))
 
 
-def _unsuited(task: Task) -> str | None:
-    """Why a shortcut has no row under a protocol: it needs titles, which the data lacks, or an order, which the split lacks."""
+def _unsuited(task: Task, others: Sequence[Task]) -> str | None:
+    """Why a shortcut has no row beside ``others``; None if it can have one."""
     try:
         reason = lacks_titles(task.config) if task.config.model_class.uses_item_text else None
     except FileNotFoundError:
         return None  # which the run reports
     except ValueError as error:  # which the other rows have, too, if it is not the model's
         return f"cannot run: {error}"
-    return f"needs titles: {reason}" if reason else None
+    if reason:
+        return f"needs titles: {reason}"
+    if several_targets(task.config) and any(map(_ranks_together, others)):
+        return "ranks the targets of a user one by one, and other rows rank them together"
+    return None
+
+
+def _ranks_together(task: Task) -> bool:
+    """Whether RecBole ranks all targets of a user together, as for general models; False for an invalid configuration."""
+    try:
+        return task.config["MODEL_TYPE"] != ModelType.SEQUENTIAL
+    except (ValueError, FileNotFoundError):
+        return False
 
 
 def _check(where: str, values: Any, form: Mapping[str, str], needed: tuple[str, ...] = ()) -> None:

@@ -146,6 +146,18 @@ def test_shortcuts_are_left_out_where_nothing_has_an_order(tmp_path: Path, caplo
     assert "no row RepeatRule (random), which cannot run: eval_args: order RO is random" in caplog.text
 
 
+def test_shortcuts_are_left_out_beside_models_that_rank_several_targets_together(tmp_path: Path) -> None:
+    """Their rows would make every leaderboard of general models on ratios one of runs that cannot be compared."""
+    protocols = {
+        "ratio": {"eval_args": {"mode": "full", "split": {"RS": [0.6, 0.2, 0.2]}}},
+        "one": {"eval_args": {"mode": "full"}},
+    }
+    for models, expected in (({"Pop": {}, "SASRec": {}}, []), ({"SASRec": {}, "wrong": {"model": "NoModel"}}, [*SHORTCUTS])):
+        plan = write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models, protocols=protocols)
+        found = {name: [task.label for task in read_plan(plan) if task.protocol == name] for name in protocols}
+        assert found == {"ratio": [*models, *expected], "one": [*models, *SHORTCUTS]}
+
+
 def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     *_, own = read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": {"TALLRec": {}}}))
     *_, other = read_plan(write(tmp_path / "plan.yaml", **PLAN))
