@@ -24,7 +24,7 @@ from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
-from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies
+from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
 from recbole_llm.evaluation.ranks import Ranks, covered, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
@@ -220,6 +220,7 @@ class ProtocolTrainer(SafeCheckpoints):
         interaction, users, positive_i = covered(self._candidates, interaction, positive_i, self.config["USER_ID_FIELD"])
         listed = self._candidates.lookup(users, positive_i).to(self.device)  # [B, C]
         scores = self._candidate_scores(interaction.to(self.device), users, listed)  # [B, C]
+        scores = scores if self._variant.partial else finite(scores)
         if self.predictions is not None:
             self.predictions.add(users, listed, scores)
         target, rows = positive_i.to(self.device), torch.arange(len(users))

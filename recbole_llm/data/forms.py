@@ -69,6 +69,11 @@ def leaves_one_out(settings: Any) -> bool:
     return not settings["benchmark_filename"] and arguments["order"] == "TO" and arguments["split"] == LEAVE_ONE_OUT
 
 
+def several_targets(settings: Any) -> bool:
+    """Whether users have several test targets by the split; of files that are split already, the rows decide."""
+    return not settings["benchmark_filename"] and "LS" not in settings["eval_args"]["split"]
+
+
 def needs_time(settings: Any) -> bool:
     """Whether a form cannot be read without a time column. The rows of files that are split already have an order."""
     return not settings["benchmark_filename"] and settings["eval_args"]["order"] == "TO"

@@ -160,9 +160,12 @@ def _write_rectools(folder: Path, parts: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _increasing(times: np.ndarray) -> pd.Series:
-    """Sorted Unix times [N], in seconds or milliseconds, as dates of which none equals another: ties are a microsecond apart."""
-    last = float(times[-1]) if len(times) else 0.0
-    unit = 1e6 if abs(last) < 1e11 else 1e3
+    """Sorted Unix times [N], in seconds or thousandths, millionths or billionths, as dates of which none equals another.
+
+    Ties are a microsecond apart.
+    """
+    largest = float(np.abs(times[[0, -1]]).max()) if len(times) else 0.0
+    unit = next((unit for limit, unit in ((1e11, 1e6), (1e14, 1e3), (1e17, 1.0)) if largest < limit), 1e-3)  # microseconds
     steps = np.arange(len(times))
     ticks = np.maximum.accumulate((times * unit).astype(np.int64) - steps) + steps
     return pd.Series(pd.to_datetime(ticks, unit="us"))

@@ -24,6 +24,12 @@ _CELLS = 2**22  # scores that are sorted at once
 _PRIME = 2**31 - 1  # products of two smaller numbers fit into 64 bits
 
 
+def finite(scores: Tensor) -> Tensor:
+    """A copy of scores with the largest and smallest number in place of infinite ones, so that each item is ranked; NaN stays."""
+    limits = torch.finfo(scores.dtype)
+    return scores.clamp(min=limits.min, max=limits.max)
+
+
 def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None, *, partial: bool = False) -> Tensor:
     """Scores [B, I] in fp32 with minus infinity for the padding item and for ``history``, rows and items [H], alone.
 
@@ -36,7 +42,7 @@ def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None, *, partial: bool
     scores = scores.float()
     if scores.isnan().any():
         raise ValueError("the model returned NaN as the score of some items, which cannot be ranked")
-    scores = scores.clamp(min=-torch.inf if partial else torch.finfo(torch.float32).min)  # a copy
+    scores = scores.clamp(min=-torch.inf) if partial else finite(scores)  # a copy
     scores[:, 0] = -torch.inf
     if history is not None:
         scores[history] = -torch.inf
@@ -50,10 +56,15 @@ def rerank(scores: Tensor, interaction: Any, score: Callable[[Any, Tensor], Tens
 
     Args:
         score: (interaction, candidates [B, N]) -> scores [B, N].
+
+    Raises:
+        ValueError: a score is not a number.
     """
     best, items = scores.topk(min(top, scores.size(1)), dim=1)  # [B, N]
     masked = best == -torch.inf  # [B, N], of a user who knows almost all items
     others = score(interaction, items.where(~masked, items[:, :1])).to(items.device)  # [B, N]
+    if others.isnan().any():
+        raise ValueError("the model returned NaN as the score of some of the re-ranked items, which cannot be ranked")
     order = others.masked_fill(masked, -torch.inf).argsort(dim=1, descending=True, stable=True)  # [B, N]
     return scores.scatter(1, items.gather(1, order), best)  # [B, I]
 

@@ -20,6 +20,7 @@ from recbole_llm.data.templates import template
 from recbole_llm.evaluation.published import PublishedProtocol
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.recommender import Answers, Recommender
+from recbole_llm.evaluation.record_files import by_user
 from recbole_llm.evaluation.significance import compare
 from recbole_llm.store.answers import CachedAnswers
 from recbole_llm.store.files import fingerprint
@@ -123,7 +124,6 @@ class PublishedResults:
     def _row(self, name: str, user_ids: Sequence[str]) -> dict[str, Any]:
         row = self.rows[name]
         values, widths = self.protocol.results(row.ranks)
-        ranks = (int(rank) if math.isfinite(rank) else None for rank in row.ranks)
         return {
             "results": values,
             "half_width_95": widths,
@@ -134,7 +134,7 @@ class PublishedResults:
             "hit@1": row.difference(self.ranks[name]),
             "seconds": row.seconds,
             "users_per_second": row.users_per_second,
-            "ranks": {str(user_ids[user]): rank for user, rank in zip(row.users, ranks, strict=True)},
+            "ranks": by_user(user_ids, row.users, row.ranks),
             "answers": row.folder.name,
         }
 

@@ -6,6 +6,7 @@ outside the candidates. So all of RecBole's metrics apply.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) ->
     Args:
         scores: [B, C], finite or infinite.
         slots: the slot of the target, [B].
-        missed: rows [B] without the target, which then ranks last.
+        missed: rows [B] without the target, whose rank is then infinite: it is in no top k, also where k exceeds C.
     """
     target = scores.gather(1, slots[:, None])  # [B, 1]
     place = torch.arange(scores.size(1), device=scores.device)[None, :]  # [1, C]
@@ -35,7 +36,7 @@ def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) ->
     ranks, ties = better.sum(1) + 1, equal.sum(1) - 1  # [B]
     if missed is None:
         return ranks, ties
-    return ranks.masked_fill(missed, scores.size(1) + 1), ties.masked_fill(missed, 0)
+    return ranks.double().masked_fill(missed, math.inf), ties.masked_fill(missed, 0)
 
 
 @dataclass
@@ -44,13 +45,13 @@ class Ranks:
 
     Attributes:
         users: internal user ids.
-        ranks: see :func:`target_ranks`.
+        ranks: see :func:`target_ranks`; infinite for a missed target.
         ties: number of other candidates with exactly the target's score.
         missed: number of targets that are not ranked.
     """
 
     users: list[int] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
+    ranks: list[float] = field(default_factory=list)
     ties: list[int] = field(default_factory=list)
     missed: int = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import time
@@ -20,6 +19,7 @@ from recbole_llm.data import forms
 from recbole_llm.data.split_facts import split_facts
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
+from recbole_llm.evaluation.record_files import by_user, sealed
 from recbole_llm.store.files import atomic_write
 
 _INTERVAL = "half_width_95"
@@ -128,10 +128,7 @@ class RunRecord:
             "results": {row.name: row.metrics for row in self.rows},
             _INTERVAL: {row.name: row.half_width for row in self.rows},
             "slices": {row.name: row.slices for row in self.rows},
-            "ranks": {
-                row.name: {str(self.user_ids[user]): rank for user, rank in zip(row.ranks.users, row.ranks.ranks, strict=True)}
-                for row in self.rows
-            },
+            "ranks": {row.name: by_user(self.user_ids, row.ranks.users, row.ranks.ranks) for row in self.rows},
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "missed_targets": {row.name: row.ranks.missed for row in self.rows},
             "candidates_sha256": self._candidates,
@@ -157,7 +154,7 @@ class RunRecord:
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         }
-        atomic_write(path, json.dumps(content, indent=1, default=float))
+        atomic_write(path, sealed(content))
         return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recbole_llm.leaderboard.protocol import protocol_words
-from recbole_llm.leaderboard.table import Leaderboard, Table
+from recbole_llm.leaderboard.table import Leaderboard, Table, smaller_is_better
 from recbole_llm.registry import SHORTCUTS
 
 SHORTCUT_MARK = "†"
@@ -19,7 +19,9 @@ def sign_words(leaderboard: Leaderboard, table: Table) -> list[str]:
     """The meaning of the signs of a table, and which of its rows are shortcuts."""
     facts = []
     if table.metric:
-        facts.append(f"± half width of the 95 % interval over seeds; bold {table.metric}: not significantly worse than the best")
+        facts.append("± half width of the 95 % interval over seeds")
+        tested = any(row.best for row in table.rows)
+        facts.append(f"bold {table.metric}: not significantly worse than the best" if tested else "the best row is not tested")
         facts.append(
             f"superscripts: rows that it beats (paired permutation tests over users, Benjamini-Hochberg at {leaderboard.alpha:g} "
             f"over {leaderboard.tests} {'test' if leaderboard.tests == 1 else 'tests'})"
@@ -35,7 +37,8 @@ def _about_shortcuts(table: Table) -> list[str]:
         return ["no untrained shortcut to compare with"]
     rows = f"{SHORTCUT_MARK} untrained {'shortcut' if len(table.shortcuts) == 1 else 'shortcuts'}: "
     rows += ", ".join(row.label for row in table.shortcuts)
-    best = f"{HEADROOM}: {table.metric} less that of the best shortcut, {table.shortcuts[0].label}"
+    own, best = str(table.metric), f"that of the best shortcut, {table.shortcuts[0].label}"
+    best = f"{HEADROOM}: {f'{best}, less {own}' if smaller_is_better(table.metric) else f'{own} less {best}'}"
     tests = "p: the largest adjusted p-value against any shortcut, or of a headroom below 0 that against the best one"
     missing = set(SHORTCUTS) - {row.model for row in table.shortcuts}
     return [rows, best, tests] + [f"shortcuts without a result: {', '.join(sorted(missing))}"] * bool(missing)

@@ -6,6 +6,7 @@ Each check raises a ValueError that names the runs, says how they differ, and wh
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from recbole_llm.data import passport as passports
@@ -33,9 +34,12 @@ def check(protocol: str, cells: Sequence[Cell]) -> None:
         by_seed.setdefault(record["passport"]["filters"].get("seed"), []).append((cell, record))
     for own in by_seed.values():  # one group, unless the split depends on the seed
         _alike(protocol, own, lambda record: passports.identity(record["passport"]), _other_split)
+        for name in dict.fromkeys(name for _, record in own for name in sizes(record)):
+            having = [(cell, record) for cell, record in own if name in sizes(record)]
+            _alike(protocol, having, partial(_size, name=name), partial(_other_slice, name))
     _alike(protocol, runs, _masking, _other_masking)
     _alike(protocol, runs, lambda record: record["protocol"].get("targets"), _other_targets)
-    _alike(protocol, [(cell, record) for cell, record in runs if candidates(record)], candidates, _other_candidates)
+    _alike(protocol, runs, _ranked, _other_candidates)
 
 
 def same_users(what: str, users: Mapping[str, Sequence[str]]) -> int | None:
@@ -58,6 +62,12 @@ def candidates(record: Mapping[str, Any] | None) -> str | None:
     digests = (record or {}).get("candidates_sha256")
     digest = digests.get("test") if isinstance(digests, Mapping) else None
     return digest if isinstance(digest, str) else None
+
+
+def sizes(record: Mapping[str, Any]) -> dict[str, int]:
+    """The number of users of each slice of a run, the same for all of its rows."""
+    rows = (record.get("slices") or {}).values()
+    return {name: part["users"] for row in rows for name, part in (row or {}).items() if "users" in (part or {})}
 
 
 def _alike(protocol: str, runs: Sequence[_Run], key: Callable[[Mapping[str, Any]], Hashable], says: Callable[..., str]) -> None:
@@ -92,14 +102,37 @@ def _other_targets(odd: str, one: Mapping[str, Any], most: str, other: Mapping[s
     return (
         f"users have several test items, which {odd} ranked {first}, and {most} ranked {second} (RecBole ranks them one "
         "by one for sequential models, together for all others); such results cannot be compared: give eval_args one target for "
-        "each user, {'split': {'LS': 'valid_and_test'}}, or run them under another protocol"
+        "each user, {'split': {'LS': 'valid_and_test'}}, leave out the shortcuts (shortcuts: False), or run "
+        "them under another protocol"
     )
+
+
+def _size(record: Mapping[str, Any], name: str) -> int:
+    return sizes(record)[name]
+
+
+def _other_slice(name: str, odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
+    return (
+        f"the slice {name} has {_size(one, name)} users for {odd}, and {_size(other, name)} for {most}; give all models the same "
+        "slices, or run them under another protocol"
+    )
+
+
+def mode(record: Mapping[str, Any]) -> str | None:
+    """RecBole's mode at test, such as ``uni100``: what is ranked if there is no candidate file."""
+    arguments = (record.get("config") or {}).get("eval_args") or {}
+    return (arguments.get("mode") or {}).get("test")
+
+
+def _ranked(record: Mapping[str, Any]) -> str:
+    digest = candidates(record)
+    return f"the candidates {digest}" if digest else f"the items of mode {mode(record)}"
 
 
 def _other_candidates(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
     return (
-        f"{odd} ranked the candidates {candidates(one)}, but {most} ranked {candidates(other)}; such results cannot be compared: "
-        "run them on the same candidates, or under another protocol"
+        f"{odd} ranked {_ranked(one)}, but {most} ranked {_ranked(other)}; such results cannot be compared: run them on the same "
+        "candidates, or under another protocol"
     )
 
 

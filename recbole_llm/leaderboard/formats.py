@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from recbole_llm.leaderboard.memorised import MEASUREMENTS, MEMORISED_WORDS, mem
 from recbole_llm.leaderboard.table import Leaderboard, Row, Table
 
 _SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target, so not shown twice
+_FORMULA = ("=", "+", "-", "@")  # how a formula begins in spreadsheets
 _NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
 _LATEX = str.maketrans(
     {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
@@ -147,7 +149,7 @@ def _latex(text: str) -> str:
 
 
 def to_csv(leaderboard: Leaderboard) -> str:
-    """One line for each row, with unrounded numbers."""
+    """One line for each row, with unrounded numbers; texts that begin as a formula have an apostrophe in front."""
     metrics = dict.fromkeys(name for table in leaderboard.tables for name in table.metrics)
     parts = dict.fromkeys((name, table.metric) for table in leaderboard.tables for name in table.slices)
     facts = ["backbone", "backbone_fingerprint", "trained_parameters", "training_seconds", "training_at_least"]
@@ -167,4 +169,13 @@ def to_csv(leaderboard: Leaderboard) -> str:
                 part = (row.memorisation or {}).get(name) or {}
                 line |= {f"memorisation {name}": part.get("share"), f"memorisation {name} half_width": part.get("half_width_95")}
             lines.append(line | {fact: getattr(row, fact) for fact in facts} | {"troubles": "; ".join(row.troubles)})
-    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+    return _guarded(pd.DataFrame(lines)).to_csv(index=False, lineterminator="\n")
+
+
+def _guarded(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts no spreadsheet computes: one that begins as a formula does gets an apostrophe in front."""
+
+    def guard(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(_FORMULA) else value
+
+    return frame.map(guard).set_axis([guard(head) for head in frame], axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recbole_llm.leaderboard.table import Table
+from recbole_llm.leaderboard.table import Table, smaller_is_better
 
 
 def add_headroom(table: Table) -> None:
@@ -14,10 +14,11 @@ def add_headroom(table: Table) -> None:
     against the best one.
     """
     metric, shortcuts = table.metric or "", table.shortcuts
+    sign = -1 if smaller_is_better(metric) else 1
     for row in table.rows if shortcuts else []:
         if row.shortcut or metric not in row.metrics:
             continue
-        row.headroom = row.metrics[metric] - shortcuts[0].metrics[metric]
+        row.headroom = sign * (row.metrics[metric] - shortcuts[0].metrics[metric])
         rivals = shortcuts if row.headroom > 0 else shortcuts[:1]
         if all(rival.label in row.p_values for rival in rivals):
             row.headroom_p = max(row.p_values[rival.label] for rival in rivals)

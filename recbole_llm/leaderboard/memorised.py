@@ -28,7 +28,8 @@ def memorised(table: Table) -> pd.DataFrame:
     for key, row in backbones.items():
         shuffled = [other for other in table.rows if (other.backbone_fingerprint or other.backbone) == key and _shuffled(other)]
         line = {"backbone": row.backbone or ""} | {name: _share((row.memorisation or {}).get(name)) for name in MEASUREMENTS}
-        values = [f"{significant(other.metrics[table.metric or ''])} ({other.label})" for other in shuffled if other.metrics]
+        found = [(other.metrics.get(table.metric or ""), other.label) for other in shuffled]
+        values = [f"{significant(value)} ({label})" for value, label in found if value is not None]
         lines.append(line | {f"{table.metric}, {SHUFFLED}": ", ".join(values)})
     return pd.DataFrame(lines, dtype=object)
 

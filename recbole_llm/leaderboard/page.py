@@ -14,7 +14,7 @@ from recbole_llm.leaderboard.marks import beaten, beaten_rows
 from recbole_llm.leaderboard.memorised import MEMORISED_WORDS, memorised
 from recbole_llm.leaderboard.pictures import cost_picture, metric_picture, slice_picture
 from recbole_llm.leaderboard.protocol import protocol_words
-from recbole_llm.leaderboard.table import Leaderboard, Table
+from recbole_llm.leaderboard.table import Leaderboard, Table, smaller_is_better
 
 _SHOWN = {
     "beaten": beaten,
@@ -24,6 +24,7 @@ _SHOWN = {
     "p_value": p_value,
     "shortcut_mark": SHORTCUT_MARK,
     "significant": significant,
+    "smaller_is_better": smaller_is_better,
 }
 
 

@@ -16,23 +16,27 @@ every leaderboard, with the first seed alone, unless the file has ``shortcuts: F
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole.utils import ModelType
+
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import parse_value
+from recbole_llm.data.forms import several_targets
 from recbole_llm.data.items import lacks_titles
 from recbole_llm.evaluation import predictions
+from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.leaderboard.table import Cell
 from recbole_llm.registry import SHORTCUTS
+from recbole_llm.store.files import DamagedError
 
 logger = getLogger()
 
@@ -80,9 +84,21 @@ class Task:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a record, with predictions if they are to be saved; raises as :attr:`config`."""
+        """Whether there is a sound record, with predictions if they are to be saved; raises as :attr:`config`."""
         needed = [self.record, *([self.record.with_name(predictions.FILE)] if self.config["save_predictions"] else [])]
-        return all(file.is_file() for file in needed)
+        return all(file.is_file() for file in needed) and self.damage is None
+
+    @property
+    def damage(self) -> str | None:
+        """What is wrong with the record; None if nothing is, or if there is none. Raises as :attr:`config`."""
+        file, identity = self.record, self.config.fingerprint
+        try:
+            read_record(file, identity)
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # an edited record may have anything in it
+            return str(error)
+        return None
 
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
         """The task with additional settings, which override its own."""
@@ -109,7 +125,9 @@ class Task:
         note = record = None
         try:
             note = "; ".join(str(self.config[key]) for key in ("origin", "note") if self.config[key])
-            record = None if error else self._read()
+            record = None if error else self.read()
+        except DamagedError as problem:
+            error = error or f"{problem}; without --show it is run again"
         except Exception as problem:  # no configuration, no record
             error = error or str(problem)
         name = self.row or self.model.rpartition(":")[2]
@@ -125,8 +143,14 @@ class Task:
         commit = record.get("commit") if record else None
         return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None)
 
-    def _read(self) -> dict[str, Any] | None:
-        return json.loads(self.record.read_text(encoding="utf-8")) if self.record.is_file() else None
+    def read(self) -> dict[str, Any] | None:
+        """The record; None before the run.
+
+        Raises:
+            DamagedError: it is damaged, contradicts itself or is of another run.
+            ValueError, FileNotFoundError: as :attr:`config`.
+        """
+        return read_record(self.record, self.config.fingerprint) if self.record.is_file() else None
 
 
 def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task]:
@@ -160,8 +184,8 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
         for protocol, keys in protocols.items() if name not in listed else ():
             settings = merge(*(part or {} for part in (plan.get("settings"), keys, changes)))
             task = Task(name, name, plan["dataset"], plan["seeds"][0], protocol, settings)
-            if reason := _lacks_titles(task):
-                logger.info(f"leaderboard: no row {name} ({protocol}), which needs titles: {reason}")
+            if reason := _unsuited(task, [other for other in tasks if other.protocol == protocol]):
+                logger.info(f"leaderboard: no row {name} ({protocol}), which {reason}")
             else:
                 tasks.append(task)
     return tasks
@@ -172,12 +196,27 @@ def _is_one_file(model: str, settings: Mapping[str, Any]) -> bool:
     return model == "Imported" and "{seed}" not in str(settings.get("predictions"))
 
 
-def _lacks_titles(task: Task) -> str | None:
-    """Why a model that needs titles cannot run; None if it can, or if its configuration is invalid, which the run reports."""
+def _unsuited(task: Task, others: Sequence[Task]) -> str | None:
+    """Why a shortcut has no row beside ``others``; None if it can have one."""
     try:
-        return lacks_titles(task.config) if task.config.model_class.uses_item_text else None
+        reason = lacks_titles(task.config) if task.config.model_class.uses_item_text else None
+    except FileNotFoundError:
+        return None  # which the run reports
+    except ValueError as error:  # which the other rows have, too, if it is not the model's
+        return f"cannot run: {error}"
+    if reason:
+        return f"needs titles: {reason}"
+    if several_targets(task.config) and any(map(_ranks_together, others)):
+        return "ranks the targets of a user one by one, and other rows rank them together"
+    return None
+
+
+def _ranks_together(task: Task) -> bool:
+    """Whether RecBole ranks all targets of a user together, as for general models; False for an invalid configuration."""
+    try:
+        return task.config["MODEL_TYPE"] != ModelType.SEQUENTIAL
     except (ValueError, FileNotFoundError):
-        return None
+        return False
 
 
 def _check(where: str, values: Any, form: Mapping[str, str], needed: tuple[str, ...] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_llm.leaderboard.comparable import candidates
+from recbole_llm.leaderboard.comparable import candidates, mode
 from recbole_llm.leaderboard.table import Table
 
 
@@ -14,7 +14,7 @@ def measured(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``protocol`` of the record, with ``candidates``, their number for each user (None for those of a file, and after a full
-        ranking), and ``split``, what is known about the split; empty without records.
+        ranking), ``mode``, RecBole's at test, and ``split``, what is known about the split; empty without records.
     """
     if not records:
         return {}
@@ -25,6 +25,7 @@ def measured(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **(record.get("protocol") or {}),
         "candidates": drawn["num_negatives"] + 1 if counted else None,
+        "mode": mode(record),
         "split": {key: passport.get(key) for key in ("verdict", "recognised", "nearest", "targets_differ")},
     }
 
@@ -44,7 +45,7 @@ def _ranked(table: Table) -> str:
         return (f"{number:,} candidates each" if number else "candidates") + f" (SHA-256 {table.candidates[:12]})"
     masked = table.measured.get("mask_history")
     if masked is None:
-        return "drawn candidates"
+        return f"mode {table.measured.get('mode')}, negatives drawn anew for each row"
     because = table.measured.get("unmasked_because")
     return "full ranking, history " + ("masked" if masked else "not masked" + (f" ({because})" if because else ""))
 

@@ -1,7 +1,7 @@
 """Run the tasks of a leaderboard, each in a process of its own, several in parallel.
 
-A task whose record exists is not run, so a killed leaderboard resumes and only added models are run. Tasks that differ in the row
-share one run. A failed task does not stop the others.
+A task with a sound record is not run, so a killed leaderboard resumes and only added models are run; a damaged record is named,
+and its run repeated. Tasks that differ in the row share one run. A failed task does not stop the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = getLogger()
 def run_tasks(
     tasks: Sequence[Task], logs: Path, *, jobs: int = 1, engine: str = "process", show_progress: bool = True
 ) -> dict[Task, str]:
-    """Run the tasks without a record; returns the reason for each failed task.
+    """Run the tasks without a sound record; returns the reason for each failed task.
 
     Args:
         logs: folder for the output of the runs and the files of submitit.
@@ -45,6 +45,9 @@ def run_tasks(
         except Exception as error:  # whatever it is, it is the task's alone
             reasons[task] = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
     missing = [shared for shared in waiting.values() if not shared[0].is_done]
+    for first, *_ in missing:
+        if damage := first.damage:
+            logger.warning(f"{first.label}, seed {first.seed}: {damage}; it is run again")
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
     for first, *_ in missing:  # RecBole's way of creating folders fails if two runs do it at once
         for folder in (Path("log") / first.config["model"], Path("log_tensorboard"), first.record.parents[2]):
@@ -55,8 +58,8 @@ def run_tasks(
         for done in as_completed(running):
             shared = running[done]
             reason = done.result()
-            if reason or not shared[0].record.is_file():
-                reasons |= dict.fromkeys(shared, reason or "the run ended without a record")
+            if reason or not shared[0].is_done:
+                reasons |= dict.fromkeys(shared, reason or shared[0].damage or "the run ended without a record")
                 logger.warning(f"{shared[0].label}, seed {shared[0].seed}: {reasons[shared[0]]}")
             bar.advance()
     return reasons

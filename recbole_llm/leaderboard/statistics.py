@@ -2,7 +2,7 @@
 
 A row is a label under a protocol. Its per-user values of the first metric, averaged over seeds, are tested against those of
 every other row of the protocol; the p-values of the whole leaderboard are one Benjamini-Hochberg family. The tests are over
-users, given the seeds; the interval over seeds is shown with each mean. Higher values of a metric count as better. The result
+users, given the seeds; the interval over seeds is shown with each mean. The result
 has no data of single users.
 """
 
@@ -23,7 +23,7 @@ from recbole_llm.evaluation import metrics, significance
 from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.headroom import add_headroom
 from recbole_llm.leaderboard.protocol import measured
-from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table
+from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table, smaller_is_better
 
 _TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks
 
@@ -97,7 +97,8 @@ def _table(
     rows = [_row(own, costs) for own in by_label.values()]
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     first = metric if metric in metrics else next(iter(metrics), None)
-    rows.sort(key=lambda row: (-row.metrics.get(first or "", -math.inf), row.label))
+    sign = -1 if smaller_is_better(first) else 1
+    rows.sort(key=lambda row: (-sign * row.metrics[first] if first in row.metrics else math.inf, row.label))
     for place, row in enumerate(row for row in rows if row.metrics):
         row.mark = _mark(place)
     scores = {label: found for label, own in by_label.items() if first and (found := _scores(own, first))}
@@ -206,7 +207,9 @@ def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
 
 def _cell_scores(cell: Cell, metric: str) -> _Scores | None:
     given = _dig(cell.record, "ranks", cell.model)
-    ranks, recorded = _numbers(given), _numbers(_dig(cell.record, "results", cell.model)).get(metric)
+    missed = [str(user) for user, rank in given.items() if rank is None]
+    ranks = _numbers(given) | dict.fromkeys(missed, math.inf)
+    recorded = _numbers(_dig(cell.record, "results", cell.model)).get(metric)
     if recorded is None or not ranks or len(ranks) < len(given):
         return None
     users = sorted(ranks)
@@ -236,13 +239,15 @@ def _judge(pair: _Pair, p: float, alpha: float) -> None:
 
 
 def _compare_with_best(table: Table, pairs: Sequence[_Pair], alpha: float) -> None:
-    """Mark the best row and those not significantly worse; set the detectable difference."""
-    top = table.rows[0]
+    """Mark the best row and those not significantly worse, unless nothing is tested; set the detectable difference."""
+    top, *others = table.rows
+    tested = bool(top.p_values) or not any(table.metric in row.metrics for row in others)
     for row in table.rows:
-        row.best = table.metric in row.metrics and (row is top or row.p_values.get(top.label, 0.0) >= alpha)
+        close = row is top or row.p_values.get(top.label, 0.0) >= alpha
+        row.best = tested and close and table.metric in row.metrics
         row.beats.sort(key=lambda mark: (len(mark), mark))
     found = [pair.found for pair in pairs if top is pair.first or top is pair.second]
-    sizes = [significance.detectable_difference(one.deviation, one.users) for one in found]
+    sizes = [significance.detectable_difference(one.deviation, one.users) for one in found if one.deviation > 0]
     table.detectable = float(np.median(sizes)) if sizes else None
 
 

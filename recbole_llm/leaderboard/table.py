@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from recbole.evaluator import smaller_metrics
+
 DONE, FAILED, WAITING = "done", "failed", "not run"
 
 
@@ -72,7 +74,8 @@ class Row:
         training_at_least: a stage was trained outside this leaderboard, so the true time is longer.
         candidates: SHA-256 of the candidate file.
         shortcut: an untrained rule, with which the other rows are compared.
-        headroom: the first metric less that of the best shortcut of the table; None for a shortcut or without one.
+        headroom: how much better the first metric is than that of the best shortcut of the table; None for a shortcut or
+            without one.
         headroom_p: adjusted p-value of the headroom, see :func:`~recbole_llm.leaderboard.headroom.add_headroom`.
         memorisation: of the run record, see :func:`recbole_llm.llm.memorisation.memorisation`; None if it was not measured.
     """
@@ -122,7 +125,8 @@ class Table:
         metric: sorts the rows and is tested.
         users: number of users that the tests compare.
         measured: how the targets were ranked, see :func:`recbole_llm.leaderboard.protocol.measured`.
-        detectable: smallest difference that is detected with a power of 80 %, median over the tests against the best row.
+        detectable: smallest difference that is detected with a power of 80 %, median over the tests of the best row; None
+            without a test in which the differences of the users vary.
     """
 
     protocol: str
@@ -154,6 +158,11 @@ class Leaderboard:
     def failed(self) -> int:
         """Number of failed cells."""
         return sum(cell.status == FAILED for table in self.tables for row in table.rows for cell in row.cells)
+
+
+def smaller_is_better(metric: str | None) -> bool:
+    """Whether the smaller value of a metric of RecBole is the better one, as of ``logloss`` and ``giniindex@10``."""
+    return (metric or "").partition("@")[0] in smaller_metrics
 
 
 def to_json(leaderboard: Leaderboard) -> str:

@@ -8,7 +8,6 @@ evaluating. Several processes may share a search: each locks the run that it eva
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shlex
@@ -240,14 +239,13 @@ class Search:
         return {key: choices[key].get(drawn[key], drawn[key]) for key in self.space}
 
     def _score(self, task: Task) -> float:
-        """The validation score of a run, which is started if it has no record."""
-        if not task.record.is_file():
+        """The validation score of a run, which is started if it has no sound record."""
+        if not task.is_done:
             threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
             log = self.folder / "logs" / f"{task.record.parent.name}.log"
             if reason := run_process([*task.arguments, "--show_progress=False"], log, threads):
                 raise ValueError(reason)
-        record = json.loads(task.record.read_text(encoding="utf-8"))
-        score = record["best_valid_result"][task.config["valid_metric"].lower()]
+        score = ((task.read() or {}).get("best_valid_result") or {}).get(task.config["valid_metric"].lower(), math.nan)
         if not math.isfinite(score):
             raise ValueError(f"the validation score is {score} ({task.record})")
         return score

@@ -22,6 +22,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_llm.config.metrics import describes_lists
 from recbole_llm.config.predictions import predictions_file
 from recbole_llm.data.candidate_sets import ranked_users
 from recbole_llm.evaluation.prediction_files import read_predictions
@@ -72,6 +73,7 @@ class Imported(Recommender, GeneralRecommender):
         self.full_ranking = "test" not in config["candidate_phases"]
         ranked = ranked_users(config, self.histories, "test")
         self.ranked = self.histories.evaluated("test") if ranked is None else ranked.numpy()
+        self.of_lists = [metric for metric in config["metrics"] if describes_lists(metric)]
         columns, row = self.settings.predictions_columns, self.settings.predictions_row
         tokens = self.histories.user_ids, self.histories.item_ids
         self.predictions = read_predictions(self.file, *tokens, columns=columns, row=row)
@@ -87,7 +89,10 @@ class Imported(Recommender, GeneralRecommender):
         return ()
 
     def check(self) -> None:
-        """Refuse a file without any evaluation user, or whose lists are shorter than ``topk``; count other gaps."""
+        """Refuse a file without any evaluation user, or whose lists are shorter than ``topk``; count other gaps.
+
+        Metrics of the lists themselves are refused, too, where a list is shorter: RecBole would fill it up with any items.
+        """
         users = self.ranked if self._candidates is None else self._candidates.users.numpy()
         lengths = self.predictions.lengths[users]
         if not lengths.any():
@@ -120,6 +125,11 @@ class Imported(Recommender, GeneralRecommender):
         self.gaps |= {"known items": dropped, "short lists": short}
         if dropped:
             logger.info(f"predictions: {dropped} items of the lists of {self.file} are in the user's history and are left out")
+        if self.of_lists and (lacking := short + self.gaps["missing users"]):
+            raise ValueError(
+                f"metrics: {', '.join(self.of_lists)} describe lists of {self.topk} items, and those of {lacking} users in "
+                f"{self.file} are shorter; hand in longer lists, or lists without the history, or remove these metrics"
+            )
         if short:
             logger.warning(
                 f"predictions: {short} users have fewer than {self.topk} items in {self.file} that are not in their history; a "

@@ -17,6 +17,7 @@ import pytest
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset, data_preparation
+from tests.conftest import write_rows
 
 USERS, LENGTH = 25, 8
 
@@ -274,3 +275,25 @@ def test_a_missing_time_column_is_named(values: dict[str, Any], tmp_path: Path) 
 def test_titles_of_a_dataset_without_an_item_file_are_its_tokens(tmp_path: Path) -> None:
     write_inter(tmp_path, "bare", [("u", f"i{n}", n) for n in range(5)])
     assert load("Pop", "bare", tmp_path).catalogue_titles == ["[PAD]", "i0", "i1", "i2", "i3", "i4"]
+
+
+@pytest.mark.parametrize("already_split", [False, True])
+def test_the_catalogue_is_what_was_chosen_whichever_tables_a_model_reads(already_split: bool, tmp_path: Path) -> None:
+    """Items and users of the .item and .user files without interactions are no rivals and no users."""
+    rows = [(f"u{user}", f"i{(user + step) % 20}", step) for user in range(20) for step in range(6)]
+    given: dict[str, Any] = {}
+    if already_split:
+        given = {"benchmark_filename": ["train", "valid", "test"]}
+        for name, steps in (("train", range(4)), ("valid", [4]), ("test", [5])):
+            write_rows(tmp_path, "whole", [row for row in rows if row[2] in steps], name)
+    else:
+        write_inter(tmp_path, "whole", rows)
+    items, users = [f"i{item}\tt{item}\tg{item % 3}" for item in range(35)], [f"u{user}\tf" for user in range(30)]
+    (tmp_path / "whole" / "whole.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tgenre:token", *items, ""]))
+    (tmp_path / "whole" / "whole.user").write_text("\n".join(["user_id:token\tgender:token", *users, ""]))
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "genre"], "user": ["user_id", "gender"]}
+    plain, whole = load("BPR", "whole", tmp_path, **given), load("BPR", "whole", tmp_path, load_col=columns, **given)
+    assert (whole.item_num, whole.user_num) == (21, 21) == (plain.item_num, plain.user_num)
+    assert whole.tokens == plain.tokens and len(whole.item_feat) == 21 and len(whole.user_feat) == 21
+    found = dict(zip(whole.id2token("item_id", whole.item_feat["item_id"]), whole.item_feat["genre"], strict=True))
+    assert whole.id2token("genre", int(found["i7"])) == "g1"

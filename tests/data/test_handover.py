@@ -13,7 +13,7 @@ import pytest
 from recbole_llm import cli
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.candidate_sets import candidate_sets
-from recbole_llm.data.handover import write_split
+from recbole_llm.data.handover import _increasing, write_split
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.store.files import verify
 
@@ -188,3 +188,15 @@ def test_other_forms_of_data_are_exported_as_a_run_splits_them(
         assert rows(table, "user", "item") == triples(dataset, part), phase
         assert [time_of[pair] for pair in zip(table["user"], table["item"], strict=True)] == table["timestamp"].tolist()
         assert table["timestamp"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("parts", [1, 1000, 10**6, 10**9])
+def test_times_for_rectools_are_in_seconds_or_parts_of_them(parts: int) -> None:
+    times = (np.array([-5, 1_600_000_000, 1_600_000_000, 1_600_000_001]) * parts).astype(np.float64)
+    found = _increasing(times)
+    assert (found.diff().dropna() > pd.Timedelta(0)).all()
+    assert found.dt.round("ms").astype(str).tolist() == [
+        "1969-12-31 23:59:55",
+        *["2020-09-13 12:26:40"] * 2,
+        "2020-09-13 12:26:41",
+    ]

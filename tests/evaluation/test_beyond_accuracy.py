@@ -99,3 +99,12 @@ def test_diversity_without_titles_is_refused_before_training(
     (tmp_path / "data" / "tiny" / "tiny.inter").write_text((data_path / "tiny" / "tiny.inter").read_text())
     with pytest.raises(ValueError, match=r"metrics: Diversity compares titles, but .*tiny\.item.*; remove it from metrics"):
         assemble("BPR", {**settings, "data_path": str(tmp_path / "data")}, **FULL)
+
+
+@pytest.mark.parametrize("mode", ["candidates", "full"])
+def test_a_list_that_is_longer_than_the_catalogue_is_refused_before_training(
+    mode: str, settings: dict[str, Any], assemble: Callable[..., SimpleNamespace]
+) -> None:
+    with pytest.raises(ValueError, match="topk: 41 is more than the 40 items of tiny; give smaller numbers"):
+        assemble("BPR", settings, topk=[5, 41], eval_args={"mode": mode})
+    assemble("BPR", settings, topk=[5, 40], eval_args={"mode": mode})

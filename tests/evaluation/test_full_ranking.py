@@ -100,3 +100,16 @@ def test_a_masked_item_is_not_ranked_anew() -> None:
 
     assert rerank(scores, None, score, 5).tolist() == [[-INF, 1, -INF, 2, 3]]
     assert rerank(scores, None, lambda _, items: items.float(), 2).tolist() == [[-INF, 2, -INF, 3, 1]]
+
+
+def test_a_score_that_is_no_number_is_refused_among_re_ranked_items_too() -> None:
+    scores = torch.tensor([[-INF, 3.0, 2.0, 1.0]])
+    with pytest.raises(ValueError, match="NaN as the score of some of the re-ranked items"):
+        rerank(scores, None, lambda _, items: items.float().masked_fill(items == 2, math.nan), 2)
+
+
+def test_infinite_scores_become_the_largest_and_smallest_numbers() -> None:
+    largest = torch.finfo(torch.float32).max
+    scores = torch.tensor([[0.0, INF, -INF, 1.0]])
+    assert mask(scores, None).tolist() == [[-INF, largest, -largest, 1.0]]
+    assert mask(scores, None, partial=True).tolist() == [[-INF, INF, -INF, 1.0]]

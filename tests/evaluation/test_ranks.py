@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_llm.evaluation.metrics import metrics
 from recbole_llm.evaluation.ranks import Ranks, gather_scores, scatter_to_catalogue, target_ranks
+from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.quick_start import run_recbole_llm
 
 USERS, WIDTH = 7, 5
 
@@ -31,10 +37,28 @@ def test_ranks_count_better_candidates_and_break_ties_by_slot() -> None:
     assert Ranks().tie_rate == 0
 
 
-def test_a_missed_target_ranks_behind_all() -> None:
+def test_a_missed_target_has_no_rank_at_which_a_longer_list_would_find_it() -> None:
     ranks = Ranks()
     ranks.add(torch.tensor([1, 2]), torch.ones(2, 3), torch.tensor([0, 0]), missed=torch.tensor([False, True]))
-    assert (ranks.ranks, ranks.ties) == ([1, 4], [2, 0])
+    assert (ranks.ranks, ranks.ties) == ([1, math.inf], [2, 0])
+    assert metrics(ranks.ranks, ["hit@3", "hit@50", "ndcg@50", "mrr"]) == {
+        "hit@3": 0.5,
+        "hit@50": 0.5,
+        "ndcg@50": 0.5,
+        "mrr": 0.5,
+    }
+
+
+def test_a_missed_target_is_missed_at_a_k_above_the_number_of_candidates(run: Callable[..., Any]) -> None:
+    """RecBole's metrics, the intervals and the ranks of the record agree; 10 of 40 items are candidates."""
+    values = {"topk": [1, 5, 20], "candidates": {"num_negatives": 9, "source": "retriever"}, "retriever_config": {"epochs": 1}}
+    result, record = run("Pop", **values)
+    missed = [rank for rank in record["ranks"]["Pop"].values() if rank is None]
+    assert len(missed) == record["missed_targets"]["Pop"] > 10
+    found = result["test_result"]["hit@20"]
+    assert found == pytest.approx(1 - len(missed) / 60, abs=1e-4) and 0 < found < 1
+    assert record["half_width_95"]["Pop"]["hit@20"] == pytest.approx(1.96 * math.sqrt(found * (1 - found) / 60), abs=1e-3)
+    assert read_record(Path(result["record"])) == record
 
 
 def test_ranks_of_tensors() -> None:
@@ -42,7 +66,7 @@ def test_ranks_of_tensors() -> None:
     ranks, ties = target_ranks(scores, torch.tensor([2, 1, 2, 1]))
     assert (ranks.tolist(), ties.tolist()) == ([2, 2, 3, 2], [0, 2, 1, 1])
     ranks, ties = target_ranks(scores, torch.tensor([2, 1, 2, 1]), torch.tensor([True, False, True, False]))
-    assert (ranks.tolist(), ties.tolist()) == ([4, 2, 4, 2], [0, 2, 0, 1])
+    assert (ranks.tolist(), ties.tolist()) == ([math.inf, 2, math.inf, 2], [0, 2, 0, 1])
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=1, max_size=8))
@@ -112,6 +136,28 @@ def test_a_model_that_gives_nan_ends_the_run(run: Callable[..., Any], monkeypatc
     for mode in ("candidates", "full"):
         with pytest.raises(ValueError, match="NaN"):
             run("Pop", seed=78, eval_args={"mode": mode})
+
+
+@pytest.mark.parametrize("mode", ["candidates", "full"])
+def test_infinite_scores_are_ranked_and_saved_as_the_largest_and_smallest_numbers(
+    mode: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a file of predictions has every candidate, and can be evaluated again to the same ranks."""
+    from recbole.model.general_recommender import Pop
+
+    def scores(self: Any, interaction: Any) -> torch.Tensor:
+        found = torch.arange(self.n_items).float().repeat(len(interaction), 1)
+        found[:, ::3], found[:, 1::3] = -math.inf, math.inf
+        return found
+
+    monkeypatch.setattr(Pop, "full_sort_predict", scores)
+    given = {**settings, "eval_args": {"mode": mode}}
+    own = run_recbole_llm("Pop", "tiny", config_dict={**given, "save_predictions": True, "predictions_topk": 40})
+    file = Path(own["record"]).with_name("predictions.parquet")
+    found = pd.read_parquet(file)
+    assert np.isfinite(found["score"]).all() and len(found) >= 600
+    again = run_recbole_llm("Imported", "tiny", config_dict={**given, "predictions": str(file)})
+    assert read_record(Path(again["record"]))["ranks"]["Imported"] == read_record(Path(own["record"]))["ranks"]["Pop"]
 
 
 def by_hand(ranks: list[int], k: int) -> dict[str, float]:

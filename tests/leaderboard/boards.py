@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.evaluation import metrics
+from recbole_llm.evaluation.record_files import sealed
+from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import Cell
 
 SCRIPT = "<script>alert(1)</script>"
@@ -37,3 +39,16 @@ def cell(label: str, share: float | None = None, *, seed: int = 1, protocol: str
             "trained_parameters": 1_234_567,
         } | changes.pop("facts", {})
     return Cell(label=label, seed=seed, protocol=protocol, **fields | changes)
+
+
+def write_record(task: Task, best_valid_result: dict[str, float], results: dict[str, Any]) -> None:
+    """The record of a run without the ranks of test users."""
+    parts = {
+        "results": results,
+        "ranks": {},
+        "slices": {},
+        "passport": {"filters": {}, "sha256": {}},
+        "protocol": {"mask_history": None},
+    }
+    task.record.parent.mkdir(parents=True, exist_ok=True)
+    task.record.write_text(sealed({**parts, "fingerprint": task.config.fingerprint, "best_valid_result": best_valid_result}))

@@ -92,8 +92,33 @@ def test_masked_and_unmasked_histories_never_share_a_table() -> None:
 def test_other_candidates_are_refused_where_there_are_any() -> None:
     one, other = ({"candidates_sha256": {"test": digit * 64}} for digit in "ab")
     assert "ranked the candidates bbb" in refusal(cell("A", **one), cell("B", **one), cell("Odd", **other))
-    check("full", [cell("A", **one), cell("B", candidates_sha256={})])
     assert candidates(cell("A", **one).record) == "a" * 64 and candidates(None) is candidates({"candidates_sha256": None}) is None
+
+
+def test_drawn_anew_and_drawn_once_or_other_numbers_are_no_table() -> None:
+    def drawn(label: str, mode: str) -> Cell:
+        return cell(label, mask=None, config={"eval_args": {"mode": {"valid": mode, "test": mode}}})
+
+    once = cell("TALLRec", mask=None, candidates_sha256={"test": "a" * 64}, config={"eval_args": {"mode": {"test": "full"}}})
+    check("full", [drawn("A", "uni100"), drawn("B", "uni100")])
+    found = refusal(drawn("A", "uni100"), drawn("B", "uni100"), once)
+    assert found.startswith(
+        f"TALLRec (seed 2020) ranked the candidates {'a' * 64}, but A (seed 2020), B (seed 2020) ranked the items"
+    )
+    assert "Odd (seed 2020) ranked the items of mode uni20, but A" in refusal(
+        drawn("A", "uni99"), drawn("B", "uni99"), drawn("Odd", "uni20")
+    )
+
+
+def test_slices_of_different_sizes_are_no_column() -> None:
+    def sliced(label: str, **users: int) -> Cell:
+        return cell(label, slices={label: {name: {"users": number} for name, number in users.items()}})
+
+    check("full", [sliced("A", cold=10, warm=20), sliced("B", cold=10), sliced("C"), cell("D", slices=None)])
+    found = refusal(sliced("A", cold=10), sliced("B", cold=10), sliced("Odd", cold=12))
+    assert found.startswith(
+        "the slice cold has 12 users for Odd (seed 2020), and 10 for A (seed 2020), B (seed 2020); give all models"
+    )
 
 
 @pytest.mark.parametrize("missing", [{"passport": None}, {"protocol": None}, {"protocol": {}}])

@@ -75,3 +75,21 @@ def test_all_files_are_written(board: Leaderboard, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cells", [[], [cell("Broken", error="x")], [cell("Empty", 0.3, facts={"results": {}})], [cell("Later")]])
 def test_little_or_nothing_is_still_a_page(cells: list[Cell], tmp_path: Path) -> None:
     assert all(path.stat().st_size for path in write_all(build(cells), tmp_path))
+
+
+def test_no_text_of_the_csv_is_a_formula() -> None:
+    """As spreadsheets read it: quotes of the CSV do not protect."""
+    texts = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", "\t=1", " =1"]
+    board = build([cell(text, 0.3, note=text, facts={"backbone": text}) for text in texts])
+    lines = list(csv.DictReader(io.StringIO(formats.to_csv(board))))
+    for line in lines:
+        assert not any(value.lstrip().startswith(tuple("=+@")) for value in line.values())
+        assert (
+            line["label"] == f"'{line['label'][1:]}"
+            and line["label"][1:] in texts
+            and line["note"] == line["label"] == line["backbone"]
+        )
+    negative = build([cell("A", 0.3), cell("B", 0.9, facts={"shortcut": True})])
+    assert [
+        float(line["headroom"]) < 0 for line in csv.DictReader(io.StringIO(formats.to_csv(negative))) if line["headroom"]
+    ] == [True]

@@ -73,3 +73,9 @@ def test_without_a_measurement_there_is_no_table() -> None:
     leaderboard = build([cell("A", 0.5), cell("B", 0.2)], flips=10)
     assert memorised(leaderboard.tables[0]).empty
     assert "chance" not in to_markdown(leaderboard) + to_latex(leaderboard) and "Memorisation" not in to_html(leaderboard)
+
+
+def test_a_control_with_other_metrics_has_no_value_here() -> None:
+    control = cell("Controlled", 0.05, model="shuffled titles", facts=of("one", results={"shuffled titles": {"ndcg@9": 0.5}}))
+    found = memorised(build([cell("First", 0.6, facts=of("one", memorisation=KNOWN)), control], flips=10).tables[0])
+    assert found["hit@1, shuffled titles"].tolist() == [""]

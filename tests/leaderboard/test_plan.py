@@ -137,6 +137,27 @@ def test_shortcuts_on_titles_are_left_out_where_there_are_none(
     assert reason is None or ("no row NearestTitles (candidates), which needs titles: " in caplog.text and reason in caplog.text)
 
 
+def test_shortcuts_are_left_out_where_nothing_has_an_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    protocols = {"candidates": {}, "random": {"eval_args": {"order": "RO", "mode": "full"}}}
+    plan = write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models={"BPR": {}}, protocols=protocols)
+    tasks = read_plan(plan)
+    assert [task.label for task in tasks if task.protocol == "random"] == ["BPR"]
+    assert [task.label for task in tasks if task.protocol == "candidates"] == ["BPR", *SHORTCUTS]
+    assert "no row RepeatRule (random), which cannot run: eval_args: order RO is random" in caplog.text
+
+
+def test_shortcuts_are_left_out_beside_models_that_rank_several_targets_together(tmp_path: Path) -> None:
+    """Their rows would make every leaderboard of general models on ratios one of runs that cannot be compared."""
+    protocols = {
+        "ratio": {"eval_args": {"mode": "full", "split": {"RS": [0.6, 0.2, 0.2]}}},
+        "one": {"eval_args": {"mode": "full"}},
+    }
+    for models, expected in (({"Pop": {}, "SASRec": {}}, []), ({"SASRec": {}, "wrong": {"model": "NoModel"}}, [*SHORTCUTS])):
+        plan = write(tmp_path / "plan.yaml", dataset="tiny", seeds=[1], models=models, protocols=protocols)
+        found = {name: [task.label for task in read_plan(plan) if task.protocol == name] for name in protocols}
+        assert found == {"ratio": [*models, *expected], "one": [*models, *SHORTCUTS]}
+
+
 def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     *_, own = read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": {"TALLRec": {}}}))
     *_, other = read_plan(write(tmp_path / "plan.yaml", **PLAN))
@@ -144,7 +165,7 @@ def test_another_row_of_a_run_bears_its_results_and_not_its_costs(tmp_path: Path
     split = {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)}
     record = {"model": "TALLRec", "results": results, "trained_parameters": 9, "backbone": "b"}
     record |= {"passport": split, "protocol": {"mask_history": None}}
-    monkeypatch.setattr(Task, "_read", lambda self: record)
+    monkeypatch.setattr(Task, "read", lambda self: record)
     tables = {cell.model: build([cell]).tables[0].rows[0] for cell in (own.cell(), other.cell())}
     assert {name: row.metrics["hit@1"] for name, row in tables.items()} == {"TALLRec": 0.5, "no adapter": 0.25}
     assert {name: row.trained_parameters for name, row in tables.items()} == {"TALLRec": 9, "no adapter": None}

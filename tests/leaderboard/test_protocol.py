@@ -47,7 +47,8 @@ def test_a_full_ranking_says_whether_the_history_is_masked() -> None:
     assert measured([FULL | {"config": drawn}])["candidates"] is None
     because = {"mask_history": False, "unmasked_because": "mask_history: False"}
     assert words(because, **FULL) == ["300 users", "full ranking, history not masked (mask_history: False)"]
-    assert words({}, **FULL) == ["300 users", "drawn candidates"]  # anew in every evaluation
+    uni = {"config": {"eval_args": {"mode": {"test": "uni100"}}}}
+    assert words({}, **FULL, **uni) == ["300 users", "mode uni100, negatives drawn anew for each row"]
     assert words({"targets": "together"})[2:] == ["several targets per user, ranked together"]
     assert words({"targets": "one"})[2:] == []
 

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from recbole_llm.evaluation import metrics
+from recbole_llm.leaderboard.captions import caption
 from recbole_llm.leaderboard.statistics import build
 from recbole_llm.leaderboard.table import Cell, Leaderboard, Row
 
@@ -135,7 +136,7 @@ def test_a_failed_cell_does_not_lend_its_record() -> None:
 @pytest.mark.parametrize(
     "facts",
     [
-        *({key: None} for key in record("A", [1], {}) if key not in MEASURED),
+        *({key: None} for key in record("A", [1], {}) if key not in (*MEASURED, "candidates_sha256")),
         {"results": {}},
         {"ranks": {"A": {"u0": None}}},
         {"slices": {"A": {"cold": None}}},
@@ -152,16 +153,49 @@ def test_a_record_that_lacks_something_has_empty_cells(facts: dict[str, Any]) ->
     assert row(build([empty]), "A").metrics == {} and build([]).tables == []
 
 
-def test_ranks_that_do_not_give_the_metric_are_not_tested() -> None:
+def test_ranks_that_do_not_give_the_metric_are_not_tested_and_nothing_is_bold() -> None:
     several = cell("A", [1, 2, 3], facts={"results": {"A": {"hit@1": 0.9}}})  # users with several targets, say
     board = build([several, cell("B", [2, 2, 3])])
-    assert row(board, "A").metrics == {"hit@1": 0.9} and row(board, "A").best and not row(board, "B").best and board.tests == 0
+    assert row(board, "A").metrics == {"hit@1": 0.9} and board.tests == 0
+    assert (
+        not row(board, "A").best and not row(board, "B").best and "the best row is not tested" in caption(board, board.tables[0])
+    )
+    assert row(build([several]), "A").best, "alone it is the best"
+
+
+def test_a_missed_target_is_a_user_without_gain() -> None:
+    missed = cell("A", [1, 2, 999, 1])
+    assert missed.record is not None
+    missed.record["ranks"]["A"]["u2"] = None
+    board = build([missed, cell("B", [1, 1, 1, 2])])
+    assert board.tables[0].users == 4 and board.tests == 1 and row(board, "B").p_values["A"] == pytest.approx(1)
+
+
+def test_rows_that_never_differ_say_nothing_about_what_could_be_detected() -> None:
+    same = [cell(name, [1, 2, 3, 2]) for name in ("A", "B", "C")]
+    assert build(same).tables[0].detectable is None is build([cell("A", [2]), cell("B", [1])]).tables[0].detectable
+    other = cell("D", [2, 2, 3, 2])
+    assert build([*same, other]).tables[0].detectable == build([same[0], other]).tables[0].detectable > 0
+
+
+def test_the_smallest_value_is_the_best_of_some_metrics() -> None:
+    facts = {
+        label: {"results": {label: {"logloss": value, "auc": 1 - value}}, "ranks": {}}
+        for label, value in (("A", 0.7), ("B", 0.3))
+    }
+    shortcut = {"results": {"C": {"logloss": 0.4}}, "ranks": {}, "shortcut": True}
+    board = build([*(cell(label, [1], facts=own) for label, own in facts.items()), cell("C", [1], facts=shortcut)])
+    assert [row.label for row in board.tables[0].rows] == ["B", "C", "A"] and board.tables[0].metric == "logloss"
+    assert row(board, "B").headroom == pytest.approx(0.1) and row(board, "A").headroom == pytest.approx(-0.3)
+    assert "headroom: that of the best shortcut, C, less logloss" in caption(board, board.tables[0])
 
 
 def test_other_candidates_are_refused_with_both_hashes() -> None:
     facts = {"candidates_sha256": {"test": "c" * 64}}
     cells = [cell("A", [1, 2]), cell("B", [1, 2]), cell("Odd", [1, 2], facts=facts)]
-    with pytest.raises(ValueError, match=f"Odd .seed 2020. ranked the candidates {'c' * 64}, but A .* ranked {DIGEST}"):
+    with pytest.raises(
+        ValueError, match=f"Odd .seed 2020. ranked the candidates {'c' * 64}, but A .* ranked the candidates {DIGEST}"
+    ):
         build(cells)
     apart = build([*cells[:2], cell("Odd", [1, 2], protocol="other", facts=facts)])
     assert [table.candidates for table in apart.tables] == [DIGEST, "c" * 64] and apart.tests == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import yaml
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.tuning import Search, tune
 from recbole_llm.quick_start import run_recbole_llm
+from tests.leaderboard.boards import write_record
 
 GRID = {"embedding_size": ("choice", [4, 8]), "learning_rate": ("choice", [0.1, 0.01, 0.001])}
 
@@ -38,9 +38,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             if score is None:
                 return "it does not learn"
             task = replace(search.task, seed=int(given["seed"])).with_settings(values)
-            record = {"best_valid_result": {"ndcg@10": score, "hit@1": 0}, "results": {"BPR": {"ndcg@10": -score}}}
-            task.record.parent.mkdir(parents=True, exist_ok=True)
-            task.record.write_text(json.dumps(record))
+            write_record(task, {"ndcg@10": score, "hit@1": 0}, {"BPR": {"ndcg@10": -score}})
             return None
 
         monkeypatch.setattr("recbole_llm.leaderboard.tuning.run_process", run_process)
@@ -242,6 +240,7 @@ def test_a_search_that_was_killed_frees_its_run_and_is_resumed(tmp_path: Path) -
     code = """
 import json, os, signal
 from pathlib import Path
+from recbole_llm.evaluation.record_files import sealed
 from recbole_llm.leaderboard import tuning
 from recbole_llm.leaderboard.plan import Task
 
@@ -252,9 +251,12 @@ def run_process(arguments, log, threads):
         Path("killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
-    record = task.with_settings({"embedding_size": int(given["embedding_size"])}).record
-    record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"best_valid_result": {"mrr@10": int(given["embedding_size"])}}))
+    own = task.with_settings({"embedding_size": int(given["embedding_size"])})
+    parts = {"results": {}, "ranks": {}, "slices": {}, "passport": {"filters": {}, "sha256": {}}}
+    parts |= {"protocol": {"mask_history": None}, "fingerprint": own.config.fingerprint}
+    found = {"best_valid_result": {"mrr@10": int(given["embedding_size"])}}
+    own.record.parent.mkdir(parents=True)
+    own.record.write_text(sealed({**parts, **found}))
 
 tuning.run_process = run_process
 task = Task("BPR", "BPR", "tiny", 1, "search", {"valid_metric": "MRR@10", "topk": [10]})

@@ -60,16 +60,13 @@ def test_a_perfect_file_is_perfect_and_lacks_nothing(
     assert record["best_valid_result"] is None and record["trained_parameters"] == 0 and record["stages"] == {}
 
 
-@pytest.mark.parametrize(("protocol", "last"), [({}, 11), (FULL, 42)])
+@pytest.mark.parametrize("protocol", [{}, FULL])
 def test_missing_users_are_missed(
-    protocol: dict, last: int, settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    protocol: dict, settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = run(settings, table[~table["user_id"].isin(["u3", "u7", "u8"])], tmp_path, **protocol)
     ranks, results = record["ranks"]["Imported"], record["results"]["Imported"]
-    assert {user for user, rank in ranks.items() if rank == last} == {"u3", "u7", "u8"} and sorted(set(ranks.values())) == [
-        1,
-        last,
-    ]
+    assert {user for user, rank in ranks.items() if rank is None} == {"u3", "u7", "u8"} and set(ranks.values()) == {1, None}
     assert results["hit@1"] == results["hit@5"] == results["ndcg@5"] == pytest.approx(57 / 60)
     assert "mrr" not in results  # nobody knows the rank of a missed target
     assert record["imported"]["remark"].startswith("3 of 60 users missing") and record["missed_targets"] == {"Imported": 3}
@@ -87,7 +84,7 @@ def test_missing_candidates_rank_below_all_others_and_a_missing_target_is_missed
     alone = run(settings, table[of_target], tmp_path)
     assert set(alone["ranks"]["Imported"].values()) == {1} and alone["imported"]["remark"] == "540 of 600 candidates missing"
     without = run(settings, table[~of_target], tmp_path, topk=[1, 5, 10])
-    assert set(without["ranks"]["Imported"].values()) == {11} and without["results"]["Imported"]["hit@10"] == 0
+    assert set(without["ranks"]["Imported"].values()) == {None} and without["results"]["Imported"]["hit@10"] == 0
     assert without["imported"]["remark"] == "60 of 600 candidates missing"
 
 
@@ -126,6 +123,20 @@ def test_a_short_list_gains_nothing_from_what_fills_it_up(settings: dict[str, An
     few = wrong.sort_values("score").groupby("user_id").head(5)
     results = run(settings, few, tmp_path, **FULL, topk=[1, 5])["results"]["Imported"]
     assert set(results.values()) == {0}
+
+
+def test_metrics_of_the_lists_are_refused_where_a_list_is_short(
+    settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """RecBole would fill the list up with any items, and count them."""
+    lists = {**FULL, "metrics": ["NDCG", "ItemCoverage"], "topk": [5]}
+    assert run(settings, table, tmp_path, **lists)["results"]["Imported"]["itemcoverage@5"] > 0
+    for short in (table[table["user_id"] != "u3"], table[(table["user_id"] != "u3") | (table["score"] == 2.0)]):
+        with pytest.raises(
+            ValueError, match=r"metrics: ItemCoverage describe lists of 5 items, and those of 1 users in .* shorter"
+        ):
+            run(settings, short, tmp_path, **lists)
+        assert run(settings, short, tmp_path, **FULL)["results"]["Imported"]["hit@1"] > 0.98
 
 
 def test_users_without_predictions_at_all_and_wrong_modes_are_refused(

@@ -1,0 +1,96 @@
+"""Run records on disk: written with a checksum, and read only if they are whole and agree with themselves.
+
+A leaderboard shows what stands in records, so it must not show a figure that the ranks of the same record contradict.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.evaluation import metrics
+from recbole_llm.store.files import DamagedError, fingerprint
+
+CHECKSUM = "checksum"
+_DECIMALS = 4  # RecBole's `metric_decimal_place`
+
+
+def by_user(user_ids: Sequence[Any], users: Sequence[int], ranks: Sequence[float]) -> dict[str, int | None]:
+    """The ranks [N] of ``users`` [N] as a record has them: by token, None for a missed target."""
+    found = zip(users, ranks, strict=True)
+    return {str(user_ids[user]): int(rank) if math.isfinite(rank) else None for user, rank in found}
+
+
+def ranks_of(record: Mapping[str, Any], row: str) -> dict[str, float]:
+    """The ranks of a row of a checked record by user, infinite for a missed target; none if users have several targets."""
+    return {user: math.inf if rank is None else rank for user, rank in record["ranks"].get(row, {}).items()}
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The text of a record, with the SHA-256 of its values, whatever their order and layout."""
+    values = json.loads(json.dumps(content, default=float))
+    return json.dumps({**values, CHECKSUM: fingerprint(values)}, indent=1)
+
+
+def read_record(path: Path, identity: str | None = None) -> dict[str, Any]:
+    """Read and check the record of a run.
+
+    A record without a checksum is from an earlier state of the package; the other checks hold for it, too.
+
+    Args:
+        identity: fingerprint of the run's configuration, if it is known.
+
+    Raises:
+        FileNotFoundError: there is no record.
+        DamagedError: the record is not what was written, contradicts itself, or is of another run; names the file and the fault.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: it is not JSON ({error})") from error
+    if fault := _fault(record, identity):
+        raise DamagedError(f"{path} {fault}")
+    return record
+
+
+def _fault(record: Any, identity: str | None) -> str | None:
+    """What is wrong with the content of a record."""
+    if not isinstance(record, dict) or not _has_form(record):
+        return "is damaged: it does not have the form of a record"
+    if CHECKSUM in record and record[CHECKSUM] != fingerprint({key: record[key] for key in record if key != CHECKSUM}):
+        return "is damaged or was edited: its values are not those that the run wrote"
+    if identity is not None and record.get("fingerprint") != identity:
+        return "is the record of a run with other settings"
+    if not {"filters", "sha256"} <= {*record.get("passport", ())} or "mask_history" not in record.get("protocol", ()):
+        return "is from an earlier state of this package and does not say how it was measured (passport, mask_history)"
+    return _contradiction(record)
+
+
+def _has_form(record: Mapping[str, Any]) -> bool:
+    """Whether the parts that are read as dictionaries are some, and results and ranks are numbers."""
+    tables = [record.get(name) for name in ("results", "ranks", "slices")]
+    others = [record.get(name, {}) for name in ("config", "passport", "protocol", "stages", "stage_seconds", "seconds")]
+    if not all(isinstance(part, dict) for part in (*tables, *others)):
+        return False
+    results, ranks, _ = ([*table.values()] for table in tables if table is not None)
+    if not all(isinstance(row, dict) for table in tables if table is not None for row in table.values()):
+        return False
+    places = [rank for row in ranks for rank in row.values() if rank is not None]
+    return all(map(_is_number, (*places, *(value for row in results for value in row.values())))) and min(places, default=1) >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _contradiction(record: Mapping[str, Any]) -> str | None:
+    """The first metric of a row that is not the mean over its ranks, which RecBole rounds."""
+    tolerance = 0.5 * 10.0 ** -record.get("config", {}).get("metric_decimal_place", _DECIMALS) + 1e-9
+    for row, values in record["results"].items():
+        for name, value in metrics.metrics([*ranks_of(record, row).values()], values).items():
+            if not abs(value - values[name]) <= tolerance:  # NaN, too
+                return f"contradicts itself: {name} of {row} is {values[name]:g}, and {value:.6g} by its ranks"
+    return None
