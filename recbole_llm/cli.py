@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
-    add("--layout", default="messages", choices=("messages", "alpaca"), help="of a line (default: messages)")
+    add("--layout", default="messages", choices=("messages", "alpaca"), help="form of a line (default: messages)")
     add("--passes", type=int, default=1, metavar="N", help="epochs to write; their negatives differ (default: 1)")
     add("--ids", **_SWITCH, help="also write the token ids of each line, as input_ids and labels")
 

@@ -1,4 +1,4 @@
-"""Puts the plan of a run together: its stages, the training by RecBole's trainer if there is one, and the evaluation."""
+"""Assembles the plan of a run: its stages, the training by RecBole's trainer if there is one, and the evaluation."""
 
 from __future__ import annotations
 

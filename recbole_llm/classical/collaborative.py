@@ -1,7 +1,7 @@
 """A classical RecBole model as a frozen part of a run: it provides item vectors and user states, or candidates.
 
-It is trained once, as a stage, by the trainer and on the split of a baseline, with early stopping by full ranking of the
-validation items; or it is imported from a checkpoint. Afterwards it is frozen and stays in ``eval()``.
+It is either trained once, as a stage, or imported from a checkpoint. Training uses the trainer and the split of a baseline, with
+early stopping by full ranking of the validation items. Afterwards the model is frozen and stays in ``eval()``.
 
 Legend: B users, I items, L maximum history length of the model, N longest history of a call, H width of the model.
 """

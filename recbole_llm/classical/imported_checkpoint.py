@@ -1,10 +1,10 @@
 """Imported checkpoints: RecBole's ``.pth`` files, read without importing or calling anything that they name.
 
-RecBole pickles its whole ``Config`` with the weights. ``torch.load(weights_only=False)`` would execute the file, and
-``weights_only=True`` refuses it, whatever is allowlisted, since RecBole uses pickle protocol 4 and torch's unpickler supports
-protocol 2 only. Before 2.10, torch does not compare the size of a storage with the bytes in the file either. Here, the
-standard library's unpickler replaces all classes and functions by placeholders. The tensors of the state dict are made from
-these placeholders, as views, checked by torch, of bytes whose CRC-32 and number are checked.
+RecBole pickles its whole ``Config`` with the weights. ``torch.load(weights_only=False)`` would execute the file.
+``weights_only=True`` always refuses it, since RecBole uses pickle protocol 4 and torch's unpickler supports protocol 2 only.
+Before 2.10, torch also does not compare the size of a storage with the bytes in the file. Here, the standard library's
+unpickler replaces all classes and functions by placeholders, from which the tensors of the state dict are made. Number and
+CRC-32 of the bytes are checked, and torch checks that each tensor is a valid view of them.
 """
 
 from __future__ import annotations

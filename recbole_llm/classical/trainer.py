@@ -191,7 +191,7 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.close()
             self.users_per_second = None if self._scores.found else self.users_per_second
-        if self._candidates is not None:  # whose lists are no recommendations
+        if self._candidates is not None:  # lists of candidates are not recommendations
             result = accuracy(result)
         if self.ranks.tie_rate > 0.01:
             logger.info(f"ties: the target has the score of another item for {self.ranks.tie_rate:.1%} of the users")

@@ -1,4 +1,4 @@
-"""What RecBole's trainer costs: some of its steps and validations, timed on a copy of the model."""
+"""The cost of RecBole's trainer, predicted from a few timed steps and validations on a copy of the model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The checks of a user's values against the definitions of keys, and the errors that they end in.
+"""Checks a user's values against the definitions of keys, and raises the errors of wrong ones.
 
-Each value is checked alone; what several of them mean together is checked by the part that reads them.
+Each value is checked alone. The parts that read several values check whether they fit together.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Interval:
 
     @classmethod
     def read(cls, text: str) -> Interval:
-        """Raises ValueError if ``text`` is none, or is empty as ``(1, 0)`` is."""
+        """Raises ValueError if ``text`` is not an interval, or an empty one such as ``(1, 0)``."""
         if not (parts := _PARTS.fullmatch(text)):
             raise ValueError(f"{text!r} is not an interval such as '[5,inf)'")
         left, low, high, right = parts.groups()
@@ -105,7 +105,7 @@ class Type:
         return cls(kind, _COUNT if kind == "int" else None, tuple(re.split(", *", limit.removeprefix("in "))) if limit else ())
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value is of this type; True and False are no numbers."""
+        """Whether a value is of this type; True and False are not numbers."""
         if isinstance(value, bool) or self.kind == "bool":
             return isinstance(value, bool) and self.kind == "bool"
         if self.kind in ("int", "float"):

@@ -1,4 +1,4 @@
-"""What the keys of the evaluation mean together: ``eval_args``, ``metrics``, ``topk`` and ``valid_metric``."""
+"""Checks whether the keys of the evaluation fit together: ``eval_args``, ``metrics``, ``topk`` and ``valid_metric``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of the recommended items themselves, which have a meaning for whole catalogues alone."""
+"""Metrics of the recommended items themselves, which are meaningful only for rankings of the whole catalogue."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Tensors that have a shape and no values: what an LM that computes nothing returns.
+"""Tensors with a shape but no values, as an LM that computes nothing returns them.
 
-The code that trains and scores runs on them unchanged, at the cost of its own bookkeeping, and can be counted.
+The code that trains and scores runs on them unchanged, so its work can be counted without doing it.
 """
 
 from __future__ import annotations

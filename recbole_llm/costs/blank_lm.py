@@ -1,6 +1,6 @@
-"""A causal LM of a given shape that computes nothing; the tokens that it is given are counted as those of any other LM.
+"""A causal LM of a given shape that computes nothing. The tokens that it is given are counted like those of any other LM.
 
-The batches, prompts, trees and caches of training and scoring are made by their own code, so the counts are theirs.
+Training and scoring make their batches, prompts, trees and caches by their own code, so the counts are those of a real run.
 """
 
 from __future__ import annotations

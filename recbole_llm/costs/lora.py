@@ -74,6 +74,6 @@ class AdapterShape:
 
     @classmethod
     def of_adapter(cls, adapter: Adapter) -> AdapterShape:
-        """That of an adapter with weights."""
+        """The shape of an adapter with weights."""
         size = sum(tensor.numel() for tensor in adapter.tensors.values())
         return cls(size, adapter.modules, max(map(adapter.rank, adapter.modules)))

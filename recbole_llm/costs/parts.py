@@ -1,7 +1,7 @@
 """The cost of training and of reading with an LM, counted by running the part's own code on a blank LM.
 
-A count is exact if a part has at most :data:`EXACT` forward passes and thousands of tokens, or as :func:`counting` says. Of
-longer ones, as many steps, at equal distances, are counted.
+A count is exact if a part has at most :data:`EXACT` forward passes and thousands of tokens, or the limit that :func:`counting`
+sets. Of a longer part, as many steps, at equal distances, are counted and extrapolated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _most: ContextVar[int] = ContextVar("most", default=EXACT)
 
 @contextmanager
 def counting(most: int) -> Iterator[None]:
-    """Count at most so many forward passes and thousands of tokens of a part."""
+    """Count at most this many forward passes and thousands of tokens of a part."""
     token = _most.set(most)
     try:
         yield
@@ -47,7 +47,7 @@ def blank(outline: Outline) -> CausalLM:
 
 @dataclass(frozen=True)
 class BlankCausalLM(CausalLM):
-    """A blank LM, whose tensors are on the CPU, in the place of one on a device of the type ``stands_for``."""
+    """A blank LM, whose tensors are on the CPU, in place of one on a device of the type ``stands_for``."""
 
     stands_for: str = "cpu"
 

@@ -1,12 +1,12 @@
 """RecBole's atomic files, read strictly: one reader for ``.inter``, ``.item``, ``.user`` and every other table of a dataset.
 
-The first line is a header of cells ``name:type``, each further line a row. A line ends at a line feed; one carriage return
-before it belongs to the line end. An empty line is skipped. A byte order mark of UTF-8 is dropped. Cells are what stands between
-the separators and are not interpreted: a quotation mark is text, and so are ``NA`` and ``null``. An empty cell is a missing
-value. Whatever is not certain is an :class:`AtomicFileError`.
+The first line is a header of cells ``name:type``, and each further line is a row. A line ends at a line feed; one carriage
+return before it belongs to the line end. Empty lines are skipped, and a UTF-8 byte order mark is dropped. A cell is the text
+between two separators and is not interpreted: quotation marks, ``NA`` and ``null`` are text. An empty cell is a missing value.
+Anything ambiguous raises an :class:`AtomicFileError`.
 
-RecBole reads the same files with pandas, which joins lines at an unbalanced quotation mark, reads ``NA`` as missing, takes a
-lone carriage return for a line end and shifts the columns of a file whose lines end in a separator.
+RecBole reads the same files with pandas. pandas joins lines at an unbalanced quotation mark, reads ``NA`` as missing, treats a
+lone carriage return as a line end, and shifts the columns of a file whose lines end in a separator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MARKS = [
 
 
 class AtomicFileError(ValueError):
-    """A file of a dataset that cannot be read with certainty; names file, line, column, value and remedy where there are any."""
+    """A file of a dataset is malformed or ambiguous; the message names file, line, column, value and remedy, if there are any."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Prompts and answers as text, in the layouts that trainers of chat models read.
 
-An example is a list of token ids, its titles tokenised one by one. Its text is decoded from these ids, and :class:`Conversations`
-compares the ids with those that a trainer gets from the text: rendered through the chat template, or, for prompts without chat,
-tokenised as it stands. Where they differ (a title that holds a special token or is cut within a letter, a token across the border
-of two parts), the line says ``exact: false``.
+An example is a list of token ids whose titles are tokenised one by one. Its text is decoded from these ids.
+:class:`Conversations` compares the ids with those that a trainer gets from the text, which it renders through the chat template
+or, for prompts without chat, tokenises unchanged. The two may differ: a title may contain a special token or be cut within a
+letter, or a token may cross the border of two parts. The line then says ``exact: false``.
 
 Layouts: ``messages`` (OpenAI's; LLaMA-Factory reads it as ``sharegpt``) and ``alpaca``. A prompt without chat is one user message
-that is rendered as it stands (LLaMA-Factory's template ``empty``); its answer includes its own end. A whole history in which
+that is rendered unchanged (LLaMA-Factory's template ``empty``); its answer includes its own end. A whole history in which
 every title is a target is a document, ``{"text": ...}``.
 """
 

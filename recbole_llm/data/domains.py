@@ -47,7 +47,7 @@ class Domain:
     repeats_kept: bool = False
 
     def excluded(self, history: Iterable[int], target: int) -> set[int]:
-        """Items that are no negatives of a target: the user's whole training history and, with repeats kept, the target alone.
+        """Items that may not be negatives of a target: the user's whole training history; with repeats kept, only the target.
 
         Otherwise a list could be answered by "the item of the history".
         """

@@ -13,7 +13,7 @@ form                               what the parts are
 ``TS``                             rows after a point in time, for users with earlier rows
 =================================  =====================================================================================
 
-This module decides by the configuration alone, whose types are checked already; :mod:`recbole_llm.data.splitting` finds the rows.
+This module reads only the configuration, whose types are already checked; :mod:`recbole_llm.data.splitting` finds the rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RecBole's leave-one-out with arrays in the place of Python lists; its rows are the same, in the same order."""
+"""RecBole's leave-one-out with arrays in place of Python lists; its rows are the same, in the same order."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _texts(dataset: Any) -> ItemTexts | None:
 def _split(dataset: Any, users: Sequence[str], items: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Tables by phase with the columns user, item, timestamp (if there is one) and order, the place in time among all rows.
 
-    For the time of the split, the place stands in for the timestamp: it leaves no ties, and it tells which row a row was.
+    During the split, the place replaces the timestamp: it leaves no ties, and it identifies the row.
     """
     frame, times = dataset.inter_feat.copy(), None
     place = np.arange(len(frame), dtype=np.int64)

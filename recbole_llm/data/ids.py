@@ -1,4 +1,4 @@
-"""Ids of users and items: which are refused, and whether the ids of two tables are the same ones.
+"""Ids of users and items: which are refused, and whether two tables use the same ids.
 
 An id that is ``265`` in one table and ``265.0`` in another is two ids to every reader. Here it is an error.
 """

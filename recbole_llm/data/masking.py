@@ -1,7 +1,7 @@
 """Which items a full ranking leaves out: the history of each user, by the same rule for all models.
 
-RecBole masks the history for general models and not for sequential ones, so that one table would rank with and without the seen
-items. The rule here is the same for every model, unless ``mask_history: False`` keeps RecBole's.
+RecBole masks the history for general models but not for sequential ones, so their results in one table are not comparable. Here
+the rule is the same for every model, unless ``mask_history: False`` keeps RecBole's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Masking:
         """The rule of a configuration.
 
         Args:
-            repeats_kept: users choose items again in this data, so the target itself may stand in the history.
+            repeats_kept: users choose items again in this data, so the target itself may be in the history.
         """
         if repeats_kept:
             return cls(False, False, "repeated interactions are kept (rm_dup_inter)")
@@ -70,7 +70,7 @@ class Masking:
 
 @dataclass(frozen=True)
 class KnownItems:
-    """The history of every row of an evaluation split: the whole one, also where a model reads its most recent items alone.
+    """The whole history of every row of an evaluation split, even if a model reads only its most recent items.
 
     It ends before the first target of the row: a row has all targets of a user, or one of them for a sequential model.
     """

@@ -1,17 +1,17 @@
-"""The passport of a split: what identifies it, in counts and hashes, whatever the model.
+"""The passport of a split: counts and hashes that identify it, independent of the model.
 
 Two kinds of hashes (SHA-256) describe the same split:
 
-*Exact* ones are made of the tokens of the files: ``interactions`` (for each user the line ``user item item ...``, in the order of
-time and ties), ``valid`` and ``test`` (for each target the line ``user item``).
+*Exact* hashes are computed from the tokens of the files: ``interactions`` (for each user the line ``user item item ...``, in the
+order of time and ties), ``valid`` and ``test`` (for each target the line ``user item``).
 
-*Invariant* ones survive other ids, another order of rows and another form of the file. An item is written as its popularity, the
-number of its interactions in the filtered data: ``popularities`` (a line for each item), ``histories`` (a line for each user),
-``targets`` (a line for each target). Items of one user with equal times have no order that survives a shuffled file, so they are
-sorted by popularity. For the same reason a target that is chosen by time is written as its history and the place of its group of
-equal times: which item of the group it is, the order of ties decides. The sketches depend on it.
+*Invariant* hashes do not change with other ids, another order of rows or another form of the file. An item is written as its
+popularity, the number of its interactions in the filtered data: ``popularities`` (a line for each item), ``histories`` (a line
+for each user), ``targets`` (a line for each target). Shuffling a file changes the order of one user's items with equal times, so
+these are sorted by popularity. For the same reason, a target that is chosen by time is written as its history and the place of
+its group of equal times. Which item of the group is the target depends on the order of ties; so do the sketches.
 
-The lines of a hash are sorted and end in line feeds, tabs separate their parts. Items of equal popularity are not told apart.
+The lines of a hash are sorted and end in line feeds; tabs separate their parts. Items of equal popularity are indistinguishable.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Targets:
 
     Attributes:
         rows: of :class:`Interactions`, IntArray[T].
-        by_time: whether the target is what it is because of its time.
+        by_time: whether the target is chosen by its time.
     """
 
     rows: np.ndarray

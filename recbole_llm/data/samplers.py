@@ -1,4 +1,4 @@
-"""RecBole's sampler of negatives with arrays in the place of Python sets; its draws are the same.
+"""RecBole's sampler of negatives with arrays in place of Python sets; its draws are the same.
 
 RecBole keeps a set of items for each user and phase: three times 500,000 sets of 20 items are 3 GB. It looks up each drawn item
 in Python.
@@ -73,7 +73,7 @@ class ArraySampler(Sampler):
         return found
 
     def sample_by_key_ids(self, key_ids: Any, num: int) -> torch.Tensor:
-        """``num`` items for each of N users that the user has not: LongTensor[num * N], users in turn."""
+        """``num`` items for each of N users that the user does not have: LongTensor[num * N], users in turn."""
         users = np.tile(np.asarray(key_ids), num)
         items, rows = np.zeros(len(users), dtype=np.int64), np.arange(len(users))
         while len(rows):

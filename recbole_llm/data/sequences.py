@@ -1,8 +1,9 @@
 """RecBole's augmented rows without their table: the list of a row is built when the row is read.
 
-RecBole gives a sequential model one row for each interaction but a user's first, with the list of the items before it, padded to
-``MAX_ITEM_LIST_LENGTH``, and likewise for every other column. It fills these tables in a Python loop, before it splits them: 10
-million interactions with times are 6 GB. The same rows are here a place in the table of interactions and a length.
+RecBole gives a sequential model one row for each interaction except a user's first. The row has the list of the items before it,
+padded to ``MAX_ITEM_LIST_LENGTH``, and such a list of every other column. RecBole fills these tables in a Python loop before it
+splits them, which takes 6 GB for 10 million interactions with times. Here, a row is a place in the table of interactions and a
+length.
 
 Legend: N interactions, R rows, L longest list.
 """

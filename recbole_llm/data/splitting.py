@@ -1,9 +1,9 @@
 """The rows of training, validation and test data in every form of data (:mod:`recbole_llm.data.forms`).
 
-RecBole splits the rows of general models and, in another place, the augmented rows of sequential models: ratios then have other
-targets, and files that are split already are read for general models alone, unless they have a column ``item_id_list``. Here,
-RecBole's general dataset splits the table once for all models, and a sequential model gets the augmented rows of these targets.
-Only leave-one-out by time remains RecBole's in both (:func:`~recbole_llm.data.forms.leaves_one_out`).
+RecBole splits the rows of general models and the augmented rows of sequential models separately. So ratio splits have different
+targets for the two, and files that are split already can be read only for general models, unless they have a column
+``item_id_list``. Here, RecBole's general dataset splits the table once for all models, and a sequential model gets the augmented
+rows of these targets. Leave-one-out by time remains RecBole's own for both (:func:`~recbole_llm.data.forms.leaves_one_out`).
 
 Legend: R rows of the .inter file or files, U users.
 """

@@ -3,7 +3,7 @@
 ==========  =====================================================================================
 ``file``    the order of the file
 ``item``    the order of the items' ids, as numbers if all of them are whole numbers
-``random``  by lot, from ``candidates.seed`` and the ids of user and item; independent of ``seed``
+``random``  random, from ``candidates.seed`` and the ids of user and item; independent of ``seed``
 ==========  =====================================================================================
 """
 

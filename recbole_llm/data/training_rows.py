@@ -59,7 +59,7 @@ class TrainingRows:
 
     @cached_property
     def _firsts(self) -> Any:
-        """The row with the shortest history of each user, whose items are no targets themselves.
+        """The row with the shortest history of each user, whose items are not targets themselves.
 
         RecBole's rows begin with a history of one item; those of files that were split elsewhere may begin later.
         """

@@ -6,8 +6,8 @@ it, RecBole's included:
     recbole-llm views --dataset=ml-100k
     recbole-llm run --model=SASRec --dataset=ml-100k-Comedy --data_path=views
 
-Views share no items, so the training data of one contains no held-out interactions of another. Do not test on a view what was
-trained on the whole dataset, which contains all of them.
+Views share no items, so the training data of one contains no held-out interactions of another. Do not test a model on a view if
+it was trained on the whole dataset, which contains the held-out interactions of the view.
 """
 
 from __future__ import annotations

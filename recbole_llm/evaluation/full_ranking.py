@@ -61,8 +61,8 @@ def rerank(scores: Tensor, interaction: Any, score: Callable[[Any, Tensor], Tens
 class RandomTies:
     """Breaks ties in a random order of the items, which differs by user and is the same for every model.
 
-    ``torch.topk`` orders equal scores arbitrarily, and internal ids have the order of the files: a target would gain or lose by
-    it. Among the items that have its score, a target is at a uniformly random place here, as it is among candidates.
+    ``torch.topk`` orders equal scores arbitrarily, and internal ids have the order of the files, so either could favour or harm a
+    target. Here, a target is at a uniformly random place among the items that have its score, as it is among candidates.
 
     Args:
         user_ids, item_ids: tokens by internal id; the order depends on them alone.

@@ -1,6 +1,6 @@
 """Recognise a split: compare its passport with those of ``properties/splits``.
 
-A file of that folder has facts of a published data set under this package's default protocol, and no data::
+A file of that folder has facts about a published dataset under this package's default protocol, and no data::
 
     about: MovieLens 1M, all ratings
     sources: [...]          # where its counts are published

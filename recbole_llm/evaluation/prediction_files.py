@@ -1,7 +1,7 @@
 """Predictions that were made elsewhere, read from a Parquet, CSV or JSON lines file: one line per user and item.
 
-Ids are the tokens of the dataset. A line has a score, of which higher is better, or a rank, of which 1 is best. Whatever is wrong
-with the file is refused by name; what it lacks is left to :mod:`recbole_llm.model.imported`, which counts it.
+Ids are the tokens of the dataset. A line has a score (higher is better) or a rank (1 is best). A malformed file is refused with
+the place and the remedy. Missing users and items are not errors here; :mod:`recbole_llm.model.imported` counts them.
 
 Legend: N lines, B users of a batch, I items, padding included.
 """
@@ -83,7 +83,7 @@ class _Lines:
         self.path, self.table = path, read_table(path)
         self.columns = _chosen_columns(path, self.table.column_names, given)
         if not len(self.table):
-            raise ValueError(f"predictions: {path} has no rows; give one for each user and item, and hand it in again")
+            raise ValueError(f"predictions: {path} has no rows; write one for each user and item")
         self.numbers = np.arange(1, len(self.table) + 1)
 
     def error(self, place: int, role: str, reason: str, remedy: str) -> ValueError:
@@ -132,7 +132,7 @@ class _Lines:
         remedy = "give a number such as 0.25, or leave the row out, which then counts as not predicted"
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or _is_text(column.type)):
             raise ValueError(
-                f"predictions: {self.path}, column {self.columns[role]}: {column.type} values are no {role}s; {remedy}"
+                f"predictions: {self.path}, column {self.columns[role]}: {column.type} values are not {role}s; {remedy}"
             )
         if column.null_count:
             place = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])

@@ -29,8 +29,7 @@ def read_table(path: Path) -> pa.Table:
     reader |= {"csv": _csv, "tsv": _csv, "txt": _csv, "inter": _csv}
     if ending.removeprefix(".") not in reader:
         raise ValueError(
-            f"predictions: {path} ends in {ending or 'nothing'}, which is no known form; give a .parquet, .csv, .tsv or .jsonl "
-            "file"
+            f"predictions: {path} ends in {ending or 'nothing'}, an unknown form; give a .parquet, .csv, .tsv or .jsonl file"
         )
     if not path.stat().st_size:
         raise ValueError(f"predictions: {path} is empty; write it again")

@@ -74,7 +74,7 @@ class PredictionWriter:
         self.add(users, items, scores.gather(1, items))
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write the buffered rows."""
         if self._waiting:
             users, ranks, items, scores = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
             row, tokens = pa.repeat(self._row, len(users)), (self._users.take(pa.array(users)), self._items.take(pa.array(items)))

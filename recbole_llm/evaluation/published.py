@@ -30,7 +30,7 @@ class PublishedProtocol:
         paper: its name and number.
         metrics: with cutoffs, by the paper's names in lower case.
         max_new_tokens, repetition_penalty: of the paper's greedy decoding.
-        settings: keys and values of the paper's prompt; others are allowed, and named in the log and the record.
+        settings: keys and values of the paper's prompt; differing values are allowed, and named in the log and the record.
         prompt_key: the key that names the prompt.
         exact: the rule, exact or contained.
     """

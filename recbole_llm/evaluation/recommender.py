@@ -136,7 +136,7 @@ class Recommender:
         return Cost(note="not estimated")
 
     def answers_cost(self, candidates: CandidateSet) -> Cost | None:
-        """What :attr:`published` costs on these candidates; None without it, or if the answers are those of no LM."""
+        """What :attr:`published` costs on these candidates; None without it, or if no LM generates the answers."""
         return None
 
     def trial_model(self) -> tuple[Any, float]:

@@ -1,4 +1,4 @@
-"""What stands below a table: how it was measured, and what its signs mean."""
+"""The caption below a table: how it was measured, and what its signs mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def with_half_width(value: float, half_width: float | None, plus_minus: str = "Â
 
 
 def half(value: float, half_width: float | None, plus_minus: str = "Â±") -> str:
-    """The half width that stands behind ``value``; empty without one."""
+    """The half width shown after ``value``; empty without one."""
     return "" if half_width is None else f" {plus_minus}{half_width:.{decimals(value)}f}"
 
 

@@ -6,7 +6,7 @@ from recbole_llm.leaderboard.table import Table
 
 
 def add_headroom(table: Table) -> None:
-    """Set ``headroom`` and ``headroom_p`` of the rows that are no shortcuts, from their adjusted p-values.
+    """Set ``headroom`` and ``headroom_p`` of the rows that are not shortcuts, from their adjusted p-values.
 
     The best shortcut is the one with the highest first metric on the test users, chosen by the data that the tests are on. A row
     is above it only if it is above every shortcut, so the p-value of a positive headroom is the largest of the tests against

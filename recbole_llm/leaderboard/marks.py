@@ -1,4 +1,4 @@
-"""Which rows a row beats, in short and in full."""
+"""Which rows a row beats, in a short and in a complete form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the targets of a table were ranked: from the run records, and in words."""
+"""How the targets of a table were ranked, read from the run records and put into words."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Whether an LM is scored, trained and encoded exactly, checked once after loading and before anything is trained.
 
-The scorers, the loss and the encoder are exact for causal attention to all earlier tokens, with positions that can be given.
-Windows, chunks, states and position biases may break one or another of their shortcuts: padding on the left, a cached
-beginning, a tree of answers. So each shortcut that a run uses is compared with a reference: the LM on one row of token ids,
-without padding, mask, positions or cache. A shortcut that disagrees is replaced by a slower one that agrees; an LM for which
-none agrees is refused.
+For speed, the scorers, the loss and the encoder use padding on the left, a cached beginning, or a tree of answers. These
+optimisations are exact for causal attention to all earlier tokens, with positions that can be given. Windows, chunks, states and
+position biases may break some of them. So each one that a run uses is compared with a reference: the LM on one row of token
+ids, without padding, mask, positions or cache. If one disagrees, it is replaced by a slower one that agrees; if none agrees, the
+LM is refused.
 
-The prompts of the comparison are random tokens. The longer ones reach beyond every window that the config names, if the
-prompts of the run can. In half precision a difference can hide behind rounding, so what is known to break is not tried at
-all: a tree and a shared beginning, where a window is within reach or a layer has a state.
+The prompts of the comparison are random tokens. The longer ones exceed every window that the config names, if the prompts of the
+run can. In half precision, rounding can hide a difference. Therefore a tree and a shared beginning are not tried at all if a
+window is within reach or a layer has a state.
 
 Legend: T tokens, V vocabulary, D width of the LM.
 """

@@ -47,7 +47,7 @@ class Generator:
 
     Args:
         tokenizer: decodes the answers, without special tokens.
-        max_new_tokens: an answer has at most so many tokens, and fewer where the LM's context ends.
+        max_new_tokens: maximum number of tokens of an answer; fewer if the LM's context ends before.
         repetition_penalty: above 1, logits of tokens that the answer has already are lowered.
         batch_tokens: maximum number of padded prompt tokens in a batch; a single prompt may exceed it.
         padding: False never pads a prompt: those of equal lengths share a batch.

@@ -1,7 +1,7 @@
 """Dropout of LoRA that is drawn once for each distinct input, such as that of the query, key and value projections.
 
-peft draws a mask for each adapted layer. One mask for all layers that read the same tensor leaves the distribution of each
-layer's input as it is, but the inputs depend on each other. It saves two thirds of the masks and of the stored activations.
+peft draws a mask for each adapted layer. One mask for all layers that read the same tensor does not change the distribution of
+each layer's input, but makes the inputs dependent. It saves two thirds of the masks and of the stored activations.
 """
 
 from __future__ import annotations

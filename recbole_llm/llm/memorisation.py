@@ -2,9 +2,9 @@
 
 Two measurements on the LM without adapters, after the heading of a list of titles:
 
-*titles*    whether a real title is more likely than one that is put together from words of other titles of the same length
-*lines*     whether the title on the next line of the dataset's own ``.item`` file is more likely than those that follow
-            further down, after ten lines of that file
+*titles*    whether a real title is more likely than a made-up title of as many words, which are taken from other titles
+*lines*     after ten lines of the dataset's own ``.item`` file, whether the title on the next line is more likely than titles
+            further down
 
 An LM that never saw the dataset prefers real titles as far as they are ordinary language or well known, and ranks the next line
 at chance. One that was trained on the file knows the next line (Di Palma et al., "Do LLMs Memorize Recommendation Datasets? A

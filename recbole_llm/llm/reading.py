@@ -12,7 +12,7 @@ class Reading:
     """How an LM is run so that its results are exact.
 
     Attributes:
-        scorer: the strategy that takes the place of the configured one; None keeps that.
+        scorer: the strategy that replaces the configured one; None keeps the configured one.
         padding: rows of different lengths may share a batch.
         share: a common beginning of prompts may be computed once.
         context: the longest row that the LM reads; None if nothing limits it.

@@ -62,6 +62,11 @@ class Counted:
         if self.k < 1 or self.titles < 1 or (self.titles > 1 and not self.separator):
             raise ValueError(f"first tokens: needs k >= 1, and a separator for several titles, got {self}")
 
+    @property
+    def longest(self) -> int:
+        """The answer tokens that may follow a prompt."""
+        return self.k if self.titles == 1 else self.most
+
     def places(self, answer: Sequence[int], eos_token_id: int | None) -> tuple[list[int], bool]:
         """Places in an answer so far, its next token included, that count; and whether later ones cannot count."""
         found, begun, since = [], 1, 0

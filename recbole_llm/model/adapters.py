@@ -42,7 +42,7 @@ class AdapterSpec:
             examples held out from the mixture.
         training: other settings than those of the model's adapters.
         of_each: draw ``samples`` examples from each domain.
-        most: at most so many examples of each domain.
+        most: maximum number of examples of each domain.
     """
 
     name: str

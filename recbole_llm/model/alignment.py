@@ -59,7 +59,7 @@ class LossWeights(Settings):
 
     @classmethod
     def of(cls, config: Any, *, interactions: int = 0, **given: Any) -> LossWeights:
-        """The settings of a configuration; the default beta is the paper's for a dataset with so many ``interactions``."""
+        """The settings of a configuration; the default beta is the paper's for a dataset with this many ``interactions``."""
         if config["beta"] is None:
             given["text_reconstruction"] = 0.5 if interactions >= LARGE else 0.2
         return super().of(config, **given)

@@ -56,7 +56,7 @@ class AlignmentConfig(Settings):
 
     @classmethod
     def of(cls, config: Any, *, interactions: int = 0, **given: Any) -> AlignmentConfig:
-        """The settings of a configuration for a dataset with so many ``interactions``."""
+        """The settings of a configuration for a dataset with this many ``interactions``."""
         return super().of(config, weights=LossWeights.of(config, interactions=interactions), **given)
 
 

@@ -45,7 +45,7 @@ class GivenAdapters:
     backbone: Backbone
 
     def check_names(self, known: Iterable[str], model: str) -> None:
-        """Refuse a name that is no adapter of the model.
+        """Refuse a name that is not an adapter of the model.
 
         Raises:
             ValueError: the error lists the known names.
@@ -70,7 +70,7 @@ class GivenAdapters:
         return {name: adapter_fingerprint(folder) for name, folder in self.folders.items()}
 
     def facts(self) -> dict[str, dict[str, str]]:
-        """What the run record has of them."""
+        """What the run record says about them."""
         return {name: {"folder": self.given[name], "sha256": self.sha256[name]} for name in self.given}
 
     def label(self, name: str) -> str:

@@ -1,9 +1,9 @@
 """Imported: predictions of another framework, evaluated on the same users and candidates as every model here.
 
 Nothing is trained. A file (``predictions``) has a score or a rank for pairs of user and item, by token: see
-:mod:`recbole_llm.evaluation.prediction_files`. Drawn candidates are ranked by it; in a full ranking it is each user's list, from
-which the items of the history are dropped as for every model. What the file lacks counts as missed and is counted: a user, a
-candidate, which ranks below all others, and a target beyond the end of a list.
+:mod:`recbole_llm.evaluation.prediction_files`. Drawn candidates are ranked by it. In a full ranking, it has each user's list,
+from which the items of the history are dropped as for every model. A target counts as missed if its user is not in the file or
+if it is beyond the end of the list. A candidate that is not in the file ranks below all others. Such gaps are counted.
 
 Legend: B users, C candidates, I items.
 """
@@ -37,7 +37,7 @@ logger = getLogger()
 
 @dataclass(frozen=True)
 class ImportSettings(Settings):
-    """What is read of the file, and where it comes from."""
+    """Which columns and rows of the file are read, and its origin."""
 
     predictions_columns: Mapping[str, str | None]
     predictions_row: str | None
@@ -50,7 +50,7 @@ class Imported(Recommender, GeneralRecommender):
     Attributes:
         file: the file.
         predictions: its content.
-        gaps: how many of what the evaluation asks for are not in it, by name.
+        gaps: number of missing users, candidates and targets that the evaluation needs, by name.
     """
 
     input_type = InputType.POINTWISE
@@ -89,7 +89,7 @@ class Imported(Recommender, GeneralRecommender):
         lengths = self.predictions.lengths[users]
         if not lengths.any():
             raise ValueError(
-                f"predictions: {self.file} has none of the {len(users)} evaluation users; hand in predictions for the users of "
+                f"predictions: {self.file} has none of the {len(users)} evaluation users; give predictions for the users of "
                 "the test split (recbole-llm data export writes it)"
             )
         self.gaps = {"users": len(users), "missing users": int((lengths == 0).sum())}
@@ -104,7 +104,7 @@ class Imported(Recommender, GeneralRecommender):
         longest, items = int(self.predictions.lengths[users].max()), self.n_items - 1
         if longest < min(self.topk, items):
             raise ValueError(
-                f"predictions: the lists of {self.file} have at most {longest} items, but topk goes to {self.topk}; hand in at "
+                f"predictions: the lists of {self.file} have at most {longest} items, but topk goes to {self.topk}; give at "
                 f"least {self.topk} items of each user, or give --topk with numbers up to {longest}"
             )
         dropped = short = 0
@@ -120,7 +120,7 @@ class Imported(Recommender, GeneralRecommender):
         if short:
             logger.warning(
                 f"predictions: {short} users have fewer than {self.topk} items in {self.file} that are not in their history; a "
-                "target that is not among them counts as missed. Hand in longer lists, or lists without the history"
+                "target that is not among them counts as missed. Give longer lists, or lists without the history"
             )
 
     def variants(self) -> dict[str, Variant]:

@@ -229,17 +229,19 @@ class AdapterMerging:
             view = at(by_name(weights))
             if counted is None:
                 return candidate_entropy(likelihood.with_lm(view)(histories, candidates))
-            prompts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
-            return first_tokens_entropy(view, prompts, counted, causal.pad_token_id, end)
+            texts = [prompt.ids for prompt in likelihood.prompts_of(histories, candidates)]
+            return first_tokens_entropy(view, texts, counted, causal.pad_token_id, end)
 
         def valid_score(weights: Tensor) -> float:
             """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""
             return valid.score(likelihood.with_lm(at(by_name(weights))))
 
         # the graphs of a batch are alive at once: of a large LM, a batch is one prompt
-        tokens = likelihood.tokens(drawn.histories, drawn.candidates)
+        prompts, answers = likelihood.tokens(drawn.histories, drawn.candidates)
+        if counted is not None:
+            answers = [counted.longest] * len(prompts)
         budgets = gradient_batch_tokens(causal), self.parts.scoring.batch_tokens or default_batch_tokens(causal)
-        batches, measured = ([[pairs[i] for i in rows] for rows in token_batches(*tokens, budget)] for budget in budgets)
+        batches, measured = ([[pairs[i] for i in rows] for rows in token_batches(prompts, answers, budget)] for budget in budgets)
         return MergeProblem(
             names=names,
             modules=modules,

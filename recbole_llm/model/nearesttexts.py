@@ -1,7 +1,7 @@
 """NearestTexts: the items whose texts are nearest to those of the user's latest items, by a frozen text encoder.
 
-As NearestTitles, with the vectors of ``text_encoder`` in place of TF-IDF: texts may be near without a common word. The texts are
-those that every text encoder of this package reads, titles and ``text_fields``.
+The same as NearestTitles, with the vectors of ``text_encoder`` in place of TF-IDF, so texts may be near without a common word.
+The texts are those that every text encoder of this package reads: titles and ``text_fields``.
 
 Legend: B users, K latest items, I items, T width of the text encoder.
 """

@@ -1,7 +1,7 @@
 """NearestTitles: the items whose titles share rare words with the titles of the user's latest items.
 
 Titles are TF-IDF vectors (scikit-learn's, of lower-case words) of unit length; an item scores the mean cosine with the latest
-items, weighted by recency. What this rule finds, a language model may have found by the same words.
+items, weighted by recency. If this rule finds a target, a language model may have found it by the same words.
 
 Legend: B users, K latest items, I items, V words.
 """

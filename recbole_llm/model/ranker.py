@@ -128,7 +128,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         return {}
 
     def check_rows(self, key: str, names: Iterable[str]) -> None:
-        """Refuse more rows with the names of others; the stages of :meth:`adapter_stages` are planned before.
+        """Refuse additional rows whose names are taken; the stages of :meth:`adapter_stages` are planned before.
 
         Raises:
             ValueError: names the key and the name.

@@ -1,7 +1,7 @@
 """RepeatRule: the items of the user's own history, the latest first, then the most popular ones.
 
-Where users come back to the same items, this rule is hard to beat, and a model may have learned no more than it. Where repeats
-are dropped, it is popularity.
+If users come back to the same items, this rule is hard to beat, and a model may have learned no more than this rule. If repeats
+are dropped, the rule equals popularity.
 
 Legend: B users, L longest history, I items.
 """

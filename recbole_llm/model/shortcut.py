@@ -1,7 +1,7 @@
 """Base class of the shortcuts: models that train nothing, and show how far a simple rule gets on a dataset.
 
 A shortcut has no parameters. It counts the training split or compares texts, and reads the histories that every sequential model
-reads. What its rule does not tell apart is ordered by popularity, so that candidates without evidence do not tie.
+reads. Items that its rule does not distinguish are ordered by popularity, so candidates without evidence do not tie.
 
 Legend: B users, C candidates, L longest history, K latest items, I items.
 """

@@ -1,15 +1,15 @@
 """TransitionGraph: the items that followed the user's latest items in the training split.
 
 Sequential rules (Kamehkhosh, Jannach, Ludewig, TempRec at RecSys 2017; Ludewig & Jannach, UMUAI 28, 2018, arXiv 1803.09587): an
-item leads to each of the next ``transition_steps`` items of the same user, over d steps with weight 1 / d. Han et al. (arXiv
+item leads to each of the next ``transition_steps`` items of the same user, with weight 1 / d over d steps. Han et al. (arXiv
 2605.07125) report that a heuristic on the graph of transitions, read from the last one or two items, is competitive on 10 of 14
-datasets; the item features that it ranks by have rows of their own here. A row of the graph is smoothed by the
-popularity of items (Dirichlet prior), so that an item with few transitions is close to popularity::
+datasets. It also ranks by item features, which are separate models here. A row of the graph is smoothed by the popularity of
+items (Dirichlet prior), so that an item with few transitions is close to popularity::
 
     P(j | i) = (n_ij + s p_j) / (n_i + s),    score(j) = sum_k w_k P(j | i_k)
 
 n_ij is the weight of transitions from i to j, n_i their sum, p_j the share of j in the training interactions, s ``smoothing``,
-i_k the k-th latest item. Where a history has fewer items than are read, popularity takes the place of the missing ones.
+i_k the k-th latest item. If a history has fewer items than are read, popularity replaces the missing ones.
 
 Legend: B users, I items.
 """

@@ -1,4 +1,4 @@
-"""Stages: the steps of a run that train or merge. The folder of a result is named by a hash of everything it depends on.
+"""Stages: the cached steps of a run that train or merge. The folder of a result is named by a hash of everything it depends on.
 
 A stage is computed once and reused by later runs with the same data, settings, code and upstream stages. A killed run resumes
 from the last checkpoint of its current stage.

@@ -1,4 +1,4 @@
-"""Trials: a few steps of a work, timed, that predict how long all of them take."""
+"""Trials: a few timed steps of a computation, from which the time of all its steps is predicted."""
 
 from __future__ import annotations
 

@@ -64,10 +64,10 @@ class LoopOptions(Settings):
     """Options that no fingerprint contains, since they concern how a training is computed and not what is trained.
 
     Args:
-        save_every: least seconds between two checkpoints; 0 saves after every step.
+        save_every: minimum number of seconds between two checkpoints; 0 saves after every step.
         show_progress: show a progress bar.
         batch_tokens: padded tokens of an LM's forward and backward pass; None chooses them from the memory there is. They
-            change the rounding of a gradient, and which inputs the dropout of LoRA hits, as another device does.
+            change the rounding of a gradient and which inputs the LoRA dropout drops, as another device does.
         gradient_checkpointing: compute an LM's layers again in the backward pass; ``auto``: above 1 B weights.
         max_memory: bytes of each device that this process may take, as in ``transformers``.
     """

@@ -170,7 +170,7 @@ def test_a_hostile_csv_is_refused(text: str, words: str, tmp_path: Path) -> None
         (['{"user": "u1", "item": "a", "score": "x"}'], "row 1, column score: 'x' is not a number"),
         (['{"user": "u1", "item": "a", "score": 1}', '{"user": "u1", "item": "12", "score": "x"}'], "cannot be read as jsonl"),
         (['{"user": true, "item": "a", "score": 1}'], "column user: bool values cannot be user ids"),
-        (['{"user": "u1", "item": "a", "score": [1]}'], "column score: list.* values are no scores"),
+        (['{"user": "u1", "item": "a", "score": [1]}'], "column score: list.* values are not scores"),
         (['{"user": 7.5, "item": "a", "score": 1}'], "column user: double values cannot be user ids"),
         (['{"user": 1e300, "item": "a", "score": 1}'], "column user: double values cannot be user ids"),
         (["not json"], "line 1: "),
@@ -192,7 +192,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file .*gone.csv"):
         read(tmp_path / "gone.csv")
     (tmp_path / "file.xlsx").write_text("x")
-    with pytest.raises(ValueError, match=r"ends in .xlsx, which is no known form; give a .parquet"):
+    with pytest.raises(ValueError, match=r"ends in .xlsx, an unknown form; give a .parquet"):
         read(tmp_path / "file.xlsx")
     (tmp_path / "file.parquet").write_bytes(b"PAR1 no parquet at all PAR1")
     with pytest.raises(ValueError, match=r"file.parquet cannot be read as parquet: .*; write it again"):

@@ -110,7 +110,7 @@ def test_lists_that_are_too_short_for_topk_are_refused_and_some_short_ones_count
     settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     best = table.sort_values("score", ascending=False).groupby("user_id")
-    with pytest.raises(ValueError, match=r"lists of .*file.parquet have at most 3 items, but topk goes to 5; hand in at least 5"):
+    with pytest.raises(ValueError, match=r"lists of .*file.parquet have at most 3 items, but topk goes to 5; give at least 5"):
         run(settings, best.head(3), tmp_path, **FULL)
     some = pd.concat([best.head(30), best.head(1)[best.head(1)["user_id"] == "u5"]]).drop_duplicates(["user_id", "item_id"])
     some = some[(some["user_id"] != "u5") | (some["score"] == 2.0)]
