@@ -96,7 +96,7 @@ class Conversations:
         messages = [{"role": "system", "content": self._settings.system}] if self._settings.system else []
         messages.append({"role": "user", "content": user})
         if not answer:
-            options = {"add_generation_prompt": True, "enable_thinking": False}  # as docs/export.md says
+            options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}  # as docs/export.md says
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options)) == rendered
         messages.append({"role": "assistant", "content": answer})
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False)).startswith(rendered + answer)

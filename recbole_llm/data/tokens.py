@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import chain
 from logging import getLogger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ class TextTokens:
         messages.append({"role": "user", "content": text})
         try:  # enable_thinking: the answer is a title, without reasoning before it; most templates ignore the argument
             template = _NOW.sub(lambda found: repr(TODAY.strftime(found["format"])), tokenizer.get_chat_template())
-            options = {"chat_template": template, "add_generation_prompt": True, "enable_thinking": False}
+            options: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, "enable_thinking": False}
             return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
         except Exception as error:  # whatever a template raises
             raise ValueError(

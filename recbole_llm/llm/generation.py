@@ -102,7 +102,8 @@ class Generator:
 
     def end_tokens(self, lm: Any) -> list[int]:
         """The tokens that end an answer: the tokenizer's, and those of the generation settings in the LM's folder."""
-        settings = (lm.model.get_base_model() if isinstance(lm, AdapterView) else lm).generation_config
+        model: Any = lm.model.get_base_model() if isinstance(lm, AdapterView) else lm
+        settings = model.generation_config
         own = settings and settings.eos_token_id  # one, several or none; an LM that cannot generate has no settings
         listed = own if isinstance(own, list) else [own]
         return sorted({int(self.tokenizer.eos_token_id), *(int(token) for token in listed if token is not None)})
