@@ -27,7 +27,8 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 # setup.cfg does not require RecBole, whose dependency ray has no wheel for Python 3.12 and later
@@ -98,6 +99,37 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux kilobytes
+
+
+def available_memory_bytes(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Memory that this process can still take: what the machine has free, and no more than its container leaves.
+
+    Args:
+        groups, own: where Linux tells the limits of control groups (versions 1 and 2), and those that the process is in.
+    """
+    import psutil
+
+    found = int(psutil.virtual_memory().available)
+    for folder, (limit, usage, cache) in _memory_groups(groups, own):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no limit is the word max, and the root has no files
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / usage).read_text()) - int(stat[cache])  # cached files give way
+            found = min(found, max(0, int((folder / limit).read_text()) - taken))
+    return found
+
+
+def _memory_groups(groups: Path, own: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The process's control groups of memory with their parents, and the names of limit, usage and cached files there."""
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        place = root / path.lstrip("/")
+        yield from ((folder, names) for folder in (place, *place.parents) if folder == root or root in folder.parents)
 
 
 def stop_anomaly_detection() -> None:

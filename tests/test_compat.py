@@ -64,6 +64,34 @@ def test_peak_memory_on_windows_comes_from_psutil(monkeypatch: pytest.MonkeyPatc
     assert compat.peak_memory_bytes() == 7000
 
 
+@pytest.mark.parametrize(("limit", "left"), [("3000", 1400), ("1000", 0), ("max", 10**6), ("9223372036854771712", 10**6)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_available_memory_is_that_of_the_container(
+    version: int, limit: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own limit or that of a group above it; files that the system has cached give way."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    files = {"memory.max": limit, "memory.current": "2000", "memory.stat": "anon 1600\ninactive_file 400\n"}
+    if version == 1:
+        files = {
+            "memory.limit_in_bytes": limit,
+            "memory.usage_in_bytes": "2000",
+            "memory.stat": "rss 1\ntotal_inactive_file 400\n",
+        }
+    own, root = tmp_path / "own", tmp_path / "groups" / ("memory" if version == 1 else "")
+    line = "4:cpu,memory:/docker/abc\n2:pids:/docker/abc\n" if version == 1 else "0::/docker/abc\n"
+    for inside, expected in (("docker/abc", left), ("docker", left), ("", left), ("other", 10**6)):
+        folder = root / inside
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        own.write_text(line)
+        assert compat.available_memory_bytes(tmp_path / "groups", own) == expected
+        for name in files:
+            (folder / name).unlink()
+    assert compat.available_memory_bytes(tmp_path / "groups", tmp_path / "none") == 10**6  # not Linux
+
+
 def test_missing_numpy_names_are_added_and_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     own = object()
     monkeypatch.setattr(np, "float_", own, raising=False)

@@ -375,6 +375,8 @@ def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
         LLMConfig("Pop", "tiny", cmd_line=["--groupby=user"])
     with pytest.raises(ValueError, match="unknown key `merge_step` in .*; did you mean `merge_steps`"):  # another model's
         LLMConfig("Pop", "tiny", cmd_line=["--merge_step=1"])
+    with pytest.raises(ValueError, match="unknown key `torch_dtype` in .*; did you mean `dtype`"):
+        LLMConfig("TALLRec", "tiny", cmd_line=["--torch_dtype=bfloat16"])
     with pytest.raises(ValueError, match="unknown key `extends` in"):  # a line of ours alone
         LLMConfig("Pop", "tiny", cmd_line=["--extends=model/TALLRec"])
     with pytest.raises(ValueError, match="unknown key `xyzzy` in the command line; see properties/"):

@@ -159,7 +159,8 @@ def _nearest(key: str, definitions: Collection[str], defaults: Collection[str]) 
         names: dict[str, str] = {}
         for name in sorted(pool, key=lambda name: (name.count("."), name)):
             names.setdefault(name.rpartition(".")[2], name)
-        for near in get_close_matches(key, names, n=1, cutoff=0.7):
+        longer = [name for name in names if key.endswith(f"_{name}")]  # torch_dtype, an old name of Hugging Face
+        for near in get_close_matches(key, names, n=1, cutoff=0.7) or longer[:1]:
             outer, _, inner = names[near].rpartition(".")
             return f"did you mean `{inner}`{f' of `{outer}`' if outer else ''}?"
     return "see properties/ and RecBole's documentation"

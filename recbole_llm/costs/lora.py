@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 from recbole_llm.costs.parts import Training, fitting_tokens, shape_of, training_of
-from recbole_llm.costs.shape import blank_model
 from recbole_llm.llm.adapter_folders import Adapter
 from recbole_llm.llm.backbones import Outline
-from recbole_llm.llm.causal_lm import CausalLM
+from recbole_llm.llm.causal_lm import CausalLM, blank_model
 from recbole_llm.llm.finetune import LoRATrainingConfig, schedule
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import attach_lora, lora_modules

@@ -7,12 +7,12 @@ layers' inputs, but not for that of their weights; training all weights adds twi
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from recbole_llm.llm.causal_lm import blank_model
 from recbole_llm.store.costs import Tokens
 
 
@@ -82,17 +82,6 @@ class LMShape:
         hidden = tokens.most_fed * (4 * self.width + 3 * self.inner) * self.bytes
         found = {"hidden states": hidden, "logits": tokens.most_logits * self.vocabulary * self.bytes}
         return found | ({"KV cache": tokens.most_cached * self.cached * self.bytes} if caches else {})
-
-
-def blank_model(config: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """The LM of a configuration without the memory of its weights, on the device ``meta``."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        # no attention is computed, and eager needs no package
-        return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
-        )
 
 
 def _share_of_experts(text: Any) -> float:

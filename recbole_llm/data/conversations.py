@@ -92,11 +92,13 @@ class Conversations:
         return Conversation(self._settings.system, user, answered, exact)
 
     def _agrees(self, user: str, rendered: str, answer: str) -> bool:
-        """Whether the template renders an answer right after what it renders for a generation."""
+        """Whether the template of others, who let it read the clock, renders the same prompt, and an answer right after it."""
+        messages = [{"role": "system", "content": self._settings.system}] if self._settings.system else []
+        messages.append({"role": "user", "content": user})
         if not answer:
-            return True
-        system = [{"role": "system", "content": self._settings.system}] if self._settings.system else []
-        messages = [*system, {"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+            options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}  # as docs/export.md says
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options)) == rendered
+        messages.append({"role": "assistant", "content": answer})
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False)).startswith(rendered + answer)
 
     def _without_bos(self, prompt: Sequence[int]) -> list[int]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import chain
 from logging import getLogger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = getLogger()
+
+TODAY = datetime(2024, 7, 26)  # for chat templates that show the date, the one that Llama 3.1's shows
+_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
 class TextTokens:
@@ -67,18 +71,25 @@ class TextTokens:
         return [self._tokenizer.eos_token_id]
 
     def chat(self, text: str, system: str | None) -> str:
-        """The text as the user's message in the tokenizer's chat template."""
-        from jinja2 import TemplateError
+        """The text as the user's message in the tokenizer's chat template; the same text on every day.
 
+        Raises:
+            ValueError: there is no template, or it refuses these messages.
+        """
         tokenizer = self._tokenizer
         if not tokenizer.chat_template:
             raise ValueError(f"chat: the tokenizer of {tokenizer.name_or_path!r} has no chat template; set chat: false")
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         try:  # enable_thinking: the answer is a title, without reasoning before it; most templates ignore the argument
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
-        except TemplateError as error:
-            raise ValueError(f"system: the chat template of {tokenizer.name_or_path!r} rejects it: {error}") from error
+            template = _NOW.sub(lambda found: repr(TODAY.strftime(found["format"])), tokenizer.get_chat_template())
+            options: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, "enable_thinking": False}
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except Exception as error:  # whatever a template raises
+            raise ValueError(
+                f"system: {system!r}: the chat template of {tokenizer.name_or_path!r} rejects it: {error}; give "
+                f"{'system: ~, which leaves it out' if system else 'a text'}, or chat: false"
+            ) from error
 
 
 def tokenise_as_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

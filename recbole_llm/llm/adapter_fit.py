@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from recbole_llm.llm.adapter_folders import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, Adapter, base_model_name, same_base
+from recbole_llm.llm.causal_lm import blank_model
 from recbole_llm.llm.identity import HUB_ID, first_line
 
 
@@ -48,6 +47,8 @@ def check_fit(adapter: Adapter, folder: Path, model_config: Any) -> None:
             f"{where}: its target_modules {adapter.config.get('target_modules')!r} do not fit the backbone, a "
             f"{model_config.model_type} ({first_line(error)}); give an adapter of this backbone"
         ) from error
+    except Exception as error:  # whatever peft raises for values of another type than it writes
+        raise ValueError(f"{where}: peft cannot read its {CONFIG_FILE} ({first_line(error)}); save it again with peft") from error
     found = {key: tuple(tensor.shape) for key, tensor in adapter.tensors.items()}
     for key in sorted({*found, *expected}):
         if found.get(key) != expected.get(key):
@@ -65,10 +66,8 @@ def _shown(shapes: Mapping[str, tuple[int, ...]], key: str) -> str:
 def _expected_shapes(folder: Path, model_config: Any) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that peft saves for this config and model."""
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+    model = blank_model(model_config)
     config: Any = PeftConfig.from_pretrained(str(folder))
     config.init_lora_weights = True  # other kinds read the weights
     config.base_model_name_or_path = None  # peft warns if it differs from this model's

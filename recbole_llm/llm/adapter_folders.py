@@ -113,10 +113,12 @@ def read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG_FILE} is not valid JSON ({error}); copy the folder again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG_FILE} holds a {type(config).__name__}, not the object that peft writes")
-    if (kind := config.get("peft_type", "LORA")) != "LORA":
+    if (kind := config.get("peft_type")) != "LORA":
         raise ValueError(
             f"adapter {name or folder.name!r} in {folder}: peft_type {kind!r} cannot be summed, only LORA can; give a LoRA"
         )
+    if not isinstance(base := config.get("base_model_name_or_path"), str | None):
+        raise ValueError(f"{folder / CONFIG_FILE}: base_model_name_or_path is {base!r}, not a text; correct it")
     _check_numbers(config, folder / CONFIG_FILE)
     return config
 
@@ -172,6 +174,11 @@ def check_exact(adapter: Adapter) -> None:
     if not adapter.tensors:
         raise ValueError(f"adapter {adapter.name!r}: {WEIGHTS_FILE} holds no tensor")
     for key, tensor in adapter.tensors.items():  # before the settings, since it says more than modules_to_save
+        if key.endswith(".base_layer.weight"):
+            raise ValueError(
+                f"adapter {adapter.name!r}: it holds {key}, the base model's own matrix, which peft saves with an adapter of "
+                "lm_head or the embeddings; save it again with save_pretrained(..., save_embedding_layers=False)"
+            )
         if _FACTOR.fullmatch(key) is None and key.endswith((".embed_tokens.weight", ".lm_head.weight", ".wte.weight")):
             raise ValueError(
                 f"adapter {adapter.name!r}: it holds the whole matrix {key} of {len(tensor)} tokens, so it was trained with a "
@@ -213,7 +220,7 @@ def adapter_fingerprint(folder: Path) -> str:
 
 def base_model_name(config: Mapping[str, Any]) -> str | None:
     """The base model of an adapter: a hub id, or the name of a folder without its path, since folders may be moved."""
-    base = config.get("base_model_name_or_path")
+    base = (config.get("base_model_name_or_path") or "").rstrip("/") or None
     if base and (cached := _SNAPSHOT.search(base)):
         return f"{cached[1]}/{cached[2]}"
     if not base or (base.count("/") <= 1 and not Path(base).is_absolute()):

@@ -23,7 +23,7 @@ from recbole_llm.llm.causal_lm import (
 )
 from recbole_llm.llm.counting import count_passes
 from recbole_llm.llm.gguf_file import dequantised, gguf_name, is_gguf
-from recbole_llm.llm.memory import size_in_bytes
+from recbole_llm.llm.memory import check_max_memory
 from recbole_llm.llm.packages import distribution_of, is_package, located
 from recbole_llm.llm.reading import Reading
 from recbole_llm.settings import Settings
@@ -71,8 +71,7 @@ class BackboneSettings(Settings):
     def check(self) -> None:
         """Raise a ValueError or an ImportError for options that this machine cannot load an LM with."""
         _ = self.torch_dtype
-        for size in (self.max_memory or {}).values():
-            size_in_bytes(size)
+        check_max_memory(self.max_memory)
         if self.load_in_4bit:
             check_bitsandbytes()
         if package := _ATTENTION_PACKAGES.get(str(self.attn_implementation)):

@@ -6,8 +6,10 @@ attn_implementation, load_in_4bit.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import dataclass
+from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,12 @@ def load_causal_lm(
     LM or cannot run the attention, or a tokenizer without an end token, ImportError if `load_in_4bit` is set and
     bitsandbytes is not installed.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     hide_progress_bars()
     source = _source(path)
+    load_config(path, revision)  # says what is wrong with it
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options: dict[str, Any] = {"dtype": resolved_dtype(dtype, device), "use_safetensors": True}
     if attn_implementation:
@@ -77,10 +81,16 @@ def load_causal_lm(
     try:
         model, loading = _from_pretrained(AutoModelForCausalLM, source, revision, options)
         check_complete(loading)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _not_found(source, revision, error) from error
+    except (AssertionError, RuntimeError) as error:
+        if not device_map:
+            raise
+        raise ValueError(f"device_map: {device_map}: {source} cannot be placed ({first_line(error)}); give auto") from error
     if not device_map:
         model = model.to(device)
+    elif model.get_input_embeddings().weight.device.type == "meta":
+        raise ValueError(f"device_map: {device_map} and max_memory: {max_memory} leave no device for the embeddings of {source}")
     return CausalLM(model.requires_grad_(False).eval(), tokenizer)
 
 
@@ -109,6 +119,22 @@ def load_config(path: str | Path, revision: str | None = None) -> Any:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise _not_found(source, revision, error) from error
+    except Exception as error:  # an architecture that transformers does not know, code of its own, or a damaged file
+        raise ValueError(
+            f"llm_path: {source}: its config.json cannot be read ({first_line(error)}); choose an LM whose code is part of the "
+            f"installed transformers {version('transformers')}, or install a version that has it; code from a hub is never run"
+        ) from error
+
+
+def blank_model(config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """The LM of a configuration without the memory of its weights, on the device ``meta``."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        # no attention is computed, and eager needs no package
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
@@ -159,14 +185,23 @@ def check_weights(path: str | Path, revision: str | None = None) -> None:
 
 
 def _source(path: str | Path) -> str:
-    """An existing folder or a possible hub id; anything else raises an error without a network request."""
+    """An existing folder or a possible hub id; anything else raises an error without a network request.
+
+    A folder with a PEFT adapter is refused: ``transformers`` would load its base model, or the adapter into the model beside it.
+    """
     folder = Path(path).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"llm_path: {folder} holds a PEFT adapter (adapter_config.json), not an LM alone; give its base model as llm_path "
+            f"and the folder in `adapters`, or fold it: `recbole-llm merge --adapters={folder} --out=NEW --full_model=LM` and "
+            "--llm_path=LM"
+        )
     if folder.is_dir():
         return str(folder)
     return checked_hub_id(path, "llm_path", "config.json, tokenizer.json and model.safetensors", "Qwen/Qwen2.5-0.5B")
 
 
-def _not_found(source: str, revision: str | None, error: OSError) -> FileNotFoundError:
+def _not_found(source: str, revision: str | None, error: Exception) -> FileNotFoundError:
     if not Path(source).is_dir():
         return not_on_hub("llm_path", source, revision, error)
     return FileNotFoundError(

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from logging import getLogger
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
+
+from recbole_llm.compat import available_memory_bytes
 
 logger = getLogger()
 
@@ -58,7 +59,7 @@ class Folding:
 
     def _fits(self) -> bool:
         size = sum(weight.numel() * weight.element_size() for weight in map(_weight, self._layers.values()))
-        free = psutil.virtual_memory().available
+        free = available_memory_bytes()
         if size <= HOST_MEMORY_SHARE * free:
             return True
         logger.info(

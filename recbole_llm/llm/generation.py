@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.counting import tokens_of
-from recbole_llm.llm.forward import left_padded
+from recbole_llm.llm.forward import context_length, left_padded
 from recbole_llm.llm.lora import AdapterView
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.store.costs import Tokens
@@ -92,13 +92,21 @@ class Generator:
         """
         model = lm.selected() if isinstance(lm, AdapterView) else lm
         answers = [""] * len(prompts)
-        with _no_generation_settings(model) as end_tokens:
-            ends = sorted({int(self.tokenizer.eos_token_id), *end_tokens})
+        ends = self.end_tokens(model)
+        with _no_generation_settings(model):
             for batch in self._batches(prompts):
                 found = self._generate(model, [prompts[i] for i in batch], soft, complete, ends)
                 for i, answer in zip(batch, found, strict=True):
                     answers[i] = answer
         return answers
+
+    def end_tokens(self, lm: Any) -> list[int]:
+        """The tokens that end an answer: the tokenizer's, and those of the generation settings in the LM's folder."""
+        model: Any = lm.model.get_base_model() if isinstance(lm, AdapterView) else lm
+        settings = model.generation_config
+        own = settings and settings.eos_token_id  # one, several or none; an LM that cannot generate has no settings
+        listed = own if isinstance(own, list) else [own]
+        return sorted({int(self.tokenizer.eos_token_id), *(int(token) for token in listed if token is not None)})
 
     def most_tokens(self, model: Any, prompts: Sequence[Prompt]) -> Tokens:
         """The tokens of a call if no answer ends before its last token."""
@@ -143,7 +151,7 @@ class Generator:
     def _room(self, model: Any, prompts: Sequence[Prompt]) -> int:
         """New tokens that fit behind the longest prompt."""
         longest = max(map(len, prompts))
-        context = getattr(model.config, "max_position_embeddings", longest + self.max_new_tokens)
+        context = context_length(model.config) or longest + self.max_new_tokens
         if longest >= context:
             raise ValueError(
                 f"a prompt has {longest} tokens and leaves no room for an answer in the model's context of {context}; "
@@ -164,17 +172,13 @@ class _Complete:
 
 
 @contextmanager
-def _no_generation_settings(model: Any) -> Iterator[list[int]]:
-    """Without the generation settings of the model's folder, which ``generate`` merges into those that it is given.
-
-    Yields the end tokens among them.
-    """
+def _no_generation_settings(model: Any) -> Iterator[None]:
+    """Without the generation settings of the model's folder, which ``generate`` merges into those that it is given."""
     from transformers import GenerationConfig
 
     own = model.generation_config
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     model.generation_config = GenerationConfig()
     try:
-        yield [int(token) for token in ends if token is not None]
+        yield
     finally:
         model.generation_config = own

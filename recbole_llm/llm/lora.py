@@ -21,6 +21,7 @@ from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, read_
 from recbole_llm.llm.folding import Folding
 from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.lora_inputs import share_inputs
+from recbole_llm.llm.lora_targets import check_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,6 +63,7 @@ def attach_lora(
         target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
         use_rslora=use_rslora,
     )
+    check_targets(model.get_base_model() if isinstance(model, PeftModel) else model, target_modules)
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

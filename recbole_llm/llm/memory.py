@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 import torch
 
+from recbole_llm.compat import available_memory_bytes
+
 FP32 = 4  # bytes
 LOGITS_AT_ONCE = 2**24  # logits that the training loss computes at a time
 CHECKPOINT_ABOVE = 1_000_000_000  # weights, for gradient_checkpointing: auto
@@ -106,13 +108,13 @@ def free_memory(device: torch.device, max_memory: Mapping[Any, int | str] | None
         ValueError: a size of ``max_memory`` is no number of bytes.
     """
     if device.type == "cpu":
-        free, used = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+        free, used = available_memory_bytes(), psutil.Process().memory_info().rss
     elif device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         free, used = torch.cuda.mem_get_info(index)[0], torch.cuda.memory_allocated(index)
         free += torch.cuda.memory_reserved(index) - used  # what the allocator has cached
     else:
-        free, used = psutil.virtual_memory().available // 2, 0  # mps and others share the memory, or do not tell
+        free, used = available_memory_bytes() // 2, 0  # mps and others share the memory, or do not tell
     key = "cpu" if device.type == "cpu" else device.index or 0
     if max_memory is not None and key in max_memory:
         return max(0, min(free, size_in_bytes(max_memory[key]) - used))
@@ -148,3 +150,15 @@ def size_in_bytes(size: int | str) -> int:
             except ValueError:
                 break
     raise ValueError(f"max_memory: {size!r} is not a size; give bytes or text such as 20GiB")
+
+
+def check_max_memory(max_memory: Mapping[Any, int | str] | None) -> None:
+    """Check the devices and sizes of ``max_memory``.
+
+    Raises:
+        ValueError: a device that ``accelerate`` does not know, or a size that is none.
+    """
+    for device, size in (max_memory or {}).items():
+        if (isinstance(device, str) and device not in ("cpu", "mps", "disk")) or isinstance(device, bool):
+            raise ValueError(f"max_memory: {device!r} is no device; give the number of an accelerator, such as 0, or cpu")
+        size_in_bytes(size)

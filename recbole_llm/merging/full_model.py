@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from recbole_llm.llm.adapter_fit import check_fit
 from recbole_llm.llm.adapter_folders import Adapter, adapter_fingerprint, read_adapter
-from recbole_llm.llm.causal_lm import identity, load_causal_lm, load_config
+from recbole_llm.llm.causal_lm import blank_model, identity, load_causal_lm, load_config
 from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.store.files import atomic_folder, is_complete
 
@@ -32,6 +33,28 @@ def check_target(folder: Path, key: str) -> None:
     """
     if folder.exists() and not (folder / CARD_FILE).is_file():
         raise ValueError(f"{key}: {folder} exists and is not a full model of an earlier run; choose another folder")
+
+
+def check_foldable(model: Any, modules: Iterable[str], key: str) -> None:
+    """Check, before anything is computed, that updates of these modules can be folded into a causal LM.
+
+    Args:
+        model: may be without weights, on the device ``meta``.
+
+    Raises:
+        ValueError: the model is quantised, or a matrix is also the embedding matrix.
+    """
+    if getattr(model.config, "quantization_config", None):
+        raise ValueError(
+            f"{key}: the base model is quantised, so nothing can be folded into its weights; give the model that it was made from"
+        )
+    embeddings = model.get_input_embeddings().weight
+    for module in modules:
+        if model.get_submodule(module).weight is embeddings:
+            raise ValueError(
+                f"{key}: an adapter changes {module}, which the base model ties to its embeddings; without it in the adapter's "
+                "target_modules it can be folded"
+            )
 
 
 def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revision: str | None = None, **options: Any) -> str:
@@ -53,9 +76,8 @@ def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revis
     if is_complete(out) and json.loads((out / CARD_FILE).read_text()) == card:
         return f"full model: {out}, as written before"
     config, adapter = load_config(base, revision), read_adapter(adapter_folder)
-    if getattr(config, "quantization_config", None):
-        raise ValueError(f"{base} is quantised, so nothing can be folded into its weights; give the model that it was made from")
     check_fit(adapter, adapter_folder, config)
+    check_foldable(blank_model(config), adapter.modules, "full model")
     dtype = config.dtype or torch.float32
     model = load_causal_lm(base, revision=revision, dtype=dtype, device="cpu").model
     fold(model, adapter)
@@ -71,18 +93,12 @@ def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revis
 
 @torch.no_grad()
 def fold(model: Any, adapter: Adapter) -> None:
-    """Add ``s B A`` to the weights of a causal LM, in fp32.
-
-    Raises:
-        ValueError: an adapted matrix is also the embedding matrix.
-    """
+    """Add ``s B A`` to the weights of a causal LM, in fp32; see :func:`check_foldable`."""
     from transformers.pytorch_utils import Conv1D
 
-    embeddings = model.get_input_embeddings().weight
+    check_foldable(model, adapter.modules, f"adapter {adapter.name!r}")
     for module in adapter.modules:
         layer = model.get_submodule(module)
-        if layer.weight is embeddings:
-            raise ValueError(f"adapter {adapter.name!r} changes {module}, which the base model ties to its embeddings")
         a, b = adapter.factors(module)
         delta = (b @ a).T if isinstance(layer, Conv1D) else b @ a  # Conv1D stores [D_in, D_out]
         layer.weight.copy_(layer.weight.float() + delta)  # rounds to the weight's dtype

@@ -23,10 +23,12 @@ from torch import Tensor
 from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.merging import merge_cost
 from recbole_llm.costs.parts import blank, remembered
+from recbole_llm.llm.causal_lm import blank_model
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging import coefficients
 from recbole_llm.merging.coefficients import MergeProblem, given_weights
+from recbole_llm.merging.full_model import check_foldable
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
@@ -109,23 +111,33 @@ class AdapterMerging:
 
     Attributes:
         others: settings of the merges that are evaluated beside it, by the name of the row.
-        shape: that of the adapter of a name, for costs.
+        shape: that of the adapter of a name.
+        folds: the mixture is also folded into the weights of the LM (``merge_full_model``).
     """
 
     parts: RankerParts
     settings: MergeSettings
     others: Mapping[str, MergeSettings]
     shape: Callable[[str], AdapterShape]
+    folds: bool = False
 
     @classmethod
     def of(cls, config: Any, parts: RankerParts, shape: Callable[[str], AdapterShape]) -> AdapterMerging:
         """The merging of a configuration; raises as :class:`MergeSettings`."""
         if config["tallrec_form"] == "yes_no":
             raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters need listwise")
-        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape)
+        folds = config["merge_full_model"] is not None
+        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape, folds)
 
     def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
-        """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows."""
+        """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows.
+
+        Raises:
+            ValueError: the mixture is to be folded into the weights, and cannot be; or as :meth:`stage`.
+        """
+        if self.folds:
+            modules = [module for adapter in sources for module in self.shape(adapter).modules]
+            check_foldable(blank_model(self.parts.backbone.outline.config), modules, "merge_full_model")
         found = {"merged": self.stage(name, sources, candidates)}
         for row, settings in self.others.items():
             slug = re.sub(r"\W+", "-", row)[:80]

@@ -65,5 +65,6 @@ class PublishedAnswers:
             rows, soft = self.inputs(likelihood, users, candidates)
             return generator(likelihood.lm, rows, soft, complete)
 
-        what = [self.parts.prompts_depend_on(), self.parts.histories.fingerprint, generator.settings, *depends]
+        decoding = [generator.settings, generator.end_tokens(likelihood.lm)]
+        what = [self.parts.prompts_depend_on(), self.parts.histories.fingerprint, *decoding, *depends]
         return Answers(generate, titles, separator, fingerprint(what))

@@ -236,3 +236,11 @@ def test_backbones_for_two_cores_have_their_own_training_settings(model: str, ll
     assert FILES.merge(own, named) == own
     assert {key for key in own if own[key] != plain.get(key)} - {"llm"} <= named.keys()
     assert "train_samples" in named or "stage2_epochs" in named
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "AlphaRec"])
+@pytest.mark.parametrize("llm", OWN)
+def test_the_warm_up_of_a_shorter_training_ends_before_it(model: str, llm: str) -> None:
+    config = composed(model, llm)
+    steps = (config["train_samples"] or 1000) // config["lora_batch_size"] * config["lora_epochs"]
+    assert config["warmup_steps"] is None or config["warmup_steps"] < steps / 2

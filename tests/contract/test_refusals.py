@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from importlib import util
@@ -14,6 +15,7 @@ import torch
 from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.llm import backbones
 from recbole_llm.model import assembly
+from recbole_llm.quick_start import Run
 from recbole_llm.store.stages import StageCache
 from recbole_llm.training.loop import TrainingLoop
 
@@ -37,6 +39,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "4 bits without bitsandbytes, in an encoder": ("Laser", {"load_in_4bit": True}, r"load_in_4bit: True needs bitsandbytes"),
     "an unknown dtype": ("TALLRec", {"dtype": "float12"}, r"dtype: 'float12' in .* is not one of auto"),
     "a size that is none": ("TALLRec", {"max_memory": {"cpu": "much"}}, r"max_memory: 'much' is not a size; give bytes or text"),
+    "a device that is none": (
+        "TALLRec",
+        {"max_memory": {"0": "20GiB"}},
+        r"max_memory: '0' is no device; give the number of",
+    ),
     "an unknown precision": (
         "SASRec",
         {"float32_matmul_precision": "low"},
@@ -170,3 +177,37 @@ def test_the_hub_is_asked_for_safetensors_before_anything_is_downloaded(monkeypa
     assert "llm_revision" in str(caught.value) and "--llm_path=opt-6.7b-safetensors" in str(caught.value)
     monkeypatch.setattr("transformers.utils.has_file", lambda *_, **__: True)
     assert identity("facebook/opt-6.7b", "abc") == "facebook/opt-6.7b@abc"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"target_modules": ["q_proj", "v_porj"]},
+            r"target_modules: .* LlamaForCausalLM has no module 'v_porj'; give",
+        ),
+        ({"target_modules": "q_proj"}, r"target_modules: 'q_proj': a text is a regular expression"),
+    ],
+)
+def test_modules_that_the_lm_lacks_are_refused_by_the_plan(
+    changes: dict[str, Any], message: str, settings: dict[str, Any], assemble: Callable[..., Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):  # which every run makes before it trains
+        Run(**vars(assemble("LoRACocktail", settings, **changes))).plan()
+
+
+def test_a_full_model_that_cannot_be_folded_is_refused_before_its_adapters_are_trained(
+    settings: dict[str, Any], tiny_lm: Path, tmp_path: Path, assemble: Callable[..., Any]
+) -> None:
+    lm = Path(shutil.copytree(tiny_lm, tmp_path / "lm"))
+    wanted = {"llm_path": str(lm), "merge_full_model": str(tmp_path / "full"), "target_modules": ["q_proj", "lm_head"]}
+    assert assemble("LoRACocktail", settings, **wanted).model.merged
+    content = json.loads((lm / "config.json").read_text())
+    (lm / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": True}))
+    with pytest.raises(ValueError, match="merge_full_model: an adapter changes lm_head, which the base model ties to its emb"):
+        assemble("LoRACocktail", settings, **wanted)
+    assert assemble("LoRACocktail", settings, **{**wanted, "target_modules": "all-linear"}).model.merged
+    quantised = {"quantization_config": {"quant_method": "fp8"}}
+    (lm / "config.json").write_text(json.dumps(content | quantised))
+    with pytest.raises(ValueError, match="merge_full_model: the base model is quantised"):
+        assemble("LoRACocktail", settings, **wanted)

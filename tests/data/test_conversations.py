@@ -95,3 +95,12 @@ def test_the_columns_of_the_description_are_those_of_a_line(tokenizer: Any, layo
     if layout == "messages":
         assert set(line["messages"][0]) == {entry["tags"]["role_tag"], entry["tags"]["content_tag"]}
     assert json.loads(json.dumps(line)) == line
+
+
+def test_a_template_with_the_date_is_exact_for_nobody_else(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts of this package are the same on every day."""
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ strftime_now('%d %b %Y') }}\n" + CHATML)
+    prompt, answer = example(tokenizer, chat())
+    assert tokenizer.decode(prompt).startswith("26 Jul 2024\n")
+    texts = Conversations(tokenizer, chat())
+    assert not texts.of(prompt).exact and not texts.of(prompt, answer).exact

@@ -145,8 +145,15 @@ def test_chat_errors(make_tokenizer: Make) -> None:
     with pytest.raises(ValueError, match="chat: .* has no chat template"):
         build(make_tokenizer(chat_template=None), chat=True)
     refusing = make_tokenizer(chat_template="{{ raise_exception('no system role') }}")
-    with pytest.raises(ValueError, match="system: .* rejects it: no system role"):
+    with pytest.raises(ValueError, match="system: 's': .* rejects it: no system role; give system: ~"):
         build(refusing, chat=True, system="s")
+    with pytest.raises(ValueError, match="system: None: .* rejects it: no system role; give a text, or chat: false"):
+        build(refusing, chat=True)
+
+
+def test_a_chat_template_that_shows_the_date_gives_one_prompt_on_all_days(make_tokenizer: Make) -> None:
+    dated = make_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }}")
+    assert dated.decode(build(dated, chat=True).prompt([1], [2]).ids).startswith("26 Jul 2024 ")
 
 
 def test_system_without_chat_is_a_first_line(tokenizer: PreTrainedTokenizerFast) -> None:

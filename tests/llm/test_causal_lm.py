@@ -1,5 +1,6 @@
 """Every family loads from a folder, frozen and ready; what cannot be loaded is refused with a way out."""
 
+import json
 import os
 
 import pytest
@@ -110,6 +111,25 @@ def test_fingerprint_follows_the_weights_and_nothing_else(folder, build_model, m
     assert fingerprint(path) not in (sampled, before)
 
 
+def test_of_a_large_file_every_tensor_is_sampled(folder, monkeypatch):
+    """A training may change one matrix alone, which samples of the file as a whole need not touch."""
+    monkeypatch.setattr(identity, "WHOLE_FILE", 0)
+    monkeypatch.setattr(identity, "SAMPLES", 2)
+    monkeypatch.setattr(identity, "SAMPLE", 16)
+    path = folder()
+    file, before = path / "model.safetensors", fingerprint(path)
+    tensors = load_file(file)
+    assert len(tensors) > 20
+    for name, tensor in tensors.items():
+        save_file({**tensors, name: tensor + 1}, file, {"format": "pt"})
+        assert fingerprint(path) != before, name
+    save_file(tensors, file, {"format": "pt"})
+    assert fingerprint(path) == before
+    for damaged in (b"", b"\xff" * 40, (40).to_bytes(8, "little") + b'{"a": {"data_offsets": ["x", 1]}, "b": 1}     '):
+        file.write_bytes(damaged)
+        assert fingerprint(path) != before  # loading it says what is wrong
+
+
 def test_fingerprint_of_the_hub_is_its_revision():
     assert fingerprint("Qwen/Qwen2.5-0.5B", "abc") == "Qwen/Qwen2.5-0.5B@abc"
 
@@ -137,3 +157,45 @@ def test_what_is_no_causal_lm_is_refused_by_its_key(tmp_path):
     tiny_tokenizer(eos_token="</s>").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="llm_path: .*cannot be loaded.*T5Config.*choose a causal LM of text"):
         load_causal_lm(tmp_path, attn_implementation="sdpa")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_folder_with_an_adapter_is_refused_with_the_keys_for_it(folder, alone):
+    """Beside a whole model, transformers would load it into the model without a word."""
+    path = folder()
+    (path / "adapter_config.json").write_text("{}")
+    if alone:
+        (path / "config.json").unlink()
+    for read in (load_causal_lm, causal_lm.load_config, causal_lm.identity, causal_lm.load_tokenizer):
+        with pytest.raises(
+            ValueError, match=rf"llm_path: {path} holds a PEFT adapter .* `adapters`, or fold it: `recbole-llm merge"
+        ):
+            read(path)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 1000])
+def test_a_damaged_file_of_weights_is_named_with_its_folder(folder, cut):
+    path = folder()
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: cut - 1000 if cut == 1000 else cut])
+    with pytest.raises(FileNotFoundError, match=rf"llm_path: the folder {path} holds no complete model \(.*header"):
+        load_causal_lm(path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_type": "unheard"}, {"auto_map": {"AutoConfig": "c.C"}, "model_type": "unheard"}, None]
+)
+def test_a_config_that_transformers_does_not_know_is_refused_by_key(folder, changes):
+    path = folder()
+    file = path / "config.json"
+    file.write_text("[]" if changes is None else json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=rf"llm_path: {path}: its config.json cannot be read \(.*\); choose an LM whose"):
+        causal_lm.load_config(path)
+
+
+def test_a_device_map_of_devices_that_a_machine_lacks_is_refused_by_its_key(folder):
+    path = folder()
+    with pytest.raises(ValueError, match="device_map: cuda:9: .* cannot be placed"):
+        load_causal_lm(path, device_map="cuda:9")
+    with pytest.raises(ValueError, match="device_map: auto and max_memory: .* leave no device for the embeddings"):
+        load_causal_lm(path, device_map="auto", max_memory={"cpu": "1KB"})

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
+from recbole_llm.llm.forward import context_length
 from recbole_llm.llm.generation import Generator, check_generates
 from recbole_llm.llm.lora import AdapterView, attach_lora
 from tests.llm.conftest import FAMILIES
-from tests.llm.families import build
+from tests.llm.families import CONTEXT, build
 
 END, NEW = 2, 12
 PROMPTS = [[1, 30, 7, 19], [1, 8], [1, 40, 41, 42, 9, 10, 33], [1, 8, 8]]
@@ -149,3 +150,20 @@ def test_an_answer_ends_with_the_context_and_a_prompt_without_room_is_refused(bu
         generator(model, [Prompt([1] + [9] * 127)])
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, not 0"):
         Generator(tokenizer, 0)
+
+
+@torch.no_grad()
+def test_the_context_is_that_of_scoring_whatever_its_name(tokenizer: Any) -> None:
+    model = build("mpt", vocab_size=60)  # max_seq_len
+    assert context_length(model.config) == CONTEXT
+    with pytest.raises(ValueError, match=f"leaves no room .* context of {CONTEXT}"):
+        Generator(tokenizer, 5)(model, [Prompt([1] + [9] * (CONTEXT - 1))])
+
+
+def test_end_tokens_are_those_of_tokenizer_and_folder(build_model: Any, tokenizer: Any) -> None:
+    model, generator = build_model("llama"), Generator(tokenizer, NEW)
+    view = AdapterView(attach_lora(build_model("llama"), name="x", r=2, lora_alpha=4, lora_dropout=0.0, seed=0))
+    for own, expected in ((END, [END]), ([END, 9, 7], [END, 7, 9]), (None, [END])):
+        for lm, settings in ((model, model.generation_config), (view, view.selected().generation_config)):
+            settings.eos_token_id = own
+            assert generator.end_tokens(lm) == expected

@@ -90,12 +90,39 @@ def test_attach_twice_is_refused():
 
 @pytest.mark.parametrize(
     ("family", "modules", "reason"),
-    [("gpt2", ["q_proj"], "not found in the base model"), ("mixtral", "all-linear", "lora_dropout")],
+    [
+        (
+            "gpt2",
+            ["q_proj"],
+            r"GPT2LMHeadModel has no module 'q_proj'; give all-linear or a list .*: c_attn, c_fc, c_proj, lm_head",
+        ),
+        ("llama", ["q_proj", "v_porj"], "has no module 'v_porj'; give all-linear or a list .*, v_proj"),
+        ("llama", ["proj"], "has no module 'proj'"),
+        ("llama", [], "it names none"),
+        ("llama", ["q_proj", "embed_tokens"], "'model.embed_tokens' is no linear layer"),
+        ("mamba", ["conv1d"], "'backbone.layers.0.mixer.conv1d' is no linear layer"),
+        ("llama", "q_proj", "a text is a regular expression of whole names"),
+        ("llama", "(", "a text is a regular expression of whole names"),
+        ("mixtral", "all-linear", "lora_dropout: 0.1: peft cannot adapt .*lora_dropout"),
+    ],
 )
 def test_modules_that_peft_cannot_adapt_are_named(family, modules, reason):
+    """peft adapts what it finds of a list, and says nothing of a name that it does not find."""
     recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "seed": 0}
-    with pytest.raises(ValueError, match=rf"target_modules: .* with lora_dropout: 0.1: peft cannot adapt .*{reason}"):
+    with pytest.raises(ValueError, match=rf"target_modules: .*{reason}"):
         attach_lora(build(family), name="x", target_modules=modules, **recipe)
+
+
+@pytest.mark.parametrize(
+    ("modules", "adapted"),
+    [(["q_proj", "layers.1.mlp.up_proj"], 5), (r".*\.1\..*(q|v)_proj", 2), (["lm_head"], 1), (["self_attn.v_proj"], 4)],
+)
+def test_modules_are_named_as_peft_reads_them(modules, adapted):
+    recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "seed": 0}
+    model = attach_lora(build("llama"), name="x", target_modules=modules, **recipe)
+    assert len(lora_modules(model)) == adapted
+    attach_lora(model, name="y", target_modules=modules, **recipe)
+    assert len(lora_modules(model)) == adapted
 
 
 def test_attach_after_base_only_is_active():

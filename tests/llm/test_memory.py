@@ -118,15 +118,15 @@ def test_a_laptop_with_6_gb_trains_smollm2(monkeypatch: pytest.MonkeyPatch) -> N
         vocab_size=49152,
     )
     needs = training_memory(smollm2, r=16, dropout=0.05)
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * 10**9))  # beside system and LM
+    monkeypatch.setattr(module, "available_memory_bytes", lambda: 4 * 10**9)  # beside system and LM
     tokens = micro_batch_tokens(needs, CPU)
     assert 256 <= tokens <= 1024 and needs.bytes(tokens) <= 10**9
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    monkeypatch.setattr(module, "available_memory_bytes", lambda: 10**12)
     assert micro_batch_tokens(needs, CPU) == 1024
 
 
 def test_max_memory_limits_what_is_free_beside_what_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**10))
+    monkeypatch.setattr(module, "available_memory_bytes", lambda: 10**10)
     used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=10**9))
     monkeypatch.setattr(module.psutil, "Process", lambda: used)
     assert free_memory(CPU) == free_memory(CPU, {0: 1}) == 10**10

@@ -128,6 +128,12 @@ def damage_vocabulary(folder: Path) -> None:
     save_file({**tensors, "base_model.model.model.embed_tokens.weight": torch.zeros(999, 32)}, folder / WEIGHTS_FILE)
 
 
+def with_base_layer(folder: Path) -> None:
+    """As peft's ``save_pretrained`` writes an adapter of lm_head."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({**tensors, "base_model.model.lm_head.base_layer.weight": torch.zeros(310, 32)}, folder / WEIGHTS_FILE)
+
+
 def damage_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models
 
@@ -158,6 +164,12 @@ def truncated(folder: Path) -> None:
         ),
         (lambda f: configured(f, lora_alpha=0), "changes nothing: lora_alpha is 0"),
         (lambda f: configured(f, peft_type="LOHA"), "peft_type 'LOHA' cannot be summed"),
+        (lambda f: configured(f, peft_type=None), "peft_type None cannot be summed"),
+        (lambda f: configured(f, base_model_name_or_path=3), "base_model_name_or_path is 3, not a text"),
+        (lambda f: configured(f, r=3.0), "peft cannot read its adapter_config.json"),
+        (lambda f: configured(f, rank_pattern=None), "peft cannot read its adapter_config.json"),
+        (lambda f: configured(f, task_type="ODD"), "Invalid task type"),
+        (with_base_layer, r"lm_head.base_layer.weight, the base model's own matrix, .* save_embedding_layers=False"),
         (lambda f: configured(f, use_dora=True), "with use_dora=True it is not exactly"),
         (lambda f: configured(f, target_modules=["query"]), r"its target_modules \['query'\] do not fit the backbone"),
         (lambda f: configured(f, target_modules=["q_proj"]), "layers.0.mlp.down_proj.lora_A.weight is .* takes absent"),
@@ -183,6 +195,17 @@ def test_refused_before_anything_is_trained(
         assemble("TALLRec", settings, adapters={"tuned": str(folder)})
     assert "adapters['tuned']" in str(caught.value) and str(folder) in str(caught.value)
     assert not (tmp_path / "saved" / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    "base", [None, "", "tiny-llama/", "./tiny-llama", "models/tiny-llama/", "/elsewhere/tiny-llama", "org/Tiny-Llama"]
+)
+def test_a_base_model_that_may_be_the_backbone_is_accepted(
+    base: str | None, settings: dict[str, Any], assemble: Any, tmp_path: Path, tiny_lm: Path
+) -> None:
+    folder = make(tiny_lm, tmp_path / "mine")
+    configured(folder, base_model_name_or_path=base)
+    assert assemble("TALLRec", settings, adapters={"tuned": str(folder)}).model.given.folders["tuned"] == folder
 
 
 def test_one_of_another_size_is_refused(settings: dict[str, Any], assemble: Any, tmp_path: Path) -> None:

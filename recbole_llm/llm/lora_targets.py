@@ -1,0 +1,49 @@
+"""The modules that ``target_modules`` names: peft adapts those of a list that it finds and says nothing of the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+ALL_LINEAR = "all-linear"
+
+
+def check_targets(model: nn.Module, target_modules: str | Sequence[str]) -> None:
+    """Check that each name of a list is that of a module, or that a regular expression fits one, and that these are linear.
+
+    peft also adapts embeddings and convolutions, whose updates are no products of two matrices that can be merged.
+
+    Raises:
+        ValueError: names the key, the value and the linear layers of the model.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if target_modules == ALL_LINEAR:
+        return
+    modules, kind, problem = dict(model.named_modules()), type(model).__name__, ""
+    if isinstance(target_modules, str):
+        adapted = [name for name in modules if _fits(target_modules, name)]
+        if not adapted:
+            problem = f"a text is a regular expression of whole names, and {kind} has no such module"
+    else:
+        by_name = {target: [name for name in modules if f".{name}".endswith(f".{target}")] for target in target_modules}
+        adapted = [name for found in by_name.values() for name in found]
+        if absent := [target for target, found in by_name.items() if not found]:
+            problem = f"{kind} has no module {absent[0]!r}"
+    others = [name for name in adapted if isinstance(modules[name], nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    problem = problem or (f"{others[0]!r} is no linear layer" if others else "" if adapted else "it names none")
+    if problem:
+        linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+        raise ValueError(
+            f"target_modules: {target_modules!r}: {problem}; give {ALL_LINEAR} or a list of linear layers: "
+            f"{', '.join(sorted(linear))}"
+        )
+
+
+def _fits(pattern: str, module: str) -> bool:
+    try:
+        return re.fullmatch(pattern, module) is not None
+    except re.error:
+        return False
