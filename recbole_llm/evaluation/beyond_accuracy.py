@@ -96,14 +96,10 @@ class SafeCollector(Collector):
         """Collect from the training data.
 
         Raises:
-            ValueError: a list longer than the catalogue, or Diversity without titles.
+            ValueError: Diversity without titles.
         """
         super().data_collect(train_data)
         data = train_data.dataset
-        if (self.register.need("rec.topk") or self.register.need("rec.items")) and max(self.topk) >= data.item_num:
-            raise ValueError(
-                f"topk: {max(self.topk)} is more than the {data.item_num - 1} items of {data.dataset_name}; give smaller numbers"
-            )
         if self.register.need("data.count_items") and "histories" in vars(data):
             counts = data.histories.train_counts
             self.data_struct.set("data.count_items", {int(item): int(counts[item]) for item in counts.nonzero()[0]})

@@ -219,7 +219,7 @@ def test_a_full_ranking_lists_no_item_of_a_users_history(made, assemble, monkeyp
         before = {*histories.before(user, "test").tolist()}
         assert target == histories.target(user, "test") and 0 not in items
         assert finite == 40 - (len(before) if masked else 0)  # the target is never masked
-        assert ranks[user] <= finite and (ranks[user] > 20 or items[ranks[user] - 1] == target)
+        assert ranks[user] <= finite and (ranks[user] > 20 or items[int(ranks[user]) - 1] == target)
         seen += len(before.intersection(items))
     assert (seen == 0) == masked
 

@@ -105,6 +105,6 @@ def test_diversity_without_titles_is_refused_before_training(
 def test_a_list_that_is_longer_than_the_catalogue_is_refused_before_training(
     mode: str, settings: dict[str, Any], assemble: Callable[..., SimpleNamespace]
 ) -> None:
-    with pytest.raises(ValueError, match="topk: 41 is more than the 40 items of tiny; give smaller numbers"):
+    with pytest.raises(ValueError, match="topk: 41 is more than the 40 items of tiny; lower it"):
         assemble("BPR", settings, topk=[5, 41], eval_args={"mode": mode})
     assemble("BPR", settings, topk=[5, 40], eval_args={"mode": mode})
