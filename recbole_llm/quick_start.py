@@ -167,8 +167,9 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     _set_precision(config)
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
-    for key, source in config.unread.items():
-        logger.warning(f"{key} in {source} changes nothing: {config['model']} has no such setting")
+    for source in dict.fromkeys(config.unread.values()):
+        keys = ", ".join(key for key, given in config.unread.items() if given == source)
+        logger.warning(f"settings of other models in {source}, which change nothing: {keys}")
     if config.own_copy:
         logger.info(f"{config['dataset']}: your data is used, not the data of this name that comes with RecBole")
     logger.info(logs.dataset_line(data))

@@ -89,7 +89,7 @@ WEAVE_MOMENTS = {  # two views, so two hybrids and two single-domain controls, o
     "data merging: its result is renamed": ("os:replace", 1, "lora-tiny+tiny-comedy+tiny-drama-"),
     "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 5, ""),
 }
-VARIABLE = {"seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config", "plan"}
+VARIABLE = {"checksum", "seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config", "plan"}
 
 
 @pytest.fixture
