@@ -24,6 +24,7 @@ from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.published import RECCOCKTAIL
 from recbole_llm.model.adapters import AdapterSpec
+from recbole_llm.model.merge_report import MergeReport
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Folders, Stage
@@ -44,6 +45,7 @@ class LoRACocktail(LLMRanker):
         general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}
         self.general_training = replace(self.adapter_training.config, **general)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
+        self.reports_merges = config["merge_report"]
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
         return {
@@ -55,6 +57,8 @@ class LoRACocktail(LLMRanker):
         sources = self.adapter_stages(candidates)
         self.check_rows("merge_beside", self.merging.others)
         self.merged = self.merging.stages("cocktail", sources, candidates)
+        if self.reports_merges:
+            self.measures_merges = MergeReport(self.merging).stage("cocktail", sources, candidates)
         return [*self.merged.values(), *self.other_stages()]
 
     def adapters(self, results: Folders) -> dict[str, Path]:
