@@ -63,8 +63,8 @@ def curves(
     for (name, values), style in zip(left.items(), ("-o", "--s", ":^"), strict=False):
         shown += axes.plot(places, np.asarray(values)[order], style, color="tab:blue", markersize=4, label=_plain(name))
     other = axes.twinx()
-    values, intervals = (np.asarray(part, dtype=float)[order] for part in right)
-    shown += other.plot(places, values, "-D", color="tab:red", markersize=4, label=_plain(right_label))
+    middle, intervals = (np.asarray(part, dtype=float)[order] for part in right)
+    shown += other.plot(places, middle, "-D", color="tab:red", markersize=4, label=_plain(right_label))
     other.fill_between(places, intervals[:, 0], intervals[:, 1], color="tab:red", alpha=0.15, linewidth=0)
     axes.set(title=_plain(title), xlabel=_plain(axis_label), ylabel=_plain(left_label))
     other.set_ylabel(_plain(right_label))

@@ -57,5 +57,5 @@ def _least(found: Lattice, what: str, values: Tensor, settings: dict[str, Any] |
 def _trace(found: Lattice, **means: Tensor) -> list[dict[str, Any]]:
     """The points with their validation score, and means [P] by name."""
     measured = {"score": found.values.double().mean(1), **means}
-    points = zip(found.phases, found.weights, strict=True)
-    return [measured_point(*point, **{n: float(v[i]) for n, v in measured.items()}) for i, point in enumerate(points)]
+    points = enumerate(zip(found.phases, found.weights, strict=True))
+    return [measured_point(phase, w, **{n: float(v[i]) for n, v in measured.items()}) for i, (phase, w) in points]

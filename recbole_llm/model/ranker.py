@@ -141,8 +141,8 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def other_stages(self) -> Sequence[Stage]:
         """The stages of the retriever, of :attr:`memorised` and of :attr:`measures_merges`, if there are any."""
-        found = (self.retriever and self.retriever.stage, *self.memorised.stages, self.measures_merges)
-        return [stage for stage in found if stage is not None]
+        measures = [self.measures_merges] if self.measures_merges else []
+        return [*([self.retriever.stage] if self.retriever else []), *self.memorised.stages, *measures]
 
     def check(self) -> None:
         examples = self.parts.examples
@@ -179,7 +179,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         model = load_adapters(causal.model, folders)
         self._unload = partial(unload, model)
         answer = next(iter(folders))
-        self.merge_report = merge_record(folders[answer], self.measures_merges and cache.folder(self.measures_merges))
+        self.merge_report = merge_record(folders[answer], cache.folder(self.measures_merges) if self.measures_merges else None)
         self._merged = self.parts.backbone.source(cache), folders[answer]
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}
