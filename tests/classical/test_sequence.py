@@ -15,12 +15,10 @@ from recbole_llm.classical.sequence import (
     CAUSAL_MODELS,
     SequenceLoader,
     SequenceTraining,
-    Windows,
     make_causal,
     sequence_states,
-    training_histories,
-    windows,
 )
+from recbole_llm.classical.windows import Windows, training_histories, windows
 
 MAX_LEN = 5
 
