@@ -30,6 +30,7 @@ class SteadyTraining:
 
     model: Any
     optimizer: Any
+    training_state: dict[str, Any]
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)  # type: ignore[call-arg]
@@ -63,12 +64,12 @@ class SteadyTraining:
             return super()._valid_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        own = _copy(self.model)
-        self.training_state = {
-            "weights": own if self._average is not None else None,
-            "averaged": int(self._average.n_averaged) if self._average is not None else 0,
-            "schedule": self._schedule.state_dict() if self._schedule is not None else None,
-        }
+        state: dict[str, Any] = {}
+        if self._average is not None:
+            state |= {"weights": _copy(self.model), "averaged": int(self._average.n_averaged)}
+        if self._schedule is not None:
+            state["schedule"] = self._schedule.state_dict()
+        self.training_state = state
         with self.averaged():
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
@@ -76,11 +77,11 @@ class SteadyTraining:
         """Resume the averaged weights, the optimiser's own, and the warm-up."""
         super().resume_checkpoint(resume_file)  # type: ignore[misc]
         state = self.training_state
-        if self._average is not None and state.get("weights"):
+        if self._average is not None and "weights" in state:
             self._average.module.load_state_dict(self.model.state_dict())
             self._average.n_averaged.fill_(state["averaged"])
             self.model.load_state_dict(state["weights"])
-        if self._schedule is not None and state.get("schedule"):
+        if self._schedule is not None and "schedule" in state:
             self._schedule.load_state_dict(state["schedule"])
 
 

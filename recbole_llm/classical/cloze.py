@@ -49,7 +49,9 @@ def masked_loss(model: Any, loss: SequenceLoss, interaction: Interaction) -> Ten
     index = interaction[model.MASK_INDEX]  # [B, M], 0 for none, so a mask at place 0 does not count
     rows, columns = index.nonzero(as_tuple=True)  # [T], [T]
     states = model(interaction[model.MASK_ITEM_SEQ])[rows, index[rows, columns]]  # [T, H]
-    return loss(states, model.item_embedding.weight[: model.n_items], model.output_bias, interaction[model.POS_ITEMS][rows, columns])
+    return loss(
+        states, model.item_embedding.weight[: model.n_items], model.output_bias, interaction[model.POS_ITEMS][rows, columns]
+    )
 
 
 class MaskedTraining(SteadyTraining):

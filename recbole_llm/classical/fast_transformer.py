@@ -1,8 +1,8 @@
 """RecBole's causal Transformer layers with less work on padding, later items and random numbers, and the same results.
 
 RecBole's attention computes the scores of all pairs of positions and masks those of later items. Here causal attention leaves
-them out: with torch's fused kernel, or, where attention has dropout on a CPU, for which that kernel has no fast form, in blocks of
-positions. Padding on the right needs no mask, since every item stands before it.
+them out: with torch's fused kernel or, on a CPU with dropout, which that kernel lacks, in blocks of positions. Padding on the
+right needs no mask, since every item stands before it.
 """
 
 from __future__ import annotations

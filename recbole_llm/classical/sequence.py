@@ -5,9 +5,9 @@ predict one next item. In a causal model the state at position j depends on the 
 over a window of ``MAX_ITEM_LIST_LENGTH`` items yields the states of all its prefixes, and the same (prefix, next item)
 pairs cost a fraction of the work. SASRec was trained like this in its paper (Kang & McAuley, ICDM 2018, section III-E).
 
-The model's own ``calculate_loss`` is used, unless ``sequence_loss`` names another. During one call, two methods of the instance are replaced: ``gather_indexes``
-returns every position instead of the last, and ``forward`` returns these states. Terms that the model adds to its loss are
-included (NextItNet's regulariser). Where windows and prefixes coincide, the loss equals RecBole's.
+The model's own ``calculate_loss`` is used, unless ``sequence_loss`` names another. During one call, two methods of the instance
+are replaced: ``gather_indexes`` returns every position instead of the last, and ``forward`` returns these states. Terms that the
+model adds to its loss are included (NextItNet's regulariser). Where windows and prefixes coincide, the loss equals RecBole's.
 """
 
 from __future__ import annotations

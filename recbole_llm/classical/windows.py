@@ -1,7 +1,7 @@
 """Windows over whole training histories, and the batches of an epoch.
 
-A window is a row of at most ``MAX_ITEM_LIST_LENGTH`` consecutive items of a history. RecBole's training split has one row a prefix;
-the histories are restored from it, so windows have the same (prefix, next item) pairs.
+A window is a row of at most ``MAX_ITEM_LIST_LENGTH`` consecutive items of a history. RecBole's training split has one row a
+prefix; the histories are restored from it, so windows have the same (prefix, next item) pairs.
 """
 
 from __future__ import annotations
