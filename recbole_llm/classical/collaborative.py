@@ -13,7 +13,7 @@ from functools import cached_property
 from inspect import signature
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from recbole.data.interaction import Interaction
@@ -61,7 +61,7 @@ class CollaborativeModel:
         self.name, self._given = name, [*(values or {})]
         self._checkpoint = checkpoint and Path(checkpoint).expanduser()
         trained = self._checkpointed().settings(name) if checkpoint else {}
-        self.config = inner_config(config, name, {**trained, **(values or {})}, self.KEYS[:2])
+        self.config = inner_config(config, name, {**trained, **(values or {})}, self.KEYS)
         data = create_dataset(self.config)
         self.histories = data.histories
         self.loaders = data_preparation(self.config, data)
@@ -72,7 +72,7 @@ class CollaborativeModel:
         self.stage = Stage(f"cf-{name}", depends, self._import if checkpoint else self._train, cost=self._cost)
 
     @classmethod
-    def of(cls, config: Any, histories: Histories, max_seq_length: int) -> CollaborativeModel:
+    def of(cls, config: Any, histories: Histories, max_seq_length: int) -> Self:
         """The model that the first of :attr:`KEYS` names, on the items of ``histories``.
 
         Raises:

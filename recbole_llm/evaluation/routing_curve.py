@@ -90,10 +90,17 @@ class RoutingCurve:
         points = []
         for number, row in zip(numbers.tolist(), values, strict=True):
             share = number / users
-            own, over = (row.mean(), _half_width(row)), ((row - cheap).mean(), _half_width(row - cheap))
-            seconds = None if cpu_seconds is None else 1000 * (cpu_seconds[0] + share * cpu_seconds[1])
-            found = (*own, *over, cheap.mean() + share * gains.mean(), best[number])
-            points.append(Point(share, *map(float, found), seconds))
+            point = Point(
+                share,
+                value=float(row.mean()),
+                half_width=_half_width(row),
+                gain=float((row - cheap).mean()),
+                gain_half_width=_half_width(row - cheap),
+                random=float(cheap.mean() + share * gains.mean()),
+                oracle=float(best[number]),
+                cpu_seconds=None if cpu_seconds is None else 1000 * (cpu_seconds[0] + share * cpu_seconds[1]),
+            )
+            points.append(point)
         later = [values[at + 1 :] - row for at, row in enumerate(values)]
         superior = [any(gain.mean() > _half_width(gain) for gain in more) for more in later]
         top = int(best.argmax())

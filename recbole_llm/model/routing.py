@@ -192,9 +192,15 @@ def choose(gains: np.ndarray, known: Features, settings: RoutingSettings) -> Cho
     if crossed.mean() <= settings.standard_errors * _standard_error(crossed):
         rule = replace(rule, share=0.0)
     routed = gains[row] * rule(known)
-    everybody = float(gains[row].mean())
-    numbers = (routed.mean(), _standard_error(routed), crossed.mean(), _standard_error(crossed))
-    return Choice(rule, *map(float, numbers), everybody, users)
+    return Choice(
+        rule,
+        gain=float(routed.mean()),
+        standard_error=_standard_error(routed),
+        cross_fitted_gain=float(crossed.mean()),
+        cross_fitted_standard_error=_standard_error(crossed),
+        everybody=float(gains[row].mean()),
+        users=users,
+    )
 
 
 def _best(gains: np.ndarray, known: Features, settings: RoutingSettings) -> tuple[Rule, int]:
@@ -202,20 +208,20 @@ def _best(gains: np.ndarray, known: Features, settings: RoutingSettings) -> tupl
     users, tried = gains.shape[1], list(rules(known, settings.features, settings.steps))
     routes = np.array([*(rule(known) for rule in tried), np.zeros(users), np.ones(users)], dtype=np.float64)  # [R + 2, N]
     means = gains @ routes.T / users  # [W, R + 2]
-    row, best = np.unravel_index(means.argmax(), means.shape)
+    row, best = map(int, np.unravel_index(means.argmax(), means.shape))
     top = gains[row] * routes[best]  # [N]
     behind = means[row, best] - means  # [W, R + 2], what the best rule gains over each
     squares = (top**2).mean() + (gains**2 @ routes.T - 2 * (gains * top) @ routes.T) / users
     errors = np.sqrt((squares - behind**2).clip(min=0) / users)
     shares = np.where(behind <= settings.standard_errors * errors + 1e-12, routes.mean(1), np.inf)
-    row, place = np.unravel_index(np.where(shares == shares.min(), means, -np.inf).argmax(), means.shape)
+    row, place = map(int, np.unravel_index(np.where(shares == shares.min(), means, -np.inf).argmax(), means.shape))
     share = float(routes[place].mean())
     if not tried:  # no feature tells two users apart
-        return Rule(settings.features[0], True, 0.0, share, float(settings.tried[row])), int(row)
-    if place >= len(tried):  # all rules agree; the curve has the order of the best one that routes some users
-        row = means[:, : len(tried)].max(1).argmax() if share == 0 else row
-        place = means[row, : len(tried)].argmax()
-    return replace(tried[place], share=share, weight=float(settings.tried[row])), int(row)
+        return Rule(settings.features[0], True, 0.0, share, float(settings.tried[row])), row
+    if place >= len(tried):  # nobody or everybody; the curve has the order of the best rule that routes some users
+        row = int(means[:, -1].argmax())
+        place = int(means[row, : len(tried)].argmax())
+    return replace(tried[place], share=share, weight=float(settings.tried[row])), row
 
 
 def joined(known: Sequence[Features]) -> Features:
