@@ -129,6 +129,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         note=_first(cell.note for cell in cells),
         shortcut=any(record.get("shortcut") is True for record in records),
         memorisation=_first(record.get("memorisation") for record in records),
+        routing=_first(record.get("routing") for record in records if record.get("model") == model),
     )
 
 
