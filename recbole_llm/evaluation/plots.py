@@ -11,6 +11,9 @@ import numpy as np
 
 from recbole_llm.store.files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def heat_map(
     file: Path, values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, row_label: str, column_label: str
