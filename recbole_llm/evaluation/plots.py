@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recbole_llm.store.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def heat_map(
@@ -34,6 +38,77 @@ def heat_map(
             color = "white" if value < middle else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes)
+    _save(figure, file)
+
+
+def two_scales(
+    file: Path,
+    axis: Sequence[float],
+    left: Mapping[str, Sequence[float]],
+    right: tuple[Sequence[float], Sequence[Sequence[float]]],
+    *,
+    title: str,
+    axis_label: str,
+    left_label: str,
+    right_label: str,
+) -> None:
+    """Write named values [P] over an axis [P], and over the same axis one more [P] with intervals [P, 2], as a plot (PNG).
+
+    The points may be in any order. The named values are on the left scale, the other on the right one.
+    """
+    from matplotlib.figure import Figure
+
+    order = np.argsort(axis, kind="stable")
+    places = np.asarray(axis, dtype=float)[order]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    shown = []
+    for (name, values), style in zip(left.items(), ("-o", "--s", ":^"), strict=False):
+        shown += axes.plot(places, np.asarray(values)[order], style, color="tab:blue", markersize=4, label=_plain(name))
+    other = axes.twinx()
+    middle, intervals = (np.asarray(part, dtype=float)[order] for part in right)
+    shown += other.plot(places, middle, "-D", color="tab:red", markersize=4, label=_plain(right_label))
+    other.fill_between(places, intervals[:, 0], intervals[:, 1], color="tab:red", alpha=0.15, linewidth=0)
+    axes.set(title=_plain(title), xlabel=_plain(axis_label), ylabel=_plain(left_label))
+    other.set_ylabel(_plain(right_label))
+    axes.legend(handles=shown, loc="best", fontsize=8)
+    _save(figure, file)
+
+
+def lines(
+    file: Path,
+    places: Sequence[float],
+    heights: Mapping[str, Sequence[float]],
+    *,
+    bands: Mapping[str, Sequence[float]],
+    mark: float,
+    title: str,
+    row_label: str,
+    column_label: str,
+) -> None:
+    """Write lines over ``places`` [S] as a picture (PNG).
+
+    Args:
+        heights: [S] of each line, by name.
+        bands: half widths [S] of intervals around some of the lines.
+        mark: where a vertical line stands.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in heights.items():
+        (line,) = axes.plot(places, values, "-" if name in bands else "--", label=_plain(name))
+        if name in bands:
+            low, high = (np.asarray(values) + sign * np.asarray(bands[name]) for sign in (-1, 1))
+            axes.fill_between(places, low, high, alpha=0.2, color=line.get_color())
+    axes.axvline(mark, color="gray", linewidth=1, linestyle=":")
+    axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
+    axes.legend(frameon=False)
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     atomic_write(file, picture.getvalue())

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.evaluation import metrics, significance
-from recbole_llm.evaluation.record_files import ranks_of, read_record
+from recbole_llm.evaluation import significance
+from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.leaderboard.per_user import mean_over_seeds, per_user
 from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, read_adapter
 from recbole_llm.merging.geometry import pairs
 from recbole_llm.store.files import DamagedError, fingerprint, sha256_file
@@ -127,8 +128,7 @@ def _fault(record: Mapping[str, Any], metric: str) -> str | None:
         return "has no features of its adapters, and they are not beside it; repeat the run"
     if not record["merge"]["pairs"]:
         return "merges one adapter"
-    rows = [record["model"], *_single(record)]
-    missing = [row for row in rows if not metrics.metrics([*ranks_of(record, row).values()], [metric])]
+    missing = [row for row in (record["model"], *_single(record)) if per_user(record, row, metric) is None]
     return f"has no ranks, or no {metric}, of the row {missing[0]}" if missing else None
 
 
@@ -139,43 +139,50 @@ def _single(record: Mapping[str, Any]) -> list[str]:
     return [f"{name} (given {given[name]['sha256'][:8]})" if name in given else name for name in names]
 
 
-def _by_settings(records: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Records that differ in their seed alone, the newest of each seed."""
+def _by_settings(records: Iterable[Mapping[str, Any]]) -> list[dict[int, Mapping[str, Any]]]:
+    """Records that differ in their seed alone, by seed, the newest of each."""
     groups: dict[str, dict[int, Mapping[str, Any]]] = {}
     for record in sorted(records, key=lambda record: record.get("written") or ""):
         config = {key: value for key, value in record["config"].items() if key not in ("seed", "checkpoint_dir", "data_path")}
-        own = groups.setdefault(fingerprint([record["model"], record["dataset"], record["backbone_fingerprint"], config]), {})
-        own[record["seed"]] = record
-    return [list(own.values()) for own in groups.values()]
+        about = (
+            record["model"],
+            record["dataset"],
+            record["backbone_fingerprint"],
+            config,
+            sorted(record["ranks"][record["model"]]),
+        )
+        groups.setdefault(fingerprint(about), {})[record["seed"]] = record
+    return list(groups.values())
 
 
-def _merge(records: Sequence[Mapping[str, Any]], metric: str) -> Merge:
+def _merge(records: Mapping[int, Mapping[str, Any]], metric: str) -> Merge:
     """The merge of records of different seeds."""
-    first = records[0]
-    users = sorted(set.intersection(*(set(ranks_of(record, record["model"])) for record in records)))
+    first = next(iter(records.values()))
+    name = ", ".join(filter(None, (first["model"], first["dataset"], first["backbone"])))
 
-    def values(row: Callable[[Mapping[str, Any]], str]) -> np.ndarray:
+    def values(row: Callable[[Mapping[str, Any]], str]) -> np.ndarray | None:
         """The metric of each user [N], averaged over seeds."""
-        ranks = [ranks_of(record, row(record)) for record in records]
-        return np.mean([metrics.by_user([own[user] for user in users], [metric])[metric] for own in ranks], axis=0)
+        found = mean_over_seeds(name, {seed: per_user(record, row(record), metric) for seed, record in records.items()})
+        return None if found is None else found.values
 
     single = [values(lambda record, place=place: _single(record)[place]) for place in range(len(_single(first)))]
-    best = int(np.argmax([own.mean() for own in single]))
+    means = [-math.inf if own is None else own.mean() for own in single]
+    best = int(np.argmax(means))
     mixtures = {OWN: first["model"], UNIFORM: first["model"] if first["merge"]["method"] == "uniform" else UNIFORM}
     gains = {}
-    for name, row in mixtures.items():
-        if all(row in record["ranks"] for record in records):
-            difference = values(lambda record, row=row: row) - single[best]
-            low, high = significance.interval(difference) if len(users) > 1 else (math.nan, math.nan)
-            gains[name] = Gain(float(difference.mean()), low, high)
+    for mixture, row in mixtures.items():
+        mixed, other = values(lambda record, row=row: row), single[best]
+        if mixed is not None and other is not None:
+            low, high = significance.interval(mixed - other) if len(mixed) > 1 else (math.nan, math.nan)
+            gains[mixture] = Gain(float((mixed - other).mean()), low, high)
     return Merge(
-        name=", ".join(filter(None, (first["model"], first["dataset"], first["backbone"]))),
+        name=name,
         method=first["merge"]["method"],
-        adapters=sorted(source["sha256"] for record in records for source in record["merge"]["sources"]),
-        seeds=sorted(record["seed"] for record in records),
-        users=len(users),
+        adapters=sorted(source["sha256"] for record in records.values() for source in record["merge"]["sources"]),
+        seeds=sorted(records),
+        users=len(first["ranks"][first["model"]]),
         better=_single(first)[best],
-        features={feature: _mean(records, *_FEATURES[feature]) for feature in FEATURES},
+        features={feature: _mean([*records.values()], *_FEATURES[feature]) for feature in FEATURES},
         gains=gains,
     )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.llm.adapter_folders import Adapter
+from recbole_llm.merging.lattice import Labelled
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class MergeProblem:
         granularity: ``global`` (weights ``[K]``) or ``module`` (weights ``[M, K]``).
         objective: weights, ``[K]`` or ``[M, K]`` -> mean entropy on unlabelled prompts, a differentiable scalar.
         valid_score: weights -> a metric on labelled validation data, bigger is better; only ``grid`` uses it.
+        labelled: labelled validation users; the methods of :mod:`recbole_llm.merging.rules` use them.
         settings: the user's settings of the method; see :meth:`setting`.
         adapters: the K adapters in the order of ``names``; the merge stage fills them in.
 
@@ -40,6 +42,7 @@ class MergeProblem:
     granularity: str = "global"
     objective: Callable[[Tensor], Tensor] | None = None
     valid_score: Callable[[Tensor], float] | None = None
+    labelled: Labelled | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     adapters: list[Adapter] = field(default_factory=list, repr=False)
 
@@ -76,7 +79,7 @@ class MergeResult:
     """The chosen weights, ``[K]`` or ``[M, K]``, and the measured points.
 
     A point has a ``phase`` (uniform, single, grid, adam, or the method's name), ``weights`` and, if measured,
-    ``entropy`` and ``score``.
+    ``entropy``, ``score`` and what else the method compares.
 
     Args:
         merged: the merged adapter, from a method that is not a weighted sum; None: the stage sums by ``weights``.
@@ -110,8 +113,8 @@ def grid(problem: MergeProblem) -> MergeResult:
     """
     if problem.valid_score is None:
         raise ValueError("merge: grid needs a labelled validation score; without labels use 'entropy' or 'uniform'")
-    trace = [_measure(problem, *point, scored=True) for point in _lattice(problem)]
-    return MergeResult(_best(trace, "score", largest=True), trace)
+    trace = [_measure(problem, *point, scored=True) for point in lattice_points(problem)]
+    return MergeResult(best_point(trace, "score", largest=True), trace)
 
 
 def entropy(problem: MergeProblem) -> MergeResult:
@@ -133,28 +136,29 @@ def entropy(problem: MergeProblem) -> MergeResult:
         raise ValueError("merge: entropy needs an objective; use 'uniform' or 'fixed' without prompts")
     if problem.setting("start", "lattice") == "uniform":
         return _published(problem, problem.objective)
-    trace = [_measure(problem, *point) for point in _lattice(problem)]
+    trace = [_measure(problem, *point) for point in lattice_points(problem)]
     if len(problem.names) > 1:
-        start = _best(trace, "entropy")
-        for rate in _rates(problem):
-            trace += _descend(problem, problem.objective, start, rate)[0]
-    return MergeResult(_best(trace, "entropy"), trace)
+        start = best_point(trace, "entropy")
+        for rate in learning_rates(problem):
+            trace += descend(problem, problem.objective, start, rate)[0]
+    return MergeResult(best_point(trace, "entropy"), trace)
 
 
 def _published(problem: MergeProblem, objective: Callable[[Tensor], Tensor]) -> MergeResult:
     """Adam from the uniform mixture, once for each learning rate."""
-    trace, ends, rates = controls(problem), [], _rates(problem)
+    trace, ends, rates = controls(problem), [], learning_rates(problem)
     if len(rates) > 1 and problem.valid_score is None:
         raise ValueError(f"merge_learning_rate: {rates} need a labelled validation score to choose by; give one")
     for rate in rates:
-        path, end = _descend(problem, objective, torch.tensor(trace[0]["weights"]), rate)
+        path, end = descend(problem, objective, torch.tensor(trace[0]["weights"]), rate)
         ends.append({**_measure(problem, "end", end, scored=len(rates) > 1), "learning_rate": rate})
         trace += [*path, ends[-1]]
-    chosen = _best(ends, "score", largest=True) if len(rates) > 1 else torch.tensor(ends[0]["weights"])
+    chosen = best_point(ends, "score", largest=True) if len(rates) > 1 else torch.tensor(ends[0]["weights"])
     return MergeResult(chosen, trace)
 
 
-def _rates(problem: MergeProblem) -> list[float]:
+def learning_rates(problem: MergeProblem) -> list[float]:
+    """The learning rates of Adam, of which there may be several."""
     given = problem.setting("lr", 0.1)
     return [float(rate) for rate in (given if isinstance(given, list | tuple) else [given])]
 
@@ -192,7 +196,7 @@ def given_weights(problem: MergeProblem, default: float | None = None) -> Tensor
 
 def controls(problem: MergeProblem, *more: tuple[str, Tensor]) -> list[dict[str, Any]]:
     """Measured points: the uniform mixture, each single adapter, then ``more`` phases and weights."""
-    return [_measure(problem, *point) for point in (*_controls(problem), *more)]
+    return [_measure(problem, *point) for point in (*single_points(problem), *more)]
 
 
 def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) -> None:
@@ -217,10 +221,10 @@ def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) 
         )
 
 
-def _descend(
-    problem: MergeProblem, objective: Callable[[Tensor], Tensor], start: Tensor, rate: float
+def descend(
+    problem: MergeProblem, objective: Callable[[Tensor], Tensor], start: Tensor, rate: float, what: str = "entropy"
 ) -> tuple[list[dict[str, Any]], Tensor]:
-    """The points from ``start`` on, and the weights after the last step."""
+    """Adam: the points from ``start`` on with the objective, named ``what``, and the weights after the last step."""
     # [K] or [M, K]; the clamp moves the start inside the simplex, because softmax has no gradient at the corners
     raw = start.clamp(min=0.05).log().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=rate)
@@ -230,21 +234,21 @@ def _descend(
             weights = torch.softmax(raw, dim=-1)
             value = objective(weights)
             (raw.grad,) = torch.autograd.grad(value, raw)  # backward() would also fill .grad of the model's weights
-        trace.append(_point("adam", weights, entropy=value.item()))
+        trace.append(measured_point("adam", weights, **{what: value.item()}))
         optimizer.step()
     return trace, torch.softmax(raw, dim=-1).detach()
 
 
-def _controls(problem: MergeProblem) -> list[tuple[str, Tensor]]:
+def single_points(problem: MergeProblem) -> list[tuple[str, Tensor]]:
     """The uniform mixture, then each single adapter: phases and weights."""
     count = len(problem.names)
     points = [("uniform", torch.full((count,), 1 / count)), *(("single", corner) for corner in torch.eye(count))]
     return [(phase, problem.expand(point)) for phase, point in points]
 
 
-def _lattice(problem: MergeProblem) -> list[tuple[str, Tensor]]:
+def lattice_points(problem: MergeProblem) -> list[tuple[str, Tensor]]:
     """The controls, then the rest of the lattice: phases and weights."""
-    points = _controls(problem)
+    points = single_points(problem)
     for point in map(problem.expand, simplex_lattice(len(problem.names), int(problem.setting("points", 11)))):
         if not any(torch.equal(point, known) for _, known in points):
             points.append(("grid", point))
@@ -258,17 +262,17 @@ def _measure(problem: MergeProblem, phase: str, weights: Tensor, scored: bool = 
         measured["entropy"] = float(problem.objective(weights))
     if scored and problem.valid_score is not None:
         measured["score"] = float(problem.valid_score(weights))
-    return _point(phase, weights, **measured)
+    return measured_point(phase, weights, **measured)
 
 
-def _point(phase: str, weights: Tensor, **measured: float) -> dict[str, Any]:
+def measured_point(phase: str, weights: Tensor, **measured: float) -> dict[str, Any]:
     for what, value in measured.items():
         if not math.isfinite(value):
             raise ValueError(f"merge: the {what} is {value} at the weights {weights.tolist()}; is an adapter damaged?")
     return {"phase": phase, "weights": weights.tolist(), **measured}
 
 
-def _best(trace: list[dict[str, Any]], what: str, largest: bool = False) -> Tensor:
+def best_point(trace: list[dict[str, Any]], what: str, largest: bool = False) -> Tensor:
     """Weights of the minimum (or maximum); ties go to the most even weights, whatever the order of the adapters."""
 
     def rank(point: dict[str, Any]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 _ENTRYWISE = ("ties", "dare", "dare_ties", "magnitude_prune")
 METHODS = ("uniform", "fixed", *_ENTRYWISE, "orthogonal_residual", "factors")
-_SEARCHES = ("grid", "entropy")
+_SEARCHES = ("grid", "entropy", "calibrated_entropy", "agreement", "likelihood", "auto")
 
 # the methods of METHODS that use each option
 READERS = {
@@ -143,7 +143,7 @@ def _check(merge: str, out: Path, given: Mapping[str, Any], extrapolate: bool) -
         raise ValueError(f"--out: {out} exists and is not overwritten; choose another folder")
     if merge in _SEARCHES:
         raise ValueError(
-            f"--merge={merge} needs prompts, which only a run has; run a model with it, "
+            f"--merge={merge} needs prompts or validation users, which only a run has; run a model with it, "
             f"as in recbole-llm run --model=LoRACocktail --merge={merge}"
         )
     for option, readers in READERS.items():

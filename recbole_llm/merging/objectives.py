@@ -26,11 +26,16 @@ def candidate_entropy(scores: Tensor) -> Tensor:
     Args:
         scores: ``[B, C]`` log-likelihoods or logits; a candidate at ``-inf`` is ignored.
     """
-    return _entropy(scores).mean()
+    return entropies(scores).mean()
 
 
 def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean over users of the mean entropy (nats) of the next-token distribution at their answer positions.
+    """Mean over users of :func:`token_entropies`."""
+    return token_entropies(logits, counted).mean()
+
+
+def token_entropies(logits: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean entropy ``[B]`` (nats) of the next-token distribution at each user's answer positions.
 
     So the entropy of a user does not depend on the others in a batch.
 
@@ -38,10 +43,10 @@ def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
         logits: ``[B, k, V]``.
         counted: ``[B, k]``, False at positions after the end of an answer; a row has at least one True.
     """
-    entropy = _entropy(logits)  # [B, k]
+    entropy = entropies(logits)  # [B, k]
     if counted is None:
-        return entropy.mean()
-    return ((entropy * counted).sum(-1) / counted.sum(-1)).mean()
+        return entropy.mean(-1)
+    return (entropy * counted).sum(-1) / counted.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,14 @@ class Counted:
 def first_tokens_entropy(
     model: Any, prompts: Sequence[Sequence[int]], counted: Counted, pad_token_id: int | None, eos_token_id: int | None = None
 ) -> Tensor:
-    """:func:`token_entropy` of the ``counted`` tokens of the greedily decoded answers of prompts; differentiable.
+    """Mean over users of :func:`first_tokens_entropies`."""
+    return first_tokens_entropies(model, prompts, counted, pad_token_id, eos_token_id).mean()
+
+
+def first_tokens_entropies(
+    model: Any, prompts: Sequence[Sequence[int]], counted: Counted, pad_token_id: int | None, eos_token_id: int | None = None
+) -> Tensor:
+    """:func:`token_entropies` ``[B]`` of the ``counted`` tokens of the greedily decoded answers of prompts; differentiable.
 
     Decoding runs without gradients; one forward pass over prompts and answers then gives all distributions.
 
@@ -99,10 +111,10 @@ def first_tokens_entropy(
     """
     if not prompts or not all(prompts):
         raise ValueError(f"first_tokens_entropy: needs non-empty prompts, got {len(prompts)} prompts")
-    if pad_token_id is None:  # prompts of equal lengths together, weighted by their number
-        groups = [[prompts[i] for i in group] for group in equal_lengths(prompts)]
-        parts = [first_tokens_entropy(model, some, counted, 0, eos_token_id) * (len(some) / len(prompts)) for some in groups]
-        return torch.stack(parts).sum()
+    if pad_token_id is None:  # prompts of equal lengths together
+        groups = equal_lengths(prompts)
+        parts = [first_tokens_entropies(model, [prompts[i] for i in group], counted, 0, eos_token_id) for group in groups]
+        return torch.cat(parts)[torch.tensor([i for group in groups for i in group]).argsort()]
     device = model.get_input_embeddings().weight.device
     padded, seen = pad_left([torch.tensor(prompt, device=device) for prompt in prompts], pad_token_id)  # [B, L]
     width = padded.size(1)
@@ -116,7 +128,7 @@ def first_tokens_entropy(
     columns = sorted({place for row in rows for place in row})  # k of them, where all rows count the same
     kept = torch.tensor(columns, device=device) + width - 1
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=kept).logits  # [B, k, V]
-    return token_entropy(logits, torch.tensor([[c in row for c in columns] for row in rows], device=device))
+    return token_entropies(logits, torch.tensor([[c in row for c in columns] for row in rows], device=device))
 
 
 def mean_over_batches(
@@ -149,7 +161,8 @@ def mean_over_batches(
     return objective
 
 
-def _entropy(logits: Tensor) -> Tensor:
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy (nats) ``[...]`` of the softmax over the last dimension of logits ``[..., C]``; those at ``-inf`` are ignored."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
     # 0 log 0 = 0, with gradient 0
     return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)

@@ -1,7 +1,8 @@
-"""Plot of the coefficients of a merge by module: one row for each layer, one column for each kind of module."""
+"""How a merge is shown: the coefficients by module (rows are layers, columns kinds of modules), and the report of a lattice."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.evaluation.plots import heat_map
+from recbole_llm.evaluation.plots import heat_map, two_scales
+from recbole_llm.merging.arithmetic import MERGE_FILE
+
+REPORT_FILE = "merge_report.json"
+
+
+def merge_record(adapter: Path, measured: Path | None) -> dict[str, Any] | None:
+    """``merge.json`` of an adapter, with the report in the folder of its stage, if it is ``measured``; None of one not merged."""
+    if not (adapter / MERGE_FILE).is_file():
+        return None
+    found: dict[str, Any] = json.loads((adapter / MERGE_FILE).read_text())
+    return found if measured is None else {**found, "report": json.loads((measured / REPORT_FILE).read_text())}
+
+
+def draw_merge(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """Plot a merge's record into a run folder; returns lines for the log."""
+    lines = draw_coefficients(folder / "coefficients.png", record["weights"], record["method"])
+    if (report := record.get("report")) is not None:
+        lines += [*report_lines(report), draw_lattice(folder / "merge_report.png", report)]
+    return lines
 
 
 def draw_coefficients(file: Path, weights: Mapping[str, Any], method: str) -> list[str]:
@@ -33,6 +53,60 @@ def draw_coefficients(file: Path, weights: Mapping[str, Any], method: str) -> li
         column_label="adapter: module",
     )
     return [f"coefficients by module: {file}"]
+
+
+def draw_lattice(file: Path, report: Mapping[str, Any]) -> str:
+    """Plot the entropies and the validation metric over the lattice of a report; returns a line for the log.
+
+    The axis is the weight of the first adapter, or, of more than two, the rank of the point by its metric.
+    """
+    points, names = report["lattice"]["points"], list(report["adapters"])
+    if len(names) == 2:
+        axis, label = [point["weights"][names[0]] for point in points], f"weight of {names[0]} (the rest: {names[1]})"
+    else:
+        ranked = sorted(range(len(points)), key=lambda i: points[i]["score"])
+        axis, label = [ranked.index(i) for i in range(len(points))], f"points of {len(names)} adapters, by {report['metric']}"
+    first = f"entropy of the first {report['first_tokens']} tokens"
+    two_scales(
+        file,
+        axis,
+        {
+            first: [p["first_tokens_entropy"] for p in points],
+            "entropy of the candidates": [p["candidate_entropy"] for p in points],
+        },
+        ([point["score"] for point in points], [point["interval"] or [float("nan")] * 2 for point in points]),
+        title=f"Merges of {report['users']} validation users",
+        axis_label=label,
+        left_label="entropy (nats)",
+        right_label=report["metric"],
+    )
+    return f"entropy and {report['metric']} over the weights: {file}"
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """A report's two entropies and its adapters, for the log."""
+    metric, users = report["metric"], report["users"]
+    found = [
+        f"merge report, {name} of {users} users over {len(report['lattice']['points'])} points: rank correlation with {metric} "
+        f"{_text(part['rank_correlation'])}, regret of its least point {_text(part['regret'])}"
+        for name, part in report["lattice"]["criteria"].items()
+        if name in ("first_tokens_entropy", "candidate_entropy")
+    ]
+    for name, part in report["adapters"].items():
+        after = part["calibrated"]
+        found.append(
+            f"merge report, {name}: hit@1 {part['hit@1']:.3f}, mean largest probability {part['max_probability']:.3f}, entropy "
+            f"{part['entropy']:.3f}, calibration error {part['calibration_error']:.3f}; at its temperature of "
+            f"{part['temperature']:.3g} {after['max_probability']:.3f}, {after['entropy']:.3f}, {after['calibration_error']:.3f}"
+        )
+    return found
+
+
+def _text(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "undefined"
+    low, high = estimate["interval"] or (float("nan"), float("nan"))
+    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _place(module: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The merge of adapters into one ordinary PEFT folder, by a method of this package or a function of the user.
 
 ``merge: uniform | fixed | grid | entropy`` choose the weights of an exact sum; for the other methods see
-:mod:`recbole_llm.merging.methods`. A dotted path names any function from a
+:mod:`recbole_llm.merging.rules` and :mod:`recbole_llm.merging.methods`. A dotted path names any function from a
 :class:`~recbole_llm.merging.coefficients.MergeProblem` to a :class:`~recbole_llm.merging.coefficients.MergeResult`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, Adapter, check_exact, read_adapter
-from recbole_llm.merging import coefficients, methods
+from recbole_llm.merging import coefficients, methods, rules
 from recbole_llm.merging.arithmetic import (
     MERGE_FILE,
     all_modules,
@@ -37,6 +37,7 @@ _METHODS: dict[str, MergeMethod] = {
     method.__name__: method
     for method in (
         *(coefficients.uniform, coefficients.fixed, coefficients.grid, coefficients.entropy),
+        *(rules.calibrated_entropy, rules.agreement, rules.likelihood, rules.auto),
         *(methods.ties, methods.dare, methods.dare_ties, methods.magnitude_prune),
         *(methods.orthogonal_residual, methods.factors),
     )

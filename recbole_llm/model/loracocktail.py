@@ -25,6 +25,7 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.published import RECCOCKTAIL
 from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model.adapters import AdapterSpec
+from recbole_llm.model.merge_report import MergeReport
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.placebos import Placebos
 from recbole_llm.model.ranker import LLMRanker
@@ -47,6 +48,7 @@ class LoRACocktail(LLMRanker):
         general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}
         self.general_training = replace(self.adapter_training.config, **general)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
+        self.reports_merges = config["merge_report"]
         self.specs: Mapping[str, AdapterSpec] = {}
         self.placebos = Placebos(config["placebos"], self.adapter_training, self.given, self.merging)
 
@@ -60,6 +62,8 @@ class LoRACocktail(LLMRanker):
         sources = self.adapter_stages(candidates)
         self.check_rows("merge_beside", self.merging.others)
         self.merged = self.merging.stages("cocktail", sources, candidates)
+        if self.reports_merges:
+            self.measures_merges = MergeReport(self.merging).stage("cocktail", sources, candidates)
         self.specs = self.trained(candidates)
         self.merged |= self.placebos.stages("cocktail", sources, self.specs, candidates, target=INGREDIENT)
         return [*self.merged.values(), *self.other_stages()]

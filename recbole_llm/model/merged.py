@@ -24,13 +24,15 @@ from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.merging import merge_cost
 from recbole_llm.costs.parts import blank, remembered
 from recbole_llm.llm.causal_lm import blank_model
-from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules
+from recbole_llm.llm.likelihood import TitleLikelihood
+from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unload
 from recbole_llm.llm.packing import token_batches
-from recbole_llm.merging import coefficients
+from recbole_llm.merging import coefficients, rules
 from recbole_llm.merging.coefficients import MergeProblem, given_weights
 from recbole_llm.merging.full_model import check_foldable
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
+from recbole_llm.model.labelled_users import Compute, LabelledUsers
 from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
@@ -43,7 +45,16 @@ if TYPE_CHECKING:
     from recbole_llm.store.costs import Cost
 
 
-OPTIONS = ("start", "weights", "extrapolate", "points", "steps", "density", "residual")  # of methods, besides the learning rate
+OPTIONS = (
+    "start",
+    "weights",
+    "extrapolate",
+    "points",
+    "steps",
+    "density",
+    "residual",
+    "shrinkage",
+)  # of methods, besides the learning rate
 
 
 @dataclass(frozen=True)
@@ -177,47 +188,51 @@ class AdapterMerging:
         model = load_adapters(causal.model, folders)
         try:
             names, modules = list(folders), list(lora_modules(model))
-            problem = self._problem(causal, names, modules, partial(AdapterView, model), unlabelled, valid)
+            problem = self.problem(causal, names, modules, partial(AdapterView, model), unlabelled, valid)
             out, rank = work.out / "merged", settings.compress_rank
             merge_adapters(folders, settings.method, problem, out, split=settings.split, compress_rank=rank)
         finally:
-            model.unload()
+            unload(model)
 
     def _cost(self, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> Cost:
         """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights and whose answers never end."""
         outline, shapes = self.parts.backbone.outline, [self.shape(name) for name in names]
         modules, causal = list(dict.fromkeys(module for shape in shapes for module in shape.modules)), blank(outline)
-        lm = causal.model
-        problem = self._problem(causal, names, modules, lambda _: lm, unlabelled, valid, compute=remembered, ends=False)
+        at = partial(blank_view, causal.model)
+        problem = self.problem(causal, names, modules, at, unlabelled, valid, compute=remembered, ends=False)
         method = resolve(self.settings.method)
-        needs_adapters = method.__module__ != coefficients.__name__  # its prompts are those of the controls
+        # its prompts are those of the controls
+        needs_adapters = method.__module__ not in (coefficients.__name__, rules.__name__)
         run = coefficients.controls if needs_adapters else method
         return merge_cost(outline, lambda: run(problem), shapes, at_most=bool(self.settings.first_tokens))
 
-    def _problem(
+    def counted(self, likelihood: TitleLikelihood) -> Counted:
+        """The first answer tokens whose entropy is measured: ``merge_first_tokens`` (or 3) of each of ``merge_titles``."""
+        titles, gap = self.settings.titles, tuple(likelihood.prompts.gap)
+        most = titles * (self.parts.prompts.max_title_tokens + len(gap) + 1)
+        return Counted(self.settings.first_tokens or 3, titles, gap, most)
+
+    def problem(
         self,
         causal: CausalLM,
         names: list[str],
         modules: list[str],
-        at: Callable[[Any], Any],
+        at: Callable[..., Any],
         unlabelled: EvalUsers,
         valid: EvalUsers,
         *,
-        compute: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda term: term,
+        compute: Compute = lambda term: term,
         ends: bool = True,
     ) -> MergeProblem:
         """The input of the method, without the targets of the unlabelled prompts.
 
         Args:
-            at: the LM with coefficients as :meth:`MergeProblem.by_name` gives them.
+            at: the LM with coefficients as :meth:`MergeProblem.by_name` gives them, as :class:`AdapterView`.
             compute: wraps the functions of weights that the method evaluates.
             ends: an end token ends an answer.
         """
-        likelihood, counted = self.parts.likelihood(causal), None
-        if self.settings.first_tokens:
-            titles, gap = self.settings.titles, tuple(likelihood.prompts.gap)
-            most = titles * (self.parts.prompts.max_title_tokens + len(gap) + 1)
-            counted = Counted(self.settings.first_tokens, titles, gap, most)
+        likelihood = self.parts.likelihood(causal)
+        counted = self.counted(likelihood) if self.settings.first_tokens else None
         end = causal.tokenizer.eos_token_id if ends else None
         drawn = unlabelled.draw(self.settings.prompts)
         pairs = list(zip(drawn.histories, drawn.candidates, strict=True))
@@ -241,6 +256,8 @@ class AdapterMerging:
         if counted is not None:
             answers = [counted.longest] * len(prompts)
         budgets = gradient_batch_tokens(causal), self.parts.scoring.batch_tokens or default_batch_tokens(causal)
+        known, metric = valid.draw(self.parts.validation.users), self.parts.validation.metric
+        labelled = LabelledUsers(known, metric, likelihood, lambda w: at(by_name(w), fold=True), budgets[0], compute)
         batches, measured = ([[pairs[i] for i in rows] for rows in token_batches(prompts, answers, budget)] for budget in budgets)
         return MergeProblem(
             names=names,
@@ -248,5 +265,11 @@ class AdapterMerging:
             granularity=self.settings.granularity,
             objective=mean_over_batches(compute(entropy), batches, measured=measured),
             valid_score=compute(valid_score),
+            labelled=labelled,
             settings=dict(self.settings.options),
         )
+
+
+def blank_view(lm: Any, coefficients: Any, *, fold: bool = False) -> Any:
+    """A blank LM at any coefficients."""
+    return lm

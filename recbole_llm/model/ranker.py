@@ -9,7 +9,6 @@ Legend: B users, C candidates, I items.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,9 +33,8 @@ from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.generation import Generator, check_generates
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, unload
-from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.merging.full_model import check_target, write_full_model
-from recbole_llm.merging.report import draw_coefficients
+from recbole_llm.merging.report import draw_merge, merge_record
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.given_adapters import GivenAdapters
@@ -61,7 +59,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         sources: the stage of each adapter of :meth:`trained`, once they are planned.
         memorised: what the LM knows of the catalogue before any training.
         retriever: ranks the catalogue if the test is a full ranking, otherwise None.
-        merge_report: ``merge.json`` of the model's adapter once it is loaded; None if it is not a merged one.
+        measures_merges: the stage of ``merge_report``, if it is planned.
+        merge_report: ``merge.json`` of the loaded adapter, with that stage's ``report``; None if it is not a merged one.
     """
 
     input_type = InputType.POINTWISE
@@ -85,6 +84,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.generates = config["scoring"] == "published"
         if self.published is not None:  # an answer of one label is no title
             self.published = None if self.parts.scoring.reads_labels else self.published.with_settings(config)
+        self.measures_merges: Stage | None = None
         self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
         self.full_model = Path(config["merge_full_model"]) if config["merge_full_model"] else None
@@ -140,8 +140,9 @@ class LLMRanker(Recommender, SequentialRecommender):
             raise ValueError(f"{key}: {min(taken)!r} is the name of a row or an adapter of {model}; choose another name")
 
     def other_stages(self) -> Sequence[Stage]:
-        """The stages of the retriever and of :attr:`memorised`, if there are any."""
-        return [*((self.retriever.stage,) if self.retriever else ()), *self.memorised.stages]
+        """The stages of the retriever, of :attr:`memorised` and of :attr:`measures_merges`, if there are any."""
+        measures = [self.measures_merges] if self.measures_merges else []
+        return [*([self.retriever.stage] if self.retriever else []), *self.memorised.stages, *measures]
 
     def check(self) -> None:
         examples = self.parts.examples
@@ -166,7 +167,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     def report(self, folder: Path) -> list[str]:
         lines = self.memorised.lines()
         if self.merge_report is not None and self._merged is not None:
-            lines += draw_coefficients(folder / "coefficients.png", self.merge_report["weights"], self.merge_report["method"])
+            lines += draw_merge(folder, self.merge_report)
             if self.full_model is not None:
                 lines.append(write_full_model(*self._merged, self.full_model, revision=self.parts.backbone.revision))
         return lines
@@ -178,8 +179,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         model = load_adapters(causal.model, folders)
         self._unload = partial(unload, model)
         answer = next(iter(folders))
-        record = folders[answer] / MERGE_FILE
-        self.merge_report = json.loads(record.read_text()) if record.is_file() else None
+        self.merge_report = merge_record(folders[answer], cache.folder(self.measures_merges) if self.measures_merges else None)
         self._merged = self.parts.backbone.source(cache), folders[answer]
         likelihood = self.parts.likelihood(causal)
         identity = {name: f"{folder.parent.name}/{folder.name}" for name, folder in folders.items()}

@@ -29,6 +29,7 @@ from recbole_llm.evaluation.published import WEAVEREC
 from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
+from recbole_llm.model.merge_report import MergeReport
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.placebos import Placebos
 from recbole_llm.model.ranker import LLMRanker
@@ -59,6 +60,7 @@ class WeaveRec(LLMRanker):
             self.given = replace(self.given, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
+        self.reports_merges = config["merge_report"]
         self.specs: Mapping[str, AdapterSpec] = {}
         self.placebos = Placebos(config["placebos"], self.adapter_training, self.given, self.merging)
         self.scheme, self.most = config["weave"], config["weave_samples"]
@@ -75,6 +77,8 @@ class WeaveRec(LLMRanker):
         sources = {name: stages[name] for name in self._specs(self.scheme)}
         self.check_rows("merge_beside", self.merging.others)
         self.merged = self.merging.stages("weave", sources, candidates)
+        if self.reports_merges:
+            self.measures_merges = MergeReport(self.merging).stage("weave", sources, candidates)
         self.specs, target = self._specs(self.scheme), SCHEMES["target_only"]
         self.merged |= self.placebos.stages("weave", sources, self.specs, candidates, target=target)
         count = 1 + len(self.others)
