@@ -1,4 +1,4 @@
-"""The command line, ``recbole-llm run | plan | leaderboard | tune | merge | export | views | data``; the default is ``run``.
+"""The command line, ``recbole-llm COMMAND``; the default command is ``run``.
 
 Arguments are parsed before large libraries are imported. A mistake of the user ends in one line and exit code 2.
 """
@@ -116,6 +116,18 @@ def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
     return bool(leaderboard.failed)
 
 
+def _replicate(options: argparse.Namespace, keys: list[str]) -> bool:
+    from recbole_llm import logs
+    from recbole_llm.config.values import read_arguments
+    from recbole_llm.replication.replicate import replicate
+
+    logs.init_console()
+    own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    files, missing = replicate(options.names, read_arguments(keys), **own)
+    print(*files, sep="\n")
+    return bool(missing)
+
+
 def _tune(options: argparse.Namespace, keys: list[str]) -> None:
     registry.check_name(options.model)
     from recbole_llm import logs
@@ -194,6 +206,13 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(function=function)
         return own.add_argument
 
+    def several(add: Callable[..., Any]) -> None:
+        """The options of commands that start several runs."""
+        add("--jobs", type=int, default=1, help="number of parallel runs, which share the cores (default: 1)")
+        engines = ("process", "local", "slurm")
+        add("--engine", default="process", choices=engines, help="local, slurm: submitit (default: process)")
+        add("--show", **_SWITCH, help="run nothing and show the existing records")
+
     dataset = "ml-100k, which comes with RecBole, or a dataset in --data_path"
     files: dict[str, Any] = {"type": str.split, "default": [], "metavar": "FILES", "help": "property files, separated by spaces"}
 
@@ -210,15 +229,19 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("leaderboard", _leaderboard, "compare many models in one table", texts.LEADERBOARD, texts.LEADERBOARD_KEYS)
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")
-    add("--jobs", type=int, default=1, help="number of parallel runs, which share the cores (default: 1)")
-    add(
-        "--engine",
-        default="process",
-        choices=("process", "local", "slurm"),
-        help="local, slurm: submitit (default: process)",
-    )
+    several(add)
     add("--out", type=Path, metavar="DIR", help="output folder (default: <checkpoint_dir>/leaderboard/<file>)")
-    add("--show", **_SWITCH, help="run nothing and show the existing records")
+
+    add = command("replicate", _replicate, "test the claims of papers", texts.REPLICATE, texts.REPLICATE_KEYS)
+    add("names", nargs="*", metavar="NAME", help="files of properties/claims without .yaml, or a file of yours (default: all)")
+    several(add)
+    add(
+        "--out",
+        type=Path,
+        default=Path("docs"),
+        metavar="DIR",
+        help="folder of replication.json and replication.md (default: docs)",
+    )
 
     add = command("tune", _tune, "search hyper-parameters by the validation score", texts.TUNE, texts.TUNE_KEYS)
     add("--model", "-m", required=True, help="a model, as for recbole-llm run")

@@ -8,7 +8,8 @@ All commands but merge also accept every key of RecBole and of properties/*.yaml
 later files override earlier ones."""
 
 END = """
-exit codes: 0 (success), 1 (some runs of a leaderboard failed), 2 (error). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
+exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error).
+RECBOLE_LLM_TRACEBACK=1 shows the traceback.
 """
 
 RUN = """
@@ -69,6 +70,20 @@ keys of every run, which override those of the file:
 examples:
   recbole-llm leaderboard --config_files=properties/leaderboard/ml-100k.yaml --jobs=2
   recbole-llm leaderboard --config_files=mine.yaml --data_path=DIR --show
+"""
+
+REPLICATE = """
+Test the claims of papers that the files of properties/claims name: run what has no record, test each claim on the same users,
+and write the page of all claims (docs/replication.md) from its results (replication.json). Claims that were not run keep their
+results. A claim that was changed after its run is marked on the page."""
+
+REPLICATE_KEYS = f"""
+keys of every run, which override those of the files and are shown with the result:
+{DATA}{SAVED}
+examples:
+  recbole-llm replicate --show
+  recbole-llm replicate --data_path=DIR --jobs=2
+  recbole-llm replicate reccocktail-ml-100k --llm=qwen2-7b --eval_users=null --out=replication-qwen2-7b
 """
 
 TUNE = """

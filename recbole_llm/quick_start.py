@@ -102,6 +102,7 @@ def run_recbole_llm(
         predictions=predictions.FILE if config["save_predictions"] else None,
         plan=planned.as_dict(measured),
         passport=run.passport,
+        **trainer.recommender.findings(record.rows),
     )
     test_result = record.rows[0].metrics
     if best_valid_result is not None:

@@ -9,12 +9,14 @@ import difflib
 import importlib
 import importlib.resources
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 MODELS = {
     "ALLMRec": "recbole_llm.model.allmrec",
     "AlphaRec": "recbole_llm.model.alpharec",
+    "Cascade": "recbole_llm.model.cascade",
     "Imported": "recbole_llm.model.imported",
     "Laser": "recbole_llm.model.laser",
     "LlamaRec": "recbole_llm.model.llamarec",
@@ -95,6 +97,21 @@ def _own_model(name: str) -> type[Any]:
         raise ValueError(f"--model={name}: {error}; the module must be on the Python path or in the current folder") from error
     _own[class_name] = found
     return found
+
+
+def contained(model: type[Any], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> type[Any] | None:
+    """The class of the model that is a part of another one, whose attribute ``contains`` is the key that names it; or None.
+
+    Raises:
+        ValueError: as :func:`get_model`, with the key.
+    """
+    key = getattr(model, "contains", None)
+    if key is None:
+        return None
+    try:
+        return get_model(str(given.get(key) or defaults[key]))
+    except ValueError as error:
+        raise ValueError(str(error).replace("--model", f"--{key}")) from error
 
 
 def own_property_file(model: type[Any]) -> Path | None:

@@ -236,6 +236,7 @@ def tiny_settings(data_path: Path, tiny_lm: Path, folder: Path) -> dict[str, Any
         "phase2_learning_rate": 1e-2,
         "predictions": str(data_path / "predictions.csv"),
         "cf_config": {"epochs": 1, "train_batch_size": 64, "hidden_size": 16, "inner_size": 32, "n_heads": 2},
+        "cheap_config": {"epochs": 1, "train_batch_size": 64, "hidden_size": 16, "inner_size": 32, "n_heads": 2},
     }
 
 

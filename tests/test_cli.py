@@ -23,7 +23,7 @@ from recbole_llm.registry import MODELS
 
 ROOT = Path(recbole_llm.__file__).parents[1]
 HEAVY = {"torch", "recbole", "transformers", "peft", "pandas", "numpy", "scipy", "sentence_transformers", "matplotlib"}
-COMMANDS = ["run", "leaderboard", "tune", "merge", "views", "data passport", "data export"]
+COMMANDS = ["run", "leaderboard", "replicate", "tune", "merge", "views", "data passport", "data export"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
@@ -81,6 +81,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("run", ["--model", "--dataset", "--config_files", *MODELS, "resumes", "record.json"]),
         ("leaderboard", ["--config_files", "--jobs", "--engine", "--out", "--show", "paired tests"]),
+        ("replicate", ["NAME", "--jobs", "--engine", "--out", "--show", "properties/claims", "docs/replication.md"]),
         ("tune", ["--model", "--params_file", "--algo", "--max_evals", "--seeds", "--output_file", "loguniform"]),
         ("merge", ["--adapters", "--out", "--weights", "--density", "--residual", "--compress_rank", *METHODS]),
         ("views", ["--dataset", "--out", "--config_files", "No item is in two"]),

@@ -13,7 +13,7 @@ from functools import cached_property
 from inspect import signature
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from recbole.data.interaction import Interaction
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from recbole_llm.classical.imported_checkpoint import read_checkpoint
+from recbole_llm.classical.imported_checkpoint import ImportedCheckpoint, read_checkpoint
 from recbole_llm.classical.inner_config import check_split, inner_config
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
 from recbole_llm.classical.trainer import trainer_class
@@ -55,12 +55,12 @@ class CollaborativeModel:
         stage: trains the model or imports the checkpoint. :meth:`load` its result before any other method.
     """
 
-    KEYS = "cf_model", "cf_config"  # of the run
+    KEYS: tuple[str, ...] = ("cf_model", "cf_config", "cf_checkpoint")  # of the run: name, values and checkpoint
 
     def __init__(self, config: Any, name: str, values: Mapping[str, Any] | None = None, checkpoint: str | Path | None = None):
         self.name, self._given = name, [*(values or {})]
         self._checkpoint = checkpoint and Path(checkpoint).expanduser()
-        trained = read_checkpoint(checkpoint).settings(name) if checkpoint else {}
+        trained = self._checkpointed().settings(name) if checkpoint else {}
         self.config = inner_config(config, name, {**trained, **(values or {})}, self.KEYS)
         data = create_dataset(self.config)
         self.histories = data.histories
@@ -72,13 +72,13 @@ class CollaborativeModel:
         self.stage = Stage(f"cf-{name}", depends, self._import if checkpoint else self._train, cost=self._cost)
 
     @classmethod
-    def of(cls, config: Any, histories: Histories, max_seq_length: int) -> CollaborativeModel:
-        """The model that ``cf_model`` names, on the items of ``histories``.
+    def of(cls, config: Any, histories: Histories, max_seq_length: int) -> Self:
+        """The model that the first of :attr:`KEYS` names, on the items of ``histories``.
 
         Raises:
             ValueError: as :meth:`check`, or it reads more of a history than ``max_seq_length``, the run's limit.
         """
-        cf = cls(config, config["cf_model"], config["cf_config"], config["cf_checkpoint"])
+        cf = cls(config, *(config[key] for key in cls.KEYS))
         cf.check(histories)
         longest = getattr(cf.model, "max_seq_length", 0)
         if longest > max_seq_length:
@@ -131,15 +131,18 @@ class CollaborativeModel:
         train, valid, _ = self.loaders
         return training_cost(self.config, lambda: (self._fresh_model(), 0.0), self._trainer_class.batches, train, valid)
 
+    def _checkpointed(self) -> ImportedCheckpoint:
+        return read_checkpoint(str(self._checkpoint), self.KEYS[2])
+
     def _import(self, work: Work) -> None:
-        found = read_checkpoint(str(self._checkpoint)).state_dict
+        found = self._checkpointed().state_dict
         try:
             self.model.load_state_dict(found)
         except RuntimeError as error:
             reason = str(error).split("\n")[1].strip()
             raise ValueError(
-                f"cf_checkpoint: {self._checkpoint} does not fit {self.name} on {self.config['dataset']} ({reason}). Give the "
-                f"dataset and filters that it was trained with, and --cf_model and --cf_config as they were"
+                f"{self.KEYS[2]}: {self._checkpoint} does not fit {self.name} on {self.config['dataset']} ({reason}). Give the "
+                f"dataset and filters that it was trained with, and --{self.KEYS[0]} and --{self.KEYS[1]} as they were"
             ) from error
         logger.info(f"cf-{self.name}: imported from {self._checkpoint}")
         save_tensors(work.out / "model.safetensors", found)
@@ -179,14 +182,14 @@ class CollaborativeModel:
         """
         if not self.is_sequential:
             return self.item_states(histories)
-        items = _padded(histories, min(_longest(histories), self.model.max_seq_length)).to(self.device)  # [B, N]
+        items = padded(histories, min(_longest(histories), self.model.max_seq_length)).to(self.device)  # [B, N]
         known = items.ne(0)  # [B, N]
         items[:, 0].clamp_(min=1)  # an empty history is read as item 1, since no model supports length 0
         return _read_positions(self.model, items).where(known[..., None], 0), known  # [B, N, H]
 
     def item_states(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """As :meth:`sequence_states`, with the items' vectors as states."""
-        items = _padded(histories, _longest(histories)).to(self.device)  # [B, N]
+        items = padded(histories, _longest(histories)).to(self.device)  # [B, N]
         known = items.ne(0)  # [B, N]
         return self.item_table[items].where(known[..., None], 0), known  # [B, N, H]
 
@@ -210,7 +213,7 @@ class CollaborativeModel:
         """The input of a RecBole model: the last ``MAX_ITEM_LIST_LENGTH`` items, padded on the right."""
         fields = {self.config["USER_ID_FIELD"]: torch.tensor(users)}
         if self.is_sequential:
-            items = _padded(histories, self.model.max_seq_length)  # [B, L]
+            items = padded(histories, self.model.max_seq_length)  # [B, L]
             # an empty history is read as one padding item, since length 0 has no last position
             fields |= {self.model.ITEM_SEQ: items, self.model.ITEM_SEQ_LEN: items.ne(0).sum(1).clamp(min=1)}
         return Interaction(fields).to(self.device)
@@ -279,7 +282,7 @@ def _longest(histories: Sequence[Sequence[int]]) -> int:
     return max([1, *map(len, histories)])
 
 
-def _padded(histories: Sequence[Sequence[int]], width: int) -> Tensor:
+def padded(histories: Sequence[Sequence[int]], width: int) -> Tensor:
     """The last ``width`` items of each history [B, width], padded on the right with 0."""
     items = torch.zeros(len(histories), width, dtype=torch.long)  # [B, width]
     for row, history in zip(items, histories, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +20,18 @@ logger = getLogger()
 _OF_THE_RUN = ("model", "dataset", "eval_args")  # of eval_args all but the mode
 
 
-def inner_config(config: Any, name: str, values: Mapping[str, Any], keys: tuple[str, str]) -> LLMConfig:
+def inner_config(config: Any, name: str, values: Mapping[str, Any], keys: Sequence[str]) -> LLMConfig:
     """The configuration of the model ``name`` in a run, evaluated by full ranking.
 
     Args:
         config: of the run.
         values: the settings of the model.
-        keys: those of the run that give ``name`` and ``values``, for messages.
+        keys: those of the run that give ``name`` and ``values`` first, for messages.
 
     Raises:
         ValueError: no model of RecBole, a setting of the run among ``values``, or as :class:`LLMConfig`.
     """
-    key, settings = keys
+    key, settings, *_ = keys
     for given in _OF_THE_RUN:
         if given in values:
             raise ValueError(f"{settings}: {given} is that of the run (of eval_args all but the mode, a full ranking); remove it")

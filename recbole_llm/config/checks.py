@@ -75,6 +75,12 @@ def _code(model: type[Any], given: Collection[str]) -> str:
     return "\n".join(map(registry.source, parts))
 
 
+def source_of(given: Sequence[tuple[str, Mapping[str, Any]]], key: str) -> str:
+    """`` in FILE``, the last of the sources that gives a key; empty for a default."""
+    sources = [source for source, values in given if key in values]
+    return f" in {sources[-1]}" if sources else ""
+
+
 @contextmanager
 def naming_source(given: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[None]:
     """Add to a ValueError the last source of the key that it begins with; ``given`` holds the sources with their values."""

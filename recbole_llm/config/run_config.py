@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
-from recbole_llm.config.checks import check, naming_source, unread
+from recbole_llm.config.checks import check, naming_source, source_of, unread
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
-from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN
+from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN, SEQUENCE_TRAINING
 from recbole_llm.config.predictions import predictions_file
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
@@ -101,10 +101,15 @@ class LLMConfig(Config):
                 raise ValueError(f"--{key} is missing: give it on the command line or in a property file")
         model_class = registry.get_model(str(model))
         compat.stop_anomaly_detection()
-        if own := registry.own_property_file(model_class):
+        self._add_own_file(model_class)
+        return str(model).rpartition(":")[2], model_class, str(dataset)
+
+    def _add_own_file(self, model_class: type | None) -> list[str]:
+        """Read the property file of a model of the user, if there is one; returns the names of the model: one or none."""
+        if model_class and (own := registry.own_property_file(model_class)):
             self.properties.add(f"model/{model_class.__name__}", own)
             self._merge_external_config_dict()  # its comments say which dictionaries are replaced as a whole
-        return str(model).rpartition(":")[2], model_class, str(dataset)
+        return [model_class.__name__] if model_class else []
 
     def _update_internal_config_dict(self, file: str) -> dict[str, Any]:
         values = read_yaml(file)  # RecBole would parse its files again in every Config, four fifths of the time of one
@@ -113,7 +118,7 @@ class LLMConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        own = ("train_mode", "mask_history")  # keys of ours that change what RecBole's trainer selects
+        own = ("train_mode", *SEQUENCE_TRAINING, "mask_history")  # keys of ours that change what RecBole's trainer selects
         self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, *own}
         files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
         self._ours = {*overall, *evaluation}
@@ -124,7 +129,9 @@ class LLMConfig(Config):
         beside = self._beside_the_data(dataset, overall)
         self._beside = str(self._own_data(dataset) / f"{dataset}.yaml"), beside
         parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
-        named = [*parts, f"model/{model}", *(f"{part}/{model}" for part in parts)]
+        inner = registry.contained(model_class, self.external_config_dict, files.read(f"model/{model}"))
+        models = [*self._add_own_file(inner), model]  # it has the settings of the model that it contains, too
+        named = [*parts, *(file for one in models for file in (f"model/{one}", *(f"{part}/{one}" for part in parts)))]
         ours = files.merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
         self._ours.update(ours)
         self.internal_config_dict = files.merge(self.internal_config_dict, ours)
@@ -211,16 +218,11 @@ class LLMConfig(Config):
     def _set_default_parameters(self) -> None:
         final, own = self.final_config_dict, self._own_data(self.dataset)
         with naming_source(self._given):
-            settle_metrics(final, self._source)
+            settle_metrics(final, partial(source_of, self._given))
             super()._set_default_parameters()
         self.own_copy = Path(final["data_path"]) != own and any(own.glob(f"{glob.escape(self.dataset)}.*inter"))
         if self.own_copy:
             final["data_path"] = str(own)  # RecBole prefers its own copy of ml-100k
-
-    def _source(self, key: str) -> str:
-        """`` in FILE``, the last source that gives a key; empty for a default."""
-        sources = [source for source, values in self._given if key in values]
-        return f" in {sources[-1]}" if sources else ""
 
     def _settle_scenario(self, final: dict[str, Any]) -> None:
         """Check the scenario; with ``train_dataset``, set the columns of the two datasets that are read as one."""

@@ -20,15 +20,15 @@ def metrics(ranks: Sequence[float], names: Iterable[str]) -> dict[str, float]:
 
     ``names`` are those of RecBole's results, such as ``ndcg@10``; ``mrr`` has no cutoff. Other metrics are ignored.
     """
-    return {name: float(values.mean()) for name, values in _by_user(ranks, names).items()}
+    return {name: float(values.mean()) for name, values in by_user(ranks, names).items()}
 
 
 def half_widths(ranks: Sequence[float], names: Iterable[str]) -> dict[str, float]:
     """Half width of the 95 % confidence interval over users (normal approximation) of each of :func:`metrics`."""
-    return {name: float(1.96 * values.std() / np.sqrt(len(values))) for name, values in _by_user(ranks, names).items()}
+    return {name: float(1.96 * values.std() / np.sqrt(len(values))) for name, values in by_user(ranks, names).items()}
 
 
-def _by_user(ranks: Sequence[float], names: Iterable[str]) -> dict[str, np.ndarray]:
+def by_user(ranks: Sequence[float], names: Iterable[str]) -> dict[str, np.ndarray]:
     """The metrics of each user, FloatArray[N] by name; empty without ranks."""
     places = np.asarray(ranks, dtype=np.float64)  # [N]
     found = np.ones_like(places)  # [N]; of one target, recall is hit

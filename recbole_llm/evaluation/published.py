@@ -80,7 +80,7 @@ class PublishedProtocol:
 
     def results(self, ranks: Sequence[float]) -> tuple[dict[str, float], dict[str, float]]:
         """Metrics of ranks [N], and the half widths of their 95 % intervals, as ``published_<paper's name>``."""
-        ours = {f"{PREFIX}{name}": _in_recbole(name) for name in self.metrics}
+        ours = {f"{PREFIX}{name}": in_recbole(name) for name in self.metrics}
         values, widths = metrics.metrics(ranks, ours.values()), metrics.half_widths(ranks, ours.values())
         return {name: values[own] for name, own in ours.items()}, {name: widths[own] for name, own in ours.items()}
 
@@ -122,7 +122,9 @@ def contained(answer: str, titles: Sequence[str]) -> list[int]:
     return [int(bool(title) and title.lower() in text) for title in titles]
 
 
-def _in_recbole(name: str) -> str:
+def in_recbole(name: str) -> str:
+    """RecBole's name of a paper's metric, with or without the prefix: ``published_hr@1`` -> ``hit@1``."""
+    name = name.removeprefix(PREFIX)
     metric, at, k = name.partition("@")
     return f"{_NAMES.get(metric, metric)}{at}{k}"
 

@@ -17,6 +17,7 @@ from recbole_llm.store.stages import Folders, Stage, StageCache
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
+    from recbole_llm.evaluation.record import Row
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Recommender:
         has_validation: there are scores of the validation users, too.
         shortcut: an untrained rule, with which leaderboards compare every other row.
         published: the paper's evaluation of generated answers; None for a model that is published with scores.
+        contains: the key that names a model which is a part of this one, so that its settings are this model's, too.
     """
 
     uses_item_text = False
@@ -102,6 +104,7 @@ class Recommender:
     has_validation = True
     shortcut = False
     published: PublishedProtocol | None = None
+    contains: str | None = None
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         """The stages of the model, not yet run; the first one makes the model itself.
@@ -146,6 +149,10 @@ class Recommender:
     def facts(self) -> Facts:
         """What the run record says about the model."""
         return Facts()
+
+    def findings(self, rows: Sequence[Row]) -> Mapping[str, Any]:
+        """What follows from the ranks of all rows, by the name of an entry of the run record."""
+        return {}
 
     def report(self, folder: Path) -> list[str]:
         """Write further results to ``folder``, that of the record; returns lines for the log."""

@@ -97,6 +97,11 @@ class RunRecord:
             "unmasked_because": self._masking.because if self._full else None,
         }
 
+    def _slice_users(self) -> dict[str, list[str]]:
+        """The evaluated users of each slice, for paired tests within it."""
+        evaluated = set(self.rows[0].ranks.users) if self.rows else set()
+        return {name: sorted(str(self.user_ids[user]) for user in users & evaluated) for name, users in self._slices.items()}
+
     @property
     def heading(self) -> str:
         """Heading of the table: dataset, scenario, candidates, backbone, given adapters."""
@@ -128,6 +133,7 @@ class RunRecord:
             "results": {row.name: row.metrics for row in self.rows},
             _INTERVAL: {row.name: row.half_width for row in self.rows},
             "slices": {row.name: row.slices for row in self.rows},
+            "slice_users": self._slice_users(),
             "ranks": {row.name: by_user(self.user_ids, row.ranks.users, row.ranks.ranks) for row in self.rows},
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "missed_targets": {row.name: row.ranks.missed for row in self.rows},

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.leaderboard.formats import to_csv, to_latex, to_markdown
 from recbole_llm.leaderboard.page import to_html
-from recbole_llm.leaderboard.plan import read_plan
+from recbole_llm.leaderboard.plan import Task, read_plan
 from recbole_llm.leaderboard.runner import run_tasks
 from recbole_llm.leaderboard.statistics import build
-from recbole_llm.leaderboard.table import Leaderboard, to_json
+from recbole_llm.leaderboard.table import Cell, Leaderboard, to_json
 from recbole_llm.store.files import atomic_write
 
 _FORMATS = {"json": to_json, "md": to_markdown, "csv": to_csv, "tex": to_latex, "html": to_html}
@@ -32,11 +32,23 @@ def make_leaderboard(
         ValueError, FileNotFoundError: the file or an option is invalid.
         ImportError: the engine needs submitit, which is not installed.
     """
-    tasks = read_plan(file, changes)
-    out = out or Path(str(changes.get("checkpoint_dir", "saved"))) / "leaderboard" / file.stem
-    reasons = {} if show else run_tasks(tasks, out / "logs", jobs=jobs, engine=engine)
-    leaderboard = build([task.cell(reasons.get(task)) for task in tasks], f"Leaderboard {file.stem}")
+    out = out or folder_of(file, changes)
+    cells = run_cells(read_plan(file, changes), out, jobs=jobs, engine=engine, show=show)
+    leaderboard = build(list(cells.values()), f"Leaderboard {file.stem}")
     return leaderboard, write_all(leaderboard, out)
+
+
+def folder_of(file: Path, changes: Mapping[str, Any]) -> Path:
+    """The default folder of the files of a leaderboard."""
+    return Path(str(changes.get("checkpoint_dir", "saved"))) / "leaderboard" / file.stem
+
+
+def run_cells(
+    tasks: Sequence[Task], out: Path, *, jobs: int = 1, engine: str = "process", show: bool = False
+) -> dict[Task, Cell]:
+    """Run the tasks without a record, unless ``show``; returns the cell of each task. Arguments as :func:`make_leaderboard`."""
+    reasons = {} if show else run_tasks(tasks, out / "logs", jobs=jobs, engine=engine)
+    return {task: task.cell(reasons.get(task)) for task in tasks}
 
 
 def write_all(leaderboard: Leaderboard, folder: Path) -> list[Path]:

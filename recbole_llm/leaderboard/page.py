@@ -12,7 +12,7 @@ from recbole_llm.leaderboard.digits import half, p_value, significant
 from recbole_llm.leaderboard.formats import numbers, shown_metrics, texts
 from recbole_llm.leaderboard.marks import beaten, beaten_rows
 from recbole_llm.leaderboard.memorised import MEMORISED_WORDS, memorised
-from recbole_llm.leaderboard.pictures import cost_picture, metric_picture, slice_picture
+from recbole_llm.leaderboard.pictures import cost_picture, metric_picture, routing_picture, slice_picture
 from recbole_llm.leaderboard.protocol import protocol_words
 from recbole_llm.leaderboard.table import Leaderboard, Table, smaller_is_better
 
@@ -54,6 +54,7 @@ def _section(leaderboard: Leaderboard, table: Table) -> dict[str, Any]:
         "metric_picture": metric_picture(table),
         "cost_picture": cost_picture(table),
         "slice_picture": slice_picture(table),
+        "routing_picture": routing_picture(table),
     }
 
 

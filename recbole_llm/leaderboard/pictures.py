@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.ticker
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -124,6 +125,30 @@ def slice_picture(table: Table) -> str | None:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
 
     return _svg(draw, f"slices {table.protocol}", 7, 0.8 + 0.2 * len(rows) * len(names)) if rows else None
+
+
+def routing_picture(table: Table) -> str | None:
+    """The curve of each cascade as SVG: the metric of its record by the share of users routed to the LLM; None without one."""
+    rows = [row for row in table.rows if row.routing]
+    found = [(row, (row.routing or {})["curve"]) for row in rows]
+
+    def draw(axes: Axes) -> None:
+        for place, (row, curve) in enumerate(found):
+            shares, values, widths = (
+                np.array([point[name] for point in curve["points"]], dtype=float) for name in ("share", "value", "half_width")
+            )
+            colour: dict[str, Any] = {"color": _LLM, "alpha": max(0.3, 1 - 0.25 * place)}
+            axes.plot(shares, values, linewidth=1.5, label=_short(row), linestyle=["-", "--", ":", "-."][place % 4], **colour)
+            axes.fill_between(shares, values - widths, values + widths, color=_LLM, alpha=0.08, linewidth=0)
+            at = int(np.abs(shares - curve["break_even"]).argmin())
+            axes.plot(shares[at], values[at], "o", markersize=6, **colour)
+        axes.set(
+            xlabel="share of users routed to the LLM", ylabel=", ".join(dict.fromkeys(curve["metric"] for _, curve in found))
+        )
+        axes.grid(axis="y")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+
+    return _svg(draw, f"routing {table.protocol}", 6, 3.5) if found else None
 
 
 def _colour(row: Row) -> str:

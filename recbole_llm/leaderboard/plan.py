@@ -48,6 +48,8 @@ _FILE = {
     "settings": "(settings)",
     "models": "(dict of dict)",
     "shortcuts": "(bool)",
+    "claims": "(dict of dict)",  # read by recbole_llm.replication
+    "decide_on": "(settings)",
 }
 _ENTRY = {
     "model": "(str)",
@@ -164,11 +166,11 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
         ValueError: an unknown or missing key; names it and the file.
     """
     plan = read_yaml(property_file(file))
-    _check(str(file), plan, _FILE, needed=("dataset", "seeds", "models"))
+    check_form(str(file), plan, _FILE, needed=("dataset", "seeds", "models"))
     protocols, merge = plan.get("protocols") or {"candidates": {}}, PropertyFiles().merge
     tasks = []
     for label, given in plan["models"].items():
-        _check(f"{file}: `{label}`", given or {}, _ENTRY)
+        check_form(f"{file}: `{label}`", given or {}, _ENTRY)
         entry = {"model": str(label), **(given or {})}
         for protocol in entry.get("protocols") or protocols:
             if protocol not in protocols:
@@ -219,7 +221,7 @@ def _ranks_together(task: Task) -> bool:
         return False
 
 
-def _check(where: str, values: Any, form: Mapping[str, str], needed: tuple[str, ...] = ()) -> None:
+def check_form(where: str, values: Any, form: Mapping[str, str], needed: tuple[str, ...] = ()) -> None:
     """Check keys and types; None stands for a key that is not given, and for an empty entry of a dictionary."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {values!r} is not a dictionary; docs/leaderboard.md describes the form of the file")

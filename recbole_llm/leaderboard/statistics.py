@@ -19,21 +19,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from recbole_llm.evaluation import metrics, significance
+from recbole_llm.evaluation import significance
 from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.headroom import add_headroom
+from recbole_llm.leaderboard.per_user import PerUser, mean_over_seeds, per_user
 from recbole_llm.leaderboard.protocol import measured
 from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table, smaller_is_better
-
-_TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Per-user values [N] of the first metric, averaged over seeds, and the users [N], sorted."""
-
-    users: tuple[str, ...]
-    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
 def _table(
     protocol: str, cells: Sequence[Cell], metric: str | None, costs: Mapping[str, float]
-) -> tuple[Table, dict[str, _Scores]]:
+) -> tuple[Table, dict[str, PerUser]]:
     """The table of a protocol without tests, and the per-user values by label."""
     by_label = _by("label", cells)
     rows = [_row(own, costs) for own in by_label.values()]
@@ -138,6 +129,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         note=_first(cell.note for cell in cells),
         shortcut=any(record.get("shortcut") is True for record in records),
         memorisation=_first(record.get("memorisation") for record in records),
+        routing=_first(record.get("routing") for record in records if record.get("model") == model),
     )
 
 
@@ -195,33 +187,14 @@ def _training(record: Mapping[str, Any], costs: Mapping[str, float]) -> tuple[fl
     return outside + sum(full.values()), any(seconds == 0 for seconds in full.values())
 
 
-def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
+def _scores(cells: Sequence[Cell], metric: str) -> PerUser | None:
     """Per-user values of a row; None unless every finished cell has ranks that agree with its recorded metric."""
-    done = [cell for cell in cells if cell.status == DONE]
-    found = {f"seed {cell.seed}": own for cell in done if (own := _cell_scores(cell, metric))}
-    if not found or len(found) < len(done):
-        return None
-    comparable.same_users(f"{cells[0].protocol}: {cells[0].label}", {seed: own.users for seed, own in found.items()})
-    return _Scores(next(iter(found.values())).users, np.mean([own.values for own in found.values()], axis=0))
+    done = [cell for cell in cells if cell.status == DONE and cell.record is not None]
+    found = {cell.seed: per_user(cell.record or {}, cell.model, metric) for cell in done}
+    return mean_over_seeds(f"{cells[0].protocol}: {cells[0].label}", found)
 
 
-def _cell_scores(cell: Cell, metric: str) -> _Scores | None:
-    given = _dig(cell.record, "ranks", cell.model)
-    missed = [str(user) for user, rank in given.items() if rank is None]
-    ranks = _numbers(given) | dict.fromkeys(missed, math.inf)
-    recorded = _numbers(_dig(cell.record, "results", cell.model)).get(metric)
-    if recorded is None or not ranks or len(ranks) < len(given):
-        return None
-    users = sorted(ranks)
-    distinct, where = np.unique(np.array([ranks[user] for user in users]), return_inverse=True)
-    gains = [metrics.metrics([rank], [metric]).get(metric) for rank in distinct.tolist()]  # a mean over one user
-    if None in gains:
-        return None
-    values = np.array(gains, dtype=np.float64)[where]
-    return _Scores(tuple(users), values) if abs(values.mean() - recorded) <= _TOLERANCE else None
-
-
-def _pairs(table: Table, scores: Mapping[str, _Scores], flips: int) -> list[_Pair]:
+def _pairs(table: Table, scores: Mapping[str, PerUser], flips: int) -> list[_Pair]:
     """Test every pair of rows with the same candidates."""
     found = []
     for one, other in combinations([row for row in table.rows if row.label in scores], 2):

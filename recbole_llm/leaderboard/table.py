@@ -78,6 +78,7 @@ class Row:
             without one.
         headroom_p: adjusted p-value of the headroom, see :func:`~recbole_llm.leaderboard.headroom.add_headroom`.
         memorisation: of the run record, see :func:`recbole_llm.llm.memorisation.memorisation`; None if it was not measured.
+        routing: of the run record of a cascade, first seed, see :meth:`recbole_llm.model.cascade.Cascade.findings`.
     """
 
     label: str
@@ -104,6 +105,7 @@ class Row:
     headroom: float | None = None
     headroom_p: float | None = None
     memorisation: dict[str, Any] | None = None
+    routing: dict[str, Any] | None = None
 
     @property
     def seeds(self) -> list[int]:

@@ -18,6 +18,7 @@ OWN: dict[str, dict[str, Any]] = {"LlamaRec": {"lora_train_mode": "prefix"}, "La
 LAST = {  # what has to be computed again where everything else is cached
     "ALLMRec": "projection",
     "AlphaRec": None,
+    "Cascade": "routing",
     "Laser": "phase-2",
     "LlamaRec": "verbalizer",
     "LoRACocktail": "cocktail",
@@ -36,7 +37,7 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("results", "ranks", "tie_rate", "half_width_95", "best_valid_result", "merge")}
 
 
-MERGING = ("LoRACocktail", "MoLoRec", "WeaveRec")  # several trainings each, by the code that TALLRec runs
+MERGING = ("LoRACocktail", "MoLoRec", "WeaveRec", "Cascade")  # several trainings each, by the code that TALLRec runs
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ TRAINING_STAGES = {  # of each model the first stages that train something, one 
     "WeaveRec": ["lora-tiny+tiny-comedy"],
     "ALLMRec": ["alignment", "projection"],
     "Laser": ["phase-1", "phase-2"],
+    "Cascade": ["base-spirit"],
     "AlphaRec": [],
 }
 PUBLISHED = {  # protocols with generated answers, and the rows that are generated
@@ -301,7 +302,7 @@ def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, 
     expected = {
         "builtin-lm": ranker or name == "Laser",
         "builtin-text-encoder": name in ("ALLMRec", "AlphaRec", "NearestTexts"),
-        "cf-SASRec": name in ("ALLMRec", "Laser") or (ranker and case == "full ranking") or case.endswith("retriever"),
+        "cf-SASRec": name in ("ALLMRec", "Laser", "Cascade") or (ranker and case == "full ranking") or case.endswith("retriever"),
     }
     assert {stage: stage in listed for stage in expected} == expected
     assert all(line.status in ("", TO_RUN) for line in plan.lines) and not list(Path(settings["checkpoint_dir"]).glob("stages/*"))

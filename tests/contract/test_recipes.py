@@ -23,7 +23,9 @@ from recbole_llm.config.property_files import PropertyFiles, properties_folder
 from recbole_llm.quick_start import run_recbole_llm
 
 FILES = PropertyFiles(properties_folder())
-MODELS = [name for name in registry.MODELS if name not in ("Imported", *registry.SHORTCUTS)]  # those with a paper's recipe
+MODELS = [
+    name for name in registry.MODELS if name not in ("Imported", "Cascade", *registry.SHORTCUTS)
+]  # those with a paper's recipe
 LLMS = FILES.names("llm")
 OWN = ["builtin", "smollm2-135m"]  # with training settings of their own, for two CPU cores
 REAL = [name for name in LLMS if name not in OWN]

@@ -10,8 +10,9 @@ import pytest
 
 from recbole_llm.leaderboard import pictures
 from recbole_llm.leaderboard.digits import significant
+from recbole_llm.leaderboard.page import to_html
 from recbole_llm.leaderboard.statistics import build
-from recbole_llm.leaderboard.table import Leaderboard
+from recbole_llm.leaderboard.table import Leaderboard, from_json, to_json
 from tests.leaderboard.boards import SCRIPT, cell
 
 
@@ -80,3 +81,18 @@ def test_the_first_metric_has_its_interval_and_shortcuts_another_style() -> None
 
 def test_one_row_alone_has_no_picture() -> None:
     assert pictures.metric_picture(build([cell("Alone", 0.4), cell("Broken", error="x")]).tables[0]) is None
+
+
+def test_each_cascade_has_its_curve_with_the_break_even_point() -> None:
+    points = [{"share": share, "value": 0.3 + share / 10, "half_width": 0.02} for share in (0.0, 0.5, 1.0)]
+    routing = {"curve": {"metric": "hit@1", "break_even": 0.5, "points": points}}
+    cells = [cell("Two models", 0.5, facts={"routing": routing}), cell("One", 0.3)]
+    other = cell("Two models at random", 0.4, facts={"routing": routing, "model": "Other"})  # a row beside that of a cascade
+    leaderboard = build([*cells, other], flips=10)
+    table = leaderboard.tables[0]
+    assert {row.label for row in table.rows if row.routing} == {"Two models"} and from_json(to_json(leaderboard)) == leaderboard
+    picture = pictures.routing_picture(table)
+    assert picture is not None and "Two models</text>" in picture and "hit@1</text>" in picture
+    assert picture in to_html(leaderboard) and "break-even" in to_html(leaderboard)
+    plain = build(cells[1:], flips=10)
+    assert pictures.routing_picture(plain.tables[0]) is None and "break-even" not in to_html(plain)

@@ -1,0 +1,1 @@
+"""Claims of papers, each written down before its runs, tested, and shown on one page: ``recbole-llm replicate``."""

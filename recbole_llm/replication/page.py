@@ -1,0 +1,217 @@
+"""The page of claims, made of ``replication.json`` and the claims' files alone: one row a claim."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_llm.config.values import plain
+from recbole_llm.leaderboard.digits import duration, p_value, significant
+from recbole_llm.replication.claims import Board, Claim
+from recbole_llm.replication.results import Results
+from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, adjusted, users_needed, verdict
+
+NOT_RUN, CHANGED = "not run", "changed after its run"
+
+_HEAD = f"""# Do the papers' claims replicate?
+
+This page is written by `recbole-llm replicate` from [replication.json](replication.json) and the files of
+[properties/claims](../properties/README.md); nothing in it is typed by hand. A claim, its test and its margin stand in such
+a file before its runs. A claim that was changed after its run is marked, and what it was before stays on the page.
+
+- **Test.** The difference of two rows, user by user and averaged over seeds, with a 95 % bootstrap interval over users, given
+  the trained models. The p-values of paired permutation tests are adjusted over the whole page (Benjamini-Hochberg). A row is
+  compared with chance, a number or a formula by an exact binomial test of its hits, or by a t test.
+- **Verdict.** *{HOLDS}*: the interval lies above 0, and the adjusted p-value is below {ALPHA:g}. *{FAILS}*: the interval lies
+  below the margin, the smallest difference that would support the claim. *{OPEN}*: neither; the number of users who would decide
+  is that of a test with a power of 80 % for a difference of the margin, and the command decides it on an accelerator.
+- **Several comparisons.** A claim holds if all of its comparisons do, and does not hold if one does not. A claim that two sides
+  are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside.
+- **Scale.** A verdict is about the backbone, the data and the budget of its board, not about the paper's own runs.
+"""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A claim of a board, its result and its verdict."""
+
+    board: Board
+    claim: Claim
+    result: Mapping[str, Any] | None
+    p_values: Sequence[float | None]
+    verdict: str
+
+
+def page(results: Results, boards: Sequence[Board]) -> str:
+    """The page as Markdown."""
+    judged = _judge(results, boards)
+    parts = [_HEAD, _summary(judged)]
+    for paper in dict.fromkeys(one.claim.paper for one in judged):
+        own = [one for one in judged if one.claim.paper == paper]
+        parts.append(f"## {_cell(paper)}\n\n{_table(own)}")
+        notes = [line for one in own for line in _notes(one)]
+        parts += ["\n".join(notes) + "\n"] if notes else []
+    parts.append(_boards(judged, boards))
+    parts += _withdrawn(results, boards)
+    return "\n".join(parts)
+
+
+def _judge(results: Results, boards: Sequence[Board]) -> list[_Judged]:
+    """Every claim with its verdict; the p-values of all measured claims are one family."""
+    listed = [(board, claim, results.get(board.name, {}).get(claim.name)) for board in boards for claim in board.claims]
+    known = {
+        (board.name, claim.name, place): test["p_value"]
+        for board, claim, result in listed
+        if result and not claim.equal
+        for place, test in enumerate(result["tests"])
+        if test["p_value"] is not None
+    }
+    family, found = adjusted(known), []
+    for board, claim, result in listed:
+        p_values = [family.get((board.name, claim.name, place)) for place in range(len(result["tests"]))] if result else []
+        if result is None:
+            what = NOT_RUN
+        elif result["fingerprint"] != board.fingerprint(claim):
+            what = CHANGED
+        else:
+            what = verdict(result["tests"], claim.margin, claim.equal, p_values)
+        found.append(_Judged(board, claim, result, p_values, what))
+    return found
+
+
+def _summary(judged: Sequence[_Judged]) -> str:
+    counts = Counter(one.verdict for one in judged)
+    order = (HOLDS, FAILS, OPEN, NOT_RUN, CHANGED)
+    return f"**{len(judged)} claims**: " + ", ".join(f"{counts[what]} {what}" for what in order if counts[what]) + ".\n"
+
+
+def _table(own: Sequence[_Judged]) -> str:
+    head = ["claim", "published", "our test", "our result", "verdict"]
+    rows = [[_claim(one), _cell(one.claim.published), _how(one), _outcome(one), _said(one)] for one in own]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def _claim(one: _Judged) -> str:
+    return f"**{_cell(one.claim.name)}.** {_cell(one.claim.claim)}"
+
+
+def _how(one: _Judged) -> str:
+    claim = one.claim
+    where = "".join(f", {part}" for part in (claim.slice and f"{claim.slice} targets", claim.protocol) if part)
+    margin = f"{'equal within' if claim.equal else 'margin'} {claim.margin:g}"
+    return f"{_cell(claim.test)} ({_cell(claim.metric)}{_cell(where)}; {margin}; [{one.board.name}](#boards))"
+
+
+def _outcome(one: _Judged) -> str:
+    if one.result is None:
+        return ""
+    lines = [_pair(test, p) for test, p in zip(one.result["tests"], one.p_values, strict=True)]
+    lines += [f"{name}: {_value(value)}" for name, value in one.result["facts"].items() if value is not None]
+    if one.result["changes"]:
+        lines.append(f"with {_keys(one.result['changes'])}")
+    return "<br>".join(map(_cell, lines))
+
+
+def _pair(test: Mapping[str, Any], p: float | None) -> str:
+    low, high = test["interval"]
+    first, second = map(significant, test["means"])
+    shown = "" if p is None else f", p {p_value(p)}"
+    difference = f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{shown}"
+    users = "" if test["users"] is None else f", n={test['users']:,}"
+    return f"{test['better']} {first}, {test['worse']} {second}: {difference}{users}"
+
+
+def _said(one: _Judged) -> str:
+    said = f"**{one.verdict}**"
+    if one.verdict == OPEN and one.result:
+        needed = [users_needed(test, one.claim.margin) for test in one.result["tests"] if test["users"]]
+        said += f"; {max(needed):,} users would decide" if needed else ""
+    if one.verdict in (OPEN, NOT_RUN, CHANGED):
+        said += f"<br>`{command(one.board, one.claim)}`"
+    return said
+
+
+def command(board: Board, claim: Claim) -> str:
+    """The one command that decides a claim on an accelerator."""
+    keys = {"data_path": "DIR", **claim.decide_on} if board.dataset != "ml-100k" else claim.decide_on
+    given = [f"--{key}={_text(value)}" for key, value in keys.items()]
+    return shlex.join(["recbole-llm", "replicate", board.name, *given, *([f"--out=replication-{board.name}"] if given else [])])
+
+
+def _notes(one: _Judged) -> list[str]:
+    """A line for each earlier form of a claim that has a result."""
+    lines = []
+    for before in one.result.get("earlier", []) if one.result else []:
+        lines.append(f"- *{one.claim.name}*, before it was changed: {_before(before)}")
+    if one.verdict == CHANGED and one.result:
+        lines.append(f"- *{one.claim.name}* was changed after its run, which tested: {_before(one.result)}")
+    return [_cell(line) for line in lines]
+
+
+def _before(result: Mapping[str, Any]) -> str:
+    claim = result["claim"]
+    said = verdict(result["tests"], claim["margin"], claim["equal"], [test["p_value"] for test in result["tests"]])
+    how = f"{claim['test']} ({claim['metric']}, margin {claim['margin']:g}, seeds {_list(result['seeds'])})"
+    return f"{claim['claim']} {how}: {'; '.join(_pair(test, None) for test in result['tests'])}; {said}, not adjusted"
+
+
+def _boards(judged: Sequence[_Judged], boards: Sequence[Board]) -> str:
+    lines = [
+        "## Boards",
+        "",
+        "| board | command | dataset | seeds | measured | runs, without cached parts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for board in boards:
+        found = [one.result for one in judged if one.board is board and one.result]
+        measured = cost = ""
+        if found:
+            last = max(found, key=lambda result: result["written"])
+            commits = sorted({commit[:12] for result in found for commit in result["commits"]})
+            lm = f", {last['backbone']}" if last["backbone"] else ""
+            digest = f", candidates `{last['candidates'][:12]}`" if last["candidates"] else ""
+            measured = f"{last['written'][:10]}{lm}{digest}, seeds {_list(last['seeds'])}, commit {_list(commits)}"
+            longest = max(found, key=lambda result: result["seconds"])
+            more = "≥ " if longest["seconds_at_least"] else ""
+            cost = f"{more}{duration(longest['seconds'])}, {longest['runs']} {'run' if longest['runs'] == 1 else 'runs'}"
+        data = "" if board.dataset == "ml-100k" else " --data_path=DIR"
+        file = f"[{board.name}](../properties/claims/{board.file.name})"
+        row = (file, f"`recbole-llm replicate {board.name}{data}`", board.dataset, _list(board.seeds), measured, cost)
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _withdrawn(results: Results, boards: Sequence[Board]) -> list[str]:
+    """Measured claims that no file has any more: they stay on the page."""
+    listed = {(board.name, claim.name) for board in boards for claim in board.claims}
+    gone = [
+        f"- {_cell(f'{board}: *{name}*: {_before(result)}')}"
+        for board, own in sorted(results.items())
+        for name, result in sorted(own.items())
+        if (board, name) not in listed
+    ]
+    return ["## Measured and withdrawn\n", "\n".join(gone) + "\n"] if gone else []
+
+
+def _keys(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`--{key}={_text(value)}`" for key, value in values.items())
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else value if isinstance(value, str) else str(plain(value))
+
+
+def _value(value: Any) -> str:
+    return significant(value) if isinstance(value, float) else str(value)
+
+
+def _list(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _cell(text: str) -> str:
+    """Text in a table of Markdown."""
+    return " ".join(text.split()).replace("|", "\\|")

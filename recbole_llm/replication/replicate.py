@@ -1,0 +1,67 @@
+"""``recbole-llm replicate``: run the boards of claims, test the claims, and write the page of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.leaderboard.board import folder_of, run_cells
+from recbole_llm.replication.claims import Board, read_boards
+from recbole_llm.replication.measure import NotMeasuredError, measure
+from recbole_llm.replication.page import page
+from recbole_llm.replication.results import Results, add, read_results, write_results
+from recbole_llm.store.files import atomic_write
+
+logger = getLogger()
+JSON_FILE, PAGE_FILE = "replication.json", "replication.md"
+
+
+def replicate(
+    names: Sequence[str],
+    changes: Mapping[str, Any],
+    *,
+    jobs: int = 1,
+    engine: str = "process",
+    out: Path = Path("docs"),
+    show: bool = False,
+) -> tuple[list[Path], int]:
+    """Run what has no record, test the claims, and write ``replication.json`` and ``replication.md``.
+
+    Results of claims without records stay as they are in the JSON.
+
+    Args:
+        names: boards of ``properties/claims`` or files of one's own; all without names.
+        changes: keys of every run, which override those of the files.
+        jobs, engine: as in :func:`recbole_llm.leaderboard.runner.run_tasks`.
+        out: folder of both files.
+        show: run nothing; test the existing records.
+
+    Returns:
+        The files, and the number of claims without a result although their runs were to be made.
+
+    Raises:
+        ValueError, FileNotFoundError: a file or an option is invalid.
+    """
+    boards, results, missing = read_boards(names), read_results(out / JSON_FILE), 0
+    for board in boards:
+        missing += _test(board, changes, results, jobs=jobs, engine=engine, show=show)
+        write_results(out / JSON_FILE, results)  # after each board, so that a kill loses none
+    known = read_boards()
+    own = [board for board in boards if board.file not in [other.file for other in known]]
+    atomic_write(out / PAGE_FILE, page(results, [*known, *own]))
+    return [out / JSON_FILE, out / PAGE_FILE], 0 if show else missing
+
+
+def _test(board: Board, changes: Mapping[str, Any], results: Results, **how: Any) -> int:
+    """Add the results of a board; returns the number of claims without one."""
+    cells = run_cells(board.tasks(changes), folder_of(board.file, changes), **how)
+    missing = 0
+    for claim in board.claims:
+        try:
+            add(results, board.name, claim.name, measure(board, claim, cells, changes))
+        except NotMeasuredError as reason:
+            missing += 1
+            logger.warning(f"{board.name}: {claim.name}: not measured: {reason}")
+    return missing

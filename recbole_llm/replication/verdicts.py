@@ -1,0 +1,58 @@
+"""From the result of a test to a verdict. The rules are stated on the page of claims; here they are in code, once.
+
+Of the difference (better minus worse) and its 95 % interval over users:
+
+    does not hold        the interval lies below the margin: a difference that would support the claim is excluded
+    holds                the interval lies above 0, and the p-value, adjusted over the page, is below .05
+    not decidable here   otherwise
+
+Of a claim that two sides are equal: it holds if the interval lies within the margin on both sides of 0, and does not if it lies
+outside. A claim of several pairs holds if it holds for all of them, and does not hold if it does not for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recbole_llm.evaluation import significance
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable here"
+ALPHA = 0.05
+
+
+def verdict(tests: Sequence[Mapping[str, Any]], margin: float, equal: bool, p_values: Sequence[float | None]) -> str:
+    """The verdict of a claim.
+
+    Args:
+        tests: the measured pairs, see :mod:`recbole_llm.replication.measure`.
+        p_values: of the pairs, adjusted; None where there is no test of a difference.
+    """
+    rule = _equal if equal else _better
+    found = {rule(test["interval"], margin, p) for test, p in zip(tests, p_values, strict=True)}
+    return FAILS if FAILS in found else HOLDS if found == {HOLDS} else OPEN
+
+
+def adjusted(p_values: Mapping[Any, float]) -> dict[Any, float]:
+    """The p-values of a page as one Benjamini-Hochberg family."""
+    return dict(zip(p_values, significance.adjusted(list(p_values.values())).tolist(), strict=True))
+
+
+def users_needed(test: Mapping[str, Any], margin: float) -> int:
+    """Users with whom a true difference of the margin is detected with a power of 80 %, if they vary as the measured ones."""
+    return math.ceil(test["users"] * (significance.detectable_difference(test["deviation"], test["users"]) / margin) ** 2)
+
+
+def _better(interval: Sequence[float], margin: float, p: float | None) -> str:
+    low, high = interval
+    if high < margin:
+        return FAILS
+    return HOLDS if low > 0 and (p is None or p < ALPHA) else OPEN
+
+
+def _equal(interval: Sequence[float], margin: float, _: float | None) -> str:
+    low, high = interval
+    if low > margin or high < -margin:
+        return FAILS
+    return HOLDS if -margin < low and high < margin else OPEN

@@ -1,0 +1,219 @@
+"""From a file of claims and run records to results and their page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import recbole_llm
+from recbole_llm.leaderboard import runner
+from recbole_llm.replication.claims import read_board, read_boards
+from recbole_llm.replication.page import page
+from recbole_llm.replication.replicate import replicate
+from recbole_llm.replication.results import read_results
+from tests.replication.conftest import CLAIM, USERS, ranks
+
+ROOT = Path(recbole_llm.__file__).parents[1]
+Write = Callable[..., Any]
+
+
+def shown(file: Path, out: Path, **changes: Any) -> tuple[dict[str, Any], str]:
+    """The result of the claim ``better`` of a file, whose runs have their records, and its line of the page."""
+    replicate([str(file)], changes, out=out, show=True)
+    results = json.loads((out / "replication.json").read_text())["boards"].get(file.stem, {})
+    (line,) = [line for line in (out / "replication.md").read_text().splitlines() if line.startswith("| **better.**")]
+    return results.get("better", {}), line
+
+
+def test_the_page_of_the_documentation_is_what_results_and_claims_render_to() -> None:
+    results = read_results(ROOT / "docs" / "replication.json")
+    assert (ROOT / "docs" / "replication.md").read_text(encoding="utf-8") == page(results, read_boards())
+
+
+def test_the_result_is_the_paired_difference_over_users_averaged_over_seeds(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board()
+    finish(file, {"new": 0.5, "old": 0.2})
+    found, line = shown(file, tmp_path)
+    (test,) = found["tests"]
+    first, second = (np.mean([ranks(share, seed) == 1 for seed in (1, 2)], axis=0) for share in (0.5, 0.2))
+    assert test["means"] == pytest.approx([first.mean(), second.mean()]) and test["users"] == USERS
+    assert test["difference"] == pytest.approx(0.3) and test["interval"][0] > 0.2 and test["p_value"] < 1e-6
+    assert found["seeds"] == [1, 2] and found["runs"] == 4 and found["seconds"] == 160
+    assert "**holds**" in line and "new 0.500, old 0.200: +0.300" in line and "p < .001, n=200" in line
+
+
+def test_there_is_nothing_of_a_single_user(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board(slice="cold")
+    finish(file, {"new": 0.5, "old": 0.2})
+    shown(file, tmp_path)
+    assert not [user for user in range(USERS) if f'"u{user}"' in (tmp_path / "replication.json").read_text()]
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [((0.2, 0.5), "does not hold"), ((0.3, 0.3), "does not hold"), ((0.31, 0.3), "not decidable here")],
+)
+def test_verdicts(shares: tuple[float, float], said: str, board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board(margin=0.02)
+    finish(file, dict(zip(("new", "old"), shares, strict=True)))
+    line = shown(file, tmp_path)[1]
+    assert f"**{said}**" in line
+    assert ("users would decide" in line and "recbole-llm replicate mine --train_batch_size=64" in line) == ("not dec" in said)
+
+
+def test_a_slice_is_tested_on_its_own_users(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board(slice="cold")
+    finish(file, {"new": 0.5, "old": 0.2})
+    test = shown(file, tmp_path)[0]["tests"][0]
+    assert test["users"] == USERS // 4 and test["means"] == pytest.approx([1.0, 0.8])
+    finish(file, {"new": 0.5, "old": 0.2}, slice_users={"cold": ["u0", "u199"]})  # not the users whose mean is recorded
+    (tmp_path / "replication.json").unlink()
+    assert shown(file, tmp_path)[0] == {}
+
+
+def test_chance_and_numbers(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board(compare={"better": "new", "worse": "chance"})
+    finish(file, {"new": 0.5, "old": 0.0})
+    test = shown(file, tmp_path)[0]["tests"][0]
+    assert test["means"] == pytest.approx([0.5, 0.05]) and test["interval"][0] > 0.35
+    # no hit among 200 is below .05, but no exact 0: the interval of a proportion, not that of equal values
+    file = board({"seeds": [1]}, compare={"better": "chance", "worse": "old"})
+    test = shown(file, tmp_path)[0]["tests"][0]
+    assert test["interval"][0] == pytest.approx(0.05 - 0.0183, abs=1e-3) and test["interval"][1] == 0.05
+    assert 0.95**USERS <= test["p_value"] < 1e-4
+    file = board(compare={"better": "new", "worse": 0.6})
+    assert shown(file, tmp_path)[0]["tests"][0]["difference"] == pytest.approx(-0.1)
+
+
+def test_places_after_the_first_are_compared_with_a_random_order(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board(compare={"equal": ["new", {"random_after_first": "new"}]}, metric="NDCG@3", margin=0.05)
+    finish(file, {"new": 0.4})  # ranks after the first are random
+    found, line = shown(file, tmp_path)
+    tail = (1 / np.log2(3) + 1 / np.log2(4)) / 19
+    assert found["tests"][0]["means"][1] == pytest.approx(0.4 + 0.6 * tail)
+    assert "**holds**" in line and "equal within 0.05" in line
+
+
+def test_a_claim_against_several_rows(board: Write, finish: Write, tmp_path: Path) -> None:
+    models = {"new": {"model": "SASRec"}, "old": {"model": "GRU4Rec"}, "third": {"model": "BPR"}}
+    file = board({"models": models}, compare={"better": "new", "worse": ["old", "third"]})
+    finish(file, {"new": 0.5, "old": 0.2, "third": 0.6})
+    found, line = shown(file, tmp_path)
+    assert [test["worse"] for test in found["tests"]] == ["old", "third"] and "**does not hold**" in line
+
+
+def test_facts_are_read_from_the_records(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board(facts={"weight": ["new", "merge", "weights", "a|b"], "none": ["new", "merge", "nothing"]})
+    finish(file, {"new": 0.5, "old": 0.2}, merge={"weights": {"a|b": 0.875}})
+    assert "<br>weight: 0.875 |" in shown(file, tmp_path)[1]
+
+
+def test_a_measurement_of_the_record_is_compared_with_a_number(board: Write, finish: Write, tmp_path: Path) -> None:
+    path = ["new", "merge", "report", "correlation"]
+    file = board(compare={"better": 0, "worse": {"recorded": path}}, margin=0.3)
+    finish(file, {"new": 0.5}, merge={"report": {"correlation": {"value": -0.8, "interval": [-0.9, -0.2]}}})
+    found, line = shown(file, tmp_path)
+    test = found["tests"][0]
+    assert test["difference"] == 0.8 and test["interval"] == [0.2, 0.9] and test["means"] == [0.0, -0.8]
+    assert "**holds**" in line and "report correlation of new -0.800: +0.800 [+0.200, +0.900]" in line and "n=" not in line
+    file = board(compare={"better": {"recorded": path}, "worse": 0}, margin=0.3)
+    assert shown(file, tmp_path)[0]["tests"][0]["interval"] == [-0.9, -0.2]
+    finish(file, {"new": 0.5}, merge={"report": {}})
+    (tmp_path / "replication.json").unlink()
+    assert shown(file, tmp_path)[0] == {}
+
+
+def test_a_claim_without_records_keeps_its_row_and_its_result(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board()
+    assert "**not run**<br>`recbole-llm replicate mine --train_batch_size=64" in shown(file, tmp_path)[1]
+    finish(file, {"new": 0.5, "old": 0.2})
+    before = shown(file, tmp_path)[0]
+    for record in Path("saved/runs").glob("*/record.json"):
+        record.unlink()
+    assert shown(file, tmp_path)[0] == before
+    text = (tmp_path / "replication.md").read_text()
+    assert replicate([], {}, out=tmp_path, show=True)[1] == 0  # the file is not named: its measured claim stays on the page
+    assert "## Measured and withdrawn" in (tmp_path / "replication.md").read_text() and "withdrawn" not in text
+
+
+def test_with_some_seeds_the_page_says_which(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board()
+    finish(file, {"new": 0.5, "old": 0.2}, seeds=(1,))
+    finish(file, {"new": 0.5}, seeds=(2,))
+    assert shown(file, tmp_path)[0]["seeds"] == [1]
+
+
+@pytest.mark.parametrize("changes", [{"margin": 0.4}, {"metric": "NDCG@3"}, {"claim": "It is hardly worse."}])
+def test_a_claim_that_is_changed_after_its_run_is_marked(
+    changes: dict[str, Any], board: Write, finish: Write, tmp_path: Path
+) -> None:
+    file = board()
+    finish(file, {"new": 0.5, "old": 0.2})
+    replicate([str(file)], {}, out=tmp_path, show=True)
+    results = read_results(tmp_path / "replication.json")
+    file = board(**changes)
+    assert "**changed after its run**" in page(results, [read_board(file)])
+    found, line = shown(file, tmp_path)  # and measured again, the earlier form stays
+    assert "changed after" not in line and found["earlier"][0]["claim"]["margin"] == CLAIM["margin"]
+    assert "before it was changed: The new model is better." in (tmp_path / "replication.md").read_text()
+
+
+def test_the_rows_are_part_of_the_claim_and_other_rows_are_not(board: Write) -> None:
+    def identity(file: Path) -> str:
+        own = read_board(file)
+        return own.fingerprint(own.claims[0])
+
+    before = identity(board())
+    models = {"new": {"model": "SASRec"}, "old": {"model": "GRU4Rec"}}
+    assert identity(board({"models": {**models, "more": {"model": "BPR"}}})) == before
+    assert identity(board({"models": {**models, "old": {"model": "GRU4Rec", "settings": {"epochs": 1}}}})) != before
+    assert identity(board({"seeds": [1, 2, 3]})) != before
+
+
+def test_keys_of_the_command_line_are_shown_with_the_result(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board({"settings": {"epochs": 3}})
+    finish(file, {"new": 0.5, "old": 0.2})
+    file = board()
+    found, line = shown(file, tmp_path, epochs=3, show_progress=False)
+    assert found["changes"] == {"epochs": 3} and "with `--epochs=3`" in line and "**holds**" in line
+
+
+def test_runs_are_made_once_and_failures_are_counted(board: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(runner, "run_process", lambda arguments, *_: started.append(arguments) or "out of memory")
+    files, missing = replicate([str(board())], {}, out=tmp_path)
+    assert len(started) == 4 and missing == 1 and [file.name for file in files] == ["replication.json", "replication.md"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compare": {"better": "new", "worse": "odl"}}, r"`better`: compare: there is no row 'odl' in models; known: new, old"),
+        ({"compare": {"better": "new"}}, "is neither {better: ROW, worse: ROW} nor {equal"),
+        ({"compare": {"better": "chance", "worse": 0.5}}, "one side must be a row"),
+        ({"compare": {"better": "chance", "worse": {"recorded": ["new", "a"]}}}, "one recorded and the other a number"),
+        ({"compare": {"better": {"recorded": ["new"]}, "worse": 1}}, "is neither a row, a number, chance"),
+        ({"metric": "AUC"}, "metric: AUC does not follow from a target's rank"),
+        ({"margin": None}, "`margin` is missing"),
+        ({"margin": 0}, "margin: 0 is not"),
+        ({"protocol": "full"}, "protocol: 'full' is not one of candidates"),
+        ({"facts": {"weight": ["odd", "merge"]}}, "facts: weight: there is no row 'odd'"),
+        ({"because": "x"}, "unknown key `because`"),
+    ],
+)
+def test_a_wrong_claim_is_refused_by_name(changes: dict[str, Any], message: str, board: Write) -> None:
+    with pytest.raises(ValueError, match="mine.yaml.*" + message):
+        read_board(board(**changes))
+
+
+def test_an_unknown_board_and_a_damaged_file_of_results(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there are no claims 'nothing'; known: .*reccocktail-ml-100k"):
+        read_boards(["nothing"])
+    (tmp_path / "replication.json").write_text("{}")
+    with pytest.raises(ValueError, match="replication.json is not a file of results"):
+        replicate([], {}, out=tmp_path, show=True)
