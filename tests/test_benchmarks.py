@@ -8,6 +8,7 @@ from pathlib import Path
 import accelerator
 import data
 import malformed_files
+import merge_rules
 import pytest
 import sequence
 import torch
@@ -99,3 +100,19 @@ def test_an_epoch_is_compared_with_one_of_rectools_on_the_same_interactions(data
     assert job["settings"]["n_factors"] == 8 and job["settings"]["session_max_len"] == 5 and job["threads"] == 1
     users = [line.split(",")[0] for line in (tmp_path / "rows.csv").read_text().splitlines()[1:]]
     assert len(users) - len({*users}) == result["sequence"]["targets"]  # all of a user but the first item
+
+
+def test_rules_of_merging_are_compared_with_the_better_single_adapter() -> None:
+    ranks = {"LoRACocktail": [1, 1, 2, 1], "a": [1, 2, 2, 2], "b": [2, 1, 1, 2], "mix": [2, 2, 2, 2]}
+    record = {
+        "model": "LoRACocktail",
+        "dataset": "d",
+        "backbone": "lm",
+        "ranks": {row: {str(user): rank for user, rank in enumerate(own)} for row, own in ranks.items()},
+        "merge": {"method": "auto", "sources": [{"name": "a"}, {"name": "b"}]},
+    }
+    found = merge_rules.differences(record, "hit@1")
+    assert {row: part[0] for row, part in found.items()} == {"LoRACocktail": 0.25, "a": -0.25, "b": 0.0, "mix": -0.5}
+    assert all(low <= mean <= high for mean, low, high in found.values())
+    lines = merge_rules.table([record], "hit@1").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]][-4:] == ["auto", "a", "b", "mix"] and "0.5000" in lines[3]
