@@ -16,7 +16,11 @@ logger = getLogger()
 
 
 class SafeCheckpoints(Trainer):
-    """A mixin for any trainer of RecBole."""
+    """A mixin for any trainer of RecBole.
+
+    Attributes:
+        training_state: what a trainer needs besides to resume, of tensors and plain values.
+    """
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
@@ -24,6 +28,7 @@ class SafeCheckpoints(Trainer):
         name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self._written_here: set[str] = set()
+        self.training_state: dict[str, Any] = {}
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         final = kwargs.pop("saved_model_file", self.saved_model_file)
@@ -36,6 +41,7 @@ class SafeCheckpoints(Trainer):
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": self.optimizer.state_dict(),
+            "training_state": self.training_state,
         }
         try:
             torch.save(state, temporary)
@@ -79,4 +85,5 @@ class SafeCheckpoints(Trainer):
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(state.get("other_parameter"))
         self.optimizer.load_state_dict(state["optimizer"])
+        self.training_state = state.get("training_state", {})
         logger.info(f"resuming from epoch {self.start_epoch} of {resume_file}")

@@ -8,13 +8,16 @@ needs more epochs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from recbole_llm.classical.sequence import WindowLoader, training_histories, window_ends
+from recbole_llm.classical.averaging import SteadyTraining
+from recbole_llm.classical.losses import SequenceLoss
+from recbole_llm.classical.windows import WindowLoader, training_histories, window_ends
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
@@ -41,19 +44,37 @@ class MaskedLoader(WindowLoader):
         return self.transform(self.dataset, Interaction(windows))
 
 
-class MaskedTraining:
+def masked_loss(model: Any, loss: SequenceLoss, interaction: Interaction) -> Tensor:
+    """``loss`` over the masked items of a batch, at the places that BERT4Rec's own loss counts; a scalar."""
+    index = interaction[model.MASK_INDEX]  # [B, M], 0 for none, so a mask at place 0 does not count
+    rows, columns = index.nonzero(as_tuple=True)  # [T], [T]
+    states = model(interaction[model.MASK_ITEM_SEQ])[rows, index[rows, columns]]  # [T, H]
+    return loss(
+        states, model.item_embedding.weight[: model.n_items], model.output_bias, interaction[model.POS_ITEMS][rows, columns]
+    )
+
+
+class MaskedTraining(SteadyTraining):
     """Mixin before RecBole's ``Trainer``: epochs run over masked windows."""
 
-    _batches: MaskedLoader | None = None
+    _batches: tuple[MaskedLoader, Callable] | None = None
 
-    def _train_epoch(self, train_data: Any, epoch_idx: int, *rest: Any, **more: Any) -> float | tuple[float, ...]:
+    def __init__(self, config: Any, model: Any):
+        SequenceLoss.of(config).check(model)
+        super().__init__(config, model)
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
+    ) -> float | tuple[float, ...]:
         if self._batches is None:
-            self._batches = self.batches(self.config, self.model, train_data)[0]  # type: ignore[attr-defined]
-        self._batches.epoch = epoch_idx
-        return super()._train_epoch(self._batches, epoch_idx, *rest, **more)  # type: ignore[misc]
+            self._batches = self.batches(self.config, self.model, train_data)  # type: ignore[attr-defined]
+        loader, loss = self._batches
+        loader.epoch = epoch_idx
+        return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)  # type: ignore[misc]
 
     @classmethod
     def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[MaskedLoader, Callable]:
         """The batches of an epoch, and the loss of each."""
-        histories = training_histories(train_data.dataset)
-        return MaskedLoader(histories, train_data.transform, train_data.dataset, config), model.calculate_loss
+        histories, loss = training_histories(train_data.dataset), SequenceLoss.of(config)
+        loader = MaskedLoader(histories, train_data.transform, train_data.dataset, config)
+        return loader, model.calculate_loss if loss.is_recboles else partial(masked_loss, model, loss)

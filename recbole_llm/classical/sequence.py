@@ -5,28 +5,34 @@ predict one next item. In a causal model the state at position j depends on the 
 over a window of ``MAX_ITEM_LIST_LENGTH`` items yields the states of all its prefixes, and the same (prefix, next item)
 pairs cost a fraction of the work. SASRec was trained like this in its paper (Kang & McAuley, ICDM 2018, section III-E).
 
-The model's own ``calculate_loss`` is used. During one call, two methods of the instance are replaced: ``gather_indexes``
-returns every position instead of the last, and ``forward`` returns these states. Terms that the model adds to its loss are
-included (NextItNet's regulariser). Where windows and prefixes coincide, the loss equals RecBole's.
+The model's own ``calculate_loss`` is used, unless ``sequence_loss`` names another. During one call, two methods of the instance
+are replaced: ``gather_indexes`` returns every position instead of the last, and ``forward`` returns these states. Terms that the
+model adds to its loss are included (NextItNet's regulariser). Where windows and prefixes coincide, the loss equals RecBole's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from recbole_llm.data.sequences import last_items
+from recbole_llm.classical.averaging import SteadyTraining
+from recbole_llm.classical.fast_transformer import has_attention, make_fast
+from recbole_llm.classical.losses import SequenceLoss
+from recbole_llm.classical.windows import WindowLoader, Windows, training_histories, windows
+from recbole_llm.config.key_groups import SEQUENCE_SWITCHES
 
 if TYPE_CHECKING:
-    from recbole.data.dataset import SequentialDataset
     from recbole.data.interaction import Interaction
+
+RECBOLES = SequenceLoss()
+POSITIONS = 1024
+"""Positions in a forward pass on a CPU, at least: fewer make the matrix products slow."""
 
 
 # -- states and loss ---------------------------------------------------------------------------------------------------
@@ -77,8 +83,8 @@ CAUSAL_MODELS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 def make_causal(model: nn.Module) -> nn.Module:
     """Check and prepare a model of ``train_mode: sequence`` after it is built; returns ``model``.
 
-    This changes NextItNet only. RecBole pads on the right, and its NextItNet reads the last column, padding included, so
-    its states depend on the amount of padding. Here it reads the last item, in training and in evaluation.
+    RecBole pads on the right, and its NextItNet reads the last column, padding included, so its states depend on the amount of
+    padding. Here it reads the last item, in training and in evaluation. Transformers are made fast, with the same states.
 
     Raises:
         ValueError: the model is not causal, or its loss is neither CE nor BPR.
@@ -94,7 +100,7 @@ def make_causal(model: nn.Module) -> nn.Module:
         raise ValueError(f"train_mode: sequence does not support loss_type: {loss_type!r}, only CE and BPR.")
     if name == "NextItNet":
         vars(model)["forward"] = MethodType(_nextitnet_forward, model)
-    return model
+    return make_fast(model)
 
 
 def sequence_states(model: nn.Module, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
@@ -111,117 +117,61 @@ def sequence_states(model: nn.Module, item_seq: Tensor, item_seq_len: Tensor) ->
     return CAUSAL_MODELS[type(model).__name__](model, item_seq, item_seq_len)
 
 
-def sequence_loss(model: Any, interaction: Interaction) -> Tensor:
-    """The model's own ``calculate_loss`` over all prefixes of a batch of windows, from one forward pass.
+def sequence_loss(model: Any, interaction: Interaction, loss: SequenceLoss = RECBOLES) -> Tensor:
+    """The loss over all prefixes of a batch of windows, from one forward pass.
 
     Args:
         model: a RecBole model of ``CAUSAL_MODELS``.
         interaction: as RecBole's training batches, ``item_id_list [B, L]`` and ``item_length [B]``, but with one target
             per position, ``item_id [B, L]``, 0 for none; for BPR ``neg_item_id [B, L]`` too.
+        loss: of ``sequence_loss``; RecBole's is the model's own ``calculate_loss``.
 
     Returns:
         Scalar, the mean over the targets (plus terms that the model adds, such as NextItNet's regulariser).
     """
-    prefixes = {model.ITEM_SEQ: interaction[model.ITEM_SEQ], model.ITEM_SEQ_LEN: interaction[model.ITEM_SEQ_LEN]}
-    trained = interaction[model.POS_ITEM_ID] != 0  # [B, L]
-    states = sequence_states(model, *prefixes.values())[trained]  # [T, H]
-    for field in (model.POS_ITEM_ID, model.NEG_ITEM_ID):
-        if field in interaction:
-            prefixes[field] = interaction[field][trained]  # [T]
-    with _replaced(model, forward=lambda *_: states):
-        return model.calculate_loss(prefixes)
+    fields = [field for field in (model.POS_ITEM_ID, model.NEG_ITEM_ID) if field in interaction]
+    states, picked = [], {field: [] for field in fields}  # type: ignore[var-annotated]
+    for rows, width in _of_similar_length(model, interaction[model.ITEM_SEQ_LEN], interaction[model.ITEM_SEQ].shape[1]):
+        part = {field: interaction[field][rows][:, :width] for field in (model.ITEM_SEQ, *fields)}
+        trained = part[model.POS_ITEM_ID] != 0  # [rows, width]
+        states.append(sequence_states(model, part[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN][rows])[trained])
+        for field in fields:
+            picked[field].append(part[field][trained])
+    found = torch.cat(states)  # [T, H]
+    targets = {field: torch.cat(parts) for field, parts in picked.items()}  # [T]
+    if not loss.is_recboles:
+        return loss(found, model.item_embedding.weight, None, targets[model.POS_ITEM_ID])
+    prefixes = {field: interaction[field] for field in (model.ITEM_SEQ, model.ITEM_SEQ_LEN)}
+    with _replaced(model, forward=lambda *_: found):
+        return model.calculate_loss({**prefixes, **targets})
 
 
-# -- windows -----------------------------------------------------------------------------------------------------------
-
-
-class Windows(NamedTuple):
-    """Rows of consecutive items: ``items[n, : j + 1]`` predict ``targets[n, j]``."""
-
-    items: Tensor
-    """``[N, L]``, padded on the right with 0."""
-    lengths: Tensor
-    """``[N]``"""
-    targets: Tensor
-    """``[N, L]``, 0 if there is no target or it belongs to another window."""
-
-
-def windows(histories: Sequence[Tensor], max_len: int) -> Windows:
-    """Cut histories (item ids in time order, ``[n]`` each) into windows; every next item is a target exactly once.
-
-    A history of n items has n - 1 targets and ``ceil((n - 1) / max_len)`` windows, the fewest possible. The first window
-    has the first ``max_len`` targets. The others share the remaining targets evenly and begin early enough to be full,
-    which maximises the shortest context of a target.
-    """
-    rows, targets, lengths = [], [], []
-    for history in histories:
-        done = 0
-        for end in window_ends(len(history) - 1, max_len):
-            start = max(end - max_len, 0)
-            fresh = history[start + 1 : end + 1].clone()
-            fresh[: done - start] = 0
-            blank = max_len - (end - start)
-            rows.append(pad(history[start:end], (0, blank)))
-            targets.append(pad(fresh, (0, blank)))
-            lengths.append(end - start)
-            done = end
-    if not rows:
-        raise ValueError("no user has two interactions to train on")
-    return Windows(torch.stack(rows), torch.tensor(lengths), torch.stack(targets))
-
-
-def window_ends(count: int, max_len: int) -> list[int]:
-    """Ends of the windows over ``count`` targets: ``max_len``, then evenly spaced up to ``count``."""
-    others = -(-count // max_len) - 1
-    if others < 1:
-        return [count] if count > 0 else []
-    return [max_len + (count - max_len) * k // others for k in range(others + 1)]
-
-
-def training_histories(dataset: SequentialDataset) -> list[Tensor]:
-    """Every user's training items in time order, restored from the rows of RecBole's augmented training split.
-
-    Raises:
-        ValueError: rows of a user's history are missing (files that were split elsewhere).
-    """
-    rows = dataset.inter_feat
-    order = torch.sort(rows[dataset.uid_field], stable=True).indices  # [R]
-    users = rows[dataset.uid_field][order]
-    targets = rows[dataset.iid_field][order]
-    lengths = rows[dataset.item_list_length_field][order]
-    before = last_items(rows[order], dataset.item_id_list_field, lengths)  # [R]
-    first = torch.ones_like(users, dtype=torch.bool)
-    first[1:] = users[1:] != users[:-1]
-    follows = torch.where(first, lengths == 1, before == targets.roll(1))  # [R]
-    if not follows.all():
-        user = dataset.id2token(dataset.uid_field, users[~follows][0].item())
-        raise ValueError(
-            f"train_mode: sequence needs the whole training history of each user, but rows of user {user!r} are "
-            "missing or out of order (benchmark_filename?). Use train_mode: prefix."
-        )
-    counts = torch.unique_consecutive(users, return_counts=True)[1].tolist()
-    return [torch.cat([start[None], items]) for start, items in zip(before[first], targets.split(counts), strict=True)]
+def _of_similar_length(model: nn.Module, lengths: Tensor, width: int) -> Iterator[tuple[Tensor | slice, int]]:
+    """Rows of a batch in groups, with the width of each, so that attention on a CPU runs over little padding."""
+    if lengths.device.type != "cpu" or not has_attention(model):
+        yield slice(None), width
+        return
+    order = lengths.argsort(descending=True, stable=True)
+    sizes = lengths[order].tolist()
+    start = 0
+    while start < len(sizes):
+        end = start - (-POSITIONS // sizes[start])
+        yield order[start:end], sizes[start]
+        start = end
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-class WindowLoader:
-    """Batches of windows in an order drawn from ``(seed, epoch)``; subclasses make them in ``_batch``."""
+def refuse_sequence_keys(config: Any, reason: str) -> None:
+    """Refuse settings of ``train_mode: sequence`` in a run that would not read them.
 
-    _batch: Callable[[Tensor, torch.Generator], Interaction]
-
-    def __init__(self, count: int, windows_per_batch: float, seed: int):
-        self._count, self._seed, self.epoch = count, seed, 0
-        self.batch_size = max(1, round(windows_per_batch))
-
-    def __len__(self) -> int:
-        return -(-self._count // self.batch_size)
-
-    def __iter__(self) -> Iterator[Interaction]:
-        generator = torch.Generator().manual_seed(self._seed + self.epoch)
-        for rows in torch.randperm(self._count, generator=generator).split(self.batch_size):
-            yield self._batch(rows, generator)
+    Raises:
+        ValueError: names the first key that is not neutral, its value, the reason and the remedy.
+    """
+    for key, neutral in SEQUENCE_SWITCHES.items():
+        if config[key] != neutral:
+            raise ValueError(f"{key}: {config[key]} needs train_mode: sequence; {reason}. Remove {key}")
 
 
 class SequenceLoader(WindowLoader):
@@ -249,7 +199,7 @@ class SequenceLoader(WindowLoader):
         return Interaction(batch)
 
 
-class SequenceTraining:
+class SequenceTraining(SteadyTraining):
     """Mixin before RecBole's ``Trainer``, ``class T(SequenceTraining, Trainer)``: epochs run over windows."""
 
     _batches: tuple[SequenceLoader, Callable] | None = None
@@ -265,7 +215,8 @@ class SequenceTraining:
         }
         for key in filter(refused.get, refused):
             raise ValueError(f"train_mode: sequence does not support {key}: {config[key]!r}. Use train_mode: prefix.")
-        super().__init__(config, model)  # type: ignore[call-arg]
+        SequenceLoss.of(config).check(model)
+        super().__init__(config, model)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
@@ -280,4 +231,5 @@ class SequenceTraining:
     def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[SequenceLoader, Callable]:
         """The batches of an epoch, and the loss of each."""
         data = windows(training_histories(train_data.dataset), config["MAX_ITEM_LIST_LENGTH"])
-        return SequenceLoader(data, model, config["train_batch_size"], config["seed"]), partial(sequence_loss, model)
+        loss = partial(sequence_loss, model, loss=SequenceLoss.of(config))
+        return SequenceLoader(data, model, config["train_batch_size"], config["seed"]), loss

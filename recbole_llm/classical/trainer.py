@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recbole_llm.classical.checkpoints import SafeCheckpoints
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
-from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining
+from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, refuse_sequence_keys
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
@@ -287,11 +287,13 @@ def trainer_class(config: Any) -> type[Any]:
     bases: tuple[type, ...] = (ProtocolTrainer,) if base is Trainer else (ProtocolTrainer, base)
     if config["train_mode"] not in ("auto", "sequence", "prefix"):
         raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
-    if issubclass(config.model_class, Recommender):
-        pass  # ``train_mode`` concerns RecBole's models
+    if issubclass(config.model_class, Recommender):  # ``train_mode`` concerns RecBole's models
+        refuse_sequence_keys(config, "only RecBole's models have it (a model inside this run: in cf_config or retriever_config)")
     elif config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
         bases = (MaskedTraining, *bases)
     elif config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):
         logger.info(f"train_mode: sequence ({config['model']} is causal; --train_mode=prefix is RecBole's own loop)")
         bases = (SequenceTraining, *bases)
+    else:
+        refuse_sequence_keys(config, f"{config['model']} is trained in train_mode: prefix here, which does not have it")
     return type(f"Protocol{base.__name__}", bases, {})

@@ -23,7 +23,7 @@ from recbole.utils.argument_list import dataset_arguments, training_arguments
 from recbole_llm import compat, registry
 from recbole_llm.config.checks import check, naming_source, source_of, unread
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
-from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN
+from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN, SEQUENCE_TRAINING
 from recbole_llm.config.predictions import predictions_file
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
@@ -118,7 +118,7 @@ class LLMConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        own = ("train_mode", "mask_history")  # keys of ours that change what RecBole's trainer selects
+        own = ("train_mode", *SEQUENCE_TRAINING, "mask_history")  # keys of ours that change what RecBole's trainer selects
         self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, *own}
         files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
         self._ours = {*overall, *evaluation}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recbole_llm.store.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def heat_map(
@@ -35,10 +38,10 @@ def heat_map(
             color = "white" if value < middle else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes)
-    _write(figure, file)
+    _save(figure, file)
 
 
-def curves(
+def two_scales(
     file: Path,
     axis: Sequence[float],
     left: Mapping[str, Sequence[float]],
@@ -69,7 +72,7 @@ def curves(
     axes.set(title=_plain(title), xlabel=_plain(axis_label), ylabel=_plain(left_label))
     other.set_ylabel(_plain(right_label))
     axes.legend(handles=shown, loc="best", fontsize=8)
-    _write(figure, file)
+    _save(figure, file)
 
 
 def lines(
@@ -102,10 +105,10 @@ def lines(
     axes.axvline(mark, color="gray", linewidth=1, linestyle=":")
     axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
     axes.legend(frameon=False)
-    _write(figure, file)
+    _save(figure, file)
 
 
-def _write(figure: Any, file: Path) -> None:
+def _save(figure: Figure, file: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     atomic_write(file, picture.getvalue())

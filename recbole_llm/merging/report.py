@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.evaluation.plots import curves, heat_map
+from recbole_llm.evaluation.plots import heat_map, two_scales
 from recbole_llm.merging.arithmetic import MERGE_FILE
 
 REPORT_FILE = "merge_report.json"
@@ -67,7 +67,7 @@ def draw_lattice(file: Path, report: Mapping[str, Any]) -> str:
         ranked = sorted(range(len(points)), key=lambda i: points[i]["score"])
         axis, label = [ranked.index(i) for i in range(len(points))], f"points of {len(names)} adapters, by {report['metric']}"
     first = f"entropy of the first {report['first_tokens']} tokens"
-    curves(
+    two_scales(
         file,
         axis,
         {

@@ -16,8 +16,9 @@
 
 ``compare: {equal: [ONE, OTHER]}`` claims that two are equal up to the margin. Beside the label of a row, each side may be a
 number, ``chance`` (the expected value of the metric for a random order of the candidates), or ``{random_after_first: LABEL}``
-(the expected value if the row's first place stays and all others are a random order). ``decide_on`` of the file, or of a claim,
-has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``.
+(the expected value if the row's first place stays and all others are a random order). Instead of a metric of users, a number can
+be compared with a measurement that stands in the run record with its interval: ``{recorded: [LABEL, merge, report, ...]}``.
+``decide_on`` of the file, or of a claim, has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from recbole_llm.evaluation.published import in_recbole
 from recbole_llm.leaderboard.plan import Task, check_form, read_plan
 from recbole_llm.store.files import fingerprint
 
-CHANCE, AFTER_FIRST = "chance", "random_after_first"
+CHANCE, AFTER_FIRST, RECORDED = "chance", "random_after_first", "recorded"
 _FORM = {
     "paper": "(str)",
     "claim": "(str)",
@@ -54,21 +55,28 @@ _NEEDED = ("paper", "claim", "published", "test", "compare", "metric", "margin")
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: the values of a row, of a row with random other places, a number, or chance."""
+    """One side of a comparison: the values of a row, of a row with random other places, a number, chance, or a measurement.
+
+    Attributes:
+        path: keys of a measurement in the run record of the row, which has ``value`` and ``interval``.
+    """
 
     label: str | None = None
     number: float | None = None
     after_first: bool = False
+    path: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.label is None:
             return CHANCE if self.number is None else f"{self.number:g}"
+        if self.path:
+            return f"{' '.join(self.path[-2:]).replace('_', ' ')} of {self.label}"
         return f"{self.label}, random after the first place" if self.after_first else self.label
 
     @property
     def is_row(self) -> bool:
         """Whether users have values of their own that a model ranked."""
-        return self.label is not None and not self.after_first
+        return self.label is not None and not self.after_first and not self.path
 
 
 @dataclass(frozen=True)
@@ -181,14 +189,19 @@ def _claim(where: str, name: str, given: Any, rows: Mapping[str, Sequence[str]],
     pairs, equal = _pairs(where, given["compare"])
     for label in [side.label for pair in pairs for side in pair if side.label is not None]:
         _check_label(f"{where}: compare", label, rows[protocol])
-    if not all(better.is_row or worse.is_row for better, worse in pairs):
-        raise ValueError(f"{where}: compare: at least one side must be a row of models")
+    for pair in pairs:
+        numbers = [side for side in pair if side.number is not None]
+        if not any(side.is_row for side in pair) and not (any(side.path for side in pair) and numbers):
+            raise ValueError(f"{where}: compare: one side must be a row of models, or one {RECORDED} and the other a number")
     facts = given.get("facts") or {}
     for fact, path in facts.items():
         _check_label(f"{where}: facts: {fact}", path[0] if path else None, rows[protocol])
     return Claim(
         name,
-        *(given[key] for key in ("paper", "claim", "published", "test")),
+        given["paper"],
+        given["claim"],
+        given["published"],
+        given["test"],
         pairs=pairs,
         equal=equal,
         metric=given["metric"].lower(),
@@ -220,10 +233,14 @@ def _pairs(where: str, compare: Mapping[str, Any]) -> tuple[tuple[tuple[Side, Si
 def _side(where: str, given: Any) -> Side:
     if isinstance(given, dict) and set(given) == {AFTER_FIRST}:
         return Side(str(given[AFTER_FIRST]), after_first=True)
+    if isinstance(given, dict) and set(given) == {RECORDED} and isinstance(given[RECORDED], list) and len(given[RECORDED]) > 1:
+        label, *path = map(str, given[RECORDED])
+        return Side(label, path=tuple(path))
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         return Side(number=float(given))
     if given == CHANCE:
         return Side()
     if isinstance(given, str):
         return Side(given)
-    raise ValueError(f"{where}: compare: {given!r} is neither a row, a number, {CHANCE}, nor {{{AFTER_FIRST}: ROW}}")
+    forms = f"{CHANCE}, {{{AFTER_FIRST}: ROW}}, nor {{{RECORDED}: [ROW, KEY, ...]}}"
+    raise ValueError(f"{where}: compare: {given!r} is neither a row, a number, {forms}")

@@ -44,7 +44,7 @@ class _Runs:
 
     def users(self) -> dict[str, tuple[str, ...]]:
         """The users that each row ranked."""
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
         for label, own in self.cells.items():
             for cell in own.values():
                 values = per_user(cell.record or {}, cell.model, self.claim.metric, self.claim.slice)
@@ -86,7 +86,7 @@ def measure(board: Board, claim: Claim, cells: Mapping[Task, Cell], changes: Map
     try:
         comparable.check(claim.protocol, list(used.values()))
         comparable.same_users(claim.protocol, runs.users())
-        tests = [_test(runs, better, worse) for better, worse in claim.pairs]
+        tests = [_recorded(cells, runs, *pair) if any(side.path for side in pair) else _test(runs, *pair) for pair in claim.pairs]
     except ValueError as error:  # such runs are the claim's alone
         raise NotMeasuredError(str(error)) from error
     records = {task.record: task.read() or {} for task in used}
@@ -134,8 +134,11 @@ def _test(runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
     first, second = (np.broadcast_to(side, users) for side in (one, other))
     found = significance.compare(first, second)
     interval, p = significance.interval(first - second), found.p_value
-    if isinstance(one, float) or isinstance(other, float):
-        interval, p = _against_number(one, other)
+    if isinstance(other, float):
+        interval, p = _against_number(first, other)
+    elif isinstance(one, float):
+        (low, high), p = _against_number(second, one)
+        interval = -high, -low
     elif not (better.is_row and worse.is_row):  # the sign of a difference from a formula is not exchangeable
         p = _t_test(first - second)
     return {
@@ -150,14 +153,35 @@ def _test(runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
     }
 
 
-def _against_number(one: np.ndarray | float, other: np.ndarray | float) -> tuple[tuple[float, float], float]:
-    """95 % interval and p-value of the mean of one side minus the other, which is a number; exact for hits."""
-    values, number, sign = (one, other, 1) if isinstance(other, float) else (other, one, -1)
+def _recorded(cells: Mapping[Task, Cell], runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
+    """The comparison of a measurement of the run record with a number; of several seeds, values and ends are averaged."""
+    (side, other), sign = ((better, worse), 1) if better.path else ((worse, better), -1)
+    number, found = other.number or 0.0, []
+    for end in (("value",), ("interval", 0), ("interval", 1)):
+        part = _fact((str(side.label), *side.path, *end), cells, runs.claim, runs.seeds)
+        if not isinstance(part, float):
+            raise NotMeasuredError(f"the record of {side.label} has no number at {' '.join(map(str, (*side.path, *end)))}")
+        found.append(part)
+    value, *ends = found
+    return {
+        "better": str(better),
+        "worse": str(worse),
+        "means": [value, number][::sign],
+        "difference": sign * (value - number),
+        "interval": sorted(sign * (end - number) for end in ends),
+        "p_value": None,
+        "deviation": None,
+        "users": None,
+    }
+
+
+def _against_number(values: np.ndarray, number: float) -> tuple[tuple[float, float], float]:
+    """95 % interval and p-value of the mean of values [N] minus a number; exact for hits."""
     if not np.isin(values, (0, 1)).all():
-        return significance.interval(one - other), _t_test(one - other)
-    found = stats.binomtest(int(np.sum(values)), np.size(values), number)
-    low, high = sorted(sign * (float(end) - number) for end in found.proportion_ci(0.95))
-    return (low, high), float(found.pvalue)
+        return significance.interval(values - number), _t_test(values - number)
+    found = stats.binomtest(int(np.sum(values)), len(values), number)
+    low, high = found.proportion_ci(0.95)
+    return (float(low) - number, float(high) - number), float(found.pvalue)
 
 
 def _t_test(differences: np.ndarray) -> float:
@@ -165,7 +189,7 @@ def _t_test(differences: np.ndarray) -> float:
     return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.ptp(differences) else float(differences[0] == 0)
 
 
-def _fact(path: Sequence[str], cells: Mapping[Task, Cell], claim: Claim, seeds: Sequence[int]) -> float | str | None:
+def _fact(path: Sequence[Any], cells: Mapping[Task, Cell], claim: Claim, seeds: Sequence[int]) -> float | str | None:
     """A value of the run records, averaged over seeds; None if they lack it."""
     label, *keys = path
     found = []
@@ -173,7 +197,8 @@ def _fact(path: Sequence[str], cells: Mapping[Task, Cell], claim: Claim, seeds: 
         if task.label == label and task.protocol == claim.protocol and task.seed in seeds:
             value: Any = task.read()
             for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
+                fits = isinstance(value, Mapping) or (isinstance(value, list) and key in range(len(value)))
+                value = (value.get(key) if isinstance(value, Mapping) else value[key]) if fits else None
             found.append(value)
     numbers = [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if found and len(numbers) == len(found):

@@ -67,6 +67,7 @@ def _judge(results: Results, boards: Sequence[Board]) -> list[_Judged]:
         for board, claim, result in listed
         if result and not claim.equal
         for place, test in enumerate(result["tests"])
+        if test["p_value"] is not None
     }
     family, found = adjusted(known), []
     for board, claim, result in listed:
@@ -119,14 +120,15 @@ def _pair(test: Mapping[str, Any], p: float | None) -> str:
     first, second = map(significant, test["means"])
     shown = "" if p is None else f", p {p_value(p)}"
     difference = f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{shown}"
-    return f"{test['better']} {first}, {test['worse']} {second}: {difference}, n={test['users']:,}"
+    users = "" if test["users"] is None else f", n={test['users']:,}"
+    return f"{test['better']} {first}, {test['worse']} {second}: {difference}{users}"
 
 
 def _said(one: _Judged) -> str:
     said = f"**{one.verdict}**"
     if one.verdict == OPEN and one.result:
-        needed = max(users_needed(test, one.claim.margin) for test in one.result["tests"])
-        said += f"; {needed:,} users would decide"
+        needed = [users_needed(test, one.claim.margin) for test in one.result["tests"] if test["users"]]
+        said += f"; {max(needed):,} users would decide" if needed else ""
     if one.verdict in (OPEN, NOT_RUN, CHANGED):
         said += f"<br>`{command(one.board, one.claim)}`"
     return said

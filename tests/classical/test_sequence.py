@@ -15,12 +15,10 @@ from recbole_llm.classical.sequence import (
     CAUSAL_MODELS,
     SequenceLoader,
     SequenceTraining,
-    Windows,
     make_causal,
     sequence_states,
-    training_histories,
-    windows,
 )
+from recbole_llm.classical.windows import Windows, training_histories, windows
 
 MAX_LEN = 5
 
@@ -258,3 +256,35 @@ def test_a_failing_step_leaves_the_model_as_it_was(build):
     with pytest.raises(TypeError):
         sequence_loss(model, {**batch, model.POS_ITEM_ID: torch.tensor([[2, 3]])})
     assert not {"forward", "gather_indexes"} & vars(model).keys()
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_skipping_padding_changes_no_loss(build, monkeypatch, loss_type):
+    """Rows of similar length in one pass each, against one pass over the padded batch."""
+    from recbole_llm.classical import sequence
+
+    sampling = None if loss_type == "CE" else {"distribution": "uniform", "sample_num": 1}
+    still = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
+    _, (train, *_), model = build("SASRec", loss_type=loss_type, train_neg_sample_args=sampling, **still)
+    make_causal(model)
+    data = windows(training_histories(train.dataset), MAX_LEN)
+    batch = next(iter(SequenceLoader(data, model, pairs_per_batch=200, seed=0)))
+    found, shapes = [], []
+    states = sequence.sequence_states
+    monkeypatch.setattr(
+        sequence,
+        "sequence_states",
+        lambda model, items, lengths: shapes.append(tuple(items.shape)) or states(model, items, lengths),
+    )
+    for positions in (1, 30, 10**6):
+        monkeypatch.setattr(sequence, "POSITIONS", positions)
+        model.zero_grad()
+        loss = sequence.sequence_loss(model, batch)
+        loss.backward()
+        found.append((loss.detach(), model.item_embedding.weight.grad.clone()))
+    whole = shapes.pop()
+    assert whole == tuple(batch["item_id_list"].shape)
+    assert sum(rows * width for rows, width in shapes[: whole[0]]) == batch["item_length"].sum()  # one row each, no padding
+    for loss, gradient in found[:2]:
+        torch.testing.assert_close(loss, found[2][0])
+        torch.testing.assert_close(gradient, found[2][1], rtol=1e-4, atol=1e-6)

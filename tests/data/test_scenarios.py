@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from recbole_llm.classical.retriever import Retriever
-from recbole_llm.classical.sequence import training_histories
+from recbole_llm.classical.windows import training_histories
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.property_files import properties_folder
 from recbole_llm.data import scenarios

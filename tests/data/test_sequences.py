@@ -14,7 +14,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 
-from recbole_llm.classical.sequence import training_histories
+from recbole_llm.classical.windows import training_histories
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.dataset import RankedTime
 from recbole_llm.data.loading import create_dataset, data_preparation

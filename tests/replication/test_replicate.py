@@ -113,6 +113,21 @@ def test_facts_are_read_from_the_records(board: Write, finish: Write, tmp_path: 
     assert "<br>weight: 0.875 |" in shown(file, tmp_path)[1]
 
 
+def test_a_measurement_of_the_record_is_compared_with_a_number(board: Write, finish: Write, tmp_path: Path) -> None:
+    path = ["new", "merge", "report", "correlation"]
+    file = board(compare={"better": 0, "worse": {"recorded": path}}, margin=0.3)
+    finish(file, {"new": 0.5}, merge={"report": {"correlation": {"value": -0.8, "interval": [-0.9, -0.2]}}})
+    found, line = shown(file, tmp_path)
+    test = found["tests"][0]
+    assert test["difference"] == 0.8 and test["interval"] == [0.2, 0.9] and test["means"] == [0.0, -0.8]
+    assert "**holds**" in line and "report correlation of new -0.800: +0.800 [+0.200, +0.900]" in line and "n=" not in line
+    file = board(compare={"better": {"recorded": path}, "worse": 0}, margin=0.3)
+    assert shown(file, tmp_path)[0]["tests"][0]["interval"] == [-0.9, -0.2]
+    finish(file, {"new": 0.5}, merge={"report": {}})
+    (tmp_path / "replication.json").unlink()
+    assert shown(file, tmp_path)[0] == {}
+
+
 def test_a_claim_without_records_keeps_its_row_and_its_result(board: Write, finish: Write, tmp_path: Path) -> None:
     file = board()
     assert "**not run**<br>`recbole-llm replicate mine --train_batch_size=64" in shown(file, tmp_path)[1]
@@ -180,7 +195,9 @@ def test_runs_are_made_once_and_failures_are_counted(board: Write, tmp_path: Pat
     [
         ({"compare": {"better": "new", "worse": "odl"}}, r"`better`: compare: there is no row 'odl' in models; known: new, old"),
         ({"compare": {"better": "new"}}, "is neither {better: ROW, worse: ROW} nor {equal"),
-        ({"compare": {"better": "chance", "worse": 0.5}}, "at least one side must be a row"),
+        ({"compare": {"better": "chance", "worse": 0.5}}, "one side must be a row"),
+        ({"compare": {"better": "chance", "worse": {"recorded": ["new", "a"]}}}, "one recorded and the other a number"),
+        ({"compare": {"better": {"recorded": ["new"]}, "worse": 1}}, "is neither a row, a number, chance"),
         ({"metric": "AUC"}, "metric: AUC does not follow from a target's rank"),
         ({"margin": None}, "`margin` is missing"),
         ({"margin": 0}, "margin: 0 is not"),
