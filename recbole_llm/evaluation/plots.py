@@ -75,10 +75,10 @@ def two_scales(
     _save(figure, file)
 
 
-def curves(
+def lines(
     file: Path,
     places: Sequence[float],
-    lines: Mapping[str, Sequence[float]],
+    heights: Mapping[str, Sequence[float]],
     *,
     bands: Mapping[str, Sequence[float]],
     mark: float,
@@ -89,7 +89,7 @@ def curves(
     """Write lines over ``places`` [S] as a picture (PNG).
 
     Args:
-        lines: heights [S] by name.
+        heights: [S] of each line, by name.
         bands: half widths [S] of intervals around some of the lines.
         mark: where a vertical line stands.
     """
@@ -97,10 +97,10 @@ def curves(
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name, heights in lines.items():
-        (line,) = axes.plot(places, heights, "-" if name in bands else "--", label=_plain(name))
+    for name, values in heights.items():
+        (line,) = axes.plot(places, values, "-" if name in bands else "--", label=_plain(name))
         if name in bands:
-            low, high = (np.asarray(heights) + sign * np.asarray(bands[name]) for sign in (-1, 1))
+            low, high = (np.asarray(values) + sign * np.asarray(bands[name]) for sign in (-1, 1))
             axes.fill_between(places, low, high, alpha=0.2, color=line.get_color())
     axes.axvline(mark, color="gray", linewidth=1, linestyle=":")
     axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from recbole_llm.evaluation.plots import curves
+from recbole_llm.evaluation.plots import lines
 from recbole_llm.store.files import atomic_write
 
 
@@ -119,12 +119,12 @@ class RoutingCurve:
         writer.writerow([field.name for field in fields(Point)])
         writer.writerows([asdict(point).values() for point in self.points])
         atomic_write(folder / "routing.csv", text.getvalue())
-        lines = {"rule": [p.value for p in self.points], "at random": [p.random for p in self.points]}
-        lines["oracle (test targets)"] = [p.oracle for p in self.points]
-        curves(
+        heights = {"rule": [p.value for p in self.points], "at random": [p.random for p in self.points]}
+        heights["oracle (test targets)"] = [p.oracle for p in self.points]
+        lines(
             folder / "routing.png",
             [point.share for point in self.points],
-            lines,
+            heights,
             bands={"rule": [point.half_width for point in self.points]},
             mark=self.break_even,
             title=title,
@@ -139,9 +139,9 @@ class RoutingCurve:
             return "break-even: 0, no share of routed users is significantly superior to the cheap model alone"
         return f"break-even: {self.break_even:.0%}, no larger share of routed users is significantly superior to it"
 
-    def table(self, lines: int = 10) -> str:
-        """At most about ``lines`` points as plain text."""
-        step = max(1, (len(self.points) - 1) // lines)
+    def table(self, most: int = 10) -> str:
+        """At most about ``most`` points as plain text."""
+        step = max(1, (len(self.points) - 1) // most)
         chosen = [point for at, point in enumerate(self.points) if at % step == 0 or at == len(self.points) - 1]
         rows = [
             [

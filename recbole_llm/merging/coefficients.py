@@ -139,14 +139,14 @@ def entropy(problem: MergeProblem) -> MergeResult:
     trace = [_measure(problem, *point) for point in lattice_points(problem)]
     if len(problem.names) > 1:
         start = best_point(trace, "entropy")
-        for rate in _rates(problem):
+        for rate in learning_rates(problem):
             trace += descend(problem, problem.objective, start, rate)[0]
     return MergeResult(best_point(trace, "entropy"), trace)
 
 
 def _published(problem: MergeProblem, objective: Callable[[Tensor], Tensor]) -> MergeResult:
     """Adam from the uniform mixture, once for each learning rate."""
-    trace, ends, rates = controls(problem), [], _rates(problem)
+    trace, ends, rates = controls(problem), [], learning_rates(problem)
     if len(rates) > 1 and problem.valid_score is None:
         raise ValueError(f"merge_learning_rate: {rates} need a labelled validation score to choose by; give one")
     for rate in rates:
@@ -157,7 +157,8 @@ def _published(problem: MergeProblem, objective: Callable[[Tensor], Tensor]) -> 
     return MergeResult(chosen, trace)
 
 
-def _rates(problem: MergeProblem) -> list[float]:
+def learning_rates(problem: MergeProblem) -> list[float]:
+    """The learning rates of Adam, of which there may be several."""
     given = problem.setting("lr", 0.1)
     return [float(rate) for rate in (given if isinstance(given, list | tuple) else [given])]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 _ENTRYWISE = ("ties", "dare", "dare_ties", "magnitude_prune")
 METHODS = ("uniform", "fixed", *_ENTRYWISE, "orthogonal_residual", "factors")
-_SEARCHES = ("grid", "entropy", "calibrated_entropy", "agreement")
+_SEARCHES = ("grid", "entropy", "calibrated_entropy", "agreement", "likelihood", "auto")
 
 # the methods of METHODS that use each option
 READERS = {

@@ -5,11 +5,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from recbole_llm.merging.coefficients import MergeProblem, MergeResult, lattice_points, measured_point
+from recbole_llm.merging.coefficients import (
+    MergeProblem,
+    MergeResult,
+    best_point,
+    descend,
+    lattice_points,
+    learning_rates,
+    measured_point,
+)
 from recbole_llm.merging.lattice import Labelled, Lattice, least
 
 
@@ -36,6 +46,80 @@ def agreement(problem: MergeProblem) -> MergeResult:
     """
     found = _lattice(problem, "agreement")
     return _least(found, "disagreement", found.disagreement())
+
+
+def likelihood(problem: MergeProblem) -> MergeResult:
+    """The weights of the largest likelihood of the validation targets among their candidates.
+
+    Adam on fp32 logits (softmax over the adapters) minimizes the mean cross-entropy, from the best point of the lattice; the
+    result is the least of all measured points. LoraHub (arXiv 2307.13269) learns weights from a few labelled examples, too, but
+    without gradients. With ``granularity: module`` there is one vector of logits per module, which is much to learn from the
+    labels of few users; ``shrinkage`` draws the weights to the uniform mixture: it adds a squared distance, which is 0 there and
+    ``shrinkage`` nats at a single adapter.
+
+    Settings: ``points`` (11) of the lattice at most, ``steps`` (20) of Adam, ``lr`` (0.1) or several, ``shrinkage`` (0).
+    """
+    labelled, found = _needed(problem, "likelihood"), _lattice(problem, "likelihood")
+    losses, path, chosen = _likeliest(problem, labelled, found, range(len(labelled.slots)))
+    return MergeResult(chosen, [*_trace(found, loss=losses), *path])
+
+
+def auto(problem: MergeProblem) -> MergeResult:
+    """The better single adapter, unless a mixture is better on users that did not choose it.
+
+    The labelled validation users are split in two halves. On the first, the best mean metric chooses among the lattice (each
+    single adapter and the uniform mixture included) and the :func:`likelihood` weights that this half gives. On the second, the
+    chosen point is compared with the single adapter that is better on all users; it is taken if its mean metric is higher by more
+    than one standard error of the paired difference (the one-standard-error rule: Breiman et al., Classification and Regression
+    Trees, 1984, section 3.4.3). So no mixture is its own judge, and in doubt a single adapter has all weight.
+
+    Settings: as :func:`likelihood`. The last point of the trace, ``confirm``, has the comparison.
+
+    Raises:
+        ValueError: fewer than four labelled users.
+    """
+    labelled, found = _needed(problem, "auto"), _lattice(problem, "auto")
+    users = range(len(labelled.slots))
+    if len(users) < 4:
+        raise ValueError(
+            f"merge: auto splits the labelled validation users in halves, but there are {len(users)}; give 4 or more"
+        )
+    choose, confirm = users[::2], users[1::2]  # their order is drawn
+    losses, path, likeliest = _likeliest(problem, labelled, found, choose)
+    weights = torch.cat([found.weights, likeliest[None]])  # [P + 1, ...]
+    values = torch.cat([found.values, labelled.values(labelled.scores(likeliest))[None]]).double()  # [P + 1, N]
+    place = least(-values[:, choose].mean(1), weights)
+    single = max(found.singles, key=lambda point: float(values[point].mean()))
+    gain = (values[place] - values[single])[confirm]
+    difference, error = float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+    taken = difference > error
+    measured = measured_point("confirm", weights[place], difference=difference, standard_error=error)
+    verdict = {**measured, "better_single": problem.names[found.singles.index(single)], "taken": taken}
+    return MergeResult(weights[place if taken else single], [*_trace(found, loss=losses), *path, verdict])
+
+
+def _likeliest(
+    problem: MergeProblem, labelled: Labelled, found: Lattice, users: Sequence[int]
+) -> tuple[Tensor, list[dict[str, Any]], Tensor]:
+    """The loss ``[P]`` of the lattice for some users, the points of Adam, and the weights of the least loss."""
+    count, shrinkage = len(problem.names), float(problem.setting("shrinkage", 0.0))
+    cross_entropy = labelled.cross_entropy(users)
+
+    def penalty(weights: Tensor) -> Tensor:
+        distance = (weights - 1 / count).square().sum(-1)  # [] or [M]; 1 - 1 / K at a single adapter
+        return shrinkage * distance.mean() / max(1 - 1 / count, 0.5)
+
+    def loss(weights: Tensor) -> Tensor:
+        return cross_entropy(weights) + penalty(weights)
+
+    losses = found.cross_entropy().double()[:, users].mean(1) + torch.stack([penalty(w) for w in found.weights])  # [P]
+    start, path = found.weights[least(losses, found.weights)], []
+    if count > 1:
+        for rate in learning_rates(problem):
+            path += descend(problem, loss, start, rate, "loss")[0]
+    if not path or min(point["loss"] for point in path) >= float(losses.min()):
+        return losses, path, start
+    return losses, path, best_point(path, "loss")
 
 
 def _needed(problem: MergeProblem, method: str) -> Labelled:

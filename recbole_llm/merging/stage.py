@@ -36,7 +36,7 @@ _METHODS: dict[str, MergeMethod] = {
     method.__name__: method
     for method in (
         *(coefficients.uniform, coefficients.fixed, coefficients.grid, coefficients.entropy),
-        *(rules.calibrated_entropy, rules.agreement),
+        *(rules.calibrated_entropy, rules.agreement, rules.likelihood, rules.auto),
         *(methods.ties, methods.dare, methods.dare_ties, methods.magnitude_prune),
         *(methods.orthogonal_residual, methods.factors),
     )

@@ -45,7 +45,16 @@ if TYPE_CHECKING:
     from recbole_llm.store.costs import Cost
 
 
-OPTIONS = ("start", "weights", "extrapolate", "points", "steps", "density", "residual")  # of methods, besides the learning rate
+OPTIONS = (
+    "start",
+    "weights",
+    "extrapolate",
+    "points",
+    "steps",
+    "density",
+    "residual",
+    "shrinkage",
+)  # of methods, besides the learning rate
 
 
 @dataclass(frozen=True)

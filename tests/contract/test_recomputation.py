@@ -297,6 +297,7 @@ def test_a_changed_text_encoder_encodes_its_texts_again(trained: Callable[[str],
     assert cached() > before
 
 
+@pytest.mark.slow
 def test_a_changed_likelihood_gives_other_numbers_under_another_code(
     trained: Callable[[str], Trained], tmp_path: Path, tiny_lm: Path
 ) -> None:

@@ -24,6 +24,8 @@ from recbole_llm.llm.scoring import Scorer
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.store.stages import StageCache
 
+pytestmark = pytest.mark.slow  # dequantising and reading 135 million weights
+
 HISTORY = ["Toy Story", "A Bug's Life", "The Lion King", "Aladdin"]
 CANDIDATES = ["Toy Story 2", "Beauty and the Beast", "The Silence of the Lambs", "Heat", "Finding Nemo"]
 

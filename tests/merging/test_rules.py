@@ -6,7 +6,7 @@ import torch
 from recbole_llm.merging.calibration import cross_entropies
 from recbole_llm.merging.coefficients import MergeProblem, lattice_points
 from recbole_llm.merging.lattice import Lattice
-from recbole_llm.merging.rules import agreement, calibrated_entropy
+from recbole_llm.merging.rules import agreement, auto, calibrated_entropy, likelihood
 from recbole_llm.merging.stage import resolve
 
 
@@ -104,7 +104,7 @@ def test_agreement_is_the_least_mean_divergence():
     assert torch.equal(agreement(search).weights, expected) and expected.max() != expected.min()
 
 
-@pytest.mark.parametrize("name", ["calibrated_entropy", "agreement"])
+@pytest.mark.parametrize("name", ["calibrated_entropy", "agreement", "likelihood", "auto"])
 def test_rules_need_labelled_users_and_have_names(name):
     with pytest.raises(ValueError, match=f"merge: {name} needs labelled validation users"):
         resolve(name)(MergeProblem(["a", "b"], []))
@@ -114,3 +114,90 @@ def test_one_adapter_has_all_weight():
     labelled = made(signals=((1.0, 1.0),))
     assert calibrated_entropy(problem(labelled)).weights.tolist() == [1.0]
     assert agreement(problem(labelled)).weights.tolist() == [1.0]
+
+
+# -- likelihood --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["global", "module"])
+def test_likelihood_recovers_the_weights_that_drew_the_targets(granularity):
+    labelled = made(users=2500, truth=(0.75, 0.25))
+    search = problem(labelled, granularity, steps=60, lr=0.1, points=5)
+    result = likelihood(search)
+    assert result.weights.shape == search.shape
+    torch.testing.assert_close(result.weights.reshape(-1, 2).mean(0), torch.tensor([0.75, 0.25]), atol=0.08, rtol=0)
+    assert labelled.cross_entropy(range(2500))(result.weights) <= min(point["loss"] for point in result.trace) + 1e-6
+
+
+def test_the_likeliest_weights_are_between_the_points_of_the_lattice():
+    search = problem(made(users=2500, truth=(0.6, 0.4)), points=3, steps=30, lr=0.05)
+    best = {phase: min(p["loss"] for p in likelihood(search).trace if p["phase"] == phase) for phase in ("uniform", "adam")}
+    assert best["adam"] < best["uniform"] - 1e-4
+
+
+def test_shrinkage_draws_to_the_uniform_mixture():
+    labelled = made(users=400, truth=(1.0, 0.0))
+    found = [likelihood(problem(labelled, shrinkage=s, steps=40)).weights[0].item() for s in (0.0, 0.3, 100.0)]
+    assert found[0] > 0.9 > found[1] > found[2] == pytest.approx(0.5, abs=0.01)
+    plain, shrunk = (likelihood(problem(labelled, shrinkage=s, steps=0)).trace for s in (0.0, 0.3))
+    assert shrunk[0]["loss"] == pytest.approx(plain[0]["loss"])  # uniform
+    assert shrunk[1]["loss"] == pytest.approx(plain[1]["loss"] + 0.3, abs=1e-5)  # a single adapter
+
+
+# -- auto --------------------------------------------------------------------------------------------------------------
+
+
+def harmful(seed):
+    """The first adapter is right, the second adds noise alone."""
+    draw = torch.Generator().manual_seed(seed)
+    signal, noise = torch.randn(2, 300, 8, generator=draw)
+    return Made(torch.stack([2 * signal, 2 * noise]), 2 * signal, seed=seed)
+
+
+def test_a_harmful_adapter_gets_weight_zero():
+    for seed in range(5):
+        result = auto(problem(harmful(seed), steps=3))
+        assert result.weights[0] > 0.85  # a little of the noise may be within the error
+    assert sum(auto(problem(harmful(seed), steps=3)).weights.tolist() == [1.0, 0.0] for seed in range(5)) >= 4
+
+
+def test_a_mixture_that_helps_is_taken_and_one_that_does_not_is_refused():
+    helps = auto(problem(made(users=1500, truth=(2.0, 2.0)), steps=3))
+    verdict = helps.trace[-1]
+    assert verdict["phase"] == "confirm" and verdict["taken"] and 0.3 < helps.weights[0] < 0.7
+    assert verdict["difference"] > verdict["standard_error"] > 0 and helps.weights.tolist() == verdict["weights"]
+    same = made(users=500, signals=((1.0, 1.0), (1.0, 1.0)))
+    refused = auto(problem(same, steps=3))
+    assert not refused.trace[-1]["taken"] and sorted(refused.weights.tolist()) == [0.0, 1.0]
+
+
+def test_what_is_chosen_on_one_half_is_confirmed_by_the_other_alone():
+    labelled = made(users=1500, truth=(2.0, 2.0))
+    before = auto(problem(labelled, steps=3)).trace[-1]
+    wrong = (labelled.slots + 1) % 8
+    labelled.slots[1::2] = wrong[1::2]  # the half that confirms
+    after = auto(problem(labelled, steps=3)).trace[-1]
+    assert after["weights"] == before["weights"]  # the choice is the other half's
+    assert before["taken"] and not after["taken"]
+
+
+def test_the_safeguard_compares_with_the_single_adapter_that_is_better_on_all():
+    labelled = confident_and_wrong()
+    result = auto(problem(labelled, steps=3))
+    assert result.trace[-1]["better_single"] == "b"
+    values = labelled.values(labelled.scores(result.weights)).mean()
+    single = labelled.values(labelled.scores(torch.tensor([0.0, 1.0]))).mean()
+    assert values >= single - 0.02
+
+
+def test_auto_needs_users_for_two_halves():
+    with pytest.raises(ValueError, match="halves, but there are 3"):
+        auto(problem(made(users=3)))
+
+
+def test_rules_by_module_and_of_three_adapters_have_the_right_shapes():
+    three = made(users=60, signals=((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)))
+    for rule in (calibrated_entropy, agreement, likelihood, auto):
+        for granularity, shape in (("global", (3,)), ("module", (3, 3))):
+            weights = rule(problem(three, granularity, steps=2, points=10)).weights
+            assert weights.shape == shape and torch.allclose(weights.sum(-1), torch.ones(shape[:-1]))

@@ -104,3 +104,43 @@ def test_only_what_it_measures_makes_it_anew(module_settings, assemble):
         assert stages(**changes)["cocktail-report"] == before["cocktail-report"], changes
     for changes in ({"merge_points": 5}, {"valid_users": 10}, {"merge_first_tokens": 2}, {"merge_granularity": "module"}):
         assert stages(**changes)["cocktail-report"] != before["cocktail-report"], changes
+
+
+RULES = {
+    "calibrated": {"merge": "calibrated_entropy"},
+    "agreeing": {"merge": "agreement"},
+    "likeliest": {"merge": "likelihood", "merge_granularity": "module", "merge_shrinkage": 0.1},
+    "best": {"merge": "grid"},
+}
+
+
+def test_rules_are_rows_of_one_table_and_read_no_test_labels(run, module_settings, assemble, tmp_path):
+    result, record = run(merge="auto", merge_beside=RULES)
+    assert set(RULES) < set(result["variants"])
+    verdict = record["merge"]["trace"][-1]
+    chosen, single = list(record["merge"]["weights"].values()), verdict["better_single"]
+    assert verdict["phase"] == "confirm" and single in ("base spirit", "ingredient")
+    assert chosen == (verdict["weights"] if verdict["taken"] else [float(single == "base spirit"), float(single == "ingredient")])
+    fresh = assemble("LoRACocktail", module_settings, merge="auto", merge_beside=RULES)
+    test = fresh.candidates["test"]
+    wrong = {**fresh.candidates, "test": replace(test, targets=test.items[:, 3])}
+    before, after = (fresh.model.merging.stages("cocktail", fresh.model.sources, found) for found in (fresh.candidates, wrong))
+    assert {row: stage.fingerprint for row, stage in before.items()} == {row: stage.fingerprint for row, stage in after.items()}
+    after["merged"].build(Work(tmp_path, tmp_path, fresh.trainer.cache))
+    made_anew = json.loads((tmp_path / "merged" / "merge.json").read_text())
+    assert made_anew["trace"] == record["merge"]["trace"]
+
+
+def test_validation_labels_do_change_what_the_rules_choose_by(module_settings, assemble, made, tmp_path):
+    """The counterpart: were labels not read at all, the test above could not fail."""
+    fresh = assemble("LoRACocktail", module_settings, merge="likelihood")
+    valid = fresh.candidates["valid"]
+    wrong = {**fresh.candidates, "valid": replace(valid, targets=valid.items[:, 3])}
+    found = []
+    for place, candidates in enumerate((fresh.candidates, wrong)):
+        out = tmp_path / str(place)
+        out.mkdir()
+        stage = fresh.model.merging.stage("cocktail", fresh.model.sources, candidates)
+        stage.build(Work(out, out, fresh.trainer.cache))
+        found.append(json.loads((out / "merged" / "merge.json").read_text())["trace"])
+    assert [point["loss"] for point in found[0]] != [point["loss"] for point in found[1]]
