@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import recbole_llm
+from recbole_llm import cli
 from recbole_llm.leaderboard import runner
 from recbole_llm.replication.claims import read_board, read_boards
 from recbole_llm.replication.page import page
@@ -188,6 +189,21 @@ def test_runs_are_made_once_and_failures_are_counted(board: Write, tmp_path: Pat
     monkeypatch.setattr(runner, "run_process", lambda arguments, *_: started.append(arguments) or "out of memory")
     files, missing = replicate([str(board())], {}, out=tmp_path)
     assert len(started) == 4 and missing == 1 and [file.name for file in files] == ["replication.json", "replication.md"]
+
+
+def test_runs_of_real_models_give_a_result(
+    settings: dict[str, Any], board: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inside(arguments: list[str], *_: Any) -> None:
+        cli.main(["run", *arguments])
+
+    monkeypatch.setattr(runner, "run_process", inside)
+    models = {"new": {"model": "TransitionGraph"}, "old": {"model": "Pop"}}
+    given = {key: settings[key] for key in ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "eval_args")}
+    file = board({"dataset": "tiny", "seeds": [2020], "models": models}, slice="warm", decide_on=None)
+    assert replicate([str(file)], given, out=tmp_path)[1] == 0
+    (test,) = read_results(tmp_path / "replication.json")["mine"]["better"]["tests"]
+    assert test["difference"] > 0.1 and 5 < test["users"] < 60  # the next item mostly follows the last one
 
 
 @pytest.mark.parametrize(
