@@ -37,7 +37,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "LoRACocktail, held-out examples": {"lora_valid": "loss", "held_out": 0.2},
     "LoRACocktail, several rates": {"merge_start": "uniform", "merge_steps": 2, "merge_learning_rate": [0.1, 1.0]},
     "LoRACocktail, first tokens": {"merge_first_tokens": 1, "lora_eval_steps": 3},
-    "LoRACocktail, grid": {"merge": "grid"},
+    "LoRACocktail, auto and its report": {
+        "merge": "auto",
+        "merge_report": True,
+        "merge_first_tokens": 1,
+        "merge_granularity": "module",
+    },
     "LoRACocktail, ties": {"merge": "ties"},
     "MoLoRec": {},
     "WeaveRec": {"weave_controls": ["naive_merging"]},
