@@ -160,18 +160,19 @@ def _merge(records: Mapping[int, Mapping[str, Any]], metric: str) -> Merge:
     first = next(iter(records.values()))
     name = ", ".join(filter(None, (first["model"], first["dataset"], first["backbone"])))
 
-    def values(row: Callable[[Mapping[str, Any]], str]) -> np.ndarray | None:
-        """The metric of each user [N], averaged over seeds."""
-        found = mean_over_seeds(name, {seed: per_user(record, row(record), metric) for seed, record in records.items()})
+    def values(rows: Mapping[int, str]) -> np.ndarray | None:
+        """The metric of each user [N], averaged over seeds, of a row for each seed."""
+        found = mean_over_seeds(name, {seed: per_user(records[seed], row, metric) for seed, row in rows.items()})
         return None if found is None else found.values
 
-    single = [values(lambda record, place=place: _single(record)[place]) for place in range(len(_single(first)))]
+    places = range(len(_single(first)))
+    single = [values({seed: _single(record)[place] for seed, record in records.items()}) for place in places]
     means = [-math.inf if own is None else own.mean() for own in single]
     best = int(np.argmax(means))
     mixtures = {OWN: first["model"], UNIFORM: first["model"] if first["merge"]["method"] == "uniform" else UNIFORM}
     gains = {}
     for mixture, row in mixtures.items():
-        mixed, other = values(lambda record, row=row: row), single[best]
+        mixed, other = values(dict.fromkeys(records, row)), single[best]
         if mixed is not None and other is not None:
             low, high = significance.interval(mixed - other) if len(mixed) > 1 else (math.nan, math.nan)
             gains[mixture] = Gain(float((mixed - other).mean()), low, high)

@@ -106,6 +106,8 @@ def test_a_claim_against_several_rows(board: Write, finish: Write, tmp_path: Pat
     finish(file, {"new": 0.5, "old": 0.2, "third": 0.6})
     found, line = shown(file, tmp_path)
     assert [test["worse"] for test in found["tests"]] == ["old", "third"] and "**does not hold**" in line
+    line = shown(board({"models": models}, compare={"not_worse": "third", "than": ["new", "old"]}), tmp_path)[1]
+    assert "**holds**" in line and "not worse by 0.02" in line
 
 
 def test_facts_are_read_from_the_records(board: Write, finish: Write, tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_runs_of_real_models_give_a_result(
     ("changes", "message"),
     [
         ({"compare": {"better": "new", "worse": "odl"}}, r"`better`: compare: there is no row 'odl' in models; known: new, old"),
-        ({"compare": {"better": "new"}}, "is neither {better: ROW, worse: ROW} nor {equal"),
+        ({"compare": {"better": "new"}}, "is neither {better: ROW, worse: ROW}, {not_worse: ROW, than: ROW} nor {equal"),
         ({"compare": {"better": "chance", "worse": 0.5}}, "one side must be a row"),
         ({"compare": {"better": "chance", "worse": {"recorded": ["new", "a"]}}}, "one recorded and the other a number"),
         ({"compare": {"better": {"recorded": ["new"]}, "worse": 1}}, "is neither a row, a number, chance"),
