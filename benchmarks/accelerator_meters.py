@@ -36,7 +36,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 CF = {"epochs": 1, "train_batch_size": 256, "hidden_size": 32, "inner_size": 64, "n_heads": 2}
 COMMON: dict[str, Any] = {
-    **{"show_progress": False, "cf_config": CF, "retriever_config": CF, "domain_field": "genre", "domain_min_users": 5},
+    **{
+        "show_progress": False,
+        "cf_config": CF,
+        "cheap_config": CF,
+        "retriever_config": CF,
+        "domain_field": "genre",
+        "domain_min_users": 5,
+    },
     **{"domain_max_views": 1, "epochs": 1, "lora_epochs": 1, "stage1_epochs": 1, "stage2_epochs": 1, "phase1_epochs": 1},
     **{"phase2_epochs": 1, "prompt": "listwise", "lora_train_mode": "prefix", "scorer": "tree", "max_history": 20},
     **{"max_prompt_tokens": 1024, "stage1_batch_size": 32, "tune_text_encoder": False, "valid_metric": "NDCG@5", "topk": [1, 5]},

@@ -6,8 +6,6 @@ Arguments are parsed before large libraries are imported. A mistake of the user 
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
 import linecache
 import os
 import shlex
@@ -19,6 +17,7 @@ from typing import Any, NoReturn
 
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
+from recbole_llm.cli_values import list_of
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
 # --show is the same as --show=True
@@ -150,6 +149,15 @@ def _merge(options: argparse.Namespace, keys: list[str]) -> None:
     print(merge_folders(options.adapters, options.out, extrapolate=options.extrapolate == "True", **given))
 
 
+def _forecast(options: argparse.Namespace, keys: list[str]) -> None:
+    if keys:
+        raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm forecast --help")
+    from recbole_llm.leaderboard.forecast import write_forecast
+
+    found, files = write_forecast(options.runs, options.out, metric=options.metric)
+    print(found, *files, sep="\n")
+
+
 def _export(options: argparse.Namespace, keys: list[str]) -> None:
     registry.check_name(options.model)
     from recbole_llm import logs
@@ -250,14 +258,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", **files)
     add("--algo", default="exhaustive", choices=("exhaustive", "random", "bayes"), help="default: exhaustive, all combinations")
     add("--max_evals", type=int, metavar="N", help="number of settings for random and bayes (default: 10)")
-    add("--seeds", type=_list_of(int), metavar="LIST", help='score by the mean over seeds, "[2020, 2021]" (default: --seed)')
+    add("--seeds", type=list_of(int), metavar="LIST", help='score by the mean over seeds, "[2020, 2021]" (default: --seed)')
     add("--output_file", type=Path, metavar="FILE", help="default: <checkpoint_dir>/tuning/<dataset>/<Model>.yaml")
 
     add = command("merge", _merge, "merge LoRA adapters into one", texts.MERGE, texts.MERGE_KEYS)
     add("--adapters", type=shlex.split, required=True, metavar="FOLDERS", help='"[NAME=]FOLDER [NAME=]FOLDER ..."')
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the merged adapter, which must not exist")
     add("--merge", default="uniform", metavar="METHOD", help=f"{', '.join(METHODS)}, package.module:function (default: uniform)")
-    add("--weights", type=_list_of(int, float), metavar="LIST", help=f"one for each adapter; for {', '.join(READERS['weights'])}")
+    add("--weights", type=list_of(int, float), metavar="LIST", help=f"one for each adapter; for {', '.join(READERS['weights'])}")
     add("--density", type=float, metavar="D", help=f"share of entries to keep, default 0.5; for {', '.join(READERS['density'])}")
     add("--residual", type=float, metavar="L", help="weight of the orthogonal parts, default 0.1; for orthogonal_residual")
     add("--seed", type=int, metavar="N", help="random seed, default 0; for dare, dare_ties")
@@ -265,6 +273,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--extrapolate", **_SWITCH, help="allow weights outside [0, 1]")
     add("--full_model", type=Path, metavar="DIR", help="also write the base model with the result folded into its weights")
     add("--base_model", metavar="PATH", help="its folder or hub id, if it is not the one that the adapters name")
+
+    add = command("forecast", _forecast, "whether adapters foretell the gain of a merge", texts.FORECAST, texts.FORECAST_KEYS)
+    add("runs", nargs="+", type=Path, metavar="RUN", help="records, folders of runs, or folders that contain them: saved/runs")
+    add("--out", type=Path, default=Path("forecast"), metavar="DIR", help="output folder (default: forecast)")
+    add("--metric", help="such as ndcg@10 (default: the first of the runs)")
 
     add = command("export", _export, "write a model's prompts as JSONL", texts.EXPORT, texts.EXPORT_KEYS)
     add("--model", "-m", required=True, help="a model that trains adapters: LoRACocktail, MoLoRec, WeaveRec, TALLRec, LlamaRec")
@@ -300,19 +313,6 @@ def _keys(given: Sequence[str]) -> list[str]:
             raise ValueError(f"command line: {argument!r} is not of the form --key=value")
         compat.refuse_options({key: text}, "the command line")
     return list(given)
-
-
-def _list_of(*kinds: type) -> Callable[[str], list[Any]]:
-    def read(text: str) -> list[Any]:
-        values = None
-        with contextlib.suppress(ValueError, SyntaxError):
-            values = ast.literal_eval(text)
-        if not isinstance(values, list) or not values or not all(type(value) in kinds for value in values):
-            example = "numbers, such as [0.3, 0.7]" if float in kinds else "whole numbers, such as [2020, 2021]"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of {example}")
-        return values
-
-    return read
 
 
 if __name__ == "__main__":

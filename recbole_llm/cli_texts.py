@@ -4,8 +4,8 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but merge also accept every key of RecBole and of properties/*.yaml. Command-line values override property files, and
-later files override earlier ones."""
+All commands but merge and forecast also accept every key of RecBole and of properties/*.yaml. Command-line values override
+property files, and later files override earlier ones."""
 
 END = """
 exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error).
@@ -112,6 +112,17 @@ MERGE_KEYS = """
 examples:
   recbole-llm merge --adapters="base=runs/a/lora own=runs/b/lora" --merge=ties --density=0.3 --out=merged
   recbole-llm merge --adapters="lora_a lora_b" --merge=fixed --weights="[0.3, 0.7]" --out=merged --full_model=full
+"""
+
+FORECAST = """
+Test whether what is known of adapters before they are merged (angles and norms of their updates, their entropies, the words of
+their titles) foretells what the merge gains over the better one, over the records of many runs of LoRACocktail, MoLoRec and
+WeaveRec. Nothing is trained. Runs that differ in their seed alone are one point. See docs/merging.md."""
+
+FORECAST_KEYS = """
+examples:
+  recbole-llm forecast saved/runs
+  recbole-llm forecast saved/runs other/saved/runs --metric=ndcg@10 --out=docs/forecast
 """
 
 EXPORT = """

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import accelerator
@@ -9,6 +10,7 @@ import data
 import malformed_files
 import merge_rules
 import pytest
+import sequence
 import torch
 
 CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="the parts would have their whole sizes")
@@ -73,6 +75,31 @@ def test_damaged_files_are_counted(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     last = capsys.readouterr().out.splitlines()[-1]
     read, refused = (int(part.split()[0]) for part in last.split(": ")[1].split(", "))
     assert last.startswith("20 damaged files: ") and read + refused == 20
+
+
+def test_an_epoch_is_compared_with_one_of_rectools_on_the_same_interactions(data_path, tmp_path, monkeypatch, capsys) -> None:
+    """The interpreter is a script that answers as RecTools' would, and keeps what it was given."""
+    python = tmp_path / "python"
+    keep = f"import json, shutil, sys; job = json.loads(sys.argv[1]); shutil.copy(job['file'], '{tmp_path}/rows.csv')"
+    answer = f"json.dump(job, open('{tmp_path}/job.json', 'w')); print(json.dumps({{'epoch_seconds': 8.0, 'targets': 400}}))"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{keep}; {answer}" "$2"\n')
+    python.chmod(0o755)
+    given = [
+        "--dataset=tiny",
+        f"--data_path={data_path}",
+        "--MAX_ITEM_LIST_LENGTH=5",
+        "--batches=0",
+        "--rounds=1",
+        "--loss=softmax",
+    ]
+    monkeypatch.setattr(sys, "argv", ["sequence.py", *given, f"--rectools-python={python}", "--hidden_size=8", "--threads=1"])
+    sequence.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["rectools"]["seconds_per_million"] == 20_000 and result["ratio_epoch"] > 0
+    job = json.loads((tmp_path / "job.json").read_text())
+    assert job["settings"]["n_factors"] == 8 and job["settings"]["session_max_len"] == 5 and job["threads"] == 1
+    users = [line.split(",")[0] for line in (tmp_path / "rows.csv").read_text().splitlines()[1:]]
+    assert len(users) - len({*users}) == result["sequence"]["targets"]  # all of a user but the first item
 
 
 def test_rules_of_merging_are_compared_with_the_better_single_adapter() -> None:

@@ -23,7 +23,7 @@ from recbole_llm.registry import MODELS
 
 ROOT = Path(recbole_llm.__file__).parents[1]
 HEAVY = {"torch", "recbole", "transformers", "peft", "pandas", "numpy", "scipy", "sentence_transformers", "matplotlib"}
-COMMANDS = ["run", "leaderboard", "replicate", "tune", "merge", "views", "data passport", "data export"]
+COMMANDS = ["run", "leaderboard", "replicate", "tune", "merge", "forecast", "views", "data passport", "data export"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
@@ -84,6 +84,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ("replicate", ["NAME", "--jobs", "--engine", "--out", "--show", "properties/claims", "docs/replication.md"]),
         ("tune", ["--model", "--params_file", "--algo", "--max_evals", "--seeds", "--output_file", "loguniform"]),
         ("merge", ["--adapters", "--out", "--weights", "--density", "--residual", "--compress_rank", *METHODS]),
+        ("forecast", ["RUN", "--out", "--metric", "Nothing is trained"]),
         ("views", ["--dataset", "--out", "--config_files", "No item is in two"]),
         ("data passport", ["--dataset", "--config_files", "properties/splits", "--eval_args"]),
         ("data export", ["--dataset", "--config_files", "--out", "RecTools", "--model=Imported"]),
@@ -92,7 +93,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_command(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(capsys, *command.split())
     assert [part for part in parts if part not in shown] == []
-    examples = re.findall(rf"^  recbole-llm {command} --", shown.split("examples:")[1], re.MULTILINE)
+    examples = re.findall(rf"^  recbole-llm {command} (?:--|saved/)", shown.split("examples:")[1], re.MULTILINE)
     assert len(examples) == 2
     assert max(map(len, shown.splitlines())) <= 130
 

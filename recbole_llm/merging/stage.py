@@ -27,6 +27,7 @@ from recbole_llm.merging.arithmetic import (
     write_adapter,
 )
 from recbole_llm.merging.coefficients import MergeProblem, MergeResult, check_weights
+from recbole_llm.merging.geometry import pairs
 
 logger = getLogger()
 
@@ -112,6 +113,7 @@ def merge_adapters(
         "weights": _named(problem, result.weights),
         "compress_rank": compress_rank,
         "retained_energy": energy,
+        "pairs": pairs(problem.adapters, result.trace),
         "trace": result.trace,
     }
     with atomic_folder(out) as folder:

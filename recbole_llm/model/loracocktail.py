@@ -23,11 +23,13 @@ from typing import Any
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.published import RECCOCKTAIL
+from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.merge_report import MergeReport
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.placebos import Placebos
 from recbole_llm.model.ranker import LLMRanker
+from recbole_llm.model.title_overlap import with_title_overlap
 from recbole_llm.store.stages import Folders, Stage
 
 BASE_SPIRIT, INGREDIENT = "base spirit", "ingredient"
@@ -47,6 +49,7 @@ class LoRACocktail(LLMRanker):
         self.general_training = replace(self.adapter_training.config, **general)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
         self.reports_merges = config["merge_report"]
+        self.specs: Mapping[str, AdapterSpec] = {}
         self.placebos = Placebos(config["placebos"], self.adapter_training, self.given, self.merging)
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
@@ -61,9 +64,12 @@ class LoRACocktail(LLMRanker):
         self.merged = self.merging.stages("cocktail", sources, candidates)
         if self.reports_merges:
             self.measures_merges = MergeReport(self.merging).stage("cocktail", sources, candidates)
-        specs = self.trained(candidates)
-        self.merged |= self.placebos.stages("cocktail", sources, specs, candidates, target=INGREDIENT)
+        self.specs = self.trained(candidates)
+        self.merged |= self.placebos.stages("cocktail", sources, self.specs, candidates, target=INGREDIENT)
         return [*self.merged.values(), *self.other_stages()]
+
+    def facts(self) -> Facts:
+        return with_title_overlap(super().facts(), self.specs)
 
     def adapters(self, results: Folders) -> dict[str, Path]:
         merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}

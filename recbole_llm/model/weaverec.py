@@ -26,12 +26,14 @@ from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
 from recbole_llm.evaluation.published import WEAVEREC
+from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.merge_report import MergeReport
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.placebos import Placebos
 from recbole_llm.model.ranker import LLMRanker
+from recbole_llm.model.title_overlap import with_title_overlap
 from recbole_llm.store.stages import Folders, Stage
 
 logger = getLogger()
@@ -59,6 +61,7 @@ class WeaveRec(LLMRanker):
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
         self.reports_merges = config["merge_report"]
+        self.specs: Mapping[str, AdapterSpec] = {}
         self.placebos = Placebos(config["placebos"], self.adapter_training, self.given, self.merging)
         self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
@@ -76,8 +79,8 @@ class WeaveRec(LLMRanker):
         self.merged = self.merging.stages("weave", sources, candidates)
         if self.reports_merges:
             self.measures_merges = MergeReport(self.merging).stage("weave", sources, candidates)
-        specs, target = self._specs(self.scheme), SCHEMES["target_only"]
-        self.merged |= self.placebos.stages("weave", sources, specs, candidates, target=target)
+        self.specs, target = self._specs(self.scheme), SCHEMES["target_only"]
+        self.merged |= self.placebos.stages("weave", sources, self.specs, candidates, target=target)
         count = 1 + len(self.others)
         logger.info(
             f"weave of {count} domains: with all of them as targets, there are {count} single-domain and "
@@ -102,6 +105,9 @@ class WeaveRec(LLMRanker):
         ordered = _in_order(mixture)
         name = "lora-" + "+".join(map(_plain, ordered))
         return AdapterSpec(name[:120], ordered, of_each=True, most=self.most if len(ordered) > 1 else None)
+
+    def facts(self) -> Facts:
+        return with_title_overlap(super().facts(), self.specs)
 
     def adapters(self, results: Folders) -> dict[str, Path]:
         merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}

@@ -14,10 +14,11 @@
         facts:                            # optional: numbers of the run record that are shown beside the result
           weight of the base spirit: [LoRACocktail, merge, weights, base spirit]
 
-``compare: {equal: [ONE, OTHER]}`` claims that two are equal up to the margin. Beside the label of a row, each side may be a
-number, ``chance`` (the expected value of the metric for a random order of the candidates), or ``{random_after_first: LABEL}``
-(the expected value if the row's first place stays and all others are a random order). Instead of a metric of users, a number can
-be compared with a measurement that stands in the run record with its interval: ``{recorded: [LABEL, merge, report, ...]}``.
+``compare: {equal: [ONE, OTHER]}`` claims that two are equal up to the margin, and ``{not_worse: ROW, than: OTHER}`` that one is
+at most the margin below another, or below each of a list. Beside the label of a row, each side may be a number, ``chance`` (the
+expected value of the metric for a random order of the candidates), or ``{random_after_first: LABEL}`` (the expected value if the
+row's first place stays and all others are a random order). Instead of a metric of users, a number can be compared with a
+measurement that stands in the run record with its interval: ``{recorded: [LABEL, merge, report, ...]}``.
 ``decide_on`` of the file, or of a claim, has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``.
 """
 
@@ -37,6 +38,7 @@ from recbole_llm.leaderboard.plan import Task, check_form, read_plan
 from recbole_llm.store.files import fingerprint
 
 CHANCE, AFTER_FIRST, RECORDED = "chance", "random_after_first", "recorded"
+BETTER, EQUAL, NOT_WORSE = "better", "equal", "not worse"
 _FORM = {
     "paper": "(str)",
     "claim": "(str)",
@@ -85,7 +87,7 @@ class Claim:
 
     Attributes:
         pairs: the comparisons, which must all turn out as claimed: the better and the worse side.
-        equal: the sides of each pair are claimed to be equal up to the margin.
+        kind: what is claimed of each pair, :data:`BETTER`, :data:`EQUAL` or :data:`NOT_WORSE`.
         metric: as in a run record, such as ``ndcg@10``.
         facts: what is shown -> label and keys of the run record.
     """
@@ -96,7 +98,7 @@ class Claim:
     published: str
     test: str
     pairs: tuple[tuple[Side, Side], ...]
-    equal: bool
+    kind: str
     metric: str
     slice: str | None
     protocol: str
@@ -186,7 +188,7 @@ def _claim(where: str, name: str, given: Any, rows: Mapping[str, Sequence[str]],
         raise ValueError(f"{where}: protocol: {protocol!r} is not one of {', '.join(rows)}")
     if not metrics.metrics([1], [in_recbole(given["metric"].lower())]):
         raise ValueError(f"{where}: metric: {given['metric']} does not follow from a target's rank; such as NDCG@10")
-    pairs, equal = _pairs(where, given["compare"])
+    pairs, kind = _pairs(where, given["compare"])
     for label in [side.label for pair in pairs for side in pair if side.label is not None]:
         _check_label(f"{where}: compare", label, rows[protocol])
     for pair in pairs:
@@ -203,7 +205,7 @@ def _claim(where: str, name: str, given: Any, rows: Mapping[str, Sequence[str]],
         given["published"],
         given["test"],
         pairs=pairs,
-        equal=equal,
+        kind=kind,
         metric=given["metric"].lower(),
         slice=given.get("slice"),
         protocol=protocol,
@@ -218,16 +220,17 @@ def _check_label(where: str, label: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{where}: there is no row {label!r} in models; known: {', '.join(known)}")
 
 
-def _pairs(where: str, compare: Mapping[str, Any]) -> tuple[tuple[tuple[Side, Side], ...], bool]:
-    """The pairs of ``compare``, and whether they are claimed to be equal."""
-    if set(compare) == {"better", "worse"}:
-        worse = compare["worse"] if isinstance(compare["worse"], list) else [compare["worse"]]
-        better = _side(where, compare["better"])
-        return tuple((better, _side(where, side)) for side in worse), False
+def _pairs(where: str, compare: Mapping[str, Any]) -> tuple[tuple[tuple[Side, Side], ...], str]:
+    """The pairs of ``compare``, and what is claimed of them."""
+    for one, other, kind in (("better", "worse", BETTER), ("not_worse", "than", NOT_WORSE)):
+        if set(compare) == {one, other}:
+            others = compare[other] if isinstance(compare[other], list) else [compare[other]]
+            return tuple((_side(where, compare[one]), _side(where, side)) for side in others), kind
     if set(compare) == {"equal"} and isinstance(compare["equal"], list) and len(compare["equal"]) == 2:
         one, other = compare["equal"]
-        return ((_side(where, one), _side(where, other)),), True
-    raise ValueError(f"{where}: compare: {compare!r} is neither {{better: ROW, worse: ROW}} nor {{equal: [ROW, ROW]}}")
+        return ((_side(where, one), _side(where, other)),), EQUAL
+    forms = "{better: ROW, worse: ROW}, {not_worse: ROW, than: ROW} nor {equal: [ROW, ROW]}"
+    raise ValueError(f"{where}: compare: {compare!r} is neither {forms}")
 
 
 def _side(where: str, given: Any) -> Side:

@@ -10,10 +10,11 @@ from typing import Any
 
 from recbole_llm.config.values import plain
 from recbole_llm.leaderboard.digits import duration, p_value, significant
-from recbole_llm.replication.claims import Board, Claim
+from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE, Board, Claim
 from recbole_llm.replication.results import Results
 from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, adjusted, users_needed, verdict
 
+_MARGINS = {BETTER: "margin", EQUAL: "equal within", NOT_WORSE: "not worse by"}
 NOT_RUN, CHANGED = "not run", "changed after its run"
 
 _HEAD = f"""# Do the papers' claims replicate?
@@ -29,7 +30,8 @@ a file before its runs. A claim that was changed after its run is marked, and wh
   below the margin, the smallest difference that would support the claim. *{OPEN}*: neither; the number of users who would decide
   is that of a test with a power of 80 % for a difference of the margin, and the command decides it on an accelerator.
 - **Several comparisons.** A claim holds if all of its comparisons do, and does not hold if one does not. A claim that two sides
-  are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside.
+  are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside. That a row is
+  not worse holds if the interval lies above minus the margin, and does not hold if it lies below.
 - **Scale.** A verdict is about the backbone, the data and the budget of its board, not about the paper's own runs.
 """
 
@@ -65,7 +67,7 @@ def _judge(results: Results, boards: Sequence[Board]) -> list[_Judged]:
     known = {
         (board.name, claim.name, place): test["p_value"]
         for board, claim, result in listed
-        if result and not claim.equal
+        if result and claim.kind == BETTER
         for place, test in enumerate(result["tests"])
         if test["p_value"] is not None
     }
@@ -77,7 +79,7 @@ def _judge(results: Results, boards: Sequence[Board]) -> list[_Judged]:
         elif result["fingerprint"] != board.fingerprint(claim):
             what = CHANGED
         else:
-            what = verdict(result["tests"], claim.margin, claim.equal, p_values)
+            what = verdict(result["tests"], claim.margin, claim.kind, p_values)
         found.append(_Judged(board, claim, result, p_values, what))
     return found
 
@@ -101,7 +103,7 @@ def _claim(one: _Judged) -> str:
 def _how(one: _Judged) -> str:
     claim = one.claim
     where = "".join(f", {part}" for part in (claim.slice and f"{claim.slice} targets", claim.protocol) if part)
-    margin = f"{'equal within' if claim.equal else 'margin'} {claim.margin:g}"
+    margin = f"{_MARGINS[claim.kind]} {claim.margin:g}"
     return f"{_cell(claim.test)} ({_cell(claim.metric)}{_cell(where)}; {margin}; [{one.board.name}](#boards))"
 
 
@@ -153,7 +155,7 @@ def _notes(one: _Judged) -> list[str]:
 
 def _before(result: Mapping[str, Any]) -> str:
     claim = result["claim"]
-    said = verdict(result["tests"], claim["margin"], claim["equal"], [test["p_value"] for test in result["tests"]])
+    said = verdict(result["tests"], claim["margin"], claim["kind"], [test["p_value"] for test in result["tests"]])
     how = f"{claim['test']} ({claim['metric']}, margin {claim['margin']:g}, seeds {_list(result['seeds'])})"
     return f"{claim['claim']} {how}: {'; '.join(_pair(test, None) for test in result['tests'])}; {said}, not adjusted"
 

@@ -7,7 +7,8 @@ Of the difference (better minus worse) and its 95 % interval over users:
     not decidable here   otherwise
 
 Of a claim that two sides are equal: it holds if the interval lies within the margin on both sides of 0, and does not if it lies
-outside. A claim of several pairs holds if it holds for all of them, and does not hold if it does not for one.
+outside. That a side is not worse holds if the interval lies above minus the margin, and does not if it lies below. A claim of
+several pairs holds if it holds for all of them, and does not hold if it does not for one.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_llm.evaluation import significance
+from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable here"
 ALPHA = 0.05
 
 
-def verdict(tests: Sequence[Mapping[str, Any]], margin: float, equal: bool, p_values: Sequence[float | None]) -> str:
+def verdict(tests: Sequence[Mapping[str, Any]], margin: float, kind: str, p_values: Sequence[float | None]) -> str:
     """The verdict of a claim.
 
     Args:
         tests: the measured pairs, see :mod:`recbole_llm.replication.measure`.
         p_values: of the pairs, adjusted; None where there is no test of a difference.
     """
-    rule = _equal if equal else _better
-    found = {rule(test["interval"], margin, p) for test, p in zip(tests, p_values, strict=True)}
+    found = {_RULES[kind](test["interval"], margin, p) for test, p in zip(tests, p_values, strict=True)}
     return FAILS if FAILS in found else HOLDS if found == {HOLDS} else OPEN
 
 
@@ -56,3 +57,11 @@ def _equal(interval: Sequence[float], margin: float, _: float | None) -> str:
     if low > margin or high < -margin:
         return FAILS
     return HOLDS if -margin < low and high < margin else OPEN
+
+
+def _not_worse(interval: Sequence[float], margin: float, _: float | None) -> str:
+    low, high = interval
+    return FAILS if high < -margin else HOLDS if low > -margin else OPEN
+
+
+_RULES = {BETTER: _better, EQUAL: _equal, NOT_WORSE: _not_worse}

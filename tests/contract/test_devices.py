@@ -32,7 +32,10 @@ SHORT: dict[str, Any] = {
 }
 LISTWISE = {"prompt": "listwise", "lora_train_mode": "prefix"}
 ON_AN_LM = [name for name in MODELS if name not in ("AlphaRec", "Imported", *SHORTCUTS)]
-OWN: dict[str, dict[str, Any]] = {"LlamaRec": {"lora_train_mode": "prefix"}}
+OWN: dict[str, dict[str, Any]] = {
+    "LlamaRec": {"lora_train_mode": "prefix"},
+    "Cascade": {"llm_ranker": "TALLRec", "cheap_config": CF},
+}
 CASES: dict[str, dict[str, Any]] = {
     **{name: OWN.get(name, {}) for name in MODELS},
     "TALLRec naive": {"scorer": "naive", **LISTWISE},

@@ -14,7 +14,11 @@ from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import MODELS
 from tests.conftest import assembled
 
-OWN: dict[str, dict[str, Any]] = {"LlamaRec": {"lora_train_mode": "prefix"}, "Laser": {"warmup_epochs": 1}}
+OWN: dict[str, dict[str, Any]] = {
+    "LlamaRec": {"lora_train_mode": "prefix"},
+    "Laser": {"warmup_epochs": 1},
+    "Cascade": {"llm_ranker": "TALLRec"},
+}
 LAST = {  # what has to be computed again where everything else is cached
     "ALLMRec": "projection",
     "AlphaRec": None,
@@ -37,7 +41,7 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("results", "ranks", "tie_rate", "half_width_95", "best_valid_result", "merge")}
 
 
-MERGING = ("LoRACocktail", "MoLoRec", "WeaveRec", "Cascade")  # several trainings each, by the code that TALLRec runs
+MERGING = ("LoRACocktail", "MoLoRec", "WeaveRec")  # several trainings each, by the code that TALLRec runs
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ from recbole_llm.store.stages import Stage, StageCache, Work, in_order
 from recbole_llm.training.loop import TrainingLoop
 
 BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
-OWN = {"LlamaRec": {"lora_train_mode": "prefix"}}  # what the shared tiny settings say and a model cannot do
+OWN = {  # what the shared tiny settings say and a model cannot do, or need not
+    "LlamaRec": {"lora_train_mode": "prefix"},
+    "Cascade": {"llm_ranker": "TALLRec"},
+}
 TRAINED = [name for name in MODELS if name not in (*SHORTCUTS, "Imported")]
 BACKBONES = [f"ALLMRec/{cf_model}" for cf_model in ("GRU4Rec", "NextItNet", "BERT4Rec", "NeuMF", "BPR")]
 BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
@@ -54,7 +57,7 @@ TRAINING_STAGES = {  # of each model the first stages that train something, one 
     "WeaveRec": ["lora-tiny+tiny-comedy"],
     "ALLMRec": ["alignment", "projection"],
     "Laser": ["phase-1", "phase-2"],
-    "Cascade": ["base-spirit"],
+    "Cascade": ["ingredient"],
     "AlphaRec": [],
 }
 PUBLISHED = {  # protocols with generated answers, and the rows that are generated

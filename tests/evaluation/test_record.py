@@ -151,6 +151,9 @@ def test_the_first_metric_has_the_intervals_and_the_slices(run: Run, caplog: pyt
     assert re.search(r" recall@10 +ndcg@10 +mrr@10 +mrr +recall@10 cold \(n=\d+\) +recall@10 warm \(n=\d+\)", caplog.text)
     value, width = (record[key]["SASRec"]["recall@10"] for key in ("results", "half_width_95"))
     parts = [record["slices"]["SASRec"][name] for name in ("cold", "warm")]
+    for name, part in zip(("cold", "warm"), parts, strict=True):  # with the users of a slice, its metrics follow from the ranks
+        ranks = [record["ranks"]["SASRec"][user] for user in record["slice_users"][name]]
+        assert part["users"] == len(ranks) and part["recall@10"] == pytest.approx(np.mean(np.array(ranks) <= 10))
     shown = [f"{part['recall@10']:.4f} ±{part['half_width_95']['recall@10']:.3f}" for part in parts]
     line = next(line for line in caplog.text.splitlines() if line.startswith("SASRec "))
     assert line.split("  ")[1].strip() == f"{value:.4f} ±{width:.3f}" and re.search(" +".join(map(re.escape, shown)) + "$", line)

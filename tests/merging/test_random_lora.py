@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from recbole_llm.llm.adapter_folders import Adapter, read_adapter
-from recbole_llm.merging.geometry import inner, norm
 from recbole_llm.merging.random_lora import random_like, write, zero_like
 from tests.merging.test_arithmetic import UNEQUAL, dense
 
@@ -42,13 +41,3 @@ def test_a_module_without_an_update_gets_none() -> None:
     drawn = dense(random_like(silent, np.random.default_rng(0)))
     assert {module: bool(delta.any()) for module, delta in drawn.items()} == {m: "layers.1" not in m for m in drawn}
     assert not any(delta.any() for delta in dense(zero_like(source)).values())
-
-
-def test_inner_products_are_those_of_the_dense_deltas() -> None:
-    for one in UNEQUAL:
-        for two in UNEQUAL:
-            first, second = dense(one), dense(two)
-            for module in first:
-                expected = float((first[module] * second[module]).sum()) if module in second else 0.0
-                assert inner(one, two, module) == pytest.approx(expected, rel=1e-5, abs=1e-9)
-            assert norm(one, one.modules[0]) == pytest.approx(float(first[one.modules[0]].norm()), rel=1e-6)

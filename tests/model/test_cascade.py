@@ -14,8 +14,11 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm import registry
 from recbole_llm.config import LLMConfig
+from recbole_llm.planner import TEST, VALIDATION, plan_of
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.store.costs import metered
 from recbole_llm.store.stages import in_order
 from tests.conftest import assembled, dealt_anew
 
@@ -38,21 +41,23 @@ def made(settings: dict[str, Any]) -> SimpleNamespace:
     return trained(settings)
 
 
-def routing_some(made: SimpleNamespace, share: float = 0.5) -> Any:
-    """The model with a rule that routes about half of the users."""
+def routing_some(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model with a rule that routes about half of the users, and nothing in memory of what the LLM was asked before."""
     model = made.model
     interaction, _, _, targets = next(iter(made.test))
     candidates = made.test.candidates.lookup(interaction["user_id"], targets)
     known = model.models.features(interaction, candidates, model.models.cheap_scores(interaction, candidates))
-    rule = replace(model.choice.rule, feature="entropy", high=True, threshold=float(np.median(known["entropy"])), share=share)
-    model.choice = replace(model.choice, rule=rule)
+    rule = replace(model.choice.rule, feature="entropy", high=True, threshold=float(np.median(known["entropy"])), share=0.5)
+    monkeypatch.setattr(model, "choice", replace(model.choice, rule=rule))
+    monkeypatch.setattr(model.models, "_asked", {})
     return interaction, candidates, rule(known)
 
 
 @torch.no_grad()
-def test_routed_users_have_the_llms_scores_and_the_others_the_cheap_models(settings: dict[str, Any]) -> None:
-    made = trained(settings)
-    interaction, candidates, routed = routing_some(made)
+def test_routed_users_have_the_llms_scores_and_the_others_the_cheap_models(
+    made: SimpleNamespace, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interaction, candidates, routed = routing_some(made, monkeypatch)
     assert 0 < routed.mean() < 1
     rows = {name: variant.score(interaction, candidates) for name, variant in made.model.variants().items()}
     assert list(rows) == ["Cascade", "SASRec", "TALLRec", "random routing"]
@@ -68,9 +73,8 @@ def test_routed_users_have_the_llms_scores_and_the_others_the_cheap_models(setti
 
 
 @torch.no_grad()
-def test_the_llm_is_asked_for_routed_users_alone_and_once(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = trained(settings)
-    interaction, candidates, routed = routing_some(made)
+def test_the_llm_is_asked_for_routed_users_alone_and_once(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    interaction, candidates, routed = routing_some(made, monkeypatch)
     model, asked = made.model, []
     score = model.llm.score_candidates
     monkeypatch.setattr(
@@ -130,18 +134,19 @@ def test_no_test_target_touches_rule_or_routing(settings: dict[str, Any], tmp_pa
 
 
 @torch.no_grad()
-def test_the_target_that_an_interaction_of_recbole_carries_is_not_read(settings: dict[str, Any]) -> None:
-    made = trained(settings)
-    interaction, candidates, routed = routing_some(made)
+def test_the_target_that_an_interaction_of_recbole_carries_is_not_read(
+    made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interaction, candidates, routed = routing_some(made, monkeypatch)
     scores = made.model.score_candidates(interaction, candidates)
+    made.model.models._asked.clear()
     other = Interaction(dict(interaction.interaction) | {"item_id": interaction["item_id"].flip(0)})
     assert not torch.equal(other["item_id"], interaction["item_id"]) and 0 < routed.mean() < 1
     assert torch.equal(made.model.score_candidates(other, candidates), scores)
 
 
-@pytest.mark.parametrize("fusion", ["z_score", "reciprocal_rank"])
-def test_a_fusion_has_a_row_of_its_own(settings: dict[str, Any], fusion: str) -> None:
-    result = run_recbole_llm("Cascade", "tiny", config_dict={**settings, "routing_fusion": fusion})
+def test_a_fusion_has_a_row_of_its_own(settings: dict[str, Any]) -> None:
+    result = run_recbole_llm("Cascade", "tiny", config_dict={**settings, "routing_fusion": "z_score"})
     record = json.loads(Path(result["record"]).read_text())
     assert list(record["results"]) == ["Cascade", "SASRec", "TALLRec", "SASRec + TALLRec", "random routing"]
     last = record["routing"]["curve"]["points"][-1]
@@ -197,6 +202,34 @@ def test_the_settings_are_those_of_the_contained_ranker_on_its_backbone() -> Non
         )
     given = LLMConfig("Cascade", "tiny", config_dict={"merge_prompts": 7, "cf_model": "BPR"})
     assert [*given.unread] == ["cf_model"] and given["merge_prompts"] == 7
+
+
+def test_a_ranker_of_the_user_brings_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("from recbole_llm.model.tallrec import TALLRec\n\n\nclass OwnRanker(TALLRec):\n    pass\n")
+    (tmp_path / "OwnRanker.yaml").write_text("extends: model/TALLRec\nboldness: 0.5  # (float) of the ranker\nlora_epochs: 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_own", {})
+    found = LLMConfig("Cascade", "tiny", config_dict={"llm_ranker": "mine:OwnRanker", "boldness": 0.25})
+    assert (found["boldness"], found["lora_epochs"], found["cheap_model"], found.unread) == (0.25, 3, "SASRec", {})
+    with pytest.raises(ValueError, match="boldness: 'much' in config_dict is not a number"):
+        LLMConfig("Cascade", "tiny", config_dict={"llm_ranker": "mine:OwnRanker", "boldness": "much"})
+
+
+def test_the_plan_counts_both_parts(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = assembled("Cascade", settings, checkpoint_dir=str(tmp_path))
+    plan = plan_of(run.trainer, run.stages, run.train, run.valid, run.test)
+    lines = {line.name: line.cost for line in plan.lines}
+    assert list(lines) == ["ingredient", "cf-SASRec", "routing", VALIDATION, TEST]
+    run.trainer.fit(run.train, run.valid)
+    with metered() as tested:
+        for variant in run.trainer.recommender.variants().values():
+            run.trainer.evaluate(run.test, load_best_model=False, variant=variant)
+    measured = {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested}
+    for name in ("ingredient", "routing"):
+        assert lines[name].read.fed == measured[name].read.fed > 0 and lines[name].exact
+    assert lines["cf-SASRec"].samples and "RecBole's trainer" in lines["cf-SASRec"].note
+    assert lines[VALIDATION].at_most and measured[VALIDATION].read.fed <= lines[VALIDATION].read.fed
+    assert not lines[TEST].exact and lines[TEST].read.real == tested.read.real  # each user once, whatever the rule is
 
 
 @pytest.mark.parametrize(

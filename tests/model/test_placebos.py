@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from recbole_llm.llm.adapter_folders import Adapter, read_adapter
 from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.model.adapters import AdapterTraining
+from recbole_llm.model.title_overlap import title_overlap
 from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.stages import Stage, in_order
@@ -143,6 +145,16 @@ def test_the_shuffled_adapter_is_trained_alike_on_shuffled_histories_of_other_do
         assert [*map(len, before.histories)] == [*map(len, after.histories)]
 
 
+def test_the_overlap_counts_words_of_titles_in_training_histories(assemble: Any, settings: dict[str, Any]) -> None:
+    domain = assemble("LoRACocktail", settings).model.parts.domain
+    names = ["", "The Red river", "the red-river", "Blue", "unseen"]
+    one, two = (
+        replace(domain, items=replace(domain.items, titles=names), histories=[np.array(items)]) for items in ([1, 2], [1, 3])
+    )
+    assert title_overlap([one], [two]) == 3 / 4 and title_overlap([one], [one]) == 1  # the red river, blue
+    assert title_overlap([replace(one, histories=[])], [replace(two, histories=[])]) is None
+
+
 # -- models and errors -------------------------------------------------------------------------------------------------
 
 
@@ -188,3 +200,7 @@ def test_the_rows_are_in_the_record(made: Any, module_settings: dict[str, Any]) 
     record = json.loads(Path(result["record"]).read_text())
     assert {*ROWS[2:]} < record["results"].keys() and len(record["ranks"][ROWS[2]]) == 60
     assert record["trained_parameters"] == made.trainer.trained_parameters
+    (pair,) = record["merge"]["pairs"]
+    assert pair["adapters"] == ["base spirit", "ingredient"] and -1 <= pair["cosine"] <= 1 and pair["entropy_gap"] is not None
+    domains = made.model.general, [made.model.parts.domain]
+    assert pair["title_words"] == title_overlap(*domains) and 0.5 < pair["title_words"] <= 1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import recbole_llm
+from recbole_llm import cli
 from recbole_llm.leaderboard import runner
 from recbole_llm.replication.claims import read_board, read_boards
 from recbole_llm.replication.page import page
@@ -105,6 +106,8 @@ def test_a_claim_against_several_rows(board: Write, finish: Write, tmp_path: Pat
     finish(file, {"new": 0.5, "old": 0.2, "third": 0.6})
     found, line = shown(file, tmp_path)
     assert [test["worse"] for test in found["tests"]] == ["old", "third"] and "**does not hold**" in line
+    line = shown(board({"models": models}, compare={"not_worse": "third", "than": ["new", "old"]}), tmp_path)[1]
+    assert "**holds**" in line and "not worse by 0.02" in line
 
 
 def test_facts_are_read_from_the_records(board: Write, finish: Write, tmp_path: Path) -> None:
@@ -190,11 +193,26 @@ def test_runs_are_made_once_and_failures_are_counted(board: Write, tmp_path: Pat
     assert len(started) == 4 and missing == 1 and [file.name for file in files] == ["replication.json", "replication.md"]
 
 
+def test_runs_of_real_models_give_a_result(
+    settings: dict[str, Any], board: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inside(arguments: list[str], *_: Any) -> None:
+        cli.main(["run", *arguments])
+
+    monkeypatch.setattr(runner, "run_process", inside)
+    models = {"new": {"model": "TransitionGraph"}, "old": {"model": "Pop"}}
+    given = {key: settings[key] for key in ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "eval_args")}
+    file = board({"dataset": "tiny", "seeds": [2020], "models": models}, slice="warm", decide_on=None)
+    assert replicate([str(file)], given, out=tmp_path)[1] == 0
+    (test,) = read_results(tmp_path / "replication.json")["mine"]["better"]["tests"]
+    assert test["difference"] > 0.1 and 5 < test["users"] < 60  # the next item mostly follows the last one
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"compare": {"better": "new", "worse": "odl"}}, r"`better`: compare: there is no row 'odl' in models; known: new, old"),
-        ({"compare": {"better": "new"}}, "is neither {better: ROW, worse: ROW} nor {equal"),
+        ({"compare": {"better": "new"}}, "is neither {better: ROW, worse: ROW}, {not_worse: ROW, than: ROW} nor {equal"),
         ({"compare": {"better": "chance", "worse": 0.5}}, "one side must be a row"),
         ({"compare": {"better": "chance", "worse": {"recorded": ["new", "a"]}}}, "one recorded and the other a number"),
         ({"compare": {"better": {"recorded": ["new"]}, "worse": 1}}, "is neither a row, a number, chance"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_llm.evaluation import significance
+from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN, adjusted, users_needed, verdict
 
 
@@ -28,7 +29,7 @@ def one(low: float, high: float) -> dict[str, Any]:
     ],
 )
 def test_a_difference(interval: tuple[float, float], p: float, said: str) -> None:
-    assert verdict([one(*interval)], 0.02, False, [p]) == said
+    assert verdict([one(*interval)], 0.02, BETTER, [p]) == said
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,19 @@ def test_a_difference(interval: tuple[float, float], p: float, said: str) -> Non
     [((-0.01, 0.019), HOLDS), ((-0.021, 0.01), OPEN), ((0.01, 0.03), OPEN), ((0.021, 0.03), FAILS), ((-0.04, -0.021), FAILS)],
 )
 def test_an_equality(interval: tuple[float, float], said: str) -> None:
-    assert verdict([one(*interval)], 0.02, True, [None]) == said
+    assert verdict([one(*interval)], 0.02, EQUAL, [None]) == said
+
+
+@pytest.mark.parametrize(("interval", "said"), [((-0.019, 0.1), HOLDS), ((-0.021, 0.1), OPEN), ((-0.1, -0.021), FAILS)])
+def test_a_row_that_is_not_worse(interval: tuple[float, float], said: str) -> None:
+    assert verdict([one(*interval)], 0.02, NOT_WORSE, [None]) == said
 
 
 def test_a_claim_of_several_comparisons_needs_all_of_them() -> None:
     good, bad, between = one(0.05, 0.1), one(-0.1, 0.0), one(-0.1, 0.1)
-    assert verdict([good, good], 0.02, False, [0.01, 0.01]) == HOLDS
-    assert verdict([good, between], 0.02, False, [0.01, 0.5]) == OPEN
-    assert verdict([between, bad, good], 0.02, False, [0.5, 0.5, 0.01]) == FAILS
+    assert verdict([good, good], 0.02, BETTER, [0.01, 0.01]) == HOLDS
+    assert verdict([good, between], 0.02, BETTER, [0.01, 0.5]) == OPEN
+    assert verdict([between, bad, good], 0.02, BETTER, [0.5, 0.5, 0.01]) == FAILS
 
 
 def test_p_values_of_the_page_are_one_family() -> None:
