@@ -22,6 +22,9 @@ Compute = Callable[[Callable[..., Any]], Callable[..., Any]]
 class LabelledUsers:
     """Validation users whose target is among their candidates; see :class:`recbole_llm.merging.lattice.Labelled`.
 
+    Attributes:
+        histories, candidates, slots: of N users: N lists, ``[N, C]``, and the places of the targets, ``[N]``.
+
     Args:
         drawn: the users; those whose target a retriever missed are left out, since no weights change their metric.
         metric: ``valid_metric`` in lower case.
@@ -45,7 +48,7 @@ class LabelledUsers:
         self.histories = [history for history, kept in zip(drawn.histories, found.tolist(), strict=True) if kept]
         self.candidates, self.slots = drawn.candidates[found], target[found].int().argmax(1)  # [N, C], [N]
         self._users = [user for user, kept in zip(drawn.users, found.tolist(), strict=True) if kept]
-        self._metric, self._likelihood, self._at, self._batch_tokens = metric, likelihood, at, batch_tokens
+        self._metric, self.likelihood, self._at, self._batch_tokens = metric, likelihood, at, batch_tokens
         self._run, self._loss = compute(self._scores), compute(self._batch_loss)
 
     def __len__(self) -> int:
@@ -74,15 +77,15 @@ class LabelledUsers:
 
     def cross_entropy(self, users: Sequence[int]) -> Callable[[Tensor], Tensor]:
         """Mean cross-entropy (nats) of the targets of these users, by weights; differentiable, with the memory of one batch."""
-        lengths = self._likelihood.tokens([self.histories[user] for user in users], self.candidates[list(users)])
+        lengths = self.likelihood.tokens([self.histories[user] for user in users], self.candidates[list(users)])
         batches = [[users[i] for i in batch] for batch in token_batches(*lengths, self._batch_tokens)]
         return mean_over_batches(self._loss, batches)
 
     def _scores(self, weights: Tensor) -> Tensor:
-        return self._likelihood.with_lm(self._at(weights))(self.histories, self.candidates, self._users)
+        return self.likelihood.with_lm(self._at(weights))(self.histories, self.candidates, self._users)
 
     def _batch_loss(self, weights: Tensor, users: Sequence[int]) -> Tensor:
         rows = torch.tensor(users)
-        view = self._likelihood.with_lm(self._at(weights))
+        view = self.likelihood.with_lm(self._at(weights))
         scores = view([self.histories[user] for user in users], self.candidates[rows], [self._users[user] for user in users])
         return cross_entropies(scores, self.slots[rows].to(scores.device)).mean()

@@ -26,7 +26,7 @@ from recbole_llm.merging.lattice import Lattice
 from recbole_llm.merging.lattice_report import lattice_report
 from recbole_llm.merging.objectives import first_tokens_entropies
 from recbole_llm.merging.report import REPORT_FILE
-from recbole_llm.model.labelled_users import Compute
+from recbole_llm.model.labelled_users import Compute, LabelledUsers
 from recbole_llm.model.merged import AdapterMerging, blank_view
 from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.store.stages import Stage, Work
@@ -92,11 +92,13 @@ class MergeReport:
     ) -> dict[str, Any]:
         """The report; arguments as :meth:`AdapterMerging.problem`."""
         problem = self.merging.problem(causal, names, modules, at, valid, valid, compute=compute, ends=ends)
-        tokens = compute(self._first_tokens(causal, problem, at, ends=ends))
-        users = len(problem.labelled)  # type: ignore[arg-type]
+        labelled = problem.labelled
+        assert isinstance(labelled, LabelledUsers)
+        tokens = compute(self._first_tokens(causal, labelled, problem, at, ends=ends))
+        users = len(labelled)
 
         def report(points: Sequence[tuple[str, Tensor]]) -> tuple[Lattice, dict[str, Any]]:
-            found = Lattice.measured(problem.labelled, points)  # type: ignore[arg-type]
+            found = Lattice.measured(labelled, points)
             criteria = {
                 "first_tokens_entropy": torch.stack([tokens(weights).cpu().expand(users) for weights in found.weights]),
                 "candidate_entropy": found.entropy(),
@@ -125,12 +127,12 @@ class MergeReport:
         }
 
     def _first_tokens(
-        self, causal: CausalLM, problem: MergeProblem, at: Callable[..., Any], *, ends: bool
+        self, causal: CausalLM, labelled: LabelledUsers, problem: MergeProblem, at: Callable[..., Any], *, ends: bool
     ) -> Callable[[Tensor], Tensor]:
         """Weights -> entropy ``[N]`` (nats) of each labelled user's first answer tokens."""
-        likelihood, labelled = self.merging.parts.likelihood(causal), problem.labelled
+        likelihood = labelled.likelihood
         counted, end = self.merging.counted(likelihood), causal.tokenizer.eos_token_id if ends else None
-        prompts = [prompt.ids for prompt in likelihood.prompts_of(labelled.histories, labelled.candidates)]  # type: ignore
+        prompts = [prompt.ids for prompt in likelihood.prompts_of(labelled.histories, labelled.candidates)]
         budget = self.merging.parts.scoring.batch_tokens or default_batch_tokens(causal)
         batches = token_batches([len(prompt) for prompt in prompts], [counted.longest] * len(prompts), budget)
         order = torch.tensor([i for batch in batches for i in batch]).argsort()
