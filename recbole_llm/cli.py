@@ -6,17 +6,16 @@ Arguments are parsed before large libraries are imported. A mistake of the user 
 from __future__ import annotations
 
 import argparse
-import linecache
 import os
 import shlex
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
+from recbole_llm.cli_errors import reason
 from recbole_llm.cli_values import list_of
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
@@ -51,34 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):
             raise
-        _fail(_reason(error))
+        _fail(reason(error))
     if failed:
         sys.exit(1)
-
-
-def _reason(error: Exception) -> str:
-    """What an error says if it was raised for the user; otherwise its type, too, and where its traceback is kept."""
-    if isinstance(error, (OSError, ImportError)) or _was_raised_here(error):
-        return str(error)
-    from recbole_llm import logs
-
-    return (
-        f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; log file: "
-        f"{logs.keep_traceback(error)}; RECBOLE_LLM_TRACEBACK=1 shows the traceback"
-    )
-
-
-def _was_raised_here(error: Exception) -> bool:
-    """Whether a ``raise`` of this package, of RecBole or of a user's model made the error, and not an operation or a library."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or not isinstance(error, (ValueError, NotImplementedError)):
-        return False
-    file, name = trace.tb_frame.f_code.co_filename, trace.tb_frame.f_globals.get("__name__", "")
-    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    ours = name.partition(".")[0] in ("recbole", "recbole_llm") or not file.startswith(libraries)
-    return ours and linecache.getline(file, trace.tb_lineno).lstrip().startswith("raise")
 
 
 def _run(options: argparse.Namespace, keys: list[str]) -> None:

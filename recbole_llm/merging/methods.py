@@ -23,6 +23,7 @@ from torch import Tensor
 from recbole_llm.llm.adapter_folders import Adapter
 from recbole_llm.merging.arithmetic import all_modules, assemble, check_one_base, taking_part
 from recbole_llm.merging.coefficients import MergeProblem, MergeResult, controls, given_weights
+from recbole_llm.merging.geometry import inner
 from recbole_llm.store.files import preserved_random_state
 
 Entrywise = Callable[[list[Tensor], Tensor, float], Tensor]
@@ -157,18 +158,10 @@ def _merge_module(module: str, parts: Sequence[tuple[float, Adapter]], merge: En
 def _projected_out(adapters: Sequence[Adapter], module: str, residual: float) -> list[float]:
     """Weights ``[K]`` of one module; 0 for an adapter without the module."""
     first, *others = adapters
-    squared = _inner(first, first, module)
+    squared = inner(first, first, module)
     # if the first delta is 0, every delta is orthogonal to it
-    along = [_inner(other, first, module) / squared if squared else 0.0 for other in others]
+    along = [inner(other, first, module) / squared if squared else 0.0 for other in others]
     return [float(first.has(module)) - residual * sum(along), *(residual * other.has(module) for other in others)]
-
-
-def _inner(one: Adapter, two: Adapter, module: str) -> float:
-    """``<B_1 A_1, B_2 A_2>`` as ``sum((B_1^T B_2) * (A_1 A_2^T))``; 0 if one of the adapters lacks the module."""
-    if not (one.has(module) and two.has(module)):
-        return 0.0
-    (a, b), (c, d) = ([factor.double() for factor in adapter.factors(module)] for adapter in (one, two))
-    return ((b.T @ d) * (a @ c.T)).sum().item()  # [r_1, r_2]
 
 
 def _adapters(problem: MergeProblem) -> list[Adapter]:

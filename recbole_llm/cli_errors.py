@@ -1,0 +1,31 @@
+"""What an error says to a user of the command line."""
+
+from __future__ import annotations
+
+import linecache
+import sysconfig
+
+
+def reason(error: Exception) -> str:
+    """What an error says if it was raised for the user; otherwise its type, too, and where its traceback is kept."""
+    if isinstance(error, (OSError, ImportError)) or was_raised_here(error):
+        return str(error)
+    from recbole_llm import logs  # which imports large libraries
+
+    return (
+        f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; log file: "
+        f"{logs.keep_traceback(error)}; RECBOLE_LLM_TRACEBACK=1 shows the traceback"
+    )
+
+
+def was_raised_here(error: Exception) -> bool:
+    """Whether a ``raise`` of this package, of RecBole or of a user's model made the error, and not an operation or a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, (ValueError, NotImplementedError)):
+        return False
+    file, name = trace.tb_frame.f_code.co_filename, trace.tb_frame.f_globals.get("__name__", "")
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    ours = name.partition(".")[0] in ("recbole", "recbole_llm") or not file.startswith(libraries)
+    return ours and linecache.getline(file, trace.tb_lineno).lstrip().startswith("raise")
