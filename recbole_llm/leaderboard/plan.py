@@ -50,6 +50,7 @@ _FILE = {
     "shortcuts": "(bool)",
     "claims": "(dict of dict)",  # read by recbole_llm.replication
     "decide_on": "(settings)",
+    "remark": "(str)",
 }
 _ENTRY = {
     "model": "(str)",

@@ -19,7 +19,8 @@ at most the margin below another, or below each of a list. Beside the label of a
 expected value of the metric for a random order of the candidates), or ``{random_after_first: LABEL}`` (the expected value if the
 row's first place stays and all others are a random order). Instead of a metric of users, a number can be compared with a
 measurement that stands in the run record with its interval: ``{recorded: [LABEL, merge, report, ...]}``.
-``decide_on`` of the file, or of a claim, has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``.
+``decide_on`` of the file, or of a claim, has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``. ``remark`` of the file
+is shown with its board.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ class Board:
     dataset: str
     seeds: tuple[int, ...]
     claims: tuple[Claim, ...]
+    remark: str | None = None
 
     def tasks(self, changes: Mapping[str, Any] | None = None) -> list[Task]:
         """The runs, with ``changes`` as in :func:`recbole_llm.leaderboard.plan.read_plan`."""
@@ -178,7 +180,7 @@ def read_board(file: Path) -> Board:
         rows.setdefault(task.protocol, [])
         rows[task.protocol] += [] if task.label in rows[task.protocol] else [task.label]
     found = tuple(_claim(f"{file}: claims: `{name}`", name, given, rows, content) for name, given in claims.items())
-    return Board(file.stem, file, content["dataset"], tuple(content["seeds"]), found)
+    return Board(file.stem, file, content["dataset"], tuple(content["seeds"]), found, content.get("remark"))
 
 
 def _claim(where: str, name: str, given: Any, rows: Mapping[str, Sequence[str]], content: Mapping[str, Any]) -> Claim:

@@ -183,7 +183,8 @@ def _boards(judged: Sequence[_Judged], boards: Sequence[Board]) -> str:
         file = f"[{board.name}](../properties/claims/{board.file.name})"
         row = (file, f"`recbole-llm replicate {board.name}{data}`", board.dataset, _list(board.seeds), measured, cost)
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+    remarks = [f"- {board.name}: {_cell(board.remark)}" for board in boards if board.remark]
+    return "\n".join([*lines, *([""] if remarks else []), *remarks]) + "\n"
 
 
 def _withdrawn(results: Results, boards: Sequence[Board]) -> list[str]:

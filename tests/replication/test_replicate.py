@@ -48,6 +48,11 @@ def test_the_result_is_the_paired_difference_over_users_averaged_over_seeds(boar
     assert "**holds**" in line and "new 0.500, old 0.200: +0.300" in line and "p < .001, n=200" in line
 
 
+def test_a_remark_stands_with_its_board(board: Write, tmp_path: Path) -> None:
+    replicate([str(board({"remark": "Known | before."}))], {}, out=tmp_path, show=True)
+    assert "- mine: Known \\| before.\n" in (tmp_path / "replication.md").read_text()
+
+
 def test_there_is_nothing_of_a_single_user(board: Write, finish: Write, tmp_path: Path) -> None:
     file = board(slice="cold")
     finish(file, {"new": 0.5, "old": 0.2})
