@@ -19,8 +19,8 @@ at most the margin below another, or below each of a list. Beside the label of a
 expected value of the metric for a random order of the candidates), or ``{random_after_first: LABEL}`` (the expected value if the
 row's first place stays and all others are a random order). Instead of a metric of users, a number can be compared with a
 measurement that stands in the run record with its interval: ``{recorded: [LABEL, merge, report, ...]}``.
-``decide_on`` of the file, or of a claim, has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``. ``remark`` of the file
-is shown with its board.
+``decide_on`` of the file, or of a claim, has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``. ``remark`` of
+the file is shown with its board.
 """
 
 from __future__ import annotations
