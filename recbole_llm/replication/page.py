@@ -5,18 +5,16 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from recbole_llm.config.values import plain
 from recbole_llm.leaderboard.digits import duration, p_value, significant
 from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE, Board, Claim
+from recbole_llm.replication.judged import CHANGED, NOT_RUN, Judged, judge
 from recbole_llm.replication.results import Results
-from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, adjusted, users_needed, verdict
+from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, users_needed, verdict
 
 _MARGINS = {BETTER: "margin", EQUAL: "equal within", NOT_WORSE: "not worse by"}
-NOT_RUN, CHANGED = "not run", "changed after its run"
-
 _HEAD = f"""# Do the papers' claims replicate?
 
 This page is written by `recbole-llm replicate` from [replication.json](replication.json) and the files of
@@ -36,20 +34,9 @@ a file before its runs. A claim that was changed after its run is marked, and wh
 """
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A claim of a board, its result and its verdict."""
-
-    board: Board
-    claim: Claim
-    result: Mapping[str, Any] | None
-    p_values: Sequence[float | None]
-    verdict: str
-
-
 def page(results: Results, boards: Sequence[Board]) -> str:
     """The page as Markdown."""
-    judged = _judge(results, boards)
+    judged = judge(results, boards)
     parts = [_HEAD, _summary(judged)]
     for paper in dict.fromkeys(one.claim.paper for one in judged):
         own = [one for one in judged if one.claim.paper == paper]
@@ -61,53 +48,30 @@ def page(results: Results, boards: Sequence[Board]) -> str:
     return "\n".join(parts)
 
 
-def _judge(results: Results, boards: Sequence[Board]) -> list[_Judged]:
-    """Every claim with its verdict; the p-values of all measured claims are one family."""
-    listed = [(board, claim, results.get(board.name, {}).get(claim.name)) for board in boards for claim in board.claims]
-    known = {
-        (board.name, claim.name, place): test["p_value"]
-        for board, claim, result in listed
-        if result and claim.kind == BETTER
-        for place, test in enumerate(result["tests"])
-        if test["p_value"] is not None
-    }
-    family, found = adjusted(known), []
-    for board, claim, result in listed:
-        p_values = [family.get((board.name, claim.name, place)) for place in range(len(result["tests"]))] if result else []
-        if result is None:
-            what = NOT_RUN
-        elif result["fingerprint"] != board.fingerprint(claim):
-            what = CHANGED
-        else:
-            what = verdict(result["tests"], claim.margin, claim.kind, p_values)
-        found.append(_Judged(board, claim, result, p_values, what))
-    return found
-
-
-def _summary(judged: Sequence[_Judged]) -> str:
+def _summary(judged: Sequence[Judged]) -> str:
     counts = Counter(one.verdict for one in judged)
     order = (HOLDS, FAILS, OPEN, NOT_RUN, CHANGED)
     return f"**{len(judged)} claims**: " + ", ".join(f"{counts[what]} {what}" for what in order if counts[what]) + ".\n"
 
 
-def _table(own: Sequence[_Judged]) -> str:
+def _table(own: Sequence[Judged]) -> str:
     head = ["claim", "published", "our test", "our result", "verdict"]
     rows = [[_claim(one), _cell(one.claim.published), _how(one), _outcome(one), _said(one)] for one in own]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
-def _claim(one: _Judged) -> str:
+def _claim(one: Judged) -> str:
     return f"**{_cell(one.claim.name)}.** {_cell(one.claim.claim)}"
 
 
-def _how(one: _Judged) -> str:
+def _how(one: Judged) -> str:
     claim = one.claim
     where = "".join(f", {part}" for part in (claim.slice and f"{claim.slice} targets", claim.protocol) if part)
     margin = f"{_MARGINS[claim.kind]} {claim.margin:g}"
     return f"{_cell(claim.test)} ({_cell(claim.metric)}{_cell(where)}; {margin}; [{one.board.name}](#boards))"
 
 
-def _outcome(one: _Judged) -> str:
+def _outcome(one: Judged) -> str:
     if one.result is None:
         return ""
     lines = [_pair(test, p) for test, p in zip(one.result["tests"], one.p_values, strict=True)]
@@ -126,7 +90,7 @@ def _pair(test: Mapping[str, Any], p: float | None) -> str:
     return f"{test['better']} {first}, {test['worse']} {second}: {difference}{users}"
 
 
-def _said(one: _Judged) -> str:
+def _said(one: Judged) -> str:
     said = f"**{one.verdict}**"
     if one.verdict == OPEN and one.result:
         needed = [users_needed(test, one.claim.margin) for test in one.result["tests"] if test["users"]]
@@ -143,7 +107,7 @@ def command(board: Board, claim: Claim) -> str:
     return shlex.join(["recbole-llm", "replicate", board.name, *given, *([f"--out=replication-{board.name}"] if given else [])])
 
 
-def _notes(one: _Judged) -> list[str]:
+def _notes(one: Judged) -> list[str]:
     """A line for each earlier form of a claim that has a result."""
     lines = []
     for before in one.result.get("earlier", []) if one.result else []:
@@ -160,7 +124,7 @@ def _before(result: Mapping[str, Any]) -> str:
     return f"{claim['claim']} {how}: {'; '.join(_pair(test, None) for test in result['tests'])}; {said}, not adjusted"
 
 
-def _boards(judged: Sequence[_Judged], boards: Sequence[Board]) -> str:
+def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:
     lines = [
         "## Boards",
         "",

@@ -9,13 +9,14 @@ from typing import Any
 
 from recbole_llm.leaderboard.board import folder_of, run_cells
 from recbole_llm.replication.claims import Board, read_boards
+from recbole_llm.replication.digest import with_digest
 from recbole_llm.replication.measure import NotMeasuredError, measure
 from recbole_llm.replication.page import page
 from recbole_llm.replication.results import Results, add, read_results, write_results
 from recbole_llm.store.files import atomic_write
 
 logger = getLogger()
-JSON_FILE, PAGE_FILE = "replication.json", "replication.md"
+JSON_FILE, PAGE_FILE, README = "replication.json", "replication.md", "README.md"
 
 
 def replicate(
@@ -35,7 +36,7 @@ def replicate(
         names: boards of ``properties/claims`` or files of one's own; all without names.
         changes: keys of every run, which override those of the files.
         jobs, engine: as in :func:`recbole_llm.leaderboard.runner.run_tasks`.
-        out: folder of both files.
+        out: folder of both files; a README beside the folder, with marks for it, gets the table of measured claims.
         show: run nothing; test the existing records.
 
     Returns:
@@ -51,6 +52,9 @@ def replicate(
     known = read_boards()
     own = [board for board in boards if board.file not in [other.file for other in known]]
     atomic_write(out / PAGE_FILE, page(results, [*known, *own]))
+    readme = out.resolve().parent / README
+    if readme.is_file() and (text := with_digest(old := readme.read_text(encoding="utf-8"), results, known)) != old:
+        atomic_write(readme, text)
     return [out / JSON_FILE, out / PAGE_FILE], 0 if show else missing
 
 

@@ -14,6 +14,7 @@ import recbole_llm
 from recbole_llm import cli
 from recbole_llm.leaderboard import runner
 from recbole_llm.replication.claims import read_board, read_boards
+from recbole_llm.replication.digest import BEGIN, END, digest, with_digest
 from recbole_llm.replication.page import page
 from recbole_llm.replication.replicate import replicate
 from recbole_llm.replication.results import read_results
@@ -34,6 +35,37 @@ def shown(file: Path, out: Path, **changes: Any) -> tuple[dict[str, Any], str]:
 def test_the_page_of_the_documentation_is_what_results_and_claims_render_to() -> None:
     results = read_results(ROOT / "docs" / "replication.json")
     assert (ROOT / "docs" / "replication.md").read_text(encoding="utf-8") == page(results, read_boards())
+
+
+def test_the_table_of_the_readme_is_what_results_and_claims_render_to() -> None:
+    results, readme = read_results(ROOT / "docs" / "replication.json"), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert BEGIN in readme and END in readme and readme == with_digest(readme, results, read_boards())
+
+
+def test_a_readme_beside_the_folder_gets_the_measured_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme, unmarked = tmp_path / "README.md", f"Before\n{END}\n{BEGIN}\n"
+    monkeypatch.setattr("recbole_llm.replication.replicate.read_boards", lambda names=(): read_boards(["zero-shot-ml-100k"]))
+    for text, kept in ((f"Before\n{BEGIN}\nold\n{END}\nafter\n", False), (unmarked, True)):
+        readme.write_text(text)
+        replicate([], {}, out=tmp_path / "docs", show=True)
+        assert (readme.read_text() == text) == kept
+        assert readme.read_text().startswith("Before\n") and "0 of 4 claims" in readme.read_text() or kept
+
+
+def test_a_digest_has_the_smallest_difference_and_first_what_holds(board: Write, finish: Write, tmp_path: Path) -> None:
+    models = {label: {"model": model} for label, model in (("new", "SASRec"), ("old", "GRU4Rec"), ("third", "BPR"))}
+    claims = {
+        "fails": {**CLAIM, "compare": {"better": "old", "worse": "new"}},
+        "holds": {**CLAIM, "compare": {"better": "new", "worse": ["third", "old"]}},
+        "not run": {**CLAIM, "compare": {"better": "new", "worse": "old"}, "metric": "MRR@7"},
+    }
+    file = board({"models": models, "claims": claims})
+    finish(file, {"new": 0.5, "old": 0.3, "third": 0.1})
+    replicate([str(file)], {}, out=tmp_path, show=True)
+    head, _, _, _, first, second = digest(read_results(tmp_path / "replication.json"), read_boards([str(file)])).splitlines()
+    assert head == "**2 of 3 claims are measured**: 1 holds, 1 does not hold."
+    assert first.startswith("| holds | ml-100k | hit@1 +0.200") and "new 0.500, old 0.300 | **holds**" in first
+    assert second.startswith("| fails | ml-100k | hit@1 -0.200") and second.endswith("**does not hold** |")
 
 
 def test_the_result_is_the_paired_difference_over_users_averaged_over_seeds(board: Write, finish: Write, tmp_path: Path) -> None:
