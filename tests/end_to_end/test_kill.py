@@ -256,7 +256,7 @@ def test_a_collaborative_model_trained_beside_a_new_or_a_cached_builtin_lm_is_th
 def laser(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The whole catalogue is ranked, as published; refreshes and epochs do not fall together; late steps are the best."""
     full = {"eval_args": {"mode": "full"}, "metrics": ["Recall", "NDCG", "MRR"], "topk": [10], "valid_metric": "NDCG@10"}
-    rates = {"phase1_learning_rate": 2e-2, "phase2_learning_rate": 3e-3, "seed": 2022}
+    rates = {"phase1_learning_rate": 2e-2, "phase2_learning_rate": 1e-3, "seed": 2022}
     return {**settings, **full, **rates, "use_gpu": False, "refresh_steps": 3, "m_former_dropout": 0.1, **changes}
 
 
