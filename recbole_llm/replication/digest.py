@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_llm.leaderboard.digits import significant
 from recbole_llm.replication.claims import Board
-from recbole_llm.replication.judged import Judged, judge
+from recbole_llm.replication.judged import Judged, counted, judge
 from recbole_llm.replication.results import Results
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN
 
@@ -26,8 +25,7 @@ def digest(results: Results, boards: Sequence[Board]) -> str:
     """The measured claims as Markdown, those that hold first; of several comparisons, the one with the smallest difference."""
     judged = judge(results, boards)
     measured = sorted((one for one in judged if one.verdict in (HOLDS, FAILS, OPEN)), key=lambda one: _ORDER[one.verdict])
-    counts = Counter(one.verdict for one in measured)
-    said = ", ".join(f"{counts[what]} {what}" for what in _ORDER if counts[what])
+    said = counted(measured)
     head = f"**{len(measured)} of {len(judged)} claims are measured**" + (f": {said}." if said else ".")
     rows = ["| claim | backbone, data | difference | |", "|---|---|---|---|", *map(_row, measured)] if measured else []
     return "\n".join([head, *([""] if rows else []), *rows]) + "\n"

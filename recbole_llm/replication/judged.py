@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from recbole_llm.replication.claims import BETTER, Board, Claim
 from recbole_llm.replication.results import Results
-from recbole_llm.replication.verdicts import adjusted, verdict
+from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN, adjusted, verdict
 
 NOT_RUN, CHANGED = "not run", "changed after its run"
 
@@ -22,6 +23,13 @@ class Judged:
     result: Mapping[str, Any] | None
     p_values: Sequence[float | None]
     verdict: str
+
+
+def counted(judged: Sequence[Judged]) -> str:
+    """How many claims have each verdict, in words."""
+    counts, several = Counter(one.verdict for one in judged), {HOLDS: "hold", FAILS: "do not hold"}
+    known = [(what, counts[what]) for what in (HOLDS, FAILS, OPEN, NOT_RUN, CHANGED) if counts[what]]
+    return ", ".join(f"{count} {several.get(what, what) if count > 1 else what}" for what, count in known)
 
 
 def judge(results: Results, boards: Sequence[Board]) -> list[Judged]:

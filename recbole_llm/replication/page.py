@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from recbole_llm.config.values import plain
 from recbole_llm.leaderboard.digits import duration, p_value, significant
 from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE, Board, Claim
-from recbole_llm.replication.judged import CHANGED, NOT_RUN, Judged, judge
+from recbole_llm.replication.judged import CHANGED, NOT_RUN, Judged, counted, judge
 from recbole_llm.replication.results import Results
 from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, users_needed, verdict
 
@@ -37,7 +36,7 @@ a file before its runs. A claim that was changed after its run is marked, and wh
 def page(results: Results, boards: Sequence[Board]) -> str:
     """The page as Markdown."""
     judged = judge(results, boards)
-    parts = [_HEAD, _summary(judged)]
+    parts = [_HEAD, f"**{len(judged)} claims**: {counted(judged)}.\n"]
     for paper in dict.fromkeys(one.claim.paper for one in judged):
         own = [one for one in judged if one.claim.paper == paper]
         parts.append(f"## {_cell(paper)}\n\n{_table(own)}")
@@ -46,12 +45,6 @@ def page(results: Results, boards: Sequence[Board]) -> str:
     parts.append(_boards(judged, boards))
     parts += _withdrawn(results, boards)
     return "\n".join(parts)
-
-
-def _summary(judged: Sequence[Judged]) -> str:
-    counts = Counter(one.verdict for one in judged)
-    order = (HOLDS, FAILS, OPEN, NOT_RUN, CHANGED)
-    return f"**{len(judged)} claims**: " + ", ".join(f"{counts[what]} {what}" for what in order if counts[what]) + ".\n"
 
 
 def _table(own: Sequence[Judged]) -> str:
