@@ -52,7 +52,7 @@ def run_tasks(
     for first, *_ in missing:  # RecBole's way of creating folders fails if two runs do it at once
         for folder in (Path("log") / first.config["model"], Path("log_tensorboard"), first.record.parents[2]):
             folder.mkdir(parents=True, exist_ok=True)
-    start = _engine(engine, logs, threads=max(1, (os.cpu_count() or 1) // jobs))
+    start = _engine(engine, logs, threads=threads_each(jobs))
     with ThreadPoolExecutor(jobs) as pool, progress_bar("leaderboard", len(missing), show=show_progress) as bar:
         running = {pool.submit(start, shared[0]): shared for shared in missing}
         for done in as_completed(running):
@@ -63,6 +63,11 @@ def run_tasks(
                 logger.warning(f"{shared[0].label}, seed {shared[0].seed}: {reasons[shared[0]]}")
             bar.advance()
     return reasons
+
+
+def threads_each(jobs: int) -> int:
+    """Threads of each of ``jobs`` processes: the user's ``OMP_NUM_THREADS``, or an equal share of the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
 
 
 def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from recbole_llm.config.key_groups import ABOUT_DATA
 from recbole_llm.config.values import read_arguments
 from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.leaderboard.plan import Task
-from recbole_llm.leaderboard.runner import run_process
+from recbole_llm.leaderboard.runner import run_process, threads_each
 from recbole_llm.leaderboard.space import Space, distribution, read_space
 from recbole_llm.store.files import atomic_write, fingerprint
 
@@ -241,9 +240,8 @@ class Search:
     def _score(self, task: Task) -> float:
         """The validation score of a run, which is started if it has no sound record."""
         if not task.is_done:
-            threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
             log = self.folder / "logs" / f"{task.record.parent.name}.log"
-            if reason := run_process([*task.arguments, "--show_progress=False"], log, threads):
+            if reason := run_process([*task.arguments, "--show_progress=False"], log, threads_each(1)):
                 raise ValueError(reason)
         score = ((task.read() or {}).get("best_valid_result") or {}).get(task.config["valid_metric"].lower(), math.nan)
         if not math.isfinite(score):

@@ -57,12 +57,16 @@ def test_rows_of_one_run_start_it_once_and_fail_together(
     assert started == [[*own.arguments, "--show_progress=False"]]
 
 
-def test_parallel_runs_share_the_cores(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("given_threads", "expected"), [("", 2), ("1", 1), ("5", 5)])
+def test_parallel_runs_share_the_cores_unless_the_user_says_otherwise(
+    given_threads: str, expected: int, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", given_threads)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(runner, "run_process", lambda arguments, log, threads: seen.append(threads))
     run_tasks([task(given, seed=seed) for seed in range(4)], tmp_path, jobs=3, show_progress=False)
-    assert seen == [2, 2, 2, 2]
+    assert seen == [expected] * 4
 
 
 @pytest.mark.slow
