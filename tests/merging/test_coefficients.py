@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_llm.merging.coefficients import MergeProblem, entropy, fixed, uniform
-from recbole_llm.merging.points import simplex_lattice
 from recbole_llm.merging.objectives import candidate_entropy
+from recbole_llm.merging.points import simplex_lattice
 
 MODULES = ["m0", "m1", "m2"]
 

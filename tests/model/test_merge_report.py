@@ -65,9 +65,8 @@ def trace(folder):
 
 
 def test_the_lattice_is_scored_once_for_all_rules_and_the_report(made):
-    scored = [(kind, weights) for kind, weights in made.scored]
-    assert [weights for kind, weights in scored if kind is ScoredUsers] == [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
-    assert [kind for kind, _ in scored].count(LabelledUsers) == 1  # what auto found on one half is no point of the lattice
+    assert [weights for kind, weights in made.scored if kind is ScoredUsers] == [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
+    assert [kind for kind, _ in made.scored].count(LabelledUsers) == 1  # what auto found on one half is no point of the lattice
     scores = load_file(made.trainer.cache.folder(made.stages[LATTICE]) / "scores.safetensors")["scores"]
     assert scores.shape == (3, 20, 10) and len(scores.flatten(1).unique(dim=0)) == 3
     readers = {name for name, stage in made.stages.items() if made.stages[LATTICE] in stage.inputs}
@@ -102,7 +101,7 @@ def test_only_what_changes_scores_makes_the_lattice_anew(module_settings, assemb
     assert same(later, LATTICE) and later["cocktail"].inputs[-1] is later[LATTICE] and "cocktail-report" not in later
     reported = stages(merge="uniform", merge_report=True, merge_steps=5, score_batch_tokens=99)
     assert same(reported, LATTICE) and same(reported, "cocktail-report")
-    assert all(stages_of(made)[name].fingerprint == stage.fingerprint for name, stage in reported.items() if name != "cocktail")
+    assert all(made.stages[name].fingerprint == stage.fingerprint for name, stage in reported.items() if name != "cocktail")
     assert LATTICE not in stages(merge="uniform") and LATTICE not in stages(merge="grid", merge_points=5)
     for changes in ({"merge_first_tokens": 2}, {"merge_granularity": "module"}):
         found = stages(merge_report=True, **changes)
@@ -187,7 +186,7 @@ def test_the_report_and_the_rules_read_no_test_labels(made, fresh, tmp_path):
 def test_validation_labels_do_change_what_the_rules_choose_by(made, fresh):
     """The counterpart: were labels not read at all, the test above could not fail."""
     valid = fresh.candidates["valid"]
-    wrong = {**fresh.candidates, "valid": replace(valid, targets=valid.items[:, 3])}
+    wrong = {**fresh.candidates, "valid": replace(valid, targets=valid.items[:, 3], identity="wrong")}
     stage = fresh.model.merging.stages("cocktail", fresh.model.sources, wrong)["likeliest"]
     found = trace(fresh.trainer.cache.run(stage))
     assert [point["loss"] for point in found] != [point["loss"] for point in made.traces["likeliest"]]
