@@ -31,6 +31,7 @@ from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.stages import Stage
 from recbole_llm.store.trials import trials
+from recbole_llm.training.float32 import set_precision
 
 logger = getLogger()
 
@@ -165,7 +166,6 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
         loads: refuse an LM that this machine cannot load.
     """
     slices.check(config["slices"])
-    _set_precision(config)
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     for source in dict.fromkeys(config.unread.values()):
@@ -192,8 +192,11 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     trainer.eval_collector.data_collect(train)  # raises if a metric needs what the data lacks
     generated.check(config, trainer.recommender, candidates.get("test"))
     stages = trainer.plan(candidates, retriever)
-    if loads and trainer.recommender.backbone is not None:
-        trainer.recommender.backbone.check_loadable()
+    backbone = trainer.recommender.backbone
+    width = 0 if backbone is None else backbone.outline.config.get_text_config().hidden_size
+    set_precision(config["float32_matmul_precision"], torch.device(config["device"]), width)
+    if loads and backbone is not None:
+        backbone.check_loadable()
     return Run(config, model, trainer, train, valid, test, candidates, retriever, stages, passport)
 
 
@@ -216,15 +219,3 @@ def plan_run(
         config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config, named)}, cmd_line)
     logs.init_logging(config)
     return assemble(config, loads=False).plan(named, patient=True)
-
-
-def _set_precision(config: LLMConfig) -> None:
-    """Products of float32 matrices use TF32 on an accelerator that has it, unless ``float32_matmul_precision`` says otherwise.
-
-    These are the classical models, towers, projectors, LoRA factors and a text encoder in training. On a CPU nothing changes.
-    """
-    value = config["float32_matmul_precision"]
-    if value not in ("highest", "high", "medium"):
-        raise ValueError(f"float32_matmul_precision: {value!r} is unknown; choose highest, high or medium")
-    if torch.device(config["device"]).type != "cpu":
-        torch.set_float32_matmul_precision(value)

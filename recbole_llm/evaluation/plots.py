@@ -108,6 +108,23 @@ def lines(
     _save(figure, file)
 
 
+def bars(
+    file: Path, names: Sequence[str], heights: Mapping[str, Sequence[float]], *, title: str, row_label: str, column_label: str
+) -> None:
+    """Write groups of bars as a picture (PNG): for each of ``names`` [N], one bar of every entry [N] of ``heights``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.0, 0.4 * len(names)), 4), layout="constrained")
+    axes = figure.subplots()
+    places, width = np.arange(len(names)), 0.8 / len(heights)
+    for number, (name, values) in enumerate(heights.items()):
+        axes.bar(places + (number - (len(heights) - 1) / 2) * width, values, width, label=_plain(name))
+    axes.set_xticks(places, [_plain(name) for name in names])
+    axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
 def _save(figure: Figure, file: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)

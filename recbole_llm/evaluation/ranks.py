@@ -48,12 +48,15 @@ class Ranks:
         ranks: see :func:`target_ranks`; infinite for a missed target.
         ties: number of other candidates with exactly the target's score.
         missed: number of targets that are not ranked.
+        slots: the slot of the target, and ``first`` that of the first place, both before others break the ties.
     """
 
     users: list[int] = field(default_factory=list)
     ranks: list[float] = field(default_factory=list)
     ties: list[int] = field(default_factory=list)
     missed: int = 0
+    slots: list[int] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
 
     def add(
         self, users: Tensor, scores: Tensor, slots: Tensor, missed: Tensor | None = None, untied: Tensor | None = None
@@ -65,6 +68,8 @@ class Ranks:
         self.users += users.tolist()
         self.ranks += ranks.tolist()
         self.ties += ties.tolist()
+        self.slots += slots.tolist()
+        self.first += scores.argmax(1).tolist()
         self.missed += 0 if missed is None else int(missed.sum())
 
     @property

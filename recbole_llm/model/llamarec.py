@@ -8,21 +8,34 @@ item among sampled negatives. ``retriever`` names the sequential model (LRURec i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import chisquare
 
 from recbole_llm.data.candidates import CandidateSet
+from recbole_llm.evaluation import plots
 from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.ranker import LLMRanker
 
+if TYPE_CHECKING:
+    from recbole_llm.evaluation.record import Row
+
 
 class LlamaRec(LLMRanker):
-    """One LoRA, trained to predict the label of the next item."""
+    """One LoRA, trained to predict the label of the next item.
+
+    Attributes:
+        labels: see :meth:`findings`.
+    """
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
+        self.labels: dict[str, dict[str, Any]] = {}
         self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
 
     def _check_labels(self, what: str, candidates: int) -> None:
@@ -37,3 +50,34 @@ class LlamaRec(LLMRanker):
         for phase, file in self.candidate_files.items():
             self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
         return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}
+
+    def findings(self, rows: Sequence[Row]) -> Mapping[str, Any]:
+        """``labels``: for each row, how many users have each label in the first place, and for how many it is the target's.
+
+        Candidates are listed in a drawn order, so an LM that reads them prefers no label. ``p`` is that of a chi-square test of
+        equal shares. Of a full ranking, where a retriever chooses the candidates, there is nothing.
+        """
+        self.labels = {}
+        for row in () if self.reranks else rows:
+            names = list(self.parts.prompts.labels or ())[: max([*row.ranks.slots, *row.ranks.first], default=-1) + 1]
+            first, target = (np.bincount(slots, minlength=len(names)) for slots in (row.ranks.first, row.ranks.slots))
+            if names:
+                p = float(chisquare(first).pvalue)
+                self.labels[row.name] = {"labels": names, "first": first.tolist(), "target": target.tolist(), "p": p}
+        return {"labels": self.labels} if self.labels else {}
+
+    def report(self, folder: Path) -> list[str]:
+        lines = super().report(folder)
+        for row, found in self.labels.items():
+            most = int(np.argmax(found["first"]))
+            share, label = found["first"][most] / sum(found["first"]), found["labels"][most]
+            lines.append(
+                f"labels: {row} has {label} in the first place for {share:.1%} of the users; equal shares: p {found['p']:.3g}"
+            )
+        if self.labels:
+            bars = {f"first place, {row}": found["first"] for row, found in self.labels.items()}
+            labels, target = next((found["labels"], found["target"]) for found in self.labels.values())
+            file = folder / "labels.png"
+            plots.bars(file, labels, {"target": target, **bars}, title=str(self), row_label="users", column_label="label")
+            lines.append(f"labels: {file}")
+        return lines

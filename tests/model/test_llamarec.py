@@ -8,10 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import gammaincc
 
 from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.evaluation.ranks import Ranks
+from recbole_llm.evaluation.record import Row
+from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.model.parts import histories_of
 from recbole_llm.quick_start import run_recbole_llm
+
+
+def chi_square_p(counts: list[int]) -> float:
+    """By the definition: the upper tail of chi-square with n - 1 degrees of freedom."""
+    expected = sum(counts) / len(counts)
+    statistic = sum((count - expected) ** 2 / expected for count in counts)
+    return float(gammaincc((len(counts) - 1) / 2, statistic / 2))
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +68,39 @@ def test_scores_are_the_logits_of_the_labels_behind_the_prompt(made: Any, tiny_l
             torch.testing.assert_close(scores[row] - scores[row, 0], expected - expected[0], atol=1e-4, rtol=0)
 
 
+def test_the_record_counts_the_label_of_every_first_place(settings: dict[str, Any]) -> None:
+    result = run_recbole_llm("LlamaRec", "tiny", config_dict=settings)
+    record = read_record(Path(result["record"]))
+    found, candidates = record["labels"], len("ABCDEFGHIJ")
+    assert list(found) == ["LlamaRec", "no adapter"]
+    for row, own in found.items():
+        users, hit = len(record["ranks"][row]), record["results"][row]["hit@1"]
+        assert own["labels"] == list("ABCDEFGHIJ") and len(own["first"]) == candidates
+        assert sum(own["first"]) == sum(own["target"]) == users
+        # the users whom the first place serves are at most those for whom both have the same label
+        assert hit * users <= sum(min(pair) for pair in zip(own["first"], own["target"], strict=True)) + 1e-9
+        assert own["p"] == pytest.approx(chi_square_p(own["first"]))
+    assert found["LlamaRec"]["target"] == found["no adapter"]["target"]
+    assert (Path(result["record"]).parent / "labels.png").stat().st_size > 1000
+
+
+def test_first_places_are_those_of_the_labels(made: Any) -> None:
+    """A row whose LM always says C."""
+    ranks, scores = Ranks(), torch.zeros(4, 10)
+    scores[:, 2] = 1.0
+    ranks.add(torch.arange(4), scores, torch.tensor([2, 0, 9, 5]))
+    found = made.model.findings([Row("always C", {}, ranks)])["labels"]["always C"]
+    assert found["first"] == [0, 0, 4, 0, 0, 0, 0, 0, 0, 0]
+    assert found["target"] == [1, 0, 1, 0, 0, 1, 0, 0, 0, 1]
+    assert found["p"] < 1e-4
+    made.model.findings([])
+
+
 def test_a_full_ranking_puts_the_retrievers_top_in_the_order_of_the_labels(settings: dict[str, Any]) -> None:
     mode = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "retriever_top": 6, "retriever_config": {"epochs": 1}}
     result = run_recbole_llm("LlamaRec", "tiny", config_dict={**settings, **mode, "train_batch_size": 64})
     assert 0 <= result["test_result"]["hit@5"] <= 1
+    assert "labels" not in read_record(Path(result["record"]))
 
 
 def test_another_scorer_is_refused(settings: dict[str, Any], assemble: Any) -> None:
