@@ -1,4 +1,4 @@
-"""Coefficients of a merge: uniform, fixed, from a grid search with labels, or of minimum entropy (RecCocktail).
+"""Coefficients of a merge: uniform, fixed, or of minimum entropy (RecCocktail).
 
 Each method is a function from a :class:`MergeProblem` to a :class:`MergeResult`. A result contains every measured point,
 always including the uniform mixture and each single adapter.
@@ -6,7 +6,6 @@ always including the uniform mixture and each single adapter.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from recbole_llm.llm.adapter_folders import Adapter
 from recbole_llm.merging.lattice import Labelled
+from recbole_llm.merging.points import control_points, points_of_lattice
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class MergeProblem:
         modules: M adapted modules; if empty, the merge stage fills in those of the adapters.
         granularity: ``global`` (weights ``[K]``) or ``module`` (weights ``[M, K]``).
         objective: weights, ``[K]`` or ``[M, K]`` -> mean entropy on unlabelled prompts, a differentiable scalar.
-        valid_score: weights -> a metric on labelled validation data, bigger is better; only ``grid`` uses it.
+        valid_score: weights -> a metric on labelled validation data, bigger is better; ``entropy`` compares learning rates by it.
         labelled: labelled validation users; the methods of :mod:`recbole_llm.merging.rules` use them.
+        lattice_scores: their scores ``[P, N, C]`` at :func:`lattice_points`, which are the same for all granularities; None: a
+            method that needs them measures them.
         settings: the user's settings of the method; see :meth:`setting`.
         adapters: the K adapters in the order of ``names``; the merge stage fills them in.
 
@@ -43,6 +45,7 @@ class MergeProblem:
     objective: Callable[[Tensor], Tensor] | None = None
     valid_score: Callable[[Tensor], float] | None = None
     labelled: Labelled | None = None
+    lattice_scores: Tensor | None = field(default=None, repr=False)
     settings: dict[str, Any] = field(default_factory=dict)
     adapters: list[Adapter] = field(default_factory=list, repr=False)
 
@@ -106,17 +109,6 @@ def fixed(problem: MergeProblem) -> MergeResult:
     return MergeResult(weights, controls(problem, ("fixed", weights)))
 
 
-def grid(problem: MergeProblem) -> MergeResult:
-    """The point of the simplex lattice with the best labelled validation score; the weights are the same in every module.
-
-    Settings: ``points`` (11) of the lattice at most.
-    """
-    if problem.valid_score is None:
-        raise ValueError("merge: grid needs a labelled validation score; without labels use 'entropy' or 'uniform'")
-    trace = [_measure(problem, *point, scored=True) for point in lattice_points(problem)]
-    return MergeResult(best_point(trace, "score", largest=True), trace)
-
-
 def entropy(problem: MergeProblem) -> MergeResult:
     """Minimizes the mean entropy on unlabelled prompts by Adam on fp32 logits (softmax over the adapters).
 
@@ -161,19 +153,6 @@ def learning_rates(problem: MergeProblem) -> list[float]:
     """The learning rates of Adam, of which there may be several."""
     given = problem.setting("lr", 0.1)
     return [float(rate) for rate in (given if isinstance(given, list | tuple) else [given])]
-
-
-def simplex_lattice(count: int, most: int) -> list[Tensor]:
-    """The finest regular lattice ``{i / n}`` on the simplex of ``count`` weights with at most ``most`` points.
-
-    It always contains the corners, which are the single adapters, even if ``count > most``.
-    """
-    n = 1
-    while count > 1 and math.comb(n + count, count - 1) <= most:
-        n += 1
-    cuts = itertools.combinations(range(n + count - 1), count - 1)
-    parts = ([b - a - 1 for a, b in itertools.pairwise((-1, *cut, n + count - 1))] for cut in cuts)
-    return [torch.tensor(part) / n for part in parts]
 
 
 def given_weights(problem: MergeProblem, default: float | None = None) -> Tensor:
@@ -241,18 +220,13 @@ def descend(
 
 def single_points(problem: MergeProblem) -> list[tuple[str, Tensor]]:
     """The uniform mixture, then each single adapter: phases and weights."""
-    count = len(problem.names)
-    points = [("uniform", torch.full((count,), 1 / count)), *(("single", corner) for corner in torch.eye(count))]
-    return [(phase, problem.expand(point)) for phase, point in points]
+    return [(phase, problem.expand(point)) for phase, point in control_points(len(problem.names))]
 
 
 def lattice_points(problem: MergeProblem) -> list[tuple[str, Tensor]]:
     """The controls, then the rest of the lattice: phases and weights."""
-    points = single_points(problem)
-    for point in map(problem.expand, simplex_lattice(len(problem.names), int(problem.setting("points", 11)))):
-        if not any(torch.equal(point, known) for _, known in points):
-            points.append(("grid", point))
-    return points
+    points = points_of_lattice(len(problem.names), int(problem.setting("points", 11)))
+    return [(phase, problem.expand(point)) for phase, point in points]
 
 
 @torch.no_grad()

@@ -59,9 +59,10 @@ class Lattice:
     values: Tensor
 
     @classmethod
-    def measured(cls, labelled: Labelled, points: Sequence[tuple[str, Tensor]]) -> Lattice:
-        """The lattice of phases and weights ``[K]`` or ``[M, K]``."""
-        scores = torch.stack([labelled.scores(weights) for _, weights in points])
+    def measured(cls, labelled: Labelled, points: Sequence[tuple[str, Tensor]], scores: Tensor | None = None) -> Lattice:
+        """The lattice of phases and weights ``[K]`` or ``[M, K]``; scores ``[P, N, C]`` that are known are not measured."""
+        if scores is None:
+            scores = torch.stack([labelled.scores(weights) for _, weights in points])
         values = torch.stack([labelled.values(found) for found in scores])
         return cls([phase for phase, _ in points], torch.stack([w for _, w in points]), scores, labelled.slots, values)
 

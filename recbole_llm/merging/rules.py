@@ -1,6 +1,6 @@
 """Methods that choose weights by labelled validation users, or calibrate by them; none reads the test.
 
-``grid``, which maximizes the validation metric itself, is in :mod:`recbole_llm.merging.coefficients`.
+All of them start from the scores at the points of one lattice, which a run measures once for all (``lattice_scores``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ from recbole_llm.merging.coefficients import (
     measured_point,
 )
 from recbole_llm.merging.lattice import Labelled, Lattice, least
+
+
+def grid(problem: MergeProblem) -> MergeResult:
+    """The lattice point of the best validation metric; the weights are the same in every module.
+
+    Settings: ``points`` (11) of the lattice at most.
+    """
+    found = _lattice(problem, "grid")
+    return MergeResult(found.weights[least(-found.values.double().mean(1), found.weights)], _trace(found))
 
 
 def calibrated_entropy(problem: MergeProblem) -> MergeResult:
@@ -129,7 +138,7 @@ def _needed(problem: MergeProblem, method: str) -> Labelled:
 
 
 def _lattice(problem: MergeProblem, method: str) -> Lattice:
-    return Lattice.measured(_needed(problem, method), lattice_points(problem))
+    return Lattice.measured(_needed(problem, method), lattice_points(problem), problem.lattice_scores)
 
 
 def _least(found: Lattice, what: str, values: Tensor, settings: dict[str, Any] | None = None) -> MergeResult:

@@ -1,6 +1,6 @@
 """The merge of adapters into one ordinary PEFT folder, by a method of this package or a function of the user.
 
-``merge: uniform | fixed | grid | entropy`` choose the weights of an exact sum; for the other methods see
+``merge: uniform | fixed | entropy`` choose the weights of an exact sum; for the other methods see
 :mod:`recbole_llm.merging.rules` and :mod:`recbole_llm.merging.methods`. A dotted path names any function from a
 :class:`~recbole_llm.merging.coefficients.MergeProblem` to a :class:`~recbole_llm.merging.coefficients.MergeResult`.
 """
@@ -36,8 +36,8 @@ MergeMethod = Callable[[MergeProblem], MergeResult]
 _METHODS: dict[str, MergeMethod] = {
     method.__name__: method
     for method in (
-        *(coefficients.uniform, coefficients.fixed, coefficients.grid, coefficients.entropy),
-        *(rules.calibrated_entropy, rules.agreement, rules.likelihood, rules.auto),
+        *(coefficients.uniform, coefficients.fixed, coefficients.entropy),
+        *(rules.grid, rules.calibrated_entropy, rules.agreement, rules.likelihood, rules.auto),
         *(methods.ties, methods.dare, methods.dare_ties, methods.magnitude_prune),
         *(methods.orthogonal_residual, methods.factors),
     )

@@ -1,4 +1,4 @@
-"""The labelled validation users by whom methods of merging choose weights, and their scores under a mixture of adapters."""
+"""The labelled validation users by whom methods of merging choose weights."""
 
 from __future__ import annotations
 
@@ -15,23 +15,16 @@ from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging.calibration import cross_entropies
 from recbole_llm.merging.objectives import mean_over_batches
 from recbole_llm.model.eval_users import EvalBatch
+from recbole_llm.model.scored_users import Compute, ScoredUsers
 
-Compute = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-
-class LabelledUsers:
-    """Validation users whose target is among their candidates; see :class:`recbole_llm.merging.lattice.Labelled`.
-
-    Attributes:
-        histories, candidates, slots: of N users: N lists, ``[N, C]``, and the places of the targets, ``[N]``.
+class LabelledUsers(ScoredUsers):
+    """Users with scores, metric and loss; see :class:`recbole_llm.merging.lattice.Labelled`.
 
     Args:
-        drawn: the users; those whose target a retriever missed are left out, since no weights change their metric.
+        drawn, likelihood, at, compute: as of :class:`ScoredUsers`.
         metric: ``valid_metric`` in lower case.
-        likelihood: scores candidates.
-        at: the LM at weights ``[K]`` or ``[M, K]``.
         batch_tokens: of a forward pass with gradients.
-        compute: wraps the functions that run the LM.
     """
 
     def __init__(
@@ -43,30 +36,8 @@ class LabelledUsers:
         batch_tokens: int,
         compute: Compute = lambda run: run,
     ):
-        target = drawn.candidates == drawn.targets[:, None]  # [N, C]
-        found = target.any(1)  # [N]
-        self.histories = [history for history, kept in zip(drawn.histories, found.tolist(), strict=True) if kept]
-        self.candidates, self.slots = drawn.candidates[found], target[found].int().argmax(1)  # [N, C], [N]
-        self._users = [user for user, kept in zip(drawn.users, found.tolist(), strict=True) if kept]
-        self._metric, self.likelihood, self._at, self._batch_tokens = metric, likelihood, at, batch_tokens
-        self._run, self._loss = compute(self._scores), compute(self._batch_loss)
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    @torch.no_grad()
-    def scores(self, weights: Tensor) -> Tensor:
-        """Scores ``[N, C]`` on the CPU.
-
-        Raises:
-            ValueError: one of them is not finite, or there are no users.
-        """
-        if not len(self):
-            raise ValueError("merge: no validation target is among its candidates; give more candidates, or merge: entropy")
-        scores = self._run(weights).cpu().expand(self.candidates.shape)  # in the count of costs, a single 0
-        if not torch.isfinite(scores).all():
-            raise ValueError(f"merge: a score is not finite at the weights {weights.tolist()}; is an adapter damaged?")
-        return scores
+        super().__init__(drawn, likelihood, at, compute)
+        self._metric, self._batch_tokens, self._loss = metric, batch_tokens, compute(self._batch_loss)
 
     def values(self, scores: Tensor) -> Tensor:
         """The metric ``[N]`` of each user."""
@@ -80,9 +51,6 @@ class LabelledUsers:
         lengths = self.likelihood.tokens([self.histories[user] for user in users], self.candidates[list(users)])
         batches = [[users[i] for i in batch] for batch in token_batches(*lengths, self._batch_tokens)]
         return mean_over_batches(self._loss, batches)
-
-    def _scores(self, weights: Tensor) -> Tensor:
-        return self.likelihood.with_lm(self._at(weights))(self.histories, self.candidates, self._users)
 
     def _batch_loss(self, weights: Tensor, users: Sequence[int]) -> Tensor:
         rows = torch.tensor(users)

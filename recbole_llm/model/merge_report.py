@@ -26,9 +26,11 @@ from recbole_llm.merging.lattice import Lattice
 from recbole_llm.merging.lattice_report import lattice_report
 from recbole_llm.merging.objectives import first_tokens_entropies
 from recbole_llm.merging.report import REPORT_FILE
-from recbole_llm.model.labelled_users import Compute, LabelledUsers
-from recbole_llm.model.merged import AdapterMerging, blank_view
+from recbole_llm.model.labelled_users import LabelledUsers
+from recbole_llm.model.lattice_scores import read_scores
+from recbole_llm.model.merged import AdapterMerging, blank_view, with_blank_lattice
 from recbole_llm.model.parts import default_batch_tokens
+from recbole_llm.model.scored_users import Compute
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
@@ -57,16 +59,20 @@ class MergeReport:
             "names": list(sources),
         }
 
+        lattice = self.merging.lattice(name, sources, candidates)
+
         def build(work: Work) -> None:
-            (work.out / REPORT_FILE).write_text(json.dumps(self._built(sources, valid, work), indent=1))
+            (work.out / REPORT_FILE).write_text(json.dumps(self._built(sources, lattice, valid, work), indent=1))
 
-        return Stage(f"{name}-report", depends, build, tuple(sources.values()), cost=lambda: self._cost(list(sources), valid))
+        inputs = *sources.values(), lattice
+        return Stage(f"{name}-report", depends, build, inputs, cost=lambda: self._cost(list(sources), valid))
 
-    def _built(self, sources: Mapping[str, Stage], valid: EvalUsers, work: Work) -> dict[str, Any]:
+    def _built(self, sources: Mapping[str, Stage], lattice: Stage, valid: EvalUsers, work: Work) -> dict[str, Any]:
         causal = self.merging.parts.backbone.load(work)
         model = load_adapters(causal.model, {name: work.folder(stage) for name, stage in sources.items()})
+        known = partial(replace, lattice_scores=read_scores(work, lattice))
         try:
-            return self._measured(causal, list(sources), list(lora_modules(model)), partial(AdapterView, model), valid)
+            return self._measured(causal, list(sources), list(lora_modules(model)), partial(AdapterView, model), valid, known)
         finally:
             unload(model)
 
@@ -74,9 +80,11 @@ class MergeReport:
         outline, shapes = self.merging.parts.backbone.outline, [self.merging.shape(name) for name in names]
         modules, causal = list(dict.fromkeys(module for shape in shapes for module in shape.modules)), blank(outline)
         at = partial(blank_view, causal.model)
-        return merge_cost(
-            outline, lambda: self._measured(causal, names, modules, at, valid, remembered, ends=False), shapes, at_most=True
-        )
+
+        def measure() -> dict[str, Any]:
+            return self._measured(causal, names, modules, at, valid, with_blank_lattice, remembered, ends=False)
+
+        return merge_cost(outline, measure, shapes, at_most=True)
 
     @torch.no_grad()
     def _measured(
@@ -86,19 +94,20 @@ class MergeReport:
         modules: list[str],
         at: Callable[..., Any],
         valid: EvalUsers,
+        known: Callable[[MergeProblem], MergeProblem],
         compute: Compute = lambda run: run,
         *,
         ends: bool = True,
     ) -> dict[str, Any]:
-        """The report; arguments as :meth:`AdapterMerging.problem`."""
-        problem = self.merging.problem(causal, names, modules, at, valid, valid, compute=compute, ends=ends)
+        """The report; ``known`` gives a problem the scores at the lattice, other arguments as :meth:`AdapterMerging.problem`."""
+        problem = known(self.merging.problem(causal, names, modules, at, valid, valid, compute=compute, ends=ends))
         labelled = problem.labelled
         assert isinstance(labelled, LabelledUsers)
         tokens = compute(self._first_tokens(causal, labelled, problem, at, ends=ends))
         users = len(labelled)
 
-        def report(points: Sequence[tuple[str, Tensor]]) -> tuple[Lattice, dict[str, Any]]:
-            found = Lattice.measured(labelled, points)
+        def report(points: Sequence[tuple[str, Tensor]], scores: Tensor | None = None) -> tuple[Lattice, dict[str, Any]]:
+            found = Lattice.measured(labelled, points, scores)
             criteria = {
                 "first_tokens_entropy": torch.stack([tokens(weights).cpu().expand(users) for weights in found.weights]),
                 "candidate_entropy": found.entropy(),
@@ -108,7 +117,7 @@ class MergeReport:
             }
             return found, lattice_report(found, criteria, names)
 
-        lattice, over_all = report(lattice_points(replace(problem, granularity="global")))
+        lattice, over_all = report(lattice_points(replace(problem, granularity="global")), problem.lattice_scores)
         singles = zip(names, lattice.singles, strict=True)
         settings = self.merging.settings
         by_module = None

@@ -11,10 +11,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,92 +27,24 @@ from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unload
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging import coefficients, rules
-from recbole_llm.merging.coefficients import MergeProblem, given_weights
+from recbole_llm.merging.coefficients import MergeProblem, given_weights, lattice_points
 from recbole_llm.merging.full_model import check_foldable
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
-from recbole_llm.model.labelled_users import Compute, LabelledUsers
+from recbole_llm.model.labelled_users import LabelledUsers
+from recbole_llm.model.lattice_scores import LatticeScores, read_scores
+from recbole_llm.model.merge_settings import MergeSettings
 from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
-from recbole_llm.settings import Settings
+from recbole_llm.model.scored_users import Compute
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
+    from recbole_llm.data.prompts import PromptBuilder
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
     from recbole_llm.store.costs import Cost
-
-
-OPTIONS = (
-    "start",
-    "weights",
-    "extrapolate",
-    "points",
-    "steps",
-    "density",
-    "residual",
-    "shrinkage",
-)  # of methods, besides the learning rate
-
-
-@dataclass(frozen=True)
-class MergeSettings(Settings):
-    """The ``merge_*`` keys; see ``properties/``, section *Merging*."""
-
-    KEYS = {"method": "merge"} | {
-        name: f"merge_{name}" for name in ("granularity", "split", "prompts", "first_tokens", "titles", "compress_rank")
-    }
-
-    method: str
-    granularity: str
-    split: str
-    prompts: int
-    first_tokens: int
-    titles: int
-    compress_rank: int | None
-    options: Mapping[str, Any]
-
-    @classmethod
-    def beside(cls, config: Any) -> dict[str, MergeSettings]:
-        """The settings of ``merge_beside`` by the name of the row.
-
-        Raises:
-            ValueError: one that changes a key that is not of merging, a name with a dot, or as :meth:`of`.
-        """
-        found = {}
-        for row, changes in (config["merge_beside"] or {}).items():
-            if not isinstance(row, str) or "." in row:  # it names an adapter, and peft takes no dots
-                raise ValueError(f"merge_beside: {row!r} cannot name a row; give text without a dot")
-            if not isinstance(changes, dict):
-                raise ValueError(f"merge_beside: {row}: {changes!r} is not a dictionary of the keys that differ")
-            for key in changes:
-                if key not in MERGE_KEYS:
-                    raise ValueError(f"merge_beside: {row} changes {key}, which is not one of {', '.join(MERGE_KEYS)}")
-            found[row] = cls.of(ChainMap(changes, config))  # type: ignore[arg-type]
-        return found
-
-    @classmethod
-    def of(cls, config: Any, **given: Any) -> MergeSettings:
-        """The settings of a configuration.
-
-        Raises:
-            ValueError: no such method, granularity or start.
-        """
-        resolve(config["merge"])
-        if config["merge_granularity"] not in ("global", "module"):
-            raise ValueError(f"merge_granularity: {config['merge_granularity']} is neither global nor module")
-        if config["merge_start"] not in ("lattice", "uniform"):
-            raise ValueError(f"merge_start: {config['merge_start']} is neither lattice nor uniform")
-        rates = config["merge_learning_rate"]
-        if isinstance(rates, list | tuple) and not (rates and all(isinstance(rate, int | float) for rate in rates)):
-            raise ValueError(f"merge_learning_rate: {rates} is no list of numbers; give one or several, such as [0.1, 1.0]")
-        options = {name: config[f"merge_{name}"] for name in OPTIONS}
-        options |= {"lr": config["merge_learning_rate"], "seed": config["seed"]}
-        return super().of(config, options=options, **given)
-
-
-MERGE_KEYS = (*MergeSettings.KEYS.values(), *(f"merge_{name}" for name in OPTIONS), "merge_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -123,6 +54,7 @@ class AdapterMerging:
     Attributes:
         others: settings of the merges that are evaluated beside it, by the name of the row.
         shape: that of the adapter of a name.
+        builder: the prompts for a tokenizer; those of a large catalogue take seconds, so all merges of a run share them.
         folds: the mixture is also folded into the weights of the LM (``merge_full_model``).
     """
 
@@ -130,6 +62,7 @@ class AdapterMerging:
     settings: MergeSettings
     others: Mapping[str, MergeSettings]
     shape: Callable[[str], AdapterShape]
+    builder: Callable[[Any], PromptBuilder]
     folds: bool = False
 
     @classmethod
@@ -138,7 +71,8 @@ class AdapterMerging:
         if config["tallrec_form"] == "yes_no":
             raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters need listwise")
         folds = config["merge_full_model"] is not None
-        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape, folds)
+        builder = lru_cache(maxsize=2)(parts.builder)  # a plan's tokenizer, and that of the run
+        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape, builder, folds)
 
     def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
         """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows.
@@ -151,12 +85,22 @@ class AdapterMerging:
             check_foldable(blank_model(self.parts.backbone.outline.config), modules, "merge_full_model")
         found = {"merged": self.stage(name, sources, candidates)}
         for row, settings in self.others.items():
-            slug = re.sub(r"\W+", "-", row)[:80]
-            found[row] = replace(self, settings=settings).stage(f"{name}-{slug}", sources, candidates)
+            found[row] = replace(self, settings=settings).stage(name, sources, candidates, row)
         return found
 
-    def stage(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
+    def lattice(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> Stage:
+        """The stage of the scores that all rules read, and the report; arguments as of :meth:`stage`."""
+        points = int(self.settings.options["points"])
+        return LatticeScores(self.parts, points, self.shape, self.builder).stage(name, sources, candidates)
+
+    def stage(
+        self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet], row: str | None = None
+    ) -> Stage:
         """A stage that writes the merged adapter of ``sources``, by their names in the report, into the folder ``merged``.
+
+        Args:
+            name: of the model's merge.
+            row: of ``merge_beside``; None: the model's own.
 
         Raises:
             ValueError: ``merge_split`` names a phase without candidates, or ``merge_weights`` do not fit the adapters.
@@ -175,31 +119,43 @@ class AdapterMerging:
             "scores": self.parts.scores_depend_on(),
         }
 
+        reads_lattice = resolve(settings.method).__module__ == rules.__name__
+        lattice = self.lattice(name, sources, candidates) if reads_lattice else None
+
+        def build(work: Work) -> None:
+            self._merge(sources, lattice, unlabelled, valid, work)
+
         def cost() -> Cost:
-            return self._cost(list(sources), unlabelled, valid)
+            return self._cost(list(sources), unlabelled, valid, reads_lattice=reads_lattice)
 
-        return Stage(
-            name, depends, lambda work: self._merge(sources, unlabelled, valid, work), tuple(sources.values()), cost=cost
-        )
+        own = name if row is None else "-".join((name, re.sub(r"\W+", "-", row)[:80]))
+        inputs = *sources.values(), *([lattice] if lattice else [])
+        return Stage(own, depends, build, inputs, cost=cost)
 
-    def _merge(self, sources: Mapping[str, Stage], unlabelled: EvalUsers, valid: EvalUsers, work: Work) -> None:
+    def _merge(
+        self, sources: Mapping[str, Stage], lattice: Stage | None, unlabelled: EvalUsers, valid: EvalUsers, work: Work
+    ) -> None:
         folders = {name: work.folder(stage) for name, stage in sources.items()}
         causal, settings = self.parts.backbone.load(work), self.settings
         model = load_adapters(causal.model, folders)
         try:
             names, modules = list(folders), list(lora_modules(model))
             problem = self.problem(causal, names, modules, partial(AdapterView, model), unlabelled, valid)
+            if lattice is not None:
+                problem = replace(problem, lattice_scores=read_scores(work, lattice))
             out, rank = work.out / "merged", settings.compress_rank
             merge_adapters(folders, settings.method, problem, out, split=settings.split, compress_rank=rank)
         finally:
             unload(model)
 
-    def _cost(self, names: list[str], unlabelled: EvalUsers, valid: EvalUsers) -> Cost:
+    def _cost(self, names: list[str], unlabelled: EvalUsers, valid: EvalUsers, *, reads_lattice: bool) -> Cost:
         """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights and whose answers never end."""
         outline, shapes = self.parts.backbone.outline, [self.shape(name) for name in names]
         modules, causal = list(dict.fromkeys(module for shape in shapes for module in shape.modules)), blank(outline)
         at = partial(blank_view, causal.model)
         problem = self.problem(causal, names, modules, at, unlabelled, valid, compute=remembered, ends=False)
+        if reads_lattice:
+            problem = with_blank_lattice(problem)
         method = resolve(self.settings.method)
         # its prompts are those of the controls
         needs_adapters = method.__module__ not in (coefficients.__name__, rules.__name__)
@@ -231,7 +187,7 @@ class AdapterMerging:
             compute: wraps the functions of weights that the method evaluates.
             ends: an end token ends an answer.
         """
-        likelihood = self.parts.likelihood(causal)
+        likelihood = self.parts.likelihood(causal, self.builder(causal.tokenizer))
         counted = self.counted(likelihood) if self.settings.first_tokens else None
         end = causal.tokenizer.eos_token_id if ends else None
         drawn = unlabelled.draw(self.settings.prompts)
@@ -248,7 +204,7 @@ class AdapterMerging:
             return first_tokens_entropy(view, texts, counted, causal.pad_token_id, end)
 
         def valid_score(weights: Tensor) -> float:
-            """Labelled validation score at weights [K] or [M, K], which ``merge: grid`` maximizes."""
+            """Labelled validation score at weights [K] or [M, K], by which learning rates are compared."""
             return valid.score(likelihood.with_lm(at(by_name(weights))))
 
         # the graphs of a batch are alive at once: of a large LM, a batch is one prompt
@@ -273,3 +229,10 @@ class AdapterMerging:
 def blank_view(lm: Any, coefficients: Any, *, fold: bool = False) -> Any:
     """A blank LM at any coefficients."""
     return lm
+
+
+def with_blank_lattice(problem: MergeProblem) -> MergeProblem:
+    """A problem on a blank LM, whose scores at the points of the lattice are known and 0."""
+    labelled = problem.labelled
+    assert isinstance(labelled, LabelledUsers)
+    return replace(problem, lattice_scores=torch.zeros(len(lattice_points(problem)), *labelled.candidates.shape))

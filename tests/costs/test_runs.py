@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "lora_train_mode": "prefix",
     },
     "LoRACocktail": {"shuffled_title_control": True, "memorisation": True},
-    "LoRACocktail, one merge beside another": {"merge_beside": {"best of a grid": {"merge": "grid"}}},
+    "LoRACocktail, merges beside another": {"merge_beside": {"best": {"merge": "grid"}, "agreeing": {"merge": "agreement"}}},
     "LoRACocktail, held-out examples": {"lora_valid": "loss", "held_out": 0.2},
     "LoRACocktail, several rates": {"merge_start": "uniform", "merge_steps": 2, "merge_learning_rate": [0.1, 1.0]},
     "LoRACocktail, first tokens": {"merge_first_tokens": 1, "lora_eval_steps": 3},
@@ -76,7 +76,9 @@ def test_every_token_is_planned(name: str, settings: dict[str, Any], assemble: C
     plan, measured = planned_and_run(run)
     lines = {line.name: line for line in plan.lines}
     assert all(line.status != CACHED and line.cost is not None and line.cost.exact for line in plan.lines)
-    assert set(lines) == set(measured)
+    assert set(lines) == set(measured) and len(lines) == len(plan.lines)
+    for rule in {"cocktail-best", "cocktail-agreeing"} & lines.keys():  # the lattice is scored once, in its own stage
+        assert lines["cocktail-lattice-3"].cost.read.fed > lines[rule].cost.read.fed == 0
     for part, found in measured.items():
         cost = lines[part].cost
         assert counts(cost.trained) == counts(found.trained), f"{part}, with gradients"

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llm.merging.coefficients import MergeProblem, entropy, fixed, grid, simplex_lattice, uniform
+from recbole_llm.merging.coefficients import MergeProblem, entropy, fixed, uniform
 from recbole_llm.merging.objectives import candidate_entropy
+from recbole_llm.merging.points import simplex_lattice
 
 MODULES = ["m0", "m1", "m2"]
 
@@ -71,15 +72,6 @@ def test_fixed_refuses(weights, message):
 
 def test_fixed_extrapolates_when_asked():
     assert fixed(problem(settings={"weights": [1.5, -0.5], "extrapolate": True})).weights.tolist() == [1.5, -0.5]
-
-
-def test_grid_maximises_the_labelled_score():
-    target = torch.tensor([0.3, 0.7])
-    result = grid(problem(valid_score=lambda w: -float((w - target).norm())))
-    torch.testing.assert_close(result.weights, target)
-    assert len(result.trace) == 11 and all({"score", "entropy"} <= set(point) for point in result.trace)
-    with pytest.raises(ValueError, match="needs a labelled validation score"):
-        grid(problem())
 
 
 @pytest.mark.parametrize("granularity", ["global", "module"])

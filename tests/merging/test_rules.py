@@ -1,12 +1,14 @@
 """Rules on a made problem whose best weights are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from recbole_llm.merging.calibration import cross_entropies
 from recbole_llm.merging.coefficients import MergeProblem, lattice_points
 from recbole_llm.merging.lattice import Lattice
-from recbole_llm.merging.rules import agreement, auto, calibrated_entropy, likelihood
+from recbole_llm.merging.rules import agreement, auto, calibrated_entropy, grid, likelihood
 from recbole_llm.merging.stage import resolve
 
 
@@ -58,6 +60,35 @@ def confident_and_wrong():
     return Made(torch.stack([8 * junk, 0.7 * signal]), 2 * signal, seed=3)
 
 
+def test_grid_maximizes_the_metric_and_prefers_even_weights():
+    labelled = made(noise=0.5)
+    search = problem(labelled)
+    result = grid(search)
+    best = max((float(labelled.values(labelled.scores(w)).mean()), -float(w.square().sum())) for _, w in lattice_points(search))
+    assert (float(labelled.values(labelled.scores(result.weights)).mean()), -float(result.weights.square().sum())) == best
+    assert len(result.trace) == 11 and max(point["score"] for point in result.trace) == pytest.approx(best[0])
+    assert all(point.keys() == {"phase", "weights", "score"} for point in result.trace)
+    same = made(users=100, signals=((1.0, 1.0), (1.0, 1.0)))
+    assert grid(problem(same)).weights.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("granularity", ["global", "module"])
+@pytest.mark.parametrize("rule", [grid, calibrated_entropy, agreement, likelihood, auto])
+def test_known_scores_of_the_lattice_serve_in_place_of_measured_ones(rule, granularity, monkeypatch):
+    labelled = made(users=60)
+    search = problem(labelled, granularity, steps=2)
+    live = rule(search)
+    known = torch.stack([labelled.scores(weights) for _, weights in lattice_points(problem(labelled))])  # global points
+    asked, scores = [], labelled.scores
+    monkeypatch.setattr(labelled, "scores", lambda weights: asked.append(weights) or scores(weights))
+    found = rule(replace(search, lattice_scores=known))
+    for one, other in zip(found.trace, live.trace, strict=True):
+        assert {**one, "weights": 0} == pytest.approx({**other, "weights": 0}) and one["weights"] == other["weights"]
+    assert torch.equal(found.weights, live.weights) and found.weights.shape == search.shape
+    assert len(asked) == (rule is auto)
+    assert rule(replace(search, lattice_scores=known.flip(-1))).trace != live.trace  # they are read
+
+
 @pytest.mark.parametrize("granularity", ["global", "module"])
 def test_calibration_undoes_the_choice_of_the_more_confident_adapter(granularity):
     labelled = confident_and_wrong()
@@ -104,7 +135,7 @@ def test_agreement_is_the_least_mean_divergence():
     assert torch.equal(agreement(search).weights, expected) and expected.max() != expected.min()
 
 
-@pytest.mark.parametrize("name", ["calibrated_entropy", "agreement", "likelihood", "auto"])
+@pytest.mark.parametrize("name", ["grid", "calibrated_entropy", "agreement", "likelihood", "auto"])
 def test_rules_need_labelled_users_and_have_names(name):
     with pytest.raises(ValueError, match=f"merge: {name} needs labelled validation users"):
         resolve(name)(MergeProblem(["a", "b"], []))
@@ -113,7 +144,7 @@ def test_rules_need_labelled_users_and_have_names(name):
 def test_one_adapter_has_all_weight():
     labelled = made(signals=((1.0, 1.0),))
     assert calibrated_entropy(problem(labelled)).weights.tolist() == [1.0]
-    assert agreement(problem(labelled)).weights.tolist() == [1.0]
+    assert agreement(problem(labelled)).weights.tolist() == grid(problem(labelled)).weights.tolist() == [1.0]
 
 
 # -- likelihood --------------------------------------------------------------------------------------------------------
@@ -197,7 +228,7 @@ def test_auto_needs_users_for_two_halves():
 
 def test_rules_by_module_and_of_three_adapters_have_the_right_shapes():
     three = made(users=60, signals=((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)))
-    for rule in (calibrated_entropy, agreement, likelihood, auto):
+    for rule in (grid, calibrated_entropy, agreement, likelihood, auto):
         for granularity, shape in (("global", (3,)), ("module", (3, 3))):
             weights = rule(problem(three, granularity, steps=2, points=10)).weights
             assert weights.shape == shape and torch.allclose(weights.sum(-1), torch.ones(shape[:-1]))

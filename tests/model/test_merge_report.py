@@ -1,41 +1,128 @@
-"""The report of a lattice in a run: what it measures, and that it changes no merge."""
+"""The rules by validation and the report of a lattice in a run: what they measure, once for all, and that they read no test."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from recbole_llm.merging.coefficients import MergeProblem
+from recbole_llm.merging.report import draw_merge
+from recbole_llm.model import merge_report, merged
+from recbole_llm.model.labelled_users import LabelledUsers
 from recbole_llm.model.merge_report import MergeReport, module_groups, module_points
-from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.model.scored_users import ScoredUsers
+from recbole_llm.store.code import _closure
 from recbole_llm.store.stages import Work, in_order
+
+MEASURED = {"merge": "entropy", "merge_prompts": 20, "merge_steps": 0}  # the users of the report
+RULES = {
+    "calibrated": {"merge": "calibrated_entropy"},
+    "agreeing": {"merge": "agreement"},
+    "likeliest": {"merge": "likelihood", "merge_granularity": "module", "merge_shrinkage": 0.1},
+    "best": {"merge": "grid"},
+    "entropy": MEASURED,
+    "entropy of tokens": {**MEASURED, "merge_first_tokens": 3},
+}
+CHANGES = {"merge": "auto", "merge_report": True, "merge_beside": RULES}
+LATTICE = "cocktail-lattice-3"
+
+
+def stages_of(run):
+    return {stage.name: stage for stage in in_order(run.trainer._stages)}
 
 
 @pytest.fixture(scope="module")
 def made(module_settings, assemble):
-    """A trained cocktail with its report."""
-    made = assemble("LoRACocktail", module_settings, merge_report=True)
-    made.trainer.fit(made.train, made.valid)
+    """A trained cocktail with all rules and the report. ``scored``: what was scored, by whom and at which weights."""
+    scored, scores = [], ScoredUsers.scores
+
+    def listed(self, weights):
+        scored.append((type(self), weights.flatten().tolist()))
+        return scores(self, weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScoredUsers, "scores", listed)
+        made = assemble("LoRACocktail", module_settings, **CHANGES)
+        made.trainer.fit(made.train, made.valid)
+    made.scored, made.stages = scored, stages_of(made)
+    made.traces = {row: trace(made.trainer.cache.folder(stage)) for row, stage in made.model.merged.items()}
     return made
 
 
-@pytest.fixture
-def run(module_settings, made):
-    def run(**changes):
-        result = run_recbole_llm("LoRACocktail", "tiny", config_dict={**module_settings, **changes})
-        return result, json.loads(Path(result["record"]).read_text())
-
-    return run
+@pytest.fixture(scope="module")
+def fresh(module_settings, assemble, made):
+    """The same run, without adapters in its LM."""
+    return assemble("LoRACocktail", module_settings, **CHANGES)
 
 
-def test_the_report_is_in_the_record_and_changes_neither_weights_nor_the_merge(run, caplog):
-    with_report, record = run(merge_report=True)
-    without, plain = run()
-    report = record["merge"].pop("report")
-    assert record["merge"] == plain["merge"] and with_report["variants"] == without["variants"]
-    assert plain["stages"]["cocktail"] == record["stages"]["cocktail"] and "cocktail-report" not in plain["stages"]
+def trace(folder):
+    return json.loads((folder / "merged" / "merge.json").read_text())["trace"]
+
+
+# -- the lattice -------------------------------------------------------------------------------------------------------
+
+
+def test_the_lattice_is_scored_once_for_all_rules_and_the_report(made):
+    assert [weights for kind, weights in made.scored if kind is ScoredUsers] == [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
+    assert [kind for kind, _ in made.scored].count(LabelledUsers) == 1  # what auto found on one half is no point of the lattice
+    scores = load_file(made.trainer.cache.folder(made.stages[LATTICE]) / "scores.safetensors")["scores"]
+    assert scores.shape == (3, 20, 10) and len(scores.flatten(1).unique(dim=0)) == 3
+    readers = {name for name, stage in made.stages.items() if made.stages[LATTICE] in stage.inputs}
+    assert readers == {"cocktail", "cocktail-report", *(f"cocktail-{row}" for row in [*RULES][:4])}
+
+
+def test_rules_and_report_find_what_they_find_when_they_score_it_themselves(made, fresh, tmp_path, monkeypatch):
+    for module in (merged, merge_report):
+        monkeypatch.setattr(module, "read_scores", lambda *_: None)
+    for row in ("merged", *[*RULES][:4]):
+        work = Work(tmp_path / row, tmp_path, fresh.trainer.cache)
+        work.out.mkdir()
+        fresh.model.merged[row].build(work)
+        live, known = trace(work.out), made.traces[row]
+        if row != "likeliest":
+            assert live == known, row
+            continue
+        for own, other in zip(live, known, strict=True):  # by module, weights are summed in another order
+            assert own["phase"] == other["phase"] and own["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    fresh.model.measures_merges.build(Work(tmp_path, tmp_path, fresh.trainer.cache))
+    assert json.loads((tmp_path / "merge_report.json").read_text()) == made.model.merge_report["report"]
+
+
+def test_only_what_changes_scores_makes_the_lattice_anew(module_settings, assemble, made):
+    def stages(**changes):
+        return stages_of(assemble("LoRACocktail", module_settings, **changes))
+
+    def same(found, name):
+        return name in found and found[name].fingerprint == made.stages[name].fingerprint
+
+    later = stages(merge="grid", merge_granularity="module", merge_shrinkage=1.0, merge_steps=5, score_batch_tokens=99)
+    assert same(later, LATTICE) and later["cocktail"].inputs[-1] is later[LATTICE] and "cocktail-report" not in later
+    reported = stages(merge="uniform", merge_report=True, merge_steps=5, score_batch_tokens=99)
+    assert same(reported, LATTICE) and same(reported, "cocktail-report")
+    assert all(made.stages[name].fingerprint == stage.fingerprint for name, stage in reported.items() if name != "cocktail")
+    assert LATTICE not in stages(merge="uniform") and LATTICE not in stages(merge="grid", merge_points=5)
+    for changes in ({"merge_first_tokens": 2}, {"merge_granularity": "module"}):
+        found = stages(merge_report=True, **changes)
+        assert same(found, LATTICE) and not same(found, "cocktail-report"), changes
+    for changes in ({"valid_users": 10}, {"lora_epochs": 3}, {"normalize": "mean"}):
+        found = stages(merge_report=True, **changes)
+        assert not same(found, LATTICE) and not same(found, "cocktail-report"), changes
+
+
+def test_the_code_of_the_lattice_is_that_of_scores_and_of_no_rule():
+    found = {name.removeprefix("recbole_llm.") for name in _closure("recbole_llm.model.lattice_scores")}
+    assert {"model.scored_users", "llm.likelihood", "llm.scoring", "llm.folding", "merging.points"} <= found
+    assert {name for name in found if name.startswith("merging.")} == {"merging.points"}
+    assert not {"model.merged", "model.labelled_users", "model.merge_report"} & found
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_run(made, tmp_path):
+    report = made.model.merge_report["report"]
     assert report["users"] == 20 and report["metric"] == "ndcg@5" and report["modules"] is None
     assert [point["phase"] for point in report["lattice"]["points"]] == ["uniform", "single", "single"]
     assert list(report["lattice"]["points"][0]["weights"].values()) == [0.5, 0.5]
@@ -45,31 +132,28 @@ def test_the_report_is_in_the_record_and_changes_neither_weights_nor_the_merge(r
         own = report["adapters"][name]
         assert 0 < own["calibration_error"] < 1 and own["temperature"] > 0
         assert own["calibrated"]["cross_entropy"] <= own["cross_entropy"]
-    folder = Path(with_report["record"]).parent
-    assert (folder / "merge_report.png").stat().st_size > 10_000
-    lines = [message for message in caplog.messages if message.startswith("merge report, ")]
+    lines = [line for line in draw_merge(tmp_path, made.model.merge_report) if line.startswith("merge report, ")]
+    assert (tmp_path / "merge_report.png").stat().st_size > 10_000
     assert [line.split()[2] for line in lines] == ["first_tokens_entropy", "candidate_entropy", "base", "ingredient:"]
 
 
-def test_it_measures_what_the_methods_measure(run):
-    """Entropy and score of a point are those that ``entropy`` and ``grid`` compute at the same weights, of the same users."""
-    _, record = run(merge_report=True)
-    points = record["merge"]["report"]["lattice"]["points"]
-    changes = {"merge_prompts": 20, "merge_steps": 0}
-    _, grid = run(merge="grid", **changes)
-    _, tokens = run(merge="entropy", merge_first_tokens=3, **changes)
-    for place, point in enumerate(points):
-        assert point["score"] == pytest.approx(grid["merge"]["trace"][place]["score"], abs=1e-6)
-        assert point["candidate_entropy"] == pytest.approx(grid["merge"]["trace"][place]["entropy"], rel=1e-3)
-        assert point["first_tokens_entropy"] == pytest.approx(tokens["merge"]["trace"][place]["entropy"], rel=1e-3)
+def test_it_measures_what_the_methods_measure(made):
+    """Entropies and score of a point are those that ``entropy`` and ``grid`` compute at the same weights, of the same users."""
+    for place, point in enumerate(made.model.merge_report["report"]["lattice"]["points"]):
+        assert point["score"] == pytest.approx(made.traces["best"][place]["score"], abs=1e-6)
+        assert point["candidate_entropy"] == pytest.approx(made.traces["entropy"][place]["entropy"], rel=1e-3)
+        assert point["first_tokens_entropy"] == pytest.approx(made.traces["entropy of tokens"][place]["entropy"], rel=1e-3)
 
 
-def test_by_module_each_group_takes_each_adapter_in_turn(run):
-    _, record = run(merge_report=True, merge_points=7, merge="uniform", merge_granularity="module")
-    swept = record["merge"]["report"]["modules"]
+def test_by_module_each_group_takes_each_adapter_in_turn(made, module_settings, assemble):
+    run = assemble(
+        "LoRACocktail", module_settings, merge_report=True, merge_points=7, merge="uniform", merge_granularity="module"
+    )
+    report = json.loads((run.trainer.cache.run(run.model.measures_merges) / "merge_report.json").read_text())
+    swept = report["modules"]
     assert [point["phase"] for point in swept["points"]] == ["uniform", "single", "single", *["modules"] * 4]
     assert len(swept["groups"]) == 2 and set(swept["criteria"]) >= {"first_tokens_entropy", "candidate_entropy"}
-    assert len(record["merge"]["report"]["lattice"]["points"]) == 7
+    assert len(report["lattice"]["points"]) == 7
 
 
 def test_groups_of_modules_are_within_the_points():
@@ -81,66 +165,36 @@ def test_groups_of_modules_are_within_the_points():
     assert torch.equal(points[3][1], torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]]))
 
 
-def test_the_report_reads_no_test_labels(made, tmp_path, module_settings, assemble):
-    test = made.candidates["test"]
-    wrong = replace(test, targets=test.items[:, 3])
-    assert (wrong.targets != test.targets).any()
-    fresh = assemble("LoRACocktail", module_settings, merge_report=True)  # no adapters are loaded yet
-    reports, sources = MergeReport(fresh.model.merging), fresh.model.sources
-    stages = [reports.stage("cocktail", sources, {**made.candidates, "test": found}) for found in (test, wrong)]
-    assert stages[0].fingerprint == stages[1].fingerprint == made.model.measures_merges.fingerprint
-    stages[1].build(Work(tmp_path, tmp_path, fresh.trainer.cache))
-    cached = made.trainer.cache.folder(made.model.measures_merges) / "merge_report.json"
-    assert (tmp_path / "merge_report.json").read_text() == cached.read_text()
+# -- labels ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_it_measures_makes_it_anew(module_settings, assemble):
-    def stages(**changes):
-        trainer = assemble("LoRACocktail", module_settings, merge_report=True, **changes).trainer
-        return {stage.name: stage.fingerprint for stage in in_order(trainer._stages)}
-
-    before = stages()
-    for changes in ({"merge": "uniform"}, {"merge_steps": 5}, {"score_batch_tokens": 99}):
-        assert stages(**changes)["cocktail-report"] == before["cocktail-report"], changes
-    for changes in ({"merge_points": 5}, {"valid_users": 10}, {"merge_first_tokens": 2}, {"merge_granularity": "module"}):
-        assert stages(**changes)["cocktail-report"] != before["cocktail-report"], changes
-
-
-RULES = {
-    "calibrated": {"merge": "calibrated_entropy"},
-    "agreeing": {"merge": "agreement"},
-    "likeliest": {"merge": "likelihood", "merge_granularity": "module", "merge_shrinkage": 0.1},
-    "best": {"merge": "grid"},
-}
+def test_the_report_and_the_rules_read_no_test_labels(made, fresh, tmp_path):
+    test, sources = fresh.candidates["test"], fresh.model.sources
+    wrong = {**fresh.candidates, "test": replace(test, targets=test.items[:, 3])}
+    assert (wrong["test"].targets != test.targets).any()
+    stages = fresh.model.merging.stages("cocktail", sources, wrong)
+    stages["report"] = MergeReport(fresh.model.merging).stage("cocktail", sources, wrong)
+    before = {**made.model.merged, "report": made.model.measures_merges}
+    assert {row: stage.fingerprint for row, stage in stages.items()} == {row: stage.fingerprint for row, stage in before.items()}
+    work = Work(tmp_path, tmp_path, fresh.trainer.cache)
+    stages["report"].build(work)
+    assert json.loads((tmp_path / "merge_report.json").read_text()) == made.model.merge_report["report"]
+    stages["merged"].build(work)
+    assert trace(tmp_path) == made.traces["merged"]
 
 
-def test_rules_are_rows_of_one_table_and_read_no_test_labels(run, module_settings, assemble, tmp_path):
-    result, record = run(merge="auto", merge_beside=RULES)
-    assert set(RULES) < set(result["variants"])
-    verdict = record["merge"]["trace"][-1]
-    chosen, single = list(record["merge"]["weights"].values()), verdict["better_single"]
+def test_validation_labels_do_change_what_the_rules_choose_by(made, fresh):
+    """The counterpart: were labels not read at all, the test above could not fail."""
+    valid = fresh.candidates["valid"]
+    wrong = {**fresh.candidates, "valid": replace(valid, targets=valid.items[:, 3], identity="wrong")}
+    stage = fresh.model.merging.stages("cocktail", fresh.model.sources, wrong)["likeliest"]
+    found = trace(fresh.trainer.cache.run(stage))
+    assert [point["loss"] for point in found] != [point["loss"] for point in made.traces["likeliest"]]
+
+
+def test_rules_are_rows_of_one_table_and_auto_keeps_its_word(made):
+    assert set(RULES) < set(made.model.variants())
+    verdict = made.traces["merged"][-1]
+    chosen, single = list(made.model.merge_report["weights"].values()), verdict["better_single"]
     assert verdict["phase"] == "confirm" and single in ("base spirit", "ingredient")
     assert chosen == (verdict["weights"] if verdict["taken"] else [float(single == "base spirit"), float(single == "ingredient")])
-    fresh = assemble("LoRACocktail", module_settings, merge="auto", merge_beside=RULES)
-    test = fresh.candidates["test"]
-    wrong = {**fresh.candidates, "test": replace(test, targets=test.items[:, 3])}
-    before, after = (fresh.model.merging.stages("cocktail", fresh.model.sources, found) for found in (fresh.candidates, wrong))
-    assert {row: stage.fingerprint for row, stage in before.items()} == {row: stage.fingerprint for row, stage in after.items()}
-    after["merged"].build(Work(tmp_path, tmp_path, fresh.trainer.cache))
-    made_anew = json.loads((tmp_path / "merged" / "merge.json").read_text())
-    assert made_anew["trace"] == record["merge"]["trace"]
-
-
-def test_validation_labels_do_change_what_the_rules_choose_by(module_settings, assemble, made, tmp_path):
-    """The counterpart: were labels not read at all, the test above could not fail."""
-    fresh = assemble("LoRACocktail", module_settings, merge="likelihood")
-    valid = fresh.candidates["valid"]
-    wrong = {**fresh.candidates, "valid": replace(valid, targets=valid.items[:, 3])}
-    found = []
-    for place, candidates in enumerate((fresh.candidates, wrong)):
-        out = tmp_path / str(place)
-        out.mkdir()
-        stage = fresh.model.merging.stage("cocktail", fresh.model.sources, candidates)
-        stage.build(Work(out, out, fresh.trainer.cache))
-        found.append(json.loads((out / "merged" / "merge.json").read_text())["trace"])
-    assert [point["loss"] for point in found[0]] != [point["loss"] for point in found[1]]
