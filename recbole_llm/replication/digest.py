@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_llm.leaderboard.digits import significant
 from recbole_llm.replication.claims import Board
 from recbole_llm.replication.judged import Judged, counted, judge
 from recbole_llm.replication.results import Results
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN
 
+_VERDICTS = (HOLDS, FAILS, OPEN)
 BEGIN, END = "<!-- claims: written by recbole-llm replicate -->", "<!-- end of claims -->"
 
 
@@ -22,24 +22,36 @@ def with_digest(readme: str, results: Results, boards: Sequence[Board]) -> str:
 
 
 def digest(results: Results, boards: Sequence[Board]) -> str:
-    """The measured claims as Markdown, those that hold first; of several comparisons, the one with the smallest difference."""
+    """The measured claims as Markdown: a row for each board, a column for each verdict, and the difference of each claim.
+
+    Of several comparisons, the difference is the smallest.
+    """
     judged = judge(results, boards)
-    measured = sorted((one for one in judged if one.verdict in (HOLDS, FAILS, OPEN)), key=lambda one: _ORDER[one.verdict])
-    said = counted(measured)
+    measured = [one for one in judged if one.verdict in _VERDICTS]
+    said = counted(sorted(measured, key=lambda one: _VERDICTS.index(one.verdict)))
     head = f"**{len(measured)} of {len(judged)} claims are measured**" + (f": {said}." if said else ".")
-    rows = ["| claim | backbone, data | difference | |", "|---|---|---|---|", *map(_row, measured)] if measured else []
-    return "\n".join([head, *([""] if rows else []), *rows]) + "\n"
+    head += " In brackets: the smallest difference of the claim's metric." if measured else ""
+    if not measured:
+        return head + "\n"
+    rows = [f"| | {' | '.join(_VERDICTS)} |", "|---" * (1 + len(_VERDICTS)) + "|"]
+    for name in dict.fromkeys(one.board.name for one in measured):
+        own = [one for one in measured if one.board.name == name]
+        cells = ["; ".join(map(_said, [one for one in own if one.verdict == what])) for what in _VERDICTS]
+        rows.append("| " + " | ".join([_where(own[0]), *cells]) + " |")
+    return "\n".join([head, "", *rows]) + "\n"
 
 
-_ORDER = {HOLDS: 0, FAILS: 1, OPEN: 2}
-
-
-def _row(one: Judged) -> str:
+def _where(one: Judged) -> str:
+    """The board, the backbone and the data."""
     result: Mapping[str, Any] = one.result or {}
-    test = min(result["tests"], key=lambda test: test["difference"])
-    low, high = test["interval"]
-    first, second = map(significant, test["means"])
-    where = ", ".join(part for part in (result["backbone"], result["dataset"]) if part)
-    sides = f"{test['better']} {first}, {test['worse']} {second}"
-    shown = f"{one.claim.metric} {test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]: {sides}"
-    return "| " + " | ".join(part.replace("|", "\\|") for part in (one.claim.name, where, shown, f"**{one.verdict}**")) + " |"
+    facts = ", ".join(part for part in (result["backbone"], result["dataset"]) if part)
+    return _cell(f"**{one.board.name}**: {facts}")
+
+
+def _said(one: Judged) -> str:
+    test = min((one.result or {})["tests"], key=lambda test: test["difference"])
+    return _cell(f"{one.claim.name} ({test['difference']:+.3f})")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

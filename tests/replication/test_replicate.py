@@ -52,7 +52,7 @@ def test_a_readme_beside_the_folder_gets_the_measured_claims(tmp_path: Path, mon
         assert readme.read_text().startswith("Before\n") and "0 of 4 claims" in readme.read_text() or kept
 
 
-def test_a_digest_has_the_smallest_difference_and_first_what_holds(board: Write, finish: Write, tmp_path: Path) -> None:
+def test_a_digest_has_a_row_for_each_board_with_the_smallest_differences(board: Write, finish: Write, tmp_path: Path) -> None:
     models = {label: {"model": model} for label, model in (("new", "SASRec"), ("old", "GRU4Rec"), ("third", "BPR"))}
     claims = {
         "fails": {**CLAIM, "compare": {"better": "old", "worse": "new"}},
@@ -62,10 +62,10 @@ def test_a_digest_has_the_smallest_difference_and_first_what_holds(board: Write,
     file = board({"models": models, "claims": claims})
     finish(file, {"new": 0.5, "old": 0.3, "third": 0.1})
     replicate([str(file)], {}, out=tmp_path, show=True)
-    head, _, _, _, first, second = digest(read_results(tmp_path / "replication.json"), read_boards([str(file)])).splitlines()
-    assert head == "**2 of 3 claims are measured**: 1 holds, 1 does not hold."
-    assert first.startswith("| holds | ml-100k | hit@1 +0.200") and "new 0.500, old 0.300 | **holds**" in first
-    assert second.startswith("| fails | ml-100k | hit@1 -0.200") and second.endswith("**does not hold** |")
+    head, _, names, _, row = digest(read_results(tmp_path / "replication.json"), read_boards([str(file)])).splitlines()
+    assert head.startswith("**2 of 3 claims are measured**: 1 holds, 1 does not hold. ")
+    assert names == "| | holds | does not hold | not decidable here |"
+    assert row == "| **mine**: ml-100k | holds (+0.200) | fails (-0.200) |  |"
 
 
 def test_the_result_is_the_paired_difference_over_users_averaged_over_seeds(board: Write, finish: Write, tmp_path: Path) -> None:
