@@ -6,10 +6,13 @@ Arguments are parsed before large libraries are imported. A mistake of the user 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,8 +37,32 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as batch systems do at the end of their time; it ends as by Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise :class:`_Terminated` on SIGTERM within the block, so that temporary files are removed and child processes end."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
+        yield
+        return
+
+    def end(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments and run the command; a failure ends the process."""
+    """Parse the arguments and run the command; a failure ends the process.
+
+    Exit codes: 0; 1 if runs failed; 2 for an error; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
         given.insert(0, "run")
@@ -44,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
-        failed = options.function(options, _keys(others))
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with _terminable():
+            failed = options.function(options, _keys(others))
+    except KeyboardInterrupt as interruption:
+        print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(143 if isinstance(interruption, _Terminated) else 130)
     except Exception as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):
             raise
@@ -113,8 +142,7 @@ def _tune(options: argparse.Namespace, keys: list[str]) -> None:
 
 
 def _merge(options: argparse.Namespace, keys: list[str]) -> None:
-    if keys:
-        raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm merge --help")
+    _check_no_keys(keys, "merge")
     if options.full_model is not None:
         from recbole_llm import logs
 
@@ -124,8 +152,7 @@ def _merge(options: argparse.Namespace, keys: list[str]) -> None:
 
 
 def _forecast(options: argparse.Namespace, keys: list[str]) -> None:
-    if keys:
-        raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm forecast --help")
+    _check_no_keys(keys, "forecast")
     from recbole_llm.leaderboard.forecast import write_forecast
 
     found, files = write_forecast(options.runs, options.out, metric=options.metric)
@@ -175,6 +202,29 @@ def _data_export(options: argparse.Namespace, keys: list[str]) -> None:
     # the split does not depend on the model, nor on the scale of the times, which are written as they are
     config = LLMConfig("Pop", options.dataset, options.config_files, {"normalize_all": False}, cmd_line=keys)
     print(*write_split(config, create_dataset(config), options.out), sep="\n")
+
+
+def _cache_list(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "cache list")
+    from recbole_llm.store.leftovers import contents
+
+    print(contents(options.checkpoint_dir))
+
+
+def _cache_clean(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "cache clean")
+    from recbole_llm.store.leftovers import clean
+
+    lines = 0
+    for lines, line in enumerate(clean(options.checkpoint_dir, with_unused=options.unused == "True"), start=1):  # noqa: B007
+        print(line)
+    if not lines:
+        print(f"nothing is left over in {options.checkpoint_dir}")
+
+
+def _check_no_keys(keys: Sequence[str], command: str) -> None:
+    if keys:
+        raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm {command} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -276,6 +326,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
+
+    cache = commands.add_parser("cache", help="list or clean saved results", description=texts.CACHE, epilog=texts.END, **form)
+    of_cache = cache.add_subparsers(title="commands (see recbole-llm cache COMMAND --help)", metavar="COMMAND", required=True)
+    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
+    add = command("list", _cache_list, "what lies under saved/", texts.CACHE_LIST, texts.CACHE_LIST_KEYS, of_cache)
+    add("--checkpoint_dir", **root)
+    add = command("clean", _cache_clean, "remove what killed runs left", texts.CACHE_CLEAN, texts.CACHE_CLEAN_KEYS, of_cache)
+    add("--checkpoint_dir", **root)
+    add("--unused", **_SWITCH, help="also remove stages that no run record names")
     return parser
 
 

@@ -4,11 +4,11 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but merge and forecast also accept every key of RecBole and of properties/*.yaml. Command-line values override
+All commands but merge, forecast and cache also accept every key of RecBole and of properties/*.yaml. Command-line values override
 property files, and later files override earlier ones."""
 
 END = """
-exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error).
+exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
 RECBOLE_LLM_TRACEBACK=1 shows the traceback.
 """
 
@@ -183,4 +183,28 @@ keys, as for recbole-llm run; those of the data, the candidates and eval_args ma
 examples:
   recbole-llm data export --dataset=ml-100k --out=split
   recbole-llm data export --dataset=mydata --data_path=DIR --eval_args="{{'mode': 'full'}}" --out=split
+"""
+
+CACHE = """
+List or clean what runs keep under checkpoint_dir: stages, scores, text vectors, backbones, candidates and records."""
+
+CACHE_LIST = """
+Show what lies under checkpoint_dir, with sizes, and what is left over: temporary files of processes that have ended, checkpoints
+of runs that were killed, and stages that no run record names."""
+
+CACHE_LIST_KEYS = """
+examples:
+  recbole-llm cache list
+  recbole-llm cache list --checkpoint_dir=saved
+"""
+
+CACHE_CLEAN = """
+Remove what killed runs have left under checkpoint_dir: temporary files, and the checkpoints from which the same runs would go on.
+Files of a process that is alive stay, as do results. --unused also removes the stages that no run record names, such as those of
+earlier code; a run that needs one of them computes it again."""
+
+CACHE_CLEAN_KEYS = """
+examples:
+  recbole-llm cache clean
+  recbole-llm cache clean --unused
 """

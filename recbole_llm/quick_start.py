@@ -29,6 +29,7 @@ from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
 from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.leftovers import temporaries
 from recbole_llm.store.stages import Stage
 from recbole_llm.store.trials import trials
 from recbole_llm.training.float32 import set_precision
@@ -67,6 +68,8 @@ def run_recbole_llm(
     config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
     log = logs.init_logging(config)
     logger.info(logs.configuration_line(config))
+    for leftover in temporaries(Path(config["checkpoint_dir"])):
+        leftover.remove()
     run = assemble(config)
     predictions.check(config, run.test)
     run.trainer.check()  # finds out how the LM is run, which the plan depends on

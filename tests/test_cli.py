@@ -23,7 +23,19 @@ from recbole_llm.registry import MODELS
 
 ROOT = Path(recbole_llm.__file__).parents[1]
 HEAVY = {"torch", "recbole", "transformers", "peft", "pandas", "numpy", "scipy", "sentence_transformers", "matplotlib"}
-COMMANDS = ["run", "leaderboard", "replicate", "tune", "merge", "forecast", "views", "data passport", "data export"]
+COMMANDS = [
+    "run",
+    "leaderboard",
+    "replicate",
+    "tune",
+    "merge",
+    "forecast",
+    "views",
+    "data passport",
+    "data export",
+    "cache list",
+    "cache clean",
+]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
@@ -64,7 +76,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["data"], *(name.split() for name in COMMANDS)], ids=lambda command: " ".join(command) or "all"
+    "command", [[], ["data"], ["cache"], *(name.split() for name in COMMANDS)], ids=lambda command: " ".join(command) or "all"
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert imported(*command, "--help") == set()
@@ -88,12 +100,14 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ("views", ["--dataset", "--out", "--config_files", "No item is in two"]),
         ("data passport", ["--dataset", "--config_files", "properties/splits", "--eval_args"]),
         ("data export", ["--dataset", "--config_files", "--out", "RecTools", "--model=Imported"]),
+        ("cache list", ["--checkpoint_dir", "no run record names"]),
+        ("cache clean", ["--checkpoint_dir", "--unused", "is alive stay"]),
     ],
 )
 def test_help_of_a_command(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(capsys, *command.split())
     assert [part for part in parts if part not in shown] == []
-    examples = re.findall(rf"^  recbole-llm {command} (?:--|saved/)", shown.split("examples:")[1], re.MULTILINE)
+    examples = re.findall(rf"^  recbole-llm {command}(?: --| saved/|$)", shown.split("examples:")[1], re.MULTILINE)
     assert len(examples) == 2
     assert max(map(len, shown.splitlines())) <= 130
 
@@ -270,14 +284,25 @@ def test_what_a_users_model_raises_is_its_message(
     assert refused(capsys, *arguments) == "error: users: 61 are too few"
 
 
-def test_an_interruption_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_is_one_line_and_the_usual_exit_code(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    cleaned: list[bool] = []
+
     def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            cleaned.append(True)
 
     monkeypatch.setattr("recbole_llm.quick_start.run_recbole_llm", interrupted)
     with pytest.raises(SystemExit) as end:
         cli.main(["run", "--model=Pop"])
-    assert end.value.code == 130
+    assert end.value.code == code and cleaned == [True]
+    assert capsys.readouterr().err == "interrupted: what was finished is kept, and the same command goes on from there\n"
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 # -- leaderboard and tune ------------------------------------------------------------------------------------------------------

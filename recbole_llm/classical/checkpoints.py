@@ -12,6 +12,8 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
+from recbole_llm.store.files import temporary_name
+
 logger = getLogger()
 
 
@@ -32,7 +34,7 @@ class SafeCheckpoints(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         final = kwargs.pop("saved_model_file", self.saved_model_file)
-        temporary = f"{final}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = temporary_name(Path(final))
         state = {
             "config": self.config.plain() if hasattr(self.config, "plain") else None,
             "epoch": epoch,
@@ -47,7 +49,7 @@ class SafeCheckpoints(Trainer):
             torch.save(state, temporary)
             os.replace(temporary, final)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         self._written_here.add(str(final))
         if verbose:
             logger.info(f"saved {final}")

@@ -13,10 +13,10 @@ from logging import getLogger
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.store.files import atomic_write, sha256_file
+from recbole_llm.store.locks import locked
 
 logger = getLogger()
 
@@ -62,8 +62,7 @@ def load_or_draw(
         found.lookup(users, targets)
         return found
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with locked(path, "candidates"):
         try:
             return load()
         except FileNotFoundError:

@@ -8,11 +8,11 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 
 from recbole_llm.data.atomic_files import AtomicFileError
 from recbole_llm.data.scenarios import TEXTS, token_prefix
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, verify
+from recbole_llm.store.locks import locked
 
 logger = getLogger()
 
@@ -26,8 +26,7 @@ def unite(config: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
     name = "+".join(parts)
     files = {f"{name}.inter": _interactions(config, parts), f"{name}.item": _texts(config, parts)}
     folder = Path(config["checkpoint_dir"]) / "datasets" / f"{name}-{fingerprint(files)[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder, "train_dataset"):
         with suppress(DamagedError):
             verify(folder)
             return name, str(folder)

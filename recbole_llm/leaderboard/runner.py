@@ -1,7 +1,7 @@
 """Run the tasks of a leaderboard, each in a process of its own, several in parallel.
 
 A task with a sound record is not run, so a killed leaderboard resumes and only added models are run; a damaged record is named,
-and its run repeated. Tasks that differ in the row share one run. A failed task does not stop the others.
+and its run repeated. Tasks that differ in the row share one run. A failed task does not stop the others; Ctrl-C stops all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from recbole_llm.leaderboard.plan import Task
 from recbole_llm.store.progress import progress_bar
 
 logger = getLogger()
+_stops: set[Callable[[], Any]] = set()  # each ends a run that is under way
 
 
 def run_tasks(
@@ -55,13 +56,20 @@ def run_tasks(
     start = _engine(engine, logs, threads=threads_each(jobs))
     with ThreadPoolExecutor(jobs) as pool, progress_bar("leaderboard", len(missing), show=show_progress) as bar:
         running = {pool.submit(start, shared[0]): shared for shared in missing}
-        for done in as_completed(running):
-            shared = running[done]
-            reason = done.result()
-            if reason or not shared[0].is_done:
-                reasons |= dict.fromkeys(shared, reason or shared[0].damage or "the run ended without a record")
-                logger.warning(f"{shared[0].label}, seed {shared[0].seed}: {reasons[shared[0]]}")
-            bar.advance()
+        try:
+            for done in as_completed(running):
+                shared = running[done]
+                reason = done.result()
+                if reason or not shared[0].is_done:
+                    reasons |= dict.fromkeys(shared, reason or shared[0].damage or "the run ended without a record")
+                    logger.warning(f"{shared[0].label}, seed {shared[0].seed}: {reasons[shared[0]]}")
+                bar.advance()
+        except BaseException:  # Ctrl-C: the pool would start what waits and end with the last run
+            pool.shutdown(wait=False, cancel_futures=True)
+            while wait(running, timeout=0.1).not_done:
+                for stop in list(_stops):
+                    stop()
+            raise
     return reasons
 
 
@@ -76,7 +84,15 @@ def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None
     settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with open(log, "w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "recbole_llm.cli", *arguments]
-        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | settings, check=False).returncode
+        with subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | settings) as process:
+            _stops.add(process.terminate)
+            try:
+                code = process.wait()
+            except BaseException:  # Ctrl-C in a search, which waits in the main thread
+                process.terminate()
+                raise
+            finally:
+                _stops.discard(process.terminate)
     if code == 0:
         return None
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -102,9 +118,12 @@ def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]
 
     def submit(task: Task) -> str | None:
         job = executor.submit(run_process, *given(task))
+        _stops.add(job.cancel)
         try:
             return job.result()
         except Exception as error:  # such as preemption, a time limit or a lost node
             return f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
+        finally:
+            _stops.discard(job.cancel)
 
     return submit

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from recbole_llm.llm.identity import check_complete, first_line
 from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, sha256_file, verify
+from recbole_llm.store.locks import locked
 
 logger = getLogger()
 
@@ -59,8 +59,7 @@ def dequantised(file: Path, dtype: torch.dtype, root: Path) -> Path:
     sha = sha256_file(file)
     made_by = [sha, str(dtype), code_fingerprint(__name__), version("transformers"), version("gguf")]
     folder = root / f"{file.stem}-{fingerprint(made_by)[:12]}"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder, "llm_path"):
         for leftover in root.glob(f".{folder.name}.*tmp"):  # of a process that was killed
             shutil.rmtree(leftover)
         if not _is_whole(folder):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -27,6 +26,7 @@ from recbole_llm.llm.identity import fingerprint as part_fingerprint
 from recbole_llm.logs import hide_progress_bars
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import DamagedError, fingerprint, load_state, save_state, sha256_file
+from recbole_llm.store.locks import locked
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.trials import trial
 
@@ -254,7 +254,7 @@ def cached_vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, *, 
     folder.mkdir(parents=True, exist_ok=True)
     cache = folder / fingerprint([encoder.fingerprint, code_fingerprint(__name__)])[:12]
     keys = [sha256(text.encode()).hexdigest() for text in texts]
-    with FileLock(cache.with_name(f".{cache.name}.lock")):  # released when a process is killed
+    with locked(cache, "text vectors"):
         for leftover in folder.glob(f".{cache.name}.*tmp"):  # of a process that was killed
             shutil.rmtree(leftover)
         place, vectors = _read_vectors(cache, encoder.dim)

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 MANIFEST = "MANIFEST.json"
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.(old\.)?tmp")
+"""Names of temporary files and folders, with the machine and the process that writes them."""
 
 
 class DamagedError(ValueError):
@@ -47,8 +52,9 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
+def temporary_name(path: Path, suffix: str = "tmp") -> Path:
+    """A hidden name beside ``path`` that says who writes it, as :data:`TEMPORARY`."""
+    return path.with_name(f".{path.name}.{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{suffix}")
 
 
 @contextlib.contextmanager
@@ -56,7 +62,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary file name; what is written to it becomes ``path`` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, "tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         _flush(temporary)
@@ -79,21 +85,34 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     An existing ``path`` is replaced (moved first: a folder cannot be renamed over another).
     """
     path = Path(path)
-    temporary = _beside(path, "tmp")
+    temporary = temporary_name(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         _write_manifest(temporary)
-        if path.exists():
-            old = _beside(path, "old.tmp")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        _place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(path.parent)
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Rename a folder to ``path``, in place of one that is there or that another process puts there at the same time."""
+    moved: list[Path] = []
+    while True:
+        if path.exists():
+            with contextlib.suppress(FileNotFoundError):  # the other process was faster
+                os.replace(path, old := temporary_name(path, "old.tmp"))
+                moved.append(old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        else:
+            break
+    for old in moved:
+        shutil.rmtree(old)
 
 
 def _write_manifest(folder: Path) -> None:
@@ -112,16 +131,22 @@ def is_complete(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> None:
-    """Check every file of ``folder`` against its manifest.
+    """Check every file of ``folder`` against its manifest; hidden files, such as those of file managers, are not read by anybody.
 
     Raises:
-        DamagedError: a file is missing or differs; the message names it.
+        DamagedError: the manifest names no file, or a file is missing, differs or is not named; the message names it.
     """
     try:
         sums = json.loads((folder / MANIFEST).read_text())
         expected = {str(name): str(digest) for name, digest in sums.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise DamagedError(f"{folder}: its {MANIFEST} is missing or unreadable ({error}); delete the folder") from error
+    if not expected:
+        raise DamagedError(f"{folder}: its {MANIFEST} names no file, so it vouches for none; delete the folder to rebuild it")
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if not (file.is_dir() or file.name.startswith(".") or name in (MANIFEST, *expected)):
+            raise DamagedError(f"{file}: it is not in {MANIFEST}, so it was put there later; remove it, or delete the folder")
     for name, digest in expected.items():
         file = folder / name
         if not file.is_file():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock
 from recbole.utils import init_seed
 
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, verify
+from recbole_llm.store.locks import locked
 
 logger = getLogger()
 
@@ -151,11 +150,8 @@ class StageCache:
 
     def _run(self, stage: Stage) -> None:
         folder = self.folder(stage)
-        self.root.mkdir(parents=True, exist_ok=True)
-        # if two runs need the same stage, one waits; the lock of a killed process is released
-        began = time.monotonic()
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            self.waited += time.monotonic() - began
+        with locked(folder, f"stage {stage.name}") as waited:  # if two runs need the same stage, one waits
+            self.waited += waited
             self._sweep(folder, "tmp")  # left by a killed process
             if self._verified(folder):
                 logger.info(f"stage {stage.name}: reused from {folder}")

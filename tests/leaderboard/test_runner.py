@@ -69,6 +69,25 @@ def test_parallel_runs_share_the_cores_unless_the_user_says_otherwise(
     assert seen == [expected] * 4
 
 
+def test_an_interruption_ends_the_run_under_way_and_starts_no_other(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, python = tmp_path / "started", tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho run >> {started}\nexec tail -f /dev/null\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(runner.sys, "executable", str(python))
+
+    def interrupt(running: Any) -> None:
+        while not started.exists():
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "as_completed", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks([task(given, seed=seed) for seed in (1, 2, 3)], tmp_path / "logs", show_progress=False)
+    assert started.read_text() == "run\n" and not runner._stops
+
+
 @pytest.mark.slow
 def test_killed_and_started_again_no_finished_run_is_lost_or_repeated(given: dict[str, Any], tmp_path: Path) -> None:
     tasks = [task(given, seed=seed) for seed in (1, 2, 3)]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -97,6 +98,42 @@ def test_a_killed_folder_is_the_old_one_or_none(tmp_path, old, call, left):
     verify(path)
 
 
+def test_of_two_writers_of_one_folder_the_later_one_is_there(tmp_path, monkeypatch):
+    """Another process puts its folder there between the look and the rename, and once moves it away."""
+    path, rename, others = tmp_path / "folder", os.replace, [True, True]
+
+    def replace(source, target) -> None:
+        if others and Path(target) == path and Path(source).name != "other":
+            others.pop()
+            other = tmp_path / "other"
+            _write_plain(other, "other")
+            if path.exists():
+                shutil.rmtree(path)
+            rename(other, path)
+        rename(source, target)
+
+    monkeypatch.setattr(module.os, "replace", replace)
+    _write_folder(path, "new")
+    assert not others and (path / "inner" / "file").read_text() == "new"
+    verify(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def _write_plain(path: Path, content: str) -> None:
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "file").write_text(content)
+
+
+def test_a_folder_whose_place_cannot_be_taken_is_an_error(tmp_path, monkeypatch):
+    def replace(source, target) -> None:
+        raise PermissionError(13, "no permission", str(target))
+
+    monkeypatch.setattr(module.os, "replace", replace)
+    with pytest.raises(PermissionError, match="no permission"):
+        _write_folder(tmp_path / "folder", "new")
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 
@@ -136,10 +173,27 @@ def test_truncated_and_missing_files_are_refused_by_name(state):
         file.write_bytes(whole)
 
 
-def test_a_manifest_that_is_json_but_no_manifest_is_refused(state):
-    (state / module.MANIFEST).write_text("[1]")
+@pytest.mark.parametrize("content", ["[1]", "{}", "3", '{"../tensors.safetensors": 1}'])
+def test_a_manifest_that_is_json_but_no_manifest_is_refused(state, content):
+    (state / module.MANIFEST).write_text(content)
     with pytest.raises(DamagedError, match="MANIFEST"):
         verify(state)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "inner/extra.safetensors", "MANIFEST.json.bak"])
+def test_a_file_that_the_manifest_does_not_name_is_refused_by_name(state, name):
+    file = state / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    with pytest.raises(DamagedError, match=f"{file}: it is not in MANIFEST.json"):
+        load_state(state)
+    file.unlink()
+    load_state(state)
+
+
+def test_a_file_of_a_file_manager_does_no_harm(state):
+    (state / ".DS_Store").write_text("")
+    verify(state)
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import Timeout
 
-from recbole_llm.store import stages
+from recbole_llm.store import locks, stages
 from recbole_llm.store.stages import Stage, StageCache, Work, in_order
 
 fork = multiprocessing.get_context("fork")
@@ -79,14 +80,16 @@ def test_waiting_for_another_process_is_no_building(cache, build, monkeypatch):
         def __init__(self, path):
             self.path = path
 
-        def __enter__(self):
+        def acquire(self, blocking=True):
+            if not blocking:
+                raise Timeout(self.path)
             clock[0] += 7
 
-        def __exit__(self, *error):
+        def release(self):
             pass
 
-    monkeypatch.setattr(stages, "FileLock", Held)
-    monkeypatch.setattr(stages.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(locks, "FileLock", Held)
+    monkeypatch.setattr(locks.time, "monotonic", lambda: clock[0])
     cache.run(Stage("a", {}, build))
     assert cache.waited == 7 and cache.seconds["a"] == 0
 
@@ -266,13 +269,13 @@ def test_of_two_processes_that_need_a_stage_one_builds_and_one_waits(cache, buil
         waiting.wait(10)
         build(work)
 
-    class Lock(stages.FileLock):
+    class Lock(locks.FileLock):
         def acquire(self, *args, **kwargs):
             if inside.is_set():
                 waiting.set()
             return super().acquire(*args, **kwargs)
 
-    monkeypatch.setattr(stages, "FileLock", Lock)
+    monkeypatch.setattr(locks, "FileLock", Lock)
     stage = Stage("a", {}, slowly)
     children = [fork.Process(target=cache.run, args=(stage,)) for _ in range(2)]
     children[0].start()

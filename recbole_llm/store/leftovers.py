@@ -1,0 +1,165 @@
+"""What runs keep under ``checkpoint_dir``, and what killed ones have left there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+from tabulate import tabulate
+
+from recbole_llm.store.files import HOST, TEMPORARY
+
+DAY = 24 * 3600.0
+KINDS = {
+    "stages": "trained parts, by what they depend on",
+    "scores": "scores of evaluated rows",
+    "answers": "generated answers",
+    "text_vectors": "vectors of item texts",
+    "llm": "dequantised backbones",
+    "readings": "how a backbone may be run",
+    "candidates": "candidate files",
+    "datasets": "united datasets",
+    "runs": "run records",
+    "leaderboard": "leaderboards",
+    "tuning": "searches",
+}
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that nobody writes any more.
+
+    Attributes:
+        why: for the user.
+    """
+
+    path: Path
+    why: str
+
+    @property
+    def size(self) -> int:
+        return _size(self.path)
+
+    def remove(self) -> None:
+        """Remove it; another process may have done so."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def temporaries(root: Path) -> list[Leftover]:
+    """Temporary files and folders under ``root`` whose process has ended; of another machine's, those that are a day old."""
+    found = []
+    for path in sorted(root.rglob(".*.tmp")):
+        if match := TEMPORARY.fullmatch(path.name):
+            host, pid = match["host"], int(match["pid"])
+            ended = not psutil.pid_exists(pid) if host == HOST else _age(path) > DAY
+        else:
+            ended = _age(path) > DAY  # named by an earlier state of this package
+        if ended:
+            found.append(Leftover(path, "written by a process that has ended"))
+    return found
+
+
+def unfinished(root: Path) -> list[Leftover]:
+    """Checkpoints of stages that nobody computes; the same run would go on from them."""
+    found = []
+    for path in sorted(root.glob("stages/.*.unfinished")):
+        if not _is_locked(path.with_suffix(".lock")):
+            found.append(Leftover(path, "checkpoints of a run that was killed"))
+    return found
+
+
+def unused(root: Path) -> list[Leftover]:
+    """Stages that no run record names, such as those of earlier code."""
+    used = set()
+    for record in root.glob("runs/*/record.json"):
+        try:
+            used |= set(json.loads(record.read_text(encoding="utf-8"))["stages"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # a leaderboard names it as damaged
+    stages = (path for path in sorted(root.glob("stages/*")) if path.is_dir() and not path.name.startswith("."))
+    return [
+        Leftover(path, "no run record names it")
+        for path in stages
+        if path.name not in used and not _is_locked(path.with_name(f".{path.name}.lock"))
+    ]
+
+
+def contents(root: Path) -> str:
+    """A table of what lies under ``root``.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"checkpoint_dir: there is no folder {root} (relative to {Path.cwd()})")
+    lines = []
+    for name, meaning in KINDS.items():
+        entries = [path for path in (root / name).glob("*") if not path.name.startswith(".")]
+        if entries:
+            lines.append([name, len(entries), _shown(sum(map(_size, entries))), meaning])
+    checkpoints = list(root.glob("*.pth"))
+    if checkpoints:
+        lines.append(["*.pth", len(checkpoints), _shown(sum(map(_size, checkpoints))), "classical models, as RecBole keeps them"])
+    left = [*temporaries(root), *unfinished(root)]
+    if left:
+        lines.append(["left over", len(left), _shown(sum(one.size for one in left)), "of killed runs: recbole-llm cache clean"])
+    if old := unused(root):
+        size = _shown(sum(one.size for one in old))
+        lines.append(["unused", len(old), size, "stages that no record names: recbole-llm cache clean --unused"])
+    return tabulate(lines, headers=["", "entries", "size", ""], disable_numparse=True) if lines else f"{root} is empty"
+
+
+def clean(root: Path, *, with_unused: bool = False) -> Iterator[str]:
+    """Remove what killed runs left and, if asked for, unused stages; yields a line for each.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"checkpoint_dir: there is no folder {root} (relative to {Path.cwd()})")
+    for leftover in [*temporaries(root), *unfinished(root), *(unused(root) if with_unused else [])]:
+        line = f"removed {leftover.path} ({_shown(leftover.size)}): {leftover.why}"
+        leftover.remove()
+        yield line
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether a process holds the lock of :func:`recbole_llm.store.locks.locked`."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last change of a file, or of anything in a folder."""
+    try:
+        return time.time() - max(file.stat().st_mtime for file in (path, *path.rglob("*")))
+    except OSError:  # somebody removes it
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def _shown(size: float) -> str:
+    """A size in a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
