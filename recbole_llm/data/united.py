@@ -8,7 +8,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-
 from recbole_llm.data.atomic_files import AtomicFileError
 from recbole_llm.data.scenarios import TEXTS, token_prefix
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, verify

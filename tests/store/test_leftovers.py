@@ -113,7 +113,7 @@ def test_list_counts_and_measures(root, capsys):
     assert [line[:4] for line in lines] == [
         ["stages", "2", "20", "B"],
         ["scores", "1", "10", "B"],
-        ["runs", "1", "26", "B"],
+        ["runs", "1", "24", "B"],
         ["*.pth", "1", "3", "MiB"],
         ["left", "over", "1", "10"],
         ["unused", "1", "10", "B"],
