@@ -301,12 +301,22 @@ def test_another_split_replaces_the_default_as_a_whole() -> None:
     assert config["eval_args"]["split"] == {"RS": [8, 1, 1]} and config["eval_args"]["order"] == "TO"
 
 
+def bomb(first: str, form: str) -> str:
+    """Twenty lines, each of which stands for nine times as many values as the one before."""
+    lines = [f"k0: &k0 {first}"]
+    lines += [f"k{n}: &k{n} " + form.format(", ".join([f"*k{n - 1}"] * 9)) for n in range(1, 20)]
+    return "\n".join([*lines, ""])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("epochs: 1\nseed: 2\nepochs: 3\n", "`epochs` is given twice.*line 3"),
         ("candidates: {seed: 1, seed: 2}\n", "`seed` is given twice"),
         ("cf_config: &a {epochs: 1, x: *a}\n", "not a YAML file"),
+        (bomb("[x]", "[{}]"), "its aliases stand for more than 100,000 values"),
+        (bomb("{x: 1}", "{{<<: [{}]}}"), "its aliases stand for more than 100,000 values"),
+        ("a: " + "[" * 10_000, "not a YAML file"),
         ("seed: 2020-13-45\n", "not a YAML file"),
         ("system: !!python/name:os.system\n", "not a YAML file"),
         ("? [1, 2]\n: 3\n", "not a YAML file"),

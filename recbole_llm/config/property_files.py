@@ -6,6 +6,7 @@ import json
 from collections.abc import Hashable, Mapping
 from copy import deepcopy
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from recbole.config import Config
 from recbole_llm.config.definitions import Definition, definitions_of
 from recbole_llm.config.recbole_keys import RECBOLE_DEFINITIONS
 
+_MOST = 100_000  # values in a file; a few lines of aliases of aliases stand for billions
 # files that define keys, within the folder
 _DEFINING = ("*.yaml", "parts/*.yaml", "model/*.yaml")
 
@@ -69,9 +71,25 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     return values or {}
 
 
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values of a node once each alias is written out; one that stands within itself is counted once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] += sum(_written_out(part, known) for part in parts) if isinstance(node, yaml.CollectionNode) else 0
+    return known[id(node)]
+
+
 @lru_cache
 def _parsed(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None and _written_out(node, {}) > _MOST:
+            raise ValueError(f"its aliases stand for more than {_MOST:,} values")
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 class PropertyFiles:
