@@ -145,7 +145,8 @@ def verify(folder: Path) -> None:
         raise DamagedError(f"{folder}: its {MANIFEST} names no file, so it vouches for none; delete the folder to rebuild it")
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if not (file.is_dir() or file.name.startswith(".") or name in (MANIFEST, *expected)):
+        # a folder within it that was written as one, such as a merged adapter, has a manifest of its own
+        if not (file.is_dir() or file.name.startswith(".") or file.name == MANIFEST or name in expected):
             raise DamagedError(f"{file}: it is not in {MANIFEST}, so it was put there later; remove it, or delete the folder")
     for name, digest in expected.items():
         file = folder / name

@@ -191,6 +191,16 @@ def test_a_file_that_the_manifest_does_not_name_is_refused_by_name(state, name):
     load_state(state)
 
 
+def test_a_folder_within_a_folder_has_a_manifest_of_its_own(tmp_path):
+    with atomic_folder(tmp_path / "stage") as outer, atomic_folder(outer / "merged") as inner:
+        (inner / "weights").write_text("1")
+    verify(tmp_path / "stage")
+    verify(tmp_path / "stage" / "merged")
+    (tmp_path / "stage" / "merged" / "weights").write_text("2")
+    with pytest.raises(DamagedError, match="weights"):
+        verify(tmp_path / "stage")
+
+
 def test_a_file_of_a_file_manager_does_no_harm(state):
     (state / ".DS_Store").write_text("")
     verify(state)
