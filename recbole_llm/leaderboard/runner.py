@@ -66,9 +66,10 @@ def run_tasks(
                 bar.advance()
         except BaseException:  # Ctrl-C: the pool would start what waits and end with the last run
             pool.shutdown(wait=False, cancel_futures=True)
-            while wait(running, timeout=0.1).not_done:
+            while not all(run.done() for run in running):
                 for stop in list(_stops):
                     stop()
+                wait([run for run in running if not run.done()], timeout=0.1)
             raise
     return reasons
 
