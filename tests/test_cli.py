@@ -290,6 +290,7 @@ def test_an_interruption_is_one_line_and_the_usual_exit_code(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in a job of the background
     cleaned: list[bool] = []
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -301,6 +302,7 @@ def test_an_interruption_is_one_line_and_the_usual_exit_code(
     monkeypatch.setattr("recbole_llm.quick_start.run_recbole_llm", interrupted)
     with pytest.raises(SystemExit) as end:
         cli.main(["run", "--model=Pop"])
+    signal.signal(signal.SIGINT, before)
     assert end.value.code == code and cleaned == [True]
     assert capsys.readouterr().err == "interrupted: what was finished is kept, and the same command goes on from there\n"
     assert signal.getsignal(signal.SIGTERM) == handler
