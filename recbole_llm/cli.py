@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with _terminable():
             failed = options.function(options, _keys(others))
     except KeyboardInterrupt as interruption:
-        print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print("interrupted: finished stages and runs are kept, and the same command reuses them", file=sys.stderr)
         sys.exit(143 if isinstance(interruption, _Terminated) else 130)
     except Exception as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):

@@ -304,7 +304,7 @@ def test_an_interruption_is_one_line_and_the_usual_exit_code(
         cli.main(["run", "--model=Pop"])
     signal.signal(signal.SIGINT, before)
     assert end.value.code == code and cleaned == [True]
-    assert capsys.readouterr().err == "interrupted: what was finished is kept, and the same command goes on from there\n"
+    assert capsys.readouterr().err == "interrupted: finished stages and runs are kept, and the same command reuses them\n"
     assert signal.getsignal(signal.SIGTERM) == handler
 
 

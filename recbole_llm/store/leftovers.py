@@ -25,6 +25,7 @@ KINDS = {
     "readings": "how a backbone may be run",
     "candidates": "candidate files",
     "datasets": "united datasets",
+    "passports": "identities of splits",
     "runs": "run records",
     "leaderboard": "leaderboards",
     "tuning": "searches",
