@@ -103,8 +103,8 @@ class RunRecommender:
             (f"history {number}", 0, self.titles.find_all(history, f"history {number}"))
             for number, history in enumerate(histories, start=1)
         ]
-        options = {"k": k, "candidates": candidates, "until": until, "seen": seen, "row": row}
-        parts = [part for _, part in self.batches(asked, **options)]
+        batches = self.batches(asked, k=k, candidates=candidates, until=until, seen=seen, row=row)
+        parts = [part for _, part in batches]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
     def somebody(self, user: str, until: str = "now") -> Somebody:
