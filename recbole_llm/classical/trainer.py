@@ -25,7 +25,7 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, refu
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
-from recbole_llm.evaluation.ranks import Ranks, covered, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_stopping_users, exclude_missed, of_users
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
@@ -206,6 +206,8 @@ class ProtocolTrainer(SafeCheckpoints):
         longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
         self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
         self._scores = self._cached_scores()
+        given = [metric.lower() for metric in self.config["metrics"]]
+        self.evaluator.metrics = given if self._candidates is None else accuracy(given)
         self.ranks = Ranks()
         began = time.monotonic()
         with progress_bar("evaluation", len(eval_data), show=show_progress) as self._bar:
@@ -214,8 +216,6 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.close()
             self.users_per_second = None if self._scores.found else self.users_per_second
-        if self._candidates is not None:  # lists of candidates are not recommendations
-            result = accuracy(result)
         if self.ranks.tie_rate > 0.01:
             logger.info(f"ties: the target has the score of another item for {self.ranks.tie_rate:.1%} of the users")
         return result
@@ -244,11 +244,10 @@ class ProtocolTrainer(SafeCheckpoints):
         scores = scores if self._variant.partial else finite(scores)
         if self.predictions is not None:
             self.predictions.add(users, listed, scores)
-        target, rows = positive_i.to(self.device), torch.arange(len(users))
-        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num, partial=self._variant.partial)  # [B, I]
-        missed = exclude_missed(catalogue, rows, target)  # the candidates of a retriever may lack the target
+        target = positive_i.to(self.device)  # [B]
+        rows, columns, missed = candidate_rows(scores, listed, target, max(self.config["topk"]), partial=self._variant.partial)
         self.ranks.add(users, scores, (listed == target[:, None]).int().argmax(1), missed)
-        return interaction, catalogue, rows, positive_i
+        return interaction, rows, torch.arange(len(users)), columns
 
     def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
         """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""
