@@ -54,6 +54,23 @@ class SafeCheckpoints(Trainer):
         if verbose:
             logger.info(f"saved {final}")
 
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Write a checkpoint during pre-training, from which another run can start (``pre_model_path``)."""
+        self._save_checkpoint(epoch, saved_model_file=saved_model_file)
+
+    def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> Any:
+        """RecBole's pre-training (RaCT, S3Rec). What is evaluated afterwards are the weights of its last epoch.
+
+        RecBole's own checkpoints are named by model, dataset and epoch, so another run may have replaced them by then.
+        """
+        result = super().pretrain(train_data, verbose, show_progress)  # type: ignore[misc]
+        self._save_checkpoint(self.config["pretrain_epochs"] - 1, verbose=False)
+        logger.info(
+            f"train_stage: {self.config['train_stage']} is done; the next one starts from these weights with "
+            f"--pre_model_path={self.saved_model_file}"
+        )
+        return result
+
     def _read_checkpoint(self, file: str) -> dict[str, Any]:
         """A checkpoint's content, of tensors and plain values alone."""
         try:

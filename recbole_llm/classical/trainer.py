@@ -178,7 +178,7 @@ class ProtocolTrainer(SafeCheckpoints):
     def training_cost(self, train_data: Any, valid_data: Any) -> Cost:
         """What RecBole's ``fit`` costs after the stages, before anything is trained."""
         recommender = self.recommender
-        return training_cost(self.config, recommender.trial_model, self.batches, train_data, valid_data)
+        return training_cost(self.config, recommender.trial_model, type(self), train_data, valid_data)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # RecBole's bar contains control characters for terminals
