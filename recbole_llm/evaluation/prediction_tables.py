@@ -87,7 +87,7 @@ def _find_damage(path: Path, content: bytes) -> None:
             continue
         try:
             found = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             found, reason = None, str(error)
         else:
             reason = f"{type(found).__name__} instead of an object"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.record_files import sealed
+from recbole_llm.store.json_files import sealed
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import Cell
 
