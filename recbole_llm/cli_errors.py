@@ -35,6 +35,12 @@ def quiet_streams() -> Iterator[None]:
         logging.raiseExceptions = before
 
 
+def one_line(text: str, longest: int = 2000) -> str:
+    """A text as one line; of a long one, such as a hostile value, the beginning and the end."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 2 :]}"
+
+
 def reason(error: Exception) -> str:
     """What an error says if it was raised for the user; otherwise its type, too, and where its traceback is kept."""
     if isinstance(error, OSError) and error.strerror and error.errno in _REMEDIES:

@@ -34,7 +34,7 @@ def read_object(file: Path, largest: int = LARGEST) -> dict[str, Any]:
         raise DamagedError(f"{file} is damaged: it is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise DamagedError(f"{file} is damaged: it holds a {type(found).__name__}, not an object")
-    if _is_deep(found):
+    if is_deep(found):
         raise DamagedError(f"{file} is damaged: it has more than {DEEPEST} objects within objects")
     return found
 
@@ -72,8 +72,9 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_deep(found: Any) -> bool:
-    level = [found]
+def is_deep(found: Any) -> bool:
+    """Whether a value of JSON has more than :data:`DEEPEST` objects and lists within each other."""
+    level = [found] if isinstance(found, (dict, list)) else []
     for _ in range(DEEPEST):
         parts = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
         level = [part for part in parts if isinstance(part, (dict, list))]
