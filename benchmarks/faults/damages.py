@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from faults.world import Outcome, World, record
+from faults.world import Outcome, World, differing, record
 
 MODELS = ("Pop", "TALLRec", "LoRACocktail", "AlphaRec", "ALLMRec", "Laser")
 NAMED, REBUILT, UNREAD, LOST = "named", "rebuilt", "unread", "lost"
@@ -83,13 +83,16 @@ def section(folder: Path, *, number: int = 500, seed: int = 0, models: tuple[str
             shutil.copytree(kept, whole)
             file, name, _ = damage(rng, whole)
             kind = f"{file.relative_to(whole).parts[0] if file.parent != whole else '*.pth'}/"
+            end = ""
             if kind == "runs/":
                 found = _read(file, kept / file.relative_to(whole))
             else:
-                found = judged(world.run(world.arguments(model, whole), whole.parent), record(whole), expected, file)
+                outcome = world.run(world.arguments(model, whole), whole.parent)
+                found = judged(outcome, again := record(whole), expected, file)
+                end = outcome.end if outcome.code else f"another {', '.join(differing(expected, again))}"
             counts.setdefault(kind, Counter())[found] += 1
             if found == LOST:
-                lost.append(f"{model}, {file.relative_to(whole)}: {name}")
+                lost.append(f"{model}, {file.relative_to(whole)}: {name}: {end}")
     rows = [[kind, sum(own.values()), own[REBUILT], own[UNREAD], own[NAMED], own[LOST]] for kind, own in sorted(counts.items())]
     total = [sum(row[place] for row in rows) for place in range(1, 6)]
     return {

@@ -91,8 +91,7 @@ def section(folder: Path, *, most: int = 30, models: tuple[str, ...] = MODELS) -
             same = again.code == 0 and record(saved) == expected
             counts.setdefault(name, Counter()).update([found, "again" if same else "not again"])
             if found == LOST or not same:
-                last = outcome.text.strip().splitlines()[-1:] if found == LOST else again.text.strip().splitlines()[-1:]
-                lost.append(f"{model}, {name} from {k} on: {' '.join(last)[:300]}")
+                lost.append(f"{model}, {name} from {k} on: {outcome.end if found == LOST else f'afterwards {again.end}'}")
             shutil.rmtree(saved.parent)
     rows = [
         [name, sum(own[key] for key in (ONE_LINE, SURVIVED, LOST)), own[ONE_LINE], own[SURVIVED], own[LOST], own["again"]]

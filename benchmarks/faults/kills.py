@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from faults.world import World, record
+from faults.world import World, differing, record
 
 MODELS = (
     *("TALLRec", "LoRACocktail", "MoLoRec", "WeaveRec", "LlamaRec", "ALLMRec", "Laser", "AlphaRec", "Cascade", "Imported"),
@@ -43,7 +43,7 @@ def section(folder: Path, *, kills: int = 20, restarts: int = 3, models: tuple[s
             same = last.code == 0 and record(saved) == expected
             equal += same
             if not same:
-                lost.append(f"{model}, run {one}: exit code {last.code}")
+                lost.append(f"{model}, run {one}: {last.end}, another {', '.join(differing(expected, record(saved)))}")
             shutil.rmtree(saved.parent)
         rows.append([model, delivered, kills, equal, kills - equal])
     total = [sum(row[place] for row in rows) for place in range(1, 5)]

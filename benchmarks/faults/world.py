@@ -40,6 +40,11 @@ class Outcome:
         lines = [line for line in self.text.splitlines() if line.startswith("error: ")]
         return lines[0] if self.code == 2 and len(lines) == 1 and "Traceback" not in self.text else None
 
+    @property
+    def end(self) -> str:
+        """Its exit code and last line, for reports."""
+        return f"exit code {self.code}, {' '.join(self.text.strip().splitlines()[-1:])[:300]}"
+
 
 class World:
     """The data set ``tiny``, a random LM and settings with which any model runs in a second, in a folder."""
@@ -130,6 +135,14 @@ class Command:
         self._process.join()
         text = self._output.read_text(errors="replace") if self._output.exists() else ""
         return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, text)
+
+
+def differing(one: Any, other: Any, place: str = "") -> list[str]:
+    """The first places in which two records differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        parts = [differing(one.get(key), other.get(key), f"{place}/{key}") for key in sorted({**one, **other})]
+        return [found for part in parts for found in part][:3]
+    return [] if one == other else [place]
 
 
 def record(saved: Path) -> dict[str, Any] | None:
