@@ -17,12 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-sys.path[:0] = [str(Path(__file__).resolve().parent)]
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from faults import damages, disk, hostile, kills
 from faults.page import page
 from faults.world import ROOT
@@ -51,11 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", choices=["kills", "damages", "disk", "hostile"], metavar="PART")
     parser.add_argument("--kills", type=int, default=20, help="runs of each model that are killed")
     parser.add_argument("--restarts", type=int, default=3, help="kills of each of them")
-    parser.add_argument("--models", type=lambda text: tuple(text.split(",")), help="such as TALLRec,Pop (default: those of the part)")
+    parser.add_argument(
+        "--models", type=lambda text: tuple(text.split(",")), help="such as TALLRec,Pop (default: those of the part)"
+    )
     parser.add_argument("--damages", type=int, default=500)
     parser.add_argument("--inputs", type=int, default=500, help="hostile inputs of each kind")
     parser.add_argument("--disks", type=int, default=30, help="failing disks of each sort and model")
-    parser.add_argument("--add", type=Path, action="append", default=[], metavar="FILE", help="JSON of a section of another benchmark")
+    parser.add_argument(
+        "--add", type=Path, action="append", default=[], metavar="FILE", help="JSON of a section of another benchmark"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability.json")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)

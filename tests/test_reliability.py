@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import reliability
-from faults import damages, disk, hostile, inputs, kills
+from faults import damages, disk, hostile, inputs, kills, strategies
 from faults.page import page
 from faults.world import Outcome, World
 
 from recbole_llm.registry import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
-FEW = 20
+FEW = dict.fromkeys(("chat templates", "leaderboard files", "atomic files", "titles of up to 100,000 characters"), 8)  # dear ones
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,18 @@ def test_the_page_is_what_its_json_renders_to() -> None:
 @pytest.mark.parametrize("kind", inputs.KINDS)
 def test_hostile_inputs_are_read_or_refused_in_one_line(kind: str, world: World) -> None:
     strategy, read = inputs.KINDS[kind](world)
-    found = hostile.tried(strategy, read, FEW)
-    assert found.counts.total() >= FEW
+    number = FEW.get(kind, 20)
+    found = hostile.tried(strategy, read, number)
+    assert found.counts.total() >= number
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RecursionError("x"), UnicodeDecodeError("utf-8", b"x", 0, 1, "x")])
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RecursionError("x")])
 def test_an_error_that_nobody_raised_for_the_user_is_a_loss(error: Exception) -> None:
     def read(value: Any) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        hostile.tried(inputs.texts, read, 1)
+        hostile.tried(strategies.texts, read, 1)
     logging.disable(logging.NOTSET)
 
 

@@ -98,12 +98,19 @@ def section(folder: Path, *, number: int = 500, seed: int = 0, models: tuple[str
     return {
         "part": "damages",
         "title": "Damaged files",
-        "columns": ["files below saved/", "damages", "rebuilt, and said so", "same result, the file was not read", "named", "lost"],
+        "columns": [
+            "files below saved/",
+            "damages",
+            "rebuilt, and said so",
+            "same result, the file was not read",
+            "named",
+            "lost",
+        ],
         "rows": [*rows, ["all", *total]],
         "notes": [
-            f"Damages: {', '.join(DAMAGES)}; of files of runs of {', '.join(models)}. After each, the same command is given again.",
-            "Rebuilt or not read: its record is equal to that of the undamaged run. Named: exit code 2 and one line with the file or "
-            "its folder. Lost: another result, a traceback, or an error that names neither.",
+            f"Damages: {', '.join(DAMAGES)}; of files of runs of {', '.join(models)}. After each, the same command is given.",
+            "Rebuilt or not read: its record is equal to that of the undamaged run. Named: exit code 2, one line with the file "
+            "or its folder. Lost: another result, a traceback, or an error that names neither.",
             "Run records are read as a leaderboard reads them, since the same command writes them anew.",
             *(f"Lost: {line}" for line in lost),
         ],

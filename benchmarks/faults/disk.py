@@ -104,11 +104,11 @@ def section(folder: Path, *, most: int = 30, models: tuple[str, ...] = MODELS) -
         "columns": ["disk", "runs", "ended in one line", "survived", "lost", "same command afterwards: equal record"],
         "rows": [*rows, ["all", *total]],
         "notes": [
-            "The disk of a run fails from its k-th opening for writing, new folder or rename on, for k from the first to the last; "
-            f"models: {', '.join(models)}. Of the last row, no file may grow above {', '.join(f'{size:,}' for size in BYTES)} bytes, "
-            "which writers of every library meet.",
-            "One line: exit code 2, what failed, where, and how to go on. Survived: only a courtesy could not be written, and the "
-            "record is equal. Lost: a traceback, another result, or an error without a remedy.",
+            "The disk of a run fails from its k-th opening for writing, new folder or rename on, for k from the first to the "
+            f"last; models: {', '.join(models)}. In *files may not grow*, no file becomes larger than "
+            f"{', '.join(f'{size:,}' for size in BYTES)} bytes, which writers of every library meet.",
+            "One line: exit code 2, what failed, where, and how to go on. Survived: only a courtesy could not be written, and "
+            "the record is equal. Lost: a traceback, another result, or an error without a remedy.",
             *(f"Lost: {line}" for line in lost),
         ],
         "lost": total[3] + total[0] - total[4],

@@ -1,4 +1,4 @@
-"""Hostile files and command lines of every kind: each is read, or refused by an error that was raised for the user, in bounded time."""
+"""Hostile files and command lines: each is read, or refused by an error that was raised for the user, in bounded time."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def section(folder: Path, *, number: int = 500, kinds: Mapping[str, Any] | None 
         "columns": ["kind of input", "inputs", "read", "refused by name", "seconds of the slowest", "lost"],
         "rows": rows,
         "notes": [
-            "Made by hypothesis: sound files whose parts are replaced, files of fragments that are syntax of their kind, random bytes.",
-            "Refused by name: an error that was raised for the user, which the command line shows as one line with exit code 2. Lost: "
-            f"any other exception, or more than {MOST_SECONDS} s; a kind ends with its first loss.",
+            "Made by hypothesis: sound files whose parts are replaced, files of fragments that are syntax of their kind, bytes.",
+            "Refused by name: an error that was raised for the user, which the command line shows as one line with exit code 2. "
+            f"Lost: any other exception, or more than {MOST_SECONDS} s; a kind ends with its first loss.",
             *(f"Lost: {line}" for line in lost),
         ],
         "lost": len(lost),

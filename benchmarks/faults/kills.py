@@ -16,7 +16,9 @@ MODELS = (
 )
 
 
-def section(folder: Path, *, kills: int = 20, restarts: int = 3, models: tuple[str, ...] = MODELS, seed: int = 0) -> dict[str, Any]:
+def section(
+    folder: Path, *, kills: int = 20, restarts: int = 3, models: tuple[str, ...] = MODELS, seed: int = 0
+) -> dict[str, Any]:
     """``kills`` runs of each model, each killed ``restarts`` times before it may end."""
     world = World(folder)
     world.warm()
@@ -53,7 +55,7 @@ def section(folder: Path, *, kills: int = 20, restarts: int = 3, models: tuple[s
         "columns": ["model", "SIGKILLs", "runs", "records equal to an undisturbed run's", "lost"],
         "rows": [*rows, ["all", *total]],
         "notes": [
-            f"Each run is killed {restarts} times, at moments drawn from its whole duration, and started again by the same command.",
+            f"Each run is killed {restarts} times, at moments drawn from its duration, and started again by the same command.",
             "Equal: every value of the record but times, memory and paths, and so every rank of every user and row.",
             *(f"Lost: {line}" for line in lost),
         ],

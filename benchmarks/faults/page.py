@@ -35,7 +35,13 @@ def _table(rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else value
+    shown = (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else value
+    )
     return _text(str(shown)).replace("|", "\\|")
 
 

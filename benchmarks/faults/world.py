@@ -77,12 +77,12 @@ class World:
 
     def warm(self) -> None:
         """Import what runs import, so that the children need not."""
+        import torch
+
         import recbole_llm.model.loracocktail
         import recbole_llm.quick_start  # noqa: F401
         from recbole_llm.llm.causal_lm import load_causal_lm
         from recbole_llm.llm.lora import attach_lora
-
-        import torch
 
         torch.set_num_threads(1)
         lm = load_causal_lm(Path(self.settings["llm_path"])).model

@@ -32,7 +32,9 @@ class UnboundedTemplateError(ValueError):
     """A template that is not the same text in each run, or costs too much; the caller adds whose it is."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, dated: bool = True, **options: Any) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, dated: bool = True, **options: Any
+) -> str:
     """The text of messages in the tokenizer's chat template.
 
     Args:

@@ -83,7 +83,7 @@ class TextTokens:
             return render(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
         except UnboundedTemplateError as error:
             raise ValueError(
-                f"chat: the chat template of {tokenizer.name_or_path!r} {error}; correct its chat_template.jinja, or set chat: false"
+                f"chat: the chat template of {tokenizer.name_or_path!r} {error}; correct its chat template, or set chat: false"
             ) from error
         except Exception as error:  # whatever a template raises
             raise ValueError(

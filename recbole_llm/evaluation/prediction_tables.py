@@ -108,7 +108,9 @@ def _check_line(path: Path, number: int, line: str) -> None:
     except (ValueError, RecursionError) as error:
         found, reason = None, str(error)
     else:
-        reason = f"more than {DEEPEST} objects within objects" if is_deep(found) else f"{type(found).__name__} instead of an object"
+        reason = (
+            f"more than {DEEPEST} objects within objects" if is_deep(found) else f"{type(found).__name__} instead of an object"
+        )
     if not isinstance(found, dict) or is_deep(found):
         raise ValueError(
             f"predictions: {path}, line {number}: {reason}; each line is an object such as "

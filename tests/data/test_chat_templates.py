@@ -29,7 +29,9 @@ def chat(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch):
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "1 s"),
         pytest.param("{{ 9 ** (9 ** 9) }}", "1 s", marks=pytest.mark.slow),
         pytest.param(
-            "{% macro f(n) %}{% for a in 'ab' if n %}{{ f(n - 1) }}{% endfor %}{% endmacro %}{{ f(40) }}", "1 s", marks=pytest.mark.slow
+            "{% macro f(n) %}{% for a in 'ab' if n %}{{ f(n - 1) }}{% endfor %}{% endmacro %}{{ f(40) }}",
+            "1 s",
+            marks=pytest.mark.slow,
         ),
         ("{% set n = namespace(s='x') %}{% for a in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "1 GiB"),
         ("{{ 'x' | center(10 ** 11) }}", "1 GiB"),
@@ -40,7 +42,9 @@ def test_a_template_without_bounds_is_refused_by_name(chat, template: str, used_
         chat(template + USER)
 
 
-@pytest.mark.parametrize("template", ["{% for i in range(10**9) %}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"])
+@pytest.mark.parametrize(
+    "template", ["{% for i in range(10**9) %}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"]
+)
 def test_what_the_sandbox_stops_is_refused_by_its_words(chat, template: str) -> None:
     with pytest.raises(ValueError, match="the chat template of .* rejects it: "):
         chat(template + USER)

@@ -122,7 +122,8 @@ def test_an_error_that_is_not_of_the_disk_stays_what_it_is(tmp_path: Path) -> No
     ],
 )
 def test_errors_of_the_disk_say_how_to_go_on(number: int, remedy: str) -> None:
-    assert remedy in reason(OSError(number, "what", "where")) and reason(OSError(number, "what", "where")).startswith("where: what; ")
+    said = reason(OSError(number, "what", "where"))
+    assert said.startswith("where: what; ") and remedy in said
 
 
 def test_a_log_that_cannot_be_written_is_no_second_error(monkeypatch: pytest.MonkeyPatch) -> None:
