@@ -17,7 +17,17 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-VARIABLE = {"checksum", "seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config", "plan"}
+VARIABLE = {
+    "checksum",
+    "commit",
+    "seconds",
+    "users_per_second",
+    "peak_memory_bytes",
+    "written",
+    "stage_seconds",
+    "config",
+    "plan",
+}
 """What a record says about one execution; all else follows from the command."""
 OWN: dict[str, dict[str, Any]] = {  # what the settings of the tests say and a model cannot do, or need not
     "LlamaRec": {"lora_train_mode": "prefix"},

@@ -81,7 +81,13 @@ class CandidateSet:
 
     def covers(self, users: torch.Tensor) -> torch.Tensor:
         """BoolTensor[B]: which of ``users[B]`` have candidates."""
-        return torch.isin(users, self.users.to(users.device))
+        known = self._users
+        places = torch.searchsorted(known, users.long().cpu()).clamp(max=len(known) - 1)  # [B]
+        return (known[places] == users.cpu()).to(users.device)
+
+    @cached_property
+    def _users(self) -> torch.Tensor:
+        return torch.unique(self.users.long().cpu())
 
     @cached_property
     def _index(self) -> tuple[torch.Tensor, torch.Tensor]:
