@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
-from recbole_llm.cli_errors import reason
+from recbole_llm.cli_errors import one_line, quiet_streams, reason
 from recbole_llm.cli_values import list_of
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
-        with _terminable():
+        with _terminable(), quiet_streams():
             failed = options.function(options, _keys(others))
     except KeyboardInterrupt as interruption:
         print("interrupted: finished stages and runs are kept, and the same command reuses them", file=sys.stderr)

@@ -14,7 +14,7 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
-from recbole_llm.store.files import temporary_name
+from recbole_llm.store.files import temporary_name, writing
 
 logger = getLogger()
 
@@ -47,8 +47,9 @@ class SafeCheckpoints(Trainer):
             "training_state": self.training_state,
         }
         try:
-            torch.save(state, temporary)
-            os.replace(temporary, final)
+            with writing(Path(final)):
+                torch.save(state, temporary)
+                os.replace(temporary, final)
         finally:
             temporary.unlink(missing_ok=True)
         if verbose:
