@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import linecache
+import sys
 import sysconfig
+
+from recbole_llm import compat
 
 
 def reason(error: Exception) -> str:
@@ -16,6 +19,16 @@ def reason(error: Exception) -> str:
         f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; log file: "
         f"{logs.keep_traceback(error)}; RECBOLE_LLM_TRACEBACK=1 shows the traceback"
     )
+
+
+def tells() -> bool:
+    """Whether this process says why it ends: of several processes of a run, one does."""
+    rank, size = compat.launched()
+    if size == 1 or "torch" not in sys.modules:  # they have not joined yet, and fail alike
+        return rank == 0
+    from recbole_llm.store.processes import first_to_end
+
+    return first_to_end()
 
 
 def was_raised_here(error: Exception) -> bool:

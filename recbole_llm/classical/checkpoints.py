@@ -13,6 +13,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
 from recbole_llm.store.files import temporary_name
+from recbole_llm.store.processes import current
 
 logger = getLogger()
 
@@ -32,8 +33,23 @@ class SafeCheckpoints(Trainer):
         self._written_here: set[str] = set()
         self.training_state: dict[str, Any] = {}
 
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
+        """RecBole's; all processes of the run go on by the result of the first."""
+        score, result = super()._valid_epoch(*args, **kwargs)
+        if current().size == 1:
+            return score, result
+        score, result = current().agree([float(score), {name: float(value) for name, value in result.items()}])
+        return score, result
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        processes = current()
+        self.saved_model_file = processes.agree(self.saved_model_file)
         final = kwargs.pop("saved_model_file", self.saved_model_file)
+        if processes.main:
+            self._write_checkpoint(final, epoch, verbose=verbose)
+        processes.wait()
+
+    def _write_checkpoint(self, final: str, epoch: int, *, verbose: bool) -> None:
         temporary = temporary_name(Path(final))
         state = {
             "config": self.config.plain() if hasattr(self.config, "plain") else None,
