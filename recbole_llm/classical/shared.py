@@ -6,6 +6,7 @@ its trainer is given runs the backward pass itself, so clipping and the optimise
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ class SharedTraining:
 
     model: Any
     own_randomness = True  # each process draws its own dropout; False: all draw alike, for a loss that draws for the whole batch
-    _equal = False
+    _batch = 0
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)  # type: ignore[call-arg]
@@ -37,31 +38,26 @@ class SharedTraining:
     ) -> float | tuple[float, ...]:
         processes, loss = current(), loss_func or self.model.calculate_loss
         if processes.size > 1:
-            if not self._equal:
+            if not self._batch:
                 processes.equalise(self.model.state_dict().values())
-                self._equal = True
             whole = loss
             loss = lambda interaction: self._shared(processes, whole, interaction)  # noqa: E731
         return super()._train_epoch(train_data, epoch_idx, loss, show_progress)  # type: ignore[misc]
 
     def _shared(self, processes: Processes, loss: Callable, interaction: Any) -> Tensor:
         """The loss of a batch, whose backward pass is done: that of the result changes no parameter."""
+        own = slice(processes.rank, None, processes.size)
         targets = self.targets_of(interaction)  # [B]
-        own, total = targets[processes.rank :: processes.size].sum(), targets.sum()
-        value = targets.new_zeros((), dtype=self.dtype)
-        seed = processes.seed()
-        with processes.randomness(seed + processes.rank * self.own_randomness):
-            if own:
-                part = own / total * loss(interaction[slice(processes.rank, None, processes.size)])
-                part.backward()
-                value = part.detach()
+        share = targets[own].sum() / targets.sum()
+        if not share:  # a batch of few targets: the draws are made all the same
+            own = slice(int(targets.argmax()), None)
+        self._batch += 1
+        randomness = processes.randomness(self._batch, processes.rank) if self.own_randomness else contextlib.nullcontext()
+        with randomness:
+            part = share * loss(interaction[own])
+            part.backward()
         processes.add_gradients(self.model.parameters())
-        return processes.add(value).requires_grad_()
-
-    @property
-    def dtype(self) -> Any:
-        """That of the loss."""
-        return next(self.model.parameters()).dtype
+        return processes.add(part).requires_grad_()
 
 
 class SharedPairs(SharedTraining):

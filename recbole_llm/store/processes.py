@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -87,18 +88,18 @@ class Processes:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def seed(self) -> int:
-        """A seed for :meth:`randomness`, drawn from the generator whose state all processes share; alone, nothing is drawn."""
-        return 0 if self.size == 1 else int(torch.randint(2**31, ()))
-
     @contextlib.contextmanager
-    def randomness(self, seed: int) -> Iterator[None]:
-        """Random draws of a part of a step, which no other process makes: dropout. The shared state is as before afterwards."""
+    def randomness(self, *part: int | str) -> Iterator[None]:
+        """The random draws of a part of a step, which no other process makes: dropout.
+
+        They follow from the seed of the stage or run and from ``part``. Afterwards, the state that all processes share is as it
+        was. Alone, the part draws from it.
+        """
         if self.size == 1:
             yield
             return
         with preserved_random_state():
-            torch.manual_seed(seed)
+            torch.manual_seed(crc32(f"{torch.initial_seed()}/{part}".encode()))
             yield
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:

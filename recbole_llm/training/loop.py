@@ -180,10 +180,9 @@ class TrainingLoop:
     def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         processes, total = current(), torch.zeros(())
-        seed = processes.seed()
         for number, part in enumerate(self.loss(self.state.step)):
             if processes.owns(number):
-                with processes.randomness(seed + number):
+                with processes.randomness(self.name, self.state.step, number):
                     total = total + _backward(part)
         processes.add_gradients(self.parameters.values())
         total = processes.add(total)
