@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
-from recbole_llm.cli_errors import reason, tells
+from recbole_llm.cli_errors import of_process, reason, tells
 from recbole_llm.cli_values import list_of
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):
             raise
-        _fail(reason(error))
+        _fail(of_process(reason(error)))
     if failed:
         sys.exit(1)
 

@@ -31,6 +31,12 @@ def tells() -> bool:
     return first_to_end()
 
 
+def of_process(message: str) -> str:
+    """A message with the number of this process, if it is not the first of several."""
+    rank, size = compat.launched()
+    return f"process {rank} of {size}: {message}" if rank else message
+
+
 def was_raised_here(error: Exception) -> bool:
     """Whether a ``raise`` of this package, of RecBole or of a user's model made the error, and not an operation or a library."""
     trace = error.__traceback__

@@ -1,4 +1,4 @@
-"""Runs in several processes: forks of this one, which has imported everything, joined by gloo as a launcher would join them."""
+"""Several processes: forks of this one, which has imported everything, joined by gloo as a launcher would join them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from recbole_llm.store.processes import Processes
+
 PROCESSES = 2
+
+
+class Pretended(Processes):
+    """One of several processes that hears nothing from the others."""
+
+    def _sent(self, value: Any, owner: int) -> Any:
+        return value
+
+    def _add(self, tensor: Tensor) -> None:
+        pass
+
+    def compute(self, calls: Sequence[Callable[[], Tensor]], device: Any) -> list[Tensor]:
+        return [call() for call in calls]
 
 
 def start(work: Callable[[], Any], size: int = PROCESSES, before: Callable[[int], None] = lambda rank: None) -> Sequence[Any]:

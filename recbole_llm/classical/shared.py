@@ -46,11 +46,11 @@ class SharedTraining:
 
     def _shared(self, processes: Processes, loss: Callable, interaction: Any) -> Tensor:
         """The loss of a batch, whose backward pass is done: that of the result changes no parameter."""
-        own = slice(processes.rank, None, processes.size)
         targets = self.targets_of(interaction)  # [B]
+        own = torch.arange(processes.rank, len(targets), processes.size)  # rows that this process has
         share = targets[own].sum() / targets.sum()
         if not share:  # a batch of few targets: the draws are made all the same
-            own = slice(int(targets.argmax()), None)
+            own = targets.argmax().reshape(1)
         self._batch += 1
         randomness = processes.randomness(self._batch, processes.rank) if self.own_randomness else contextlib.nullcontext()
         with randomness:

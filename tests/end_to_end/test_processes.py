@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from several import exit_codes, start
 
+from recbole_llm import cli
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.files import sha256_file
+from recbole_llm.training.loop import TrainingLoop
 
 pytestmark = pytest.mark.slow
 
 NO_DRAWS = {"lora_dropout": 0.0, "m_former_dropout": 0.0}
+RECBOLES = ("SASRec", "GRU4Rec", "BERT4Rec")
 CLASSICAL = {"train_mode": "sequence", "epochs": 2, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
 SMALL_LM = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 2000, "batch_tokens": 256, "vocab_size": 300}
 MODELS: dict[str, dict[str, Any]] = {
     "LoRACocktail": {},
     "MoLoRec": {},
-    "WeaveRec": {},
+    "WeaveRec": {"lora_learning_rate": 5e-3},  # at the rate of the others, 28 steps amplify rounding
     "TALLRec": {"llm_path": "builtin", "builtin_lm": SMALL_LM},
-    "LlamaRec": {},
+    "LlamaRec": {"lora_train_mode": "prefix"},
     "ALLMRec": {},
     "Laser": {"warmup_epochs": 1},
     "AlphaRec": {},
@@ -39,11 +48,7 @@ TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}  # of weights after all steps; that of 
 
 def changed(settings: dict[str, Any], model: str, folder: Path) -> dict[str, Any]:
     """Settings for a model without random draws in training, so that one process and two compute the same."""
-    own = (
-        {key: MODELS[model].get(key, value) for key, value in NO_DRAWS.items()}
-        if model not in ("SASRec", "GRU4Rec", "BERT4Rec")
-        else {}
-    )
+    own = {} if model in RECBOLES else NO_DRAWS
     cf = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
     inner = {key: {**settings[key], **cf} for key in ("cf_config", "cheap_config")}
     return {**settings, **inner, **own, **MODELS[model], "use_gpu": False, "checkpoint_dir": str(folder)}
@@ -86,3 +91,84 @@ def test_two_processes_end_as_one(model: str, settings: dict[str, Any], tmp_path
         assert record_of(again)["ranks"] == expected["ranks"] and set(record_of(again)["stage_seconds"].values()) == {0.0}
         for file in (tmp_path / "one").glob("scores/*/tensors.safetensors"):
             assert sha256_file(file) == sha256_file(tmp_path / "again" / file.relative_to(tmp_path / "one"))
+
+
+# -- errors and deaths -------------------------------------------------------------------------------------------------
+
+
+def at_step(number: int, act: Callable[[], None]) -> Callable[[int], None]:
+    """What process 1 does in place of that step of its training loops."""
+
+    def before(rank: int) -> None:
+        step, calls = TrainingLoop._step, count(1)
+
+        def dying(loop: TrainingLoop) -> torch.Tensor:
+            if next(calls) == number:
+                act()
+            return step(loop)
+
+        if rank == 1:
+            TrainingLoop._step = dying  # type: ignore[method-assign]
+
+    return before
+
+
+def command(settings: dict[str, Any], folder: Path, *more: str) -> Callable[[], None]:
+    """A run by the command line, whose process writes its standard error to a file of its rank."""
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings))
+
+    def work() -> None:
+        with open(folder / f"stderr-{os.environ['RANK']}", "w") as stderr, contextlib.redirect_stderr(stderr):
+            cli.main(["run", "--model=TALLRec", "--dataset=tiny", f"--config_files={file}", *more])
+
+    return work
+
+
+def told(folder: Path) -> list[str]:
+    """The errors that the processes told, and what any but the first wrote besides."""
+    first, *others = ((folder / f"stderr-{rank}").read_text().splitlines() for rank in range(2))
+    return [line for line in first if line.startswith(("error", "interrupted"))] + [line for lines in others for line in lines]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_after_the_death_of_one_the_other_ends_and_the_same_command_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
+    names = ("whole", "killed")
+    whole, killed = ({**settings, "use_gpu": False, "save_every_seconds": 0, "checkpoint_dir": str(tmp_path / n)} for n in names)
+    assert exit_codes(start(command(whole, tmp_path))) == [0, 0] and told(tmp_path) == []
+    assert exit_codes(start(command(killed, tmp_path), before=at_step(6, die)), 60) == [2, -signal.SIGKILL]
+    (line,) = told(tmp_path)
+    assert line.startswith("error: another process of this run has ended")
+    assert not (tmp_path / "killed" / "runs").exists()
+    assert exit_codes(start(command(killed, tmp_path))) == [0, 0] and told(tmp_path) == []
+    assert "ingredient: resuming from step 5 of 16" in (tmp_path / "stderr-0").read_text()
+    assert record_of(killed)["ranks"] == record_of(whole)["ranks"]
+    expected, found = weights(whole), weights(killed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[file][name], tensor) for file, tensors in expected.items() for name, tensor in tensors.items())
+
+
+def test_an_error_of_one_process_ends_all_with_one_line(settings: dict[str, Any], tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("no memory is left")
+
+    settings = {**settings, "use_gpu": False}
+    assert exit_codes(start(command(settings, tmp_path), before=at_step(3, fail)), 60) == [2, 2]
+    assert told(tmp_path) == ["error: process 1 of 2: no memory is left"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["--lora_batch_size=0"], "lora_batch_size"),
+        (["--gpu_id=0,1"], "gpu_id: 0,1 is for one process"),
+        (["--model=BPR", "--eval_args={'mode': 'full'}"], "--model=BPR: RecBole's own loop trains it in one process, not in 2"),
+    ],
+)
+def test_an_error_of_all_processes_is_told_once(settings: dict[str, Any], tmp_path: Path, keys: list[str], said: str) -> None:
+    assert exit_codes(start(command({**settings, "use_gpu": False}, tmp_path, *keys)), 60) == [2, 2]
+    (line,) = told(tmp_path)
+    assert line.startswith("error: ") and said in line
