@@ -38,8 +38,8 @@ class SafeCheckpoints(Trainer):
         score, result = super()._valid_epoch(*args, **kwargs)
         if current().size == 1:
             return score, result
-        score, result = current().agree([float(score), {name: float(value) for name, value in result.items()}])
-        return score, result
+        agreed: list[Any] = current().agree([float(score), {name: float(value) for name, value in result.items()}])
+        return agreed[0], agreed[1]
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         processes = current()
