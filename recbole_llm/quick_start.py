@@ -14,6 +14,7 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_llm import compat, logs
+from recbole_llm.classical import building
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.shared import check_shared
 from recbole_llm.classical.trainer import trainer_class
@@ -126,6 +127,8 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
             predictions=predictions.FILE if config["save_predictions"] else None,
             plan=planned.as_dict(measured),
             passport=run.passport,
+            checkpoint=trainer.checkpoint,
+            histories_sha256=run.test._dataset.histories.fingerprint,
             **trainer.recommender.findings(record.rows),
         )
         if best_valid_result is not None:
@@ -209,7 +212,7 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     valid.users, test.users = (ranked_users(config, data.histories, phase) for phase in ("valid", "test"))
 
     init_seed(config["seed"], config["reproducibility"])  # the initial weights must not depend on earlier draws
-    model = config.model_class(config, train._dataset).to(config["device"])
+    model = building.build(config, train._dataset)
     trainer = trainer_class(config)(config, model)
     check_shared(trainer, config["model"])
     logger.info(logs.model_line(model))

@@ -9,7 +9,8 @@ Legend: N users, K longest list, I items, V words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,9 @@ class Diversity(ListMetric):
         return found
 
 
-def accuracy(result: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a result that do not describe the lists themselves."""
-    return {name: value for name, value in result.items() if not describes_lists(name)}
+def accuracy(metrics: Iterable[str]) -> list[str]:
+    """The metrics that do not describe the lists themselves; lists of candidates are not recommendations."""
+    return [name for name in metrics if not describes_lists(name)]
 
 
 def title_vectors(titles: list[str]) -> csr_matrix:
@@ -98,8 +99,8 @@ class SafeCollector(Collector):
         Raises:
             ValueError: Diversity without titles.
         """
-        super().data_collect(train_data)
-        data = train_data.dataset
+        data = train_data._dataset  # which RecBole's loader of knowledge-aware models does not also call dataset
+        super().data_collect(SimpleNamespace(dataset=data))
         if self.register.need("data.count_items") and "histories" in vars(data):
             counts = data.histories.train_counts
             self.data_struct.set("data.count_items", {int(item): int(counts[item]) for item in counts.nonzero()[0]})

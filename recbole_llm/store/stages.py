@@ -172,7 +172,9 @@ class StageCache:
             else:
                 self._build(stage, folder)
                 processes.wait()  # for the result of process 0
-        self.folders.setdefault(stage.name, folder)  # the model's part runs before a retriever of the same name
+        # the model's part runs before a retriever of the same name, which the record has by the name of its folder
+        if self.folders.setdefault(stage.name, folder) != folder:
+            self.folders[folder.name] = folder
 
     @contextlib.contextmanager
     def _locked(self, stage: Stage) -> Iterator[float]:
