@@ -76,6 +76,19 @@ class World:
         """A command from beginning to end."""
         return self.start(arguments, place, before).wait()
 
+    def whole(self, model: str, before: Callable[[], Any] = lambda: None) -> tuple[Path, Outcome, dict[str, Any]]:
+        """An undisturbed run in a folder of its own: its ``saved``, how it ended, and its record.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        saved = self.folder / model / "whole" / "saved"
+        outcome = self.run(self.arguments(model, saved), saved.parent, before)
+        found = record(saved)
+        if outcome.code or found is None:
+            raise RuntimeError(f"{model}: {outcome.text}")
+        return saved, outcome, found
+
     def warm(self) -> None:
         """Import what runs import, so that the children need not."""
         import torch
