@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,12 +108,12 @@ class Command:
     """A command of the command line in a forked child."""
 
     def __init__(self, arguments: Sequence[str], place: Path, before: Callable[[], Any]):
-        self._output, self._began = place / "output.txt", time.monotonic()
+        self._began, self._text = time.monotonic(), b""
+        read, write = os.pipe()  # a file would have the limits of the child
 
         def child() -> None:
-            out = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
+            os.dup2(write, 1)
+            os.dup2(write, 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             os.chdir(place)
             from recbole_llm import cli
@@ -134,6 +135,13 @@ class Command:
 
         self._process = multiprocessing.get_context("fork").Process(target=child)
         self._process.start()
+        os.close(write)
+        self._reader = threading.Thread(target=self._drain, args=(read,), daemon=True)
+        self._reader.start()
+
+    def _drain(self, read: int) -> None:
+        with os.fdopen(read, "rb") as stream:
+            self._text = stream.read()
 
     def kill_after(self, seconds: float) -> bool:
         """Kill it at a moment, wherever it is; False if it had ended."""
@@ -147,8 +155,8 @@ class Command:
         self._process.join(seconds)
         self._process.kill()
         self._process.join()
-        text = self._output.read_text(errors="replace") if self._output.exists() else ""
-        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, text)
+        self._reader.join(10)
+        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, self._text.decode(errors="replace"))
 
 
 def differing(one: Any, other: Any, place: str = "") -> list[str]:
