@@ -34,7 +34,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _fail(message: str) -> NoReturn:
     if tells():
-        print(f"error: {one_line(message)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be a file on the full disk
+            print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 
