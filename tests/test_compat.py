@@ -148,6 +148,10 @@ def test_pandas_3_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) ->
         ("utils/url.py", "input(", "RankedTime._download (question)"),
         ("data/dataset/dataset.py", "torch.FloatTensor(value)", "RankedTime._rank_time"),
         ("evaluator/collector.py", "self.data_struct._data_dict[key].cpu()", "beyond_accuracy.SafeCollector"),
+        ("trainer/trainer.py", "torch.save(state, saved_model_file)\n", "SafeCheckpoints.save_pretrained_model"),
+        ("model/general_recommender/ract.py", 'model from", self.pre_model_path', "logs._with_place"),
+        ("model/sequential_recommender/s3rec.py", "torch.load(self.pre_model_path)", "building.build"),
+        ("data/dataset/dataset.py", "matrix = np.zeros((token_num, max_len))", "NamedColumns._preload_weight_matrix"),
         ("utils/logger.py", "logging.basicConfig(level=level, handlers=[sh, fh])", "logs.init_logging"),
     ],
 )

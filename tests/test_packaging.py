@@ -122,6 +122,8 @@ def test_classifiers_and_ci_name_the_same_pythons() -> None:
     assert pythons == re.findall(r"^Programming Language :: Python :: (3\.\d+)$", classifiers, re.MULTILINE)
     assert setup_cfg()["options"]["python_requires"] == f">={pythons[0]}"
     assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["ci"]["steps"]]
+    weekly = yaml.safe_load((ROOT / ".github/workflows/versions.yml").read_text(encoding="utf-8"))["jobs"]["versions"]
+    assert weekly["strategy"]["matrix"] == {"python": pythons, "versions": ["lowest", "newest"]}
 
 
 def test_the_citation_is_of_this_version() -> None:

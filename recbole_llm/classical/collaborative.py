@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from recbole_llm.classical import building
 from recbole_llm.classical.imported_checkpoint import ImportedCheckpoint, read_checkpoint
 from recbole_llm.classical.inner_config import check_split, inner_config
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
@@ -98,7 +99,7 @@ class CollaborativeModel:
         return isinstance(self.model, SequentialRecommender)
 
     def _fresh_model(self) -> Any:
-        return self.config.model_class(self.config, self.loaders[0]._dataset).to(self.device)
+        return building.build(self.config, self.loaders[0]._dataset)
 
     # -- stage ---------------------------------------------------------------------------------------------------------
 
@@ -129,7 +130,7 @@ class CollaborativeModel:
         if self._checkpoint:
             return Cost(note=f"imported from {self._checkpoint}")
         train, valid, _ = self.loaders
-        return training_cost(self.config, lambda: (self._fresh_model(), 0.0), self._trainer_class.batches, train, valid)
+        return training_cost(self.config, lambda: (self._fresh_model(), 0.0), self._trainer_class, train, valid)
 
     def _checkpointed(self) -> ImportedCheckpoint:
         return read_checkpoint(str(self._checkpoint), self.KEYS[2])

@@ -29,7 +29,7 @@ from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_s
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
-from recbole_llm.store.files import fingerprint
+from recbole_llm.store.files import fingerprint, sha256_file
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
@@ -149,6 +149,27 @@ class ProtocolTrainer(SafeCheckpoints):
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
 
+    def restore(self, cache: StageCache, checkpoint: Path | None) -> None:
+        """Load a trained model in place of :meth:`fit`.
+
+        Args:
+            cache: the results of its stages.
+            checkpoint: weights that RecBole's trainer saved; None if the stages were the whole training.
+        """
+        self.cache = cache
+        self._run_stages()
+        if checkpoint is not None:
+            self._load_weights(str(checkpoint))
+        self.model.eval()
+
+    @property
+    def checkpoint(self) -> dict[str, str] | None:
+        """Name and SHA-256 of the file of weights that RecBole's ``fit`` saved; None if it saved none."""
+        file = Path(self.saved_model_file)
+        if self.recommender.trained_in_stages or not file.is_file():
+            return None
+        return {"file": file.name, "sha256": sha256_file(file)}
+
     @classmethod
     def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[Any, Any]:
         """The batches of an epoch, and the loss of each."""
@@ -157,7 +178,7 @@ class ProtocolTrainer(SafeCheckpoints):
     def training_cost(self, train_data: Any, valid_data: Any) -> Cost:
         """What RecBole's ``fit`` costs after the stages, before anything is trained."""
         recommender = self.recommender
-        return training_cost(self.config, recommender.trial_model, self.batches, train_data, valid_data)
+        return training_cost(self.config, recommender.trial_model, type(self), train_data, valid_data)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # RecBole's bar contains control characters for terminals

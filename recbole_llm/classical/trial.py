@@ -8,6 +8,8 @@ from itertools import chain, repeat
 from typing import Any
 
 import torch
+from recbole.trainer import KGATTrainer, KGTrainer, MKRTrainer, NCLTrainer, RaCTTrainer, RecVAETrainer, S3RecTrainer
+from recbole.utils import EvaluatorType
 
 from recbole_llm.evaluation.ranks import candidate_rows, gather_scores
 from recbole_llm.store.costs import Cost
@@ -15,24 +17,29 @@ from recbole_llm.store.trials import trial, worth_a_trial
 
 SAMPLE, USER = 2e-5, 1e-3  # guessed seconds of a training sample and of an evaluation user
 MakeCopy = Callable[[], tuple[Any, float]]
+_OWN_EPOCHS = (KGATTrainer, KGTrainer, MKRTrainer, NCLTrainer, RaCTTrainer, RecVAETrainer, S3RecTrainer)
+"""RecBole's trainers whose epochs are more, or other, than one step for each batch of the loader."""
 
 
-def training_cost(config: Any, make_copy: MakeCopy, batches: Callable[[Any, Any, Any], Any], train: Any, valid: Any) -> Cost:
+def training_cost(config: Any, make_copy: MakeCopy, trainer: type[Any], train: Any, valid: Any) -> Cost:
     """The cost of RecBole's ``fit``, validations included; early stopping may end it before.
 
     Args:
         make_copy: makes a model as ``fit`` gets it, with any weights; returns the seconds of what goes before, too.
-        batches: ``batches(config, model, train)`` are those of an epoch, and the loss of each.
+        trainer: the class, whose ``batches(config, model, train)`` are those of an epoch, and the loss of each.
         train, valid: RecBole's loaders.
     """
     epochs, samples = config["epochs"], len(train._dataset)
+    if issubclass(trainer, _OWN_EPOCHS):
+        return Cost(samples=samples, note=f"RecBole's trainer of {config['model']}, not estimated")
     if not worth_a_trial(SAMPLE * samples * epochs):
         return Cost(samples=samples, note=f"RecBole's trainer, at most {epochs} epochs, not estimated")
     model, before = make_copy()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         return Cost(samples=samples)
-    loader, loss = batches(config, model, train)
+    model.train()  # in which SGL draws its graphs
+    loader, loss = trainer.batches(config, model, train)
     optimizer = torch.optim.Adam(parameters)
     with _endless(loader) as following:
 
@@ -68,6 +75,9 @@ def evaluation_cost(config: Any, make_copy: MakeCopy, data: Any) -> Cost:
 def _evaluation_seconds(config: Any, model: Any, data: Any) -> float:
     def step() -> None:
         interaction = next(following)[0].to(config["device"])
+        if config["eval_type"] == EvaluatorType.VALUE:  # labels of given items
+            model.predict(interaction)
+            return
         some = torch.ones(len(interaction), 1, dtype=torch.long, device=config["device"])  # [B, 1]
         scores = gather_scores(model, interaction, some, config["ITEM_ID_FIELD"])
         candidate_rows(scores, some, some[:, 0], 10)[0].topk(10)  # as for RecBole's metrics

@@ -22,13 +22,13 @@ from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
 from recbole_llm.config.checks import check, naming_source, source_of, unread
+from recbole_llm.config.contents import contents, pretrained
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
 from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN, SEQUENCE_TRAINING
-from recbole_llm.config.predictions import predictions_file
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
 from recbole_llm.data import forms, scenarios
-from recbole_llm.store.files import fingerprint, sha256_file
+from recbole_llm.store.files import fingerprint
 from recbole_llm.store.runs import SavedRun
 
 
@@ -206,8 +206,8 @@ class LLMConfig(Config):
         mode = self.external_config_dict.get("eval_args", {}).get("mode")
         if isinstance(mode, Mapping) and isinstance(self.internal_config_dict["eval_args"].get("mode"), str):
             final["eval_args"]["mode"] = mode  # a mode of one phase alone holds for both, as in RecBole
-        refuses_negatives = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
-        if refuses_negatives and "train_neg_sample_args" not in self.external_config_dict:
+        softmax = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
+        if softmax and not hasattr(self.model_class, "input_type") and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None  # RecBole's SASRec refuses RecBole's default
         lists_only = not getattr(self.model_class, "scores_full_catalogue", True)
         with naming_source([self._beside, *self._given]):
@@ -284,9 +284,7 @@ class LLMConfig(Config):
         """SHA-256 of every given value that can change a result."""
         values = {**self.plain(), "init_from": self.init_run and self.init_run.record["stages"]}  # not its path
         values |= {"own_copy": True} if self.own_copy else {}  # for the run record, which is named by this alone
-        if self["model"] == "Imported":
-            values["predictions_sha256"] = self["predictions"] and sha256_file(predictions_file(self))
-        return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING})
+        return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING} | contents(self))
 
     @property
     def record_file(self) -> Path:
@@ -297,4 +295,5 @@ class LLMConfig(Config):
     @property
     def recbole_fingerprint(self) -> str:
         """SHA-256 of every value that can change what RecBole trains, without the keys of LLMs."""
-        return fingerprint({key: value for key, value in self.plain().items() if key in self._recbole_knows - BOOKKEEPING})
+        known = self._recbole_knows - BOOKKEEPING
+        return fingerprint({key: value for key, value in self.plain().items() if key in known} | pretrained(self))

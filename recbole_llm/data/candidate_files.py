@@ -20,6 +20,7 @@ from pyarrow import csv
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.store.files import atomic_write, sha256_file
+from recbole_llm.store.json_files import read_object
 from recbole_llm.store.locks import locked
 
 logger = getLogger()
@@ -82,7 +83,7 @@ def load_or_draw(
 def _check_origin(file: Path, drawn_from: Mapping[str, str]) -> str:
     """The SHA-256 in a companion file; a ValueError if its candidates were not drawn from ``drawn_from``."""
     try:
-        origin = json.loads(file.read_text())
+        origin = read_object(file, 2**24)
         before, digest = dict(origin["drawn_from"]), str(origin["sha256"])
     except (OSError, ValueError, TypeError, KeyError):
         raise ValueError(f"{file.name}, which records what it was drawn from, is missing or damaged") from None

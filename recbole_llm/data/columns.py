@@ -15,6 +15,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.data import forms
@@ -90,6 +91,8 @@ class NamedColumns:
             super()._preload_weight_matrix()  # type: ignore[misc]
         except ValueError as error:
             raise ValueError(f"preload_weight: {error}") from None
+        # RecBole's are float64, which KSR cannot multiply with its weights
+        self._preloaded_weight = {name: matrix.astype(np.float32) for name, matrix in self._preloaded_weight.items()}
 
     # -- files, while they are read -------------------------------------------------------------------------------------------
 

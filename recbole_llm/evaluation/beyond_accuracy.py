@@ -10,6 +10,7 @@ Legend: N users, K longest list, I items, V words.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,8 +99,8 @@ class SafeCollector(Collector):
         Raises:
             ValueError: Diversity without titles.
         """
-        super().data_collect(train_data)
-        data = train_data.dataset
+        data = train_data._dataset  # which RecBole's loader of knowledge-aware models does not also call dataset
+        super().data_collect(SimpleNamespace(dataset=data))
         if self.register.need("data.count_items") and "histories" in vars(data):
             counts = data.histories.train_counts
             self.data_struct.set("data.count_items", {int(item): int(counts[item]) for item in counts.nonzero()[0]})

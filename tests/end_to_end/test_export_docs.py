@@ -44,7 +44,7 @@ def test_the_python_block_ranks_as_this_package_does(
     code, replaced = re.subn(r"^base, adapter, prompts = .*$", lambda _: values, block("python"), flags=re.MULTILINE)
     assert replaced == 1
     ran: dict[str, Any] = {}
-    exec(compile(code, str(PAGE), "exec"), ran)  # noqa: S102
+    exec(compile(code, str(PAGE), "exec"), ran)
     assert len(capsys.readouterr().out.splitlines()) == len(ran["scores"]) == 5
 
     lines = [json.loads(line) for line in (tmp_path / "prompts" / "test.jsonl").read_text().splitlines()[:5]]
