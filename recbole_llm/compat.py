@@ -16,6 +16,7 @@ timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.Rank
 files are read otherwise than written       :class:`recbole_llm.data.tables.StrictTables`
 a table of lists, of gigabytes              :class:`recbole_llm.data.sequences.UnbuiltLists`
 a Python set for each user and phase        :class:`recbole_llm.data.samplers.ArraySampler`
+two tensors for each user of an evaluation  :class:`recbole_llm.data.eval_loader.ArrayEvalLoader`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.beyond_accuracy.SafeCollector`
 the second run of a process logs nothing     :func:`recbole_llm.logs.init_logging`
 RaCT logs a path without a place for it      :func:`recbole_llm.logs.init_logging`
