@@ -5,8 +5,23 @@ they are used, and :class:`recbole_llm.config.LLMConfig` applies what RecBole 1.
 (:mod:`recbole_llm.compat`).
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from recbole_llm import compat
+
+if TYPE_CHECKING:
+    from recbole_llm.recommend.recommender import RunRecommender
 
 __version__ = "0.1.0"
 
 compat.check_recbole()
+
+
+def load(run: str | Path, *, data_path: str | None = None) -> RunRecommender:
+    """A finished run as a recommender; see :func:`recbole_llm.recommend.recommender.load`."""
+    from recbole_llm.recommend.recommender import load as load_run
+
+    return load_run(run, data_path=data_path)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
-from recbole_llm.cli_errors import reason
+from recbole_llm.cli_errors import one_line, quiet_streams, reason
 from recbole_llm.cli_values import list_of
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
-        with _terminable():
+        with _terminable(), quiet_streams():
             failed = options.function(options, _keys(others))
     except KeyboardInterrupt as interruption:
         print("interrupted: finished stages and runs are kept, and the same command reuses them", file=sys.stderr)
@@ -128,6 +128,33 @@ def _replicate(options: argparse.Namespace, keys: list[str]) -> bool:
     files, missing = replicate(options.names, read_arguments(keys), **own)
     print(*files, sep="\n")
     return bool(missing)
+
+
+def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "recommend")
+    given = [name for name in ("user", "users", "history") if getattr(options, name) is not None]
+    if len(given) != 1:
+        raise ValueError("give one of --user=ID, --history='TITLE|TITLE' and --users=FILE")
+    from recbole_llm import logs
+    from recbole_llm.recommend import output
+    from recbole_llm.recommend.recommender import load
+
+    users = output.read_lines(options.users, "--users") if options.users else [options.user]
+    candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
+    logs.init_console(warnings_alone=True)
+    recommender = load(options.run, data_path=options.data_path)
+    if options.history is not None:
+        titles = [text for text in map(str.strip, options.history.split("|")) if text]
+        asked = [("your history", 0, recommender.titles.find_all(titles, "--history"))]
+    else:
+        asked = [recommender.somebody(user, options.until) for user in users]
+    own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row}
+    own["seen"] = options.seen == "True"
+    if options.out is None:
+        print(*output.show(recommender, asked, **own), sep="\n\n")
+    else:
+        lines = output.write(recommender, asked, options.out, show_progress=True, **own)
+        print(f"{options.out}: {lines:,} lines for {len(asked):,} users")
 
 
 def _tune(options: argparse.Namespace, keys: list[str]) -> None:
@@ -274,6 +301,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of replication.json and replication.md (default: docs)",
     )
+
+    add = command("recommend", _recommend, "what a run recommends to a user", texts.RECOMMEND, texts.RECOMMEND_KEYS)
+    add("--run", type=Path, required=True, metavar="RUN", help="folder of a run, such as saved/runs/SASRec-ml-100k-1234abcd")
+    add("--user", metavar="ID", help="a user of the dataset")
+    add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of anybody')
+    add("--users", type=Path, metavar="FILE", help="users of the dataset, one id per line")
+    add("--top", type=int, default=10, metavar="K", help="number of items for each (default: 10)")
+    add("--candidates", type=Path, metavar="FILE", help="rank these items alone; titles or ids, one per line")
+    add("--until", default="now", choices=("now", "test", "valid"), help="end the history before this item (default: now)")
+    add("--seen", **_SWITCH, help="also recommend items of the history")
+    add("--row", metavar="NAME", help="another row of the run's table, such as ingredient (default: the model)")
+    add("--out", type=Path, metavar="FILE", help="write a .parquet, .csv or .jsonl file instead of printing")
+    add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
 
     add = command("tune", _tune, "search hyper-parameters by the validation score", texts.TUNE, texts.TUNE_KEYS)
     add("--model", "-m", required=True, help="a model, as for recbole-llm run")

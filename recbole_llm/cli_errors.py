@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import linecache
 import sysconfig
+from collections.abc import Iterator
+
+_KEPT = "what was finished is kept, and the same command goes on from there"
+_ELSEWHERE = "or give another --checkpoint_dir, or start in another folder, which log/ is written to"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space ({_KEPT}), {_ELSEWHERE}"),
+    errno.EFBIG: f"the file would be larger than the disk or `ulimit -f` allows; raise the limit ({_KEPT}), {_ELSEWHERE}",
+    errno.EIO: f"the disk may be full or damaged; see to it ({_KEPT}), {_ELSEWHERE}",
+    errno.EROFS: f"the disk is read-only; make it writable ({_KEPT}), {_ELSEWHERE}",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), f"change its permissions, {_ELSEWHERE}"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder should be, or the other way round; move it away"),
+    errno.EISDIR: "a folder is where a file should be; move it away",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise the limit of `ulimit -n`"),
+    errno.ENAMETOOLONG: "give a shorter path",
+}
+
+
+@contextlib.contextmanager
+def quiet_streams() -> Iterator[None]:
+    """A log that cannot be written, such as on a full disk, is no error of its own, and no traceback on the terminal."""
+    import logging
+
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
+
+
+def one_line(text: str, longest: int = 2000) -> str:
+    """A text as one line; of a long one, such as a hostile value, the beginning and the end."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 2 :]}"
 
 
 def reason(error: Exception) -> str:
     """What an error says if it was raised for the user; otherwise its type, too, and where its traceback is kept."""
+    if isinstance(error, OSError) and error.strerror and error.errno in _REMEDIES:
+        where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{where}{': ' if where else ''}{error.strerror}; {_REMEDIES[error.errno]}"
     if isinstance(error, (OSError, ImportError)) or was_raised_here(error):
         return str(error)
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; lower train_batch_size, eval_batch_size or the size of the model, or free some"
     from recbole_llm import logs  # which imports large libraries
 
+    try:
+        kept = f"log file: {logs.keep_traceback(error)}"
+    except OSError as trouble:
+        kept = f"no log file could be written ({trouble})"
     return (
-        f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; log file: "
-        f"{logs.keep_traceback(error)}; RECBOLE_LLM_TRACEBACK=1 shows the traceback"
+        f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; {kept}; "
+        "RECBOLE_LLM_TRACEBACK=1 shows the traceback"
     )
 
 

@@ -4,8 +4,8 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but merge, forecast and cache also accept every key of RecBole and of properties/*.yaml. Command-line values override
-property files, and later files override earlier ones."""
+All commands but recommend, merge, forecast and cache also accept every key of RecBole and of properties/*.yaml. Command-line
+values override property files, and later files override earlier ones."""
 
 END = """
 exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
@@ -84,6 +84,20 @@ examples:
   recbole-llm replicate --show
   recbole-llm replicate --data_path=DIR --jobs=2
   recbole-llm replicate reccocktail-ml-100k --llm=qwen2-7b --eval_users=null --out=replication-qwen2-7b
+"""
+
+RECOMMEND = """
+Show a user's history and what the model of a finished run recommends, with titles and scores. The whole history counts, the test
+item included, and its items are left out. A re-ranker ranks its retriever's best items; if its run has none, since it was
+evaluated on candidates, the retriever is trained first. Nothing else is trained."""
+
+RECOMMEND_KEYS = """
+scores are comparable for one user alone. The columns of a file are user, rank, item, title and score.
+
+examples:
+  recbole-llm recommend --run=saved/runs/SASRec-ml-100k-1234abcd --user=196
+  recbole-llm recommend --run=saved/runs/TALLRec-ml-100k-1234abcd --history="Toy Story|Fargo|Braveheart" --top=5
+  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet
 """
 
 TUNE = """

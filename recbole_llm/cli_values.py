@@ -14,7 +14,7 @@ def list_of(*kinds: type) -> Callable[[str], list[Any]]:
 
     def read(text: str) -> list[Any]:
         values = None
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values = ast.literal_eval(text)
         if not isinstance(values, list) or not values or not all(type(value) in kinds for value in values):
             example = "numbers, such as [0.3, 0.7]" if float in kinds else "whole numbers, such as [2020, 2021]"

@@ -80,9 +80,9 @@ def hide_progress_bars() -> None:
         (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()
 
 
-def init_console() -> None:
-    """Log to standard error, for commands that start runs."""
-    _install([_Terminal()], logging.INFO)
+def init_console(*, warnings_alone: bool = False) -> None:
+    """Log to standard error, for commands that start runs, or from warnings on for those that only read them."""
+    _install([_Terminal()], logging.WARNING if warnings_alone else logging.INFO)
 
 
 def init_logging(config: Any) -> Path:

@@ -108,6 +108,8 @@ def run_recbole_llm(
         predictions=predictions.FILE if config["save_predictions"] else None,
         plan=planned.as_dict(measured),
         passport=run.passport,
+        checkpoint=trainer.checkpoint,
+        histories_sha256=run.test._dataset.histories.fingerprint,
         **trainer.recommender.findings(record.rows),
     )
     test_result = record.rows[0].metrics

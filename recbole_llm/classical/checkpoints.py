@@ -8,11 +8,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy.sparse
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
-from recbole_llm.store.files import temporary_name
+from recbole_llm.store.files import temporary_name, writing
 
 logger = getLogger()
 
@@ -29,7 +31,6 @@ class SafeCheckpoints(Trainer):
         # in parallel runs, RecBole's own name is not unique: it has a resolution of one second
         name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
-        self._written_here: set[str] = set()
         self.training_state: dict[str, Any] = {}
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
@@ -41,16 +42,16 @@ class SafeCheckpoints(Trainer):
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
+            "other_parameter": _plain(self.model.other_parameter()),
             "optimizer": self.optimizer.state_dict(),
             "training_state": self.training_state,
         }
         try:
-            torch.save(state, temporary)
-            os.replace(temporary, final)
+            with writing(Path(final)):
+                torch.save(state, temporary)
+                os.replace(temporary, final)
         finally:
             temporary.unlink(missing_ok=True)
-        self._written_here.add(str(final))
         if verbose:
             logger.info(f"saved {final}")
 
@@ -72,10 +73,7 @@ class SafeCheckpoints(Trainer):
         return result
 
     def _read_checkpoint(self, file: str) -> dict[str, Any]:
-        """A checkpoint's content. Only files that this trainer wrote are unpickled."""
-        if str(file) in self._written_here:
-            # the scipy matrices of item-KNN, EASE and others need pickle
-            return torch.load(file, map_location=self.device, weights_only=False)
+        """A checkpoint's content, of tensors and plain values alone."""
         try:
             return torch.load(file, map_location=self.device, weights_only=True)
         except Exception as error:
@@ -87,7 +85,7 @@ class SafeCheckpoints(Trainer):
     def _load_weights(self, file: str) -> None:
         state = self._read_checkpoint(file)
         self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state.get("other_parameter"))
+        self.model.load_other_parameter(_restored(state.get("other_parameter")))
         logger.info(f"loaded the weights of {file}")
 
     def load_best(self) -> None:
@@ -102,7 +100,43 @@ class SafeCheckpoints(Trainer):
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state.get("other_parameter"))
+        self.model.load_other_parameter(_restored(state.get("other_parameter")))
         self.optimizer.load_state_dict(state["optimizer"])
         self.training_state = state.get("training_state", {})
         logger.info(f"resuming from epoch {self.start_epoch} of {resume_file}")
+
+
+_MATRIX = "scipy.sparse matrix"
+
+
+def _plain(value: Any) -> Any:
+    """``other_parameter`` of a model, so that it is read again without unpickling: matrices as tensors of their parts.
+
+    Modules are left out (DIN, FDSA), since their weights are in the state of the model.
+    """
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items() if not isinstance(entry, torch.nn.Module)}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    if scipy.sparse.issparse(value):  # item-KNN, EASE and others
+        rows = value.tocsr()
+        parts = {name: torch.from_numpy(getattr(rows, name)) for name in ("data", "indices", "indptr")}
+        return {_MATRIX: value.format, "shape": list(value.shape), "array": isinstance(value, scipy.sparse.sparray), **parts}
+    if isinstance(value, np.ndarray | np.generic):
+        return {"numpy": torch.from_numpy(np.asarray(value).copy())}
+    return value
+
+
+def _restored(value: Any) -> Any:
+    """The values of :func:`_plain`."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_restored, value))
+    if not isinstance(value, dict):
+        return value
+    if _MATRIX in value:
+        kind = scipy.sparse.csr_array if value["array"] else scipy.sparse.csr_matrix
+        parts = tuple(value[name].cpu().numpy() for name in ("data", "indices", "indptr"))
+        return kind(parts, shape=tuple(value["shape"])).asformat(value[_MATRIX])
+    if value.keys() == {"numpy"}:
+        return value["numpy"].cpu().numpy()
+    return {key: _restored(entry) for key, entry in value.items()}

@@ -25,11 +25,11 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, refu
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
-from recbole_llm.evaluation.ranks import Ranks, covered, early_stopping_users, exclude_missed, of_users, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_stopping_users, exclude_missed, of_users
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
-from recbole_llm.store.files import fingerprint
+from recbole_llm.store.files import fingerprint, sha256_file
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
@@ -149,6 +149,27 @@ class ProtocolTrainer(SafeCheckpoints):
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         return self.best_valid_score, self.best_valid_result
 
+    def restore(self, cache: StageCache, checkpoint: Path | None) -> None:
+        """Load a trained model in place of :meth:`fit`.
+
+        Args:
+            cache: the results of its stages.
+            checkpoint: weights that RecBole's trainer saved; None if the stages were the whole training.
+        """
+        self.cache = cache
+        self._run_stages()
+        if checkpoint is not None:
+            self._load_weights(str(checkpoint))
+        self.model.eval()
+
+    @property
+    def checkpoint(self) -> dict[str, str] | None:
+        """Name and SHA-256 of the file of weights that RecBole's ``fit`` saved; None if it saved none."""
+        file = Path(self.saved_model_file)
+        if self.recommender.trained_in_stages or not file.is_file():
+            return None
+        return {"file": file.name, "sha256": sha256_file(file)}
+
     @classmethod
     def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[Any, Any]:
         """The batches of an epoch, and the loss of each."""
@@ -185,6 +206,8 @@ class ProtocolTrainer(SafeCheckpoints):
         longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
         self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
         self._scores = self._cached_scores()
+        given = [metric.lower() for metric in self.config["metrics"]]
+        self.evaluator.metrics = given if self._candidates is None else accuracy(given)
         self.ranks = Ranks()
         began = time.monotonic()
         with progress_bar("evaluation", len(eval_data), show=show_progress) as self._bar:
@@ -193,8 +216,6 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.close()
             self.users_per_second = None if self._scores.found else self.users_per_second
-        if self._candidates is not None:  # lists of candidates are not recommendations
-            result = accuracy(result)
         if self.ranks.tie_rate > 0.01:
             logger.info(f"ties: the target has the score of another item for {self.ranks.tie_rate:.1%} of the users")
         return result
@@ -223,11 +244,10 @@ class ProtocolTrainer(SafeCheckpoints):
         scores = scores if self._variant.partial else finite(scores)
         if self.predictions is not None:
             self.predictions.add(users, listed, scores)
-        target, rows = positive_i.to(self.device), torch.arange(len(users))
-        catalogue = scatter_to_catalogue(scores, listed, self.tot_item_num, partial=self._variant.partial)  # [B, I]
-        missed = exclude_missed(catalogue, rows, target)  # the candidates of a retriever may lack the target
+        target = positive_i.to(self.device)  # [B]
+        rows, columns, missed = candidate_rows(scores, listed, target, max(self.config["topk"]), partial=self._variant.partial)
         self.ranks.add(users, scores, (listed == target[:, None]).int().argmax(1), missed)
-        return interaction, catalogue, rows, positive_i
+        return interaction, rows, torch.arange(len(users)), columns
 
     def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:
         """What :meth:`evaluate` of all variants costs, before training, or of the model on the users of early stopping."""

@@ -11,7 +11,7 @@ import torch
 from recbole.trainer import KGATTrainer, KGTrainer, MKRTrainer, NCLTrainer, RaCTTrainer, RecVAETrainer, S3RecTrainer
 from recbole.utils import EvaluatorType
 
-from recbole_llm.evaluation.ranks import gather_scores, scatter_to_catalogue
+from recbole_llm.evaluation.ranks import candidate_rows, gather_scores
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.trials import trial, worth_a_trial
 
@@ -80,7 +80,7 @@ def _evaluation_seconds(config: Any, model: Any, data: Any) -> float:
             return
         some = torch.ones(len(interaction), 1, dtype=torch.long, device=config["device"])  # [B, 1]
         scores = gather_scores(model, interaction, some, config["ITEM_ID_FIELD"])
-        scatter_to_catalogue(scores, some, model.n_items).topk(min(10, model.n_items))  # as for RecBole's metrics
+        candidate_rows(scores, some, some[:, 0], 10)[0].topk(10)  # as for RecBole's metrics
 
     model.eval()
     with torch.no_grad(), _endless(data) as following:

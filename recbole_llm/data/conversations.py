@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recbole_llm.data.chat_templates import render
 from recbole_llm.data.templates import PromptSettings
 from recbole_llm.data.tokens import TextTokens
 
@@ -96,10 +97,10 @@ class Conversations:
         messages = [{"role": "system", "content": self._settings.system}] if self._settings.system else []
         messages.append({"role": "user", "content": user})
         if not answer:
-            options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}  # as docs/export.md says
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options)) == rendered
+            # as docs/export.md says
+            return render(self._tokenizer, messages, dated=False, add_generation_prompt=True, enable_thinking=False) == rendered
         messages.append({"role": "assistant", "content": answer})
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False)).startswith(rendered + answer)
+        return render(self._tokenizer, messages, dated=False).startswith(rendered + answer)
 
     def _without_bos(self, prompt: Sequence[int]) -> list[int]:
         """The prompt without a BOS that the tokenizer adds before the text of the chat template."""

@@ -19,6 +19,11 @@ from recbole_llm.data.united import unite
 
 logger = getLogger()
 
+PAIRS = 2**22
+"""Users times items in a batch that evaluates a general model, at least; the size of RecBole's published benchmarks."""
+SCORES = 2**24
+"""Users times items in a full ranking of a sequential model, at most: 64 MiB of 32-bit numbers, in a few copies."""
+
 _BY_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
 
 
@@ -89,10 +94,31 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         sampling = config["train_neg_sample_args"]
         samplers[0].append(KGSampler(dataset, sampling["distribution"], sampling["alpha"]))
     train, valid, test = (
-        get_dataloader(config, phase)(config, split, *sampler, shuffle=phase == "train" and config["shuffle"])
+        get_dataloader(config, phase)(
+            _batched(config, phase, dataset.item_num), split, *sampler, shuffle=phase == "train" and config["shuffle"]
+        )
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
     return train, valid, test
+
+
+def _batched(config: Any, phase: str, items: int) -> Any:
+    """``config`` with the size of evaluation batches.
+
+    RecBole counts pairs of a user and an item for general models, so that its default is one user of 4,096 items, and users for
+    sequential models, so that a batch of it has 4,096 scores for each item.
+    """
+    given = config["eval_batch_size"]
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        # RecBole's Random draws one order of the items for all users of a batch
+        size = given if config["model"] == "Random" else max(given, PAIRS)
+    else:
+        size = min(given, max(1, SCORES // items)) if phase in config["full_phases"] else given
+    if phase == "train" or size == given or phase not in (*config["full_phases"], *config["candidate_phases"]):
+        return config
+    batched = copy.copy(config)
+    batched.final_config_dict = {**config.final_config_dict, "eval_batch_size": size}
+    return batched
 
 
 def _check_topk(config: Any, dataset: Any) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from itertools import chain
 from logging import getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recbole_llm.data.chat_templates import UnboundedTemplateError, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = getLogger()
-
-TODAY = datetime(2024, 7, 26)  # for chat templates that show the date, the one that Llama 3.1's shows
-_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
 class TextTokens:
@@ -74,7 +72,7 @@ class TextTokens:
         """The text as the user's message in the tokenizer's chat template; the same text on every day.
 
         Raises:
-            ValueError: there is no template, or it refuses these messages.
+            ValueError: there is no template, it refuses these messages, or is not bounded (:func:`.chat_templates.render`).
         """
         tokenizer = self._tokenizer
         if not tokenizer.chat_template:
@@ -82,9 +80,11 @@ class TextTokens:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         try:  # enable_thinking: the answer is a title, without reasoning before it; most templates ignore the argument
-            template = _NOW.sub(lambda found: repr(TODAY.strftime(found["format"])), tokenizer.get_chat_template())
-            options: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, "enable_thinking": False}
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            return render(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
+        except UnboundedTemplateError as error:
+            raise ValueError(
+                f"chat: the chat template of {tokenizer.name_or_path!r} {error}; correct its chat template, or set chat: false"
+            ) from error
         except Exception as error:  # whatever a template raises
             raise ValueError(
                 f"system: {system!r}: the chat template of {tokenizer.name_or_path!r} rejects it: {error}; give "

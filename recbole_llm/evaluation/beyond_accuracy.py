@@ -9,7 +9,7 @@ Legend: N users, K longest list, I items, V words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,9 +74,9 @@ class Diversity(ListMetric):
         return found
 
 
-def accuracy(result: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a result that do not describe the lists themselves."""
-    return {name: value for name, value in result.items() if not describes_lists(name)}
+def accuracy(metrics: Iterable[str]) -> list[str]:
+    """The metrics that do not describe the lists themselves; lists of candidates are not recommendations."""
+    return [name for name in metrics if not describes_lists(name)]
 
 
 def title_vectors(titles: list[str]) -> csr_matrix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
+
+from recbole_llm.store.json_files import DEEPEST, is_deep
 
 SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 _PACKED = (".gz", ".bz2", ".zst")
@@ -71,7 +74,11 @@ def _csv(path: Path) -> pa.Table:
 
 
 def _json_lines(path: Path) -> pa.Table:
-    """Raises ValueError for the first line that is no JSON object."""
+    """Raises ValueError for the first line that is no JSON object, or is one within objects without end."""
+    with pa.input_stream(str(path), compression="detect") as stream:
+        for number, line in enumerate(io.BufferedReader(stream), start=1):
+            if not _is_flat(line):  # deeper ones overflow the stack of pyarrow's reader, which ends the process
+                _check_line(path, number, line.decode("utf-8-sig", errors="replace"))
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
             return pajson.read_json(stream)
@@ -81,18 +88,31 @@ def _json_lines(path: Path) -> pa.Table:
         raise
 
 
+def _is_flat(line: bytes) -> bool:
+    """Whether a line is surely one object without others within it."""
+    line = line.strip()
+    once = line[:1] == b"{" and line[-1:] == b"}" and line.count(b"{") == 1 == line.count(b"}")
+    return not line or (once and b"[" not in line and b"\\" not in line and not line.count(b'"') % 2)
+
+
 def _find_damage(path: Path, content: bytes) -> None:
     for number, line in enumerate(content.decode("utf-8-sig", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            found, reason = None, str(error)
-        else:
-            reason = f"{type(found).__name__} instead of an object"
-        if not isinstance(found, dict):
-            raise ValueError(
-                f"predictions: {path}, line {number}: {reason}; each line is an object such as "
-                '{"user": "196", "item": "242", "score": 0.25}'
-            )
+        _check_line(path, number, line)
+
+
+def _check_line(path: Path, number: int, line: str) -> None:
+    if not line.strip():
+        return
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        found, reason = None, str(error)
+    else:
+        reason = (
+            f"more than {DEEPEST} objects within objects" if is_deep(found) else f"{type(found).__name__} instead of an object"
+        )
+    if not isinstance(found, dict) or is_deep(found):
+        raise ValueError(
+            f"predictions: {path}, line {number}: {reason}; each line is an object such as "
+            '{"user": "196", "item": "242", "score": 0.25}'
+        )

@@ -1,17 +1,20 @@
 """Scores -> RecBole's metrics, and the rank of every user.
 
-To RecBole, the candidate protocol is full ranking: one row per user, a score for each item of the catalogue, minus infinity
-outside the candidates. So all of RecBole's metrics apply.
+To RecBole, the candidate protocol is the full ranking of a catalogue that holds the candidates alone: one row per user, a column
+for each slot. RecBole's metrics of accuracy read where the target ranks in a row, not which item a column is, so they all apply.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from recbole_llm.data.histories import drawn_users
 
@@ -78,22 +81,57 @@ class Ranks:
         return sum(tie > 0 for tie in self.ties) / max(len(self.ties), 1)
 
 
+SCORES = 2**24
+"""Scores of a user and an item that are held at once, in a few copies, at most: 64 MiB of 32-bit numbers."""
+
+_PAIRS = 2**18  # users and items that a model without full ranking scores at once
+_BY_ITEM = frozenset({"Pop"})  # whose scores of single items are exactly those of the full ranking, at no other cost per item
+
+
 def gather_scores(model: Any, interaction: Any, candidates: Tensor, item_field: str) -> Tensor:
-    """Scores [B, C] of candidates [B, C] by a RecBole model, from its full ranking or, if it has none, item by item."""
-    try:
+    """Scores [B, C] of candidates [B, C] by a RecBole model with I items.
+
+    They are the model's full ranking at the candidates, of so many users at once that it has :data:`SCORES` scores; or scores
+    item by item, if the model has no full ranking, or if that gives the same numbers.
+    """
+
+    def part(interaction: Any, candidates: Tensor) -> Tensor:
         full = model.full_sort_predict(interaction)
-    except NotImplementedError:
-        rows = interaction.repeat_interleave(candidates.size(1))  # B * C
+        return full.view(len(candidates), -1).gather(1, candidates)  # [b, I] -> [b, C]
+
+    def by_item(interaction: Any, candidates: Tensor) -> Tensor:
+        rows = interaction.repeat_interleave(candidates.size(1))  # b * C
         rows.interaction[item_field] = candidates.flatten()
-        return model.predict(rows).view_as(candidates)  # [B, C]
-    return full.view(len(candidates), -1).gather(1, candidates)  # [B, I] -> [B, C]
+        return model.predict(rows).view_as(candidates)  # [b, C]
+
+    if type(model).__name__ not in _BY_ITEM:
+        with contextlib.suppress(NotImplementedError):
+            return in_parts(part, interaction, candidates, SCORES // model.n_items)
+    return in_parts(by_item, interaction, candidates, _PAIRS // candidates.size(1))
 
 
-def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int, *, partial: bool = False) -> Tensor:
-    """Candidate scores [B, C] as catalogue scores [B, item_count] without ties.
+def in_parts(score: Callable[[Any, Tensor], Tensor], interaction: Any, candidates: Tensor, number: int) -> Tensor:
+    """Scores [B, C] of candidates [B, C] by ``score``, of ``number`` users at once."""
+    number = max(1, number)
+    if len(candidates) <= number:
+        return score(interaction, candidates)
+    starts = range(0, len(candidates), number)
+    return torch.cat([score(interaction[start : start + number], candidates[start : start + number]) for start in starts])
+
+
+def candidate_rows(
+    scores: Tensor, candidates: Tensor, targets: Tensor, longest: int, *, partial: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of candidates [B, C] as RecBole's rows [B, W], the column of each target [B], and which targets are missed [B].
 
     Scores become minus their rank, so equal scores have the order of the candidate file, not one that ``torch.topk`` chooses. If
-    they are ``partial``, minus infinity stays: such a candidate is not ranked.
+    they are ``partial``, minus infinity stays: such a candidate is not ranked. Columns from C on hold no candidate. They are at
+    minus infinity, but where the target is missed all other columns are above it, so that it is in no list of ``longest`` items.
+
+    Args:
+        scores, candidates: [B, C].
+        targets: [B], each at most once among the candidates.
+        longest: of the lists that metrics read; W is at least two more.
 
     Raises:
         ValueError: a score is not a number.
@@ -102,9 +140,18 @@ def scatter_to_catalogue(scores: Tensor, candidates: Tensor, item_count: int, *,
         raise ValueError("the model returned NaN as the score of some candidates, which cannot be ranked")
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices  # [B, C]
     places = torch.empty_like(order).scatter_(1, order, torch.arange(scores.size(1), device=scores.device).expand_as(order))
-    row = torch.full((scores.size(0), item_count), -torch.inf, device=scores.device)  # [B, I]
-    ranks = (-places).float()
-    return row.scatter_(1, candidates, ranks.masked_fill(scores == -torch.inf, -torch.inf) if partial else ranks)
+    ranks = (-places).float()  # [B, C]
+    if partial:
+        ranks = ranks.masked_fill(scores == -torch.inf, -torch.inf)
+    rows = pad(ranks, (0, max(longest - scores.size(1), 0) + 2), value=-torch.inf)  # [B, W]
+    found = (candidates == targets[:, None]) & (ranks > -torch.inf)  # [B, C]
+    missed, columns = ~found.any(1), found.int().argmax(1)  # [B], [B]
+    if missed.any():
+        lowest = torch.finfo(rows.dtype).min
+        short = rows[missed].clamp(min=lowest / 2)
+        short[:, -2], short[:, -1] = lowest, -torch.inf  # the target is below all that are ranked
+        rows[missed], columns[missed] = short, rows.size(1) - 2
+    return rows, columns, missed
 
 
 def exclude_missed(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:

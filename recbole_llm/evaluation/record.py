@@ -19,8 +19,9 @@ from recbole_llm.data import forms
 from recbole_llm.data.split_facts import split_facts
 from recbole_llm.evaluation import metrics, slices
 from recbole_llm.evaluation.ranks import Ranks
-from recbole_llm.evaluation.record_files import by_user, sealed
+from recbole_llm.evaluation.record_files import by_user
 from recbole_llm.store.files import atomic_write
+from recbole_llm.store.json_files import sealed
 
 _INTERVAL = "half_width_95"
 _LIBRARIES = ("recbole", "torch", "transformers", "peft", "numpy", "scipy", "pandas")

@@ -5,16 +5,15 @@ A leaderboard shows what stands in records, so it must not show a figure that th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.evaluation import metrics
-from recbole_llm.store.files import DamagedError, fingerprint
+from recbole_llm.store.files import DamagedError
+from recbole_llm.store.json_files import CHECKSUM, checksum, read_object
 
-CHECKSUM = "checksum"
 _DECIMALS = 4  # RecBole's `metric_decimal_place`
 
 
@@ -29,12 +28,6 @@ def ranks_of(record: Mapping[str, Any], row: str) -> dict[str, float]:
     return {user: math.inf if rank is None else rank for user, rank in record["ranks"].get(row, {}).items()}
 
 
-def sealed(content: Mapping[str, Any]) -> str:
-    """The text of a record, with the SHA-256 of its values, whatever their order and layout."""
-    values = json.loads(json.dumps(content, default=float))
-    return json.dumps({**values, CHECKSUM: fingerprint(values)}, indent=1)
-
-
 def read_record(path: Path, identity: str | None = None) -> dict[str, Any]:
     """Read and check the record of a run.
 
@@ -47,10 +40,7 @@ def read_record(path: Path, identity: str | None = None) -> dict[str, Any]:
         FileNotFoundError: there is no record.
         DamagedError: the record is not what was written, contradicts itself, or is of another run; names the file and the fault.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: it is not JSON ({error})") from error
+    record = read_object(path)
     if fault := _fault(record, identity):
         raise DamagedError(f"{path} {fault}")
     return record
@@ -60,7 +50,7 @@ def _fault(record: Any, identity: str | None) -> str | None:
     """What is wrong with the content of a record."""
     if not isinstance(record, dict) or not _has_form(record):
         return "is damaged: it does not have the form of a record"
-    if CHECKSUM in record and record[CHECKSUM] != fingerprint({key: record[key] for key in record if key != CHECKSUM}):
+    if CHECKSUM in record and record[CHECKSUM] != checksum(record):
         return "is damaged or was edited: its values are not those that the run wrote"
     if identity is not None and record.get("fingerprint") != identity:
         return "is the record of a run with other settings"

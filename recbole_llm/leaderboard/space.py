@@ -27,7 +27,11 @@ def read_space(file: Path) -> Space:
         ValueError: a line has another form, or a key that changes the data or the evaluation; names file and line.
     """
     space: Space = {}
-    for number, line in enumerate(property_file(file, "--params_file").read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = property_file(file, "--params_file").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: it is not text in UTF-8 ({error}); write it again") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         key, kind, text = (*line.split(maxsplit=2), "", "")[:3]
@@ -47,7 +51,7 @@ def read_space(file: Path) -> Space:
 def _values(kind: str, text: str) -> list[Any] | None:
     try:
         values = ast.literal_eval(text if kind == "choice" else f"[{text}]")
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     if kind == "choice":
         return values if isinstance(values, list) and values else None

@@ -187,5 +187,5 @@ def from_json(text: str) -> Leaderboard:
         content = json.loads(text)
         tables = [Table(**table | {"rows": [row(line) for line in table["rows"]]}) for table in content["tables"]]
         return Leaderboard(**content | {"tables": tables})
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"not the content of a leaderboard.json ({error}); run recbole-llm leaderboard again") from error

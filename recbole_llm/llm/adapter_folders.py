@@ -6,7 +6,6 @@ An adapter that passes :func:`read_adapter` is exactly ``dW = s B A`` in each of
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_llm.store.files import fingerprint, sha256_file
+from recbole_llm.store.files import check_sum, fingerprint, sha256_file
+from recbole_llm.store.json_files import DamagedError, read_object
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PICKLED_FILE = "adapter_model.bin"
+LARGEST_CONFIG = 2**24
 KEY_PREFIX = "base_model.model."
 
 # settings of peft's LoraConfig that may have any value: the adapter is still exactly s * B A
@@ -108,11 +109,9 @@ def read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} is not a PEFT adapter in safetensors format: it has no {file}")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is not valid JSON ({error}); copy the folder again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG_FILE} holds a {type(config).__name__}, not the object that peft writes")
+        config = read_object(folder / CONFIG_FILE, LARGEST_CONFIG)
+    except DamagedError as error:
+        raise ValueError(f"{error}; copy the folder again") from error
     if (kind := config.get("peft_type")) != "LORA":
         raise ValueError(
             f"adapter {name or folder.name!r} in {folder}: peft_type {kind!r} cannot be summed, only LORA can; give a LoRA"
@@ -146,6 +145,11 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
     from safetensors.torch import load_file
 
     config = read_config(folder, name)
+    try:
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            check_sum(folder / file)
+    except DamagedError as error:
+        raise ValueError(f"{error}; copy or train it again") from error
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:

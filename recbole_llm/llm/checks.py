@@ -6,7 +6,6 @@ precision and attention, the versions of torch and transformers, what the run as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from recbole_llm.llm.reading import Reading
 from recbole_llm.settings import Settings
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import atomic_write, fingerprint, preserved_random_state
+from recbole_llm.store.json_files import DamagedError, read_sealed, sealed
 
 logger = getLogger()
 
@@ -55,7 +55,7 @@ class BackboneCheck(Settings):
                 reading = exact_reading(causal.model, scorer=self.scorer, longest=longest, source=name)
             file = self._file(identity)
             file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, json.dumps(reading.as_dict(), indent=2))
+            atomic_write(file, sealed(reading.as_dict()))
         for warning in reading.warnings:
             logger.warning(f"{name}: {warning}")
         return reading
@@ -63,7 +63,13 @@ class BackboneCheck(Settings):
     def known(self, identity: str) -> Reading | None:
         """The cached reading of the backbone of this identity."""
         file = self._file(identity)
-        return Reading.of(json.loads(file.read_text())) if file.is_file() else None
+        try:
+            return Reading.of(read_sealed(file))
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            logger.warning(f"{error}; the backbone is checked again")
+            return None
 
     def _file(self, identity: str) -> Path:
         versions = [version("torch"), version("transformers")]

@@ -54,7 +54,7 @@ def _in_tensors(handle: BinaryIO) -> Iterator[tuple[int, int]]:
         for start, end in ends:
             taken = min(TENSOR_SAMPLE, end - start)
             yield 8 + length + (start + end - taken) // 2, taken
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
 
 

@@ -6,7 +6,6 @@ to that of the undivided batch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from recbole_llm.llm.lora_inputs import SharedInputs
 from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_tokens, training_memory
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.store.files import atomic_write
+from recbole_llm.store.json_files import DamagedError, read_sealed, sealed
 from recbole_llm.training.loop import Epochs, LoopOptions
 
 if TYPE_CHECKING:
@@ -82,10 +82,13 @@ def bounded_memory(lm: Any, options: LoopOptions, folder: Path, *, r: int | None
     if options.batch_tokens is not None:
         tokens = options.batch_tokens
     elif file.is_file():
-        tokens = int(json.loads(file.read_text())["tokens"])
+        try:
+            tokens = int(read_sealed(file)["tokens"])
+        except DamagedError as error:
+            raise ValueError(f"{error}; delete {folder}, and this training begins anew") from error
     else:
         tokens = _fitting_tokens(lm, options.max_memory, r=r, dropout=dropout, checkpointing=on)
-        atomic_write(file, json.dumps({"tokens": tokens}))
+        atomic_write(file, sealed({"tokens": tokens}))
     logger.info(f"micro-batches of {tokens:,} tokens" + (", layers computed again in the backward pass" if on else ""))
     with _checkpointed(lm) if on else _unchanged():
         yield tokens

@@ -4,16 +4,18 @@ Ji, Sun, Zhang, Li, "A Re-visit of the Popularity Baseline in Recommender System
 the time of an interaction is a far better baseline than popularity in the whole training split, which includes what happened
 later. Here, the recent past of a user is a share of all training interactions, the last ones before the user's latest known item.
 
-Legend: B users, N training interactions, I items.
+Legend: B users, C candidates, N training interactions, I items.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from logging import getLogger
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from recbole_llm.data.training_rows import time_fields
 from recbole_llm.model.shortcut import Shortcut
@@ -41,9 +43,26 @@ class RecentPop(Shortcut):
         self.items, self.times = items[order], times[order]  # [N]
 
     def catalogue_scores(self, interaction: Any) -> np.ndarray:
+        return counts_between(self.items, *self._past(interaction), self.n_items) + self.popularity
+
+    def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
+        listed, (starts, ends) = candidates.cpu().numpy(), self._past(interaction)  # [B, C], [B], [B]
+        until, before = (np.searchsorted(self._events, self._event(listed, places[:, None])) for places in (ends, starts))
+        counts = (until - before).astype(np.float32)  # [B, C]
+        return torch.from_numpy(counts + self.popularity[listed]).to(self.device)
+
+    @cached_property
+    def _events(self) -> np.ndarray:
+        """The training interactions [N] as numbers, by item, then by place in time."""
+        return np.sort(self._event(self.items, np.arange(len(self.items))))
+
+    def _event(self, items: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return items.astype(np.int64) * (len(self.items) + 1) + places
+
+    def _past(self, interaction: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Where each user's recent past starts [B] and ends [B] among the training interactions."""
         ends = np.searchsorted(self.times, self._now(interaction), side="right")  # [B]
-        starts = np.maximum(ends - max(1, round(self.share * len(self.items))), 0)
-        return counts_between(self.items, starts, ends, self.n_items) + self.popularity
+        return np.maximum(ends - max(1, round(self.share * len(self.items))), 0), ends
 
     def _now(self, interaction: Any) -> np.ndarray:
         """The time of each user's latest item [B]; after the whole training split for a history without items or times."""

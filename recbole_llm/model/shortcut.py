@@ -20,6 +20,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from recbole_llm.data.training_rows import TrainingRows
+from recbole_llm.evaluation.ranks import SCORES, in_parts
 from recbole_llm.evaluation.recommender import Recommender, Variant
 from recbole_llm.settings import Settings
 from recbole_llm.store.stages import StageCache
@@ -98,8 +99,12 @@ class Shortcut(Recommender, SequentialRecommender):
         return torch.from_numpy(self.catalogue_scores(interaction)).to(self.device)
 
     def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
-        """Scores [B, C] of candidates [B, C]."""
-        return self.full_sort_predict(interaction).gather(1, candidates.to(self.device))
+        """Scores [B, C] of candidates [B, C]; at the cost of the whole catalogue, unless a subclass reads their items alone."""
+
+        def part(interaction: Any, candidates: Tensor) -> Tensor:
+            return self.full_sort_predict(interaction).gather(1, candidates)  # [b, I] -> [b, C]
+
+        return in_parts(part, interaction, candidates.to(self.device), SCORES // self.n_items)
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores [B] of the items of a RecBole interaction."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.store.files import atomic_write
+from recbole_llm.store.json_files import read_object
 
 Results = dict[str, dict[str, dict[str, Any]]]
 FORM = 1
@@ -26,7 +27,7 @@ def read_results(file: Path) -> Results:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_object(file)
         if content["form"] != FORM or not isinstance(content["boards"], dict):
             raise KeyError("form")
     except (ValueError, KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ new one. A folder has a manifest of SHA-256 sums, written last; :func:`verify` r
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,14 +24,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from recbole_llm.store.json_files import DamagedError, read_object
+
 MANIFEST = "MANIFEST.json"
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors, tokenizers
+_TORCH = re.compile(r"PytorchStreamWriter|inline_container.*(unexpected pos|write)", re.DOTALL)
 TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.(old\.)?tmp")
 """Names of temporary files and folders, with the machine and the process that writes them."""
-
-
-class DamagedError(ValueError):
-    """A file on disk differs from what was written."""
 
 
 def sha256_file(path: Path) -> str:
@@ -58,15 +59,35 @@ def temporary_name(path: Path, suffix: str = "tmp") -> Path:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Give an error of the disk the name of what is written: Python's have none for a write that fails, and those of
+    safetensors, tokenizers and torch are not even OSErrors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except Exception as error:
+        number = _RUST.search(str(error))
+        if number or _TORCH.search(str(error)):
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary file name; what is written to it becomes ``path`` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
@@ -86,11 +107,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = temporary_name(path)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        _write_manifest(temporary)
-        _place(temporary, path)
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            _write_manifest(temporary)
+            _place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(path.parent)
@@ -137,9 +159,8 @@ def verify(folder: Path) -> None:
         DamagedError: the manifest names no file, or a file is missing, differs or is not named; the message names it.
     """
     try:
-        sums = json.loads((folder / MANIFEST).read_text())
-        expected = {str(name): str(digest) for name, digest in sums.items()}
-    except (OSError, ValueError, AttributeError) as error:
+        expected = {name: str(digest) for name, digest in read_object(folder / MANIFEST, 2**26).items()}
+    except (OSError, DamagedError) as error:
         raise DamagedError(f"{folder}: its {MANIFEST} is missing or unreadable ({error}); delete the folder") from error
     if not expected:
         raise DamagedError(f"{folder}: its {MANIFEST} names no file, so it vouches for none; delete the folder to rebuild it")
@@ -150,10 +171,30 @@ def verify(folder: Path) -> None:
             raise DamagedError(f"{file}: it is not in {MANIFEST}, so it was put there later; remove it, or delete the folder")
     for name, digest in expected.items():
         file = folder / name
+        if not is_within(folder, name):
+            raise DamagedError(f"{folder}: its {MANIFEST} names {name!r}, which is elsewhere; delete the folder to rebuild it")
         if not file.is_file():
             raise DamagedError(f"{folder}: the file {name} is missing; delete the folder to rebuild it")
         if sha256_file(file) != digest:
             raise DamagedError(f"{file}: its SHA-256 is not the one in {MANIFEST}; delete the folder to rebuild it")
+
+
+def is_within(folder: Path, name: Any) -> bool:
+    """Whether ``name``, from a file, names something within ``folder``: no absolute path, and none through ``..``."""
+    return isinstance(name, str) and os.path.normpath(folder / name).startswith(os.path.normpath(folder) + os.sep)
+
+
+def check_sum(file: Path) -> None:
+    """Check a file that is read without its folder, if a manifest beside it names it.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    if not is_complete(file.parent):
+        return
+    digest = read_object(file.parent / MANIFEST, 2**26).get(file.name)
+    if digest is not None and digest != sha256_file(file):
+        raise DamagedError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST}")
 
 
 def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:

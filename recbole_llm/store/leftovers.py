@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from recbole_llm.store.files import HOST, TEMPORARY
+from recbole_llm.store.json_files import read_object
 
 DAY = 24 * 3600.0
 KINDS = {
@@ -83,7 +83,7 @@ def unused(root: Path) -> list[Leftover]:
     used = set()
     for record in root.glob("runs/*/record.json"):
         try:
-            used |= set(json.loads(record.read_text(encoding="utf-8"))["stages"].values())
+            used |= set(read_object(record)["stages"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # a leaderboard names it as damaged
     stages = (path for path in sorted(root.glob("stages/*")) if path.is_dir() and not path.name.startswith("."))

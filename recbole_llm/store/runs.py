@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.store.files import DamagedError, verify
+from recbole_llm.store.files import DamagedError, is_within, verify
+from recbole_llm.store.json_files import read_object
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,19 @@ class SavedRun:
         path = path / "record.json" if path.is_dir() else path
         remedy = "give a run's folder, as saved/runs/Laser-ml-100k-1234abcd, or its record.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_object(path)
         except OSError as error:
             raise ValueError(f"init_from: there is no run at {given} ({path} cannot be read); {remedy}") from error
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or not {"model", "dataset", "config"} <= record.keys():
+        except DamagedError as error:
+            raise ValueError(f"init_from: {path} is no record of a run ({error}); {remedy}") from error
+        if not {"model", "dataset", "config"} <= record.keys():
             raise ValueError(f"init_from: {path} is no record of a run; {remedy}")
         run = cls(path, record)
         if "stages" not in record:
             raise ValueError(f"init_from: {path} is older than records that name their stages; {run._again}")
+        stages = record["stages"]
+        if not isinstance(stages, dict) or not all(is_within(run.root / "stages", name) for name in stages.values()):
+            raise ValueError(f"init_from: {path} is damaged: its stages are not names of folders; {run._again}")
         return run
 
     @property

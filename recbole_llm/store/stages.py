@@ -159,7 +159,9 @@ class StageCache:
             else:
                 self._build(stage, folder)
             self._sweep(folder, "unfinished")
-        self.folders.setdefault(stage.name, folder)  # the model's part runs before a retriever of the same name
+        # the model's part runs before a retriever of the same name, which the record has by the name of its folder
+        if self.folders.setdefault(stage.name, folder) != folder:
+            self.folders[folder.name] = folder
 
     def _sweep(self, folder: Path, suffix: str) -> None:
         for leftover in self.root.glob(f".{folder.name}.*{suffix}"):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recbole_llm.data import loading
+
 MODELS = ["Pop", "BPR", "SASRec", "NeuMF", "TALLRec"]
 Run = Callable[..., Any]
 
@@ -21,8 +23,9 @@ def test_every_model_ranks_the_same_candidates_of_the_same_users(run: Run) -> No
     assert records[0]["candidates_sha256"]["valid"] != records[0]["candidates_sha256"]["test"]
 
 
-def test_a_subset_of_users_is_the_same_for_every_model(run: Run) -> None:
+def test_a_subset_of_users_is_the_same_for_every_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches, so that some hold no user of the subset."""
+    monkeypatch.setattr(loading, "PAIRS", 1)
     subsets = []
     for model in MODELS:
         record = run(model, eval_users=7, eval_batch_size=82)[1]
@@ -34,8 +37,9 @@ def test_a_subset_of_users_is_the_same_for_every_model(run: Run) -> None:
 
 
 @pytest.mark.parametrize("model", ["BPR", "SASRec"])
-def test_a_full_ranking_has_the_subset_of_users_of_the_candidates(model: str, run: Run) -> None:
+def test_a_full_ranking_has_the_subset_of_users_of_the_candidates(model: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them at the rank that they have among all users."""
+    monkeypatch.setattr(loading, "PAIRS", 1)
     full = {"eval_args": {"mode": "full"}, "epochs": 0}
     drawn = run(model, eval_users=7)[1]["ranks"][model]
     every, few = run(model, **full)[1], run(model, eval_users=7, eval_batch_size=3, **full)[1]

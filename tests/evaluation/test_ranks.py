@@ -13,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recbole.data.interaction import Interaction
 
+from recbole_llm.evaluation import ranks
 from recbole_llm.evaluation.metrics import metrics
-from recbole_llm.evaluation.ranks import Ranks, gather_scores, scatter_to_catalogue, target_ranks
+from recbole_llm.evaluation.ranks import Ranks, gather_scores, target_ranks
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.quick_start import run_recbole_llm
 
@@ -86,56 +88,25 @@ def test_a_constant_scorer_is_at_chance() -> None:
 
 def test_a_constant_scorer_is_at_chance_in_a_run(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Hit@5 of 10 candidates over 60 users: 1/2, with a standard deviation of 0.065."""
-    from recbole.model.general_recommender import Pop
+    from recbole.model.general_recommender import BPR
 
     def constant(self: Any, interaction: Any) -> torch.Tensor:
         return torch.ones(len(interaction), self.n_items)
 
-    monkeypatch.setattr(Pop, "full_sort_predict", constant)
-    result, record = run("Pop", eval_users=60, seed=77)
-    assert record["tie_rate"]["Pop"] == 1
+    monkeypatch.setattr(BPR, "full_sort_predict", constant)
+    result, record = run("BPR", eval_users=60, seed=77)
+    assert record["tie_rate"]["BPR"] == 1
     assert abs(result["test_result"]["hit@5"] - 0.5) < 0.2
     assert abs(result["best_valid_result"]["hit@5"] - 0.5) < 0.2
 
 
-@given(st.data())
-def test_a_row_orders_the_candidates_as_the_ranks_do(data: st.DataObject) -> None:
-    scores = torch.tensor(
-        data.draw(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=4, max_size=4), min_size=1, max_size=3))
-    )
-    candidates = torch.stack([torch.randperm(9)[:4] + 1 for _ in scores])
-    row = scatter_to_catalogue(scores, candidates, 10)
-    assert row.shape == (len(scores), 10)
-    assert torch.isfinite(row).sum(1).tolist() == [4] * len(scores)
-    for slot in range(4):
-        ranks = Ranks()
-        ranks.add(torch.arange(len(scores)), scores, torch.full((len(scores),), slot))
-        target = row.gather(1, candidates[:, [slot]])
-        assert ((row > target).sum(1) + 1).tolist() == ranks.ranks
-        assert ((row == target).sum(1) == 1).all()  # torch.topk has nothing to choose
-
-
-def test_many_equal_scores_keep_the_order_of_the_file() -> None:
-    """So many that a sort which is not stable shuffles them."""
-    candidates = torch.randperm(500, generator=torch.Generator().manual_seed(0))[None] + 1
-    row = scatter_to_catalogue((torch.arange(500) % 2).float()[None], candidates, 501)
-    order = row.argsort(descending=True)[0, :500]
-    assert order.tolist() == [*candidates[0, 1::2].tolist(), *candidates[0, ::2].tolist()]
-
-
-def test_not_a_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        scatter_to_catalogue(torch.tensor([[0.0, math.nan]]), torch.tensor([[1, 2]]), 4)
-    assert scatter_to_catalogue(torch.tensor([[0.0, -math.inf]]), torch.tensor([[1, 2]]), 4).tolist()[0][1:3] == [0, -1]
-
-
 def test_a_model_that_gives_nan_ends_the_run(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from recbole.model.general_recommender import Pop
+    from recbole.model.general_recommender import BPR
 
-    monkeypatch.setattr(Pop, "full_sort_predict", lambda self, inter: torch.full((len(inter), self.n_items), math.nan))
+    monkeypatch.setattr(BPR, "full_sort_predict", lambda self, inter: torch.full((len(inter), self.n_items), math.nan))
     for mode in ("candidates", "full"):
         with pytest.raises(ValueError, match="NaN"):
-            run("Pop", seed=78, eval_args={"mode": mode})
+            run("BPR", seed=78, eval_args={"mode": mode})
 
 
 @pytest.mark.parametrize("mode", ["candidates", "full"])
@@ -143,21 +114,21 @@ def test_infinite_scores_are_ranked_and_saved_as_the_largest_and_smallest_number
     mode: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a file of predictions has every candidate, and can be evaluated again to the same ranks."""
-    from recbole.model.general_recommender import Pop
+    from recbole.model.general_recommender import BPR
 
     def scores(self: Any, interaction: Any) -> torch.Tensor:
         found = torch.arange(self.n_items).float().repeat(len(interaction), 1)
         found[:, ::3], found[:, 1::3] = -math.inf, math.inf
         return found
 
-    monkeypatch.setattr(Pop, "full_sort_predict", scores)
+    monkeypatch.setattr(BPR, "full_sort_predict", scores)
     given = {**settings, "eval_args": {"mode": mode}}
-    own = run_recbole_llm("Pop", "tiny", config_dict={**given, "save_predictions": True, "predictions_topk": 40})
+    own = run_recbole_llm("BPR", "tiny", config_dict={**given, "save_predictions": True, "predictions_topk": 40})
     file = Path(own["record"]).with_name("predictions.parquet")
     found = pd.read_parquet(file)
     assert np.isfinite(found["score"]).all() and len(found) >= 600
     again = run_recbole_llm("Imported", "tiny", config_dict={**given, "predictions": str(file)})
-    assert read_record(Path(again["record"]))["ranks"]["Imported"] == read_record(Path(own["record"]))["ranks"]["Pop"]
+    assert read_record(Path(again["record"]))["ranks"]["Imported"] == read_record(Path(own["record"]))["ranks"]["BPR"]
 
 
 def by_hand(ranks: list[int], k: int) -> dict[str, float]:
@@ -202,14 +173,48 @@ def test_scores_gathered_of_a_full_ranking_are_those_predicted_one_by_one(
         gathered = gather_scores(made.model, interaction, candidates, "item_id")
         monkeypatch.setattr(made.model, "full_sort_predict", refuse)  # as NeuMF's
         singly = gather_scores(made.model, interaction, candidates, "item_id")
+        monkeypatch.setattr(ranks, "_PAIRS", 25)
+        torch.testing.assert_close(gather_scores(made.model, interaction, candidates, "item_id"), singly, atol=1e-6, rtol=0)
     assert gathered.shape == candidates.shape == (6, 10) and gathered.std(1).min() > 0
     torch.testing.assert_close(singly, gathered, atol=1e-5, rtol=0)
     after = interaction.interaction
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
 
 
+def test_a_catalogue_is_scored_for_so_many_users_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        n_items, seen = 6, []  # noqa: RUF012
+
+        def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+            self.seen.append(len(interaction))
+            return (interaction["user_id"][:, None] * 10 + torch.arange(6)).flatten().float()
+
+    users = Interaction({"user_id": torch.arange(5)})
+    listed = torch.tensor([[5, 1]] * 5)
+    monkeypatch.setattr(ranks, "SCORES", 13)
+    assert gather_scores(Model(), users, listed, "item_id").tolist() == [[10 * user + 5, 10 * user + 1] for user in range(5)]
+    assert Model.seen == [2, 2, 1]
+    monkeypatch.setattr(ranks, "SCORES", 1)
+    assert gather_scores(Model(), users, listed, "item_id").shape == (5, 2) and Model.seen[3:] == [1] * 5
+
+
+def test_pop_scores_single_items_exactly_as_its_full_ranking(
+    settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = assemble("Pop", settings)
+    made.model.item_cnt = torch.randint(1, 2**22, (made.model.n_items, 1))
+    made.model.max_cnt = made.model.item_cnt.max(0)[0]
+    interaction = next(iter(made.test))[0]
+    listed = torch.randint(1, made.model.n_items, (len(interaction), 9))
+    whole = made.model.full_sort_predict(interaction).view(len(interaction), -1).gather(1, listed).float()
+    monkeypatch.setattr(made.model, "full_sort_predict", None)
+    assert torch.equal(gather_scores(made.model, interaction, listed, "item_id"), whole)
+
+
 def test_a_candidate_listed_twice_has_its_score_twice() -> None:
     class Places:
+        n_items = 6
+
         def full_sort_predict(self, interaction: Any) -> torch.Tensor:
             return torch.arange(12.0)  # RecBole's models give two users of six items as one row
 

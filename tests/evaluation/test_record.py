@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recbole_llm.data import loading
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.recommender import ClassicalRecommender
 from recbole_llm.evaluation.record import Row, table
@@ -138,7 +139,8 @@ def test_a_full_ranking_has_an_mrr_over_the_whole_catalogue(run: Run, caplog: py
     assert "mrr" not in run("BPR")[1]["results"]["BPR"]  # of 10 candidates
 
 
-def test_users_with_several_targets_have_no_intervals_and_no_uncut_mrr(run: Run) -> None:
+def test_users_with_several_targets_have_no_intervals_and_no_uncut_mrr(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PAIRS", 1)
     args = {"mode": "full", "split": {"RS": [0.5, 0.2, 0.3]}, "order": "RO"}
     _, record = run("BPR", eval_args=args, eval_batch_size=1)  # a batch a user, some of whom have one target
     assert record["ranks"]["BPR"] == {} and record["protocol"]["targets"] == "together"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.record_files import sealed
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import Cell
+from recbole_llm.store.json_files import sealed
 
 SCRIPT = "<script>alert(1)</script>"
 NASTY = 'a|b & 50% of_$x^2 {#1} "quoted", ~\\'

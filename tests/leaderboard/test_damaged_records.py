@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from recbole_llm import cli
-from recbole_llm.evaluation.record_files import CHECKSUM
 from recbole_llm.leaderboard import runner, tuning
 from recbole_llm.leaderboard.board import make_leaderboard
 from recbole_llm.leaderboard.plan import Task, read_plan
 from recbole_llm.leaderboard.table import Leaderboard
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.store.json_files import CHECKSUM
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from matplotlib.image import imread
 from scipy import stats
 
 from recbole_llm import cli
-from recbole_llm.evaluation.record_files import sealed
 from recbole_llm.leaderboard.forecast import Forecast, forecast, spearman
 from recbole_llm.leaderboard.merges import OWN, UNIFORM
 from recbole_llm.merging.arithmetic import write_adapter
 from recbole_llm.store.files import sha256_file
+from recbole_llm.store.json_files import sealed
 from tests.merging.test_arithmetic import UNEQUAL
 
 USERS = 40

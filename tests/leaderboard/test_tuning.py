@@ -240,7 +240,7 @@ def test_a_search_that_was_killed_frees_its_run_and_is_resumed(tmp_path: Path) -
     code = """
 import json, os, signal
 from pathlib import Path
-from recbole_llm.evaluation.record_files import sealed
+from recbole_llm.store.json_files import sealed
 from recbole_llm.leaderboard import tuning
 from recbole_llm.leaderboard.plan import Task
 

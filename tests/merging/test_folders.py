@@ -194,7 +194,7 @@ def test_an_adapter_that_changes_nothing_or_is_damaged_is_refused(adapters, tmp_
     assert "has rank 2, but its adapter_config.json says 3" in refused(r=3)
     assert "peft_type 'LOHA'" in refused(peft_type="LOHA")
     config.write_text("[]")
-    assert "holds a list, not the object that peft writes" in failing(capsys, adapters, tmp_path / "out")
+    assert "it holds a list, not an object" in failing(capsys, adapters, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.model import shortcut
 from recbole_llm.model.nearesttitles import title_vectors
 from recbole_llm.model.recentpop import counts_between
 from recbole_llm.model.shortcut import LatestItems
@@ -70,6 +71,18 @@ def test_predict_scores_the_item_of_the_row(name: str, fitted: Any) -> None:
     made = fitted(name)
     rows, scores = made.batch[:5], made.model.full_sort_predict(made.batch[:5])
     assert torch.equal(made.model.predict(rows), scores[torch.arange(5), rows["item_id"]])
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_candidates_have_exactly_the_scores_of_the_catalogue(name: str, fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in several parts, and for a user without a history."""
+    made = fitted(name)
+    for batch in (made.batch, empty(made)):
+        listed = torch.stack([torch.randperm(made.model.n_items - 1)[:10] + 1 for _ in range(len(batch))])
+        whole = made.model.full_sort_predict(batch).gather(1, listed)
+        assert torch.equal(made.model.score_candidates(batch, listed), whole)
+        monkeypatch.setattr(shortcut, "SCORES", 3 * made.model.n_items)
+        torch.testing.assert_close(made.model.score_candidates(batch, listed), whole, atol=1e-6, rtol=0)
 
 
 def test_the_repeat_rule_has_the_latest_item_first_then_popularity(fitted: Any) -> None:

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.record_files import sealed
 from recbole_llm.leaderboard.plan import read_plan
+from recbole_llm.store.json_files import sealed
 
 CLAIM = {
     "paper": "A paper",

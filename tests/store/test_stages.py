@@ -101,8 +101,9 @@ def test_a_cache_knows_the_folders_of_all_stages_that_it_ran_or_reused(cache, bu
     for again in (cache, StageCache(cache.root)):
         again.run(stage)
         assert again.folders == expected
-    cache.run(replace(upstream, depends={"of": "a retriever"}))
-    assert cache.folders == expected and cache.folders["up"].is_dir()  # the first of a name
+    other = replace(upstream, depends={"of": "a retriever"})
+    cache.run(other)  # the second of a name has that of its folder
+    assert cache.folders == {**expected, other.folder_name: cache.folder(other)} and cache.folders["up"].is_dir()
 
 
 @pytest.mark.parametrize(

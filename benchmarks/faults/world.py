@@ -1,0 +1,163 @@
+"""A tiny data set and LM, the ones of the tests, and whole commands on them in forked children, which die or fail alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VARIABLE = {
+    "checksum",
+    "commit",
+    "seconds",
+    "users_per_second",
+    "peak_memory_bytes",
+    "written",
+    "stage_seconds",
+    "config",
+    "plan",
+}
+"""What a record says about one execution; all else follows from the command."""
+OWN: dict[str, dict[str, Any]] = {  # what the settings of the tests say and a model cannot do, or need not
+    "LlamaRec": {"lora_train_mode": "prefix"},
+    "Laser": {"warmup_epochs": 1},
+    "Cascade": {"llm_ranker": "TALLRec"},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit code, or minus the signal that ended it, its seconds, and what it wrote to the terminal."""
+
+    code: int
+    seconds: float
+    text: str
+
+    @property
+    def error(self) -> str | None:
+        """The one line in which it ended, if it ended so: exit code 2, one line ``error: ...``, and no traceback."""
+        lines = [line for line in self.text.splitlines() if line.startswith("error: ")]
+        return lines[0] if self.code == 2 and len(lines) == 1 and "Traceback" not in self.text else None
+
+    @property
+    def end(self) -> str:
+        """Its exit code and last line, for reports."""
+        return f"exit code {self.code}, {' '.join(self.text.strip().splitlines()[-1:])[:300]}"
+
+
+class World:
+    """The data set ``tiny``, a random LM and settings with which any model runs in a second, in a folder."""
+
+    def __init__(self, folder: Path):
+        spec = importlib.util.spec_from_file_location("tiny", ROOT / "tests" / "conftest.py")
+        assert spec is not None and spec.loader is not None
+        spec.loader.exec_module(tiny := importlib.util.module_from_spec(spec))
+        self.folder = folder
+        data = tiny.write_dataset(folder / "data")
+        tiny.write_predictions(data / "predictions.csv")
+        lm = tiny.write_lm(folder / "lm" / "tiny-llama")
+        self.settings = tiny.tiny_settings(data, lm, folder) | {"use_gpu": False, "save_every_seconds": 0}
+
+    def arguments(self, model: str, saved: Path, **changes: Any) -> list[str]:
+        """The arguments of a run; its settings are a property file beside ``saved``."""
+        file = saved.with_name(f"{saved.name}.yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump({**self.settings, **OWN.get(model, {}), **changes, "checkpoint_dir": str(saved)}))
+        return ["run", f"--model={model}", "--dataset=tiny", f"--config_files={file}"]
+
+    def start(self, arguments: Sequence[str], place: Path, before: Callable[[], Any] = lambda: None) -> Command:
+        """Start a command in a child process that stands in ``place``; ``before`` is called there first."""
+        place.mkdir(parents=True, exist_ok=True)
+        return Command(arguments, place, before)
+
+    def run(self, arguments: Sequence[str], place: Path, before: Callable[[], Any] = lambda: None) -> Outcome:
+        """A command from beginning to end."""
+        return self.start(arguments, place, before).wait()
+
+    def warm(self) -> None:
+        """Import what runs import, so that the children need not."""
+        import torch
+
+        import recbole_llm.model.loracocktail
+        import recbole_llm.quick_start  # noqa: F401
+        from recbole_llm.llm.causal_lm import load_causal_lm
+        from recbole_llm.llm.lora import attach_lora
+
+        torch.set_num_threads(1)
+        lm = load_causal_lm(Path(self.settings["llm_path"])).model
+        attach_lora(lm, name="warm", r=2, lora_alpha=4, lora_dropout=0.0, target_modules=["q_proj"], seed=0)
+
+
+class Command:
+    """A command of the command line in a forked child."""
+
+    def __init__(self, arguments: Sequence[str], place: Path, before: Callable[[], Any]):
+        self._output, self._began = place / "output.txt", time.monotonic()
+
+        def child() -> None:
+            out = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            os.chdir(place)
+            from recbole_llm import cli
+
+            code = 0
+            try:
+                before()
+                cli.main(arguments)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                code = 1
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+
+        self._process = multiprocessing.get_context("fork").Process(target=child)
+        self._process.start()
+
+    def kill_after(self, seconds: float) -> bool:
+        """Kill it at a moment, wherever it is; False if it had ended."""
+        self._process.join(seconds)
+        self._process.kill()
+        self._process.join()
+        return self._process.exitcode == -signal.SIGKILL
+
+    def wait(self, seconds: float = 600) -> Outcome:
+        """Its end; a command that takes longer is killed."""
+        self._process.join(seconds)
+        self._process.kill()
+        self._process.join()
+        text = self._output.read_text(errors="replace") if self._output.exists() else ""
+        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, text)
+
+
+def differing(one: Any, other: Any, place: str = "") -> list[str]:
+    """The first places in which two records differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        parts = [differing(one.get(key), other.get(key), f"{place}/{key}") for key in sorted({**one, **other})]
+        return [found for part in parts for found in part][:3]
+    return [] if one == other else [place]
+
+
+def record(saved: Path) -> dict[str, Any] | None:
+    """What the one record below a folder says about the result; None without a record."""
+    files = list(saved.glob("runs/*/record.json"))
+    if len(files) != 1:
+        return None
+    return {key: value for key, value in json.loads(files[0].read_text()).items() if key not in VARIABLE}

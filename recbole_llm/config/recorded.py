@@ -1,0 +1,56 @@
+"""The configuration of a finished run, from the values in its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.config.key_groups import BOOKKEEPING
+from recbole_llm.config.run_config import LLMConfig
+from recbole_llm.config.values import as_literals
+
+_ROUNDS = 4  # a value such as ``llm`` changes the defaults of others
+_ABOUT_FILES = BOOKKEEPING | {"init_from"}  # the values that init_from took from a run stand in the record themselves
+
+
+def recorded_config(
+    record: Mapping[str, Any], path: Path, *, data_path: str | None = None, changes: Mapping[str, Any] | None = None
+) -> LLMConfig:
+    """The configuration that a run was made with, on this machine.
+
+    Args:
+        record: the content of its record.
+        path: the file of the record, ``<checkpoint_dir>/runs/<run>/record.json``.
+        data_path: folder that contains the dataset; None: the one of the run, or if that is gone the default one.
+        changes: values that are changed afterwards.
+
+    Raises:
+        ValueError: this version of the package cannot give the run's values; names the first key and both values.
+    """
+    model, dataset, recorded = record["model"], record["dataset"], record["config"]
+    here: dict[str, Any] = {"checkpoint_dir": str(path.parent.parent.parent)}
+    if data_path is None and (folder := Path(str(recorded.get("data_path")))).is_dir():
+        data_path = str(folder.parent)
+    here |= {"data_path": data_path} if data_path is not None else {}
+    # the keys of the evaluation are checked against each other, so they are given together
+    given = {**here, "eval_args": {**recorded["eval_args"], "mode": _mode(recorded)}}
+    given |= {key: recorded[key] for key in ("metrics", "topk", "valid_metric")}
+    for _ in range(_ROUNDS):
+        config = LLMConfig(model, dataset, config_dict=as_literals(given))
+        found, known = config.plain(), config.properties.definitions
+        differing = [key for key in recorded.keys() & found.keys() - _ABOUT_FILES if found[key] != recorded[key]]
+        if not differing:
+            return LLMConfig(model, dataset, config_dict=as_literals({**given, **changes})) if changes else config
+        given |= {key: recorded[key] for key in differing if key in known and key != "eval_args"}
+    key = min(differing)
+    raise ValueError(
+        f"{path}: {key} was {recorded[key]!r} in this run and is {found[key]!r} now, with the same settings; the run is of "
+        f"another state of this package: repeat it (--model={model} --dataset={dataset} and its other options)"
+    )
+
+
+def _mode(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """The ``mode`` of ``eval_args`` as a user gives it: a record has RecBole's ``full`` for candidates."""
+    listed = recorded.get("candidate_phases", ())
+    return {phase: "candidates" if phase in listed else mode for phase, mode in recorded["eval_args"]["mode"].items()}

@@ -1,0 +1,101 @@
+"""What ``recbole-llm recommend`` prints, and the files that it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tabulate import tabulate
+
+from recbole_llm.recommend.recommender import COLUMNS, RunRecommender, Somebody
+from recbole_llm.store.files import atomic_file
+from recbole_llm.store.progress import progress_bar
+
+_SHOWN = 20  # last items of a history that are printed
+_SCHEMA = pa.schema([*((name, pa.string()) for name in ("user", "item", "title")), ("rank", pa.int64()), ("score", pa.float64())])
+
+
+def show(recommender: RunRecommender, asked: Sequence[Somebody], **options: Any) -> Iterator[str]:
+    """The history and the recommendations of each one, as text; options as of :meth:`RunRecommender.batches`."""
+    for one in asked:
+        name, _, history = one
+        lines = [[recommender.titles.item_ids[item], recommender.titles.names[item]] for item in history[-_SHOWN:]]
+        left = f", the last {_SHOWN}" if len(history) > _SHOWN else ""
+        found = pd.concat([part for _, part in recommender.batches([one], **options)])
+        rows = [[rank, item, title, f"{score:.4g}"] for _, rank, item, title, score in found.itertuples(index=False)]
+        yield "\n".join(
+            [
+                f"{name}: history of {len(history)} item{'s' * (len(history) != 1)}{left}, oldest first",
+                tabulate(lines, headers=["item", "title"], disable_numparse=True),
+                "",
+                "recommended",
+                tabulate(rows, headers=["", "item", "title", "score"], disable_numparse=True),
+            ]
+        )
+
+
+def write(recommender: RunRecommender, asked: Sequence[Somebody], out: Path, *, show_progress: bool, **options: Any) -> int:
+    """Write the recommendations to a file, batch by batch; returns the number of lines.
+
+    The columns ``user``, ``item``, ``score`` and ``rank`` are those that ``--model=Imported`` reads.
+
+    Raises:
+        ValueError: the ending of the file is unknown.
+    """
+    if out.suffix not in _WRITERS:
+        raise ValueError(f"--out={out}: the ending {out.suffix!r} is unknown; give {', '.join(_WRITERS)}")
+    lines = 0
+    bar = progress_bar("recommend", len(asked), show=show_progress)
+    with atomic_file(out) as temporary, _WRITERS[out.suffix](temporary) as add, bar as shown:
+        for number, part in recommender.batches(asked, **options):
+            add(part)
+            lines += len(part)
+            shown.advance(number)
+    return lines
+
+
+def read_lines(path: Path, key: str) -> list[str]:
+    """The lines of a text file that are not empty, such as user ids.
+
+    Raises:
+        ValueError: there is no such file, or it has no lines; names the key.
+    """
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{key}: {path} cannot be read ({error}); give a text file with one per line") from error
+    if not found:
+        raise ValueError(f"{key}: {path} is empty; give one per line")
+    return found
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with pq.ParquetWriter(path, _SCHEMA) as writer:
+        yield lambda part: writer.write_table(pa.Table.from_pandas(part, _SCHEMA, preserve_index=False))
+
+
+@contextmanager
+def _csv(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        pd.DataFrame(columns=COLUMNS).to_csv(file, index=False)
+        yield lambda part: part.to_csv(file, index=False, header=False, lineterminator="\n")
+
+
+@contextmanager
+def _json_lines(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with open(path, "w", encoding="utf-8") as file:
+
+        def add(part: pd.DataFrame) -> None:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in part.to_dict("records"))
+
+        yield add
+
+
+_WRITERS: Mapping[str, Any] = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines}

@@ -1,0 +1,136 @@
+"""A finished run, loaded to score again: its data, its settings and its weights, which must be those of its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole_llm import quick_start, registry
+from recbole_llm.config.recorded import recorded_config
+from recbole_llm.evaluation.recommender import Variant
+from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.quick_start import Run
+from recbole_llm.store.files import sha256_file
+from recbole_llm.store.recorded_stages import RecordedStages
+
+logger = getLogger()
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run whose model can score.
+
+    Attributes:
+        record: the content of its record.
+        parts: its data, model and trainer.
+        variants: the rows of its results, the model itself first.
+    """
+
+    record: Mapping[str, Any]
+    parts: Run
+    variants: Mapping[str, Variant]
+
+    @classmethod
+    def load(cls, given: str | Path, data_path: str | None = None) -> PastRun:
+        """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
+        that was evaluated on candidates, which needs none.
+
+        Args:
+            given: folder of the run, or its record.json.
+            data_path: folder that contains the dataset, if it has moved.
+
+        Raises:
+            ValueError: there is no such run, it is damaged or of another state of the package, its data or weights are not
+                those of the record, or its model cannot recommend.
+        """
+        path = _record_file(given)
+        record = read_record(path)
+        again = f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
+        _check_recommends(record, path)
+        changes = _as_retrieved(record)
+        config = recorded_config(record, path, data_path=data_path, changes=changes)
+        checkpoint = _checkpoint(record, path, again)
+        parts = quick_start.assemble(config)
+        _check_data(record, parts, path)
+        cache = RecordedStages(path.parent.parent.parent / "stages", config["seed"], recorded=record["stages"], again=again)
+        for stage in parts.stages:
+            if not cache.is_cached(stage):
+                logger.warning(f"{path.parent.name} needs {stage.name} to recommend, which its evaluation did not: trained now")
+        parts.trainer.restore(cache, checkpoint)
+        return cls(record, parts, parts.trainer.recommender.variants())
+
+    @property
+    def dataset(self) -> Any:
+        """The test split, with the whole histories."""
+        return self.parts.test._dataset
+
+    def variant(self, row: str | None) -> Variant:
+        """The row of that name, or the model itself.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        if row is None:
+            return next(iter(self.variants.values()))
+        if row not in self.variants:
+            raise ValueError(f"--row={row}: the run has no such row; it has: {', '.join(self.variants)}")
+        return self.variants[row]
+
+
+def _record_file(given: str | Path) -> Path:
+    path = Path(given).expanduser().resolve()
+    path = path / "record.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"--run={given}: there is no run ({path} does not exist); give a run's folder, such as "
+            "saved/runs/SASRec-ml-100k-1234abcd, or its record.json"
+        )
+    return path
+
+
+def _check_recommends(record: Mapping[str, Any], path: Path) -> None:
+    if record["model"] == "Imported":
+        raise ValueError(f"--run: {path} has the predictions of another system; that system has to recommend")
+    phases = record["config"].get("candidate_phases", ()), record["config"].get("full_phases", ())
+    if not any("test" in listed for listed in phases):
+        raise ValueError(f"--run: {path} was evaluated by labels or drawn negatives; a run that ranks items can recommend")
+
+
+def _as_retrieved(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with which a re-ranker has a retriever, which it lacks if its test was on candidates."""
+    model = registry.get_model(record["model"])
+    if getattr(model, "scores_full_catalogue", True) or "test" in record["config"]["full_phases"]:
+        return {}
+    valid = "candidates" if "valid" in record["config"]["candidate_phases"] else "full"
+    return {"eval_args": {**record["config"]["eval_args"], "mode": {"valid": valid, "test": "full"}}}
+
+
+def _checkpoint(record: Mapping[str, Any], path: Path, again: str) -> Path | None:
+    """The checked file of the weights that RecBole's trainer saved; None if the stages were the whole training."""
+    if getattr(registry.get_model(record["model"]), "trained_in_stages", False):
+        return None
+    named = record.get("checkpoint")
+    if not named:
+        raise ValueError(
+            f"--run: {path} names no file of weights (it is older than records that do, or nothing was saved); {again}"
+        )
+    file = path.parent.parent.parent / Path(named["file"]).name  # never outside the run's own folders
+    if not file.is_file():
+        raise ValueError(f"--run: the weights of {path} are missing, there is no {file}; {again}")
+    if sha256_file(file) != named["sha256"]:
+        raise ValueError(f"--run: {file} has changed since the run wrote it (SHA-256); {again}")
+    return file
+
+
+def _check_data(record: Mapping[str, Any], parts: Run, path: Path) -> None:
+    """The vectors of a model belong to internal ids, so users, items and their order must be those of the run."""
+    same = record["passport"]["sha256"] == parts.passport["sha256"]
+    known = record.get("histories_sha256")
+    if not same or known not in (None, parts.test._dataset.histories.fingerprint):
+        raise ValueError(
+            f"--run: the data of {path} have changed since the run ({parts.config['data_path']}): its model does not fit them. "
+            "Give --data_path=DIR, the folder that contains the dataset as it was, or train again"
+        )

@@ -1,0 +1,70 @@
+"""Items as people name them: by title, or by the id of the dataset."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from recbole_llm.data.items import title_key
+
+_MANY = 5000  # titles that are compared letter by letter
+
+
+class Titles:
+    """Finds items by title or id.
+
+    Args:
+        item_ids: tokens by internal id; [0] is padding.
+        titles, names: the titles, and the names that tell items of one title apart, by internal id.
+        years: a title may also be given with its year, "Fargo (1996)"; by internal id, "" where it is not known.
+    """
+
+    def __init__(self, item_ids: Sequence[str], titles: Sequence[str], names: Sequence[str], years: Sequence[str] = ()):
+        self._ids = {token: item for item, token in enumerate(item_ids) if item}
+        self.item_ids, self.names = item_ids, names
+        self._by_title: dict[str, list[int]] = defaultdict(list)
+        for item in range(1, len(item_ids)):
+            dated = f"{titles[item]} ({years[item]})" if years and years[item] else titles[item]
+            for text in {title_key(titles[item]), title_key(names[item]), title_key(dated)}:
+                self._by_title[text].append(item)
+
+    def find(self, text: str) -> int:
+        """The internal id of an item by its title, its name or its id; ``id:TEXT`` and ``title:TEXT`` say which is meant.
+
+        Raises:
+            ValueError: no item or several items have it; names the nearest titles, or the items.
+        """
+        kind, _, rest = text.partition(":")
+        kind = kind.strip() if kind.strip() in ("id", "title") else ""
+        given = (rest if kind else text).strip()
+        found = set() if kind == "title" else {self._ids[given]} if given in self._ids else set()
+        found |= set() if kind == "id" else {*self._by_title.get(title_key(given), ())}
+        if len(found) == 1:
+            return found.pop()
+        if found:
+            known = ", ".join(f"id:{self.item_ids[item]} ({self.names[item]})" for item in sorted(found)[:5])
+            raise ValueError(f"{given!r} is the title or the id of {len(found)} items; give one of {known}")
+        if kind == "id":
+            raise ValueError(f"no item has the id {given!r}")
+        near = "; ".join(self.nearest(given))
+        raise ValueError(f"no item has the title or the id {given!r}" + (f"; nearest titles: {near}" if near else ""))
+
+    def nearest(self, title: str, number: int = 3) -> list[str]:
+        """The names of the items whose titles are most similar, best first."""
+        title = re.sub(r"\s*\(\d{4}\)$", "", title)
+        words = set(re.findall(r"\w+", title_key(title)))
+        known = list(self._by_title)
+        if len(known) > _MANY:  # comparing letters is slow: only titles with the most words in common
+            shared = {text: len(words.intersection(text.split())) for text in known}
+            known = sorted(filter(shared.get, known), key=lambda text: -shared[text])[:_MANY]
+        found = difflib.get_close_matches(title_key(title), known, n=number, cutoff=0.4)
+        return list(dict.fromkeys(self.names[self._by_title[text][0]] for text in found))
+
+    def find_all(self, texts: Iterable[str], what: str) -> list[int]:
+        """As :meth:`find` for several; the error begins with ``what``."""
+        try:
+            return [self.find(text) for text in texts]
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error

@@ -1,0 +1,223 @@
+"""What a finished run recommends is what its record says, for every kind of model, and from its own data and weights alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import recbole_llm
+from recbole_llm.data.candidate_files import read_candidates
+from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.recommend import output
+from recbole_llm.recommend.recommender import RunRecommender, load
+
+DRAWN = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+FULL: dict[str, Any] = {"eval_args": {"mode": "full"}}
+RERANKED: dict[str, Any] = {
+    "eval_args": {"mode": {"valid": "candidates", "test": "full"}},
+    "retriever_top": 5,
+    "retriever_config": {"epochs": 1},
+}
+
+
+def trained(name: str, settings: dict[str, Any], **changes: Any) -> tuple[Path, dict[str, Any]]:
+    path = Path(run_recbole_llm(name, "tiny", config_dict={**settings, **changes})["record"])
+    return path, json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def sasrec(module_settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    return trained("SASRec", module_settings, **FULL)
+
+
+@pytest.fixture(scope="module")
+def recommender(sasrec: tuple[Path, dict[str, Any]]) -> RunRecommender:
+    return recbole_llm.load(sasrec[0].parent)
+
+
+@pytest.fixture(scope="module")
+def last_items(data_path: Path) -> dict[str, list[str]]:
+    lines = pd.read_csv(data_path / "tiny" / "tiny.inter", sep="\t").sort_values("timestamp:float", kind="stable")
+    return lines.groupby("user_id:token")["item_id:token"].apply(list).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("BPR", FULL),
+        ("SASRec", FULL),
+        ("Pop", FULL),  # equal scores
+        ("TALLRec", RERANKED),
+        pytest.param("BERT4Rec", FULL, marks=pytest.mark.slow),
+        pytest.param("GRU4Rec", FULL, marks=pytest.mark.slow),
+        pytest.param("FPMC", FULL, marks=pytest.mark.slow),
+        pytest.param("NeuMF", FULL, marks=pytest.mark.slow),  # scores item by item
+        pytest.param("FM", {**FULL, "train_neg_sample_args": DRAWN}, marks=pytest.mark.slow),  # with the items' columns
+        pytest.param("EASE", FULL, marks=pytest.mark.slow),
+        pytest.param("ItemKNN", FULL, marks=pytest.mark.slow),
+        pytest.param("RecentPop", FULL, marks=pytest.mark.slow),
+        pytest.param("NearestTitles", FULL, marks=pytest.mark.slow),
+        pytest.param("AlphaRec", FULL, marks=pytest.mark.slow),
+        pytest.param("Laser", FULL, marks=pytest.mark.slow),
+        pytest.param("LoRACocktail", RERANKED, marks=pytest.mark.slow),
+        pytest.param("MoLoRec", RERANKED, marks=pytest.mark.slow),
+        pytest.param("WeaveRec", RERANKED, marks=pytest.mark.slow),
+        pytest.param("LlamaRec", {**RERANKED, "lora_train_mode": "prefix"}, marks=pytest.mark.slow),
+        pytest.param("ALLMRec", RERANKED, marks=pytest.mark.slow),
+        pytest.param("Cascade", {**RERANKED, "llm_ranker": "TALLRec", "routing_users": 20}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_target_stands_where_the_record_says(
+    name: str, changes: dict[str, Any], settings: dict[str, Any], last_items: dict[str, list[str]]
+) -> None:
+    path, record = trained(name, settings, **changes)
+    ranks = record["ranks"][name]
+    found = load(path).recommend(users=[*ranks], k=5, until="test").set_index(["user", "item"])["rank"]
+    for user, rank in ranks.items():
+        assert found.get((user, last_items[user][-1])) == (rank if rank is not None and rank <= 5 else None), user
+
+
+def test_given_items_are_ranked_as_the_candidates_of_the_run(settings: dict[str, Any], last_items: dict[str, list[str]]) -> None:
+    path, record = trained("TALLRec", settings)  # evaluated on candidates: no retriever is trained for this
+    recommender = load(path)
+    users, items = recommender.run.dataset.tokens
+    drawn = read_candidates(next((path.parent.parent.parent / "candidates").glob("tiny.test*")), users, items)
+    for user, listed in list(zip(drawn.users.tolist(), drawn.items.tolist(), strict=True))[:4]:
+        given = [items[item] for item in listed]
+        found = recommender.recommend(users=[users[user]], candidates=given, k=10, until="test")
+        assert found.set_index("item")["rank"][last_items[users[user]][-1]] == record["ranks"]["TALLRec"][users[user]]
+
+
+def test_now_is_one_item_after_the_test(recommender: RunRecommender, last_items: dict[str, list[str]]) -> None:
+    """A user's own history, given as a history of anybody, has the same recommendations."""
+    users = recommender.users[:8]
+    now = recommender.recommend(users=users, k=4)
+    again = recommender.recommend([last_items[user] for user in users], k=4)
+    assert now["item"].tolist() == again["item"].tolist()
+    assert now["score"].tolist() == pytest.approx(again["score"].tolist(), abs=1e-5)
+    assert again["user"].unique().tolist() == [f"history {number}" for number in range(1, 9)]
+    for user, items in now.groupby("user")["item"]:
+        assert not {*items} & {*last_items[user]}
+    assert now.groupby("user")["rank"].apply(list).map(lambda ranks: ranks == [1, 2, 3, 4]).all()
+
+
+def test_seen_items_are_recommended_if_asked_for(recommender: RunRecommender, last_items: dict[str, list[str]]) -> None:
+    user = recommender.users[0]
+    assert {*recommender.recommend(users=[user], k=40, seen=True)["item"]} >= {*last_items[user]}
+
+
+def test_one_batch_or_many(recommender: RunRecommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = recommender.users
+    whole = recommender.recommend(users=users, k=3)
+    monkeypatch.setattr("recbole_llm.recommend.recommender.CELLS", 7 * 41)
+    parts = recommender.recommend(users=users, k=3)
+    assert parts["item"].tolist() == whole["item"].tolist() and len(whole) == 3 * len(users)
+
+
+def test_items_by_title(recommender: RunRecommender) -> None:
+    titles = recommender.titles
+    assert titles.find("the RED  river") == titles.find("i0") == titles.find("title:The red river") == titles.find("id:i0")
+    assert titles.find("The red river (1980)") == titles.find("i0")
+    with pytest.raises(ValueError, match=r"no item has the title or the id 'The red rivr'; nearest titles: The red river"):
+        titles.find("The red rivr")
+    with pytest.raises(ValueError, match="no item has the id 'The red river'"):
+        titles.find("id:The red river")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"users": ["nobody"]}, "no such user"),
+        ({"users": ["u1"], "k": 0}, "--top=0"),
+        ({"users": ["u1"], "until": "later"}, "--until=later: give now, test, valid"),
+        ({"users": ["u1"], "row": "merged"}, "the run has no such row; it has: SASRec"),
+        ({"histories": [[]]}, "history 1: the history is empty"),
+        ({"histories": [["i1"], ["i1", "zzz"]]}, "history 2: no item has the title or the id 'zzz'"),
+        ({"users": ["u1"], "candidates": ["i1", "i1"]}, "an item is listed twice"),
+    ],
+)
+def test_what_cannot_be_answered(recommender: RunRecommender, call: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recommender.recommend(**call)
+
+
+def test_users_known_by_id_alone(settings: dict[str, Any]) -> None:
+    path, _ = trained("BPR", settings)
+    with pytest.raises(ValueError, match="BPR has learnt a vector for each user"):
+        load(path).recommend([["i1"]])
+    path, _ = trained("FPMC", settings)
+    with pytest.raises(ValueError, match=r"FPMC has learnt a vector for each user of the dataset.*give --user"):
+        load(path).recommend([["i1"]])
+
+
+@pytest.mark.parametrize("name", ["weights", "missing", "data", "older", "record"])
+def test_a_run_is_loaded_only_with_its_own_weights_and_data(
+    name: str, sasrec: tuple[Path, dict[str, Any]], tmp_path: Path, data_path: Path
+) -> None:
+    """Vectors belong to internal ids: other data, or other weights, would give wrong items without an error."""
+    saved = tmp_path / "saved"
+    shutil.copytree(sasrec[0].parent.parent.parent, saved)
+    path = saved / "runs" / sasrec[0].parent.name / "record.json"
+    record, file = sasrec[1], saved / sasrec[1]["checkpoint"]["file"]
+    options: dict[str, Any] = {}
+    if name == "weights":
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        message = "has changed since the run wrote it"
+    elif name == "missing":
+        file.unlink()
+        message = "the weights of .* are missing"
+    elif name == "data":
+        shutil.copytree(data_path / "tiny", tmp_path / "data" / "tiny")
+        table = tmp_path / "data" / "tiny" / "tiny.inter"
+        head, *lines = table.read_text().splitlines()
+        table.write_text("\n".join([head, *reversed(lines)]) + "\n")  # the same interactions, other internal ids
+        options, message = {"data_path": str(tmp_path / "data")}, "the data of .* have changed"
+    elif name == "older":
+        values = {key: value for key, value in record.items() if key not in ("checkpoint", "checksum")}
+        path.write_text(json.dumps(values))
+        message = "names no file of weights"
+    else:
+        path.write_text(path.read_text().replace('"seed": 2020', '"seed": 2021', 1))
+        message = "is damaged or was edited"
+    with pytest.raises(ValueError, match=message):
+        load(path, **options)
+    with pytest.raises(ValueError, match="there is no run"):
+        load(tmp_path / "runs")
+
+
+def test_stages_are_those_of_the_record_whatever_the_code(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version of the code names other folders for stages: a past run is loaded from its own ones."""
+    path, record = trained("TALLRec", settings, **RERANKED)
+    monkeypatch.setattr("recbole_llm.store.stages.code_fingerprint", lambda *_, **__: "later code")
+    user = next(iter(record["ranks"]["TALLRec"]))
+    assert len(load(path).recommend(users=[user], k=3)) == 3
+    folder = path.parent.parent.parent / "stages" / next(iter(record["stages"].values()))
+    next(folder.rglob("*.safetensors")).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"is missing or damaged .*; repeat the run \(--model=TALLRec"):
+        load(path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_files(ending: str, recommender: RunRecommender, tmp_path: Path) -> None:
+    asked = [recommender.somebody(user) for user in recommender.users[:5]]
+    file = tmp_path / f"top.{ending}"
+    assert output.write(recommender, asked, file, show_progress=False, k=3) == 15
+    read = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}[ending]
+    expected = recommender.recommend(users=recommender.users[:5], k=3)
+    pd.testing.assert_frame_equal(read(file)[expected.columns], expected, check_dtype=False)
+    with pytest.raises(ValueError, match=r"the ending '\.xls' is unknown; give \.parquet, \.csv, \.jsonl"):
+        output.write(recommender, asked, tmp_path / "top.xls", show_progress=False, k=3)
+
+
+def test_what_is_printed(recommender: RunRecommender, last_items: dict[str, list[str]]) -> None:
+    user = recommender.users[0]
+    (text,) = output.show(recommender, [recommender.somebody(user)], k=2)
+    history, _, found = text.partition("recommended")
+    assert f"{user}: history of {len(last_items[user])} items, oldest first" in history
+    assert all(recommender.titles.names[recommender.titles.find(item)] in history for item in last_items[user])
+    assert len([line for line in found.splitlines() if line.strip().startswith(("1 ", "2 "))]) == 2
