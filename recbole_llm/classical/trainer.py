@@ -209,7 +209,7 @@ class ProtocolTrainer(SafeCheckpoints):
         longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
         self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
         self._scores = self._cached_scores()
-        given = [metric.lower() for metric in self.config["metrics"]]
+        given = [metric.lower() for metric in self.evaluator.config["metrics"]]
         self.evaluator.metrics = given if self._candidates is None else accuracy(given)
         self.ranks = Ranks()
         began = time.monotonic()
