@@ -18,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIABLE = {
+    "checkpoint",  # whose file has the time in its name
     "checksum",
     "commit",
     "seconds",
