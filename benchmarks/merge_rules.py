@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recbole_llm.evaluation import metrics  # noqa: E402
 from recbole_llm.evaluation.record_files import ranks_of, read_record  # noqa: E402
 from recbole_llm.evaluation.significance import interval  # noqa: E402
+from recbole_llm.store.files import atomic_write  # noqa: E402
 
 
 def by_user(record: dict[str, Any], row: str, metric: str) -> np.ndarray:
@@ -31,35 +32,84 @@ def singles(record: dict[str, Any]) -> list[str]:
     return [source["name"] for source in record["merge"]["sources"]]
 
 
-def differences(record: dict[str, Any], metric: str) -> dict[str, tuple[float, float, float]]:
+def pair(record: dict[str, Any]) -> str:
+    """The data set and the backbone."""
+    return f"{record['dataset']}, {record['backbone']}"
+
+
+def rule(record: dict[str, Any]) -> str:
+    """The rule of the model's own row."""
+    published = record["merge"]["method"] == "entropy" and record["config"]["merge_start"] == "uniform"
+    return "published entropy" if published else str(record["merge"]["method"])
+
+
+def joined(records: list[dict[str, Any]], metric: str) -> dict[str, dict[str, np.ndarray]]:
+    """Pair -> row -> the metric of each user [N]; runs of the same adapters and users are one pair."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for record in records:
+        rows = {rule(record) if row == record["model"] else row: by_user(record, row, metric) for row in record["ranks"]}
+        known = found.setdefault(pair(record), {})
+        for row in {*known} & {*rows}.intersection(singles(record)):
+            if not np.array_equal(known[row], rows[row]):
+                raise ValueError(f"{pair(record)}: the records have other adapters or users ({row}); give those of one board")
+        known |= {row: values for row, values in rows.items() if row not in known}
+    return found
+
+
+def differences(rows: dict[str, np.ndarray], adapters: list[str]) -> dict[str, tuple[float, float, float]]:
     """Row -> mean difference to the better single adapter, and its interval."""
-    values = {row: by_user(record, row, metric) for row in record["ranks"]}
-    better = values[max(singles(record), key=lambda row: values[row].mean())]
-    return {row: (float((own - better).mean()), *interval(own - better)) for row, own in values.items()}
+    better = rows[max(adapters, key=lambda row: rows[row].mean())]
+    return {row: (float((own - better).mean()), *interval(own - better)) for row, own in rows.items()}
 
 
 def table(records: list[dict[str, Any]], metric: str) -> str:
-    """The table as Markdown; the first lines are the better adapter's own metric and the number of users."""
-    heads = [f"{record['dataset']}, {record['backbone']}" for record in records]
-    found = [differences(record, metric) for record in records]
-    rows = list(dict.fromkeys(row for part in found for row in part))
-    lines = [["test users", *(len(record["ranks"][record["model"]]) for record in records)]]
-    for name in ("better", "other"):
-        means = [sorted(float(by_user(r, row, metric).mean()) for row in singles(r)) for r in records]
-        lines.append([f"{name} adapter, {metric}", *(f"{mean[-1 if name == 'better' else 0]:.4f}" for mean in means)])
-    for row in rows:
-        cells = [part.get(row) for part in found]
-        labels = {record["model"]: record["merge"]["method"] for record in records}
-        lines.append([labels.get(row, row), *("" if c is None else f"{c[0]:+.4f} [{c[1]:+.4f}, {c[2]:+.4f}]" for c in cells)])
-    return str(tabulate(lines, headers=["", *heads], tablefmt="github", disable_numparse=True))
+    """The table as Markdown; the first lines are the better adapter's own metric and the number of users.
+
+    The last column counts the pairs in which the interval lies below 0, contains it, and lies above it.
+    """
+    pairs = joined(records, metric)
+    adapters = {pair(record): singles(record) for record in records}
+    found = {name: differences(rows, adapters[name]) for name, rows in pairs.items()}
+    lines = [["test users", *(str(len(next(iter(rows.values())))) for rows in pairs.values()), ""]]
+    for place, name in ((-1, "better"), (0, "other")):
+        means = [sorted(float(rows[row].mean()) for row in adapters[name])[place] for name, rows in pairs.items()]
+        lines.append([f"{name} adapter, {metric}", *(f"{mean:.4f}" for mean in means), ""])
+    for row in dict.fromkeys(row for part in found.values() for row in part):
+        cells = [part.get(row) for part in found.values()]
+        known = [cell for cell in cells if cell]
+        counts = sum(high < 0 for *_, high in known), sum(low > 0 for _, low, _ in known)
+        shown = ["" if cell is None else f"{cell[0]:+.4f} [{cell[1]:+.4f}, {cell[2]:+.4f}]" for cell in cells]
+        lines.append([row, *shown, f"{counts[0]}, {len(known) - sum(counts)}, {counts[1]}"])
+    return str(tabulate(lines, headers=["", *pairs, "below, equal, above"], tablefmt="github", disable_numparse=True))
+
+
+def page(records: list[dict[str, Any]], metric: str) -> str:
+    """A page with the table; the boards' files say how the runs are repeated."""
+    return f"""# Rules of merging
+
+This page is written by `python benchmarks/merge_rules.py RECORD ... --out=docs/results/merge-rules.md` from run records; nothing
+in it is typed by hand. The runs are those of the boards `properties/leaderboard/merge-rules-*.yaml` and, for the pretrained LLM,
+of `recbole-llm replicate reccocktail-ml-100k reccocktail-amazon-beauty`.
+
+Each cell is the mean difference of {metric} to the single adapter that is better on the same test users, with the 95 % bootstrap
+interval of the paired differences. That adapter is known only after the test, so a rule that always finds it has 0. For the rules
+see [Merging adapters](../merging.md).
+
+{table(records, metric)}
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--metric", default="ndcg@10", help="in lower case, such as hit@1 (default: ndcg@10)")
+    parser.add_argument("--out", type=Path, help="write a page")
     given = parser.parse_args()
-    print(table([read_record(path) for path in given.records], given.metric))
+    records = [read_record(path) for path in given.records]
+    if given.out is None:
+        print(table(records, given.metric))
+    else:
+        atomic_write(given.out, page(records, given.metric))
 
 
 if __name__ == "__main__":

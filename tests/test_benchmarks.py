@@ -112,12 +112,21 @@ def test_rules_of_merging_are_compared_with_the_better_single_adapter() -> None:
         "backbone": "lm",
         "ranks": {row: {str(user): rank for user, rank in enumerate(own)} for row, own in ranks.items()},
         "merge": {"method": "auto", "sources": [{"name": "a"}, {"name": "b"}]},
+        "config": {"merge_start": "lattice"},
     }
-    found = merge_rules.differences(record, "hit@1")
-    assert {row: part[0] for row, part in found.items()} == {"LoRACocktail": 0.25, "a": -0.25, "b": 0.0, "mix": -0.5}
+    rows = merge_rules.joined([record], "hit@1")["d, lm"]
+    found = merge_rules.differences(rows, ["a", "b"])
+    assert {row: part[0] for row, part in found.items()} == {"auto": 0.25, "a": -0.25, "b": 0.0, "mix": -0.5}
     assert all(low <= mean <= high for mean, low, high in found.values())
-    lines = merge_rules.table([record], "hit@1").splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]][-4:] == ["auto", "a", "b", "mix"] and "0.5000" in lines[3]
+    # another run of the same adapters and users, with another rule, joins the same pair
+    other = {**record, "merge": {**record["merge"], "method": "entropy"}, "config": {"merge_start": "uniform"}}
+    lines = merge_rules.table([record, other], "hit@1").splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:]]
+    assert names[-5:] == ["auto", "a", "b", "mix", "published entropy"] and "0.5000" in lines[3]
+    assert "d, lm" in lines[0] and lines[0].count("d, lm") == 1 and "| 0, 1, 0 " in lines[-2]
+    moved = {**other, "ranks": {**other["ranks"], "a": dict.fromkeys("0123", 1)}}
+    with pytest.raises(ValueError, match=r"d, lm: the records have other adapters or users \(a\)"):
+        merge_rules.joined([record, moved], "hit@1")
 
 
 def test_the_tests_of_an_environment_are_counted_and_those_that_failed_named(tmp_path: Path) -> None:

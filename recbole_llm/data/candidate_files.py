@@ -12,7 +12,11 @@ from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from pyarrow import csv
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.store.files import atomic_write, sha256_file
@@ -21,6 +25,7 @@ from recbole_llm.store.locks import locked
 
 logger = getLogger()
 
+_ROWS = 2**14  # that are put together at once
 _HEADER = "user_id:token\titem_id:token\tcandidates:token_seq"
 
 
@@ -103,10 +108,13 @@ def write_candidates(
             f"candidates: item id {spaced!r} is empty or contains white space, which separates items in {path}; "
             "give the items other ids"
         )
-    lines = sorted(
-        (user_ids[user], item_ids[target], " ".join(item_ids[item] for item in row))
-        for user, target, row in zip(users.tolist(), targets.tolist(), items.tolist(), strict=True)
-    )
+    tokens, width = _texts(item_ids), items.size(1)
+    rows: list[str] = []
+    for part in items.split(_ROWS):
+        cells = tokens.take(pa.array(part.flatten().numpy()))
+        rows += pc.binary_join(pa.ListArray.from_arrays(np.arange(len(part) + 1, dtype=np.int32) * width, cells), " ").to_pylist()
+    own = [user_ids[user] for user in users.tolist()], [item_ids[target] for target in targets.tolist()]
+    lines = sorted(zip(*own, rows, strict=True))
     atomic_write(path, "\n".join([_HEADER, *map("\t".join, lines), ""]))
 
 
@@ -129,7 +137,56 @@ def read_candidates(
         raise ValueError(f"candidates: {path}, {error}; correct the file, or delete it to regenerate it") from None
 
 
+def _texts(tokens: Sequence[str]) -> pa.Array:
+    return pa.array([*map(str, tokens)], pa.string())
+
+
 def _parse(content: bytes, user_ids: Sequence[str], item_ids: Sequence[str], target_required: bool) -> CandidateSet:
+    found = _arrays(content, user_ids, item_ids, target_required)
+    if found is None:  # reading line by line names the line that is wrong
+        found = _lines(content, user_ids, item_ids, target_required)
+    return CandidateSet.of(*found, sha256(content).hexdigest())
+
+
+def _arrays(
+    content: bytes, user_ids: Sequence[str], item_ids: Sequence[str], target_required: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Users [N], targets [N] and candidates [N, C] of a file without carriage returns; None if anything about it is wrong."""
+    names = [*"uti"]  # user, target, items
+    if not content.startswith(f"{_HEADER}\n".encode()) or not content.endswith(b"\n") or b"\r" in content:
+        return None
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(content),
+            csv.ReadOptions(use_threads=False, skip_rows=1, column_names=names),
+            csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+            csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False),
+        ).combine_chunks()
+    except pa.ArrowInvalid:
+        return None
+    if not len(table):
+        return None
+    owners, targets, listed = (table[name].chunk(0) for name in names)
+    cells = pc.split_pattern(listed, " ")
+    lengths = pc.list_value_length(cells).to_numpy()
+    tokens = zip((owners, targets, cells.flatten()), (user_ids, item_ids, item_ids), strict=True)
+    found = [pc.index_in(cell, value_set=_texts(ids[1:]).cast(cell.type)) for cell, ids in tokens]  # places without padding
+    if (lengths != lengths[0]).any() or any(places.null_count for places in found):
+        return None
+    users, own, items = (places.to_numpy().astype(np.int64) + 1 for places in found)
+    items = items.reshape(len(users), -1)  # [N, C]
+    ranked = np.sort(items, axis=1)
+    pairs = np.sort(users * len(item_ids) + own)
+    lacking = target_required and not (items == own[:, None]).any(1).all()
+    if lacking or (ranked[:, 1:] == ranked[:, :-1]).any() or (pairs[1:] == pairs[:-1]).any():
+        return None
+    return torch.from_numpy(users), torch.from_numpy(own), torch.from_numpy(items)
+
+
+def _lines(
+    content: bytes, user_ids: Sequence[str], item_ids: Sequence[str], target_required: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Users [N], targets [N] and candidates [N, C]; a ValueError names the first line that is wrong."""
     user_of = {token: user for user, token in enumerate(user_ids) if user}
     item_of = {token: item for item, token in enumerate(item_ids) if item}
     lines = content.decode(errors="replace").split("\n")
@@ -155,7 +212,7 @@ def _parse(content: bytes, user_ids: Sequence[str], item_ids: Sequence[str], tar
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
     pairs = torch.tensor(list(rows))  # [N, 2]
-    return CandidateSet.of(pairs[:, 0], pairs[:, 1], torch.tensor(list(rows.values())), sha256(content).hexdigest())
+    return pairs[:, 0], pairs[:, 1], torch.tensor(list(rows.values()))
 
 
 def _parse_line(line: str, user_of: Mapping[str, int], item_of: Mapping[str, int]) -> tuple[int, int, list[int]]:

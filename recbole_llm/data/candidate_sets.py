@@ -24,7 +24,8 @@ from torch import Tensor
 
 from recbole_llm.data import forms, scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
-from recbole_llm.data.candidates import CandidateSet, draw, in_random_order, token_order
+from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
+from recbole_llm.data.drawing import token_order
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.items import title_key
 from recbole_llm.store.code import code_fingerprint
@@ -33,6 +34,7 @@ from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
+_USERS = 2**16  # whose histories are sorted at once
 _DRAWING_CODE = "recbole_llm.data.candidates"
 
 
@@ -246,11 +248,20 @@ def _stored(
 
 def _histories_fingerprint(users: Iterable[int], histories: Histories, phase: str, order: list[int]) -> str:
     """SHA-256 of users, targets and the set of each user's items before the target."""
-    place = np.zeros(len(order) + 1, dtype="<i8")
+    place = np.zeros(len(order) + 1, dtype=np.int64)
     place[order] = np.arange(1, len(order) + 1)
-    digest = sha256()
-    for user in sorted(users, key=histories.user_ids.__getitem__):
-        known = np.unique(place[histories.before(user, phase)])
-        digest.update(f"{histories.user_ids[user]}\t{place[histories.target(user, phase)]}\t{len(known)}\n".encode())
-        digest.update(known.tobytes())
+    digest, number = sha256(), len(place)
+    ranked = sorted(users, key=histories.user_ids.__getitem__)
+    for start in range(0, len(ranked), _USERS):
+        part = ranked[start : start + _USERS]
+        before = [histories.before(user, phase) for user in part]
+        rows = np.repeat(np.arange(len(part)), [len(items) for items in before])
+        known = np.sort(rows * number + place[np.concatenate(before)])  # of all rows, by row
+        known = known[np.diff(known, prepend=-1) > 0]
+        ends = np.searchsorted(known, np.arange(1, len(part) + 1) * number).tolist()
+        content, begin = memoryview((known % number).astype("<i8").tobytes()), 0
+        for user, end in zip(part, ends, strict=True):
+            digest.update(f"{histories.user_ids[user]}\t{place[histories.target(user, phase)]}\t{end - begin}\n".encode())
+            digest.update(content[8 * begin : 8 * end])
+            begin = end
     return digest.hexdigest()

@@ -6,19 +6,17 @@ global generator: their negatives change with the number of training epochs, rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from itertools import islice
 
 import numpy as np
 import torch
 
-from recbole_llm.data.items import title_key
+from recbole_llm.data import drawing
+from recbole_llm.data.drawing import BLOCKS, Catalogue
 from recbole_llm.store.files import fingerprint
-
-_BLOCKS = 8  # blocks of random draws before the rest of the catalogue is shuffled
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,78 +129,37 @@ def draw(
     """
     if number < 1:
         raise ValueError(f"candidates.num_negatives: {number} must be at least 1")
-    catalogue = _Catalogue(titles, item_ids, weights)
-    wanted = {True: new_number, False: number - new_number}  # negatives in and outside ``new``
+    catalogue = Catalogue(titles, item_ids, weights)
+    excluded = [known if isinstance(known, np.ndarray) else np.array([*known], dtype=np.int64) for known in exclude]
+    keys = (f"{seed}\t{split}\t{user}\t{item_ids[target]}" for user, target in zip(users, targets, strict=True))
+    digests = [sha256(key.encode()).digest() for key in keys]  # the seeds
     rows = np.empty((len(users), number + 1), dtype=np.int64)  # [N, C]
-    for row, user, target, known in zip(rows, users, targets, exclude, strict=True):
-        key = "\t".join((str(seed), split, user, item_ids[target]))
-        rng = np.random.default_rng(int.from_bytes(sha256(key.encode()).digest()))
+    left = np.arange(len(users))
+    if not new_number and len(catalogue.order) > 1:
+        own = np.array(targets, dtype=np.int64)
+        for size in (2 * number, BLOCKS * 2 * number):  # the first block is enough for most
+            done = np.zeros(len(left), dtype=bool)
+            step = max(1, drawing.DRAWS // size)
+            for start in range(0, len(left), step):
+                part = slice(start, start + step)
+                done[part] = catalogue.draw_many(left[part], digests, own, excluded, new, size, rows)
+            left = left[~done]
+    wanted = {True: new_number, False: number - new_number}  # negatives in and outside ``new``
+    for place in left.tolist():
+        target, known = int(targets[place]), frozenset(excluded[place].tolist())
+        rng = np.random.default_rng(int.from_bytes(digests[place]))
         slot = int(rng.integers(number + 1))
-        others = catalogue.draw(rng, wanted, int(target), frozenset(map(int, known)), new)
+        others = catalogue.draw(rng, wanted, target, known, new)
         if len(others) < number:
             raise ValueError(
-                f"candidates.num_negatives: {number} is too large, user {user!r} has only {len(others)} items left to draw "
-                f"({len(item_ids) - 1} items, {len(known)} of them in the history, each title at most once)"
+                f"candidates.num_negatives: {number} is too large, user {users[place]!r} has only {len(others)} items left to "
+                f"draw ({len(item_ids) - 1} items, {len(excluded[place])} of them in the history, each title at most once)"
                 + (f"; {new_number} of them from {len(new)} held-out items, the others from the rest" if new else "")
             )
         if new_number:  # the scarcer kind is drawn later, so the order would reveal a target of that kind
             others = rng.permutation(others).tolist()
-        row[:] = [*others[:slot], target, *others[slot:]]
+        rows[place] = [*others[:slot], target, *others[slot:]]
     return torch.from_numpy(rows)
-
-
-class _Catalogue:
-    """Samples items without repeating an item or a title, independently of internal ids."""
-
-    def __init__(self, titles: Sequence[str], item_ids: Sequence[str], weights: np.ndarray | None) -> None:
-        self.order = np.array(token_order(item_ids), dtype=np.int64)
-        groups: dict[str, int] = {}
-        self.groups = [groups.setdefault(title_key(title) or f"\t{item}", item) for item, title in enumerate(titles)]
-        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)[self.order]
-        if self.weights is not None:
-            if not (np.isfinite(self.weights).all() and self.weights.min() >= 0 < self.weights.sum()):
-                raise ValueError("candidates.source: weights must be finite, none below 0, and one above 0")
-            cumulative = np.cumsum(self.weights)
-            self.cumulative = cumulative / cumulative[-1]  # ends in 1 exactly, so a weight of 0 is never drawn
-
-    def draw(
-        self, rng: np.random.Generator, wanted: Mapping[bool, int], target: int, known: frozenset[int], new: Collection[int]
-    ) -> list[int]:
-        """Draw ``wanted[True]`` items of ``new`` and ``wanted[False]`` others; fewer only if no more are left."""
-        taken = {self.groups[target]}
-        left, number = dict(wanted), sum(wanted.values())
-
-        def accept(item: int) -> bool:
-            if not left[item in new] or item in known or self.groups[item] in taken:
-                return False
-            taken.add(self.groups[item])
-            left[item in new] -= 1
-            return True
-
-        return list(islice(filter(accept, self._draws(rng, 2 * number)), number))
-
-    def _draws(self, rng: np.random.Generator, size: int) -> Iterator[int]:
-        """Draws with replacement in blocks of ``size``, then all items in random order.
-
-        That order sorts exponential variates divided by the weights: weighted sampling without replacement.
-        """
-        for _ in range(_BLOCKS):
-            if self.weights is None:
-                places = rng.integers(len(self.order), size=size)
-            else:
-                places = np.searchsorted(self.cumulative, rng.random(size), side="right")
-            yield from self.order[places].tolist()
-        times = rng.exponential(size=len(self.order))
-        if self.weights is not None:
-            with np.errstate(divide="ignore"):
-                times /= self.weights
-        places = np.argsort(times, kind="stable")
-        yield from self.order[places[np.isfinite(times[places])]].tolist()
-
-
-def token_order(item_ids: Sequence[str]) -> list[int]:
-    """Internal item ids in the order of their tokens, without padding."""
-    return sorted(range(1, len(item_ids)), key=item_ids.__getitem__)
 
 
 def in_random_order(ranked: Sequence[Sequence[int]], seed: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from recbole_llm.data import candidate_files as files
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates, write_candidates
 from recbole_llm.data.candidates import CandidateSet, draw
 from tests.data.test_candidates import IDS, ITEMS, USER_IDS, as_tokens, toy
@@ -52,6 +53,38 @@ def test_what_is_read_is_what_was_drawn(stored: tuple[Path, CandidateSet]) -> No
     other = read_candidates(path, USER_IDS, renumbered)
     assert other.sha256 == found.sha256
     assert as_tokens(other.items, renumbered) == as_tokens(found.items, IDS)
+
+
+def test_a_sound_file_is_read_at_once_and_any_other_line_by_line(stored: tuple[Path, CandidateSet]) -> None:
+    """To the same arrays; carriage returns are no damage."""
+    content = stored[0].read_bytes()
+    slowly = files._lines(content, USER_IDS, IDS, True)
+    found = files._arrays(content, USER_IDS, IDS, True)
+    assert found is not None and all(torch.equal(*pair) for pair in zip(found, slowly, strict=True))
+    returned = content.replace(b"\n", b"\r\n")
+    assert files._arrays(returned, USER_IDS, IDS, True) is None
+    assert torch.equal(files._lines(returned, USER_IDS, IDS, True)[2], found[2])
+    lines = content.decode().split("\n")
+    damages = [
+        "\n".join(lines[1:]),
+        content.decode() + "\n",
+        content.decode()[:-1],
+        lines[0] + "\n",
+        "\n".join([*lines[:3], "", *lines[3:]]),
+        "\n".join([*lines[:3], lines[2], *lines[3:]]),
+        "\n".join([*lines[:3], lines[3].replace("\t", "\tq", 1), *lines[4:]]),
+        "\n".join([*lines[:3], "[PAD]" + lines[3][lines[3].index("\t") :], *lines[4:]]),
+        "\n".join([*lines[:3], lines[3] + " " + lines[3].split(" ")[-1], *lines[4:]]),
+        "\n".join([*lines[:3], lines[3].rsplit(" ", 1)[0], *lines[4:]]),
+        "\n".join([*lines[:3], lines[3] + "\tmore", *lines[4:]]),
+        "\n".join([*lines[:3], lines[3].replace(" ", "  ", 1), *lines[4:]]),
+        "\n".join([*lines[:3], f'"{lines[3]}', *lines[4:]]),
+    ]
+    for damage in damages:
+        assert files._arrays(damage.encode(), USER_IDS, IDS, True) is None
+        with pytest.raises(ValueError, match=r"^line \d+: "):
+            files._lines(damage.encode(), USER_IDS, IDS, True)
+    assert files._arrays(content.replace(b"\ti", b"\t\xff"), USER_IDS, IDS, True) is None
 
 
 def test_lookup_and_covers(stored: tuple[Path, CandidateSet]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from recbole_llm.data import negatives
-from recbole_llm.data.candidates import _Catalogue
+from recbole_llm.data.drawing import Catalogue
 
 # -- copies of what was replaced ---------------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ def old_outside(trained_items: np.ndarray, history: np.ndarray, rng: np.random.G
     return int(item)
 
 
-class OldCatalogue(_Catalogue):
+class OldCatalogue(Catalogue):
     def draw(
         self, rng: np.random.Generator, wanted: Mapping[bool, int], target: int, known: frozenset[int], new: Collection[int]
     ) -> list[int]:
@@ -146,7 +146,7 @@ def test_catalogue(items: int, known: frozenset[int], counts: tuple[int, int], p
     new = frozenset(range(1, items // 3))
     before, now = twice(seed)
     drawn = OldCatalogue(titles, ids, weights).draw(before, wanted, items, known, new)
-    assert _Catalogue(titles, ids, weights).draw(now, wanted, items, known, new) == drawn
+    assert Catalogue(titles, ids, weights).draw(now, wanted, items, known, new) == drawn
     assert same_state(before, now)
 
 
