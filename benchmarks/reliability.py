@@ -32,6 +32,9 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB"
 
 
+PARTS = ("kills", "damages", "disk", "hostile")
+
+
 def add(file: Path, found: dict[str, Any]) -> None:
     """Put a section into the file of results, in place of an earlier one of its part, and write the page anew."""
     if missing := [key for key in KEYS if key not in found]:
@@ -45,7 +48,7 @@ def add(file: Path, found: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run parts by name; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["kills", "damages", "disk", "hostile"], metavar="PART")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--kills", type=int, default=20, help="runs of each model that are killed")
     parser.add_argument("--restarts", type=int, default=3, help="kills of each of them")
     parser.add_argument(
@@ -61,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability.json")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
+    if unknown := [part for part in options.parts if part not in PARTS]:  # choices of "*" refuse that none is given
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     own: dict[str, Any] = {"models": options.models} if options.models else {}
     parts: dict[str, Callable[..., dict[str, Any]]] = {
         "kills": partial(kills.section, kills=options.kills, restarts=options.restarts, **own),

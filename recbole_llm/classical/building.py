@@ -42,8 +42,11 @@ def build(config: Any, dataset: Any) -> Any:
         most, given = getattr(dataset, count), max(int(part) for part in str(config[key]).split(","))
         if given > most:
             raise ValueError(f"{key}: {given} is more than the {most - 1} {count[:4]}s of {config['dataset']}; lower it")
-    with _safe_reading(config):
-        return config.model_class(config, dataset).to(config["device"])
+    try:
+        with _safe_reading(config):
+            return config.model_class(config, dataset).to(config["device"])
+    except SystemExit:  # RecBole's CPR models end the process, as if all were well
+        raise ValueError(f"loss_type: {config['loss_type']}: RecBole's {name} has no such loss; give --loss_type=CE") from None
 
 
 @contextlib.contextmanager

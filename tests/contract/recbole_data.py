@@ -68,6 +68,34 @@ OWN: dict[str, dict[str, Any]] = {  # what the settings of a model's kind do not
         "alias_of_relation_id": ["rel_id"],
     },
 }
+VARIANTS: dict[str, dict[str, Any]] = {  # the other forms of a model, beside its default
+    "AsymKNN": {"knn_method": "user"},
+    "BPR": {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1, "alpha": 0.5}},
+    "CDAE": {"hid_activation": "tanh", "out_activation": "relu"},
+    "CFKG": {"loss_function": "transe"},
+    "CORE": {"dnn_type": "ave"},
+    "DCNV2": {"mixed": True, "structure": "parallel"},
+    "DMF": {"inter_matrix_type": "rating", "load_col": {"inter": _INTER}},
+    "FDSA": {"pooling_mode": "max"},
+    "GCMC": {"accum": "sum"},
+    "GRU4RecF": {"pooling_mode": "max"},
+    "HRM": {"pooling_type_layer_1": "average", "pooling_type_layer_2": "average"},
+    "ItemKNN": {"knn_method": "user"},
+    "KD_DAGFM": {"teacher": "CIN", "type": "inner"},
+    "KGCN": {"aggregator": "concat"},
+    "KGNNLS": {"aggregator": "neighbor"},
+    "KTUP": {"L1_flag": True, "use_st_gumbel": True},
+    "LINE": {"order": 1},
+    "MKR": {"use_inner_product": False},
+    "MacridVAE": {"nogb": True},
+    "NAIS": {"algorithm": "concat", "split_to": 2},
+    "NeuMF": {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "dynamic": True, "candidate_num": 2}},
+    "PNN": {"use_inner": False, "use_outer": True},
+    "SASRecF": {"pooling_mode": "mean"},
+    "SGL": {"type": "RW"},
+    "SimpleX": {"aggregator": "user_attention"},
+    "xDeepFM": {"direct": True},
+}
 
 
 def settings(model: str, kind: str, data_path: Path, folder: Path) -> dict[str, Any]:

@@ -29,8 +29,29 @@ KINDS = {
     for file in (Path(recbole.model.__file__).parent / f"{kind}_recommender").glob("[a-z]*.py")
 }
 NAMES = registry._recbole_class_names()
+
+
+def recbole_keys(name: str) -> str:
+    """The text of RecBole's property file of a model."""
+    file = Path(recbole.__file__).parent / "properties" / "model" / f"{name}.yaml"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 FAST = ["CFKG", "EASE", "FM", "KSR", "MKR", "RecVAE", "SGL", "SINE"]  # each of another loader, trainer, loss or data
+SOFTMAX = [  # sequential models whose default is a softmax, and which have a pairwise loss, too
+    name
+    for name in NAMES
+    if KINDS[name.lower()] == "sequential"
+    and name not in ("CORE", "GRU4RecCPR", "SASRecCPR")
+    and "loss_type" in recbole_keys(name)
+]
 DEAR = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in FAST]
+
+
+def trained(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    done = run_recbole_llm(name, "rich", config_dict=settings)
+    assert done["test_result"] and all(np.isfinite(value) for value in done["test_result"].values())
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +75,32 @@ def test_every_model_of_recbole_is_in_the_list() -> None:
 
 @pytest.mark.parametrize("name", [*FAST, *DEAR])
 def test_a_model_trains_and_is_evaluated(name: str, settings: Settings) -> None:
-    done = run_recbole_llm(name, "rich", config_dict=settings(name))
+    done = trained(name, settings(name))
     record = json.loads(Path(done["record"]).read_text())
-    assert done["test_result"] and all(np.isfinite(value) for value in done["test_result"].values())
     assert record["model"] == name and record["results"] == {name: dict(done["test_result"])}
     if "hit@1" in done["test_result"]:
         ranks = list(record["ranks"][name].values())
         assert len(ranks) == recbole_data.USERS and np.mean(np.array(ranks) == 1) == pytest.approx(done["test_result"]["hit@1"])
     else:
         assert 0 <= done["test_result"]["auc"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recbole_data.VARIANTS)
+def test_the_other_form_of_a_model_trains_too(name: str, settings: Settings) -> None:
+    trained(name, settings(name, **recbole_data.VARIANTS[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOFTMAX)
+def test_a_sequential_model_trains_with_a_pairwise_loss(name: str, settings: Settings) -> None:
+    trained(name, settings(name, loss_type="BPR"))
+
+
+@pytest.mark.parametrize("name", ["SASRecCPR", "GRU4RecCPR"])
+def test_a_loss_for_which_recbole_ends_the_process_is_refused(name: str, settings: Settings) -> None:
+    with pytest.raises(ValueError, match=f"loss_type: BPR: RecBole's {name} has no such loss; give --loss_type=CE"):
+        run_recbole_llm(name, "rich", config_dict=settings(name, loss_type="BPR"))
 
 
 @pytest.mark.parametrize("name", [*FAST, *DEAR])
@@ -126,7 +164,7 @@ def test_a_model_starts_from_a_checkpoint_of_an_earlier_run(
     made: dict[str, str] = {}
     for model, changes, paths in CHAINS[name]:
         given, start = settings(model, **changes, **{key: made[step] for key, step in paths.items()}), dict(made)
-        assert all(np.isfinite(value) for value in run_recbole_llm(model, "rich", config_dict=given)["test_result"].values())
+        trained(model, given)
         made[model] = newest(tmp_path)
     state = torch.load(start[next(iter(paths.values()))], weights_only=True)["state_dict"]
     fresh = assemble(name, given, "rich").model.state_dict()

@@ -1,9 +1,11 @@
 """Every causal LM family is exact or refused before anything is trained: never raw, never silently wrong."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -111,7 +113,10 @@ def test_every_family_is_exact_or_refused(family):
 
 
 def test_few_families_cannot_be_built():
-    assert set(NOT_BUILT) <= set(ALL) and len(NOT_BUILT) <= 10 and all(NOT_BUILT.values())
+    assert len(NOT_BUILT) <= 10 and all(NOT_BUILT.values())
+    tested = (Path(__file__).parents[2] / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if f"transformers=={transformers.__version__}" in tested:  # an older one lacks the newest families
+        assert set(NOT_BUILT) <= set(ALL)
 
 
 def test_a_window_out_of_reach_changes_nothing():
