@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,8 +108,10 @@ class Command:
     """A command of the command line in a forked child."""
 
     def __init__(self, arguments: Sequence[str], place: Path, before: Callable[[], Any]):
-        self._began, self._text = time.monotonic(), b""
-        read, write = os.pipe()  # a file would have the limits of the child
+        self._began = time.monotonic()
+        # a file would have the limits of the child, and a thread that reads could leave a fork a lock that nobody opens
+        self._read, write = os.pipe()
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 2**20)  # more than a run writes
 
         def child() -> None:
             os.dup2(write, 1)
@@ -136,18 +138,13 @@ class Command:
         self._process = multiprocessing.get_context("fork").Process(target=child)
         self._process.start()
         os.close(write)
-        self._reader = threading.Thread(target=self._drain, args=(read,), daemon=True)
-        self._reader.start()
-
-    def _drain(self, read: int) -> None:
-        with os.fdopen(read, "rb") as stream:
-            self._text = stream.read()
 
     def kill_after(self, seconds: float) -> bool:
         """Kill it at a moment, wherever it is; False if it had ended."""
         self._process.join(seconds)
         self._process.kill()
         self._process.join()
+        os.close(self._read)
         return self._process.exitcode == -signal.SIGKILL
 
     def wait(self, seconds: float = 600) -> Outcome:
@@ -155,8 +152,12 @@ class Command:
         self._process.join(seconds)
         self._process.kill()
         self._process.join()
-        self._reader.join(10)
-        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, self._text.decode(errors="replace"))
+        os.set_blocking(self._read, False)
+        text = b""
+        with os.fdopen(self._read, "rb", buffering=0) as stream:
+            while part := stream.read(2**20):
+                text += part
+        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, text.decode(errors="replace"))
 
 
 def differing(one: Any, other: Any, place: str = "") -> list[str]:

@@ -47,6 +47,17 @@ def test_the_check_is_cached_with_the_backbones_identity(saved: Any, tmp_path: A
     assert len([*(tmp_path / "readings").iterdir()]) == 2
 
 
+def test_a_damaged_reading_is_named_and_made_anew(saved: Any, tmp_path: Any, caplog: Any) -> None:
+    saved("mistral").check(68)
+    (file,) = (tmp_path / "readings").iterdir()
+    whole = file.read_text()
+    file.write_text(whole.replace('"padding": true', '"padding": false'))
+    assert file.read_text() != whole
+    saved("mistral").check(68)
+    assert f"{file} is damaged: its values are not those that were written; the backbone is checked again" in caplog.text
+    assert file.read_text() == whole
+
+
 def test_rows_beyond_the_context_are_refused_before_training(saved: Any) -> None:
     backbone = saved("gpt2")
     backbone.check(families.CONTEXT)

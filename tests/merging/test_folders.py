@@ -176,6 +176,17 @@ def test_it_is_an_ordinary_function(adapters, tmp_path):
         merge_folders([], tmp_path / "none")
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_of_ours_that_was_damaged_is_refused_by_name(file, adapters, tmp_path, capsys):
+    """A flipped bit of a weight is another weight, which only the manifest beside it can tell."""
+    merge_folders(adapters, tmp_path / "merged")
+    damaged = tmp_path / "merged" / file
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 1
+    damaged.write_bytes(content)
+    assert f"{damaged} is damaged" in failing(capsys, [adapters[0], tmp_path / "merged"], tmp_path / "out")
+
+
 def test_an_adapter_that_changes_nothing_or_is_damaged_is_refused(adapters, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
