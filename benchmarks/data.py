@@ -49,10 +49,14 @@ _WORDS = [
 ]
 
 
-def write(folder: Path, name: str, interactions: int, seed: int = 0) -> None:
-    """Write a data set of about ``interactions`` rows, in blocks, so that its size is not held in memory."""
+def write(folder: Path, name: str, interactions: int, items: int | None = None, seed: int = 0) -> None:
+    """Write a data set of about ``interactions`` rows, in blocks, so that its size is not held in memory.
+
+    Args:
+        items: number of items; None: one for each 10 interactions.
+    """
     rng = np.random.default_rng(seed)
-    users, items = max(2, interactions // 20), max(40, interactions // 10)
+    users, items = max(2, interactions // 20), items or max(40, interactions // 10)
     (folder / name).mkdir(parents=True)
     with open(folder / name / f"{name}.item", "w") as file:
         file.write("item_id:token\ttitle:token_seq\tyear:token\tgenre:token_seq\n")

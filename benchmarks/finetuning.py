@@ -34,7 +34,7 @@ from recbole_llm.data.prompts import Example, Prompt  # noqa: E402
 from recbole_llm.llm.forward import lm_loss  # noqa: E402
 from recbole_llm.llm.lora import attach_lora, lora_modules  # noqa: E402
 from recbole_llm.llm.micro_batches import parts  # noqa: E402
-from recbole_llm.training.loop import LoopOptions, TrainingLoop  # noqa: E402
+from recbole_llm.training.loop import LoopOptions, Part, TrainingLoop, weighted
 
 SHAPES = {  # of SmolLM2-135M, and one for trying the benchmark
     "smollm2": dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152),
@@ -61,9 +61,9 @@ def draw(rows: int, vocabulary: int) -> list[Example]:
 def training(model, examples: list[Example], tokens: int) -> Callable[[], object]:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    def loss(_: int) -> Iterator[torch.Tensor]:
+    def loss(_: int) -> Iterator[Part]:
         for batch, share in parts(examples, tokens):
-            yield share * lm_loss(model, batch)
+            yield weighted(share, lm_loss, model, batch)
 
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.0)
     loop = TrainingLoop("benchmark", parameters, optimizer, loss, 10**9, options=LoopOptions(show_progress=False))

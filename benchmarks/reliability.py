@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB"
 
 
+PARTS = ("kills", "damages", "disk", "hostile")
+
+
 def add(file: Path, found: dict[str, Any]) -> None:
     """Put a section into the file of results, in place of an earlier one of its part, and write the page anew."""
     if missing := [key for key in KEYS if key not in found]:
@@ -42,7 +48,7 @@ def add(file: Path, found: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run parts by name; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["kills", "damages", "disk", "hostile"], metavar="PART")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--kills", type=int, default=20, help="runs of each model that are killed")
     parser.add_argument("--restarts", type=int, default=3, help="kills of each of them")
     parser.add_argument(
@@ -54,20 +60,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--add", type=Path, action="append", default=[], metavar="FILE", help="JSON of a section of another benchmark"
     )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of each part; what was not run by then is not counted")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability.json")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
+    if unknown := [part for part in options.parts if part not in PARTS]:  # choices of "*" refuse that none is given
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     own: dict[str, Any] = {"models": options.models} if options.models else {}
-    runs = {
-        "kills": lambda folder: kills.section(folder, kills=options.kills, restarts=options.restarts, **own),
-        "damages": lambda folder: damages.section(folder, number=options.damages, **own),
-        "disk": lambda folder: disk.section(folder, most=options.disks, **own),
-        "hostile": lambda folder: hostile.section(folder, number=options.inputs),
+    parts: dict[str, Callable[..., dict[str, Any]]] = {
+        "kills": partial(kills.section, kills=options.kills, restarts=options.restarts, **own),
+        "damages": partial(damages.section, number=options.damages, **own),
+        "disk": partial(disk.section, most=options.disks, **own),
+        "hostile": partial(hostile.section, number=options.inputs),
     }
     lost = 0
     for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
-            found = runs[name](Path(folder))
+            found = parts[name](Path(folder), until=time.monotonic() + 60 * options.minutes)
         others = [argument for argument in given if argument not in options.parts and not argument.startswith(("--add", "--out"))]
         command = shlex.join(["python", "benchmarks/reliability.py", name, *others])
         add(options.out, found | {"command": command, "machine": machine(), "date": time.strftime("%Y-%m-%d")})

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
-from recbole_llm.cli_errors import one_line, quiet_streams, reason
+from recbole_llm.cli_errors import of_process, one_line, quiet_streams, reason, tells
 from recbole_llm.cli_values import list_of
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
@@ -33,7 +33,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    if tells():
+        with contextlib.suppress(OSError):  # the terminal may be a file on the full disk
+            print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -71,17 +73,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
+        _check_processes(options)
         with _terminable(), quiet_streams():
             failed = options.function(options, _keys(others))
     except KeyboardInterrupt as interruption:
-        print("interrupted: finished stages and runs are kept, and the same command reuses them", file=sys.stderr)
+        if tells():
+            print("interrupted: finished stages and runs are kept, and the same command reuses them", file=sys.stderr)
         sys.exit(143 if isinstance(interruption, _Terminated) else 130)
     except Exception as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):
             raise
-        _fail(reason(error))
+        _fail(of_process(reason(error)))
     if failed:
         sys.exit(1)
+
+
+def _check_processes(options: argparse.Namespace) -> None:
+    _, size = compat.launched()
+    if size > 1 and options.function is not _run:
+        raise ValueError(
+            f"{size} processes were started, but only recbole-llm run is for several; start this command without a launcher"
+        )
 
 
 def _run(options: argparse.Namespace, keys: list[str]) -> None:

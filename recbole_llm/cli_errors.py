@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import linecache
+import sys
 import sysconfig
 from collections.abc import Iterator
+
+from recbole_llm import compat
 
 _KEPT = "what was finished is kept, and the same command goes on from there"
 _ELSEWHERE = "or give another --checkpoint_dir, or start in another folder, which log/ is written to"
@@ -60,6 +63,22 @@ def reason(error: Exception) -> str:
         f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; {kept}; "
         "RECBOLE_LLM_TRACEBACK=1 shows the traceback"
     )
+
+
+def tells() -> bool:
+    """Whether this process says why it ends: of several processes of a run, one does."""
+    rank, size = compat.launched()
+    if size == 1 or "torch" not in sys.modules:  # they have not joined yet, and fail alike
+        return rank == 0
+    from recbole_llm.store.processes import first_to_end
+
+    return first_to_end()
+
+
+def of_process(message: str) -> str:
+    """A message with the number of this process, if it is not the first of several."""
+    rank, size = compat.launched()
+    return f"process {rank} of {size}: {message}" if rank else message
 
 
 def was_raised_here(error: Exception) -> bool:

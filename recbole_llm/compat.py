@@ -16,6 +16,7 @@ timestamps lose their order in float32      :meth:`recbole_llm.data.dataset.Rank
 files are read otherwise than written       :class:`recbole_llm.data.tables.StrictTables`
 a table of lists, of gigabytes              :class:`recbole_llm.data.sequences.UnbuiltLists`
 a Python set for each user and phase        :class:`recbole_llm.data.samplers.ArraySampler`
+two tensors for each user of an evaluation  :class:`recbole_llm.data.eval_loader.ArrayEvalLoader`
 beyond-accuracy metrics crash               :class:`recbole_llm.evaluation.beyond_accuracy.SafeCollector`
 the second run of a process logs nothing     :func:`recbole_llm.logs.init_logging`
 RaCT logs a path without a place for it      :func:`recbole_llm.logs.init_logging`
@@ -31,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -94,6 +96,13 @@ def check_pandas() -> None:
         )
 
 
+def launched(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """The rank of this process and the number of processes that ``accelerate launch`` or ``torchrun`` started."""
+    if all(environment.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    return 0, 1
+
+
 def peak_memory_bytes() -> int:
     """The peak resident memory of this process in bytes, on Linux, macOS and Windows."""
     if sys.platform == "win32":
@@ -155,7 +164,7 @@ def refuse_options(given: Mapping[str, Any], source: str) -> None:
     """
     for key, value in given.items():
         if key in _PROCESSES and str(value) != str(_PROCESSES[key]):
-            remedy = "a run is one process; for parallel runs use recbole-llm leaderboard --jobs=N"
+            remedy = "start several processes with accelerate launch; for parallel runs use recbole-llm leaderboard --jobs=N"
         elif key in _PICKLES and str(value) != str(_PICKLES[key]):
             remedy = "datasets and loaders are built in each run and never unpickled"
         elif key in ("config_files", "config_file") and value:

@@ -85,8 +85,10 @@ def init_console(*, warnings_alone: bool = False) -> None:
     _install([_Terminal()], logging.WARNING if warnings_alone else logging.INFO)
 
 
-def init_logging(config: Any) -> Path:
+def init_logging(config: Any, *, silent: bool = False) -> Path:
     """Log to standard error and to a new ``log/<Model>/<Model>-<dataset>-<time>-<hash>.log``, whose path is returned.
+
+    With ``silent``, nothing is logged: another process of the run does that.
 
     Replaces RecBole's ``init_logger``, whose second call in a process changes nothing (recbole/utils/logger.py:130 lacks
     ``force``). ``state`` is the level.
@@ -96,6 +98,9 @@ def init_logging(config: Any) -> Path:
     identity = hashlib.sha256(values.encode()).hexdigest()[:6]
     name = f"{config['model']}-{config['dataset']}-{time.strftime('%b-%d-%Y_%H-%M-%S')}-{identity}.log"
     file = Path("log") / config["model"] / name
+    if silent:
+        _install([logging.NullHandler()], level)
+        return file
     file.parent.mkdir(parents=True, exist_ok=True)
     _install([_Terminal(), _File(file)], level)
     return file

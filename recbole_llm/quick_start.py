@@ -16,6 +16,7 @@ from recbole.utils import init_seed
 from recbole_llm import compat, logs
 from recbole_llm.classical import building
 from recbole_llm.classical.retriever import Retriever
+from recbole_llm.classical.shared import check_shared
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.config import LLMConfig
 from recbole_llm.costs.devices import Card, card
@@ -32,6 +33,7 @@ from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, pl
 from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.leftovers import temporaries
+from recbole_llm.store.processes import Processes, alone, joined
 from recbole_llm.store.stages import Stage
 from recbole_llm.store.trials import trials
 from recbole_llm.training.float32 import set_precision
@@ -66,16 +68,29 @@ def run_recbole_llm(
         ``variants`` (test results by name), ``published`` (results of ``scoring: published`` by name) and ``record`` (path of
         the run record).
     """
+    with joined() as processes:
+        config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
+        return _run(config, saved, processes)
+
+
+def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]:
+    """The run of a configuration in one of several processes, or in the only one."""
     began = time.monotonic()
-    config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
-    log = logs.init_logging(config)
+    if processes.size > 1 and "gpu_id" in config.external_config_dict:
+        raise ValueError(
+            f"gpu_id: {config['gpu_id']} is for one process; for {processes.size}, set CUDA_VISIBLE_DEVICES, or give accelerate "
+            "launch --gpu_ids"
+        )
+    log = logs.init_logging(config, silent=not processes.main)
     logger.info(logs.configuration_line(config))
-    for leftover in temporaries(Path(config["checkpoint_dir"])):
+    if processes.size > 1:
+        logger.info(f"{processes.size} processes: each has its share of every training step and of the LM's batches")
+    for leftover in temporaries(Path(config["checkpoint_dir"])) if processes.main else ():
         leftover.remove()
     run = assemble(config)
     predictions.check(config, run.test)
     run.trainer.check()  # finds out how the LM is run, which the plan depends on
-    planned = run.plan()
+    planned = run.plan() if processes.main else None
     logger.info(str(planned))
     shown = config["show_progress"]
     best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
@@ -84,7 +99,8 @@ def run_recbole_llm(
 
     record = RunRecord(config, run.trainer, run.valid, run.test)
     own, *others = run.trainer.recommender.variants().items()
-    with predictions.saved(config, run.test) as run.trainer.predictions, metered() as tested:
+    writer = predictions.saved(config, run.test) if processes.main else contextlib.nullcontext()
+    with writer as run.trainer.predictions, metered() as tested:
         for name, variant in ((config["model"], own[1]), *others):
             if run.trainer.predictions is not None:
                 run.trainer.predictions.start(name)
@@ -99,32 +115,35 @@ def run_recbole_llm(
     trainer = run.trainer
     measured = {**trainer.cache.measured, TRAINING: trainer.training, VALIDATION: trainer.validation}
     measured |= {TEST: tested, ANSWERS: generating}
-    path = record.write(
-        best_valid_result=best_valid_result,
-        best_valid_users=run.trainer.validated,
-        seconds=seconds,
-        peak_memory_bytes=compat.peak_memory_bytes(),
-        published=published and published.content(record.user_ids),
-        predictions=predictions.FILE if config["save_predictions"] else None,
-        plan=planned.as_dict(measured),
-        passport=run.passport,
-        checkpoint=trainer.checkpoint,
-        histories_sha256=run.test._dataset.histories.fingerprint,
-        **trainer.recommender.findings(record.rows),
-    )
-    test_result = record.rows[0].metrics
-    if best_valid_result is not None:
-        logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
-    logger.info(f"test result: {logs.metrics_line(test_result)}")
-    if compared := planned.compared(measured):
-        logger.info(f"planned and measured:\n{compared}")
-    logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
-    if published:
-        logger.info(published.table())
-    for line in run.trainer.recommender.report(path.parent):
-        logger.info(line)
-    for part in run.trainer.recommender.facts().builtin:
-        logger.info(PRETRAINED[part])
+    path, test_result = config.record_file, record.rows[0].metrics
+    if planned is not None:  # process 0 writes
+        record.write(
+            best_valid_result=best_valid_result,
+            best_valid_users=run.trainer.validated,
+            seconds=seconds,
+            peak_memory_bytes=compat.peak_memory_bytes(),
+            processes=processes.size,
+            published=published and published.content(record.user_ids),
+            predictions=predictions.FILE if config["save_predictions"] else None,
+            plan=planned.as_dict(measured),
+            passport=run.passport,
+            checkpoint=trainer.checkpoint,
+            histories_sha256=run.test._dataset.histories.fingerprint,
+            **trainer.recommender.findings(record.rows),
+        )
+        if best_valid_result is not None:
+            logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
+        logger.info(f"test result: {logs.metrics_line(test_result)}")
+        if compared := planned.compared(measured):
+            logger.info(f"planned and measured:\n{compared}")
+        logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
+        if published:
+            logger.info(published.table())
+        with alone():
+            for line in run.trainer.recommender.report(path.parent):
+                logger.info(line)
+        for part in run.trainer.recommender.facts().builtin:
+            logger.info(PRETRAINED[part])
     return {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -159,7 +178,7 @@ class Run:
     def plan(self, named: Card | None = None, *, patient: bool = False) -> Plan:
         """What the run costs; arguments as :func:`~recbole_llm.planner.plan_of`."""
         data = self.train, self.valid, self.test
-        with preserved_random_state(), contextlib.ExitStack() as stack:  # a run's results do not depend on its plan
+        with preserved_random_state(), alone(), contextlib.ExitStack() as stack:  # a run's results do not depend on its plan
             stack.enter_context(counting(EXACT if patient else EXACT // 5))
             if named is None:
                 stack.enter_context(trials(2.0) if patient else trials(0.5, worth=100))
@@ -195,6 +214,7 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     init_seed(config["seed"], config["reproducibility"])  # the initial weights must not depend on earlier draws
     model = building.build(config, train._dataset)
     trainer = trainer_class(config)(config, model)
+    check_shared(trainer, config["model"])
     logger.info(logs.model_line(model))
     trainer.eval_collector.data_collect(train)  # raises if a metric needs what the data lacks
     generated.check(config, trainer.recommender, candidates.get("test"))

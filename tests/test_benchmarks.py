@@ -7,6 +7,7 @@ from pathlib import Path
 
 import accelerator
 import data
+import load
 import malformed_files
 import merge_rules
 import pytest
@@ -48,6 +49,19 @@ def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert accelerator.main([f"--out={tmp_path / 'out.json'}", "--minutes=0"]) == 1
     assert capsys.readouterr().out.count("left out: 0 minutes are over") == 3
+
+
+@pytest.mark.slow
+def test_large_data_on_a_small_scale(tmp_path) -> None:
+    file = tmp_path / "load.json"
+    load.main(["--sizes", "200x50", "--width=8", "--evaluated=100", f"--folder={tmp_path}", f"--json={file}"])
+    found = json.loads(file.read_text())
+    assert [*found["columns"]] == ["users", "items", *load.STEPS] and found["rows"][0][:2] == ["200", "50"]
+    assert all("GiB" in cell for cell in found["rows"][0][2:]) and "--evaluated=100" in found["command"]
+
+
+def test_the_nearest_of_unit_vectors_is_the_vector_itself() -> None:
+    assert load.recommend(20, 30, 8)["top 10"][1] > 0
 
 
 def test_tokens_are_counted_without_padding() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +39,8 @@ def files_of(saved: Path) -> list[Path]:
     return sorted(path for path in saved.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def damage(rng: Random, saved: Path) -> tuple[Path, str, bytes]:
-    """Damage a file; returns it, what was done, and what it held."""
+def damage(rng: Random, saved: Path) -> tuple[Path, str]:
+    """Damage a file; returns it and what was done."""
     files = files_of(saved)
     groups = sorted({file.relative_to(saved).parts[0] for file in files})
     group = rng.choice(groups)  # a folder of many files is not damaged more often
@@ -54,7 +56,7 @@ def damage(rng: Random, saved: Path) -> tuple[Path, str, bytes]:
         file.unlink()
     else:
         file.write_bytes(after)
-    return file, name, before
+    return file, name
 
 
 def judged(outcome: Outcome, found: Any, expected: Any, file: Path) -> str:
@@ -66,33 +68,36 @@ def judged(outcome: Outcome, found: Any, expected: Any, file: Path) -> str:
     return NAMED if outcome.error and any(name in outcome.error for name in names) else LOST
 
 
-def section(folder: Path, *, number: int = 500, seed: int = 0, models: tuple[str, ...] = MODELS) -> dict[str, Any]:
-    """Damage ``number`` files, shared among the models."""
+def section(
+    folder: Path, *, number: int = 500, seed: int = 0, models: tuple[str, ...] = MODELS, until: float = math.inf
+) -> dict[str, Any]:
+    """Damage ``number`` files, in turn of the models' runs; none after ``until``, a moment of :func:`time.monotonic`."""
     world = World(folder)
     world.warm()
     rng, counts, lost = Random(seed), {}, []
-    for model in models:
-        whole = folder / model / "saved"
-        first = world.run(world.arguments(model, whole), whole.parent)
-        expected = record(whole)
-        if first.code or expected is None:
-            raise RuntimeError(f"{model}: {first.text}")
-        kept = shutil.copytree(whole, folder / model / "kept")
-        for _ in range(len(range(models.index(model), number, len(models)))):
-            shutil.rmtree(whole)
-            shutil.copytree(kept, whole)
-            file, name, _ = damage(rng, whole)
-            kind = f"{file.relative_to(whole).parts[0] if file.parent != whole else '*.pth'}/"
-            end = ""
-            if kind == "runs/":
-                found = _read(file, kept / file.relative_to(whole))
-            else:
-                outcome = world.run(world.arguments(model, whole), whole.parent)
-                found = judged(outcome, again := record(whole), expected, file)
-                end = outcome.end if outcome.code else f"another {', '.join(differing(expected, again))}"
-            counts.setdefault(kind, Counter())[found] += 1
-            if found == LOST:
-                lost.append(f"{model}, {file.relative_to(whole)}: {name}: {end}")
+    runs = {model: world.whole(model) for model in models}
+    for saved, _, _ in runs.values():
+        shutil.copytree(saved, saved.with_name("kept"))
+    for one in range(number):
+        if time.monotonic() > until:
+            break
+        model = models[one % len(models)]
+        saved, _, expected = runs[model]
+        kept, end = saved.with_name("kept"), ""
+        shutil.rmtree(saved)
+        shutil.copytree(kept, saved)
+        file, name = damage(rng, saved)
+        kind = f"{file.relative_to(saved).parts[0]}/" if file.parent != saved else "*.pth"
+        if kind == "runs/":
+            found = _read(file, kept / file.relative_to(saved))
+        else:
+            outcome = world.run(world.arguments(model, saved), saved.parent)
+            found = judged(outcome, again := record(saved), expected, file)
+            end = outcome.end if outcome.code else f"another {', '.join(differing(expected, again))}"
+        counts.setdefault(kind, Counter())[found] += 1
+        if found == LOST:
+            lost.append(f"{model}, {file.relative_to(saved)}: {name}: {end}")
+            print(lost[-1], flush=True)
     rows = [[kind, sum(own.values()), own[REBUILT], own[UNREAD], own[NAMED], own[LOST]] for kind, own in sorted(counts.items())]
     total = [sum(row[place] for row in rows) for place in range(1, 6)]
     return {

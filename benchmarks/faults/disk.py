@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from faults.world import Outcome, World, record
@@ -66,36 +69,41 @@ def judged(outcome: Outcome, found: Any, expected: Any) -> str:
     return ONE_LINE if outcome.error and "fault of the package" not in outcome.error else LOST
 
 
-def section(folder: Path, *, most: int = 30, models: tuple[str, ...] = MODELS) -> dict[str, Any]:
-    """At most ``most`` failing disks of each sort and model."""
+def section(
+    folder: Path, *, most: int = 30, models: tuple[str, ...] = MODELS, seed: int = 0, until: float = math.inf
+) -> dict[str, Any]:
+    """At most ``most`` failing disks of each sort and model, in random order; none begins after ``until``."""
     world = World(folder)
     world.warm()
     counts: dict[str, Counter[str]] = {}
     lost: list[str] = []
+    faults: list[tuple[str, str, int, Callable[[], None]]] = []
+    expected = {}
     for model in models:
-        place = folder / model
-        whole, counter = place / "whole" / "saved", folder / f"{model}.count"
-        first = world.run(world.arguments(model, whole), whole.parent, failing(0, 0, whole.parent, counter))
-        expected, writes = record(whole), int(counter.read_text())
-        if first.code or expected is None:
-            raise RuntimeError(f"{model}: {first.text}")
-        step = max(1, -(-writes // most))
-        faults = [(name, k, failing(k, code, place / "own")) for name, code in ERRORS.items() for k in range(1, writes + 1, step)]
-        faults += [("files may not grow", size, small_files(size)) for size in BYTES]
-        for name, k, before in faults:
-            saved = place / "own" / "saved"
-            saved.parent.mkdir(parents=True)
-            outcome = world.run(world.arguments(model, saved), saved.parent, before)
-            found = judged(outcome, record(saved) if outcome.code == 0 else None, expected)
-            again = world.run(world.arguments(model, saved), saved.parent)
-            same = again.code == 0 and record(saved) == expected
-            counts.setdefault(name, Counter()).update([found, "again" if same else "not again"])
-            if found == LOST or not same:
-                lost.append(f"{model}, {name} from {k} on: {outcome.end if found == LOST else f'afterwards {again.end}'}")
-            shutil.rmtree(saved.parent)
+        counter = folder / f"{model}.count"
+        _, _, expected[model] = world.whole(model, failing(0, 0, folder / model, counter))
+        own, writes = folder / model / "own", int(counter.read_text())
+        for k in range(1, writes + 1, max(1, -(-writes // most))):
+            faults += [(model, name, k, failing(k, code, own)) for name, code in ERRORS.items()]
+        faults += [(model, "files may not grow", size, small_files(size)) for size in BYTES]
+    Random(seed).shuffle(faults)
+    for model, name, k, before in faults:
+        if time.monotonic() > until:
+            break
+        saved = folder / model / "own" / "saved"
+        saved.parent.mkdir(parents=True)
+        outcome = world.run(world.arguments(model, saved), saved.parent, before)
+        found = judged(outcome, record(saved) if outcome.code == 0 else None, expected[model])
+        again = world.run(world.arguments(model, saved), saved.parent)
+        same = again.code == 0 and record(saved) == expected[model]
+        counts.setdefault(name, Counter()).update([found, "again" if same else "not again"])
+        if found == LOST or not same:
+            lost.append(f"{model}, {name} from {k} on: {outcome.end if found == LOST else f'afterwards {again.end}'}")
+            print(lost[-1], flush=True)
+        shutil.rmtree(saved.parent)
     rows = [
         [name, sum(own[key] for key in (ONE_LINE, SURVIVED, LOST)), own[ONE_LINE], own[SURVIVED], own[LOST], own["again"]]
-        for name, own in counts.items()
+        for name, own in sorted(counts.items())
     ]
     total = [sum(row[place] for row in rows) for place in range(1, 6)]
     return {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,13 @@ def check_refusal(error: Exception) -> None:
     raise error
 
 
-def section(folder: Path, *, number: int = 500, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Try ``number`` inputs of each kind."""
+def section(folder: Path, *, number: int = 500, until: float = math.inf) -> dict[str, Any]:
+    """Try ``number`` inputs of each kind; none begins after ``until``."""
     world = World(folder)
     rows, lost = [], []
-    for name, make in (kinds or inputs.KINDS).items():
+    for name, make in inputs.KINDS.items():
+        if time.monotonic() > until:
+            break
         strategy, read = make(world)
         began = time.monotonic()
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,37 +19,44 @@ MODELS = (
 
 
 def section(
-    folder: Path, *, kills: int = 20, restarts: int = 3, models: tuple[str, ...] = MODELS, seed: int = 0
+    folder: Path,
+    *,
+    kills: int = 20,
+    restarts: int = 3,
+    models: tuple[str, ...] = MODELS,
+    seed: int = 0,
+    until: float = math.inf,
 ) -> dict[str, Any]:
-    """``kills`` runs of each model, each killed ``restarts`` times before it may end."""
+    """``kills`` runs of each model in turn, each killed ``restarts`` times before it may end; none begins after ``until``."""
     world = World(folder)
     world.warm()
-    rng, rows, lost = Random(seed), [], []
-    for model in models:
-        whole = folder / model / "whole" / "saved"
-        took = [world.run(world.arguments(model, whole), whole.parent).seconds for _ in range(2)]  # the second one is cached
-        shutil.rmtree(whole)
-        first = world.run(world.arguments(model, whole), whole.parent)
-        expected = record(whole)
-        if first.code or expected is None:
-            raise RuntimeError(f"{model}: {first.text}")
-        delivered = equal = 0
-        for one in range(kills):
+    rng, lost = Random(seed), []
+    runs: dict[str, tuple[float, float, dict[str, Any]]] = {}
+    counts = {model: [0, 0, 0, 0] for model in models}  # kills, runs, equal records, others
+    for one in range(kills):
+        for model in models:
+            if time.monotonic() > until:
+                break
+            if model not in runs:
+                whole, first, expected = world.whole(model)
+                runs[model] = first.seconds, world.run(world.arguments(model, whole), whole.parent).seconds, expected
+            whole_seconds, cached_seconds, expected = runs[model]
             saved = folder / model / str(one) / "saved"
             for _ in range(restarts):
-                longest = took[1] if record(saved) else first.seconds
+                longest = cached_seconds if record(saved) else whole_seconds
                 for attempt in range(8):  # a run that ended before its kill has not been killed: earlier, then
                     command = world.start(world.arguments(model, saved), saved.parent)
                     if command.kill_after(rng.random() * longest * 0.8**attempt):
-                        delivered += 1
+                        counts[model][0] += 1
                         break
             last = world.run(world.arguments(model, saved), saved.parent)
             same = last.code == 0 and record(saved) == expected
-            equal += same
+            counts[model] = [counts[model][0], counts[model][1] + 1, counts[model][2] + same, counts[model][3] + (not same)]
             if not same:
                 lost.append(f"{model}, run {one}: {last.end}, another {', '.join(differing(expected, record(saved)))}")
+                print(lost[-1], flush=True)
             shutil.rmtree(saved.parent)
-        rows.append([model, delivered, kills, equal, kills - equal])
+    rows = [[model, *own] for model, own in counts.items() if own[1]]
     total = [sum(row[place] for row in rows) for place in range(1, 5)]
     return {
         "part": "kills",

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-VARIABLE = {
-    "checksum",
-    "commit",
-    "seconds",
-    "users_per_second",
-    "peak_memory_bytes",
-    "written",
-    "stage_seconds",
-    "config",
-    "plan",
-}
+VARIABLE = {"checksum", "commit", "written", "config", "plan", "checkpoint"}  # a checkpoint has a name of its own each time
+VARIABLE |= {"seconds", "users_per_second", "peak_memory_bytes", "stage_seconds"}
 """What a record says about one execution; all else follows from the command."""
 OWN: dict[str, dict[str, Any]] = {  # what the settings of the tests say and a model cannot do, or need not
     "LlamaRec": {"lora_train_mode": "prefix"},
@@ -85,6 +77,19 @@ class World:
         """A command from beginning to end."""
         return self.start(arguments, place, before).wait()
 
+    def whole(self, model: str, before: Callable[[], Any] = lambda: None) -> tuple[Path, Outcome, dict[str, Any]]:
+        """An undisturbed run in a folder of its own: its ``saved``, how it ended, and its record.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        saved = self.folder / model / "whole" / "saved"
+        outcome = self.run(self.arguments(model, saved), saved.parent, before)
+        found = record(saved)
+        if outcome.code or found is None:
+            raise RuntimeError(f"{model}: {outcome.text}")
+        return saved, outcome, found
+
     def warm(self) -> None:
         """Import what runs import, so that the children need not."""
         import torch
@@ -103,12 +108,12 @@ class Command:
     """A command of the command line in a forked child."""
 
     def __init__(self, arguments: Sequence[str], place: Path, before: Callable[[], Any]):
-        self._output, self._began = place / "output.txt", time.monotonic()
+        self._began, self._text = time.monotonic(), b""
+        read, write = os.pipe()  # a file would have the limits of the child
 
         def child() -> None:
-            out = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
+            os.dup2(write, 1)
+            os.dup2(write, 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             os.chdir(place)
             from recbole_llm import cli
@@ -130,6 +135,13 @@ class Command:
 
         self._process = multiprocessing.get_context("fork").Process(target=child)
         self._process.start()
+        os.close(write)
+        self._reader = threading.Thread(target=self._drain, args=(read,), daemon=True)
+        self._reader.start()
+
+    def _drain(self, read: int) -> None:
+        with os.fdopen(read, "rb") as stream:
+            self._text = stream.read()
 
     def kill_after(self, seconds: float) -> bool:
         """Kill it at a moment, wherever it is; False if it had ended."""
@@ -143,8 +155,8 @@ class Command:
         self._process.join(seconds)
         self._process.kill()
         self._process.join()
-        text = self._output.read_text(errors="replace") if self._output.exists() else ""
-        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, text)
+        self._reader.join(10)
+        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, self._text.decode(errors="replace"))
 
 
 def differing(one: Any, other: Any, place: str = "") -> list[str]:

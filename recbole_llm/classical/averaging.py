@@ -11,6 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from recbole_llm.classical.shared import SharedTraining
 from recbole_llm.settings import Settings
 
 
@@ -22,7 +23,7 @@ class Steadying(Settings):
     sequence_ema_decay: float | None = None
 
 
-class SteadyTraining:
+class SteadyTraining(SharedTraining):
     """Mixin before RecBole's ``Trainer``: ``sequence_warmup_steps`` and ``sequence_ema_decay``.
 
     The averaged weights are validated, saved and tested; the optimiser goes on with its own. A checkpoint has both.
@@ -33,7 +34,7 @@ class SteadyTraining:
     training_state: dict[str, Any]
 
     def __init__(self, config: Any, model: Any):
-        super().__init__(config, model)  # type: ignore[call-arg]
+        super().__init__(config, model)
         settings = Steadying.of(config)
         steps, decay = settings.sequence_warmup_steps, settings.sequence_ema_decay
         self._schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / steps)) if steps else None

@@ -15,6 +15,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
 from recbole_llm.store.files import temporary_name, writing
+from recbole_llm.store.processes import current
 
 logger = getLogger()
 
@@ -33,8 +34,23 @@ class SafeCheckpoints(Trainer):
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self.training_state: dict[str, Any] = {}
 
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
+        """RecBole's; all processes of the run go on by the result of the first."""
+        score, result = super()._valid_epoch(*args, **kwargs)
+        if current().size == 1:
+            return score, result
+        agreed: list[Any] = current().agree([float(score), {name: float(value) for name, value in result.items()}])
+        return agreed[0], agreed[1]
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        processes = current()
+        self.saved_model_file = processes.agree(self.saved_model_file)
         final = kwargs.pop("saved_model_file", self.saved_model_file)
+        if processes.main:
+            self._write_checkpoint(final, epoch, verbose=verbose)
+        processes.wait()
+
+    def _write_checkpoint(self, final: str, epoch: int, *, verbose: bool) -> None:
         temporary = temporary_name(Path(final))
         state = {
             "config": self.config.plain() if hasattr(self.config, "plain") else None,

@@ -218,6 +218,9 @@ class SequenceTraining(SteadyTraining):
         SequenceLoss.of(config).check(model)
         super().__init__(config, model)
 
+    def targets_of(self, interaction: Any) -> Tensor:
+        return (interaction[self.model.POS_ITEM_ID] != 0).sum(1)
+
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
@@ -225,7 +228,7 @@ class SequenceTraining(SteadyTraining):
             self._batches = self.batches(self.config, self.model, train_data)  # type: ignore[attr-defined]
         loader, loss = self._batches
         loader.epoch = epoch_idx
-        return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)  # type: ignore[misc]
+        return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)
 
     @classmethod
     def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[SequenceLoader, Callable]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from recbole_llm.classical.checkpoints import SafeCheckpoints
 from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, refuse_sequence_keys
+from recbole_llm.classical.shared import SharedPairs
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
@@ -30,6 +31,7 @@ from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import fingerprint, sha256_file
+from recbole_llm.store.processes import alone, current
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
@@ -111,7 +113,8 @@ class ProtocolTrainer(SafeCheckpoints):
     def check(self) -> None:
         """Refuse, before the first stage runs, what would fail or be wrong after the training; once."""
         if not self._checked:
-            self.recommender.check()
+            with alone():  # its result may be cached, by another process just now
+                self.recommender.check()
         self._checked = True
 
     def _run_stages(self) -> None:
@@ -182,7 +185,7 @@ class ProtocolTrainer(SafeCheckpoints):
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # RecBole's bar contains control characters for terminals
-        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress and sys.stderr.isatty())
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress and sys.stderr.isatty() and current().main)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -206,7 +209,7 @@ class ProtocolTrainer(SafeCheckpoints):
         longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
         self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
         self._scores = self._cached_scores()
-        given = [metric.lower() for metric in self.config["metrics"]]
+        given = [metric.lower() for metric in self.evaluator.config["metrics"]]
         self.evaluator.metrics = given if self._candidates is None else accuracy(given)
         self.ranks = Ranks()
         began = time.monotonic()
@@ -309,6 +312,7 @@ def trainer_class(config: Any) -> type[Any]:
         raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
     if issubclass(config.model_class, Recommender):  # ``train_mode`` concerns RecBole's models
         refuse_sequence_keys(config, "only RecBole's models have it (a model inside this run: in cf_config or retriever_config)")
+        bases = (SharedPairs, *bases) if config.model_class.loss_is_mean else bases
     elif config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
         bases = (MaskedTraining, *bases)
     elif config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):

@@ -10,6 +10,8 @@ Legend: N generators, M numbers of each.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 WORDS = 8  # of 32 bits in a seed
@@ -75,7 +77,7 @@ def _spread(words: list[np.ndarray]) -> list[np.ndarray]:
         value = value * np.uint32(constant)
         return value ^ (value >> np.uint32(16))
 
-    def mixed(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    def mixed(one: Any, two: Any) -> Any:
         value = one * np.uint32(0xCA01F9DD) - two * np.uint32(0x4973F715)
         return value ^ (value >> np.uint32(16))
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_llm import registry
 from recbole_llm.data import dataset as classes
 from recbole_llm.data import scenarios
+from recbole_llm.data.eval_loader import ArrayEvalLoader
 from recbole_llm.data.repeats import repeats_kept
 from recbole_llm.data.samplers import create_samplers
 from recbole_llm.data.united import unite
@@ -94,12 +96,16 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         sampling = config["train_neg_sample_args"]
         samplers[0].append(KGSampler(dataset, sampling["distribution"], sampling["alpha"]))
     train, valid, test = (
-        get_dataloader(config, phase)(
+        _loader(get_dataloader(config, phase))(
             _batched(config, phase, dataset.item_num), split, *sampler, shuffle=phase == "train" and config["shuffle"]
         )
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
     return train, valid, test
+
+
+def _loader(recboles: type) -> type:
+    return ArrayEvalLoader if recboles is FullSortEvalDataLoader else recboles
 
 
 def _batched(config: Any, phase: str, items: int) -> Any:

@@ -90,6 +90,8 @@ class Recommender:
     Attributes:
         trained_in_stages: the stages of :meth:`plan` are the whole training; otherwise RecBole's trainer runs after them.
         has_validation: there are scores of the validation users, too.
+        loss_is_mean: RecBole's trainer trains the model, and ``calculate_loss`` is a mean over the pairs of a batch, so that
+            several processes can share one.
         shortcut: an untrained rule, with which leaderboards compare every other row.
         published: the paper's evaluation of generated answers; None for a model that is published with scores.
         contains: the key that names a model which is a part of this one, so that its settings are this model's, too.
@@ -102,6 +104,7 @@ class Recommender:
     supports_init_from = False
     trained_in_stages = False
     has_validation = True
+    loss_is_mean = False
     shortcut = False
     published: PublishedProtocol | None = None
     contains: str | None = None

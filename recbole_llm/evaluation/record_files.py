@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.evaluation import metrics
-from recbole_llm.store.files import DamagedError
+from recbole_llm.store.files import DamagedError, is_within
 from recbole_llm.store.json_files import CHECKSUM, checksum, read_object
 
 _DECIMALS = 4  # RecBole's `metric_decimal_place`
@@ -63,13 +63,21 @@ def _has_form(record: Mapping[str, Any]) -> bool:
     """Whether the parts that are read as dictionaries are some, and results and ranks are numbers."""
     tables = [record.get(name) for name in ("results", "ranks", "slices")]
     others = [record.get(name, {}) for name in ("config", "passport", "protocol", "stages", "stage_seconds", "seconds")]
-    if not all(isinstance(part, dict) for part in (*tables, *others)):
+    if not all(isinstance(part, dict) for part in (*tables, *others)) or not _has_paths(record):
         return False
     results, ranks, _ = ([*table.values()] for table in tables if table is not None)
     if not all(isinstance(row, dict) for table in tables if table is not None for row in table.values()):
         return False
     places = [rank for row in ranks for rank in row.values() if rank is not None]
     return all(map(_is_number, (*places, *(value for row in results for value in row.values())))) and min(places, default=1) >= 1
+
+
+def _has_paths(record: Mapping[str, Any]) -> bool:
+    """Whether stages are names of folders, and the checkpoint that of a file with its SHA-256, within ``checkpoint_dir``."""
+    named = record.get("checkpoint")
+    files = [named.get("file"), named.get("sha256")] if isinstance(named, dict) else [] if named is None else [None]
+    stages = record.get("stages", {}).values()
+    return all(isinstance(file, str) for file in files) and all(is_within(Path("stages"), name) for name in stages)
 
 
 def _is_number(value: Any) -> bool:

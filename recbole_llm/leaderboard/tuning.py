@@ -2,7 +2,7 @@
 
 Each evaluation is an ordinary run whose record is reused. Only the validation score of a record is read, never the test result.
 The study is a journal on disk, to which a run is added when it ends, so a killed search resumes with the settings that it was
-evaluating. Several processes may share a search: each locks the run that it evaluates.
+evaluating. Several processes, also of several machines, may share a search: each locks the run that it evaluates.
 """
 
 from __future__ import annotations
@@ -180,16 +180,17 @@ class Search:
     def run(self) -> None:
         """Evaluate the remaining runs; the same seed draws the same settings.
 
+        A run that another process is evaluating is left to it. At the end, this one waits for those runs, and takes up that of a
+        process which dies: the operating system then releases its lock.
+
         Raises:
             ValueError: every run failed.
         """
-        for index in range(self.max_evals):
-            # a locked run is left to the process that evaluates it
-            with contextlib.suppress(Timeout), FileLock(self.folder / f"run-{index}.lock", timeout=0):
-                if index not in self._ended():
-                    self._evaluate(index)
-        if not self.trials:
-            raise ValueError(f"no run of the search has ended; other processes are evaluating them ({self.folder})")
+        for patience in (0, -1):
+            for index in sorted({*range(self.max_evals)} - self._ended()):
+                with contextlib.suppress(Timeout), FileLock(self.folder / f"run-{index}.lock", timeout=patience):
+                    if index not in self._ended():
+                        self._evaluate(index)
         if self.trials[0].score is None:
             raise ValueError(f"every run of the search failed; the last one: {self.trials[-1].error}")
 

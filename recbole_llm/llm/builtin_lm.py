@@ -29,8 +29,9 @@ from recbole_llm.data.tokens import tokenise_as_text
 from recbole_llm.llm.counting import count_passes
 from recbole_llm.llm.windows import Histories, WindowBatches
 from recbole_llm.logs import hide_progress_bars
+from recbole_llm.store.processes import current
 from recbole_llm.store.stages import Stage, Work
-from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop
+from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, Part, TrainingLoop, weighted
 from recbole_llm.training.muon import MuonAdamW
 from recbole_llm.training.schedule import Schedule
 
@@ -154,7 +155,7 @@ def train_builtin_lm(
         parameters=dict(model.named_parameters()),
         optimizer=optimizer,
         scheduler=Schedule(warmup_ratio=config.warmup_ratio).build(optimizer, len(batches)),
-        loss=lambda step: [lm_loss(model, batches[step], config.dtype)],
+        loss=lambda step: step_parts(model, batches[step], config.dtype),
         total_steps=len(batches),
         folder=scratch / "loop" if scratch else None,
         options=options,
@@ -266,6 +267,16 @@ def new_optimizer(model: Any, config: BuiltinLMConfig) -> MuonAdamW:
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
     )
+
+
+def step_parts(model: Any, rows: Tensor, dtype: str) -> list[Part]:
+    """The loss of a step over rows [B, T], as :func:`lm_loss`, some of which each process of the run has."""
+    number = min(current().size, len(rows))
+    shares = [rows[first::number] for first in range(number)]
+    counts = [int((share[:, 1:] != model.config.pad_token_id).sum()) for share in shares]
+    return [
+        weighted(count / sum(counts), lm_loss, model, share, dtype) for share, count in zip(shares, counts, strict=True) if count
+    ]
 
 
 def lm_loss(model: Any, rows: Tensor, dtype: str) -> Tensor:

@@ -11,7 +11,6 @@ from logging import getLogger
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recbole_llm.data.domains import POSITIONS
 from recbole_llm.llm.forward import lm_loss
@@ -19,7 +18,7 @@ from recbole_llm.llm.lora import attach_lora, save_adapter
 from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
 from recbole_llm.settings import Settings
 from recbole_llm.store.stages import Work
-from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, TrainingLoop
+from recbole_llm.training.loop import DEFAULT_OPTIONS, LoopOptions, Part, TrainingLoop, weighted
 from recbole_llm.training.schedule import Schedule
 
 logger = getLogger()
@@ -123,10 +122,10 @@ def finetune(
             batches = MicroBatches(examples, encode, config.batch_size, tokens, config.seed)
             total, eval_every = schedule(batches, config)
 
-            def loss(step: int) -> Iterator[Tensor]:
+            def loss(step: int) -> Iterator[Part]:
                 peft_model.train()
                 for batch, share in batches[step]:
-                    yield share * lm_loss(peft_model, batch)
+                    yield weighted(share, lm_loss, peft_model, batch)
 
             trainable = sum(parameter.numel() for parameter in parameters.values())
             logger.info(f"{name}: {len(examples)} training examples, {total} steps, {trainable:,} trainable parameters")

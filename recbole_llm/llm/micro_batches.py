@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from recbole_llm.data.prompts import Example
 from recbole_llm.llm.lora_inputs import SharedInputs
 from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_tokens, training_memory
-from recbole_llm.llm.packing import token_batches
+from recbole_llm.llm.packing import shared_batches
 from recbole_llm.store.files import atomic_write
 from recbole_llm.store.json_files import DamagedError, read_sealed, sealed
+from recbole_llm.store.processes import current
 from recbole_llm.training.loop import Epochs, LoopOptions
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ Encode = Callable[[Any, np.random.Generator], Example]
 class MicroBatches:
     """The examples of each step in parts: step ``s`` is a function of (seed, s), so training can resume at any step.
 
+    Several processes share a step: each gets about as many rows.
+
     Args:
         tokens: padded tokens of a part; a longer example is a part of its own.
     """
@@ -50,17 +53,18 @@ class MicroBatches:
         """See :func:`parts`; every example is encoded once."""
         epoch, chosen = step // self.steps_per_epoch, self._epochs[step]
         encoded = [self._encode(self._examples[i], np.random.default_rng([self._seed, epoch, int(i)])) for i in chosen]
-        return parts(encoded, self._tokens)
+        return parts(encoded, self._tokens, current().size)
 
 
-def parts(examples: Sequence[Example], tokens: int) -> list[tuple[list[Example], float]]:
+def parts(examples: Sequence[Example], tokens: int, processes: int = 1) -> list[tuple[list[Example], float]]:
     """Examples of similar length in batches of at most ``tokens`` padded tokens, with their shares of all answer tokens.
 
-    The sum of their mean losses, each times its share, is the mean over all answer tokens. Batches without any are left out.
+    The sum of their mean losses, each times its share, is the mean over all answer tokens. Batches without any are left out. They
+    are for so many ``processes`` in turn.
     """
     lengths, answers = [len(example.row) for example in examples], [sum(example.mask[1:]) for example in examples]
     found = []
-    for batch in token_batches(lengths, [0] * len(lengths), tokens):
+    for batch in shared_batches(lengths, tokens, processes):
         share = sum(answers[i] for i in batch) / max(1, sum(answers))
         if share or not sum(answers):  # without any answer, the loss raises an error
             found.append(([examples[i] for i in batch], share))
@@ -87,8 +91,9 @@ def bounded_memory(lm: Any, options: LoopOptions, folder: Path, *, r: int | None
         except DamagedError as error:
             raise ValueError(f"{error}; delete {folder}, and this training begins anew") from error
     else:
-        tokens = _fitting_tokens(lm, options.max_memory, r=r, dropout=dropout, checkpointing=on)
-        atomic_write(file, sealed({"tokens": tokens}))
+        tokens = min(current().gather(_fitting_tokens(lm, options.max_memory, r=r, dropout=dropout, checkpointing=on)))
+        if current().main:
+            atomic_write(file, sealed({"tokens": tokens}))
     logger.info(f"micro-batches of {tokens:,} tokens" + (", layers computed again in the backward pass" if on else ""))
     with _checkpointed(lm) if on else _unchanged():
         yield tokens

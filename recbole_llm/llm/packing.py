@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -44,6 +45,15 @@ def token_batches(
             batches.append([i])
             length, extra, real = lengths[i], extras[i], lengths[i] + extras[i]
     return batches
+
+
+def shared_batches(lengths: Sequence[int], budget: int, processes: int) -> list[list[int]]:
+    """As :func:`token_batches`, for work that is dealt out in turn: each process gets about as many rows and tokens as others."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups = [order[first::processes] for first in range(min(processes, len(order)))]
+    dealt = [token_batches([lengths[i] for i in group], [0] * len(group), budget) for group in groups]
+    owned = [[[group[i] for i in batch] for batch in batches] for group, batches in zip(groups, dealt, strict=True)]
+    return [batch for turn in zip_longest(*owned) for batch in turn if batch]
 
 
 def equal_lengths(rows: Sequence[Sized]) -> list[list[int]]:

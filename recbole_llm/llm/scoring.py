@@ -21,6 +21,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.forward import check_context, embedded, positions
 from recbole_llm.llm.packing import Branches, common_start, equal_lengths, pad_answers, pad_left, token_batches
+from recbole_llm.store.processes import current
 
 STRATEGIES = ("naive", "prefix", "tree", "label")
 NORMALIZATIONS = ("sum", "mean")
@@ -90,7 +92,11 @@ class Scorer:
                 padding=PADDING.get(device, 1.0),
             )
         ]
-        scores = [self._score(model, [prompts[i] for i in batch], [answers[i] for i in batch], soft, shared) for batch in batches]
+        calls = [
+            partial(self._score, model, [prompts[i] for i in batch], [answers[i] for i in batch], soft, shared)
+            for batch in batches
+        ]
+        scores = current().compute(calls, embed.weight.device)
         order = torch.tensor([i for batch in batches for i in batch])
         return torch.cat(scores)[order.argsort()]  # [B, C]
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 
 from recbole_llm.costs.lora import lora_cost
 from recbole_llm.costs.parts import blank
@@ -20,6 +21,7 @@ from recbole_llm.llm.finetune import LoRATrainingConfig, finetune
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.micro_batches import Encode
 from recbole_llm.model.parts import default_batch_tokens
+from recbole_llm.store.processes import current
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
@@ -170,6 +172,7 @@ class AdapterTraining:
                 return valid.score(likelihood.with_lm(model))
             encoded = [encode(example, np.random.default_rng([parts.seed, i])) for i, example in enumerate(held_out)]
             batches = micro_batches.parts(encoded, default_batch_tokens(causal))
-            return -sum(share * float(lm_loss(model, batch)) for batch, share in batches)
+            losses = current().compute([partial(lm_loss, model, batch) for batch, _ in batches], torch.device("cpu"))
+            return -sum(share * float(loss) for loss, (_, share) in zip(losses, batches, strict=True))
 
         return examples, encode, self._training(spec), score

@@ -24,12 +24,15 @@ from recbole_llm.model.alignment import Alignment, LossWeights
 from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors
+from recbole_llm.store.processes import current
 from recbole_llm.store.stages import Stage, Work
 from recbole_llm.store.trials import trial, worth_a_trial
-from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
+from recbole_llm.training.loop import Epochs, LoopOptions, Part, TrainingLoop, weighted
 
 logger = getLogger()
 
+Batch = tuple[list[int], list[list[int]], list[int], list[int]]
+"""Users, their histories, next items, and sampled items."""
 TEXT = 5e-3  # guessed seconds of reading and training a text
 
 
@@ -92,7 +95,8 @@ class AlignmentTraining:
         following = cycle(range(len(pairs)))
 
         def step() -> None:
-            training.loss(pairs[next(following)])[0].backward()
+            for part in training.loss(pairs[next(following)]):
+                part().backward()
 
         seconds += trial(step, len(pairs))
         parameters = sum(parameter.numel() for parameter in training.parameters.values())
@@ -151,13 +155,18 @@ class _Training:
             encoder.model.requires_grad_(True).train()
             self.parameters |= {f"text_encoder.{name}": p for name, p in encoder.model.named_parameters()}
 
-    def loss(self, batch: tuple[list[int], list[list[int]], list[int], list[int]]) -> list[Tensor]:
-        """The loss of a batch of :class:`_Pairs`."""
-        users, histories, targets, sampled = batch
+    def loss(self, batch: Batch) -> list[Part]:
+        """The loss of a batch of :class:`_Pairs`, a mean over its users, some of whom each process of the run has."""
+        size = len(batch[0])
+        number = min(current().size, size)
+        shares: list[Any] = [tuple(column[first::number] for column in batch) for first in range(number)]
+        return [weighted(len(share[0]) / size, self._loss, *share) for share in shares]
+
+    def _loss(self, users: list[int], histories: list[list[int]], targets: list[int], sampled: list[int]) -> Tensor:
         described = self._texts([*targets, *sampled]).split(len(targets))  # 2 x [B, T]
         states, items = self._cf.user_states(users, histories), self._items  # [B, H], [I, H]
         texts = described[0], described[1]
-        return [self.alignment.loss(states, (items[targets], items[sampled]), texts, self._config.weights)]
+        return self.alignment.loss(states, (items[targets], items[sampled]), texts, self._config.weights)
 
     def _texts(self, batch: Sequence[int]) -> Tensor:
         if self._fixed is not None:
@@ -179,7 +188,7 @@ class _Pairs:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+    def __getitem__(self, step: int) -> Batch:
         rows = [self._rows[i] for i in self._epochs[step]]
         rng = np.random.default_rng([self._seed, step])
         known = [self._domain.histories[row.user] for row in rows]

@@ -43,6 +43,7 @@ class AlphaRec(Recommender, LightGCN):
     input_type = InputType.POINTWISE
     uses_item_text = True
     scores_unseen_items = True
+    loss_is_mean = True
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)

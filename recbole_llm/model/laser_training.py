@@ -29,16 +29,17 @@ from recbole_llm.model.towers import TowerReader, Towers
 from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import preserved_random_state, save_tensors
+from recbole_llm.store.processes import current
 from recbole_llm.store.stages import Stage, Work
-from recbole_llm.training.loop import Epochs, TrainingLoop, validations
+from recbole_llm.training.loop import Epochs, Part, TrainingLoop, validations
 from recbole_llm.training.schedule import Schedule
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 PHASES = ("warmup", "phase1", "phase2")
 USER, ITEM, MATRIX = "user_tower.safetensors", "item_tower.safetensors", "item_matrix.safetensors"
 
-Loss = Callable[[list[list[int]], list[int]], Iterable[Tensor]]
-"""B histories and the items that follow them -> scalars whose sum is the loss."""
+Loss = Callable[[list[list[int]], list[int]], Iterable[Part]]
+"""B histories and the items that follow them -> parts whose sum is the loss."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,13 @@ class TowerTraining:
         assert m_former is not None
         heads = WarmUp(reader.config.former.hidden_size, reader.width).to(reader.cf.device)
 
-        def loss(histories: list[list[int]], _: list[int]) -> list[Tensor]:
+        def loss(histories: Sequence[Sequence[int]]) -> Tensor:
             queried, routing = m_former.query(*reader.states(histories))  # [B, L, M]
-            text = self._texts(histories, [])[0].to(queried.device)  # [B, D]
-            return [heads(queried, text) + self.config.load_balance_weight * load_balance(routing)]
+            text = self._texts(histories).to(queried.device)  # [B, D]
+            return heads(queried, text) + self.config.load_balance_weight * load_balance(routing)
 
         trained = nn.ModuleDict({"m_former": m_former, "heads": heads})
-        self._fit("warmup", trained, towers, lambda tokens: loss, work)
+        self._fit("warmup", trained, towers, lambda tokens: lambda histories, _: [partial(loss, histories)], work)
         save_tensors(work.out / USER, towers.user.state_dict())
 
     def phase1(self, warm_up: Stage | None, work: Work) -> None:
@@ -151,7 +152,7 @@ class TowerTraining:
         """
         config, reader, tower = self.config, self.reader, towers.user
 
-        def loss(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Iterator[Tensor]:
+        def loss(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Iterator[Part]:
             if config.single_share:  # items are histories of length one
                 single = torch.rand(len(histories)) < config.single_share  # [B]
                 histories = [history[-1:] if cut else history for history, cut in zip(histories, single, strict=True)]
@@ -163,14 +164,18 @@ class TowerTraining:
                 with torch.no_grad():
                     batch = tower.m_former.routing(states, known)[1]
             items = reader.item_matrix(towers)[1:]  # [I - 1, D], without the padding item
-            for part in reader.batches(histories, tokens):
+
+            def of(part: list[int]) -> Tensor:
                 users, routing = reader.embed(tower, [histories[i] for i in part], (states[part], known[part]))  # [b, D]
                 logits = users @ items.to(users.device).T / config.temperature  # [b, I - 1]
                 own = torch.tensor([targets[i] - 1 for i in part], device=logits.device)  # [b]
                 found = F.cross_entropy(logits, own, reduction="sum") / len(histories)
                 if routing is not None and batch is not None:
                     found = found + config.load_balance_weight * load_balance(routing, batch)
-                yield found
+                return found
+
+            for part in reader.batches(histories, tokens, current().size):
+                yield partial(of, part)
 
         return loss
 
@@ -246,14 +251,14 @@ class TowerTraining:
         through = training_of(outline, shape, parts.options)
         tokens = fitting_tokens(outline, shape, parts.options, through)
         warm = phase == "warmup"
-        loss = self._texts if warm else self.loss(towers, tokens)
+        loss = (lambda histories, _: [partial(self._texts, histories)]) if warm else self.loss(towers, tokens)
         of_step = self._steps(towers, loss, rows, order, 0)
         unchecked = warm or self.validate is None
         checks = 0 if unchecked else validations(total, every) + (phase == "phase2")  # phase 2 may keep the weights of phase 1
         training = Training(
             samples=len(rows),
             steps=total,
-            loss=lambda step: deque(of_step(step), maxlen=0),
+            loss=lambda step: deque((part() for part in of_step(step)), maxlen=0),
             parameters=parameters,
             validations=checks,
             validate=None if unchecked else lambda: validate(towers),
@@ -266,17 +271,17 @@ class TowerTraining:
         size = {} if warm else {"item matrix": len(parts.domain.items.names) * shape.width * FP32}
         return replace(found, memory={**found.memory, **size}, exact=found.exact and not self.config.single_share)
 
-    def _texts(self, histories: list[list[int]], _: list[int]) -> list[Tensor]:
-        with torch.no_grad():
-            return [self.reader.text_vectors(histories)]
+    @torch.no_grad()
+    def _texts(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        return self.reader.text_vectors(histories)
 
     def _steps(
         self, towers: Towers, loss: Loss, rows: Sequence[TrainingExample], order: Epochs, refresh: int
-    ) -> Callable[[int], Iterable[Tensor]]:
+    ) -> Callable[[int], Iterable[Part]]:
         """The loss by step; the towers are refreshed every ``refresh`` steps, if that is not 0."""
         known = self.parts.domain.histories
 
-        def of_step(step: int) -> Iterable[Tensor]:
+        def of_step(step: int) -> Iterable[Part]:
             if refresh and step % refresh == 0:
                 towers.refresh()
             towers.train()

@@ -31,7 +31,7 @@ from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import preserved_random_state, save_tensors
 from recbole_llm.store.stages import Folders, Stage, Work
-from recbole_llm.training.loop import TrainingLoop, validations
+from recbole_llm.training.loop import Part, TrainingLoop, validations, weighted
 
 if TYPE_CHECKING:
     from recbole_llm.classical.collaborative import CollaborativeModel
@@ -125,9 +125,9 @@ class ProjectionTraining:
             batches = MicroBatches(examples, encode, config.batch_size, tokens, parts.seed)
             total, eval_every = self._schedule(batches)
 
-            def loss(step: int) -> Iterator[Tensor]:
+            def loss(step: int) -> Iterator[Part]:
                 for batch, share in batches[step]:
-                    yield share * self._loss(causal, batch, soft, users)
+                    yield weighted(share, self._loss, causal, batch, soft, users)
 
             TrainingLoop(
                 name="projection",

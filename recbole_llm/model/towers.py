@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.prompts import Prompt, PromptBuilder, number_soft_tokens
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.encoding import encode
-from recbole_llm.llm.packing import token_batches
+from recbole_llm.llm.packing import shared_batches
 from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing
 from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.settings import Settings
+from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
 
 POOLINGS = ("suffix", "eos", "mean")
@@ -156,10 +158,10 @@ class TowerReader:
         hidden = encode(self.causal.model, rows, self._pad, soft=soft.flatten(0, 1), mean=self.config.pooling == "mean")  # [B, D]
         return F.normalize(hidden, dim=-1).to(soft.device), routing
 
-    def batches(self, histories: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-        """Indices of histories in batches of similar length, of at most ``tokens`` padded tokens."""
+    def batches(self, histories: Sequence[Sequence[int]], tokens: int, processes: int = 1) -> list[list[int]]:
+        """Indices of histories in batches of similar length, of at most ``tokens`` padded tokens, for ``processes`` in turn."""
         lengths = [len(self.prompts.prompt(history)) + self.config.former.length + 1 for history in histories]
-        return token_batches(lengths, [0] * len(lengths), tokens)
+        return shared_batches(lengths, tokens, processes)
 
     def text_vectors(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """Mean hidden states [B, D] of the prompts without soft tokens."""
@@ -175,9 +177,15 @@ class TowerReader:
         """Vectors [N, D], computed in batches of similar length under a token budget; ``name`` is that of the progress bar."""
         found = torch.empty(len(histories), self.width, device=self.cf.device)
         with progress_bar(name, len(histories), show=self._show_progress and bool(name)) as bar:
-            for batch in self.batches(histories, self._batch_tokens):
-                found[batch] = self.embed(tower, [histories[i] for i in batch])[0]
-                bar.advance(len(batch))
+
+            def vectors(batch: list[int]) -> Tensor:
+                bar.advance(len(batch) * current().size)
+                return self.embed(tower, [histories[i] for i in batch])[0]  # [B, D]
+
+            batches = self.batches(histories, self._batch_tokens)
+            computed = current().compute([partial(vectors, batch) for batch in batches], found.device)
+            for batch, some in zip(batches, computed, strict=True):
+                found[batch] = some
         return found
 
     def encode_items(self, tower: Tower) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from recbole_llm.store.files import DamagedError, is_complete, load_state, save_state
+from recbole_llm.store.processes import current
 
 logger = getLogger()
 
@@ -46,4 +47,5 @@ class CachedAnswers:
         self._answers.update(zip(users, answers, strict=True))
         self.seconds += seconds
         values = {"answers": list(self._answers.values()), "seconds": self.seconds}
-        save_state(self.folder, {"users": torch.tensor(list(self._answers))}, values)
+        if current().main:
+            save_state(self.folder, {"users": torch.tensor(list(self._answers))}, values)

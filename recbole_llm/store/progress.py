@@ -11,6 +11,8 @@ from logging import getLogger
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_llm.store.processes import current
+
 logger = getLogger()
 
 
@@ -35,7 +37,8 @@ class _Bar:
 
 @contextlib.contextmanager
 def progress_bar(name: str, total: int, *, start: int = 0, show: bool = True) -> Iterator[_Bar]:
-    """A bar with ``advance(amount, loss)``: live on a terminal, else a log line every 15 s."""
+    """A bar with ``advance(amount, loss)``: live on a terminal, else a log line every 15 s. Of several processes, one has it."""
+    show = show and current().main
     live = show and sys.stderr.isatty()
     with tqdm(total=total, initial=start, desc=name, ncols=100, leave=False, disable=not live) as bar:
         yield _Bar(name, total, bar, logs=show)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.store.files import DamagedError, is_complete, load_state, save_state
+from recbole_llm.store.processes import current
 
 logger = getLogger()
 
@@ -34,6 +35,8 @@ class CachedScores:
                 self._rows = dict(zip(tensors["users"].tolist(), tensors["scores"], strict=True))
             except DamagedError as error:
                 logger.warning(f"{error}; computing the scores again")
+        if not all(current().gather(bool(self._rows))):  # all processes compute them, or none
+            self._rows = {}
 
     def find(self, users: Tensor) -> Tensor | None:
         """Scores [B, C] of users [B], or None if they are not cached."""
@@ -49,6 +52,6 @@ class CachedScores:
 
     def close(self) -> None:
         """Write the collected scores atomically."""
-        if self._collected:
+        if self._collected and current().main:
             users, scores = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
             save_state(self._folder, {"users": users, "scores": scores}, {})

@@ -6,9 +6,11 @@ from the last checkpoint of its current stage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +25,7 @@ from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, verify
 from recbole_llm.store.locks import locked
+from recbole_llm.store.processes import current
 
 logger = getLogger()
 
@@ -109,6 +112,17 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
     return list(found.values())
 
 
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """The folder of a result, which process 0 writes; what others compute likewise is dropped."""
+    if current().main:
+        with atomic_folder(folder) as out:
+            yield out
+    else:
+        with tempfile.TemporaryDirectory() as dropped:
+            yield Path(dropped)
+
+
 @dataclass
 class StageCache:
     """Computes and caches the results of stages under ``root`` (``<checkpoint_dir>/stages``).
@@ -149,19 +163,30 @@ class StageCache:
         return sum(json.loads(file.read_text())["parameters"] for file in files)
 
     def _run(self, stage: Stage) -> None:
-        folder = self.folder(stage)
-        with locked(folder, f"stage {stage.name}") as waited:  # if two runs need the same stage, one waits
+        folder, processes = self.folder(stage), current()
+        with self._locked(stage) as waited:
             self.waited += waited
-            self._sweep(folder, "tmp")  # left by a killed process
-            if self._verified(folder):
+            if processes.agree(processes.main and self._verified(folder)):
                 logger.info(f"stage {stage.name}: reused from {folder}")
                 self.seconds.setdefault(stage.name, 0.0)
             else:
                 self._build(stage, folder)
-            self._sweep(folder, "unfinished")
+                processes.wait()  # for the result of process 0
         # the model's part runs before a retriever of the same name, which the record has by the name of its folder
         if self.folders.setdefault(stage.name, folder) != folder:
             self.folders[folder.name] = folder
+
+    @contextlib.contextmanager
+    def _locked(self, stage: Stage) -> Iterator[float]:
+        """Hold the lock of a stage: if two runs need the same one, one waits. Of several processes, the first has it for all."""
+        if not current().main:
+            yield 0.0
+            return
+        folder = self.folder(stage)
+        with locked(folder, f"stage {stage.name}") as waited:
+            self._sweep(folder, "tmp")  # left by a killed process
+            yield waited
+            self._sweep(folder, "unfinished")
 
     def _sweep(self, folder: Path, suffix: str) -> None:
         for leftover in self.root.glob(f".{folder.name}.*{suffix}"):
@@ -183,7 +208,7 @@ class StageCache:
         init_seed(self.seed, True)  # the result must not depend on which earlier stages were cached
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
-        with metered() as measured, torch.enable_grad(), atomic_folder(folder) as out:
+        with metered() as measured, torch.enable_grad(), _written(folder) as out:
             token = _trained.set([])
             try:
                 stage.build(Work(out, scratch, self))

@@ -2,6 +2,10 @@
 
 A step is a function of its index, the weights and the random state alone. So a killed run resumes from its last checkpoint and
 ends, on CPU, with exactly the weights of an uninterrupted run. The times of checkpoints do not affect the result.
+
+The parts of a step are dealt out to the processes of the run, and their gradients added, so that a step is that of one process
+but for rounding and dropout, which each part draws from a seed of its own. Process 0 writes the checkpoints, which have the state
+of all: any number of processes resumes from them.
 """
 
 from __future__ import annotations
@@ -23,10 +27,19 @@ from torch import Tensor, nn
 
 from recbole_llm.settings import Settings
 from recbole_llm.store import files
+from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.stages import count_trained
 
 logger = getLogger()
+
+Part = Callable[[], Tensor]
+"""Computes a part of the loss of a step, a scalar."""
+
+
+def weighted(share: float, loss: Callable[..., Tensor], *arguments: Any) -> Part:
+    """The part ``share * loss(*arguments)``."""
+    return lambda: share * loss(*arguments)
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,9 @@ class TrainingLoop:
         name: stage name shown in the progress bar.
         parameters: the trainable tensors, by name; no other weights are saved.
         optimizer, scheduler: built over those parameters.
-        loss: ``loss(s)`` yields scalars whose sum is the loss of step ``s``. Each one's backward pass runs before the next
-            one is asked for, so that there is one graph at a time.
+        loss: ``loss(s)`` yields parts whose sum is the loss of step ``s``. Each one is computed, with its backward pass, before
+            the next one is asked for, so that there is one graph at a time. Of several processes, each computes some; with fewer
+            parts than processes, some are idle. What ``loss`` itself draws, all processes draw alike.
         total_steps: optimiser steps.
         clip_grad_norm: largest gradient norm, or None.
         validate: returns a score (higher is better); called every ``eval_every`` steps and after the last one. The final weights
@@ -123,7 +137,7 @@ class TrainingLoop:
     name: str
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
-    loss: Callable[[int], Iterable[Tensor]]
+    loss: Callable[[int], Iterable[Part]]
     total_steps: int
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     clip_grad_norm: float | None = 1.0
@@ -140,12 +154,13 @@ class TrainingLoop:
         """Train or resume training to the end; the parameters then have the best or the last weights."""
         count_trained(self.parameters.values())
         self._resume()
+        current().equalise(self.parameters.values())
         due = time.monotonic() + self.options.save_every
         with progress_bar(self.name, self.total_steps, start=self.state.step, show=self.options.show_progress) as bar:
             while self.state.step < self.total_steps and not self._stopped():
                 bar.advance(loss=self._step())
                 self._validate()
-                if self.folder is not None and (began := time.monotonic()) >= due:
+                if self.folder is not None and current().main and (began := time.monotonic()) >= due:
                     self._save(self.folder)
                     due = self._next_save(began)
         if self.best:
@@ -164,11 +179,13 @@ class TrainingLoop:
 
     def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros(())
-        for part in self.loss(self.state.step):
-            part.backward()
-            total = total + part.detach().cpu()
-            del part  # with its graph, before the next one is made
+        processes, total = current(), torch.zeros(())
+        for number, part in enumerate(self.loss(self.state.step)):
+            if processes.owns(number):
+                with processes.randomness(self.name, self.state.step, number):
+                    total = total + _backward(part)
+        processes.add_gradients(self.parameters.values())
+        total = processes.add(total)
         self._check_finite("loss", total.item())
         if self.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_grad_norm)
@@ -188,7 +205,7 @@ class TrainingLoop:
         if self.validate is None or not due:
             return
         with files.preserved_random_state():
-            score = self.validate()
+            score = current().agree(float(self.validate()))
         self._check_finite("validation score", score)
         self.state.validations.append({"step": self.state.step, "score": score})
         if self.state.best_score is None or score > self.state.best_score:
@@ -222,29 +239,44 @@ class TrainingLoop:
         return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
     def _resume(self) -> None:
-        for folder in self._saves():
-            try:
-                tensors, values = files.load_state(folder)
-            except files.DamagedError as error:
-                logger.warning(f"{self.name}: {error}; not resumed from it")
-                continue
-            groups: dict[str, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                group, key = name.split("/", 1)
-                groups.setdefault(group, {})[key] = tensor
-            self._load(groups["weights"])
-            device = next(iter(self.parameters.values())).device
-            self.best = {name: tensor.to(device) for name, tensor in groups.get("best", {}).items()}
-            files.restore_optimizer(self.optimizer, groups.get("optimizer", {}))
-            self.state = LoopState(**values["loop"])
-            if self.scheduler is not None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # PyTorch expects optimiser steps in between
-                    for _ in range(self.state.step):
-                        self.scheduler.step()  # depends on the step alone
-            files.restore_rng(groups["rng"], values["rng"])
-            logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
-            return
+        """Resume from the newest sound checkpoint that process 0 sees."""
+        sound = next((folder.name for folder in self._saves() if self._is_sound(folder)), None) if current().main else None
+        name = current().agree(sound)
+        if name is not None and self.folder is not None:
+            self._restore(*files.load_state(self.folder / name))
+
+    def _is_sound(self, folder: Path) -> bool:
+        try:
+            files.verify(folder)
+        except files.DamagedError as error:
+            logger.warning(f"{self.name}: {error}; not resumed from it")
+            return False
+        return True
+
+    def _restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            group, key = name.split("/", 1)
+            groups.setdefault(group, {})[key] = tensor
+        self._load(groups["weights"])
+        device = next(iter(self.parameters.values())).device
+        self.best = {name: tensor.to(device) for name, tensor in groups.get("best", {}).items()}
+        files.restore_optimizer(self.optimizer, groups.get("optimizer", {}))
+        self.state = LoopState(**values["loop"])
+        if self.scheduler is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch expects optimiser steps in between
+                for _ in range(self.state.step):
+                    self.scheduler.step()  # depends on the step alone
+        files.restore_rng(groups["rng"], values["rng"])
+        logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
+
+
+def _backward(part: Part) -> Tensor:
+    """The value of a part, after its backward pass; its graph is dropped."""
+    loss = part()
+    loss.backward()
+    return loss.detach().cpu()
 
 
 def validations(total_steps: int, eval_every: int) -> int:

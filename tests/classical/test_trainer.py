@@ -63,7 +63,7 @@ def test_unknown_train_mode() -> None:
 @pytest.mark.parametrize("mode", ["auto", "sequence", "prefix"])
 def test_our_models_have_recboles_trainer_with_stages_and_no_train_mode_of_baselines(model: str, mode: str) -> None:
     trainer = trainer_class(LLMConfig(model, "tiny", config_dict={"train_mode": mode}))
-    assert trainer.__mro__[1] is ProtocolTrainer and not issubclass(trainer, SequenceTraining)
+    assert issubclass(trainer, ProtocolTrainer) and not issubclass(trainer, SequenceTraining)
 
 
 @pytest.mark.parametrize(("model", "base"), [("Pop", "TraditionalTrainer"), ("RecVAE", "RecVAETrainer")])

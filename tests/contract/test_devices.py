@@ -129,7 +129,7 @@ def test_a_training_resumes_on_a_device(tmp_path: Any, on_device: torch.device) 
             name="linear",
             parameters=dict(layer.named_parameters()),
             optimizer=torch.optim.AdamW(layer.parameters(), lr=0.1),
-            loss=lambda step: [layer(data[[step % 8]]).square().sum()],
+            loss=lambda step: [lambda: layer(data[[step % 8]]).square().sum()],
             total_steps=steps,
             validate=lambda: -float(layer(data).square().mean()),
             eval_every=1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_llm.data import loading
 
@@ -33,3 +35,22 @@ def test_users_of_an_evaluation_batch(
 def test_random_has_an_order_for_each_batch_and_so_keeps_its_batches(settings: Any, assemble: Any) -> None:
     made = assemble("Random", settings, eval_args=FULL, eval_batch_size=82)
     assert {len(batch[0]) for batch in made.test} == {2}
+
+
+@pytest.mark.parametrize("split", [{"LS": "valid_and_test"}, {"RS": [0.5, 0.2, 0.3]}])
+def test_the_users_and_targets_of_recboles_loader(split: Any, settings: Any, assemble: Any, monkeypatch: Any) -> None:
+    """With one target for each user, and with several."""
+    monkeypatch.setattr(loading, "PAIRS", 1)
+    given = {"eval_args": {**FULL, "split": split, "order": "RO" if "RS" in split else "TO"}, "eval_batch_size": 300}
+    made = assemble("BPR", settings, **given)
+    for own in (made.valid, made.test):
+        theirs = FullSortEvalDataLoader(own.config, own._dataset, own._sampler)
+        assert len(own) == len(theirs) > 5
+        users = own.uid_list.tolist()
+        for one, two in zip(own.uid2history_item[users], theirs.uid2history_item[users], strict=True):
+            assert sorted(one.tolist()) == sorted(two.tolist())
+        for (users, history, *targets), (expected, _, *others) in zip(own, theirs, strict=True):
+            assert history is None and set(users.interaction) == set(expected.interaction)
+            assert all(torch.equal(users[key], expected[key]) for key in expected.interaction)
+            pairs, wanted = (sorted(zip(*(part.tolist() for part in found), strict=True)) for found in (targets, others))
+            assert pairs == wanted

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.utils import ModelType
 
 from recbole_llm.data.histories import Histories
@@ -62,7 +63,8 @@ def test_of_a_ratio_split_a_row_of_a_sequential_model_knows_all_before_its_targe
     general = assemble("BPR", settings, eval_args=RATIO)
     whole = known(general.test)
     assert {user for user, _ in whole} == {user for user, _ in rows} and len(whole) < len(rows)
-    for interaction, (u, i), rows_, items_ in general.test:  # as RecBole has it
+    theirs = FullSortEvalDataLoader(general.test.config, general.test._dataset, general.test._sampler)
+    for interaction, (u, i), rows_, items_ in theirs:  # as RecBole has it
         ours = general.test._dataset.known_items.of(interaction["user_id"], rows_, items_)
         assert sorted(zip(u.tolist(), i.tolist(), strict=True)) == sorted(zip(*map(torch.Tensor.tolist, ours), strict=True))
 
@@ -78,7 +80,7 @@ def _orders(settings: dict[str, Any]) -> dict[str, list[str]]:
 def test_a_random_split_knows_what_recbole_knows(settings: dict[str, Any], assemble: Assemble) -> None:
     made = assemble("BPR", settings, eval_args={**RATIO, "order": "RO"})
     for loader in (made.valid, made.test):
-        for interaction, (u, i), rows, items in loader:
+        for interaction, (u, i), rows, items in FullSortEvalDataLoader(loader.config, loader._dataset, loader._sampler):
             ours = loader._dataset.known_items.of(interaction["user_id"], rows, items)
             assert sorted(zip(u.tolist(), i.tolist(), strict=True)) == sorted(zip(*map(torch.Tensor.tolist, ours), strict=True))
 

@@ -314,8 +314,8 @@ def test_samplers_of_recbole_draw_from_the_history_if_repeats_are_kept(baskets: 
             assert users is None or len(users)
         assert (shared > 0) == (rule is None)
         full, dataset = load(folder, rm_dup_inter=rule, eval_args={"mode": "full"})
-        (_, history, _, _), *_ = data_preparation(full, dataset)[2]
-        assert (len(history[0]) > 0) == (rule is not None)
+        known = data_preparation(full, dataset)[2]._dataset.known_items
+        assert (known is None) == (rule is None)
 
 
 # -- files that are split already --------------------------------------------------------------------------------------

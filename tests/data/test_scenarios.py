@@ -338,11 +338,13 @@ def test_a_full_ranking_masks_the_history_of_users_held_out(settings: dict[str, 
     config = LLMConfig("BPR", "tiny", config_dict={**settings, "cold_users": 0.3, "eval_args": {"mode": "full"}})
     dataset = create_dataset(config)
     test = data_preparation(config, dataset)[2]
-    for user in test.uid_list.tolist():
+    (interaction, _, _, targets), *_ = test
+    assert len(interaction) == len(targets)
+    for user, own in zip(interaction["user_id"].tolist(), targets.tolist(), strict=True):
         target = torch.tensor([dataset.histories.target(user, "test")])
         rows, known = test._dataset.known_items.of(torch.tensor([user]), torch.tensor([0]), target)
         assert sorted(known.tolist()) == sorted(dataset.histories.before(user, "test").tolist()) and not rows.any()
-        assert test.uid2positive_item[user].tolist() == target.tolist()
+        assert own == target.item()
 
 
 def test_a_full_ranking_across_two_catalogues_is_refused(settings: dict[str, Any]) -> None:

@@ -136,3 +136,20 @@ def test_a_record_of_another_run_or_of_an_earlier_state_is_named(file: Path) -> 
 def test_users_with_several_targets_have_metrics_and_no_ranks(file: Path) -> None:
     change(file, lambda record: record.update(ranks={"Pop": {}}), seal=True)
     assert ranks_of(read_record(file), "Pop") == {} == ranks_of(read_record(file), "other")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stages": {"phase-1": "../../elsewhere"}},
+        {"stages": {"phase-1": "/etc"}},
+        {"stages": {"phase-1": 3}},
+        {"checkpoint": "weights.pth"},
+        {"checkpoint": {"file": 1, "sha256": "0"}},
+        {"checkpoint": {"file": "weights.pth"}},
+    ],
+)
+def test_paths_in_records_are_names_within_their_run(file: Path, change: dict[str, Any]) -> None:
+    file.write_text(sealed({**json.loads(file.read_text()), **change}))
+    with pytest.raises(DamagedError, match="does not have the form of a record"):
+        read_record(file)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.tuning import Search, tune
@@ -219,6 +220,21 @@ def test_two_processes_share_a_study(runs: Callable[..., Any], tmp_path: Path) -
         thread.join()
     assert len(ran) == 6 and len({tuple(values.items()) for values in ran}) == 6
     assert len(one.trials) == 6 and one.trials == other.trials
+
+
+def test_the_run_of_a_process_that_dies_is_taken_up_by_another(runs: Callable[..., Any]) -> None:
+    others = {}
+
+    def dies(values: dict[str, Any]) -> float:
+        if len(ran) == 6 - 1:  # all but the one that another process is evaluating
+            others["run"].release()
+        return score(values)
+
+    search, ran = runs(dies)
+    others["run"] = FileLock(search.folder / "run-2.lock")
+    others["run"].acquire()
+    search.run()
+    assert len(ran) == 6 and len({tuple(values.items()) for values in ran}) == 6 and len(search.trials) == 6
 
 
 @pytest.mark.parametrize(

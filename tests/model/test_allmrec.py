@@ -126,7 +126,7 @@ def projection(module_settings: dict[str, Any], assemble: Any, tmp_path: Path) -
             patch.setattr(TrainingLoop, "run", lambda loop: setattr(made, "loop", loop))
             patch.setattr(SoftTokens, "fill", noted)
             made.model.projection_stage.build(Work(tmp_path, tmp_path / "scratch", made.trainer.cache))
-            list(made.loop.loss(0))
+            [part() for part in made.loop.loss(0)]
         made.causal = made.model.parts.backbone.load(made.trainer.cache)
         return made
 
@@ -525,10 +525,10 @@ def test_the_lm_is_read_without_dropout_also_in_training(
     run_stages(made)
     lm, (_, projection) = made.model.parts.backbone.load(made.trainer.cache).model, loops
     assert projection.name == "projection" and not any(module.training for module in lm.modules())
-    losses = [sum(part.item() for part in projection.loss(0)) for _ in range(3)]
+    losses = [sum(part().item() for part in projection.loss(0)) for _ in range(3)]
     assert len({*losses}) == 1
     lm.train()
-    assert sum(part.item() for part in projection.loss(0)) != losses[0]  # there is dropout, had it been left on
+    assert sum(part().item() for part in projection.loss(0)) != losses[0]  # there is dropout, had it been left on
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -538,7 +538,7 @@ def test_the_lm_is_read_without_dropout_also_in_training(
 def test_stage_2_reaches_the_projectors_and_nothing_else(projection: Any, prompt: str) -> None:
     made = projection(**PROMPTS[prompt])
     made.model.cf.model.zero_grad(set_to_none=True)  # of its own training
-    sum(made.loop.loss(0)).backward()
+    sum(part() for part in made.loop.loss(0)).backward()
     reached = {name: parameter.grad for name, parameter in made.loop.parameters.items()}
     assert len(reached) == 12  # two linear layers and a norm each, with biases
     assert all(name.startswith(("project_user", "project_item")) for name in reached)
@@ -552,7 +552,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_targets(projection: Any, mo
     monkeypatch.setattr(
         ExampleEncoder, "__call__", lambda self, items, *rest, **more: (read.append(items), encode(self, items, *rest, **more))[1]
     )
-    found = sum(part.item() for part in made.loop.loss(0))
+    found = sum(part().item() for part in made.loop.loss(0))
     assert len(read) == 16
     targets = torch.tensor([items[-1] for items in read])
     likelihood = made.model.projection.likelihood(made.causal, made.soft)

@@ -76,7 +76,7 @@ def loss_of(
     """The parts of the loss of both phases, of the trained towers; no history loses its states or is cut unless asked for."""
     config = replace(model.training_config, **{"null_share": 0.0, "single_share": 0.0, **changes})
     training = TowerTraining(config, model.parts, model.reader, lambda *_: 0.0)
-    return [*training.loss(model.towers, tokens)(histories, targets)]  # type: ignore[arg-type]
+    return [part() for part in training.loss(model.towers, tokens)(histories, targets)]  # type: ignore[arg-type]
 
 
 def batch_loss(made: Made, **changes: Any) -> Tensor:
@@ -318,7 +318,7 @@ def test_a_phases_optimiser_is_as_its_settings_say_and_the_warm_up_balances_too(
         found[loop.name] = group["weight_decay"], loop.clip_grad_norm, group["initial_lr"], loop.scheduler.get_last_lr()
         if loop.name == "warmup":
             torch.manual_seed(0)  # of the dropout
-            balance.append(sum(part.item() for part in loop.loss(0)))
+            balance.append(sum(part().item() for part in loop.loss(0)))
         return loop.state
 
     monkeypatch.setattr(TrainingLoop, "run", spy)

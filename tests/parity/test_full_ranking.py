@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 
 K = 5
 MODELS = ["BPR", "SASRec", "AlphaRec"]
@@ -72,7 +73,8 @@ def test_general_models_are_masked_as_by_recbole(made: SimpleNamespace) -> None:
     if made.name in SEQUENTIAL:
         pytest.skip("RecBole masks nothing for sequential models")
     for loader in (made.valid, made.test):
-        for interaction, (rows, items), positive_u, positive_i in loader:
+        theirs = FullSortEvalDataLoader(loader.config, loader._dataset, loader._sampler)
+        for interaction, (rows, items), positive_u, positive_i in theirs:
             ours = loader._dataset.known_items.of(interaction["user_id"], positive_u, positive_i)
             assert sorted(zip(*map(torch.Tensor.tolist, ours), strict=True)) == sorted(
                 zip(rows.tolist(), items.tolist(), strict=True)

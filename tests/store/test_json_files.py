@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
+from recbole_llm import cli
 from recbole_llm.cli_errors import one_line, reason
+from recbole_llm.evaluation import record
 from recbole_llm.store import files
 from recbole_llm.store.files import MANIFEST, atomic_file, atomic_folder, check_sum, is_within, save_state, verify
 from recbole_llm.store.json_files import DEEPEST, DamagedError, read_object, read_sealed, sealed
@@ -140,3 +143,28 @@ def test_a_hostile_value_does_not_fill_the_terminal() -> None:
     assert one_line("a\n b") == "a b"
     shown = one_line(f"begin {'x' * 100_000} end")
     assert len(shown) < 2100 and shown.startswith("begin ") and shown.endswith(" end")
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setattr("sys.stderr", Full())
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--model=BRP", "--dataset=tiny"])
+
+
+def test_the_commit_of_a_record_is_read_without_writing_to_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    record.commit()
+    assert asked and all(command[:2] == ["git", "--no-optional-locks"] for command in asked)

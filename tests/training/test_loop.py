@@ -3,6 +3,7 @@
 import logging
 import warnings
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop
+from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop, weighted
 from recbole_llm.training.schedule import Schedule
 
 STEPS = 8
@@ -34,7 +35,7 @@ def make(folder=None, *, die_at=None, steps=STEPS, patience=0, best_at=None, acc
                 raise Interrupted
             seen.micro.append(micro)
             seen.rates.append(optimizer.param_groups[0]["lr"])
-            yield (F.relu(model(data[micro])) * scale - 1).square().mean() / accumulate
+            yield weighted(1 / accumulate, lambda rows: (F.relu(model(rows)) * scale - 1).square().mean(), data[micro])
 
     def validate():
         seen.checks += 1
@@ -201,7 +202,7 @@ def test_parts_add_up_and_clipping_limits_the_gradient():
             name="test",
             parameters={"p": parameter},
             optimizer=torch.optim.SGD([parameter], lr=1.0),
-            loss=lambda step: [(parameter * batch).sum() for batch in batches],  # its gradient is the batch
+            loss=lambda step: [partial(torch.dot, parameter, batch) for batch in batches],  # its gradient is the batch
             total_steps=1,
             clip_grad_norm=clip,
             options=LoopOptions(show_progress=False),
@@ -226,7 +227,7 @@ def test_each_part_is_differentiated_before_the_next_is_asked_for():
         for part in range(3):
             assert all(earlier() is None for earlier in parts)  # and their graphs with them
             seen.append((part, parameter.grad is not None and parameter.grad.item()))
-            yield made()
+            yield made
 
     TrainingLoop(
         name="test",
@@ -273,7 +274,7 @@ def test_saves_take_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch, cost,
 def test_a_loss_that_is_no_number_names_the_step_and_the_key_to_lower(bad):
     loop, _ = make(learning_rate_key="lora_learning_rate")
     before, sound = weights(loop), loop.loss
-    loop.loss = lambda step: [part * bad for part in sound(step)]
+    loop.loss = lambda step: [weighted(bad, part) for part in sound(step)]
     with pytest.raises(ValueError, match="test: the loss is (nan|inf) at step 0; lower `lora_learning_rate`"):
         loop.run()
     assert_equal(weights(loop), before)

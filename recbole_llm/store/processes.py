@@ -1,0 +1,299 @@
+"""The processes of one run, started by ``accelerate launch`` or ``torchrun``; without them there is one.
+
+Every process runs the same program on the same data. Three kinds of work are divided: the parts of a training step, whose
+gradients are added; batches of an LM without gradients, whose results all processes get; and files, which process 0 alone writes.
+All else, such as the ranks of given scores, each process computes for itself, with equal results.
+
+So all processes must reach the same calls of :class:`Processes`, in the same order. What process 0 alone does, or what depends on
+files that another one may be writing, is inside :func:`alone`, where a process is one of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+from zlib import crc32
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recbole_llm import compat
+from recbole_llm.store.files import preserved_random_state
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=24)  # how long a process waits for one that lives, such as process 0 at the lock of another run
+GRACE = 1.0  # seconds in which process 0 reports an error that all have
+_ENDED = "recbole_llm/ended"
+
+
+class ProcessLostError(ConnectionError):
+    """Another process of the run has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this run has ended, so this one ends too; its own message says why, if it could write one. The "
+            "same command resumes from the last checkpoint"
+        )
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process and its number among all; alone by default, and then every method returns at once what it is given."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is process 0, which logs and writes."""
+        return self.rank == 0
+
+    def owns(self, number: int) -> bool:
+        """Whether this process computes part ``number`` of work that is dealt out."""
+        return number % self.size == self.rank
+
+    # -- agreement -----------------------------------------------------------------------------------------------------
+
+    def gather(self, value: T) -> list[T]:
+        """The JSON-able values of all processes, in their order."""
+        if self.size == 1:
+            return [value]
+        return [self._sent(value, owner) for owner in range(self.size)]
+
+    def agree(self, value: T) -> T:
+        """The JSON-able value of process 0."""
+        return value if self.size == 1 else self._sent(value, 0)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.gather(None)
+
+    def equalise(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the tensors of process 0 to all."""
+        if self.size > 1:
+            with _lost(), torch.no_grad():
+                for tensor in tensors:
+                    found = tensor.detach().contiguous()
+                    dist.broadcast(found, 0)
+                    tensor.copy_(found)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def randomness(self, *part: int | str) -> Iterator[None]:
+        """The random draws of a part of a step, which no other process makes: dropout.
+
+        They follow from the seed of the stage or run and from ``part``. Afterwards, the state that all processes share is as it
+        was. Alone, the part draws from it.
+        """
+        if self.size == 1:
+            yield
+            return
+        with preserved_random_state():
+            torch.manual_seed(crc32(f"{torch.initial_seed()}/{part}".encode()))
+            yield
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace the gradients by their sums over all processes; a parameter without one in any process keeps none."""
+        if self.size == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        present = torch.tensor([float(parameter.grad is not None) for parameter in trained])
+        self._add(present)
+        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for parameter, number in zip(trained, present.tolist(), strict=True):
+            if number:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                groups.setdefault((parameter.dtype, parameter.device), []).append(parameter.grad)
+        for gradients in groups.values():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            self._add(flat)
+            for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+                gradient.copy_(total.view_as(gradient))
+
+    def add(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.size > 1:
+            value = value.detach().clone()
+            self._add(value)
+        return value
+
+    # -- work without gradients ----------------------------------------------------------------------------------------
+
+    def compute(self, calls: Sequence[Callable[[], Tensor]], device: torch.device) -> list[Tensor]:
+        """The results of all calls, in fp32 on ``device``; each is computed by one process.
+
+        With gradients, each process computes all of them.
+        """
+        if self.size == 1 or torch.is_grad_enabled():
+            return [call() for call in calls]
+        own = {number: call().float() for number, call in enumerate(calls) if self.owns(number)}
+        found: dict[int, Tensor] = {}
+        for owner, shapes in enumerate(self.gather([list(result.shape) for result in own.values()])):
+            sizes = [torch.Size(shape).numel() for shape in shapes]
+            mine = owner == self.rank
+            flat = torch.cat([result.flatten().cpu() for result in own.values()]) if mine and own else torch.empty(sum(sizes))
+            with _lost():
+                dist.broadcast(flat, owner)
+            for place, (part, shape) in enumerate(zip(flat.split(sizes), shapes, strict=True)):
+                found[owner + place * self.size] = part.view(shape).to(device)
+        return [found[number] for number in range(len(calls))]
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def _add(self, tensor: Tensor) -> None:
+        with _lost():
+            dist.all_reduce(tensor)
+
+    def _sent(self, value: Any, owner: int) -> Any:
+        """The value of a process as JSON, since nothing is unpickled."""
+        text = json.dumps(value).encode() if owner == self.rank else b""
+        size = torch.tensor([len(text)])
+        with _lost():
+            dist.broadcast(size, owner)
+            data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(data, owner)
+        return json.loads(bytes(data.tolist()))
+
+
+ALONE = Processes()
+_current: ContextVar[Processes] = ContextVar("processes", default=ALONE)
+_store: Any = None  # where the processes of this run say that they end; None: one process
+
+
+def current() -> Processes:
+    """The processes of the run."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within this block, the process divides no work and waits for no other."""
+    with _as(ALONE):
+        yield
+
+
+@contextlib.contextmanager
+def _as(processes: Processes) -> Iterator[None]:
+    token = _current.set(processes)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the other processes of the run, if a launcher started several; each then sees one accelerator, its own.
+
+    Raises:
+        ValueError: the launcher asks for what is not supported, or only some processes have an accelerator.
+    """
+    global _store
+    rank, size = compat.launched()
+    refuse(os.environ, size)
+    if size == 1 or current().size > 1:
+        yield current()
+        return
+    if _store is None:
+        choose_accelerator(os.environ)
+        _store = _join(rank, size)
+    processes = Processes(rank, size)
+    with _as(processes):
+        if len(set(processes.gather(torch.cuda.is_available()))) > 1:
+            raise ValueError(
+                f"{size} processes: some have an accelerator and others none; start as many on a machine as it has accelerators"
+            )
+        yield processes
+        processes.wait()  # until process 0 has written its last file
+
+
+def _join(rank: int, size: int) -> Any:
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    group: Any = dist.PrefixStore("recbole_llm", store)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
+    return store
+
+
+def refuse(environment: Mapping[str, str], size: int) -> None:
+    """Refuse what ``accelerate`` would do and this package does not.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    if size == 1 and environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and environment.get("MASTER_ADDR"):
+        raise ValueError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; for several on a CPU, use torchrun "
+            "--nproc-per-node=N"
+        )
+    remedy = (
+        "each process holds the whole backbone; for one that does not fit, give --load_in_4bit=True, or one process and "
+        "--device_map=auto"
+    )
+    kinds = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "a parallelism_config"}
+    for key, name in kinds.items():
+        if environment.get(f"ACCELERATE_USE_{key}", "false").lower() == "true":
+            raise ValueError(f"accelerate launch: {name} is not supported ({remedy})")
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":
+        raise ValueError(f"accelerate launch: mixed_precision {precision} is not supported; remove it, and give --dtype=bfloat16")
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise ValueError(f"accelerate launch: dynamo_backend {backend} is not supported; remove it")
+
+
+def choose_accelerator(environment: dict[str, str] | os._Environ[str]) -> None:
+    """Let this process see its own accelerator alone, so that it is ``cuda`` everywhere; none with ``accelerate launch --cpu``.
+
+    Raises:
+        ValueError: there are fewer accelerators than processes.
+    """
+    if environment.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    local, visible = int(environment.get("LOCAL_RANK", "0")), environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(local)
+    elif visible:
+        listed = visible.split(",")
+        if local >= len(listed):
+            raise ValueError(f"CUDA_VISIBLE_DEVICES={visible}: process {local} of this machine has no accelerator; start fewer")
+        environment["CUDA_VISIBLE_DEVICES"] = listed[local]
+
+
+def first_to_end() -> bool:
+    """Whether this process is the first that ends before the run does, and so the one to say why.
+
+    Of an error that all processes have, process 0 tells.
+    """
+    rank, size = compat.launched()
+    if size == 1:
+        return True
+    if rank:
+        time.sleep(GRACE)
+    if _store is None:  # before they have joined, all fail alike
+        return rank == 0
+    try:
+        return int(_store.add(_ENDED, 1)) == 1
+    except Exception:  # the process that holds the store has ended
+        return rank == 0
+
+
+@contextlib.contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of torch.distributed, when a connection is closed
+        raise ProcessLostError from error

@@ -1,0 +1,126 @@
+"""What each of several processes computes and sees; that they exchange it is pretended here, and tested in tests/end_to_end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from several import Pretended
+from torch import nn
+
+from recbole_llm import compat
+from recbole_llm.cli_errors import of_process, tells
+from recbole_llm.store import processes
+from recbole_llm.store.processes import ALONE, Processes, alone, choose_accelerator, current, joined, refuse
+
+LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+def test_without_a_launcher_there_is_one_process_and_nothing_is_drawn():
+    assert compat.launched({}) == (0, 1) and compat.launched(LAUNCHED) == (1, 2)
+    assert compat.launched({**LAUNCHED, "MASTER_ADDR": ""}) == (0, 1)
+    with joined() as found:
+        assert found is current() and found == ALONE and found.main
+        state = torch.get_rng_state()
+        with found.randomness("part"):
+            torch.rand(3)
+        assert not torch.equal(state, torch.get_rng_state())  # as in a run of an earlier state
+        assert found.gather("a") == ["a"] and found.agree(2) == 2
+    assert tells() and of_process("x") == "x"
+
+
+def test_every_call_is_computed_by_one_process_and_all_of_them_with_gradients():
+    done = []
+
+    def call(number):
+        done.append(number)
+        return torch.tensor([float(number)])
+
+    calls = [lambda number=number: call(number) for number in range(5)]
+    assert torch.cat(ALONE.compute(calls, torch.device("cpu"))).tolist() == [0, 1, 2, 3, 4] and len(done) == 5
+    done.clear()
+    Processes.compute(Pretended(1, 2), calls, torch.device("cpu"))
+    assert done == [0, 1, 2, 3, 4]  # gradients are recorded
+    dealt = []
+    for rank in range(3):
+        done.clear()
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes.dist, "broadcast", lambda flat, owner: None)
+            patch.setattr(Pretended, "gather", lambda self, shapes: [[[1]] * 2, [[1]] * 2, [[1]]])
+            found = Processes.compute(Pretended(rank, 3), calls, torch.device("cpu"))
+        assert [float(found[number]) for number in done] == [float(number) for number in done] and len(found) == 5
+        dealt += done
+    assert sorted(dealt) == [0, 1, 2, 3, 4]
+
+
+def test_the_draws_of_a_part_are_its_own_and_leave_the_shared_state():
+    torch.manual_seed(7)
+    shared, drawn = torch.get_rng_state(), []
+    for rank, part in ((0, ("lora", 3, 0)), (1, ("lora", 3, 1)), (1, ("lora", 3, 1)), (0, ("lora", 4, 0))):
+        with Pretended(rank, 2).randomness(*part):
+            drawn.append(float(torch.rand(())))
+        assert torch.equal(torch.get_rng_state(), shared)
+    assert drawn[1] == drawn[2] and len({*drawn}) == 3
+
+
+def test_a_gradient_that_no_process_has_stays_away():
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    (used * 3).sum().backward()
+    Pretended(0, 2).add_gradients([used, unused, frozen])
+    assert used.grad is not None and used.grad.tolist() == [3, 3] and unused.grad is None and frozen.grad is None
+
+
+def test_alone_divides_nothing(monkeypatch):
+    with processes._as(Pretended(1, 2)):
+        assert current().size == 2
+        with alone():
+            assert current() is ALONE
+        assert current().size == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "size", "said"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, 2, "FSDP is not supported .*load_in_4bit"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, 2, "DeepSpeed is not supported"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, 2, "mixed_precision bf16 is not supported; .*--dtype=bfloat16"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, 2, "dynamo_backend INDUCTOR"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, 1, "starts one process, .* torchrun --nproc-per-node"),
+    ],
+)
+def test_what_accelerate_would_do_and_this_package_does_not_is_refused(environment, size, said):
+    with pytest.raises(ValueError, match=said):
+        refuse(environment, size)
+
+
+def test_ordinary_settings_of_accelerate_are_accepted():
+    refuse({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}, 2)
+    refuse({"ACCELERATE_USE_CPU": "True"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "seen"),
+    [
+        ({"LOCAL_RANK": "1"}, "1"),
+        ({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,6"}, "6"),
+        ({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": ""}, ""),
+        ({"LOCAL_RANK": "1", "ACCELERATE_USE_CPU": "true"}, ""),
+    ],
+)
+def test_each_process_sees_its_own_accelerator(environment, seen):
+    choose_accelerator(environment)
+    assert environment["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_more_processes_than_accelerators_are_refused():
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=3: process 1 of this machine has no accelerator"):
+        choose_accelerator({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "3"})
+
+
+def test_before_they_have_joined_the_first_process_tells(monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.0)
+    for key, value in LAUNCHED.items():
+        monkeypatch.setenv(key, value)
+    assert not tells() and of_process("no memory") == "process 1 of 2: no memory"
+    monkeypatch.setenv("RANK", "0")
+    assert tells() and of_process("no memory") == "no memory"
