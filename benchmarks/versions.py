@@ -165,7 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
             notes += said
             bad |= cells[-2] != "0"
     if options.json:
-        shown = [argument for argument in given if not argument.startswith("--json") and argument != str(options.json)]
+        names = [Path(python).name for python in options.pythons]  # without the places of this machine
+        shown = ["--pythons", *names, "--versions", *options.versions, *given[end:]]
         options.json.write_text(json.dumps(section(rows, notes, shown), indent=1) + "\n", encoding="utf-8")
     return int(bad)
 
