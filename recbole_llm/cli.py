@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
 from recbole_llm.cli_errors import of_process, one_line, quiet_streams, reason, tells
-from recbole_llm.cli_values import list_of
+from recbole_llm.cli_values import columns, list_of
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
 # --show is the same as --show=True
@@ -243,6 +243,18 @@ def _data_export(options: argparse.Namespace, keys: list[str]) -> None:
     print(*write_split(config, create_dataset(config), options.out), sep="\n")
 
 
+def _data_convert(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "data convert")
+    from recbole_llm.convert.conversion import Conversion, Options
+
+    names = ("to", "out", "items", "columns", "item_columns", "time_format", "encoding", "k_core", "min_rating", "repeats")
+    own = {name: getattr(options, name) for name in names}
+    conversion = Conversion(options.source, Options(**own, description=options.description == "True"))
+    print(*conversion.plan(), sep="\n", flush=True)
+    if options.show != "True":
+        print("", *conversion.run(), sep="\n")
+
+
 def _cache_list(options: argparse.Namespace, keys: list[str]) -> None:
     _check_no_keys(keys, "cache list")
     from recbole_llm.store.leftovers import contents
@@ -369,8 +381,31 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", **files)
     add("--out", type=Path, default=Path("views"), metavar="DIR", help="folder of the new datasets (default: views)")
 
-    data = commands.add_parser("data", help="describe the split of a dataset", description=texts.SPLITS, epilog=texts.END, **form)
+    data = commands.add_parser(
+        "data", help="make a dataset, describe its split", description=texts.SPLITS, epilog=texts.END, **form
+    )
     of_data = data.add_subparsers(title="commands (see recbole-llm data COMMAND --help)", metavar="COMMAND", required=True)
+    add = command("convert", _data_convert, "make a dataset of your files", texts.CONVERT, texts.CONVERT_KEYS, of_data)
+    add("source", type=Path, metavar="SOURCE", help="a table of interactions, or a release: its folder, its .zip, its reviews")
+    add("--to", required=True, metavar="NAME", help="name of the dataset")
+    add("--out", type=Path, default=Path("dataset"), metavar="DIR", help="its parent folder, the data_path (default: dataset)")
+    add("--items", type=Path, metavar="FILE", help="a table of items, if their titles are not in SOURCE")
+    roles = "user, item, time, rating, title, year, brand, category, description"
+    add("--columns", type=columns, default={}, metavar="DICT", help=f"columns of SOURCE by role: {roles}; None: no such column")
+    add("--item_columns", type=columns, default={}, metavar="DICT", help="columns of --items: item and the last five of these")
+    add("--time_format", metavar="FORMAT", help="of dates whose form is not clear, such as '%%d/%%m/%%Y %%H:%%M'")
+    add("--encoding", default="utf-8", help="of tables of your own (default: utf-8)")
+    add("--k_core", type=int, metavar="K", help="keep users and items with K different items and users (default: all)")
+    add("--min_rating", type=float, metavar="R", help="keep ratings of at least R (default: all)")
+    kinds = ("exact", "first", "last", "keep")
+    add(
+        "--repeats",
+        default="exact",
+        choices=kinds,
+        help="of a user and an item: drop equal rows, keep one, or all (default: exact)",
+    )
+    add("--description", **_SWITCH, help="also write the descriptions of items")
+    add("--show", **_SWITCH, help="show what is understood, and write nothing")
     add = command("passport", _data_passport, "the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS, of_data)
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)

@@ -4,8 +4,8 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, merge, forecast and cache also accept every key of RecBole and of properties/*.yaml. Command-line
-values override property files, and later files override earlier ones."""
+All commands but recommend, merge, forecast, cache and data convert accept every key of RecBole and of properties/*.yaml.
+Command-line values override property files, and later files override earlier ones."""
 
 END = """
 exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
@@ -168,7 +168,19 @@ examples:
 """
 
 SPLITS = """
-Describe a dataset as the models read it: filtered and split into training, validation and test."""
+Make a dataset of your own files, and describe a dataset as the models read it: filtered and split."""
+
+CONVERT = """
+Make a dataset (RecBole's atomic files and a property file) of a table of interactions, CSV, TSV, JSON lines or Parquet, or of a
+release as it is downloaded: MovieLens, Amazon reviews of 2014, 2018 and 2023, Steam, Yelp, Goodreads, Last.fm (HetRec), MIND.
+What is understood of the columns is printed first. Files are read as streams, also from .gz and .zip. Nothing is overwritten."""
+
+CONVERT_KEYS = """
+examples:
+  recbole-llm data convert songs.csv --to=songs
+  recbole-llm data convert plays.parquet --items=tracks.csv --columns="{'user': 'uid', 'item': 'track'}" --to=plays --k_core=5
+releases: recbole-llm data convert ml-1m.zip --to=films; data convert reviews_Beauty_5.json.gz --to=beauty --description
+"""
 
 PASSPORT = """
 Print the identity of a split and store it as <checkpoint_dir>/passports/<dataset>-<hash>.json: counts before and after the

@@ -22,3 +22,15 @@ def list_of(*kinds: type) -> Callable[[str], list[Any]]:
         return values
 
     return read
+
+
+def columns(text: str) -> dict[str, Any]:
+    """A dictionary of columns by role, ``{'user': 'uid', 'time': None}``; a number is the place of a column."""
+    values = None
+    with contextlib.suppress(ValueError, SyntaxError):
+        values = ast.literal_eval(text)
+    if not isinstance(values, dict) or not all(
+        isinstance(role, str) and type(name) in (str, int, type(None)) for role, name in values.items()
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name columns, such as {{'user': 'uid', 'item': 'track'}}")
+    return values

@@ -32,6 +32,7 @@ COMMANDS = [
     "merge",
     "forecast",
     "views",
+    "data convert",
     "data passport",
     "data export",
     "cache list",
@@ -99,6 +100,10 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ("merge", ["--adapters", "--out", "--weights", "--density", "--residual", "--compress_rank", *METHODS]),
         ("forecast", ["RUN", "--out", "--metric", "Nothing is trained"]),
         ("views", ["--dataset", "--out", "--config_files", "No item is in two"]),
+        (
+            "data convert",
+            ["SOURCE", "--to", "--items", "--columns", "--k_core", "--show", "MovieLens", "MIND", "Nothing is overwritten"],
+        ),
         ("data passport", ["--dataset", "--config_files", "properties/splits", "--eval_args"]),
         ("data export", ["--dataset", "--config_files", "--out", "RecTools", "--model=Imported"]),
         ("cache list", ["--checkpoint_dir", "no run record names"]),
@@ -108,7 +113,9 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_command(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(capsys, *command.split())
     assert [part for part in parts if part not in shown] == []
-    examples = re.findall(rf"^  recbole-llm {command}(?: --| saved/|$)", shown.split("examples:")[1], re.MULTILINE)
+    examples = re.findall(
+        rf"^  recbole-llm {command}(?: --| saved/| songs| plays| ml-|$)", shown.split("examples:")[1], re.MULTILINE
+    )
     assert len(examples) == 2
     assert max(map(len, shown.splitlines())) <= 130
 

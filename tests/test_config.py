@@ -708,6 +708,7 @@ def test_property_files_say_what_a_run_reads(file: Path) -> None:
     if "train_neg_sample_args" in values:  # RecBole has a long way to say none
         assert values.pop("train_neg_sample_args") is None and config["train_neg_sample_args"]["distribution"] == "none"
     recipe = read_yaml(properties_folder() / "model" / f"{model}.yaml") if file.parent.name == "parts" and model != "Pop" else {}
+    recipe |= read_yaml(properties_folder() / "parts" / "columns.yaml") if dataset == "tiny" else {}  # it has no property file
     for key, value in values.items():
         value = recipe.get(key, value)
         assert config[key] == (config[key] | value if isinstance(value, dict) else value), key

@@ -132,7 +132,8 @@ class LLMConfig(Config):
         inner = registry.contained(model_class, self.external_config_dict, files.read(f"model/{model}"))
         models = [*self._add_own_file(inner), model]  # it has the settings of the model that it contains, too
         named = [*parts, *(file for one in models for file in (f"model/{one}", *(f"{part}/{one}" for part in parts)))]
-        ours = files.merge(overall, evaluation, files.read(f"dataset/{dataset}"), beside, files.read(*named))
+        texts = files.read(f"dataset/{dataset}") if beside or dataset in files.names("dataset") else files.read("parts/columns")
+        ours = files.merge(overall, evaluation, texts, beside, files.read(*named))
         self._ours.update(ours)
         self.internal_config_dict = files.merge(self.internal_config_dict, ours)
         self._initialise_from_run(model, model_class)

@@ -187,11 +187,15 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
         if not path.is_file():
             raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist")
         file = AtomicFile(path, AtomicFormat.of(self.config))
+        columns = chosen_columns(file, self.config)
+        if any(isinstance(self.config[key], list | tuple) for key in columns):  # of several names, those that the file has
+            taken = ", ".join(f"{key}: {name}" for key, name in columns.items() if name)
+            getLogger().info(f"texts of {self.dataset_name}: {taken} (columns of {path.name}: {', '.join(file.types)})")
         return ItemTexts.read(
             file,
             item_ids=self.tokens[1],
             id_field=self.iid_field,
-            **chosen_columns(file, self.config),
+            **columns,
             **{key: self.config[key] for key in ("article_suffix", "no_value")},
         )
 

@@ -175,8 +175,8 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
     remedy = f"--{key}=\"['OTHER_DATASET']\""
     if field is None:
         raise ValueError(
-            f"{key}: none given, and {domain.name} has no category_field for views; "
-            f"give {remedy} or --category_field=COLUMN of the .item file"
+            f"{key}: none given, and {domain.name} has no category_field for views; give {remedy} or --category_field=COLUMN of "
+            f"the .item file, whose columns besides the title are: {', '.join(domain.items.fields) or 'none'}"
         )
     if field not in domain.items.fields:
         raise ValueError(f"domain_field: {domain.name}.item has no column {field!r}, only {', '.join(domain.items.fields)}")

@@ -92,6 +92,7 @@ def _record_file(given: str | Path) -> Path:
 
 
 def _check_recommends(record: Mapping[str, Any], path: Path) -> None:
+    registry.check_name(str(record["model"]).replace(":", "."))  # never a module: nothing that a record names is imported
     if record["model"] == "Imported":
         raise ValueError(f"--run: {path} has the predictions of another system; that system has to recommend")
     phases = record["config"].get("candidate_phases", ()), record["config"].get("full_phases", ())

@@ -149,7 +149,11 @@ def test_a_category_of_nearly_everything_is_no_view() -> None:
 @pytest.mark.parametrize(
     ("field", "at_least", "message"),
     [
-        (None, 1, r"general_datasets: none given, and d has no category_field for views.*--general_datasets.*--category_field"),
+        (
+            None,
+            1,
+            r"general_datasets: none given, and d has no category_field for views.*--general_datasets.*COLUMN.*title are: genre",
+        ),
         ("nosuch", 1, r"domain_field: d\.item has no column 'nosuch', only genre"),
         ("genre", 9, r"domain_field: no category of `genre` in d has 9 users"),
     ],

@@ -1,0 +1,117 @@
+"""The layouts that are known: releases as they are downloaded, recognised by their files; and tables of the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.convert.amazon import amazon
+from recbole_llm.convert.columns import TEXTS, column_name, guess, words
+from recbole_llm.convert.layout import Layout
+from recbole_llm.convert.movielens import lastfm, movielens_100k, movielens_csv, movielens_dat
+from recbole_llm.convert.reviews import goodreads, mind, steam, yelp
+from recbole_llm.convert.sources import SUFFIXES, ConversionError, Source
+from recbole_llm.convert.tables import Delimited, Table, table
+
+RELEASES: Sequence[Callable[[Source], Layout | None]] = (
+    *(movielens_100k, movielens_dat, movielens_csv, lastfm, mind, yelp, steam, goodreads, amazon),
+)
+# files of releases that are not read, and what to do
+_REFUSED = {
+    r"australian_user.*": "the reviews of Australian Steam users, nested by user; take steam_reviews.json.gz",
+    r"combined_data_\d\.txt": "the Netflix Prize, which has no column of the movie; write it as CSV (user, movie, rating, date)",
+    r"yoochoose-.*": "YooChoose, whose items have no titles; give yoochoose-clicks.dat as a CSV with a header",
+    r"BX-Book.*": "Book-Crossing, which has no times; write the order you want as a column of times",
+    r".*\.(inter|item)": "an atomic file already; put NAME.inter and NAME.item into a folder NAME (docs/data-files.md)",
+    r".*\.(xlsx?|ods)": "a spreadsheet; save it as CSV",
+    r".*\.(pkl|pickle|npz?|mat|h5)": "a binary file that is not read; write it as CSV or Parquet",
+    r".*\.(db|sqlite3?)": "a database; write the query's result as CSV",
+}
+
+
+def recognised(source: Source) -> Layout | None:
+    """The release that a source is; None for tables of the user.
+
+    Raises:
+        ConversionError: a release that is known and not read.
+    """
+    if source.file:
+        _refuse(source, [source.file])
+    for read in RELEASES:
+        if layout := read(source):
+            return layout
+    _refuse(source, source.names if source.file is None else ())
+    return None
+
+
+def _refuse(source: Source, names: Sequence[str]) -> None:
+    for name in names:
+        for pattern, reason in _REFUSED.items():
+            if re.fullmatch(pattern, name):
+                raise ConversionError(f"SOURCE: {source.shown(name)} is {reason}")
+
+
+def of_user(
+    source: Source, items: Path | None, columns: Mapping[str, Any], item_columns: Mapping[str, Any], encoding: str, to: str
+) -> Layout:
+    """Tables of the user, their columns guessed where they are not given.
+
+    Raises:
+        ConversionError: no table, or no column of users or of items; the message shows the columns.
+    """
+    inter = table(source, _only(source), encoding)
+    if isinstance(inter, Delimited) and not inter.has_header and not columns:
+        raise ConversionError(
+            f"{inter.shown}, line 1: there are no names of columns; number them, as in "
+            "--columns=\"{'user': 1, 'item': 2, 'rating': 3, 'time': 4}\""
+        )
+    separate = None if items is None else _items(items, encoding)
+    roles = ("user", "item", "time", "rating", *(() if separate else TEXTS[:4]), *(TEXTS[4:] if "description" in columns else ()))
+    found = guess(inter, roles, {role: name for role, name in columns.items()}, "--columns")
+    for role, others in (("user", ("user",)), ("item", ("item", "title"))):
+        if not found.keys() & {*others}:
+            raise ConversionError(
+                f"{inter.shown}: none of its columns is known as that of the {role}s: {', '.join(inter.names)}; name it, as in "
+                f"--columns=\"{{'{role}': '{inter.names[0]}'}}\""
+            )
+    named: dict[str, str] = {}
+    sources = [found] if separate is None else []
+    item_found: dict[str, str] = {}
+    if separate is not None:
+        item_found = guess(separate, ("item", *TEXTS), item_columns, "--item_columns")
+        if "item" not in item_found or "item" not in found:
+            where = separate if "item" not in item_found else inter
+            key = "--item_columns" if "item" not in item_found else "--columns"
+            raise ConversionError(
+                f"{where.shown}: no column is known as that of the items' ids: {', '.join(where.names)}; name it, as in "
+                f"{key}=\"{{'item': '{where.names[0]}'}}\""
+            )
+        sources.append(item_found)
+    for own in sources:
+        named |= {role: column_name(name) for role, name in own.items() if role in TEXTS and role != "title"}
+    hints = [*(found[role] for role in ("item", "title") if role in found), *inter.names, _stem(source), to]
+    return Layout("your table", inter, found, separate, item_found, None, named, words(hints))
+
+
+def _items(path: Path, encoding: str) -> Table:
+    source = Source(path, "--items")
+    return table(source, _only(source, "--items"), encoding)
+
+
+def _only(source: Source, key: str = "SOURCE") -> str:
+    """The file that the user gave, or the only table of a folder."""
+    if source.file:
+        return source.file
+    found = [name for name in source.names if name.lower().removesuffix(".gz").endswith(SUFFIXES)]
+    if len(found) != 1:
+        raise ConversionError(
+            f"{key}: {source.path} is no release that is known, and has {len(found)} tables ({', '.join(found) or 'none'}); give "
+            "the file of interactions, and that of the items as --items"
+        )
+    return found[0]
+
+
+def _stem(source: Source) -> str:
+    return source.path.name.partition(".")[0]

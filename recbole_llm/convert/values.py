@@ -1,0 +1,96 @@
+"""Values as the atomic files hold them: ids, titles, lists of categories, ratings."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+SEPARATOR = "|"
+"""Between the values of a list, the ``seq_separator`` of converted datasets."""
+_BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2028\u2029\ufeff]+")
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->")
+# code of the web page, in titles of Amazon's releases
+_PROGRAM = re.compile(r"var aPageStart|\(new Date\(\)\)\.getTime|\{display: ?none")
+
+
+def identifier(value: Any) -> str:
+    """A user or item id as text; ``""`` for none. A whole number has no decimals, and what does not print is escaped."""
+    if value is None or value is True or value is False:
+        return ""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else "" if math.isnan(value) else value
+    text = str(value).strip()
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
+def number(value: Any) -> float:
+    """A number.
+
+    Raises:
+        ValueError: it is none, or not a finite one.
+    """
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError
+    return found
+
+
+def clean(value: Any) -> str:
+    """A text in one line, without HTML tags and with the characters that HTML's entities stand for; of a list, its texts."""
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(clean, value)))
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.15g}"
+    text = str(value)
+    if "&" in text:
+        text = html.unescape(html.unescape(text))  # releases have "&amp;amp;"
+    if "<" in text:
+        text = _TAG.sub(" ", text)
+    text = _BLANK.sub(" ", text).strip()
+    return "" if _PROGRAM.search(text) else text
+
+
+def parts(value: Any, separator: str | None) -> list[str]:
+    """The different texts of a list, of lists of lists, or of a text between separators (None: of one value)."""
+    if isinstance(value, (list, tuple)):
+        found: Iterable[str] = (text for one in value for text in parts(one, None))
+    elif isinstance(value, str) and value[:1] == "[" and (own := _json_list(value)) is not None:
+        return parts(own, None)
+    elif separator is None or value is None:
+        found = [clean(value)]
+    else:
+        found = map(clean, str(value).split(separator))
+    return [*dict.fromkeys(text.replace(SEPARATOR, "/") for text in found if text)]
+
+
+def _json_list(text: str) -> list[Any] | None:
+    for one in (text, text.replace("'", '"')):
+        try:
+            found = json.loads(one)
+        except (ValueError, RecursionError):
+            continue
+        return found if isinstance(found, list) else None
+    return None
+
+
+def list_separator(name: str, samples: Iterable[Any]) -> str | None:
+    """What separates the values in a column of texts: ``|`` or ``;`` if it has some, a comma if its name is a plural."""
+    texts = [text for text in samples if isinstance(text, str)]
+    for mark in ("|", ";"):
+        if any(mark in text for text in texts):
+            return mark
+    return "," if name.casefold().endswith("s") and any("," in text and text[:1] != "[" for text in texts) else None
+
+
+def shown(value: Any, width: int = 80) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,0 +1,328 @@
+"""Tables of the user become a dataset: guessed columns, times, titles, filters, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from recbole_llm import cli
+from recbole_llm.config import LLMConfig
+from recbole_llm.convert import columns, times, values
+from recbole_llm.convert.conversion import Conversion, Options
+from recbole_llm.convert.sources import Source
+from recbole_llm.convert.tables import table
+from recbole_llm.data.loading import create_dataset
+
+SONGS = """user,song,artist,genre,played_at
+u1,"Hello, Again",Ann &amp; Bo,Rock|Folk,2024-01-31 10:00:00
+u2,Rain,Cy,Rock,2024-01-31T11:00:00
+u1,Rain,Dee,,2024-02-01 00:00:00
+u1,rain ,cy,Rock,2024-02-01 00:00:01
+"""
+
+
+def write(name: str, text: str) -> Path:
+    path = Path(name)
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return path
+
+
+def convert(path: Path | str, **options: Any) -> dict[str, list[list[str]]]:
+    """The files of the new dataset by their ending, as cells."""
+    conversion = Conversion(Path(path), Options(to="mine", **options))
+    conversion.plan()
+    conversion.run()
+    files = [file for file in conversion.folder.iterdir() if file.suffix in (".inter", ".item")]
+    return {file.suffix: [line.split("\t") for line in file.read_text().splitlines()] for file in files}
+
+
+def plan(path: Path | str, **options: Any) -> str:
+    return "\n".join(Conversion(Path(path), Options(to="mine", **options)).plan())
+
+
+def refused(path: Path | str, **options: Any) -> str:
+    with pytest.raises((ValueError, OSError)) as error:
+        convert(path, **options)
+    left = sorted(file.name for file in Path("dataset").glob("*")) if Path("dataset").is_dir() else []
+    assert left in ([], ["mine"] if "exists" in str(error.value) else []), "nothing half written"
+    return str(error.value)
+
+
+# -- a table with titles -------------------------------------------------------------------------------------------------------
+
+
+def test_songs_with_their_titles_make_both_files() -> None:
+    found = convert(write("songs.csv", SONGS))
+    assert found[".inter"] == [
+        ["user_id:token", "item_id:token", "timestamp:float"],
+        ["u1", "1", "1706695200"],
+        ["u2", "2", "1706698800"],
+        ["u1", "3", "1706745600"],
+        ["u1", "2", "1706745601"],  # the same title and artist, however they are written
+    ]
+    assert found[".item"] == [
+        ["item_id:token", "title:token", "artist:token", "genre:token_seq"],
+        ["1", "Hello, Again", "Ann & Bo", "Rock|Folk"],
+        ["2", "Rain", "Cy", "Rock"],
+        ["3", "Rain", "Dee", ""],
+    ]
+    properties = yaml.safe_load(Path("dataset/mine/mine.yaml").read_text())
+    assert properties == {
+        "title_field": "title",
+        "brand_field": "artist",
+        "category_field": "genre",
+        "seq_separator": "|",
+        "noun": "song",
+        "verb": "listened to",
+        "verb_base": "listen to",
+    }
+
+
+def test_the_dataset_is_read_as_it_is_meant() -> None:
+    convert(write("songs.csv", SONGS))
+    config = LLMConfig("Pop", "mine", config_dict={"data_path": "dataset"})
+    texts = create_dataset(config).item_texts
+    assert texts.names[1:] == ["Hello, Again", "Rain (Cy)", "Rain (Dee)"]
+    assert texts.values("genre")[1] == ["Rock", "Folk"] and config["verb_base"] == "listen to"
+
+
+def test_the_command_shows_what_it_understands_before_it_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    write("songs.csv", SONGS)
+    cli.main(["data", "convert", "songs.csv", "--to=mine", "--show"])
+    out = capsys.readouterr().out
+    assert "title        song" in out and "without a time zone, so taken as UTC" in out and "brand        artist" in out
+    assert "category     genre (values between '|')" in out and not Path("dataset").exists()
+    cli.main(["data", "convert", "songs.csv", "--to=mine", "--out=here", "--repeats=last"])
+    out = capsys.readouterr().out
+    assert "written to here/mine: 2 users, 3 items, 4 interactions" in out and Path("here/mine/mine.item").is_file()
+
+
+def test_columns_that_are_given_replace_the_guess() -> None:
+    write("plays.csv", "who,what,when,name\na,x 1,3,N\na,y 2,2,M\n")
+    found = convert("plays.csv", columns={"user": "who", "item": "what", "time": None, "title": "name"})
+    assert found[".inter"][1:] == [["a", "x 1", "1"], ["a", "y 2", "2"]]  # the order of the rows
+    assert found[".item"][1:] == [["x 1", "N"], ["y 2", "M"]]
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv", "jsonl", "jsonl.gz", "json", "parquet"])
+def test_each_form_of_a_table_gives_the_same(ending: str) -> None:
+    rows = [{"user_id": f"u{n % 3}", "item_id": n % 4, "timestamp": 1_700_000_000 + n, "rating": 3.5} for n in range(9)]
+    path = Path(f"rows.{ending}")
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif "json" in ending:
+        write(path.name, "\n".join(map(json.dumps, rows)))
+    else:
+        mark = "\t" if ending == "tsv" else ","
+        write(path.name, "\n".join([mark.join(rows[0]), *(mark.join(map(str, row.values())) for row in rows)]))
+    found = convert(path)[".inter"]
+    assert found[0] == ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
+    assert found[1:] == [[row["user_id"], str(row["item_id"]), "3.5", str(row["timestamp"])] for row in rows]
+
+
+def test_a_table_of_items_gives_the_texts() -> None:
+    write("plays.csv", "uid,track_id,ts\na,7,1700000000123\nb,8,1700000001000\nb,9,1700000002000\n")
+    write("tracks.csv", 'id,name,year,tags\n8,"A <b>B</b>\n&quot;C&quot;",1999,"x, y"\n8,again,2000,z\n7,D,,\n5,E,,\n')
+    found = convert("plays.csv", items=Path("tracks.csv"))
+    assert found[".item"][1:] == [["8", 'A B "C"', "1999", "x|y"], ["7", "D", "", ""]]
+    assert found[".inter"][1][2] == "1700000000.123"
+
+
+def test_a_table_without_titles_has_no_item_file() -> None:
+    assert [*convert(write("a.csv", "user,item,time\na,x1,1700000000\n"))] == [".inter"]
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("user_id,item_id,rating,timestamp", {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"}),
+        ("userId,movieId,title,genres", {"user": "userId", "item": "movieId", "title": "title", "category": "genres"}),
+        ("CustomerID,StockCode,Description,InvoiceDate", {"user": "CustomerID", "item": "StockCode", "time": "InvoiceDate"}),
+        ("user_id,parent_asin,rating,timestamp,history", {"user": "user_id", "item": "parent_asin"}),
+        ("User ID,Track Name,Artist Name,Time", {"user": "User ID", "title": "Track Name", "brand": "Artist Name"}),
+        ("user,artist,time", {"user": "user", "item": "artist", "time": "time"}),
+    ],
+)
+def test_columns_are_known_by_their_names(header: str, expected: dict[str, str]) -> None:
+    path = write("a.csv", f"{header}\n{','.join('x' for _ in header.split(','))}\n")
+    found = columns.guess(table(Source(path), path.name), columns.ROLES, {}, "--columns")
+    assert expected.items() <= found.items()
+
+
+# -- times ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "said", "seconds"),
+    [
+        ([1_500_000_000], "Unix seconds", 1_500_000_000),
+        (["1500000000123"], "Unix milliseconds", 1_500_000_000.123),
+        (["1500000000123456"], "Unix microseconds", 1_500_000_000.123456),
+        (["1500000000.5"], "Unix seconds", 1_500_000_000.5),
+        (["12", "7"], "order", 12),
+        (["20200131"], "year, month and day", 1_580_428_800),
+        (["2020-01-31"], "one day are tied", 1_580_428_800),
+        (["2020-01-31T01:00:00+01:00"], "ISO dates", 1_580_428_800),
+        (["2020-01-31 00:00:00 UTC"], "UTC", 1_580_428_800),
+        (["31/01/2020 00:00"], "%d/%m/%Y %H:%M", 1_580_428_800),
+        (["01/31/2020"], "%m/%d/%Y", 1_580_428_800),
+        (["Fri Jan 31 01:00:00 +0100 2020"], "%z", 1_580_428_800),
+        ([datetime(2020, 1, 31, tzinfo=UTC)], "ISO dates", 1_580_428_800),
+        ([None, "", "2020-01-31"], "ISO", 1_580_428_800),
+    ],
+)
+def test_times_are_understood(samples: list[Any], said: str, seconds: float) -> None:
+    found = times.understood(samples)
+    assert said in found.said and found.read(next(value for value in samples if value)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (["01/02/2020"], "day or the month first; give --time_format='%d/%m/%Y' or '%m/%d/%Y'"),
+        (["yesterday"], "neither a number nor a date"),
+        ([None, ""], "no values"),
+    ],
+)
+def test_times_that_mean_several_things_are_asked_about(samples: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r".*") as error:
+        times.understood(samples)
+    assert message in str(error.value)
+
+
+def test_a_given_form_of_dates() -> None:
+    write("a.csv", "user,item,time\na,x1,01/02/2020\n")
+    assert convert("a.csv", time_format="%d/%m/%Y")[".inter"][1][2] == "1580515200"
+
+
+# -- values --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("Rock &amp;amp; Roll", "Rock & Roll"),
+        ("<i>A</i>\t\n B<br/>C", "A B C"),
+        ("I <3 you, 2 > 1", "I <3 you, 2 > 1"),
+        (["a ", None, "b"], "a b"),
+        ("var aPageStart = (new Date()).getTime();", ""),
+        (None, ""),
+        (float("nan"), ""),
+        ('"Heroes"', '"Heroes"'),
+    ],
+)
+def test_titles_are_cleaned(raw: Any, expected: str) -> None:
+    assert values.clean(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(7, "7"), (7.0, "7"), (" 007 ", "007"), ("a\u200bb", "a\\u200bb"), (None, ""), (float("nan"), ""), ("7.0", "7.0")],
+)
+def test_ids_are_texts(raw: Any, expected: str) -> None:
+    assert values.identifier(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "separator", "expected"),
+    [
+        ([["A", "B"], ["A", "C|D"]], None, ["A", "B", "C/D"]),
+        ("['A', 'B']", None, ["A", "B"]),
+        ("A;B; A", ";", ["A", "B"]),
+        ("Clothing, Shoes", None, ["Clothing, Shoes"]),
+        (None, "|", []),
+    ],
+)
+def test_values_of_a_category(raw: Any, separator: str | None, expected: list[str]) -> None:
+    assert values.parts(raw, separator) == expected
+
+
+# -- filters -------------------------------------------------------------------------------------------------------------------
+
+RATED = "user,item,rating,time\n" + "".join(
+    f"{user},{item},{stars},{time}\n"
+    for user, item, stars, time in [
+        *(("a", "x1", 5, 1), ("a", "x1", 5, 1), ("a", "x1", 2, 3), ("a", "x2", 4, 4), ("b", "x1", 4, 5), ("b", "x2", 4, 6)),
+        *(("c", "x3", 5, 7), ("c", "x3", 5, 8), ("b", "x3", 1, 9)),
+    ]
+)
+
+
+def rows(**options: Any) -> list[str]:
+    return ["".join([user, item[1:], time]) for user, item, _, time in convert(write("a.csv", RATED), **options)[".inter"][1:]]
+
+
+def test_repeats() -> None:
+    whole = ["a11", "a11", "a13", "a24", "b15", "b26", "c37", "c38", "b39"]
+    assert rows(repeats="keep", out=Path("keep")) == whole
+    assert rows(out=Path("exact")) == whole[1:]
+    assert rows(repeats="first", out=Path("first")) == ["a11", "a24", "b15", "b26", "c37", "b39"]
+    assert rows(repeats="last", out=Path("last")) == ["a13", "a24", "b15", "b26", "c38", "b39"]
+
+
+def test_a_core_counts_different_partners_after_the_ratings() -> None:
+    assert rows(min_rating=3, k_core=2) == ["a11", "a24", "b15", "b26"]
+    assert "--k_core=2 removes 2 interactions" in Path("dataset/mine/mine.yaml").read_text()
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "parts"),
+    [
+        ("user,item,time\na,x,1\nb,,2\n", {}, ["a.csv, line 3, column item", "an empty cell is not an id"]),
+        ("user,item,time\na,x\n", {}, ["line 2: 2 cells, but the header has 3 (user, item, time)"]),
+        ("user,item,time\na,x1,2020-01-01\nb,y1,soon\n", {"time_format": "%Y-%m-%d"}, ["line 3, column time", "'soon'"]),
+        ("user,item,rating\na,x,5\nb,y,good\n", {}, ["line 3, column rating: 'good' is not a number"]),
+        ("user,item,time\na,x,1700000000\nb,y,1700000001\nc,z,1700000000000\n", {}, ["line 4, column time", "one unit"]),
+        ("user,item,time\na,x,01/02/2020\n", {}, ["column time", "--time_format"]),
+        ("foo,item\na,x\n", {}, ["that of the users: foo, item", "--columns=\"{'user': 'foo'}\""]),
+        ("user,foo\na,x\n", {}, ["that of the items: user, foo"]),
+        ("user,item\na,x\n", {"columns": {"user": "nosuch"}}, ["no column 'nosuch'", "user, item"]),
+        ("user,item\na,x\n", {"columns": {"users": "user"}}, ["'users' is none of the roles user, item"]),
+        ("user,item\na,x\n", {"columns": {"user": "item", "item": "item"}}, ["'item' has two roles"]),
+        ("user,item\na,x\n", {"min_rating": 3}, ["--min_rating", "no column of ratings"]),
+        ("user,item\na,x\n", {"k_core": 2}, ["--k_core=2 removes every interaction"]),
+        ("user,item\n", {}, ["has no interactions"]),
+        ("", {}, ["line 1", "empty"]),
+        ("a,b\na,a\n", {"columns": {"user": "a", "item": "b"}, "encoding": "nosuch"}, ["--encoding=nosuch"]),
+        ("1,2,5\n3,4,5\n", {}, ["no names of columns", "{'user': 1"]),
+        ("a,a\n1,2\n", {}, ["two columns are called 'a'"]),
+        ('user,item\na,"x"y\n', {}, ["line 2", "quotation marks"]),
+    ],
+)
+def test_what_is_refused(text: str, options: dict[str, Any], parts: list[str]) -> None:
+    message = refused(write("a.csv", text), **options)
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_numbered_columns_of_a_table_without_a_header() -> None:
+    found = convert(write("a.csv", "1,2,5\n3,4,5\n"), columns={"user": 1, "item": 2, "time": None})
+    assert found[".inter"][1:] == [["1", "2", "1"], ["3", "4", "2"]]
+
+
+def test_other_refusals() -> None:
+    assert "does not exist" in refused("nosuch.csv")
+    assert "is not text in utf-8" in refused(write_bytes("a.csv", b"user,item\na,\xff\n"))
+    assert "line 2" in refused(write("a.jsonl", '{"user": "a", "item": "x"}\nnonsense\n'))
+    assert "jq -c" in refused(write("a.json", '[{"user": "a", "item": "x"}]\n'))
+    assert "was cut off" in refused(write_bytes("a.csv.gz", gzip.compress(b"user,item\n" * 9000)[:-20]))
+    assert "spreadsheet" in refused(write("a.xlsx", "x"))
+    assert "an archive" in refused(write("a.tar.gz", "x"))
+    assert "none of its ids ('8', ...)" in refused(write("a.csv", "user,item\na,x\n"), items=write("b.csv", "item,title\n8,T\n"))
+    convert(write("a.csv", "user,item\na,x\n"))
+    assert "exists; remove it" in refused("a.csv")
+
+
+def write_bytes(name: str, data: bytes) -> Path:
+    Path(name).write_bytes(data)
+    return Path(name)
