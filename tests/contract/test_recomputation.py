@@ -187,7 +187,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
         },
     ),
     "a flipped gradient": (
-        ("training.loop", "            part.backward()", "            (-part).backward()"),
+        ("training.loop", "    loss.backward()", "    (-loss).backward()"),
         {
             "TALLRec": ("ingredient", {"TALLRec"}),
             "LoRACocktail": (ALL, ADAPTED),
@@ -245,7 +245,7 @@ def test_other_candidates_recompute_what_validates_on_them(
     name: str, trained: Callable[[str], Trained], edit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(name)
-    file = edit("data.candidates", "slot = int(rng.integers(number + 1))", "slot = 0")
+    file = edit("data.candidates", "sha256(key.encode())", "sha256(key.encode()[1:])")
     spec = importlib.util.spec_from_file_location("edited_candidates", file)
     assert spec and spec.loader
     monkeypatch.setitem(sys.modules, spec.name, edited := importlib.util.module_from_spec(spec))

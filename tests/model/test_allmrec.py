@@ -813,7 +813,7 @@ def test_a_stage_that_diverges_names_its_own_learning_rate(
     def spoiled(loop: TrainingLoop) -> Any:
         sound = loop.loss
         if loop.name == stage:
-            loop.loss = lambda step: [part * float("nan") for part in sound(step)]
+            loop.loss = lambda step: [lambda part=part: part() * float("nan") for part in sound(step)]
         return step(loop)
 
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)

@@ -339,7 +339,7 @@ def test_a_phase_that_diverges_names_its_own_learning_rate(
     def spoiled(loop: TrainingLoop) -> Any:
         sound = loop.loss
         if loop.name == phase:
-            loop.loss = lambda step: [part * float("nan") for part in sound(step)]
+            loop.loss = lambda step: [lambda part=part: part() * float("nan") for part in sound(step)]
         return step(loop)
 
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)
@@ -365,10 +365,10 @@ def test_validation_and_test_items_are_never_training_targets(
     fed: list[tuple[list[int], int]] = []
 
     def spied(training: TowerTraining, towers: Towers, tokens: int) -> Any:
-        def loss(histories: list[list[int]], targets: list[int]) -> list[Tensor]:
+        def loss(histories: list[list[int]], targets: list[int]) -> list[Any]:
             fed.extend(zip(histories, targets, strict=True))
             assert towers.user.suffix is not None
-            return [towers.user.suffix.sum()]
+            return [towers.user.suffix.sum]
 
         return loss
 
