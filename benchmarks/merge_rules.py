@@ -80,7 +80,7 @@ def table(records: list[dict[str, Any]], metric: str) -> str:
         counts = sum(high < 0 for *_, high in known), sum(low > 0 for _, low, _ in known)
         shown = ["" if cell is None else f"{cell[0]:+.4f} [{cell[1]:+.4f}, {cell[2]:+.4f}]" for cell in cells]
         lines.append([row, *shown, f"{counts[0]}, {len(known) - sum(counts)}, {counts[1]}"])
-    return str(tabulate(lines, headers=["", *pairs, "below, equal, above"], tablefmt="github", disable_numparse=True))
+    return str(tabulate(lines, headers=["", *pairs, "below, neither, above"], tablefmt="github", disable_numparse=True))
 
 
 def page(records: list[dict[str, Any]], metric: str) -> str:
@@ -92,8 +92,9 @@ in it is typed by hand. The runs are those of the boards `properties/leaderboard
 of `recbole-llm replicate reccocktail-ml-100k reccocktail-amazon-beauty`.
 
 Each cell is the mean difference of {metric} to the single adapter that is better on the same test users, with the 95 % bootstrap
-interval of the paired differences. That adapter is known only after the test, so a rule that always finds it has 0. For the rules
-see [Merging adapters](../merging.md).
+interval of the paired differences. That adapter is known only after the test, so a rule that always finds it has 0. The last column
+counts the pairs in which the interval lies below 0, contains it, and lies above it. Of many intervals, some miss the truth: one in
+twenty. For the rules see [Merging adapters](../merging.md).
 
 {table(records, metric)}
 """
