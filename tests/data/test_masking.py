@@ -80,7 +80,7 @@ def _orders(settings: dict[str, Any]) -> dict[str, list[str]]:
 def test_a_random_split_knows_what_recbole_knows(settings: dict[str, Any], assemble: Assemble) -> None:
     made = assemble("BPR", settings, eval_args={**RATIO, "order": "RO"})
     for loader in (made.valid, made.test):
-        for interaction, (u, i), rows, items in loader:
+        for interaction, (u, i), rows, items in FullSortEvalDataLoader(loader.config, loader._dataset, loader._sampler):
             ours = loader._dataset.known_items.of(interaction["user_id"], rows, items)
             assert sorted(zip(u.tolist(), i.tolist(), strict=True)) == sorted(zip(*map(torch.Tensor.tolist, ours), strict=True))
 
