@@ -276,7 +276,7 @@ def test_two_datasets_are_written_as_one_once(settings: dict[str, Any], data_pat
     texts = (folder / "other+tiny.item").read_text().splitlines()
     assert texts[0] == "item_id:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq\tdescription:token_seq"
     assert "tiny/i3\tThe old river\t1983\t\tdrama film\t" in texts  # year and category fields were given for this run
-    assert "other/i3\tThe old river\t\t\t\t" in texts  # and tell nothing about another dataset
+    assert "other/i3\tThe old river\t1983\t\tdrama film\t" in texts  # of the other one, its columns have known names
     rows = [line.split("\t") for line in (folder / "other+tiny.inter").read_text().splitlines()[1:]]
     for dataset in ("other", "tiny"):
         source = [line.split("\t")[:2] for line in (data_path / dataset / f"{dataset}.inter").read_text().splitlines()[1:]]
