@@ -143,6 +143,7 @@ def test_rules_of_merging_are_compared_with_the_better_single_adapter() -> None:
         merge_rules.joined([record, moved], "hit@1")
 
 
+@pytest.mark.slow
 def test_the_tests_of_an_environment_are_counted_and_those_that_failed_named(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(
         "import pytest\n@pytest.mark.parametrize('n', [1, 2])\ndef test_good(n): pass\ndef test_bad(): assert 0\n"

@@ -90,10 +90,14 @@ def run(assemble: Callable[..., SimpleNamespace], settings: dict[str, Any]) -> C
     return run
 
 
+DEAR = ("MoLoRec", "WeaveRec")  # which train and merge as LoRACocktail does
+
 # -- the pretend device ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [case if case in MODELS else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in MODELS or case in DEAR)) for case in CASES]
+)
 def test_a_model_trains_merges_and_scores_on_a_device(case: str, run: Any, on_device: torch.device) -> None:
     made = run(case)
     assert made.config["device"] == on_device

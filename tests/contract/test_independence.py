@@ -41,11 +41,11 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("results", "ranks", "tie_rate", "half_width_95", "best_valid_result", "merge")}
 
 
-MERGING = ("LoRACocktail", "MoLoRec", "WeaveRec")  # several trainings each, by the code that TALLRec runs
+DEAR = ("LoRACocktail", "MoLoRec", "WeaveRec", "ALLMRec", "Cascade", "Laser", "LlamaRec")  # several trainings each
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in MERGING)) for name in [*MODELS, "SASRec", "BPR"]]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in DEAR)) for name in [*MODELS, "SASRec", "BPR"]]
 )
 def test_one_seed_gives_one_result_whatever_was_cached_or_ran_before(
     name: str, module_settings: dict[str, Any], tmp_path: Path

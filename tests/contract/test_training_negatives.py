@@ -53,7 +53,7 @@ def trained(
     return made, drawn
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "WeaveRec")) for case in CASES])
 def test_negatives_are_outside_the_whole_training_history_and_may_be_held_out_items(
     case: str, settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

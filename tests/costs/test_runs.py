@@ -70,7 +70,10 @@ def planned_and_run(run: SimpleNamespace) -> tuple[Plan, dict[str, Any]]:
     return plan, {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested}
 
 
-@pytest.mark.parametrize("name", MODELS)
+DEAR = ("LoRACocktail, merges beside another", "MoLoRec", "WeaveRec", "TALLRec, yes or no")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in DEAR)) for name in MODELS])
 def test_every_token_is_planned(name: str, settings: dict[str, Any], assemble: Callable[..., SimpleNamespace]) -> None:
     run = assemble(name.partition(",")[0], settings, **MODELS[name])
     plan, measured = planned_and_run(run)

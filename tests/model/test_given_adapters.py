@@ -83,6 +83,7 @@ def test_a_trained_adapter_given_back_scores_alike_and_trains_nothing(
     assert f"given adapter tuned: {folder} ({given['sha256'][:8]})" in text  # the heading of the table
 
 
+@pytest.mark.slow
 def test_the_merge_follows_what_is_in_the_folder(
     settings: dict[str, Any], tmp_path: Path, tiny_lm: Path, trained: list[str]
 ) -> None:
@@ -276,6 +277,7 @@ def test_an_adapter_of_the_builtin_lm_belongs_to_one_training_of_it(settings: di
         run_recbole_llm("TALLRec", "tiny", config_dict={**config, "llm_path": settings["llm_path"]})
 
 
+@pytest.mark.slow
 def test_the_full_model_of_a_merge_scores_as_the_merged_adapter(
     settings: dict[str, Any], assemble: Any, tmp_path: Path, tiny_lm: Path, trained: list[str]
 ) -> None:

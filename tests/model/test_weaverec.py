@@ -134,6 +134,7 @@ def test_a_second_target_reuses_every_adapter(woven: Any, run: Run, trained: lis
     assert hybrid == woven.trainer.cache.folder(woven.model.sources["hybrid other"]).name
 
 
+@pytest.mark.slow
 def test_all_targets_of_k_domains_take_k_and_k_choose_2_trainings(run: Run, trained: list[str], tmp_path: Path) -> None:
     for dataset in NAMES:
         sources = [name for name in NAMES if name != dataset]
