@@ -54,9 +54,9 @@ def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys
 @pytest.mark.slow
 def test_large_data_on_a_small_scale(tmp_path) -> None:
     file = tmp_path / "load.json"
-    load.main(["--sizes", "200x50", "--width=8", "--evaluated=100", f"--folder={tmp_path}", f"--json={file}"])
+    load.main(["--sizes", "200x300", "--width=8", "--evaluated=100", f"--folder={tmp_path}", f"--json={file}"])
     found = json.loads(file.read_text())
-    assert [*found["columns"]] == ["users", "items", *load.STEPS] and found["rows"][0][:2] == ["200", "50"]
+    assert [*found["columns"]] == ["users", "items", *load.STEPS] and found["rows"][0][:2] == ["200", "300"]
     assert all("GiB" in cell for cell in found["rows"][0][2:]) and "--evaluated=100" in found["command"]
 
 
