@@ -10,6 +10,7 @@ import importlib
 import importlib.resources
 import inspect
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ def own_property_file(model: type[Any]) -> Path | None:
     return file if file.is_file() else None
 
 
+@lru_cache(maxsize=1024)  # that of a class is parsed, a whole module each time
 def source(part: Any) -> str:
     """The code of a class or module; empty if it has no file."""
     try:

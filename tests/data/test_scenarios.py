@@ -282,7 +282,7 @@ def test_two_datasets_are_written_as_one_once(settings: dict[str, Any], data_pat
         source = [line.split("\t")[:2] for line in (data_path / dataset / f"{dataset}.inter").read_text().splitlines()[1:]]
         assert [[cell.removeprefix(f"{dataset}/") for cell in row[:2]] for row in rows if row[0].startswith(dataset)] == source
     names = built.splits[0].item_texts.names
-    assert names[built.histories.item_ids.index("tiny/i3")] == "The old river (1983)"
+    assert names[built.histories.item_ids.index("tiny/i3")] == "The old river (1983) (tiny/i3)"
 
     written = (folder / "MANIFEST.json").stat().st_mtime_ns
     build("BPR", settings, train_dataset="other", seed=3)
