@@ -15,7 +15,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_llm.classical.collaborative import padded
+from recbole_llm.classical.collaborative import CollaborativeModel, padded
 from recbole_llm.evaluation.recommender import Recommender
 
 MOMENTS = ("now", "test", "valid")
@@ -73,11 +73,18 @@ class Readers:
         Raises:
             ValueError: the model knows users by their ids alone.
         """
+        model = self._config["model"]
         if not self._sequential:
             raise ValueError(
-                f"{self._config['model']} has learnt a vector for each user of the dataset and reads no history; give --user, or "
+                f"{model} has learnt a vector for each user of the dataset and reads no history; give --user, or "
                 "a run of a sequential model such as SASRec, or of an LLM recommender"
             )
+        for part in vars(self._model).values() if users is None else ():
+            if isinstance(part, CollaborativeModel) and not part.is_sequential:
+                raise ValueError(
+                    f"{part.name}, a part of {model}, has learnt a vector for each user of the dataset and reads no history; "
+                    "give --user, or a run with a sequential model such as SASRec in its place"
+                )
         items = padded(histories, self._config["MAX_ITEM_LIST_LENGTH"])  # [B, L]
         lengths = items.ne(0).sum(1)  # [B]
         fields = {self._data.iid_field + self._config["LIST_SUFFIX"]: items, self._data.item_list_length_field: lengths}

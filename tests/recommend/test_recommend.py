@@ -155,6 +155,20 @@ def test_users_known_by_id_alone(settings: dict[str, Any]) -> None:
         load(path).recommend([["i1"]])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("TALLRec", {**RERANKED, "retriever": "BPR"}), ("ALLMRec", {**RERANKED, "cf_model": "BPR", "cf_config": {"epochs": 1}})],
+)
+def test_parts_that_know_users_by_id_alone(name: str, changes: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Such a part would give somebody else the vector of the padding user, without an error."""
+    path, record = trained(name, settings, **changes)
+    recommender = load(path)
+    assert len(recommender.recommend(users=[next(iter(record["ranks"][name]))], k=3)) == 3
+    with pytest.raises(ValueError, match=f"BPR, a part of {name}, has learnt a vector for each user"):
+        recommender.recommend([["i1", "i2"]])
+
+
 @pytest.mark.parametrize("name", ["weights", "missing", "data", "older", "record"])
 def test_a_run_is_loaded_only_with_its_own_weights_and_data(
     name: str, sasrec: tuple[Path, dict[str, Any]], tmp_path: Path, data_path: Path
