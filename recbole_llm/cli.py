@@ -125,6 +125,10 @@ def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    if options.look is not None:
+        from recbole_llm.look.boards import pages_of
+
+        own["beside"] = pages_of(options.look)
     leaderboard, files = make_leaderboard(options.config_files, read_arguments(keys), **own)
     print(to_markdown(leaderboard), *files, sep="\n")
     return bool(leaderboard.failed)
@@ -328,6 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")
     several(add)
     add("--out", type=Path, metavar="DIR", help="output folder (default: <checkpoint_dir>/leaderboard/<file>)")
+    add("--look", nargs="?", type=int, const=5, metavar="N", help="also a page of what the best N rows recommend (5)")
 
     add = command("replicate", _replicate, "test the claims of papers", texts.REPLICATE, texts.REPLICATE_KEYS)
     add("names", nargs="*", metavar="NAME", help="files of properties/claims without .yaml, or a file of yours (default: all)")

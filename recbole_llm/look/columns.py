@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Column:
     record: Mapping[str, Any]
     row: str
 
-    @property
+    @cached_property
     def ranks(self) -> dict[str, float]:
         """The rank of the target by user, infinite for a missed target."""
         return ranks_of(self.record, self.row)
@@ -69,7 +70,7 @@ def read_columns(given: Sequence[str], rows: Sequence[str] = ()) -> list[Column]
             raise ValueError(f"--rows={row}: no run has such a row; they have: {', '.join(known)}")
     if names := [name for name, number in Counter(column.name for column in found).items() if number > 1]:
         raise ValueError(f"--runs: {names[0]} is the name of two columns; name the runs, as NAME=RUN")
-    _check(found)
+    check(found)
     return found
 
 
@@ -100,8 +101,12 @@ def _names(runs: Sequence[tuple[str | None, Path, Mapping[str, Any]]]) -> list[s
     return names
 
 
-def _check(columns: Sequence[Column]) -> None:
-    """Refuse runs without ranks by user, and those that were not measured alike."""
+def check(columns: Sequence[Column]) -> None:
+    """Refuse columns without ranks by user, and those that were not measured alike.
+
+    Raises:
+        ValueError: names the columns, and what to do.
+    """
     for column in columns:
         if not column.ranks:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
@@ -104,7 +104,8 @@ def page_content(
                 found[column.name] = rankings(run, row, chosen, top, bar.advance)
             if not facts:
                 facts, items = _facts(run), _Items(run.dataset.histories.item_ids, _texts(run))
-                lines = [_user(run, user, columns[0], items) for user in chosen]
+                cold = frozenset((columns[0].record.get("slice_users") or {}).get("cold") or ())
+                lines = [{**_user(run, user, items), "cold": user in cold} for user in chosen]
             del run  # the next one needs its memory
     for line, user in zip(lines, chosen, strict=True):
         line["ranked"] = [_ranked(column.ranks[user], found[column.name][user], items) for column in columns]
@@ -137,7 +138,7 @@ def _facts(run: PastRun) -> dict[str, Any]:
     }
 
 
-def _user(run: PastRun, user: str, column: Column, items: _Items) -> dict[str, Any]:
+def _user(run: PastRun, user: str, items: _Items) -> dict[str, Any]:
     histories = run.dataset.histories
     internal = histories.user_ids.index(user)
     before, target = histories.before(internal, "test"), histories.target(internal, "test")
@@ -147,12 +148,7 @@ def _user(run: PastRun, user: str, column: Column, items: _Items) -> dict[str, A
         "length": len(before),
         "target": items.number(histories.item_ids[target]),
         "trained": int(histories.train_counts[target]),
-        "cold": user in _cold(column.record),
     }
-
-
-def _cold(record: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset((record.get("slice_users") or {}).get("cold") or ())
 
 
 def _ranked(rank: float, ranking: Ranking, items: _Items) -> list[Any]:

@@ -5,7 +5,7 @@ Legend: B users, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,11 @@ def _of_catalogue(
 ) -> Iterator[tuple[str, Ranking]]:
     histories, recommender = run.dataset.histories, RunRecommender(run)
     internal = {token: user for user, token in enumerate(histories.user_ids) if user}
-    options = {"k": min(k, variant.reranked or k), "until": "test", "row": row}
+    options: dict[str, Any] = {"k": min(k, variant.reranked or k), "until": "test", "row": row}
+    yield from ((user, Ranking([], [], None, None)) for user in users)  # of which a file of predictions may lack some
     asked = [recommender.somebody(user, "test") for user in users]
     for number, found in recommender.batches(asked, seen=run.dataset.known_items is None, **options):
-        by_user: Mapping[Any, Any] = dict(iter(found.groupby("user", sort=False)))
-        for user, own in by_user.items():
+        for user, own in found.groupby("user", sort=False):
             items, scores = own["item"].tolist(), own["score"].tolist()
             target = histories.item_ids[histories.target(internal[user], "test")]
             place = items.index(target) if target in items else None

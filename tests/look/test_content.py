@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from recbole_llm import cli
 from recbole_llm.look.columns import Column, read_columns
 from recbole_llm.look.content import chosen_users, page_content
 from recbole_llm.quick_start import run_recbole_llm
@@ -82,7 +83,8 @@ def test_the_truth_stands_where_the_record_says(
 def test_rows_side_by_side_from_cached_scores_or_anew(
     settings: dict[str, Any], last_items: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    columns = read_columns([trained("TALLRec", settings), trained("Pop", settings)], ["no adapter"])
+    short = {"lora_epochs": 1, "train_samples": 8, "valid_users": 4}
+    columns = read_columns([trained("TALLRec", settings, **short), trained("Pop", settings)], ["no adapter"])
     with monkeypatch.context() as patched:  # an LM takes minutes for what the run has cached
         patched.setattr("recbole_llm.llm.likelihood.TitleLikelihood.__call__", lambda *_: pytest.fail("scored again"))
         cached = page_content(columns, top=10)
@@ -127,6 +129,18 @@ def test_the_same_users_are_drawn_each_time(columns: list[Column]) -> None:
         page_content(columns, top=0)
 
 
+def test_the_command(columns: list[Column], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, ids = str(columns[0].path.parent), tmp_path / "users.txt"
+    ids.write_text("u3\nu1\n")
+    for users, words in (("7", "7 users, mine"), (str(ids), "2 users, mine")):
+        cli.main(["look", "--runs", f"mine={run}", f"--users={users}", "--out=mine.html"])
+        assert capsys.readouterr().out == f"mine.html: {words}\n" and '"mine"' in Path("mine.html").read_text()
+    for given, words in (("--users=none", "--users: none cannot be read"), ("--rows=merged", "no run has such a row")):
+        with pytest.raises(SystemExit):
+            cli.main(["look", f"--runs={run}", given])
+        assert words in capsys.readouterr().err
+
+
 def test_other_candidates_than_those_of_the_run_are_refused(settings: dict[str, Any]) -> None:
     run = Path(trained("Pop", settings))
     record = json.loads((run / "record.json").read_text())
@@ -134,6 +148,18 @@ def test_other_candidates_than_those_of_the_run_are_refused(settings: dict[str, 
     (run / "record.json").write_text(sealed(record))
     with pytest.raises(ValueError, match=r"the candidates of .* \(SHA-256 ffffffffffff\) are no longer what its settings give"):
         page_content(read_columns([str(run)]))
+
+
+@pytest.mark.parametrize("changes", [{}, FULL])
+def test_a_user_of_whom_a_file_of_predictions_has_nothing(
+    changes: dict[str, Any], settings: dict[str, Any], tmp_path: Path, last_items: dict[str, list[str]]
+) -> None:
+    lines = [line for line in Path(settings["predictions"]).read_text().splitlines() if not line.startswith("u3,")]
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    columns = read_columns([trained("Imported", settings, predictions=str(tmp_path / "mine.csv"), **changes)])
+    content = page_content(columns)
+    check(content, columns, last_items)
+    assert [user["ranked"] for user in content["users"] if user["id"] == "u3"] == [[[None, [], [], None]]]
 
 
 def test_other_predictions_than_those_of_the_run_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
