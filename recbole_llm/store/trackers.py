@@ -58,7 +58,7 @@ class TrackedRun:
 class _TensorBoard:
     """Event files in the folder ``tensorboard`` of the run, or in a folder with the run's name in TENSORBOARD_LOGGING_DIR."""
 
-    identity = None
+    identity: str | None = None
 
     def __init__(self, run: TrackedRun, previous: str | None, *, resumed: bool):
         from torch.utils.tensorboard import SummaryWriter
