@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from recbole_llm.store.files import atomic_write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -122,6 +123,18 @@ def bars(
     axes.set_xticks(places, [_plain(name) for name in names])
     axes.set(title=_plain(title), xlabel=_plain(column_label), ylabel=_plain(row_label))
     axes.legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def panels(file: Path, drawings: Sequence[Callable[[Axes], None]], *, title: str) -> None:
+    """Write drawings, each on axes of its own, as one picture (PNG), two in a row."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(drawings) // 2)
+    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
+    for draw, axes in zip(drawings, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
+        draw(axes)
+    figure.suptitle(_plain(title))
     _save(figure, file)
 
 
