@@ -273,6 +273,20 @@ def _data_convert(options: argparse.Namespace, keys: list[str]) -> None:
         print("", *conversion.run(), sep="\n")
 
 
+def _data_describe(options: argparse.Namespace, keys: list[str]) -> None:
+    from recbole_llm import logs
+    from recbole_llm.describe.facts import describe
+    from recbole_llm.describe.picture import draw
+    from recbole_llm.describe.words import in_words
+
+    logs.init_console(warnings_alone=True)
+    found = describe(options.dataset, options.config_files or None, keys)
+    print(in_words(found))
+    if options.picture is not None:
+        draw(found, options.picture)
+        print("", options.picture, sep="\n")
+
+
 def _cache_list(options: argparse.Namespace, keys: list[str]) -> None:
     _check_no_keys(keys, "cache list")
     from recbole_llm.store.leftovers import contents
@@ -433,6 +447,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--description", **_SWITCH, help="also write the descriptions of items")
     add("--show", **_SWITCH, help="show what is understood, and write nothing")
+    add = command("describe", _data_describe, "what a dataset contains", texts.DESCRIBE, texts.DESCRIBE_KEYS, of_data)
+    add("dataset", metavar="NAME", help=dataset)
+    add("--config_files", **files)
+    add("--picture", type=Path, metavar="FILE", help="also draw a picture, such as ml-100k.png")
     add = command("passport", _data_passport, "the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS, of_data)
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)

@@ -193,6 +193,19 @@ examples:
 releases: recbole-llm data convert ml-1m.zip --to=films; data convert reviews_Beauty_5.json.gz --to=beauty --description
 """
 
+DESCRIBE = """
+Describe a dataset in words and, with --picture, in one picture: users, items and interactions, times and ties, repeats, cold
+items, titles and their lengths in tokens, and what each family of models needs and whether it is there. Nothing is trained."""
+
+DESCRIBE_KEYS = f"""
+keys, as for recbole-llm run; those of the data and the split matter, and
+{DATA}  --llm=null                   the backbone whose tokens are counted (null: builtin); --llm_path=FOLDER_OR_HUB_ID
+
+examples:
+  recbole-llm data describe ml-100k
+  recbole-llm data describe ml-1m --data_path=DIR --llm=smollm2-135m --picture=ml-1m.png
+"""
+
 PASSPORT = """
 Print the identity of a split and store it as <checkpoint_dir>/passports/<dataset>-<hash>.json: counts before and after the
 filters, the keys that shaped it, ties, and hashes, some of which do not depend on ids, on the order of rows or on the form of the

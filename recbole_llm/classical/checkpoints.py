@@ -14,6 +14,7 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
+from recbole_llm.classical.curves import recorded
 from recbole_llm.store.files import temporary_name, writing
 from recbole_llm.store.processes import current
 
@@ -28,7 +29,8 @@ class SafeCheckpoints(Trainer):
     """
 
     def __init__(self, config: Any, model: Any):
-        super().__init__(config, model)
+        with recorded():
+            super().__init__(config, model)
         # in parallel runs, RecBole's own name is not unique: it has a resolution of one second
         name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
