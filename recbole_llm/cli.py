@@ -269,6 +269,15 @@ def _data_describe(options: argparse.Namespace, keys: list[str]) -> None:
         print("", options.picture, sep="\n")
 
 
+def _doctor(options: argparse.Namespace, keys: list[str]) -> bool:
+    _check_no_keys(keys, "doctor")
+    from recbole_llm.doctor.report import examine
+
+    report = examine(options.checkpoint_dir)
+    print(report)
+    return not report.healthy
+
+
 def _cache_list(options: argparse.Namespace, keys: list[str]) -> None:
     _check_no_keys(keys, "cache list")
     from recbole_llm.store.leftovers import contents
@@ -432,9 +441,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", **files)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
 
+    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
+    add = command("doctor", _doctor, "what is wrong with the installation", texts.DOCTOR, texts.DOCTOR_KEYS)
+    add("--checkpoint_dir", **root)
+
     cache = commands.add_parser("cache", help="list or clean saved results", description=texts.CACHE, epilog=texts.END, **form)
     of_cache = cache.add_subparsers(title="commands (see recbole-llm cache COMMAND --help)", metavar="COMMAND", required=True)
-    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
     add = command("list", _cache_list, "what lies under saved/", texts.CACHE_LIST, texts.CACHE_LIST_KEYS, of_cache)
     add("--checkpoint_dir", **root)
     add = command("clean", _cache_clean, "remove what killed runs left", texts.CACHE_CLEAN, texts.CACHE_CLEAN_KEYS, of_cache)
