@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
 from recbole_llm.cli_errors import of_process, one_line, quiet_streams, reason, tells
-from recbole_llm.cli_values import columns, list_of
+from recbole_llm.cli_values import columns, list_of, paths
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
 # --show is the same as --show=True
@@ -125,6 +125,10 @@ def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    if options.look is not None:
+        from recbole_llm.look.boards import pages_of
+
+        own["beside"] = pages_of(options.look)
     leaderboard, files = make_leaderboard(options.config_files, read_arguments(keys), **own)
     print(to_markdown(leaderboard), *files, sep="\n")
     return bool(leaderboard.failed)
@@ -167,6 +171,20 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     else:
         lines = output.write(recommender, asked, options.out, show_progress=True, **own)
         print(f"{options.out}: {lines:,} lines for {len(asked):,} users")
+
+
+def _look(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "look")
+    from recbole_llm import logs
+    from recbole_llm.look.page import write_look
+    from recbole_llm.recommend.output import read_lines
+
+    users = int(options.users) if options.users.isdecimal() else read_lines(Path(options.users), "--users")
+    logs.init_console(warnings_alone=True)
+    runs = [run for text in options.runs for run in paths(text)]
+    own = {"rows": options.rows, "users": users, "top": options.top, "data_path": options.data_path, "show_progress": True}
+    content = write_look(runs, options.out, **own)
+    print(f"{options.out}: {len(content['users']):,} users, {', '.join(one['name'] for one in content['columns'])}")
 
 
 def _tune(options: argparse.Namespace, keys: list[str]) -> None:
@@ -337,6 +355,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")
     several(add)
     add("--out", type=Path, metavar="DIR", help="output folder (default: <checkpoint_dir>/leaderboard/<file>)")
+    add("--look", nargs="?", type=int, const=5, metavar="N", help="also a page of what the best N rows recommend (5)")
 
     add = command("replicate", _replicate, "test the claims of papers", texts.REPLICATE, texts.REPLICATE_KEYS)
     add("names", nargs="*", metavar="NAME", help="files of properties/claims without .yaml, or a file of yours (default: all)")
@@ -360,6 +379,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--seen", **_SWITCH, help="also recommend items of the history")
     add("--row", metavar="NAME", help="another row of the run's table, such as ingredient (default: the model)")
     add("--out", type=Path, metavar="FILE", help="write a .parquet, .csv or .jsonl file instead of printing")
+    add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
+
+    add = command("look", _look, "a page of what runs recommend, side by side", texts.LOOK, texts.LOOK_KEYS)
+    add("--runs", nargs="+", required=True, metavar="RUN", help="folders of runs, or NAME=RUN for another name than the model's")
+    add("--rows", nargs="+", default=[], metavar="ROW", help='also show these rows of the runs, such as "no adapter"')
+    add("--out", type=Path, default=Path("look.html"), metavar="FILE", help="default: look.html")
+    add("--users", default="200", metavar="N", help="number of users, or a file of user ids, one per line (default: 200)")
+    add("--top", type=int, default=10, metavar="K", help="number of items in a list (default: 10)")
     add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
 
     add = command("tune", _tune, "search hyper-parameters by the validation score", texts.TUNE, texts.TUNE_KEYS)

@@ -4,7 +4,7 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, merge, forecast, doctor, cache and data convert accept every key of RecBole and of properties/*.yaml.
+All commands but recommend, look, merge, forecast, doctor, cache and data convert accept every key of RecBole and of properties/*.yaml.
 Command-line values override property files, and later files override earlier ones."""
 
 END = """
@@ -98,6 +98,17 @@ examples:
   recbole-llm recommend --run=saved/runs/SASRec-ml-100k-1234abcd --user=196
   recbole-llm recommend --run=saved/runs/TALLRec-ml-100k-1234abcd --history="Toy Story|Fargo|Braveheart" --top=5
   recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet
+"""
+
+LOOK = """
+Write one HTML file that shows users of the test split side by side for several runs: the history, what each model ranks highest,
+and where the truth stands, with filters and a search. The runs must have the same split, users and candidates. Nothing is
+trained. See docs/look.md."""
+
+LOOK_KEYS = """
+examples:
+  recbole-llm look --runs saved/runs/SASRec-ml-100k-1234abcd saved/runs/LoRACocktail-ml-100k-1234abcd
+  recbole-llm look --runs tuned=saved/runs/TALLRec-ml-100k-1234abcd --rows "no adapter" --users=500 --out=tallrec.html
 """
 
 TUNE = """
