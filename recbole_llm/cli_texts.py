@@ -92,12 +92,13 @@ item included, and its items are left out. A re-ranker ranks its retriever's bes
 evaluated on candidates, the retriever is trained first. Nothing else is trained."""
 
 RECOMMEND_KEYS = """
-scores are comparable for one user alone. The columns of a file are user, rank, item, title and score.
+scores are comparable for one user alone. The columns of a file are user, rank, item, title and score. --index is for models that
+score by the product of two vectors (SASRec, BPR, LightGCN, Laser, ...); the recall of an index that is not exact is shown.
 
 examples:
   recbole-llm recommend --run=saved/runs/SASRec-ml-100k-1234abcd --user=196
   recbole-llm recommend --run=saved/runs/TALLRec-ml-100k-1234abcd --history="Toy Story|Fargo|Braveheart" --top=5
-  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet
+  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet --index=HNSW32
 """
 
 LOOK = """
