@@ -4,8 +4,8 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, look, merge, forecast, doctor, cache and data convert accept every key of RecBole and of properties/*.yaml.
-Command-line values override property files, and later files override earlier ones."""
+All commands but recommend, look, merge, forecast, doctor, cache and data convert accept every key of RecBole and of
+properties/*.yaml. Command-line values override property files, and later files override earlier ones."""
 
 END = """
 exit codes: 0 (success), 1 (runs of a leaderboard failed, claims have no result, or the doctor found a problem),
