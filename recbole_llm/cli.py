@@ -158,19 +158,22 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     users = output.read_lines(options.users, "--users") if options.users else [options.user]
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
     logs.init_console(warnings_alone=True)
-    recommender = load(options.run, data_path=options.data_path)
+    recommender = load(options.run, data_path=options.data_path, model=options.model)
+    number = len(users)
     if options.history is not None:
         titles = [text for text in map(str.strip, options.history.split("|")) if text]
-        asked = [("your history", 0, recommender.titles.find_all(titles, "--history"))]
+        asked = iter([("your history", 0, recommender.titles.find_all(titles, "--history"))])
     else:
-        asked = [recommender.somebody(user, options.until) for user in users]
-    own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row}
+        asked = recommender.people(users, options.until)
+    own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row, "index": options.index}
     own["seen"] = options.seen == "True"
+    if options.index != "exact" and candidates is None:
+        print(recommender.index(options.index, options.row))
     if options.out is None:
         print(*output.show(recommender, asked, **own), sep="\n\n")
     else:
-        lines = output.write(recommender, asked, options.out, show_progress=True, **own)
-        print(f"{options.out}: {lines:,} lines for {len(asked):,} users")
+        lines = output.write(recommender, asked, options.out, number=number, show_progress=True, **own)
+        print(f"{options.out}: {lines:,} lines for {number:,} users")
 
 
 def _look(options: argparse.Namespace, keys: list[str]) -> None:
@@ -287,6 +290,15 @@ def _data_describe(options: argparse.Namespace, keys: list[str]) -> None:
         print("", options.picture, sep="\n")
 
 
+def _doctor(options: argparse.Namespace, keys: list[str]) -> bool:
+    _check_no_keys(keys, "doctor")
+    from recbole_llm.doctor.report import examine
+
+    report = examine(options.checkpoint_dir)
+    print(report)
+    return not report.healthy
+
+
 def _cache_list(options: argparse.Namespace, keys: list[str]) -> None:
     _check_no_keys(keys, "cache list")
     from recbole_llm.store.leftovers import contents
@@ -365,11 +377,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of anybody')
     add("--users", type=Path, metavar="FILE", help="users of the dataset, one id per line")
     add("--top", type=int, default=10, metavar="K", help="number of items for each (default: 10)")
-    add("--candidates", type=Path, metavar="FILE", help="rank these items alone; titles or ids, one per line")
+    add("--candidates", type=Path, metavar="FILE", help="rank these items alone; titles (new ones, too) or ids")
     add("--until", default="now", choices=("now", "test", "valid"), help="end the history before this item (default: now)")
     add("--seen", **_SWITCH, help="also recommend items of the history")
     add("--row", metavar="NAME", help="another row of the run's table, such as ingredient (default: the model)")
+    add("--index", default="exact", metavar="KIND", help="exact, or an index of faiss such as HNSW32 or IVF1024,Flat")
     add("--out", type=Path, metavar="FILE", help="write a .parquet, .csv or .jsonl file instead of printing")
+    add("--model", "-m", metavar="MODULE:CLASS", help="the code of the run's model, if it is yours")
     add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
 
     add = command("look", _look, "a page of what runs recommend, side by side", texts.LOOK, texts.LOOK_KEYS)
@@ -459,9 +473,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", **files)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
 
+    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
+    add = command("doctor", _doctor, "what is wrong with the installation", texts.DOCTOR, texts.DOCTOR_KEYS)
+    add("--checkpoint_dir", **root)
+
     cache = commands.add_parser("cache", help="list or clean saved results", description=texts.CACHE, epilog=texts.END, **form)
     of_cache = cache.add_subparsers(title="commands (see recbole-llm cache COMMAND --help)", metavar="COMMAND", required=True)
-    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
     add = command("list", _cache_list, "what lies under saved/", texts.CACHE_LIST, texts.CACHE_LIST_KEYS, of_cache)
     add("--checkpoint_dir", **root)
     add = command("clean", _cache_clean, "remove what killed runs left", texts.CACHE_CLEAN, texts.CACHE_CLEAN_KEYS, of_cache)

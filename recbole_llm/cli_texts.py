@@ -4,12 +4,12 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, look, merge, forecast, cache and data convert accept every key of RecBole and of properties/*.yaml.
-Command-line values override property files, and later files override earlier ones."""
+All commands but recommend, look, merge, forecast, doctor, cache and data convert accept every key of RecBole and of
+properties/*.yaml. Command-line values override property files, and later files override earlier ones."""
 
 END = """
-exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
-RECBOLE_LLM_TRACEBACK=1 shows the traceback.
+exit codes: 0 (success), 1 (runs of a leaderboard failed, claims have no result, or the doctor found a problem),
+2 (error), 130 (Ctrl-C), 143 (SIGTERM). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
 """
 
 RUN = """
@@ -92,12 +92,13 @@ item included, and its items are left out. A re-ranker ranks its retriever's bes
 evaluated on candidates, the retriever is trained first. Nothing else is trained."""
 
 RECOMMEND_KEYS = """
-scores are comparable for one user alone. The columns of a file are user, rank, item, title and score.
+scores are comparable for one user alone. The columns of a file are user, rank, item, title and score. --index is for models that
+score by the product of two vectors (SASRec, BPR, LightGCN, Laser, ...); the recall of an index that is not exact is shown.
 
 examples:
   recbole-llm recommend --run=saved/runs/SASRec-ml-100k-1234abcd --user=196
   recbole-llm recommend --run=saved/runs/TALLRec-ml-100k-1234abcd --history="Toy Story|Fargo|Braveheart" --top=5
-  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet
+  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet --index=HNSW32
 """
 
 LOOK = """
@@ -235,12 +236,23 @@ examples:
   recbole-llm data export --dataset=mydata --data_path=DIR --eval_args="{{'mode': 'full'}}" --out=split
 """
 
+DOCTOR = """
+Show what is installed and on which machine: versions of required packages against those that are allowed and tested, what is
+installed for which feature, devices, threads, memory, disk and what lies under checkpoint_dir. Every required package is
+imported once. Each problem has its remedy; the exit code is 1 if something that is required is missing or broken."""
+
+DOCTOR_KEYS = """
+examples:
+  recbole-llm doctor
+  recbole-llm doctor --checkpoint_dir=saved
+"""
+
 CACHE = """
 List or clean what runs keep under checkpoint_dir: stages, scores, text vectors, backbones, candidates and records."""
 
 CACHE_LIST = """
 Show what lies under checkpoint_dir, with sizes, and what is left over: temporary files of processes that have ended, checkpoints
-of runs that were killed, and stages that no run record names."""
+and weights of runs that were killed, and stages that no run record names."""
 
 CACHE_LIST_KEYS = """
 examples:
@@ -249,9 +261,9 @@ examples:
 """
 
 CACHE_CLEAN = """
-Remove what killed runs have left under checkpoint_dir: temporary files, and the checkpoints from which the same runs would go on.
-Files of a process that is alive stay, as do results. --unused also removes the stages that no run record names, such as those of
-earlier code; a run that needs one of them computes it again."""
+Remove what killed runs have left under checkpoint_dir: temporary files, the checkpoints from which the same runs would go on, and
+.pth files of classical models that no record names. Files of a process that is alive stay, as do results. --unused also removes
+the stages that no run record names, such as those of earlier code; a run that needs one of them computes it again."""
 
 CACHE_CLEAN_KEYS = """
 examples:

@@ -36,6 +36,7 @@ COMMANDS = [
     "data describe",
     "data passport",
     "data export",
+    "doctor",
     "cache list",
     "cache clean",
 ]
@@ -108,6 +109,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ("data describe", ["NAME", "--picture", "--llm", "ties", "cold", "Nothing is trained"]),
         ("data passport", ["--dataset", "--config_files", "properties/splits", "--eval_args"]),
         ("data export", ["--dataset", "--config_files", "--out", "RecTools", "--model=Imported"]),
+        ("doctor", ["--checkpoint_dir", "remedy", "exit code is 1"]),
         ("cache list", ["--checkpoint_dir", "no run record names"]),
         ("cache clean", ["--checkpoint_dir", "--unused", "is alive stay"]),
     ],

@@ -54,7 +54,7 @@ def draw(found: Description, file: Path) -> None:
     def titles(axes: Axes) -> None:
         if found.titles is None:
             return _say(axes, "no titles")
-        axes.hist(found.titles.tokens, np.arange(0.5, found.titles.tokens.max(initial=1) + 1))
+        axes.hist(found.titles.tokens, np.arange(0.5, found.titles.tokens.max(initial=1) + 1).tolist())
         axes.axvline(found.titles.limit + 0.5, color="gray", linestyle=":", label="max_title_tokens")
         axes.legend(frameon=False, fontsize=8)
         axes.set(xlabel=f"tokens of a title ({found.titles.tokenizer})", ylabel="items")
@@ -65,7 +65,7 @@ def draw(found: Description, file: Path) -> None:
 def _bars(axes: Axes, values: np.ndarray) -> None:
     """A histogram of counts on a logarithmic scale."""
     edges = np.unique(np.geomspace(1, values.max(initial=1) + 1, _BARS).round())
-    axes.hist(values, edges)
+    axes.hist(values, edges.tolist())
     axes.set_xscale("log")
 
 

@@ -116,7 +116,7 @@ def _of_catalogue(
     internal = {token: user for user, token in enumerate(histories.user_ids) if user}
     options: dict[str, Any] = {"k": min(k, variant.reranked or k), "until": "test", "row": row}
     yield from ((user, Ranking([], [], None, None)) for user in users)  # of which a file of predictions may lack some
-    asked = [recommender.somebody(user, "test") for user in users]
+    asked = [*recommender.people(users, "test")]
     for number, found in recommender.batches(asked, seen=run.dataset.known_items is None, **options):
         for user, own in found.groupby("user", sort=False):
             items, scores = own["item"].tolist(), own["score"].tolist()

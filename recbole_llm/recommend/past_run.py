@@ -34,13 +34,16 @@ class PastRun:
     variants: Mapping[str, Variant]
 
     @classmethod
-    def load(cls, given: str | Path, data_path: str | None = None, *, as_evaluated: bool = False) -> PastRun:
+    def load(
+        cls, given: str | Path, data_path: str | None = None, model: str | None = None, *, as_evaluated: bool = False
+    ) -> PastRun:
         """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
         that was evaluated on candidates, which needs none.
 
         Args:
             given: folder of the run, or its record.json.
             data_path: folder that contains the dataset, if it has moved.
+            model: ``package.module:Class`` of a model of the user, whose code is imported only if it is named here.
             as_evaluated: with the candidates of its evaluation, if it has any, and without a retriever that it did not need; for
                 those who ask what it ranked then.
 
@@ -51,10 +54,11 @@ class PastRun:
         path = record_file(given)
         record = read_record(path)
         again = f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
+        _check_model(record, path, model)
         _check_recommends(record, path, as_evaluated)
         imported = record.get("imported")  # its file is no setting of the run
         changes = {"predictions": imported["file"]} if imported else {} if as_evaluated else _as_retrieved(record)
-        config = recorded_config(record, path, data_path=data_path, changes=changes)
+        config = recorded_config(record, path, data_path=data_path, changes=changes, own=model is not None)
         checkpoint = _checkpoint(record, path, again)
         parts = quick_start.assemble(config)
         _check_data(record, parts, path)
@@ -102,8 +106,25 @@ def record_file(given: str | Path) -> Path:
     return path
 
 
+def _check_model(record: Mapping[str, Any], path: Path, given: str | None) -> None:
+    """Import the model that the user names, if it is a model of theirs; never one that the record alone names."""
+    name = str(record["model"])
+    own = name.rpartition(":")[2]
+    if given is not None:
+        kind = registry.get_model(given)
+        if kind.__name__ != own:
+            raise ValueError(f"--model={given}: the run {path} is of the model {name}, not of {kind.__name__}")
+        return
+    try:
+        registry.check_name(name.replace(":", "."))
+    except ValueError as error:
+        raise ValueError(
+            f"--run: {path} is of the model {name}, which is neither of this package nor of RecBole; if it is yours, name its "
+            f"code, --model=MODULE:{own}: a run by itself imports none"
+        ) from error
+
+
 def _check_recommends(record: Mapping[str, Any], path: Path, as_evaluated: bool) -> None:
-    registry.check_name(str(record["model"]).replace(":", "."))  # never a module: nothing that a record names is imported
     if record["model"] == "Imported" and not as_evaluated:
         raise ValueError(f"--run: {path} has the predictions of another system; that system has to recommend")
     phases = record["config"].get("candidate_phases", ()), record["config"].get("full_phases", ())
