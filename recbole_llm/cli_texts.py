@@ -4,8 +4,8 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, merge, forecast, doctor, cache and data convert accept every key of RecBole and of properties/*.yaml.
-Command-line values override property files, and later files override earlier ones."""
+All commands but recommend, look, merge, forecast, doctor, cache and data convert accept every key of RecBole and of
+properties/*.yaml. Command-line values override property files, and later files override earlier ones."""
 
 END = """
 exit codes: 0 (success), 1 (runs of a leaderboard failed, claims have no result, or the doctor found a problem),
@@ -92,12 +92,24 @@ item included, and its items are left out. A re-ranker ranks its retriever's bes
 evaluated on candidates, the retriever is trained first. Nothing else is trained."""
 
 RECOMMEND_KEYS = """
-scores are comparable for one user alone. The columns of a file are user, rank, item, title and score.
+scores are comparable for one user alone. The columns of a file are user, rank, item, title and score. --index is for models that
+score by the product of two vectors (SASRec, BPR, LightGCN, Laser, ...); the recall of an index that is not exact is shown.
 
 examples:
   recbole-llm recommend --run=saved/runs/SASRec-ml-100k-1234abcd --user=196
   recbole-llm recommend --run=saved/runs/TALLRec-ml-100k-1234abcd --history="Toy Story|Fargo|Braveheart" --top=5
-  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet
+  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet --index=HNSW32
+"""
+
+LOOK = """
+Write one HTML file that shows users of the test split side by side for several runs: the history, what each model ranks highest,
+and where the truth stands, with filters and a search. The runs must have the same split, users and candidates. Nothing is
+trained. See docs/look.md."""
+
+LOOK_KEYS = """
+examples:
+  recbole-llm look --runs saved/runs/SASRec-ml-100k-1234abcd saved/runs/LoRACocktail-ml-100k-1234abcd
+  recbole-llm look --runs tuned=saved/runs/TALLRec-ml-100k-1234abcd --rows "no adapter" --users=500 --out=tallrec.html
 """
 
 TUNE = """

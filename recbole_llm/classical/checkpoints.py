@@ -13,6 +13,7 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
+from recbole_llm.classical.curves import recorded
 from recbole_llm.store.files import temporary_name, writer, writing
 from recbole_llm.store.processes import current
 
@@ -27,7 +28,8 @@ class SafeCheckpoints(Trainer):
     """
 
     def __init__(self, config: Any, model: Any):
-        super().__init__(config, model)
+        with recorded():
+            super().__init__(config, model)
         # in parallel runs, RecBole's own name is not unique: it has a resolution of one second; CHECKPOINT of store.files
         name = f"{config['model']}-{get_local_time()}-{writer()}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)

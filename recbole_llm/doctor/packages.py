@@ -20,6 +20,7 @@ FEATURES = {
     "gguf": "GGUF files",
     "sbert": "MiniLM, a text encoder: --text_encoder=minilm",
     "tune": "hyper-parameter search: recbole-llm tune",
+    "report": "curves of training, live: --report_to=wandb, mlflow",
     "cluster": "leaderboards with --engine=local and slurm",
 }
 DEVELOPERS = ("test", "lint", "docs")
