@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
 from recbole_llm.cli_errors import of_process, one_line, quiet_streams, reason, tells
-from recbole_llm.cli_values import columns, list_of
+from recbole_llm.cli_values import columns, list_of, paths
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
 # --show is the same as --show=True
@@ -125,6 +125,10 @@ def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    if options.look is not None:
+        from recbole_llm.look.boards import pages_of
+
+        own["beside"] = pages_of(options.look)
     leaderboard, files = make_leaderboard(options.config_files, read_arguments(keys), **own)
     print(to_markdown(leaderboard), *files, sep="\n")
     return bool(leaderboard.failed)
@@ -170,6 +174,20 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     else:
         lines = output.write(recommender, asked, options.out, number=number, show_progress=True, **own)
         print(f"{options.out}: {lines:,} lines for {number:,} users")
+
+
+def _look(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "look")
+    from recbole_llm import logs
+    from recbole_llm.look.page import write_look
+    from recbole_llm.recommend.output import read_lines
+
+    users = int(options.users) if options.users.isdecimal() else read_lines(Path(options.users), "--users")
+    logs.init_console(warnings_alone=True)
+    runs = [run for text in options.runs for run in paths(text)]
+    own = {"rows": options.rows, "users": users, "top": options.top, "data_path": options.data_path, "show_progress": True}
+    content = write_look(runs, options.out, **own)
+    print(f"{options.out}: {len(content['users']):,} users, {', '.join(one['name'] for one in content['columns'])}")
 
 
 def _tune(options: argparse.Namespace, keys: list[str]) -> None:
@@ -258,6 +276,29 @@ def _data_convert(options: argparse.Namespace, keys: list[str]) -> None:
         print("", *conversion.run(), sep="\n")
 
 
+def _data_describe(options: argparse.Namespace, keys: list[str]) -> None:
+    from recbole_llm import logs
+    from recbole_llm.describe.facts import describe
+    from recbole_llm.describe.picture import draw
+    from recbole_llm.describe.words import in_words
+
+    logs.init_console(warnings_alone=True)
+    found = describe(options.dataset, options.config_files or None, keys)
+    print(in_words(found))
+    if options.picture is not None:
+        draw(found, options.picture)
+        print("", options.picture, sep="\n")
+
+
+def _doctor(options: argparse.Namespace, keys: list[str]) -> bool:
+    _check_no_keys(keys, "doctor")
+    from recbole_llm.doctor.report import examine
+
+    report = examine(options.checkpoint_dir)
+    print(report)
+    return not report.healthy
+
+
 def _cache_list(options: argparse.Namespace, keys: list[str]) -> None:
     _check_no_keys(keys, "cache list")
     from recbole_llm.store.leftovers import contents
@@ -317,6 +358,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")
     several(add)
     add("--out", type=Path, metavar="DIR", help="output folder (default: <checkpoint_dir>/leaderboard/<file>)")
+    add("--look", nargs="?", type=int, const=5, metavar="N", help="also a page of what the best N rows recommend (5)")
 
     add = command("replicate", _replicate, "test the claims of papers", texts.REPLICATE, texts.REPLICATE_KEYS)
     add("names", nargs="*", metavar="NAME", help="files of properties/claims without .yaml, or a file of yours (default: all)")
@@ -342,6 +384,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--index", default="exact", metavar="KIND", help="exact, or an index of faiss such as HNSW32 or IVF1024,Flat")
     add("--out", type=Path, metavar="FILE", help="write a .parquet, .csv or .jsonl file instead of printing")
     add("--model", "-m", metavar="MODULE:CLASS", help="the code of the run's model, if it is yours")
+    add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
+
+    add = command("look", _look, "a page of what runs recommend, side by side", texts.LOOK, texts.LOOK_KEYS)
+    add("--runs", nargs="+", required=True, metavar="RUN", help="folders of runs, or NAME=RUN for another name than the model's")
+    add("--rows", nargs="+", default=[], metavar="ROW", help='also show these rows of the runs, such as "no adapter"')
+    add("--out", type=Path, default=Path("look.html"), metavar="FILE", help="default: look.html")
+    add("--users", default="200", metavar="N", help="number of users, or a file of user ids, one per line (default: 200)")
+    add("--top", type=int, default=10, metavar="K", help="number of items in a list (default: 10)")
     add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
 
     add = command("tune", _tune, "search hyper-parameters by the validation score", texts.TUNE, texts.TUNE_KEYS)
@@ -411,6 +461,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--description", **_SWITCH, help="also write the descriptions of items")
     add("--show", **_SWITCH, help="show what is understood, and write nothing")
+    add = command("describe", _data_describe, "what a dataset contains", texts.DESCRIBE, texts.DESCRIBE_KEYS, of_data)
+    add("dataset", metavar="NAME", help=dataset)
+    add("--config_files", **files)
+    add("--picture", type=Path, metavar="FILE", help="also draw a picture, such as ml-100k.png")
     add = command("passport", _data_passport, "the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS, of_data)
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
@@ -419,9 +473,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", **files)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
 
+    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
+    add = command("doctor", _doctor, "what is wrong with the installation", texts.DOCTOR, texts.DOCTOR_KEYS)
+    add("--checkpoint_dir", **root)
+
     cache = commands.add_parser("cache", help="list or clean saved results", description=texts.CACHE, epilog=texts.END, **form)
     of_cache = cache.add_subparsers(title="commands (see recbole-llm cache COMMAND --help)", metavar="COMMAND", required=True)
-    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
     add = command("list", _cache_list, "what lies under saved/", texts.CACHE_LIST, texts.CACHE_LIST_KEYS, of_cache)
     add("--checkpoint_dir", **root)
     add = command("clean", _cache_clean, "remove what killed runs left", texts.CACHE_CLEAN, texts.CACHE_CLEAN_KEYS, of_cache)

@@ -29,7 +29,9 @@ from recbole_llm.data.split_facts import split_lines
 from recbole_llm.evaluation import generated, predictions, slices
 from recbole_llm.evaluation.known_splits import identify
 from recbole_llm.evaluation.record import RunRecord, table
+from recbole_llm.evaluation.training_curves import write_curves
 from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
+from recbole_llm.store import curves, trackers
 from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.leftovers import temporaries
@@ -81,6 +83,7 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
             f"gpu_id: {config['gpu_id']} is for one process; for {processes.size}, set CUDA_VISIBLE_DEVICES, or give accelerate "
             "launch --gpu_ids"
         )
+    names = trackers.chosen(config["report_to"], log_wandb=config["log_wandb"])  # in all processes, for its errors
     log = logs.init_logging(config, silent=not processes.main)
     logger.info(logs.configuration_line(config))
     if processes.size > 1:
@@ -92,8 +95,18 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     run.trainer.check()  # finds out how the LM is run, which the plan depends on
     planned = run.plan() if processes.main else None
     logger.info(str(planned))
-    shown = config["show_progress"]
-    best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
+    tracked = trackers.TrackedRun(config.record_file.parent, config.plain(), config["wandb_project"])
+    with trackers.reports(names if processes.main else (), tracked) as report:
+        return _fit_and_evaluate(run, planned, report, saved, processes, (began, log))
+
+
+def _fit_and_evaluate(
+    run: Run, planned: Plan | None, report: trackers.Reports, saved: bool, processes: Processes, started: tuple[float, Path]
+) -> dict[str, Any]:
+    """Train and evaluate an assembled run, and write its record; ``started`` are the time and the log file of the run."""
+    config, (began, log), shown = run.config, started, run.config["show_progress"]
+    with curves.reporting(report, config["valid_metric"]), curves.recording(config["model"]) as curve:
+        best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
     waited = run.trainer.cache.waited
     trained = time.monotonic() - waited
 
@@ -139,6 +152,10 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
         logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
         if published:
             logger.info(published.table())
+        if picture := write_curves(path.parent, trainer.cache.folders, curve, path.parent.name):
+            logger.info(f"curves of the training: {picture}")
+        for metric, value in test_result.items():
+            report("test", metric, 0, float(value), "step")
         with alone():
             for line in run.trainer.recommender.report(path.parent):
                 logger.info(line)

@@ -10,7 +10,7 @@ from recbole_llm.data import scenarios
 BOOKKEEPING = {
     *("checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id"),
     *("log_wandb", "note", "save_dataloaders", "save_dataset", "save_every_seconds", "show_progress", "state"),
-    *("wandb_project", "worker", "merge_full_model", "probe_seconds", "plan_efficiency"),
+    *("wandb_project", "report_to", "worker", "merge_full_model", "probe_seconds", "plan_efficiency"),
     *("train_batch_tokens", "gradient_checkpointing", "max_memory"),  # how a training is computed, see LoopOptions
     *("score_batch_tokens", "save_predictions", "predictions_topk", "origin", "predictions"),  # the content of predictions counts
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from recbole_llm.store.files import atomic_write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -125,9 +126,57 @@ def bars(
     _save(figure, file)
 
 
-def _save(figure: Figure, file: Path) -> None:
+def curve_panels(
+    file: Path, curves: Mapping[str, tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], *, title: str
+) -> None:
+    """Write one panel for each entry of ``curves`` as a picture (PNG): losses on the left scale, all others on the right one.
+
+    Args:
+        curves: name of a panel -> label of its axis, and points (place, height) by the name of their line.
+    """
+    from matplotlib.figure import Figure
+
+    wide = min(3, len(curves))
+    high = -(-len(curves) // wide)
+    width, height = 4.8 * wide, 0.5 + 3.2 * high  # inches
+    figure = Figure(figsize=(width, height))  # with fixed margins: a constrained layout takes as long as all the rest
+    margins = {"left": 1 / width, "right": 1 - 0.8 / width, "bottom": 0.6 / height, "top": 1 - 0.8 / height}
+    figure.subplots_adjust(**margins, wspace=0.65, hspace=0.5)
+    for panel, (name, (axis_label, lines)) in zip(figure.subplots(high, wide, squeeze=False).flat, curves.items(), strict=False):
+        panel.set(title=_plain(name), xlabel=_plain(axis_label))
+        left = [line for line in lines if line.startswith("loss")]
+        right = [line for line in lines if line not in left]
+        shown = []
+        for scale, own, marker, colour in ((panel, left, "", 0), (panel.twinx() if left and right else panel, right, "o", 3)):
+            for number, line in enumerate(own):
+                places, heights = zip(*lines[line], strict=True)
+                style = {"color": f"C{colour + number}", "markersize": 3, "linewidth": 1}
+                shown += scale.plot(places, heights, marker="o" if len(places) == 1 else marker, label=_plain(line), **style)
+            if own:
+                scale.set_ylabel(_plain(", ".join(own)))
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.legend(handles=shown, loc="upper right", fontsize=7)
+    for panel in figure.axes[len(curves) : high * wide]:
+        panel.set_visible(False)
+    figure.suptitle(_plain(title))
+    _save(figure, file, dpi=100)
+
+
+def panels(file: Path, drawings: Sequence[Callable[[Axes], None]], *, title: str) -> None:
+    """Write drawings, each on axes of its own, as one picture (PNG), two in a row."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(drawings) // 2)
+    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
+    for draw, axes in zip(drawings, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
+        draw(axes)
+    figure.suptitle(_plain(title))
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path, dpi: int = 150) -> None:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
+    figure.savefig(picture, format="png", dpi=dpi)
     atomic_write(file, picture.getvalue())
 
 

@@ -51,7 +51,7 @@ def run_tasks(
             logger.warning(f"{first.label}, seed {first.seed}: {damage}; it is run again")
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
     for first, *_ in missing:  # RecBole's way of creating folders fails if two runs do it at once
-        for folder in (Path("log") / first.config["model"], Path("log_tensorboard"), first.record.parents[2]):
+        for folder in (Path("log") / first.config["model"], first.record.parents[2]):
             folder.mkdir(parents=True, exist_ok=True)
     start = _engine(engine, logs, threads=threads_each(jobs))
     with ThreadPoolExecutor(jobs) as pool, progress_bar("leaderboard", len(missing), show=show_progress) as bar:

@@ -97,6 +97,7 @@ def finetune(
     config: LoRATrainingConfig,
     *,
     validate: Callable[[Any], float] | None,
+    score_name: str | None = None,
     work: Work,
     options: LoopOptions = DEFAULT_OPTIONS,
 ) -> None:
@@ -106,6 +107,7 @@ def finetune(
         model: the frozen causal LM.
         examples: inputs of ``encode``.
         validate: score (bigger is better) of the PeftModel in eval mode; the weights with the best score are written.
+        score_name: its name; None: ``valid_metric``.
     """
     peft_model = attach_lora(model, name=name, **config.adapter)
     parameters = {key: value for key, value in peft_model.named_parameters() if value.requires_grad}
@@ -143,6 +145,7 @@ def finetune(
                 folder=work.scratch / "loop",
                 options=options,
                 learning_rate_key="lora_learning_rate",
+                score_name=score_name,
             ).run()
         save_adapter(peft_model, name, work.out)
     finally:

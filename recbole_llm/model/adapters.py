@@ -149,8 +149,17 @@ class AdapterTraining:
     def _train(self, spec: AdapterSpec, work: Work) -> None:
         causal = self.parts.backbone.load(work)
         examples, encode, training, score = self._given(spec, causal)
-        options = self.parts.options
-        finetune(causal.model, spec.name, examples, encode, training, validate=score, work=work, options=options)
+        finetune(
+            causal.model,
+            spec.name,
+            examples,
+            encode,
+            training,
+            validate=score,
+            score_name=None if spec.valid else "loss, negative",
+            work=work,
+            options=self.parts.options,
+        )
 
     def _cost(self, spec: AdapterSpec) -> Cost:
         outline = self.parts.backbone.outline

@@ -34,7 +34,9 @@ class PastRun:
     variants: Mapping[str, Variant]
 
     @classmethod
-    def load(cls, given: str | Path, data_path: str | None = None, model: str | None = None) -> PastRun:
+    def load(
+        cls, given: str | Path, data_path: str | None = None, model: str | None = None, *, as_evaluated: bool = False
+    ) -> PastRun:
         """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
         that was evaluated on candidates, which needs none.
 
@@ -42,26 +44,32 @@ class PastRun:
             given: folder of the run, or its record.json.
             data_path: folder that contains the dataset, if it has moved.
             model: ``package.module:Class`` of a model of the user, whose code is imported only if it is named here.
+            as_evaluated: with the candidates of its evaluation, if it has any, and without a retriever that it did not need; for
+                those who ask what it ranked then.
 
         Raises:
             ValueError: there is no such run, it is damaged or of another state of the package, its data or weights are not
                 those of the record, or its model cannot recommend.
         """
-        path = _record_file(given)
+        path = record_file(given)
         record = read_record(path)
         again = f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
         _check_model(record, path, model)
-        _check_recommends(record, path)
-        changes = _as_retrieved(record)
+        _check_recommends(record, path, as_evaluated)
+        imported = record.get("imported")  # its file is no setting of the run
+        changes = {"predictions": imported["file"]} if imported else {} if as_evaluated else _as_retrieved(record)
         config = recorded_config(record, path, data_path=data_path, changes=changes, own=model is not None)
         checkpoint = _checkpoint(record, path, again)
         parts = quick_start.assemble(config)
         _check_data(record, parts, path)
+        _check_imported(record, parts, path)
         cache = RecordedStages(path.parent.parent.parent / "stages", config["seed"], recorded=record["stages"], again=again)
         for stage in parts.stages:
             if not cache.is_cached(stage):
                 logger.warning(f"{path.parent.name} needs {stage.name} to recommend, which its evaluation did not: trained now")
         parts.trainer.restore(cache, checkpoint)
+        if as_evaluated:
+            _check_candidates(record, parts, path, again)
         return cls(record, parts, parts.trainer.recommender.variants())
 
     @property
@@ -82,7 +90,12 @@ class PastRun:
         return self.variants[row]
 
 
-def _record_file(given: str | Path) -> Path:
+def record_file(given: str | Path) -> Path:
+    """The record of a run, given by its folder or by this file.
+
+    Raises:
+        ValueError: there is no such run.
+    """
     path = Path(given).expanduser().resolve()
     path = path / "record.json" if path.is_dir() else path
     if not path.is_file():
@@ -111,8 +124,8 @@ def _check_model(record: Mapping[str, Any], path: Path, given: str | None) -> No
         ) from error
 
 
-def _check_recommends(record: Mapping[str, Any], path: Path) -> None:
-    if record["model"] == "Imported":
+def _check_recommends(record: Mapping[str, Any], path: Path, as_evaluated: bool) -> None:
+    if record["model"] == "Imported" and not as_evaluated:
         raise ValueError(f"--run: {path} has the predictions of another system; that system has to recommend")
     phases = record["config"].get("candidate_phases", ()), record["config"].get("full_phases", ())
     if not any("test" in listed for listed in phases):
@@ -153,4 +166,23 @@ def _check_data(record: Mapping[str, Any], parts: Run, path: Path) -> None:
         raise ValueError(
             f"--run: the data of {path} have changed since the run ({parts.config['data_path']}): its model does not fit them. "
             "Give --data_path=DIR, the folder that contains the dataset as it was, or train again"
+        )
+
+
+def _check_imported(record: Mapping[str, Any], parts: Run, path: Path) -> None:
+    """A file of predictions is still the one that was evaluated."""
+    imported = record.get("imported")
+    if imported and parts.model.sha256 != imported["sha256"]:
+        raise ValueError(
+            f"--run: {parts.model.file} is no longer the file of predictions that {path} evaluated (SHA-256); repeat the run"
+        )
+
+
+def _check_candidates(record: Mapping[str, Any], parts: Run, path: Path, again: str) -> None:
+    """The candidates that were drawn now are those of the evaluation."""
+    known, found = record["candidates_sha256"].get("test"), parts.test.candidates
+    if found is not None and found.sha256 != known:
+        raise ValueError(
+            f"--run: the candidates of {path} (SHA-256 {str(known)[:12]}) are no longer what its settings give "
+            f"({found.sha256[:12]}); {again}"
         )

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from recbole.utils import init_seed
 
+from recbole_llm.store import curves
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, verify
@@ -211,7 +212,9 @@ class StageCache:
         with metered() as measured, torch.enable_grad(), _written(folder) as out:
             token = _trained.set([])
             try:
-                stage.build(Work(out, scratch, self))
+                with curves.recording(stage.name, scratch / "curve.jsonl") as curve:
+                    stage.build(Work(out, scratch, self))
+                curve.write(out)
                 (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
             finally:
                 _trained.reset(token)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm.settings import Settings
-from recbole_llm.store import files
+from recbole_llm.store import curves, files
 from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.stages import count_trained
@@ -111,6 +111,7 @@ class LoopState:
     best_step: int = 0
     checks_without_gain: int = 0
     validations: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # since the last point of the curve
 
 
 @dataclass
@@ -132,6 +133,7 @@ class TrainingLoop:
         folder: folder for checkpoints; None disables them.
         options: see :class:`LoopOptions`.
         learning_rate_key: the key that the error names if training diverges.
+        score_name: what the curve calls the validation score; None: ``valid_metric``.
     """
 
     name: str
@@ -147,6 +149,7 @@ class TrainingLoop:
     folder: Path | None = None
     options: LoopOptions = DEFAULT_OPTIONS
     learning_rate_key: str = "learning_rate"
+    score_name: str | None = None
     state: LoopState = field(default_factory=LoopState)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -158,7 +161,8 @@ class TrainingLoop:
         due = time.monotonic() + self.options.save_every
         with progress_bar(self.name, self.total_steps, start=self.state.step, show=self.options.show_progress) as bar:
             while self.state.step < self.total_steps and not self._stopped():
-                bar.advance(loss=self._step())
+                bar.advance(loss=(loss := self._step()))
+                self._record(loss.item())
                 self._validate()
                 if self.folder is not None and current().main and (began := time.monotonic()) >= due:
                     self._save(self.folder)
@@ -195,6 +199,14 @@ class TrainingLoop:
         self.state.step += 1
         return total
 
+    def _record(self, loss: float) -> None:
+        """Add the mean loss since the last point to the curve, where the next one is due."""
+        losses = self.state.losses
+        losses.append(loss)
+        if curves.is_point(self.state.step, self.total_steps):
+            curves.record("loss", self.state.step, math.fsum(losses) / len(losses))
+            losses.clear()
+
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
             raise ValueError(f"{self.name}: the {what} is {value} at step {self.state.step}; lower `{self.learning_rate_key}`")
@@ -208,6 +220,7 @@ class TrainingLoop:
             score = current().agree(float(self.validate()))
         self._check_finite("validation score", score)
         self.state.validations.append({"step": self.state.step, "score": score})
+        curves.record_valid(self.state.step, score, metric=self.score_name)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
             self.state.checks_without_gain = 0

@@ -95,6 +95,7 @@ def test_the_target_stands_where_the_record_says(
             assert found.get((user, last_items[user][-1])) == (rank if rank is not None and rank <= 5 else None), user
 
 
+@pytest.mark.slow
 def test_given_items_are_ranked_as_the_candidates_of_the_run(settings: dict[str, Any], last_items: dict[str, list[str]]) -> None:
     path, record = trained("TALLRec", settings)  # evaluated on candidates: no retriever is trained for this
     recommender = load(path)

@@ -1,5 +1,6 @@
 """A training that was interrupted and resumed ends with exactly the weights of one that was not."""
 
+import contextlib
 import logging
 import warnings
 import weakref
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from recbole_llm.store import curves
 from recbole_llm.training.loop import Epochs, LoopOptions, TrainingLoop, weighted
 from recbole_llm.training.schedule import Schedule
 
@@ -104,6 +106,20 @@ def test_interrupted_again_and_again_equals_uninterrupted(tmp_path):
     state = loop.run()
     assert_equal(weights(loop), trained(best_at=6))
     assert [entry["step"] for entry in state.validations] == [2, 4, 6, 8] and state.best_step == 6
+
+
+def test_the_curve_of_an_interrupted_training_is_that_of_a_whole_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "POINTS", 4)  # so every other step has a point, the mean loss of two
+    with curves.recording("whole") as whole:
+        make(best_at=6)[0].run()
+    for die_at in (3, 4, None):
+        with contextlib.suppress(Interrupted), curves.recording("stage", tmp_path / "curve.jsonl") as curve:
+            make(tmp_path / "loop", die_at=die_at, save_every=0 if die_at != 4 else 20, best_at=6)[0].run()
+    assert curve.points == whole.points
+    assert {name: [step for step, _ in points] for name, points in curve.points.items()} == {
+        "loss": [2, 4, 6, 8],
+        "valid score": [2, 4, 6, 8],
+    }
 
 
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
