@@ -169,6 +169,8 @@ class RunRecommender:
         """As :meth:`recommend`, in batches: the number of people in it and their recommendations. Memory is that of one batch."""
         if k < 1:
             raise ValueError(f"--top={k}: give a number of items, 1 or more")
+        if candidates is not None and index != EXACT:
+            raise ValueError(f"--index={index}: given items are scored one by one; leave it out, or --candidates")
         _moment(until)
         variant = self.run.variant(row)
         given = None if candidates is None else GivenItems.of(candidates, self.run, self.titles, row)
