@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 compat.check_recbole()
 
 
-def load(run: str | Path, *, data_path: str | None = None) -> RunRecommender:
+def load(run: str | Path, **options: str | None) -> RunRecommender:
     """A finished run as a recommender; see :func:`recbole_llm.recommend.recommender.load`."""
     from recbole_llm.recommend.recommender import load as load_run
 
-    return load_run(run, data_path=data_path)
+    return load_run(run, **options)

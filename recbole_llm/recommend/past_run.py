@@ -10,13 +10,19 @@ from typing import Any
 
 from recbole_llm import quick_start, registry
 from recbole_llm.config.recorded import recorded_config
+from recbole_llm.data.passport import differences
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.quick_start import Run
+from recbole_llm.store import runs
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.recorded_stages import RecordedStages
+from recbole_llm.store.shared_runs import FOLDER, is_shared
 
 logger = getLogger()
+
+_MODELS = ("model", "cf_model", "cheap_model", "llm_ranker", "retriever")
+"""The keys that name models."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +40,49 @@ class PastRun:
     variants: Mapping[str, Variant]
 
     @classmethod
-    def load(cls, given: str | Path, data_path: str | None = None) -> PastRun:
+    def load(cls, given: str | Path, data_path: str | None = None, changes: Mapping[str, Any] | None = None) -> PastRun:
         """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
         that was evaluated on candidates, which needs none.
 
         Args:
-            given: folder of the run, or its record.json.
+            given: folder of the run, or its record.json; the folder of a shared run, or ``hub:user/name``.
             data_path: folder that contains the dataset, if it has moved.
+            changes: where the base models are, ``llm_path`` and ``text_encoder_path``, if they have moved.
 
         Raises:
-            ValueError: there is no such run, it is damaged or of another state of the package, its data or weights are not
-                those of the record, or its model cannot recommend.
+            ValueError: there is no such run, it is damaged or of another state of the package, its data, weights or base models
+                are not those of the record, or its model cannot recommend.
         """
-        path = _record_file(given)
+        path = runs.record_file(given, "--run")
         record = read_record(path)
-        again = f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
+        again = runs.again(record, path)
         _check_recommends(record, path)
-        changes = _as_retrieved(record)
-        config = recorded_config(record, path, data_path=data_path, changes=changes)
+        root, shared = runs.root_of(path), is_shared(runs.root_of(path))
+        if shared:
+            _check_names(record, path)
+        changed = {key: value for key, value in (changes or {}).items() if value is not None}
+        for key in ("llm_path", "text_encoder_path"):
+            given = str(record["config"].get(key))
+            if given.startswith(FOLDER) and key not in changed:
+                name = given.removeprefix(FOLDER)
+                raise ValueError(
+                    f"--run: the run was trained on {name}, which is not shared with it; give --{key}=FOLDER of {name}"
+                )
+        own = None if shared else root  # nothing is written to what somebody shared, or to the hub's cache
+        changed = {**_as_retrieved(record), **changed}
+        config = recorded_config(record, path, checkpoint_dir=own, data_path=data_path, changes=changed)
         checkpoint = _checkpoint(record, path, again)
         parts = quick_start.assemble(config)
         _check_data(record, parts, path)
-        cache = RecordedStages(path.parent.parent.parent / "stages", config["seed"], recorded=record["stages"], again=again)
+        if "llm_path" in changed:
+            _check_base(record, parts)
+        cache = RecordedStages(
+            Path(config["checkpoint_dir"]) / "stages",
+            config["seed"],
+            recorded=record["stages"],
+            run_root=root / "stages",
+            again=again,
+        )
         for stage in parts.stages:
             if not cache.is_cached(stage):
                 logger.warning(f"{path.parent.name} needs {stage.name} to recommend, which its evaluation did not: trained now")
@@ -80,17 +107,6 @@ class PastRun:
         return self.variants[row]
 
 
-def _record_file(given: str | Path) -> Path:
-    path = Path(given).expanduser().resolve()
-    path = path / "record.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(
-            f"--run={given}: there is no run ({path} does not exist); give a run's folder, such as "
-            "saved/runs/SASRec-ml-100k-1234abcd, or its record.json"
-        )
-    return path
-
-
 def _check_recommends(record: Mapping[str, Any], path: Path) -> None:
     registry.check_name(str(record["model"]).replace(":", "."))  # never a module: nothing that a record names is imported
     if record["model"] == "Imported":
@@ -98,6 +114,16 @@ def _check_recommends(record: Mapping[str, Any], path: Path) -> None:
     phases = record["config"].get("candidate_phases", ()), record["config"].get("full_phases", ())
     if not any("test" in listed for listed in phases):
         raise ValueError(f"--run: {path} was evaluated by labels or drawn negatives; a run that ranks items can recommend")
+
+
+def _check_names(record: Mapping[str, Any], path: Path) -> None:
+    """Refuse a shared run that names code of its author."""
+    config = record["config"]
+    merges = [config.get("merge"), *(config.get("merge_beside") or {}).values()]
+    named = [config.get(key) for key in _MODELS] + [one.get("merge") if isinstance(one, dict) else one for one in merges]
+    for name in named:
+        if isinstance(name, str) and (":" in name or "." in name):
+            raise ValueError(f"--run: {path} names {name!r}, code of its author, which is not part of a shared run")
 
 
 def _as_retrieved(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +144,7 @@ def _checkpoint(record: Mapping[str, Any], path: Path, again: str) -> Path | Non
         raise ValueError(
             f"--run: {path} names no file of weights (it is older than records that do, or nothing was saved); {again}"
         )
-    file = path.parent.parent.parent / Path(named["file"]).name  # never outside the run's own folders
+    file = runs.root_of(path) / Path(named["file"]).name  # never outside the run's own folders
     if not file.is_file():
         raise ValueError(f"--run: the weights of {path} are missing, there is no {file}; {again}")
     if sha256_file(file) != named["sha256"]:
@@ -130,8 +156,35 @@ def _check_data(record: Mapping[str, Any], parts: Run, path: Path) -> None:
     """The vectors of a model belong to internal ids, so users, items and their order must be those of the run."""
     same = record["passport"]["sha256"] == parts.passport["sha256"]
     known = record.get("histories_sha256")
-    if not same or known not in (None, parts.test._dataset.histories.fingerprint):
+    if same and known in (None, parts.test._dataset.histories.fingerprint):
+        return
+    try:
+        told = "the order of users or items differs"
+        if not same:
+            told = "; ".join(differences(parts.passport, record["passport"]))
+    except (KeyError, TypeError, AttributeError):
+        told = "its passport cannot be compared"
+    where = parts.config["data_path"]
+    if is_shared(runs.root_of(path)):
         raise ValueError(
-            f"--run: the data of {path} have changed since the run ({parts.config['data_path']}): its model does not fit them. "
-            "Give --data_path=DIR, the folder that contains the dataset as it was, or train again"
+            f"--run: this machine's {record['dataset']} ({where}) is not the data that the shared run was trained on: {told}. "
+            "Its model does not fit; give --data_path=DIR, the folder that contains that dataset"
         )
+    raise ValueError(
+        f"--run: the data of {path} have changed since the run ({where}): {told}. Its model does not fit them. "
+        "Give --data_path=DIR, the folder that contains the dataset as it was, or train again"
+    )
+
+
+def _check_base(record: Mapping[str, Any], parts: Run) -> None:
+    """Refuse another LM than the one whose adapters the run has, where both are known by the hash of their folders."""
+    backbone, known = parts.trainer.recommender.backbone, (record.get("backbone_identity") or "").split(", ")
+    if backbone is None or backbone.stages or backbone.identity in known:
+        return
+    if "@" in backbone.identity or any("@" in identity for identity in known):
+        logger.warning(f"llm_path: {backbone.name} is taken for {record['backbone']}, which cannot be compared")
+        return
+    raise ValueError(
+        f"--llm_path={parts.config['llm_path']}: this is not {record['backbone']}, on which the run was trained (its files have "
+        "another SHA-256)"
+    )
