@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def write(checkpoint: Path, file: Path) -> None:
     save_file(copies, file, metadata={"other_parameter": json.dumps(plain)})
 
 
-def read(file: Path, device: torch.device | str) -> Mapping[str, Any]:
+def read(file: Path, device: torch.device | str) -> dict[str, Any]:
     """The ``state_dict`` and ``other_parameter`` of a file of :func:`write`.
 
     Raises:

@@ -65,8 +65,11 @@ def _of_package(name: str) -> str | None:
         found = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return None
-    text = found.get("License-Expression") or found.get("License") or ""
-    return text.lower() if text and len(text) < 40 and " " not in text else None
+    for key in ("License-Expression", "License"):
+        text = found[key] if key in found else ""  # noqa: SIM401 - it is a message of email
+        if text and len(text) < 40 and " " not in text:
+            return text.lower()
+    return None
 
 
 def _of_card(card: Path) -> str | None:

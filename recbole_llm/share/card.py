@@ -71,22 +71,22 @@ def _results(record: Mapping[str, Any]) -> list[Any]:
     """One result for each metric of the model, and for each of the other rows, named by it."""
     from huggingface_hub import EvalResult
 
-    dataset, found = " ".join(str(record["dataset"]).split()), []
-    for place, (row, values) in enumerate(record["results"].items()):
-        for metric, value in values.items():
-            own = {
-                "metric_name": metric if place == 0 else f"{metric}, row {' '.join(row.split())}",
-                "metric_type": metric.partition("@")[0],
-            }
-            task = {"task_type": "other", "task_name": "recommendation: rank the next item"}
-            data = {
-                "dataset_type": dataset,
-                "dataset_name": dataset,
-                "dataset_split": "test",
-                "dataset_config": _protocol(record),
-            }
-            found.append(EvalResult(**task, **data, **own, metric_value=value))
-    return found
+    dataset = " ".join(str(record["dataset"]).split())
+    return [
+        EvalResult(
+            task_type="other",
+            task_name="recommendation: rank the next item",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="test",
+            dataset_config=_protocol(record),
+            metric_type=metric.partition("@")[0],
+            metric_name=metric if place == 0 else f"{metric}, row {' '.join(row.split())}",
+            metric_value=value,
+        )
+        for place, (row, values) in enumerate(record["results"].items())
+        for metric, value in values.items()
+    ]
 
 
 def _protocol(record: Mapping[str, Any]) -> str:

@@ -23,7 +23,6 @@ from recbole_llm.share.sharing import share
 from recbole_llm.store.files import MANIFEST, sha256_file
 from recbole_llm.store.json_files import CHECKSUM, sealed
 
-
 QUICK: dict[str, Any] = {"train_samples": 8, "lora_epochs": 1, "retriever_config": {"epochs": 1}}
 
 
