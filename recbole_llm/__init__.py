@@ -7,6 +7,7 @@ they are used, and :class:`recbole_llm.config.LLMConfig` applies what RecBole 1.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-compat.check_recbole()
+if sys.argv[1:2] != ["doctor"]:  # which also says what else is missing
+    compat.check_recbole()
 
 
 def load(run: str | Path, **options: str | None) -> RunRecommender:

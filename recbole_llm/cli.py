@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from recbole_llm import __version__, compat, registry
 from recbole_llm import cli_texts as texts
 from recbole_llm.cli_errors import of_process, one_line, quiet_streams, reason, tells
-from recbole_llm.cli_values import columns, list_of
+from recbole_llm.cli_values import columns, list_of, paths
 from recbole_llm.merging.folders import METHODS, READERS, merge_folders
 
 # --show is the same as --show=True
@@ -125,6 +125,10 @@ def _leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    if options.look is not None:
+        from recbole_llm.look.boards import pages_of
+
+        own["beside"] = pages_of(options.look)
     leaderboard, files = make_leaderboard(options.config_files, read_arguments(keys), **own)
     print(to_markdown(leaderboard), *files, sep="\n")
     return bool(leaderboard.failed)
@@ -154,20 +158,37 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     users = output.read_lines(options.users, "--users") if options.users else [options.user]
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
     logs.init_console(warnings_alone=True)
-    where = {name: getattr(options, name) for name in ("data_path", "llm_path", "text_encoder_path")}
+    where = {name: getattr(options, name) for name in ("data_path", "model", "llm_path", "text_encoder_path")}
     recommender = load(options.run, **where)
+    number = len(users)
     if options.history is not None:
         titles = [text for text in map(str.strip, options.history.split("|")) if text]
-        asked = [("your history", 0, recommender.titles.find_all(titles, "--history"))]
+        asked = iter([("your history", 0, recommender.titles.find_all(titles, "--history"))])
     else:
-        asked = [recommender.somebody(user, options.until) for user in users]
-    own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row}
+        asked = recommender.people(users, options.until)
+    own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row, "index": options.index}
     own["seen"] = options.seen == "True"
+    if options.index != "exact" and candidates is None:
+        print(recommender.index(options.index, options.row))
     if options.out is None:
         print(*output.show(recommender, asked, **own), sep="\n\n")
     else:
-        lines = output.write(recommender, asked, options.out, show_progress=True, **own)
-        print(f"{options.out}: {lines:,} lines for {len(asked):,} users")
+        lines = output.write(recommender, asked, options.out, number=number, show_progress=True, **own)
+        print(f"{options.out}: {lines:,} lines for {number:,} users")
+
+
+def _look(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "look")
+    from recbole_llm import logs
+    from recbole_llm.look.page import write_look
+    from recbole_llm.recommend.output import read_lines
+
+    users = int(options.users) if options.users.isdecimal() else read_lines(Path(options.users), "--users")
+    logs.init_console(warnings_alone=True)
+    runs = [run for text in options.runs for run in paths(text)]
+    own = {"rows": options.rows, "users": users, "top": options.top, "data_path": options.data_path, "show_progress": True}
+    content = write_look(runs, options.out, **own)
+    print(f"{options.out}: {len(content['users']):,} users, {', '.join(one['name'] for one in content['columns'])}")
 
 
 def _share(options: argparse.Namespace, keys: list[str]) -> None:
@@ -266,6 +287,29 @@ def _data_convert(options: argparse.Namespace, keys: list[str]) -> None:
         print("", *conversion.run(), sep="\n")
 
 
+def _data_describe(options: argparse.Namespace, keys: list[str]) -> None:
+    from recbole_llm import logs
+    from recbole_llm.describe.facts import describe
+    from recbole_llm.describe.picture import draw
+    from recbole_llm.describe.words import in_words
+
+    logs.init_console(warnings_alone=True)
+    found = describe(options.dataset, options.config_files or None, keys)
+    print(in_words(found))
+    if options.picture is not None:
+        draw(found, options.picture)
+        print("", options.picture, sep="\n")
+
+
+def _doctor(options: argparse.Namespace, keys: list[str]) -> bool:
+    _check_no_keys(keys, "doctor")
+    from recbole_llm.doctor.report import examine
+
+    report = examine(options.checkpoint_dir)
+    print(report)
+    return not report.healthy
+
+
 def _cache_list(options: argparse.Namespace, keys: list[str]) -> None:
     _check_no_keys(keys, "cache list")
     from recbole_llm.store.leftovers import contents
@@ -325,6 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")
     several(add)
     add("--out", type=Path, metavar="DIR", help="output folder (default: <checkpoint_dir>/leaderboard/<file>)")
+    add("--look", nargs="?", type=int, const=5, metavar="N", help="also a page of what the best N rows recommend (5)")
 
     add = command("replicate", _replicate, "test the claims of papers", texts.REPLICATE, texts.REPLICATE_KEYS)
     add("names", nargs="*", metavar="NAME", help="files of properties/claims without .yaml, or a file of yours (default: all)")
@@ -344,14 +389,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of anybody')
     add("--users", type=Path, metavar="FILE", help="users of the dataset, one id per line")
     add("--top", type=int, default=10, metavar="K", help="number of items for each (default: 10)")
-    add("--candidates", type=Path, metavar="FILE", help="rank these items alone; titles or ids, one per line")
+    add("--candidates", type=Path, metavar="FILE", help="rank these items alone; titles (new ones, too) or ids")
     add("--until", default="now", choices=("now", "test", "valid"), help="end the history before this item (default: now)")
     add("--seen", **_SWITCH, help="also recommend items of the history")
     add("--row", metavar="NAME", help="another row of the run's table, such as ingredient (default: the model)")
+    add("--index", default="exact", metavar="KIND", help="exact, or an index of faiss such as HNSW32 or IVF1024,Flat")
     add("--out", type=Path, metavar="FILE", help="write a .parquet, .csv or .jsonl file instead of printing")
+    add("--model", "-m", metavar="MODULE:CLASS", help="the code of the run's model, if it is yours")
     add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
     add("--llm_path", metavar="PATH", help="the LM of the run, if it has moved or the run was shared without it")
     add("--text_encoder_path", metavar="PATH", help="the text encoder of the run, likewise")
+
+    add = command("look", _look, "a page of what runs recommend, side by side", texts.LOOK, texts.LOOK_KEYS)
+    add("--runs", nargs="+", required=True, metavar="RUN", help="folders of runs, or NAME=RUN for another name than the model's")
+    add("--rows", nargs="+", default=[], metavar="ROW", help='also show these rows of the runs, such as "no adapter"')
+    add("--out", type=Path, default=Path("look.html"), metavar="FILE", help="default: look.html")
+    add("--users", default="200", metavar="N", help="number of users, or a file of user ids, one per line (default: 200)")
+    add("--top", type=int, default=10, metavar="K", help="number of items in a list (default: 10)")
+    add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
 
     add = command("share", _share, "give a run to others, as a folder or on the hub", texts.SHARE, texts.SHARE_KEYS)
     add("run", metavar="RUN", help=a_run)
@@ -427,6 +482,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--description", **_SWITCH, help="also write the descriptions of items")
     add("--show", **_SWITCH, help="show what is understood, and write nothing")
+    add = command("describe", _data_describe, "what a dataset contains", texts.DESCRIBE, texts.DESCRIBE_KEYS, of_data)
+    add("dataset", metavar="NAME", help=dataset)
+    add("--config_files", **files)
+    add("--picture", type=Path, metavar="FILE", help="also draw a picture, such as ml-100k.png")
     add = command("passport", _data_passport, "the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS, of_data)
     add("--dataset", "-d", required=True, help=dataset)
     add("--config_files", **files)
@@ -435,9 +494,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_files", **files)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the files, which must not exist")
 
+    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
+    add = command("doctor", _doctor, "what is wrong with the installation", texts.DOCTOR, texts.DOCTOR_KEYS)
+    add("--checkpoint_dir", **root)
+
     cache = commands.add_parser("cache", help="list or clean saved results", description=texts.CACHE, epilog=texts.END, **form)
     of_cache = cache.add_subparsers(title="commands (see recbole-llm cache COMMAND --help)", metavar="COMMAND", required=True)
-    root: dict[str, Any] = {"type": Path, "default": Path("saved"), "metavar": "DIR", "help": "default: saved"}
     add = command("list", _cache_list, "what lies under saved/", texts.CACHE_LIST, texts.CACHE_LIST_KEYS, of_cache)
     add("--checkpoint_dir", **root)
     add = command("clean", _cache_clean, "remove what killed runs left", texts.CACHE_CLEAN, texts.CACHE_CLEAN_KEYS, of_cache)

@@ -4,12 +4,12 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, share, merge, forecast, cache and data convert accept every key of RecBole and of properties/*.yaml.
-Command-line values override property files, and later files override earlier ones."""
+All commands but recommend, look, share, merge, forecast, doctor, cache and data convert accept every key of RecBole and of
+properties/*.yaml. Command-line values override property files, and later files override earlier ones."""
 
 END = """
-exit codes: 0 (success), 1 (some runs of a leaderboard failed, or claims have no result), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
-RECBOLE_LLM_TRACEBACK=1 shows the traceback.
+exit codes: 0 (success), 1 (runs of a leaderboard failed, claims have no result, or the doctor found a problem),
+2 (error), 130 (Ctrl-C), 143 (SIGTERM). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
 """
 
 RUN = """
@@ -92,12 +92,24 @@ item included, and its items are left out. A re-ranker ranks its retriever's bes
 evaluated on candidates, the retriever is trained first. Nothing else is trained."""
 
 RECOMMEND_KEYS = """
-scores are comparable for one user alone. The columns of a file are user, rank, item, title and score.
+scores are comparable for one user alone. The columns of a file are user, rank, item, title and score. --index is for models that
+score by the product of two vectors (SASRec, BPR, LightGCN, Laser, ...); the recall of an index that is not exact is shown.
 
 examples:
   recbole-llm recommend --run=saved/runs/SASRec-ml-100k-1234abcd --user=196
   recbole-llm recommend --run=saved/runs/TALLRec-ml-100k-1234abcd --history="Toy Story|Fargo|Braveheart" --top=5
-  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet
+  recbole-llm recommend --run=saved/runs/BPR-ml-100k-1234abcd --users=users.txt --out=top10.parquet --index=HNSW32
+"""
+
+LOOK = """
+Write one HTML file that shows users of the test split side by side for several runs: the history, what each model ranks highest,
+and where the truth stands, with filters and a search. The runs must have the same split, users and candidates. Nothing is
+trained. See docs/look.md."""
+
+LOOK_KEYS = """
+examples:
+  recbole-llm look --runs saved/runs/SASRec-ml-100k-1234abcd saved/runs/LoRACocktail-ml-100k-1234abcd
+  recbole-llm look --runs tuned=saved/runs/TALLRec-ml-100k-1234abcd --rows "no adapter" --users=500 --out=tallrec.html
 """
 
 TUNE = """
@@ -193,6 +205,19 @@ examples:
 releases: recbole-llm data convert ml-1m.zip --to=films; data convert reviews_Beauty_5.json.gz --to=beauty --description
 """
 
+DESCRIBE = """
+Describe a dataset in words and, with --picture, in one picture: users, items and interactions, times and ties, repeats, cold
+items, titles and their lengths in tokens, and what each family of models needs and whether it is there. Nothing is trained."""
+
+DESCRIBE_KEYS = f"""
+keys, as for recbole-llm run; those of the data and the split matter, and
+{DATA}  --llm=null                   the backbone whose tokens are counted (null: builtin); --llm_path=FOLDER_OR_HUB_ID
+
+examples:
+  recbole-llm data describe ml-100k
+  recbole-llm data describe ml-1m --data_path=DIR --llm=smollm2-135m --picture=ml-1m.png
+"""
+
 PASSPORT = """
 Print the identity of a split and store it as <checkpoint_dir>/passports/<dataset>-<hash>.json: counts before and after the
 filters, the keys that shaped it, ties, and hashes, some of which do not depend on ids, on the order of rows or on the form of the
@@ -222,12 +247,23 @@ examples:
   recbole-llm data export --dataset=mydata --data_path=DIR --eval_args="{{'mode': 'full'}}" --out=split
 """
 
+DOCTOR = """
+Show what is installed and on which machine: versions of required packages against those that are allowed and tested, what is
+installed for which feature, devices, threads, memory, disk and what lies under checkpoint_dir. Every required package is
+imported once. Each problem has its remedy; the exit code is 1 if something that is required is missing or broken."""
+
+DOCTOR_KEYS = """
+examples:
+  recbole-llm doctor
+  recbole-llm doctor --checkpoint_dir=saved
+"""
+
 CACHE = """
 List or clean what runs keep under checkpoint_dir: stages, scores, text vectors, backbones, candidates and records."""
 
 CACHE_LIST = """
 Show what lies under checkpoint_dir, with sizes, and what is left over: temporary files of processes that have ended, checkpoints
-of runs that were killed, and stages that no run record names."""
+and weights of runs that were killed, and stages that no run record names."""
 
 CACHE_LIST_KEYS = """
 examples:
@@ -236,9 +272,9 @@ examples:
 """
 
 CACHE_CLEAN = """
-Remove what killed runs have left under checkpoint_dir: temporary files, and the checkpoints from which the same runs would go on.
-Files of a process that is alive stay, as do results. --unused also removes the stages that no run record names, such as those of
-earlier code; a run that needs one of them computes it again."""
+Remove what killed runs have left under checkpoint_dir: temporary files, the checkpoints from which the same runs would go on, and
+.pth files of classical models that no record names. Files of a process that is alive stay, as do results. --unused also removes
+the stages that no run record names, such as those of earlier code; a run that needs one of them computes it again."""
 
 CACHE_CLEAN_KEYS = """
 examples:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -34,3 +36,8 @@ def columns(text: str) -> dict[str, Any]:
     ):
         raise argparse.ArgumentTypeError(f"{text!r} does not name columns, such as {{'user': 'uid', 'item': 'track'}}")
     return values
+
+
+def paths(text: str) -> list[str]:
+    """The parts of ``[NAME=]PATH [NAME=]PATH ...``, or one path that has spaces in it."""
+    return [text] if any(Path(path).exists() for path in (text, text.partition("=")[2] or text)) else shlex.split(text)

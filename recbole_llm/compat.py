@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 # setup.cfg does not require RecBole, whose dependency ray has no wheel for Python 3.12 and later
-_INSTALL_RECBOLE = 'pip install --no-deps "recbole==1.2.1"'
+INSTALL_RECBOLE = 'pip install --no-deps "recbole==1.2.1"'
 
 # numpy 2.0 removed these names; recbole/config/configurator.py:630-635 reads them in every Config().
 # Remove when RecBole no longer does (PR RUCAIBox/RecBole#2187).
@@ -59,12 +59,12 @@ def check_recbole() -> None:
         ImportError: another version of RecBole is installed.
     """
     if importlib.util.find_spec("recbole") is None:
-        raise ModuleNotFoundError(f"RecBole-LLM needs RecBole, which is not installed; run: {_INSTALL_RECBOLE}", name="recbole")
+        raise ModuleNotFoundError(f"RecBole-LLM needs RecBole, which is not installed; run: {INSTALL_RECBOLE}", name="recbole")
     # read the metadata, as --help must not import RecBole; a source folder of RecBole has none and is accepted
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version("recbole")
         if not version.startswith("1.2.") or version == "1.2.0":
-            raise ImportError(f"RecBole-LLM needs RecBole 1.2.1, but {version} is installed; run: {_INSTALL_RECBOLE}")
+            raise ImportError(f"RecBole-LLM needs RecBole 1.2.1, but {version} is installed; run: {INSTALL_RECBOLE}")
 
 
 def apply() -> None:

@@ -103,7 +103,7 @@ def test_an_item_without_a_title(own_data: Callable[..., dict[str, Any]], caplog
         return re.sub(r"(?m)^(i4)\t.*$", r"\1\t\t\t", text)
 
     settings = own_data(item=blank)
-    run("TALLRec", settings)
+    run("NearestTitles", settings)
     assert len(re.findall("2 of 40 items have no title", caplog.text)) == 1
     texts = create_dataset(LLMConfig("TALLRec", "tiny", config_dict=settings)).item_texts
     assert "drama film, 1983" in texts.titles and "item i4" in texts.titles
@@ -117,7 +117,7 @@ def test_duplicate_titles(own_data: Callable[..., dict[str, Any]], caplog: pytes
         return text.replace("\t1984\t", "\t1983\t")  # and two of them in the same year
 
     settings = own_data(item=repeat)
-    run("TALLRec", settings)
+    run("NearestTitles", settings)
     assert "4 items share their title with another one" in caplog.text
     config = LLMConfig("TALLRec", "tiny", config_dict=settings)
     dataset = create_dataset(config)

@@ -22,6 +22,7 @@ PARTS = [*accelerator.parts(tiny=True)]
 
 @CPU
 @pytest.mark.parametrize("name", PARTS)
+@pytest.mark.slow
 def test_a_part_runs_and_its_figures_are_finite(name, tmp_path, capsys) -> None:
     bench = accelerator.Bench(torch.device("cpu"), tmp_path, peak=1e9)
     result = accelerator.run_part(name, accelerator.parts(tiny=True)[name], bench)
@@ -38,6 +39,7 @@ def test_a_part_runs_and_its_figures_are_finite(name, tmp_path, capsys) -> None:
 
 
 @CPU
+@pytest.mark.slow
 def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys) -> None:
     def fails(_):
         raise RuntimeError("out of memory")

@@ -40,6 +40,7 @@ def chat_settings(settings: dict[str, Any], chat_lm: Path) -> dict[str, Any]:
     return {**settings, **prompts, "llm_path": str(chat_lm), "lora_epochs": 2, "max_title_tokens": 8, "max_prompt_tokens": 400}
 
 
+@pytest.mark.slow
 def test_training_files_hold_what_the_training_sees(
     settings: dict[str, Any], chat_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

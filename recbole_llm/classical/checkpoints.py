@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from recbole.utils import get_local_time
 
 from recbole_llm.classical import portable_weights
 from recbole_llm.classical.curves import recorded
-from recbole_llm.store.files import temporary_name, writing
+from recbole_llm.store.files import temporary_name, writer, writing
 from recbole_llm.store.processes import current
 
 logger = getLogger()
@@ -32,8 +31,8 @@ class SafeCheckpoints(Trainer):
     def __init__(self, config: Any, model: Any):
         with recorded():
             super().__init__(config, model)
-        # in parallel runs, RecBole's own name is not unique: it has a resolution of one second
-        name = f"{config['model']}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
+        # in parallel runs, RecBole's own name is not unique: it has a resolution of one second; CHECKPOINT of store.files
+        name = f"{config['model']}-{get_local_time()}-{writer()}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self.training_state: dict[str, Any] = {}
 

@@ -21,6 +21,7 @@ def recorded_config(
     checkpoint_dir: Path | None,
     data_path: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    own: bool = False,
 ) -> LLMConfig:
     """The configuration that a run was made with, on this machine.
 
@@ -30,6 +31,7 @@ def recorded_config(
         checkpoint_dir: where results are kept; None: the default one.
         data_path: folder that contains the dataset; None: the one of the run, or if that is gone the default one.
         changes: values that are changed afterwards.
+        own: the model is one of the user, whose settings may stand in no property file.
 
     Raises:
         ValueError: this version of the package cannot give the run's values; names the first key and both values.
@@ -39,19 +41,20 @@ def recorded_config(
     if data_path is None and (folder := Path(str(recorded.get("data_path")))).is_dir():
         data_path = str(folder.parent)
     here |= {"data_path": data_path} if data_path is not None else {}
-    # the keys of the evaluation are checked against each other, so they are given together
+    # the keys of the evaluation are checked against each other, so they are given together; loss_type: models of users need it
     given = {**here, "eval_args": {**recorded["eval_args"], "mode": _mode(recorded)}}
-    given |= {key: recorded[key] for key in ("metrics", "topk", "valid_metric")}
+    given |= {key: recorded[key] for key in ("metrics", "topk", "valid_metric", "loss_type") if key in recorded}
     for _ in range(_ROUNDS):
         config = LLMConfig(model, dataset, config_dict=as_literals(given))
         found, known = config.plain(), config.properties.definitions
         differing = [key for key in recorded.keys() & found.keys() - _ABOUT_FILES if found[key] != recorded[key]]
-        if not differing:
+        absent = recorded.keys() - found.keys() - _ABOUT_FILES if own else set()
+        if not differing and not absent:
             return LLMConfig(model, dataset, config_dict=as_literals({**given, **changes})) if changes else config
-        given |= {key: recorded[key] for key in differing if key in known and key != "eval_args"}
-    key = min(differing)
+        given |= {key: recorded[key] for key in {*differing} & known.keys() - {"eval_args"} | absent}
+    key = min([*differing, *absent])
     raise ValueError(
-        f"{path}: {key} was {recorded[key]!r} in this run and is {found[key]!r} now, with the same settings; the run is of "
+        f"{path}: {key} was {recorded[key]!r} in this run and is {found.get(key)!r} now, with the same settings; the run is of "
         f"another state of this package: repeat it (--model={model} --dataset={dataset} and its other options)"
     )
 

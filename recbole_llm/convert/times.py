@@ -72,10 +72,10 @@ def _numeric(numbers: Sequence[float]) -> Times:
     if 19_000_101 <= middle <= 21_001_231 and all(_succeeds(_by("%Y%m%d"), f"{one:.0f}") for one in numbers):
         said = "dates as numbers, year, month and day; interactions of one day are tied"
         return Times(said, _reader(_by("%Y%m%d"), "20200131"))
-    if middle < _UNITS[0][0]:
+    known = unix_unit(middle)
+    if known is None:
         return Times("numbers that order the interactions, not dates; they are taken as they are", _plain)
-    at = max(place for place, (least, _, _) in enumerate(_UNITS) if middle >= least)
-    least, unit, size = _UNITS[at]
+    least, unit, size = known
     most = least * 1000
 
     def read(value: Any) -> float:
@@ -85,6 +85,11 @@ def _numeric(numbers: Sequence[float]) -> Times:
         return exact if size == 1 else exact / size
 
     return Times(f"Unix {unit}{'' if size == 1 else ', written as seconds'}", read)
+
+
+def unix_unit(middle: float) -> tuple[float, str, int] | None:
+    """The unit of a Unix time of this size: the least number in it, its name, and how many are a second; None: no such time."""
+    return max((unit for unit in _UNITS if middle >= unit[0]), default=None)
 
 
 def _plain(value: Any) -> float:

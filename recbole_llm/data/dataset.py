@@ -41,6 +41,7 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
     scenario = Scenario()
     known_items: KnownItems | None = None
     repeats_dropped = 0
+    equal_rows = 0  # of repeats_dropped, those with the time of another one, too
     repeats_kept = False
     read_counts = (0, 0, 0)  # users, items and interactions of the files, before the filters
 

@@ -35,6 +35,7 @@ class ItemTexts:
         lines: internal ids in the order of the file.
         kinds: type of each column, as in the header of the file.
         separator: of the values in a ``token_seq``.
+        untitled: number of items without a title of their own.
     """
 
     titles: list[str]
@@ -44,6 +45,7 @@ class ItemTexts:
     lines: Sequence[int] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     separator: str = " "
+    untitled: int = 0
 
     @classmethod
     def read(
@@ -91,7 +93,8 @@ class ItemTexts:
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
         titles[0] = ""
         named = {key: name for key in COLUMNS if (name := wanted[key])}
-        return cls(titles, _unique(titles, years, brands, item_ids), columns, named, lines, kinds, separator)
+        names = _unique(titles, years, brands, item_ids)
+        return cls(titles, names, columns, named, lines, kinds, separator, untitled)
 
     def values(self, field: str) -> list[list[str]]:
         """The values of a column by item id: those of a ``token_seq`` between separators, or the text as one."""

@@ -44,8 +44,16 @@ def drop(dataset: Any) -> int:
         for name, size in zip(dataset.benchmark_filename_list, dataset.file_size_list, strict=True):
             if not size:
                 raise ValueError(f"benchmark_filename: every row of {name} repeats one of another file; give rm_dup_inter: ~")
+    dataset.equal_rows = equal_rows(dataset) if repeated.any() else 0
     frame.drop(frame.index[repeated], inplace=True)
     return int(repeated.sum())
+
+
+def equal_rows(dataset: Any) -> int:
+    """The number of loaded rows that repeat user, item and time of another row."""
+    columns = [name for name in (dataset.uid_field, dataset.iid_field, dataset.time_field) if name in dataset.inter_feat]
+    pairs = dataset.inter_feat[columns[:2]]
+    return int(dataset.inter_feat.loc[pairs.duplicated(keep=False).to_numpy(), columns].duplicated().sum())
 
 
 def any_left(dataset: Any) -> bool:

@@ -94,13 +94,17 @@ def _verdict(name: str | None, nearest: str | None, share: float | None, text: s
     return {"verdict": text, "recognised": name, "nearest": nearest, "targets_differ": share}
 
 
+def passport_of(config: Any, dataset: Any) -> dict[str, Any]:
+    """The passport of a dataset, with its repeats and ties; splits the dataset, whose table of interactions changes by that."""
+    whole = dataset.interactions
+    found = identify(config, dataset, whole, dict(zip(PHASES, dataset.build()[1:], strict=True)))
+    return found | split_facts(config, dataset)
+
+
 def write_passport(config: Any) -> tuple[dict[str, Any], Path]:
     """Split the dataset of ``config``; returns the passport, with its repeats and ties, and its file below ``checkpoint_dir``."""
     init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
-    whole = dataset.interactions
-    found = identify(config, dataset, whole, dict(zip(PHASES, dataset.build()[1:], strict=True)))
-    found |= split_facts(config, dataset)
+    found = passport_of(config, create_dataset(config))
     name = f"{config['dataset']}-{fingerprint(found['sha256'])[:8]}.json"
     file = Path(config["checkpoint_dir"]) / "passports" / name
     atomic_write(file, json.dumps(found, indent=1, default=float))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from recbole_llm.store.files import atomic_write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -125,7 +126,9 @@ def bars(
     _save(figure, file)
 
 
-def panels(file: Path, curves: Mapping[str, tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], *, title: str) -> None:
+def curve_panels(
+    file: Path, curves: Mapping[str, tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], *, title: str
+) -> None:
     """Write one panel for each entry of ``curves`` as a picture (PNG): losses on the left scale, all others on the right one.
 
     Args:
@@ -157,6 +160,18 @@ def panels(file: Path, curves: Mapping[str, tuple[str, Mapping[str, Sequence[tup
         panel.set_visible(False)
     figure.suptitle(_plain(title))
     _save(figure, file, dpi=100)
+
+
+def panels(file: Path, drawings: Sequence[Callable[[Axes], None]], *, title: str) -> None:
+    """Write drawings, each on axes of its own, as one picture (PNG), two in a row."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(drawings) // 2)
+    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
+    for draw, axes in zip(drawings, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
+        draw(axes)
+    figure.suptitle(_plain(title))
+    _save(figure, file)
 
 
 def _save(figure: Figure, file: Path, dpi: int = 150) -> None:

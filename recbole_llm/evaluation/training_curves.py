@@ -29,5 +29,5 @@ def write_curves(folder: Path, stages: Mapping[str, Path], own: Curve, title: st
     drawn = {curve.name: (curve.unit, curve.points) for curve in curves if max(map(len, curve.points.values())) > 1}
     if not drawn:
         return None
-    plots.panels(folder / PICTURE, drawn, title=title)
+    plots.curve_panels(folder / PICTURE, drawn, title=title)
     return folder / PICTURE

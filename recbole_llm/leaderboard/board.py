@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,21 @@ from recbole_llm.leaderboard.statistics import build
 from recbole_llm.leaderboard.table import Cell, Leaderboard, to_json
 from recbole_llm.store.files import atomic_write
 
-_FORMATS = {"json": to_json, "md": to_markdown, "csv": to_csv, "tex": to_latex, "html": to_html}
+Beside = Callable[[Mapping[Task, Cell], Leaderboard, Path], Sequence[Path]]
+"""Writes pages ``look*.html`` about the cells of a leaderboard into its folder; returns their paths."""
+
+_FORMATS = {"json": to_json, "md": to_markdown, "csv": to_csv, "tex": to_latex}
 
 
 def make_leaderboard(
-    file: Path, changes: Mapping[str, Any], *, jobs: int = 1, engine: str = "process", out: Path | None = None, show: bool = False
+    file: Path,
+    changes: Mapping[str, Any],
+    *,
+    jobs: int = 1,
+    engine: str = "process",
+    out: Path | None = None,
+    show: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[Leaderboard, list[Path]]:
     """Run what has no record; returns the leaderboard and its files.
 
@@ -27,6 +37,7 @@ def make_leaderboard(
         jobs, engine: as in :func:`recbole_llm.leaderboard.runner.run_tasks`.
         out: folder of the files, by default ``<checkpoint_dir>/leaderboard/<name of the file>``.
         show: run nothing and show the existing records.
+        beside: writes further pages, to which the page of the leaderboard links.
 
     Raises:
         ValueError, FileNotFoundError: the file or an option is invalid.
@@ -35,7 +46,11 @@ def make_leaderboard(
     out = out or folder_of(file, changes)
     cells = run_cells(read_plan(file, changes), out, jobs=jobs, engine=engine, show=show)
     leaderboard = build(list(cells.values()), f"Leaderboard {file.stem}")
-    return leaderboard, write_all(leaderboard, out)
+    files = write_all(leaderboard, out)
+    if beside is None:
+        return leaderboard, files
+    pages = beside(cells, leaderboard, out)
+    return leaderboard, [*write_all(leaderboard, out), *pages]
 
 
 def folder_of(file: Path, changes: Mapping[str, Any]) -> Path:
@@ -52,8 +67,12 @@ def run_cells(
 
 
 def write_all(leaderboard: Leaderboard, folder: Path) -> list[Path]:
-    """Write ``leaderboard.{json,md,csv,tex,html}`` into ``folder``, and return the paths."""
+    """Write ``leaderboard.{json,md,csv,tex,html}`` into ``folder``, and return the paths.
+
+    The page links to the pages of ``recbole-llm look`` that are there.
+    """
     texts = {folder / f"leaderboard.{ending}": write(leaderboard) for ending, write in _FORMATS.items()}
+    texts[folder / "leaderboard.html"] = to_html(leaderboard, sorted(path.name for path in folder.glob("look*.html")))
     for path, text in texts.items():
         atomic_write(path, text)
     return list(texts)

@@ -21,29 +21,38 @@ _MASKING = {
 }
 
 
-def check(protocol: str, cells: Sequence[Cell]) -> None:
-    """Refuse runs of one protocol that were not measured alike; cells without a result are ignored."""
+APART = "run them under another protocol"
+
+
+def check(what: str, cells: Sequence[Cell], apart: str = APART) -> None:
+    """Refuse runs that were not measured alike; cells without a result are ignored.
+
+    Args:
+        what: compares them, such as ``leaderboard: candidates``; the error begins with it.
+        apart: what to do with runs that stay different.
+    """
     runs = [(cell, cell.record) for cell in cells if cell.status == DONE and cell.record is not None]
+    alike = partial(_alike, what, apart)
     by_seed: dict[int | None, list[_Run]] = {}
     for cell, record in runs:
         if not record.get("passport") or "mask_history" not in (record.get("protocol") or {}):
             raise ValueError(
-                f"leaderboard: {protocol}: the record of {_names([(cell, record)])} is from an earlier state of this package and "
+                f"{what}: the record of {_names([(cell, record)])} is from an earlier state of this package and "
                 f"does not say how it was measured (passport, mask_history); run it again: {cell.command}"
             )
         by_seed.setdefault(record["passport"]["filters"].get("seed"), []).append((cell, record))
     for own in by_seed.values():  # one group, unless the split depends on the seed
-        _alike(protocol, own, lambda record: passports.identity(record["passport"]), _other_split)
+        alike(own, lambda record: passports.identity(record["passport"]), _other_split)
         for name in dict.fromkeys(name for _, record in own for name in sizes(record)):
             having = [(cell, record) for cell, record in own if name in sizes(record)]
-            _alike(protocol, having, partial(_size, name=name), partial(_other_slice, name))
-    _alike(protocol, runs, _masking, _other_masking)
-    _alike(protocol, runs, lambda record: record["protocol"].get("targets"), _other_targets)
-    _alike(protocol, runs, _ranked, _other_candidates)
+            alike(having, partial(_size, name=name), partial(_other_slice, name))
+    alike(runs, _masking, _other_masking)
+    alike(runs, lambda record: record["protocol"].get("targets"), _other_targets)
+    alike(runs, _ranked, _other_candidates)
 
 
-def same_users(what: str, users: Mapping[str, Sequence[str]]) -> int | None:
-    """The number of users, which must be the same for every name; None without names."""
+def same_users(what: str, users: Mapping[str, Sequence[str]], apart: str = APART) -> int | None:
+    """The number of users, which must be the same for every name; None without names. Arguments as :func:`check`."""
     if not users:
         return None
     (name, one), *others = users.items()
@@ -51,8 +60,8 @@ def same_users(what: str, users: Mapping[str, Sequence[str]]) -> int | None:
         if other != one:
             odd = sorted(set(one) ^ set(other))
             raise ValueError(
-                f"leaderboard: {what}: {name} ({len(one)} users) and {other_name} ({len(other)} users) have different users "
-                f"({odd[0]!r} is in one only); run them on the same data, or under another protocol"
+                f"{what}: {name} ({len(one)} users) and {other_name} ({len(other)} users) have different users "
+                f"({odd[0]!r} is in one only); run them on the same data, or {apart}"
             )
     return len(one)
 
@@ -70,20 +79,21 @@ def sizes(record: Mapping[str, Any]) -> dict[str, int]:
     return {name: part["users"] for row in rows for name, part in (row or {}).items() if "users" in (part or {})}
 
 
-def _alike(protocol: str, runs: Sequence[_Run], key: Callable[[Mapping[str, Any]], Hashable], says: Callable[..., str]) -> None:
-    """Refuse runs whose records have different keys; ``says`` tells how some of them differ from the most common ones."""
+def _alike(
+    what: str, apart: str, runs: Sequence[_Run], key: Callable[[Mapping[str, Any]], Hashable], says: Callable[..., str]
+) -> None:
+    """Refuse runs whose records have different keys; ``says`` tells how some differ from the most common ones, and a remedy."""
     groups: dict[Hashable, list[_Run]] = {}
     for cell, record in runs:
         groups.setdefault(key(record), []).append((cell, record))
     if len(groups) > 1:
         most, odd, *_ = sorted(groups.values(), key=lambda group: -len(group))
-        raise ValueError(f"leaderboard: {protocol}: {says(_names(odd), odd[0][1], _names(most), most[0][1])}")
+        raise ValueError(f"{what}: {says(_names(odd), odd[0][1], _names(most), most[0][1])}, or {apart}")
 
 
 def _other_split(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
     how = "; ".join(passports.differences(one["passport"], other["passport"]))
-    remedy = "run them on the same data with the same filters, or under another protocol"
-    return f"the split of {odd} is not that of {most}: {how}; {remedy}"
+    return f"the split of {odd} is not that of {most}: {how}; run them on the same data with the same filters"
 
 
 def _masking(record: Mapping[str, Any]) -> bool | None:
@@ -94,7 +104,7 @@ def _other_masking(odd: str, one: Mapping[str, Any], most: str, other: Mapping[s
     drawn = None in (_masking(one), _masking(other))
     remedy = "give all models the same mode in eval_args" if drawn else "set mask_history to one value for all models"
     first, second = (_MASKING[_masking(record)] for record in (one, other))
-    return f"{odd} {first}, but {most} {second}; {remedy}, or run them under another protocol"
+    return f"{odd} {first}, but {most} {second}; {remedy}"
 
 
 def _other_targets(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
@@ -102,8 +112,7 @@ def _other_targets(odd: str, one: Mapping[str, Any], most: str, other: Mapping[s
     return (
         f"users have several test items, which {odd} ranked {first}, and {most} ranked {second} (RecBole ranks them one "
         "by one for sequential models, together for all others); such results cannot be compared: give eval_args one target for "
-        "each user, {'split': {'LS': 'valid_and_test'}}, leave out the shortcuts (shortcuts: False), or run "
-        "them under another protocol"
+        "each user, {'split': {'LS': 'valid_and_test'}}, leave out the shortcuts (shortcuts: False)"
     )
 
 
@@ -114,7 +123,7 @@ def _size(record: Mapping[str, Any], name: str) -> int:
 def _other_slice(name: str, odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
     return (
         f"the slice {name} has {_size(one, name)} users for {odd}, and {_size(other, name)} for {most}; give all models the same "
-        "slices, or run them under another protocol"
+        "slices"
     )
 
 
@@ -132,7 +141,7 @@ def _ranked(record: Mapping[str, Any]) -> str:
 def _other_candidates(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
     return (
         f"{odd} ranked {_ranked(one)}, but {most} ranked {_ranked(other)}; such results cannot be compared: run them on the same "
-        "candidates, or under another protocol"
+        "candidates"
     )
 
 

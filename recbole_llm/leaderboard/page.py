@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -28,12 +29,16 @@ _SHOWN = {
 }
 
 
-def to_html(leaderboard: Leaderboard) -> str:
-    """Sortable tables with few or all columns, pictures, and the command and commit of each cell."""
+def to_html(leaderboard: Leaderboard, looks: Sequence[str] = ()) -> str:
+    """Sortable tables with few or all columns, pictures, and the command and commit of each cell.
+
+    Args:
+        looks: names of pages in the same folder that show what rows recommend.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = importlib.resources.files("recbole_llm.leaderboard").joinpath("page.html").read_text(encoding="utf-8")
     sections = [_section(leaderboard, table) for table in leaderboard.tables]
-    return environment.from_string(source).render(board=leaderboard, sections=sections, **_SHOWN)
+    return environment.from_string(source).render(board=leaderboard, sections=sections, looks=looks, **_SHOWN)
 
 
 def _section(leaderboard: Leaderboard, table: Table) -> dict[str, Any]:

@@ -70,5 +70,5 @@ def mean_over_seeds(what: str, found: Mapping[int, PerUser | None]) -> PerUser |
     own = {seed: values for seed, values in found.items() if values is not None}
     if not own or len(own) < len(found):
         return None
-    comparable.same_users(what, {f"seed {seed}": values.users for seed, values in own.items()})
+    comparable.same_users(f"leaderboard: {what}", {f"seed {seed}": values.users for seed, values in own.items()})
     return PerUser(next(iter(own.values())).users, np.mean([values.values for values in own.values()], axis=0))

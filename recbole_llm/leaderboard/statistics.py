@@ -77,7 +77,7 @@ def _check(cells: Sequence[Cell]) -> None:
             )
         seen.add(key)
     for protocol, own in _by("protocol", cells).items():
-        comparable.check(protocol, own)
+        comparable.check(f"leaderboard: {protocol}", own)
 
 
 def _table(
@@ -93,7 +93,7 @@ def _table(
     for place, row in enumerate(row for row in rows if row.metrics):
         row.mark = _mark(place)
     scores = {label: found for label, own in by_label.items() if first and (found := _scores(own, first))}
-    users = comparable.same_users(protocol, {label: own.users for label, own in scores.items()})
+    users = comparable.same_users(f"leaderboard: {protocol}", {label: own.users for label, own in scores.items()})
     for row in rows:
         if row.label in scores and users and users > 1:
             row.interval = list(significance.interval(scores[row.label].values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ _SHOWN = 20  # last items of a history that are printed
 _SCHEMA = pa.schema([*((name, pa.string()) for name in ("user", "item", "title")), ("rank", pa.int64()), ("score", pa.float64())])
 
 
-def show(recommender: RunRecommender, asked: Sequence[Somebody], **options: Any) -> Iterator[str]:
+def show(recommender: RunRecommender, asked: Iterable[Somebody], **options: Any) -> Iterator[str]:
     """The history and the recommendations of each one, as text; options as of :meth:`RunRecommender.batches`."""
     for one in asked:
         name, _, history = one
@@ -40,8 +40,10 @@ def show(recommender: RunRecommender, asked: Sequence[Somebody], **options: Any)
         )
 
 
-def write(recommender: RunRecommender, asked: Sequence[Somebody], out: Path, *, show_progress: bool, **options: Any) -> int:
-    """Write the recommendations to a file, batch by batch; returns the number of lines.
+def write(
+    recommender: RunRecommender, asked: Iterable[Somebody], out: Path, *, number: int, show_progress: bool, **options: Any
+) -> int:
+    """Write the recommendations for ``number`` people to a file; returns the number of lines. Memory is that of one batch.
 
     The columns ``user``, ``item``, ``score`` and ``rank`` are those that ``--model=Imported`` reads.
 
@@ -51,12 +53,12 @@ def write(recommender: RunRecommender, asked: Sequence[Somebody], out: Path, *, 
     if out.suffix not in _WRITERS:
         raise ValueError(f"--out={out}: the ending {out.suffix!r} is unknown; give {', '.join(_WRITERS)}")
     lines = 0
-    bar = progress_bar("recommend", len(asked), show=show_progress)
+    bar = progress_bar("recommend", number, show=show_progress)
     with atomic_file(out) as temporary, _WRITERS[out.suffix](temporary) as add, bar as shown:
-        for number, part in recommender.batches(asked, **options):
+        for people, part in recommender.batches(asked, **options):
             add(part)
             lines += len(part)
-            shown.advance(number)
+            shown.advance(people)
     return lines
 
 

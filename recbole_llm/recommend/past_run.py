@@ -14,15 +14,13 @@ from recbole_llm.data.passport import differences
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.quick_start import Run
+from recbole_llm.recommend import shared
 from recbole_llm.store import runs
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.recorded_stages import RecordedStages
-from recbole_llm.store.shared_runs import FOLDER, is_shared
+from recbole_llm.store.shared_runs import is_shared
 
 logger = getLogger()
-
-_MODELS = ("model", "cf_model", "cheap_model", "llm_ranker", "retriever")
-"""The keys that name models."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,25 @@ class PastRun:
     variants: Mapping[str, Variant]
 
     @classmethod
-    def load(cls, given: str | Path, data_path: str | None = None, changes: Mapping[str, Any] | None = None) -> PastRun:
+    def load(
+        cls,
+        given: str | Path,
+        data_path: str | None = None,
+        model: str | None = None,
+        *,
+        moved: Mapping[str, str | None] | None = None,
+        as_evaluated: bool = False,
+    ) -> PastRun:
         """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
         that was evaluated on candidates, which needs none.
 
         Args:
             given: folder of the run, or its record.json; the folder of a shared run, or ``hub:user/name``.
             data_path: folder that contains the dataset, if it has moved.
-            changes: where the base models are, ``llm_path`` and ``text_encoder_path``, if they have moved.
+            moved: where the base models are, ``llm_path`` and ``text_encoder_path``, if they have moved.
+            model: ``package.module:Class`` of a model of the user, whose code is imported only if it is named here.
+            as_evaluated: with the candidates of its evaluation, if it has any, and without a retriever that it did not need; for
+                those who ask what it ranked then.
 
         Raises:
             ValueError: there is no such run, it is damaged or of another state of the package, its data, weights or base models
@@ -55,38 +64,33 @@ class PastRun:
         """
         path = runs.record_file(given, "--run")
         record = read_record(path)
-        again = runs.again(record, path)
-        _check_recommends(record, path)
-        root, shared = runs.root_of(path), is_shared(runs.root_of(path))
-        if shared:
-            _check_names(record, path)
-        changed = {key: value for key, value in (changes or {}).items() if value is not None}
-        for key in ("llm_path", "text_encoder_path"):
-            given = str(record["config"].get(key))
-            if given.startswith(FOLDER) and key not in changed:
-                name = given.removeprefix(FOLDER)
-                raise ValueError(
-                    f"--run: the run was trained on {name}, which is not shared with it; give --{key}=FOLDER of {name}"
-                )
-        own = None if shared else root  # nothing is written to what somebody shared, or to the hub's cache
-        changed = {**_as_retrieved(record), **changed}
-        config = recorded_config(record, path, checkpoint_dir=own, data_path=data_path, changes=changed)
+        root, again = runs.root_of(path), runs.again(record, path)
+        _check_model(record, path, model)
+        _check_recommends(record, path, as_evaluated)
+        imported = record.get("imported")  # its file is no setting of the run
+        changes = {"predictions": imported["file"]} if imported else {} if as_evaluated else _as_retrieved(record)
+        bases = {key: value for key, value in (moved or {}).items() if value is not None}
+        shared.check_moved(record, bases)
+        kept: Path | None = root
+        if is_shared(root):
+            shared.check_names(record, path)
+            kept = None  # nothing is written to what somebody shared, or to the hub's cache
+        where: dict[str, Any] = {"checkpoint_dir": kept, "data_path": data_path}
+        config = recorded_config(record, path, **where, changes={**changes, **bases}, own=model is not None)
         checkpoint = _checkpoint(record, path, again)
         parts = quick_start.assemble(config)
         _check_data(record, parts, path)
-        if "llm_path" in changed:
-            _check_base(record, parts)
-        cache = RecordedStages(
-            Path(config["checkpoint_dir"]) / "stages",
-            config["seed"],
-            recorded=record["stages"],
-            run_root=root / "stages",
-            again=again,
-        )
+        _check_imported(record, parts, path)
+        if "llm_path" in bases:
+            shared.check_base(record, parts)
+        stages = Path(config["checkpoint_dir"]) / "stages", root / "stages"
+        cache = RecordedStages(stages[0], config["seed"], recorded=record["stages"], run_root=stages[1], again=again)
         for stage in parts.stages:
             if not cache.is_cached(stage):
                 logger.warning(f"{path.parent.name} needs {stage.name} to recommend, which its evaluation did not: trained now")
         parts.trainer.restore(cache, checkpoint)
+        if as_evaluated:
+            _check_candidates(record, parts, path, again)
         return cls(record, parts, parts.trainer.recommender.variants())
 
     @property
@@ -107,23 +111,30 @@ class PastRun:
         return self.variants[row]
 
 
-def _check_recommends(record: Mapping[str, Any], path: Path) -> None:
-    registry.check_name(str(record["model"]).replace(":", "."))  # never a module: nothing that a record names is imported
-    if record["model"] == "Imported":
+def _check_model(record: Mapping[str, Any], path: Path, given: str | None) -> None:
+    """Import the model that the user names, if it is a model of theirs; never one that the record alone names."""
+    name = str(record["model"])
+    own = name.rpartition(":")[2]
+    if given is not None:
+        kind = registry.get_model(given)
+        if kind.__name__ != own:
+            raise ValueError(f"--model={given}: the run {path} is of the model {name}, not of {kind.__name__}")
+        return
+    try:
+        registry.check_name(name.replace(":", "."))
+    except ValueError as error:
+        raise ValueError(
+            f"--run: {path} is of the model {name}, which is neither of this package nor of RecBole; if it is yours, name its "
+            f"code, --model=MODULE:{own}: a run by itself imports none"
+        ) from error
+
+
+def _check_recommends(record: Mapping[str, Any], path: Path, as_evaluated: bool) -> None:
+    if record["model"] == "Imported" and not as_evaluated:
         raise ValueError(f"--run: {path} has the predictions of another system; that system has to recommend")
     phases = record["config"].get("candidate_phases", ()), record["config"].get("full_phases", ())
     if not any("test" in listed for listed in phases):
         raise ValueError(f"--run: {path} was evaluated by labels or drawn negatives; a run that ranks items can recommend")
-
-
-def _check_names(record: Mapping[str, Any], path: Path) -> None:
-    """Refuse a shared run that names code of its author."""
-    config = record["config"]
-    merges = [config.get("merge"), *(config.get("merge_beside") or {}).values()]
-    named = [config.get(key) for key in _MODELS] + [one.get("merge") if isinstance(one, dict) else one for one in merges]
-    for name in named:
-        if isinstance(name, str) and (":" in name or "." in name):
-            raise ValueError(f"--run: {path} names {name!r}, code of its author, which is not part of a shared run")
 
 
 def _as_retrieved(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,13 +169,11 @@ def _check_data(record: Mapping[str, Any], parts: Run, path: Path) -> None:
     known = record.get("histories_sha256")
     if same and known in (None, parts.test._dataset.histories.fingerprint):
         return
+    told, where = "the order of users or items differs", parts.config["data_path"]
     try:
-        told = "the order of users or items differs"
-        if not same:
-            told = "; ".join(differences(parts.passport, record["passport"]))
+        told = told if same else "; ".join(differences(parts.passport, record["passport"]))
     except (KeyError, TypeError, AttributeError):
         told = "its passport cannot be compared"
-    where = parts.config["data_path"]
     if is_shared(runs.root_of(path)):
         raise ValueError(
             f"--run: this machine's {record['dataset']} ({where}) is not the data that the shared run was trained on: {told}. "
@@ -176,15 +185,20 @@ def _check_data(record: Mapping[str, Any], parts: Run, path: Path) -> None:
     )
 
 
-def _check_base(record: Mapping[str, Any], parts: Run) -> None:
-    """Refuse another LM than the one whose adapters the run has, where both are known by the hash of their folders."""
-    backbone, known = parts.trainer.recommender.backbone, (record.get("backbone_identity") or "").split(", ")
-    if backbone is None or backbone.stages or backbone.identity in known:
-        return
-    if "@" in backbone.identity or any("@" in identity for identity in known):
-        logger.warning(f"llm_path: {backbone.name} is taken for {record['backbone']}, which cannot be compared")
-        return
-    raise ValueError(
-        f"--llm_path={parts.config['llm_path']}: this is not {record['backbone']}, on which the run was trained (its files have "
-        "another SHA-256)"
-    )
+def _check_imported(record: Mapping[str, Any], parts: Run, path: Path) -> None:
+    """A file of predictions is still the one that was evaluated."""
+    imported = record.get("imported")
+    if imported and parts.model.sha256 != imported["sha256"]:
+        raise ValueError(
+            f"--run: {parts.model.file} is no longer the file of predictions that {path} evaluated (SHA-256); repeat the run"
+        )
+
+
+def _check_candidates(record: Mapping[str, Any], parts: Run, path: Path, again: str) -> None:
+    """The candidates that were drawn now are those of the evaluation."""
+    known, found = record["candidates_sha256"].get("test"), parts.test.candidates
+    if found is not None and found.sha256 != known:
+        raise ValueError(
+            f"--run: the candidates of {path} (SHA-256 {str(known)[:12]}) are no longer what its settings give "
+            f"({found.sha256[:12]}); {again}"
+        )

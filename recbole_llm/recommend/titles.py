@@ -6,6 +6,7 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from recbole_llm.data.items import title_key
 
@@ -22,13 +23,36 @@ class Titles:
     """
 
     def __init__(self, item_ids: Sequence[str], titles: Sequence[str], names: Sequence[str], years: Sequence[str] = ()):
-        self._ids = {token: item for item, token in enumerate(item_ids) if item}
         self.item_ids, self.names = item_ids, names
-        self._by_title: dict[str, list[int]] = defaultdict(list)
-        for item in range(1, len(item_ids)):
+        self._titles, self._years = titles, years
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {token: item for item, token in enumerate(self.item_ids) if item}
+
+    @cached_property
+    def _by_title(self) -> dict[str, list[int]]:
+        titles, names, years = self._titles, self.names, self._years
+        found: dict[str, list[int]] = defaultdict(list)
+        for item in range(1, len(self.item_ids)):
             dated = f"{titles[item]} ({years[item]})" if years and years[item] else titles[item]
             for text in {title_key(titles[item]), title_key(names[item]), title_key(dated)}:
-                self._by_title[text].append(item)
+                found[text].append(item)
+        return found
+
+    def known(self, text: str) -> int | None:
+        """As :meth:`find`, but None if no item has this title; an unknown ``id:TEXT`` is refused."""
+        kind, _, rest = text.partition(":")
+        kind = kind.strip() if kind.strip() in ("id", "title") else ""
+        given = (rest if kind else text).strip()
+        found = set() if kind == "title" else {self._ids[given]} if given in self._ids else set()
+        found |= set() if kind == "id" else {*self._by_title.get(title_key(given), ())}
+        if len(found) > 1:
+            known = ", ".join(f"id:{self.item_ids[item]} ({self.names[item]})" for item in sorted(found)[:5])
+            raise ValueError(f"{given!r} is the title or the id of {len(found)} items; give one of {known}")
+        if kind == "id" and not found:
+            raise ValueError(f"no item has the id {given!r}")
+        return found.pop() if found else None
 
     def find(self, text: str) -> int:
         """The internal id of an item by its title, its name or its id; ``id:TEXT`` and ``title:TEXT`` say which is meant.
@@ -36,20 +60,12 @@ class Titles:
         Raises:
             ValueError: no item or several items have it; names the nearest titles, or the items.
         """
-        kind, _, rest = text.partition(":")
-        kind = kind.strip() if kind.strip() in ("id", "title") else ""
-        given = (rest if kind else text).strip()
-        found = set() if kind == "title" else {self._ids[given]} if given in self._ids else set()
-        found |= set() if kind == "id" else {*self._by_title.get(title_key(given), ())}
-        if len(found) == 1:
-            return found.pop()
-        if found:
-            known = ", ".join(f"id:{self.item_ids[item]} ({self.names[item]})" for item in sorted(found)[:5])
-            raise ValueError(f"{given!r} is the title or the id of {len(found)} items; give one of {known}")
-        if kind == "id":
-            raise ValueError(f"no item has the id {given!r}")
-        near = "; ".join(self.nearest(given))
-        raise ValueError(f"no item has the title or the id {given!r}" + (f"; nearest titles: {near}" if near else ""))
+        item = self.known(text)
+        if item is None:
+            given = text.removeprefix("title:").strip()
+            near = "; ".join(self.nearest(given))
+            raise ValueError(f"no item has the title or the id {given!r}" + (f"; nearest titles: {near}" if near else ""))
+        return item
 
     def nearest(self, title: str, number: int = 3) -> list[str]:
         """The names of the items whose titles are most similar, best first."""

@@ -84,8 +84,8 @@ def measure(board: Board, claim: Claim, cells: Mapping[Task, Cell], changes: Map
     runs = _finished(claim, own)
     used = {task: cell for task, cell in own.items() if cell.status == DONE and cell.seed in runs.seeds}
     try:
-        comparable.check(claim.protocol, list(used.values()))
-        comparable.same_users(claim.protocol, runs.users())
+        comparable.check(f"leaderboard: {claim.protocol}", list(used.values()))
+        comparable.same_users(f"leaderboard: {claim.protocol}", runs.users())
         tests = [_recorded(cells, runs, *pair) if any(side.path for side in pair) else _test(runs, *pair) for pair in claim.pairs]
     except ValueError as error:  # such runs are the claim's alone
         raise NotMeasuredError(str(error)) from error

@@ -30,8 +30,11 @@ MANIFEST = "MANIFEST.json"
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _RUST = re.compile(r"\(os error (\d+)\)")  # safetensors, tokenizers
 _TORCH = re.compile(r"PytorchStreamWriter|inline_container.*(unexpected pos|write)", re.DOTALL)
-TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.(old\.)?tmp")
+_WRITER = r"(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}"
+TEMPORARY = re.compile(rf"\..+\.{_WRITER}\.(old\.)?tmp")
 """Names of temporary files and folders, with the machine and the process that writes them."""
+CHECKPOINT = re.compile(rf".+-{_WRITER}\.pth")
+"""Names of the weights of classical models, likewise."""
 
 
 def sha256_file(path: Path) -> str:
@@ -53,9 +56,14 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def writer() -> str:
+    """A part of a file name, unlike any other, that says which process writes it."""
+    return f"{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
 def temporary_name(path: Path, suffix: str = "tmp") -> Path:
     """A hidden name beside ``path`` that says who writes it, as :data:`TEMPORARY`."""
-    return path.with_name(f".{path.name}.{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{suffix}")
+    return path.with_name(f".{path.name}.{writer()}.{suffix}")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ import psutil
 from filelock import FileLock, Timeout
 from tabulate import tabulate
 
-from recbole_llm.store.files import HOST, TEMPORARY
+from recbole_llm.store.files import CHECKPOINT, HOST, TEMPORARY
 from recbole_llm.store.json_files import read_object
 
 DAY = 24 * 3600.0
+MONTH = 30 * DAY
 KINDS = {
     "stages": "trained parts, by what they depend on",
     "scores": "scores of evaluated rows",
@@ -59,12 +61,8 @@ def temporaries(root: Path) -> list[Leftover]:
     """Temporary files and folders under ``root`` whose process has ended; of another machine's, those that are a day old."""
     found = []
     for path in sorted(root.rglob(".*.tmp")):
-        if match := TEMPORARY.fullmatch(path.name):
-            host, pid = match["host"], int(match["pid"])
-            ended = not psutil.pid_exists(pid) if host == HOST else _age(path) > DAY
-        else:
-            ended = _age(path) > DAY  # named by an earlier state of this package
-        if ended:
+        match = TEMPORARY.fullmatch(path.name)
+        if _has_ended(path, match, DAY) if match else _age(path) > DAY:  # else named by an earlier state of this package
             found.append(Leftover(path, "written by a process that has ended"))
     return found
 
@@ -76,6 +74,22 @@ def unfinished(root: Path) -> list[Leftover]:
         if not _is_locked(path.with_suffix(".lock")):
             found.append(Leftover(path, "checkpoints of a run that was killed"))
     return found
+
+
+def weights(root: Path) -> list[Leftover]:
+    """Weights of classical models that no record names, and whose process has ended; of another machine's, those a month old.
+
+    While a record cannot be read, there are none: it may name them.
+    """
+    found = {path for path in root.glob("*.pth") if (match := CHECKPOINT.fullmatch(path.name)) and _has_ended(path, match, MONTH)}
+    for record in root.glob("runs/*/record.json") if found else ():
+        try:
+            read_object(record)
+            text = record.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return []
+        found = {path for path in found if path.name not in text}  # its own, or that of cf_checkpoint and the like
+    return [Leftover(path, "weights of a run that ended without a record") for path in sorted(found)]
 
 
 def unused(root: Path) -> list[Leftover]:
@@ -110,7 +124,7 @@ def contents(root: Path) -> str:
     checkpoints = list(root.glob("*.pth"))
     if checkpoints:
         lines.append(["*.pth", len(checkpoints), _shown(sum(map(_size, checkpoints))), "classical models, as RecBole keeps them"])
-    left = [*temporaries(root), *unfinished(root)]
+    left = [*temporaries(root), *unfinished(root), *weights(root)]
     if left:
         lines.append(["left over", len(left), _shown(sum(one.size for one in left)), "of killed runs: recbole-llm cache clean"])
     if old := unused(root):
@@ -127,7 +141,7 @@ def clean(root: Path, *, with_unused: bool = False) -> Iterator[str]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"checkpoint_dir: there is no folder {root} (relative to {Path.cwd()})")
-    for leftover in [*temporaries(root), *unfinished(root), *(unused(root) if with_unused else [])]:
+    for leftover in [*temporaries(root), *unfinished(root), *weights(root), *(unused(root) if with_unused else [])]:
         line = f"removed {leftover.path} ({_shown(leftover.size)}): {leftover.why}"
         leftover.remove()
         yield line
@@ -142,6 +156,11 @@ def _is_locked(lock: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def _has_ended(path: Path, writer: re.Match[str], patience: float) -> bool:
+    """Whether the process of a file name has ended; on another machine, whether the file is older than ``patience``."""
+    return not psutil.pid_exists(int(writer["pid"])) if writer["host"] == HOST else _age(path) > patience
 
 
 def _age(path: Path) -> float:

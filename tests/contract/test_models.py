@@ -127,7 +127,9 @@ def test_candidates_are_the_same_for_every_model(made, module_settings, assemble
         assert getattr(made, phase).candidates.sha256 == getattr(reference, phase).candidates.sha256
 
 
+@pytest.mark.parametrize("name", BASELINES, indirect=True, scope="module")
 def test_the_same_seed_gives_bit_equal_metrics(made, tmp_path):
+    """The models of this package: test_independence.py."""
     again = run_recbole_llm(made.name, "tiny", config_dict={**made.settings, "checkpoint_dir": str(tmp_path)})
     assert dict(again["test_result"]) == dict(made.result)
 

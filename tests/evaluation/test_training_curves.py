@@ -33,8 +33,8 @@ def test_stages_are_reported_while_they_are_trained_and_shown_when_they_are_reus
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    draw = plots.panels
-    monkeypatch.setattr(plots, "panels", lambda file, curves, **own: drawn.append({*curves}) or draw(file, curves, **own))
+    draw = plots.curve_panels
+    monkeypatch.setattr(plots, "curve_panels", lambda file, curves, **own: drawn.append({*curves}) or draw(file, curves, **own))
     path, record = run("TALLRec", settings, report_to=["tensorboard"])
     curves = json.loads((path.parent / "curves.json").read_text())
     adapter, points = curves["ingredient"], curves["ingredient"]["points"]

@@ -36,17 +36,17 @@ def cell(label: str, *, seed: int = 2020, mask: bool | None = True, **facts: Any
 
 def refusal(*cells: Cell) -> str:
     with pytest.raises(ValueError, match=r"^leaderboard: full: ") as error:
-        check("full", cells)
+        check("leaderboard: full", cells)
     return str(error.value).removeprefix("leaderboard: full: ")
 
 
 def test_runs_that_were_measured_alike_pass() -> None:
-    check("full", [cell("BPR"), cell("SASRec"), cell("SASRec", seed=1)])
+    check("leaderboard: full", [cell("BPR"), cell("SASRec"), cell("SASRec", seed=1)])
     check(
-        "full",
+        "leaderboard: full",
         [cell("BPR"), Cell("Broken", "Broken", 1, "full", "run", error="no memory"), Cell("Later", "Later", 1, "full", "run")],
     )
-    check("full", [])
+    check("leaderboard: full", [])
 
 
 def test_other_counts_and_filters_are_named() -> None:
@@ -55,7 +55,7 @@ def test_other_counts_and_filters_are_named() -> None:
         "the split of SASRec (seed 2020) is not that of BPR (seed 2020), Pop (seed 2020): 942 users against 943; 94,200 "
         "interactions against 94,300; 942 valid targets against 943; 942 test targets against 943; tie_order random against "
         "file; rm_dup_inter None against first; less than 1 % of the test targets differ; run them on the same data with the "
-        "same filters, or under another protocol"
+        "same filters, or run them under another protocol"
     )
 
 
@@ -74,7 +74,7 @@ def test_the_same_targets_after_other_interactions_are_another_split() -> None:
 def test_random_splits_are_compared_within_a_seed() -> None:
     first, second = passport(order="RO", seed=1), passport(other_targets=9, order="RO", seed=2)
     runs = [cell(label, seed=seed, passport=own) for label in ("BPR", "Pop") for seed, own in ((1, first), (2, second))]
-    check("full", runs)
+    check("leaderboard: full", runs)
     assert "Odd (seed 1)" in refusal(*runs, cell("Odd", seed=1, passport=passport(other_targets=30, order="RO", seed=1)))
 
 
@@ -100,7 +100,7 @@ def test_drawn_anew_and_drawn_once_or_other_numbers_are_no_table() -> None:
         return cell(label, mask=None, config={"eval_args": {"mode": {"valid": mode, "test": mode}}})
 
     once = cell("TALLRec", mask=None, candidates_sha256={"test": "a" * 64}, config={"eval_args": {"mode": {"test": "full"}}})
-    check("full", [drawn("A", "uni100"), drawn("B", "uni100")])
+    check("leaderboard: full", [drawn("A", "uni100"), drawn("B", "uni100")])
     found = refusal(drawn("A", "uni100"), drawn("B", "uni100"), once)
     assert found.startswith(
         f"TALLRec (seed 2020) ranked the candidates {'a' * 64}, but A (seed 2020), B (seed 2020) ranked the items"
@@ -114,7 +114,7 @@ def test_slices_of_different_sizes_are_no_column() -> None:
     def sliced(label: str, **users: int) -> Cell:
         return cell(label, slices={label: {name: {"users": number} for name, number in users.items()}})
 
-    check("full", [sliced("A", cold=10, warm=20), sliced("B", cold=10), sliced("C"), cell("D", slices=None)])
+    check("leaderboard: full", [sliced("A", cold=10, warm=20), sliced("B", cold=10), sliced("C"), cell("D", slices=None)])
     found = refusal(sliced("A", cold=10), sliced("B", cold=10), sliced("Odd", cold=12))
     assert found.startswith(
         "the slice cold has 12 users for Odd (seed 2020), and 10 for A (seed 2020), B (seed 2020); give all models"
@@ -140,7 +140,7 @@ def test_the_same_users() -> None:
 
 def test_several_targets_ranked_together_and_one_by_one_are_no_table() -> None:
     ranked = {how: {"mask_history": True, "targets": how} for how in ("together", "one by one")}
-    check("full", [cell("BPR", protocol=ranked["together"]), cell("Pop", protocol=ranked["together"])])
+    check("leaderboard: full", [cell("BPR", protocol=ranked["together"]), cell("Pop", protocol=ranked["together"])])
     odd = cell("SASRec", protocol=ranked["one by one"])
     assert refusal(cell("BPR", protocol=ranked["together"]), cell("Pop", protocol=ranked["together"]), odd).startswith(
         "users have several test items, which SASRec (seed 2020) ranked one by one, and BPR (seed 2020), Pop (seed 2020) ranked "

@@ -262,6 +262,7 @@ def test_a_hub_id_is_read_from_the_cache(
         assemble("TALLRec", settings, adapters={"tuned": "owner/none"})
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_builtin_lm_belongs_to_one_training_of_it(settings: dict[str, Any], tmp_path: Path) -> None:
     small = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 2000}
     config = {**settings, "llm_path": "builtin", "builtin_lm": small}

@@ -123,6 +123,7 @@ def test_a_hybrid_reads_as_much_of_either_domain_and_no_held_out_item(
         assert {row[1:] for part in seen[name][1] for row in part} == {row[1:] for row in rows if row.domain == index}
 
 
+@pytest.mark.slow
 def test_a_second_target_reuses_every_adapter(woven: Any, run: Run, trained: list[str], caplog: pytest.LogCaptureFixture) -> None:
     record = run("other")
     assert not trained and all(seconds == 0 for name, seconds in record["stage_seconds"].items() if name != "weave")
@@ -211,6 +212,7 @@ def test_a_control_by_its_property_file_is_the_row_of_the_whole_run(run: Run, tr
     assert abs(ours - theirs).max() <= 1
 
 
+@pytest.mark.slow
 def test_cached_scores_of_a_control_follow_its_adapters(run: Run, settings: dict[str, Any], tmp_path: Path) -> None:
     """``weave: target_only`` has no part in the sources, but the rows beside it have."""
     changes = {"weave": "target_only", "weave_controls": ["data_merging"], "checkpoint_dir": str(tmp_path)}
@@ -229,6 +231,7 @@ def test_controls_that_are_not_asked_for_are_not_trained(run: Run, trained: list
 
 
 @pytest.mark.parametrize("method", ["ties", "dare", "magnitude_prune", "grid", "factors"])
+@pytest.mark.slow
 def test_every_merge_of_the_hook_is_available(run: Run, trained: list[str], method: str) -> None:
     record = run(merge=method, merge_density=0.7, weave_controls=["target_only"])
     assert not trained and record["merge"]["method"] == method
@@ -236,6 +239,7 @@ def test_every_merge_of_the_hook_is_available(run: Run, trained: list[str], meth
 
 
 @pytest.mark.parametrize("changes", [{"merge": "entropy", "merge_granularity": "module"}, {"merge": "orthogonal_residual"}])
+@pytest.mark.slow
 def test_coefficients_by_module_are_drawn_in_the_run_folder(
     settings: dict[str, Any], changes: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

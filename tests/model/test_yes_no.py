@@ -164,6 +164,7 @@ def test_without_ratings_sampled_items_are_not_liked(module_settings: dict[str, 
     assert 8 < answers.count("Yes.</s>") < 32
 
 
+@pytest.mark.slow
 def test_a_run_with_the_papers_file_reports_the_adapter_and_the_lm_without_it(
     settings: dict[str, Any], with_ratings: dict[str, Any]
 ) -> None:

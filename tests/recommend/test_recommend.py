@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pandas as pd
 import pytest
 
 import recbole_llm
+from recbole_llm import registry
 from recbole_llm.data.candidate_files import read_candidates
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.recommend import output
+from recbole_llm.recommend.index import EXACT
 from recbole_llm.recommend.recommender import RunRecommender, load
 
 DRAWN = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
@@ -47,41 +50,52 @@ def last_items(data_path: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "changes", "indexed"),
     [
-        ("BPR", FULL),
-        ("SASRec", FULL),
-        ("Pop", FULL),  # equal scores
-        ("TALLRec", RERANKED),
-        pytest.param("BERT4Rec", FULL, marks=pytest.mark.slow),
-        pytest.param("GRU4Rec", FULL, marks=pytest.mark.slow),
-        pytest.param("FPMC", FULL, marks=pytest.mark.slow),
-        pytest.param("NeuMF", FULL, marks=pytest.mark.slow),  # scores item by item
-        pytest.param("FM", {**FULL, "train_neg_sample_args": DRAWN}, marks=pytest.mark.slow),  # with the items' columns
-        pytest.param("EASE", FULL, marks=pytest.mark.slow),
-        pytest.param("ItemKNN", FULL, marks=pytest.mark.slow),
-        pytest.param("RecentPop", FULL, marks=pytest.mark.slow),
-        pytest.param("NearestTitles", FULL, marks=pytest.mark.slow),
-        pytest.param("AlphaRec", FULL, marks=pytest.mark.slow),
-        pytest.param("Laser", FULL, marks=pytest.mark.slow),
-        pytest.param("LoRACocktail", RERANKED, marks=pytest.mark.slow),
-        pytest.param("MoLoRec", RERANKED, marks=pytest.mark.slow),
-        pytest.param("WeaveRec", RERANKED, marks=pytest.mark.slow),
-        pytest.param("LlamaRec", {**RERANKED, "lora_train_mode": "prefix"}, marks=pytest.mark.slow),
-        pytest.param("ALLMRec", RERANKED, marks=pytest.mark.slow),
-        pytest.param("Cascade", {**RERANKED, "llm_ranker": "TALLRec", "routing_users": 20}, marks=pytest.mark.slow),
+        ("BPR", FULL, True),
+        ("SASRec", FULL, True),
+        ("Pop", FULL, False),  # equal scores
+        ("TALLRec", RERANKED, True),  # its retriever
+        pytest.param("BERT4Rec", FULL, True, marks=pytest.mark.slow),  # with biases of the items
+        pytest.param("GRU4Rec", FULL, True, marks=pytest.mark.slow),
+        pytest.param("LightGCN", FULL, True, marks=pytest.mark.slow),
+        pytest.param("FPMC", FULL, False, marks=pytest.mark.slow),  # two products
+        pytest.param("NeuMF", FULL, False, marks=pytest.mark.slow),  # scores item by item
+        pytest.param("FM", {**FULL, "train_neg_sample_args": DRAWN}, False, marks=pytest.mark.slow),  # with the items' columns
+        pytest.param("EASE", FULL, False, marks=pytest.mark.slow),
+        pytest.param("ItemKNN", FULL, False, marks=pytest.mark.slow),
+        pytest.param("RecentPop", FULL, False, marks=pytest.mark.slow),
+        pytest.param("NearestTitles", FULL, False, marks=pytest.mark.slow),
+        pytest.param("NearestTexts", FULL, False, marks=pytest.mark.slow),
+        pytest.param("AlphaRec", FULL, True, marks=pytest.mark.slow),
+        pytest.param("Laser", FULL, True, marks=pytest.mark.slow),
+        pytest.param("LoRACocktail", RERANKED, True, marks=pytest.mark.slow),
+        pytest.param("MoLoRec", RERANKED, True, marks=pytest.mark.slow),
+        pytest.param("WeaveRec", RERANKED, True, marks=pytest.mark.slow),
+        pytest.param("LlamaRec", {**RERANKED, "lora_train_mode": "prefix"}, True, marks=pytest.mark.slow),
+        pytest.param("ALLMRec", RERANKED, True, marks=pytest.mark.slow),
+        pytest.param("Cascade", {**RERANKED, "llm_ranker": "TALLRec", "routing_users": 20}, True, marks=pytest.mark.slow),
     ],
 )
 def test_the_target_stands_where_the_record_says(
-    name: str, changes: dict[str, Any], settings: dict[str, Any], last_items: dict[str, list[str]]
+    name: str, changes: dict[str, Any], indexed: bool, settings: dict[str, Any], last_items: dict[str, list[str]]
 ) -> None:
+    """By faiss where the model scores by products, by all scores, and by an index that finds all items."""
     path, record = trained(name, settings, **changes)
     ranks = record["ranks"][name]
-    found = load(path).recommend(users=[*ranks], k=5, until="test").set_index(["user", "item"])["rank"]
-    for user, rank in ranks.items():
-        assert found.get((user, last_items[user][-1])) == (rank if rank is not None and rank <= 5 else None), user
+    recommender = load(path)
+    assert (recommender.index() is not None) == indexed
+    ways = [{}, {"index": "IVF2,Flat"}] if indexed else [{}]
+    tables = [recommender.recommend(users=[*ranks], k=5, until="test", **way) for way in ways]
+    recommender._indexes[None, EXACT] = None  # scores the catalogue
+    tables.append(recommender.recommend(users=[*ranks], k=5, until="test"))
+    for table in tables:
+        found = table.set_index(["user", "item"])["rank"]
+        for user, rank in ranks.items():
+            assert found.get((user, last_items[user][-1])) == (rank if rank is not None and rank <= 5 else None), user
 
 
+@pytest.mark.slow
 def test_given_items_are_ranked_as_the_candidates_of_the_run(settings: dict[str, Any], last_items: dict[str, list[str]]) -> None:
     path, record = trained("TALLRec", settings)  # evaluated on candidates: no retriever is trained for this
     recommender = load(path)
@@ -114,7 +128,7 @@ def test_seen_items_are_recommended_if_asked_for(recommender: RunRecommender, la
 def test_one_batch_or_many(recommender: RunRecommender, monkeypatch: pytest.MonkeyPatch) -> None:
     users = recommender.users
     whole = recommender.recommend(users=users, k=3)
-    monkeypatch.setattr("recbole_llm.recommend.recommender.CELLS", 7 * 41)
+    monkeypatch.setattr("recbole_llm.recommend.recommender.USERS", 7)
     parts = recommender.recommend(users=users, k=3)
     assert parts["item"].tolist() == whole["item"].tolist() and len(whole) == 3 * len(users)
 
@@ -139,6 +153,10 @@ def test_items_by_title(recommender: RunRecommender) -> None:
         ({"histories": [[]]}, "history 1: the history is empty"),
         ({"histories": [["i1"], ["i1", "zzz"]]}, "history 2: no item has the title or the id 'zzz'"),
         ({"users": ["u1"], "candidates": ["i1", "i1"]}, "an item is listed twice"),
+        ({"users": ["u1"], "candidates": ["i1", "id:zzz"]}, "candidates: no item has the id 'zzz'"),
+        ({"users": ["u1"], "candidates": ["i1", "zzz"]}, r"candidates: .*'zzz'.*SASRec cannot score an item by its title alone"),
+        ({"users": ["u1"], "index": "IVF99,Flat"}, "--index=IVF99,Flat: faiss cannot make this index of 40 vectors"),
+        ({"users": ["u1"], "index": "Tree"}, "--index=Tree: faiss cannot make this index"),
     ],
 )
 def test_what_cannot_be_answered(recommender: RunRecommender, call: dict[str, Any], message: str) -> None:
@@ -167,6 +185,29 @@ def test_parts_that_know_users_by_id_alone(name: str, changes: dict[str, Any], s
     assert len(recommender.recommend(users=[next(iter(record["ranks"][name]))], k=3)) == 3
     with pytest.raises(ValueError, match=f"BPR, a part of {name}, has learnt a vector for each user"):
         recommender.recommend([["i1", "i2"]])
+
+
+def test_a_model_of_the_user_is_imported_only_if_it_is_named(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from recbole.model.sequential_recommender.sasrec import SASRec\n\n\nclass Mine(SASRec):\n    pass\n"
+    (tmp_path / "mine.py").write_text(code + "\n\nclass Other(SASRec):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_own", {})
+    sizes = {"n_layers": 1, "n_heads": 1, "hidden_size": 8, "inner_size": 8, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1}
+    sizes |= {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02, "loss_type": "CE"}
+    path, record = trained("mine:Mine", {**settings, **sizes}, **FULL)
+    registry._own.clear()
+    monkeypatch.delitem(sys.modules, "mine")
+    with pytest.raises(ValueError, match=r"is of the model Mine, which is neither .* name its code, --model=MODULE:Mine"):
+        load(path)
+    assert "mine" not in sys.modules
+    with pytest.raises(ValueError, match=r"--model=mine:Other: the run .* is of the model Mine, not of Other"):
+        load(path, model="mine:Other")
+    recommender = load(path, model="mine:Mine")
+    assert recommender.index() is not None
+    user = next(iter(record["ranks"]["Mine"]))
+    assert len(recommender.recommend(users=[user], k=3)) == 3
 
 
 @pytest.mark.parametrize("name", ["weights", "missing", "data", "older", "record"])
@@ -218,19 +259,19 @@ def test_stages_are_those_of_the_record_whatever_the_code(settings: dict[str, An
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 def test_files(ending: str, recommender: RunRecommender, tmp_path: Path) -> None:
-    asked = [recommender.somebody(user) for user in recommender.users[:5]]
+    asked = [*recommender.people(recommender.users[:5])]
     file = tmp_path / f"top.{ending}"
-    assert output.write(recommender, asked, file, show_progress=False, k=3) == 15
+    assert output.write(recommender, asked, file, number=5, show_progress=False, k=3) == 15
     read = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}[ending]
     expected = recommender.recommend(users=recommender.users[:5], k=3)
     pd.testing.assert_frame_equal(read(file)[expected.columns], expected, check_dtype=False)
     with pytest.raises(ValueError, match=r"the ending '\.xls' is unknown; give \.parquet, \.csv, \.jsonl"):
-        output.write(recommender, asked, tmp_path / "top.xls", show_progress=False, k=3)
+        output.write(recommender, asked, tmp_path / "top.xls", number=5, show_progress=False, k=3)
 
 
 def test_what_is_printed(recommender: RunRecommender, last_items: dict[str, list[str]]) -> None:
     user = recommender.users[0]
-    (text,) = output.show(recommender, [recommender.somebody(user)], k=2)
+    (text,) = output.show(recommender, recommender.people([user]), k=2)
     history, _, found = text.partition("recommended")
     assert f"{user}: history of {len(last_items[user])} items, oldest first" in history
     assert all(recommender.titles.names[recommender.titles.find(item)] in history for item in last_items[user])

@@ -11,7 +11,7 @@ import pytest
 from recbole_llm import cli
 from recbole_llm.store import files
 from recbole_llm.store.files import TEMPORARY, atomic_write, temporary_name
-from recbole_llm.store.leftovers import DAY, clean, contents, temporaries, unfinished, unused
+from recbole_llm.store.leftovers import DAY, clean, contents, temporaries, unfinished, unused, weights
 from recbole_llm.store.locks import locked
 
 fork = multiprocessing.get_context("fork")
@@ -84,6 +84,39 @@ def test_checkpoints_stay_while_somebody_computes_the_stage(root):
     with locked(root / "stages" / "b-2", "stage b"):
         assert unfinished(root) == [] and [left.path for left in unused(root)] == []
     assert [left.path for left in unfinished(root)] == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "is_left"),
+    [
+        ("SASRec-Nov-26-2026_22-00-00-{host}-{ended}-01234567.pth", 0, True),
+        ("SASRec-Nov-26-2026_22-00-00-{host}-{own}-01234567.pth", 60 * DAY, False),  # alive
+        ("SASRec-Nov-26-2026_22-00-00-{other}-{ended}-01234567.pth", 2 * DAY, False),  # of another machine
+        ("SASRec-Nov-26-2026_22-00-00-{other}-{ended}-01234567.pth", 60 * DAY, True),
+        ("SASRec-Nov-26-2026_22-00-00-01234567.pth", 60 * DAY, False),  # of earlier code, whose records do not name it
+        ("mine.pth", 60 * DAY, False),
+    ],
+)
+def test_weights_of_killed_runs_are_left_over(root, name, age, is_left):
+    other = "abcdee" if files.HOST == "abcdef" else "abcdef"
+    path = root / name.format(host=files.HOST, other=other, ended=ended(), own=os.getpid())
+    path.write_bytes(b"weights")
+    os.utime(path, (time.time() - age,) * 2)
+    assert [left.path for left in weights(root)] == [path] * is_left
+    record = root / "runs" / "M-d-2" / "record.json"
+    atomic_write(record, json.dumps({"stages": {}, "config": {"cf_checkpoint": f"saved/{path.name}"}}))
+    assert weights(root) == [], "a record names it"
+    record.unlink()
+    (root / "runs" / "M-d-1" / "record.json").write_text("{")
+    assert weights(root) == [], "a record that cannot be read may name it"
+    atomic_write(root / "runs" / "M-d-1" / "record.json", json.dumps({"stages": {}}))
+    assert any(path.name in line for line in clean(root)) == is_left and path.exists() != is_left
+
+
+def test_a_trainer_names_its_weights_by_its_process(assemble, settings):
+    file = Path(assemble("BPR", settings).trainer.saved_model_file)
+    match = files.CHECKPOINT.fullmatch(file.name)
+    assert match["host"] == files.HOST and int(match["pid"]) == os.getpid() and file.name.startswith("BPR-")
 
 
 def test_unused_stages_are_those_that_no_record_names(root):

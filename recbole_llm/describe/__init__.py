@@ -1,0 +1,1 @@
+"""What a dataset contains, and what each family of models would need of it."""

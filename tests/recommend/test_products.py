@@ -1,0 +1,130 @@
+"""Vectors are found where scores are products, and faiss finds the items with the largest ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_llm.recommend.index import ItemIndex
+from recbole_llm.recommend.products import Products
+from recbole_llm.recommend.ranking import Ranking
+
+GENERATOR = torch.Generator().manual_seed(0)
+USERS, ITEMS = torch.randn(30, 8, generator=GENERATOR), torch.randn(500, 8, generator=GENERATOR)
+BIAS = torch.randn(500, generator=GENERATOR)
+FEW = Interaction({"user": torch.arange(5)})
+ALL = Interaction({"user": torch.arange(30)})
+
+
+def product(interaction: Interaction) -> Tensor:
+    return USERS[interaction["user"]] @ ITEMS.T
+
+
+def in_parts(interaction: Interaction) -> Tensor:
+    return torch.cat([product(interaction[start : start + 4]) for start in range(0, len(interaction), 4)])
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        product,
+        lambda batch: torch.matmul(USERS[batch["user"]], ITEMS.transpose(0, 1)).flatten(),
+        lambda batch: USERS[batch["user"]].mm(ITEMS.t()),
+        lambda batch: torch.nn.functional.linear(USERS[batch["user"]], ITEMS, BIAS),
+        lambda batch: product(batch) + BIAS,
+    ],
+)
+def test_vectors_of_a_model_that_scores_by_products(score: Callable[[Any], Tensor]) -> None:
+    found = Products.of(score, FEW, 500)
+    assert found is not None
+    torch.testing.assert_close(found.users(ALL) @ found.items[1:].T, score(ALL).view(30, 500)[:, 1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda batch: product(batch).sigmoid(),
+        lambda batch: product(batch) + USERS[batch["user"]].flip(1) @ ITEMS.T,
+        lambda batch: product(batch) + USERS[batch["user"], :1],  # the same items, but other scores
+        lambda batch: torch.cdist(USERS[batch["user"]], ITEMS),
+        lambda batch: product(batch) * torch.nan,
+        in_parts,  # fewer users at once than those of the check
+    ],
+)
+def test_other_scores_are_no_products(score: Callable[[Any], Tensor]) -> None:
+    assert Products.of(score, FEW, 500) is None
+
+
+def test_one_user_does_not_tell_a_bias_from_another_term() -> None:
+    assert Products.of(product, FEW[:1], 500) is None
+
+
+def test_a_retriever_that_scores_some_users_at_once() -> None:
+    found = Products.of(in_parts, FEW[:3], 500)
+    assert found is not None
+    assert torch.equal(found.users(ALL), USERS)
+
+
+def test_a_model_that_changes_is_an_error() -> None:
+    current = product
+    found = Products.of(lambda batch: current(batch), FEW, 500)
+    current = BIAS.expand(5, -1).clone  # type: ignore[assignment]
+    assert found is not None
+    with pytest.raises(RuntimeError, match="no product of the vectors of 5 users"):
+        Products(found.items, False, lambda _: BIAS).users(FEW)
+
+
+@pytest.mark.parametrize("kind", ["exact", "IVF16,Flat", "HNSW8", "Flat"])
+def test_the_index_finds_the_largest_products_without_the_padding_item(kind: str) -> None:
+    products = Products.of(lambda batch: product(batch) + BIAS, FEW, 500)
+    assert products is not None
+    index = ItemIndex(products, kind, ALL)
+    items, scores = index.search(ALL, 10)
+    best = (product(ALL) + BIAS)[:, 1:].topk(10)
+    recall = (items[:, :, None] == best.indices[:, None] + 1).any(1).float().mean().item()
+    assert index.recall == pytest.approx(recall) and recall >= 0.95 and items.min() > 0
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    if index.is_exact:
+        assert torch.equal(items, best.indices + 1) and str(index) == "index exact"
+    else:
+        assert f"recall@10 {recall:.3f}" in str(index)
+
+
+def test_an_index_without_effort_shows_the_recall_that_it_has() -> None:
+    products = Products.of(product, FEW, 500)
+    assert products is not None
+    index = ItemIndex(products, "PQ4x4", ALL)
+    assert 0 < index.recall < 0.95 and str(index).startswith("index PQ4x4: recall@10 0.")
+
+
+def test_what_an_index_does_not_find_is_no_item() -> None:
+    products = Products.of(product, FEW, 500)
+    assert products is not None
+    index = ItemIndex(products, "IVF100,Flat", ALL)
+    index._index.nprobe = 1
+    items, scores = index.search(ALL, 499)
+    assert (scores[items == 0] == -torch.inf).all() and (items == 0).any() and scores[items > 0].isfinite().all()
+
+
+@pytest.mark.parametrize("seen", [[], [[1, 2, 3], [4]] * 15])
+def test_ties_have_the_order_of_a_full_ranking(seen: list[list[int]]) -> None:
+    """Vectors of duplicates are equal: rounding, or faiss's order, must not decide between them."""
+    items = torch.cat([torch.zeros(1, 8), ITEMS[1:101].repeat(4, 1)])
+    tokens = [str(user) for user in range(31)], [f"i{item}" for item in range(401)]
+    run: Any = SimpleNamespace(dataset=SimpleNamespace(tokens=tokens))
+    score = lambda batch: USERS[batch["user"]] @ items.T  # noqa: E731
+    variant: Any = SimpleNamespace(score_catalogue=score, partial=False, reranked=0)
+    products = Products.of(score, FEW, 401)
+    assert products is not None
+    users = [*range(1, 31)]
+    ranked = [
+        Ranking(run).of_catalogue(ALL, users, seen, variant, 10, index)[0] for index in (ItemIndex(products, "exact", ALL), None)
+    ]
+    assert torch.equal(*ranked)
+    assert not any({*row} & {*own} for row, own in zip(ranked[0].tolist(), seen, strict=False))
