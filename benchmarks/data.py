@@ -49,11 +49,12 @@ _WORDS = [
 ]
 
 
-def write(folder: Path, name: str, interactions: int, items: int | None = None, seed: int = 0) -> None:
+def write(folder: Path, name: str, interactions: int, items: int | None = None, seed: int = 0, *, covered: bool = False) -> None:
     """Write a data set of about ``interactions`` rows, in blocks, so that its size is not held in memory.
 
     Args:
         items: number of items; None: one for each 10 interactions.
+        covered: each item has an interaction, so that none is left out; needs twice as many interactions as items.
     """
     rng = np.random.default_rng(seed)
     users, items = max(2, interactions // 20), items or max(40, interactions // 10)
@@ -63,12 +64,15 @@ def write(folder: Path, name: str, interactions: int, items: int | None = None, 
         words = np.array(_WORDS)[rng.integers(len(_WORDS), size=(items, 4))]
         for item, (a, b, c, d) in enumerate(words.tolist()):
             file.write(f"B{item:08d}\tThe {a} {b} and the {c} {d} {item}\t{1950 + item % 70}\t{d} film\n")
+    uncovered = rng.permutation(items) if covered else np.empty(0, dtype=np.int64)
     with open(folder / name / f"{name}.inter", "w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
         for block in np.array_split(np.arange(users), max(1, users // 20_000)):
             lengths = rng.integers(10, 31, size=len(block))
             own = np.repeat(block, lengths)
             popular = (items * rng.random(len(own)) ** 2).astype(np.int64)
+            some, uncovered = uncovered[: len(own[::2])], uncovered[len(own[::2]) :]
+            popular[::2][: len(some)] = some
             times = 1_500_000_000 + rng.integers(10**8, size=len(own))
             file.writelines(f"A{u:07d}\tB{i:08d}\t{t}\n" for u, i, t in zip(own, popular, times, strict=True))
 

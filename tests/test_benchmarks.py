@@ -12,6 +12,7 @@ import malformed_files
 import merge_rules
 import pytest
 import recbole_models
+import recommend
 import sequence
 import torch
 import versions
@@ -60,6 +61,38 @@ def test_large_data_on_a_small_scale(tmp_path) -> None:
     found = json.loads(file.read_text())
     assert [*found["columns"]] == ["users", "items", *load.STEPS] and found["rows"][0][:2] == ["200", "300"]
     assert all("GiB" in cell for cell in found["rows"][0][2:]) and "--evaluated=100" in found["command"]
+
+
+CELLS = {"load": 1.0, "index": 0.5, "recall": 0.97, "one": 0.002, "people": 20, "many": 0.1, "peak": 2**30}
+
+
+def test_cells_of_recommending_stand_between_the_marks_of_a_page(tmp_path) -> None:
+    page = tmp_path / "page.md"
+    first, last = recommend.MARKS
+    page.write_text(f"before\n\n{first}\nold\n{last}\n\nafter\n")
+    written = {"users": 1000, "seconds": 3.0, "loaded": 2**29, "peak": 2**30}
+    call = {"command": "python benchmarks/recommend.py --items 300", "machine": "2 cores, 24 GiB", "date": "2026-11-26"}
+    speed = {"TALLRec 300 exact": CELLS, "SASRec 300 HNSW32": CELLS, "SASRec 300 exact": {**CELLS, "recall": None}}
+    for _ in range(2):
+        recommend.write_page(page, {"speed": speed, "memory": {"300 1000": written}, "calls": [call]})
+    text = page.read_text()
+    assert text.startswith(f"before\n\n{first}\n") and text.endswith(f"{last}\n\nafter\n") and "old" not in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert rows[2] == ["300", "SASRec", "exact", "1.0 s", "0.5 s", "2 ms", "200", "", "1.00 GiB"]
+    assert [row[1:3] + row[7:8] for row in rows[3:5]] == [["SASRec", "HNSW32", "0.970"], ["TALLRec", "exact", ""]]
+    assert rows[-1] == ["300", "1,000", "3 s", "0.50 GiB", "1.00 GiB"]
+
+
+@pytest.mark.slow
+def test_recommending_on_a_small_scale(tmp_path, capsys) -> None:
+    file = tmp_path / "cells.json"
+    recommend.main(
+        ["--items", "300", "--models", "SASRec", "--people", "20", "--users", "30", f"--folder={tmp_path}", f"--json={file}"]
+    )
+    found = json.loads(file.read_text())
+    assert [*found["speed"]] == ["SASRec 300 exact", "SASRec 300 HNSW32"] and [*found["memory"]] == ["300 30"]
+    assert found["calls"][0]["command"].endswith("--items 300 --models SASRec --people 20 --users 30")
+    assert "| 300     | 30 " in capsys.readouterr().out
 
 
 def test_the_nearest_of_unit_vectors_is_the_vector_itself() -> None:

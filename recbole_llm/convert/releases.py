@@ -11,12 +11,13 @@ from recbole_llm.convert.amazon import amazon
 from recbole_llm.convert.columns import TEXTS, column_name, guess, words
 from recbole_llm.convert.layout import Layout
 from recbole_llm.convert.movielens import lastfm, movielens_100k, movielens_csv, movielens_dat
+from recbole_llm.convert.research import pairs, recbole3
 from recbole_llm.convert.reviews import goodreads, mind, steam, yelp
 from recbole_llm.convert.sources import SUFFIXES, ConversionError, Source
 from recbole_llm.convert.tables import Delimited, Table, table
 
 RELEASES: Sequence[Callable[[Source], Layout | None]] = (
-    *(movielens_100k, movielens_dat, movielens_csv, lastfm, mind, yelp, steam, goodreads, amazon),
+    *(movielens_100k, movielens_dat, movielens_csv, lastfm, mind, yelp, steam, goodreads, recbole3, amazon, pairs),
 )
 # files of releases that are not read, and what to do
 _REFUSED = {

@@ -279,3 +279,57 @@ def test_a_row_that_is_cut_off_is_named() -> None:
 def test_others_are_refused_by_name(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         recognised(Source(folder({name: "x"}) / name))
+
+
+@pytest.mark.parametrize(
+    ("items", "title"),
+    [
+        ([{"item_id": "B1", "title": "Glass. Of water", "brand": "Acme", "metadata_text": "x."}], "Glass. Of water"),
+        ([{"item_id": "B1", "metadata_text": "Glass of water. 3.50. Acme."}], "Glass of water"),
+        ([{"item_id": "B1", "metadata_text": "Glass of water"}], "Glass of water"),
+    ],
+)
+def test_recbole3s_processed_folders(items: list[dict[str, Any]], title: str) -> None:
+    inter = [{"user_id": "A", "item_id": "B1", "timestamp": 1400000000, "overall": 5.0, "label": None}]
+    files = {"interactions.jsonl": lines(*inter), "items.jsonl": lines(*items), "users.jsonl": lines({"user_id": "A"})}
+    name, inter_lines, texts, properties = converted(folder(files))
+    assert (name, inter_lines[1]) == ("RecBole3.0", "A\tB1\t5\t1400000000")
+    assert texts[1].split("\t")[:2] == ["B1", title] and properties["noun"] == "product"
+
+
+@pytest.mark.parametrize(
+    ("review", "item"),
+    [
+        (
+            {"reviewerID": "A", "asin": "B1", "unixReviewTime": 1400000000, "overall": 5.0},
+            {"asin": "B1", "categories": [["X", "Y"]]},
+        ),
+        (
+            {"user_id": "A", "parent_asin": "B1", "timestamp": 1400000000000, "rating": 5.0},
+            {"parent_asin": "B1", "store": "Acme"},
+        ),
+    ],
+)
+def test_recbole3s_raw_folders(review: dict[str, Any], item: dict[str, Any]) -> None:
+    files = {"reviews.jsonl": lines(review), "meta.jsonl": lines({**item, "title": "Glass"})}
+    name, inter, texts, _ = converted(folder(files))
+    assert (name, inter[1]) == ("RecBole3.0, Amazon reviews", "A\tB1\t5\t1400000000")
+    assert texts[1].startswith("B1\tGlass")
+
+
+@pytest.mark.parametrize("beside", [{}, {"Movies_meta.json.gz": "a pickle"}])
+def test_pairs_of_users_and_items_in_the_order_of_time(beside: dict[str, str]) -> None:
+    path = folder({"Movies.txt": "1 7\n1 3\n2 3\n", **beside}) / "Movies.txt"
+    found = recognised(Source(path))
+    assert found is not None and ("pickle" in " ".join(found.notes)) == bool(beside)
+    name, inter, texts, _ = converted(path)
+    assert name == "pairs of user and item" and [line.split("\t")[:2] for line in inter[1:]] == [
+        ["1", "7"],
+        ["1", "3"],
+        ["2", "3"],
+    ]
+    assert not texts
+
+
+def test_a_text_file_of_other_numbers_is_a_table_of_the_user() -> None:
+    assert recognised(Source(folder({"Movies.txt": "1 7\n1 3 5\n"}) / "Movies.txt")) is None

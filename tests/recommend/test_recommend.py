@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import recbole_llm
-from recbole_llm import registry
+from recbole_llm import cli, registry
 from recbole_llm.data.candidate_files import read_candidates
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.recommend import output
@@ -208,6 +208,27 @@ def test_a_model_of_the_user_is_imported_only_if_it_is_named(
     assert recommender.index() is not None
     user = next(iter(record["ranks"]["Mine"]))
     assert len(recommender.recommend(users=[user], k=3)) == 3
+
+
+def test_the_command(
+    sasrec: tuple[Path, dict[str, Any]], recommender: RunRecommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users, items, run = tmp_path / "users.txt", tmp_path / "items.txt", f"--run={sasrec[0].parent}"
+    users.write_text("\n".join(recommender.users[:3]))
+    items.write_text("i1\nThe red river\n")
+    cli.main(["recommend", run, f"--users={users}", "--top=2", "--index=IVF2,Flat", f"--out={tmp_path / 'top.csv'}"])
+    shown = capsys.readouterr().out
+    assert "index IVF2,Flat (nprobe 8): recall@10 1.000" in shown and "top.csv: 6 lines for 3 users" in shown
+    expected = recommender.recommend(users=recommender.users[:3], k=2)
+    assert pd.read_csv(tmp_path / "top.csv")["item"].tolist() == expected["item"].tolist()
+    cli.main(["recommend", run, f"--user={recommender.users[0]}", f"--candidates={items}", "--seen"])
+    listed = capsys.readouterr().out.partition("recommended")[2]
+    assert "i0" in listed and "i1" in listed and "i2" not in listed
+    (tmp_path / "unknown.txt").write_text("u1\nnobody\n")
+    with pytest.raises(SystemExit):
+        cli.main(["recommend", run, f"--users={tmp_path / 'unknown.txt'}", f"--out={tmp_path / 'none.csv'}"])
+    assert "--user=nobody: the dataset has no such user" in capsys.readouterr().err
+    assert not (tmp_path / "none.csv").exists()
 
 
 @pytest.mark.parametrize("name", ["weights", "missing", "data", "older", "record"])
