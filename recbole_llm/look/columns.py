@@ -59,6 +59,8 @@ def read_columns(given: Sequence[str], rows: Sequence[str] = ()) -> list[Column]
     runs = [(name, path, read_record(path)) for name, path in map(_named, given)]
     if repeated := [path for path, number in Counter(path for _, path, _ in runs).items() if number > 1]:
         raise ValueError(f"--runs: {repeated[0].parent} is given twice")
+    if unknown := [path for _, path, record in runs if record.get("user_ids") is False]:
+        raise ValueError(f"--runs: {unknown[0]} was shared without the ids of its users; ask for one shared with --user_ids")
     found = []
     for (_, path, record), name in zip(runs, _names(runs), strict=True):
         found.append(Column(name, path, record, record["model"]))

@@ -56,11 +56,11 @@ def card(
         *([f"![Curves of the training]({PICTURE})"] if picture else []),
         "## Use",
         _use(record, bases, name),
-        *([_adapters(adapters, bases, name)] if adapters else []),
+        *([_adapters(record, adapters, bases, name)] if adapters else []),
         "## What it was trained on",
         _data(record),
         "## Base models and licences",
-        _licences(bases, licence),
+        _licences(record, bases, licence),
         "## What is not shared",
         "\n".join(f"- {line}" for line in left_out),
     ]
@@ -135,12 +135,12 @@ def _installed(record: Mapping[str, Any], base: BaseModel) -> bool:
     return str(record["config"].get(base.key, "")).startswith("package:")
 
 
-def _adapters(adapters: Mapping[str, str], bases: Sequence[BaseModel], name: str) -> str:
-    base = next((base.name for base in bases if base.key == "llm_path"), "the LM in the stage builtin-lm")
+def _adapters(record: Mapping[str, Any], adapters: Mapping[str, str], bases: Sequence[BaseModel], name: str) -> str:
+    base = next((_named(record, base) for base in bases if base.key == "llm_path"), "the LM in the stage builtin-lm")
     lines = "\n".join(f"| {_text(adapter)} | `{_code(folder)}` |" for adapter, folder in adapters.items())
     first, repository = next(iter(adapters.values())), name.removeprefix("hub:")
     return (
-        f"The adapters are ordinary PEFT folders for {_text(base)}:\n\n| adapter | folder |\n|---|---|\n{lines}\n\n"
+        f"The adapters are ordinary PEFT folders for {base}:\n\n| adapter | folder |\n|---|---|\n{lines}\n\n"
         "```python\nfrom peft import PeftModel  # lm: that LM, as transformers loads it\n\n"
         f"model = PeftModel.from_pretrained(lm, {_code(repository)!r}, subfolder={_code(first)!r})\n```"
     )
@@ -153,9 +153,16 @@ def _data(record: Mapping[str, Any]) -> str:
     return f"`{_code(str(record['dataset']))}` after its filters: {sizes}. {_text(str(passport['verdict']))[:300]}."
 
 
-def _licences(bases: Sequence[BaseModel], licence: str | None) -> str:
+def _named(record: Mapping[str, Any], base: BaseModel) -> str:
+    """The name of a base model, and that in tables if it is another one, such as that of a file in a package."""
+    shown = str(record.get("backbone") or "").partition(",")[0]
+    also = base.key == "llm_path" and not base.on_hub and shown not in ("", base.name)
+    return _text(f"{base.name} ({shown})" if also else base.name)
+
+
+def _licences(record: Mapping[str, Any], bases: Sequence[BaseModel], licence: str | None) -> str:
     lines = [
-        f"- {base.part}: {_text(base.name)}, licence {_text(base.licence) if base.licence else 'not found; see its page'}"
+        f"- {base.part}: {_named(record, base)}, licence {_text(base.licence) if base.licence else 'not found; see its page'}"
         for base in bases
     ]
     lines.append(f"- what is shared here: {_text(licence) if licence else 'no licence is given'}")

@@ -36,6 +36,7 @@ def public_record(
     for base in bases:
         if Path(str(found["config"][base.key])).expanduser().exists():
             found["config"][base.key] = base.name if base.on_hub else FOLDER + base.name
+    found["user_ids"] = user_ids  # for whoever compares runs user by user
     if not user_ids:
         found["slice_users"] = {}
         found["ranks"] = anonymous(record["ranks"])
