@@ -13,7 +13,7 @@ from recbole_llm.data import passport as passports
 from recbole_llm.evaluation.record_files import ranks_of, read_record
 from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.table import Cell
-from recbole_llm.recommend.past_run import record_file
+from recbole_llm.store.runs import record_file
 
 _APART = "give them a page of their own"
 
@@ -78,10 +78,10 @@ def _named(given: str) -> tuple[str | None, Path]:
     """The name that was given to a run, and its record."""
     name, equals, path = given.partition("=")
     if not equals or Path(given).exists():
-        return None, record_file(given)
+        return None, record_file(given, "--runs")
     if not name.strip():
         raise ValueError(f"--runs={given}: the name is empty; give NAME=RUN, or RUN")
-    return name.strip(), record_file(path)
+    return name.strip(), record_file(path, "--runs")
 
 
 def _names(runs: Sequence[tuple[str | None, Path, Mapping[str, Any]]]) -> list[str]:

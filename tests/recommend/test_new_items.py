@@ -19,6 +19,11 @@ def loaded(name: str, settings: dict[str, Any], **changes: Any) -> RunRecommende
     return load(Path(run_recbole_llm(name, "tiny", config_dict={**settings, **changes})["record"]))
 
 
+@pytest.fixture(scope="module")
+def tallrec(module_settings: dict[str, Any]) -> RunRecommender:
+    return loaded("TALLRec", module_settings, shuffled_title_control=True)
+
+
 def scores(recommender: RunRecommender, new: str, row: str | None = None) -> dict[str, float]:
     """Scores by item id, and that of the new item by ""."""
     table = recommender.recommend(users=[USER], candidates=[*OTHERS, f"new:{new}"], seen=True, row=row)
@@ -27,29 +32,29 @@ def scores(recommender: RunRecommender, new: str, row: str | None = None) -> dic
     return table.set_index("item")["score"].to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "rows"),
     [
-        ("TALLRec", {}, [None, "no adapter"]),
-        pytest.param("TALLRec", {"normalize": "pmi"}, [None], marks=pytest.mark.slow),
-        pytest.param(
-            "TALLRec",
-            {"tallrec_form": "yes_no", "lora_train_mode": "prefix", "prompt": "tallrec_yes_no"},
-            [None],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param("LoRACocktail", {}, [None, "ingredient"], marks=pytest.mark.slow),
-        pytest.param("LlamaRec", {"lora_train_mode": "prefix"}, [None], marks=pytest.mark.slow),
-        pytest.param(
-            "ALLMRec", {"soft_prompt": "allmrec", "text_fields": []}, ["text vectors", "LLM only"], marks=pytest.mark.slow
-        ),
+        ("TALLRec", {"normalize": "pmi"}, [None]),
+        ("TALLRec", {"tallrec_form": "yes_no", "lora_train_mode": "prefix", "prompt": "tallrec_yes_no"}, [None]),
+        ("LoRACocktail", {}, [None, "ingredient"]),
+        ("LlamaRec", {"lora_train_mode": "prefix"}, [None]),
+        ("ALLMRec", {"soft_prompt": "allmrec", "text_fields": []}, ["text vectors", "LLM only"]),
     ],
 )
-def test_a_ranker_reads_the_title(name: str, changes: dict[str, Any], rows: list[Any], settings: dict[str, Any]) -> None:
-    recommender = loaded(name, settings, **changes)
+def test_every_ranker_reads_the_title(name: str, changes: dict[str, Any], rows: list[Any], settings: dict[str, Any]) -> None:
+    reads_the_title(loaded(name, settings, **changes), rows, listed=name in ("LlamaRec", "ALLMRec"))
+
+
+def test_a_ranker_reads_the_title(tallrec: RunRecommender) -> None:
+    reads_the_title(tallrec, [None, "no adapter"], listed=False)
+
+
+def reads_the_title(recommender: RunRecommender, rows: list[Any], *, listed: bool) -> None:
+    """A prompt that is ``listed`` shows the candidates, so where one stands matters."""
     same = recommender.titles.names[recommender.titles.find("i30")]
     for row in rows:
-        listed = name in ("LlamaRec", "ALLMRec")  # the prompt lists the candidates, and where one stands matters
         own, other = scores(recommender, same, row), scores(recommender, "zebra zebra", row)
         assert listed or own[""] == pytest.approx(own["i30"], abs=1e-4)
         assert other[""] != pytest.approx(own[""], abs=1e-4)
@@ -95,10 +100,9 @@ def test_nearest_texts_compares_the_title(settings: dict[str, Any]) -> None:
     assert found[""] == pytest.approx(found["i30"] - TIE_BREAK * float(model.popularity[item]), abs=1e-5)
 
 
-def test_unknown_titles_are_new_and_named(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    recommender = loaded("TALLRec", settings)
-    table = recommender.recommend(users=[USER], candidates=["i30", "The red rivr", "new: Another one"], seen=True)
-    assert {*table["title"]} == {recommender.titles.names[recommender.titles.find("i30")], "The red rivr", "Another one"}
+def test_unknown_titles_are_new_and_named(tallrec: RunRecommender, caplog: pytest.LogCaptureFixture) -> None:
+    table = tallrec.recommend(users=[USER], candidates=["i30", "The red rivr", "new: Another one"], seen=True)
+    assert {*table["title"]} == {tallrec.titles.names[tallrec.titles.find("i30")], "The red rivr", "Another one"}
     named = "are ranked by their titles alone: 'The red rivr' (nearest title: The red river"
     assert f"2 are not in the catalogue and {named}" in caplog.text
     for given, message in (
@@ -106,8 +110,6 @@ def test_unknown_titles_are_new_and_named(settings: dict[str, Any], caplog: pyte
         (["id:zzz"], "no item has the id 'zzz'"),
     ):
         with pytest.raises(ValueError, match=message):
-            recommender.recommend(users=[USER], candidates=given)
+            tallrec.recommend(users=[USER], candidates=given)
     with pytest.raises(ValueError, match="shuffled titles cannot score an item by its title alone"):
-        loaded("TALLRec", settings, shuffled_title_control=True).recommend(
-            users=[USER], candidates=["new:A"], row="shuffled titles"
-        )
+        tallrec.recommend(users=[USER], candidates=["new:A"], row="shuffled titles")

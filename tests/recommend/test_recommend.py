@@ -156,6 +156,7 @@ def test_items_by_title(recommender: RunRecommender) -> None:
         ({"users": ["u1"], "candidates": ["i1", "id:zzz"]}, "candidates: no item has the id 'zzz'"),
         ({"users": ["u1"], "candidates": ["i1", "zzz"]}, r"candidates: .*'zzz'.*SASRec cannot score an item by its title alone"),
         ({"users": ["u1"], "index": "IVF99,Flat"}, "--index=IVF99,Flat: faiss cannot make this index of 40 vectors"),
+        ({"users": ["u1"], "candidates": ["i1"], "index": "HNSW8"}, "--index=HNSW8: given items are scored one by one"),
         ({"users": ["u1"], "index": "Tree"}, "--index=Tree: faiss cannot make this index"),
     ],
 )
