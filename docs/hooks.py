@@ -5,6 +5,7 @@ So links between files are written once, as GitHub reads them, and the README is
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -18,6 +19,9 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "properties/README.md": "property-files.md",
+    "docs/notebooks/tour.ipynb": "notebooks/tour.md",
+    "docs/notebooks/your-data.ipynb": "notebooks/your-data.md",
+    "docs/notebooks/merge-and-compare.ipynb": "notebooks/merge-and-compare.md",
 }
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 
@@ -25,7 +29,7 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that lie outside docs/, and a page with the text of every other file that a page links to."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        files.append(File.generated(config, page, content=_content(source)))
     for page in list(files.documentation_pages()):
         for target, _ in _LINK.findall(page.content_string):
             path = _in_repository(page.src_uri, target)
@@ -59,6 +63,18 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     html = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", html)
     html = re.sub(r"(?<=<code>)~(?:\w+\.)*(?=\w+</code>)", "", html)
     return html.replace("<p>::</p>", "").replace("::</p>", ":</p>")
+
+
+def _content(source: str) -> str:
+    """The text of a page that lies outside docs/, or that is a notebook there."""
+    text = (ROOT / source).read_text(encoding="utf-8")
+    if not source.endswith(".ipynb"):
+        return text
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        own = "".join(cell["source"])
+        parts.append(own if cell["cell_type"] == "markdown" else f"```python\n{own}\n```")
+    return "\n\n".join([*parts, f'<a href="../{posixpath.basename(source)}" download>Download this page as a notebook</a>\n'])
 
 
 def _in_repository(page: str, target: str) -> str | None:

@@ -126,7 +126,9 @@ def nav() -> set[str]:
 
 def test_the_site_lists_every_page() -> None:
     pages = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")}
-    assert nav() - pages == {"index.md", "changelog.md", "contributing.md", "property-files.md"}, "what docs/hooks.py adds"
+    notebooks = {f"notebooks/{file.stem}.md" for file in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
+    added = {"index.md", "changelog.md", "contributing.md", "property-files.md"} | notebooks
+    assert nav() - pages == added, "what docs/hooks.py adds"
     assert pages <= nav()
 
 
@@ -144,6 +146,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "add-a-model" / "index.html").is_file()
+    tour = tmp_path / "site" / "notebooks" / "tour"
+    page = (tour / "index.html").read_text()
+    assert "run_recbole_llm" in page and 'href="../your-data/"' in page and tour.with_suffix(".ipynb").is_file()
 
 
 def test_no_document_names_a_command_that_is_gone() -> None:

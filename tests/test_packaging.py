@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import os
 import re
 import sys
@@ -121,6 +122,20 @@ def test_classifiers_and_ci_name_the_same_pythons() -> None:
     assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["ci"]["steps"]]
     weekly = yaml.safe_load((ROOT / ".github/workflows/versions.yml").read_text(encoding="utf-8"))["jobs"]["versions"]
     assert weekly["strategy"]["matrix"] == {"python": pythons, "versions": ["lowest", "newest"]}
+
+
+def test_containers_do_what_the_readme_says() -> None:
+    install, _, _ = readme_commands()[1].rpartition(" && ")
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
+    assert container["postCreateCommand"] == install
+    assert container["containerEnv"]["PIP_CONSTRAINT"].endswith("/constraints.txt")
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    steps = [line.partition(" ")[::2] for line in lines if line and not line.startswith("#")]
+    assert [name for name, _ in steps] == ["FROM", "COPY", "RUN", "WORKDIR", "ENTRYPOINT", "CMD"]
+    assert f'--no-deps "recbole=={pins()["recbole"]}"' in steps[2][1] and "--constraint /source/constraints.txt" in steps[2][1]
+    assert json.loads(steps[4][1]) == ["recbole-llm"]
+    pythons = [re.search(r"3\.\d+", text)[0] for text in (steps[0][1], container["image"])]  # type: ignore[index]
+    assert {*pythons} <= {*re.findall(r":: (3\.\d+)$", setup_cfg()["metadata"]["classifiers"], re.MULTILINE)}
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -101,7 +101,8 @@ def _titles(found: Description) -> Iterator[tuple[str, str]]:
     yield "texts", ", ".join(f"{key.removesuffix('_field')}: {name}" for key, name in titles.columns.items())
     missing = f"{titles.untitled:,} missing" if titles.untitled else "none missing"
     missing += f" ({titles.without_row:,} items have no row in .item)" if titles.without_row else ""
-    yield "titles", f"{missing}; {titles.shared:,} items share theirs with another one, and prompts tell them apart"
+    shared = f"{titles.shared:,} items share theirs with another one, and prompts tell them apart"
+    yield "titles", f"{missing}; {shared if titles.shared else 'no two are equal'}"
     longer = int((titles.tokens > titles.limit).sum())
     cut = (
         f"{longer:,} above max_title_tokens, {titles.limit}, are cut"

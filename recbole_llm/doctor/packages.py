@@ -85,8 +85,9 @@ def packages() -> list[Package]:
         match = re.match(r"([A-Za-z0-9._-]+)\s*\(?([^;)]*)", need)
         if match is None or extra in DEVELOPERS:
             continue
+        allowed = ",".join(sorted(match[2].replace(" ", "").split(","), reverse=True))  # >= first; metadata has another order
         feature = FEATURES.get(extra, f"pip install 'recbole-llm[{extra}]'") if extra else ""
-        found.append(Package(_canonical(match[1]), match[2].replace(" ", ""), feature))
+        found.append(Package(_canonical(match[1]), allowed, feature))
     found += [Package(name, "", feature) for name, feature in _BESIDE.items()]
     return [Package(one.name, one.allowed, one.feature, tested.get(one.name)) for one in found]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +111,13 @@ def test_every_model_belongs_to_one_family(data_path: Path) -> None:
         registry.check_name(name)
 
 
-def test_the_command_prints_and_draws(data_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_draws(
+    data_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://of_a_notebook")
     cli.main(["data", "describe", "tiny", f"--data_path={data_path}", "--picture=tiny.png"])
     out = capsys.readouterr().out
+    assert os.environ["MPLBACKEND"] == "agg"
     assert out.startswith("tiny: 60 users, 40 items") and out.endswith("tiny.png\n")
     assert "2001-09-09 to 2001-09-09 (UTC)" in out and "title: title, year: year" in out
     assert Path("tiny.png").read_bytes().startswith(b"\x89PNG")
