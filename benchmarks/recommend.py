@@ -7,13 +7,14 @@ but the recall of an index does, and random vectors are hard for it. Each cell i
     index      find the vectors, and make the index
     one user   the 10 best items for one user, the median of 20
     1,000      the 10 best items for 1,000 users (--people), with a LLM behind a retriever for 20
-    memory     SASRec: the 10 best items for 1,000, 10,000 and 100,000 users (--users), written to a Parquet file
+    memory     SASRec: the 10 best items for 1,000, 10,000 and 100,000 users (--users) in turn, written to Parquet files
 
     python benchmarks/recommend.py                                        catalogues of 10,000, 100,000 and 1,000,000 items
     python benchmarks/recommend.py --items 10000 --models SASRec --users 1000 --json=cells.json
 
-Times are processor seconds, which count on a busy machine; memory is the peak of the process. ``--json`` keeps the cells of
-earlier calls that this one does not measure, and ``--page`` writes all of them between the marks of docs/recommend.md.
+Times are processor seconds, which count on a busy machine; memory is the peak of the process. A call resumes: cells of ``--json``
+are not measured again, and data and runs in ``--folder`` are not made again. ``--page`` writes all cells between the marks of
+docs/recommend.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,6 +61,8 @@ SETTINGS = {
     "show_progress": False,
 }
 MARKS = "<!-- measured: written by benchmarks/recommend.py -->", "<!-- end of measured -->"
+CELL = "cells: "
+"""Before the lines that a part prints for :func:`alone`."""
 Cells = dict[str, Any]
 
 
@@ -99,8 +103,8 @@ def measure(record: str, index: str, people: int) -> Cells:
     }
 
 
-def write_top(record: str, number: int, folder: Path) -> Cells:
-    """The 10 best items of users, written to a file."""
+def write_top(record: str, numbers: Sequence[int], folder: Path) -> Iterator[Cells]:
+    """The 10 best items of users, written to files; the peak of memory is that until then."""
     import pyarrow.parquet
 
     import recbole_llm
@@ -109,51 +113,68 @@ def write_top(record: str, number: int, folder: Path) -> Cells:
 
     recommender = recbole_llm.load(record)
     recommender.index()
-    users, file = recommender.users[:number], folder / f"top-{number}.parquet"
     before = compat.peak_memory_bytes()
-    lines, spent = seconds(
-        lambda: output.write(recommender, recommender.people(users), file, number=len(users), show_progress=True)
-    )
-    written = pyarrow.parquet.ParquetFile(file)
-    if not lines == written.metadata.num_rows == 10 * len(users):
-        raise RuntimeError(f"{lines} lines for {len(users)} users, {written.metadata.num_rows} of them in the file")
-    return {"users": len(users), "seconds": spent, "loaded": before, "peak": compat.peak_memory_bytes()}
+    for number in sorted(numbers):
+        users, file = recommender.users[:number], folder / f"top-{number}.parquet"
+        arguments = {"number": len(users), "show_progress": True}
+        lines, spent = seconds(partial(output.write, recommender, recommender.people(users), file, **arguments))
+        written = pyarrow.parquet.ParquetFile(file).metadata.num_rows
+        if not lines == written == 10 * len(users):
+            raise RuntimeError(f"{lines} lines for {len(users)} users, {written} of them in the file")
+        yield {"users": len(users), "seconds": spent, "loaded": before, "peak": compat.peak_memory_bytes()}
 
 
-def alone(part: str, *values: Any) -> Cells:
-    """The result of a part in a process of its own, which runs in the folder of the data."""
-    command = [sys.executable, __file__, "--part", part, *map(str, values)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=values[0])
-    return json.loads(done.stdout.splitlines()[-1])
+def alone(part: str, folder: Path, *values: Any) -> Iterator[Cells]:
+    """The results of a part in a process of its own, which runs in the folder of the data."""
+    command = [sys.executable, __file__, "--part", part, *map(str, (folder, *values))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+        assert process.stdout is not None
+        yield from (json.loads(line.removeprefix(CELL)) for line in process.stdout if line.startswith(CELL))
+    if process.returncode:
+        raise SystemExit(process.returncode)
 
 
-def of_part(part: str, folder: str, *values: str) -> Cells:
+def of_part(part: str, folder: str, *values: str) -> Iterator[Cells]:
     """The other end of :func:`alone`."""
     if part == "make":
-        return make(Path(folder), *values)
-    if part == "measure":
+        yield make(Path(folder), *values)
+    elif part == "measure":
         record, index, people = values
-        return measure(record, index, int(people))
-    record, number = values
-    return write_top(record, int(number), Path(folder))
+        yield measure(record, index, int(people))
+    else:
+        record, *numbers = values
+        yield from write_top(record, [*map(int, numbers)], Path(folder))
 
 
-def measured(options: argparse.Namespace, keep: Callable[[str, str, Cells], None]) -> None:
-    """Measure all cells; ``keep`` takes each one when it is known, by the table and the row."""
+def run_of(model: str, folder: Path) -> str:
+    """The record of a run, made if it is not there."""
+    known = folder / f"{model}.json"
+    if not known.is_file():
+        known.write_text(json.dumps(next(iter([*alone("make", folder, model)]))))
+    return json.loads(known.read_text())["record"]
+
+
+def measured(options: argparse.Namespace, known: Cells, keep: Callable[[str, str, Cells], None]) -> None:
+    """Measure all cells that are not ``known``; ``keep`` takes each one when it is there, by the table and the row."""
     for items in options.items:
         largest = items == max(options.items)
-        with tempfile.TemporaryDirectory(dir=options.folder) as place:
-            users = max(2 * options.people, *(options.users if largest else ()), items // 8)
-            write(Path(place), "large", 20 * users, items, covered=True)
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) if options.folder is None else options.folder / str(items)
+            if not (folder / "large").is_dir():
+                users = max(2 * options.people, *(options.users if largest else ()), items // 8)
+                write(folder, "large", 20 * users, items, covered=True)
             for model in options.models:
                 if items > LARGEST.get(model, items):
                     continue
-                record = alone("make", place, model)["record"]
+                numbers = options.users if largest and model == "SASRec" else ()
+                if any(f"{items} {number}" not in known["memory"] for number in numbers):
+                    for cells in alone("write", folder, run_of(model, folder), *numbers):
+                        keep("memory", f"{items} {cells['users']}", cells)
                 people = LLM_PEOPLE if model == "TALLRec" else options.people
                 for index in INDEXES:
-                    keep("speed", f"{model} {items} {index}", alone("measure", place, record, index, people))
-                for number in options.users if largest and model == "SASRec" else ():
-                    keep("memory", f"{items} {number}", alone("write", place, record, number))
+                    if (row := f"{model} {items} {index}") not in known["speed"]:
+                        for cells in alone("measure", folder, run_of(model, folder), index, people):
+                            keep("speed", row, cells)
 
 
 def _row(name: str, cells: Cells) -> list[str]:
@@ -212,14 +233,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--users", type=int, nargs="*", default=[*USERS], help="users of the table of memory, of the largest catalogue"
     )
-    parser.add_argument("--folder", type=Path, help="where the temporary files are (default: the system's folder)")
+    parser.add_argument("--folder", type=Path, help="where data and runs stay (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="file of the cells, in which those of other calls stay")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the cells between the marks of this page")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
+    options.folder = options.folder and options.folder.resolve()
     if options.part:
-        print(json.dumps(of_part(*options.part)))
+        for cells in of_part(*options.part):
+            print(CELL + json.dumps(cells), flush=True)
         return
     measures = {"items": options.items, "models": options.models, "people": [options.people], "users": options.users}
     shown = [str(value) for name, values in measures.items() for value in (f"--{name}", *values)]
@@ -239,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
 
-    measured(options, keep)
+    measured(options, kept(options.json), keep)
     if options.page:
         write_page(options.page, found)
     print(*tables(found), sep="\n")

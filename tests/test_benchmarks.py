@@ -87,11 +87,24 @@ def test_cells_of_recommending_stand_between_the_marks_of_a_page(tmp_path) -> No
 def test_recommending_on_a_small_scale(tmp_path, capsys) -> None:
     file = tmp_path / "cells.json"
     recommend.main(
-        ["--items", "300", "--models", "SASRec", "--people", "20", "--users", "30", f"--folder={tmp_path}", f"--json={file}"]
+        [
+            "--items",
+            "300",
+            "--models",
+            "SASRec",
+            "--people",
+            "20",
+            "--users",
+            "30",
+            "20",
+            f"--folder={tmp_path}",
+            f"--json={file}",
+        ]
     )
     found = json.loads(file.read_text())
-    assert [*found["speed"]] == ["SASRec 300 exact", "SASRec 300 HNSW32"] and [*found["memory"]] == ["300 30"]
-    assert found["calls"][0]["command"].endswith("--items 300 --models SASRec --people 20 --users 30")
+    assert [*found["speed"]] == ["SASRec 300 exact", "SASRec 300 HNSW32"] and [*found["memory"]] == ["300 20", "300 30"]
+    assert found["memory"]["300 30"]["users"] == 30
+    assert found["calls"][0]["command"].endswith("--items 300 --models SASRec --people 20 --users 30 20")
     assert "| 300     | 30 " in capsys.readouterr().out
 
 
