@@ -154,6 +154,8 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     given = [name for name in ("user", "users", "history") if getattr(options, name) is not None]
     if len(given) != 1:
         raise ValueError("give one of --user=ID, --history='TITLE|TITLE' and --users=FILE")
+    if options.history is not None and not options.history.strip("| "):
+        raise ValueError("--history is empty; give titles or ids, --history='TITLE|TITLE'")
     from recbole_llm import logs
     from recbole_llm.recommend import output
     from recbole_llm.recommend.recommender import load
@@ -165,8 +167,8 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     recommender = load(options.run, **where)
     number = len(users)
     if options.history is not None:
-        titles = [text for text in map(str.strip, options.history.split("|")) if text]
-        asked = iter([("your history", 0, recommender.titles.find_all(titles, "--history"))])
+        titles = recommender.titles
+        asked = iter([("your history", 0, titles.find_all(titles.split(options.history), "--history"))])
     else:
         asked = recommender.people(users, options.until)
     own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row, "index": options.index}
@@ -191,7 +193,7 @@ def _look(options: argparse.Namespace, keys: list[str]) -> None:
     runs = [run for text in options.runs for run in paths(text)]
     own = {"rows": options.rows, "users": users, "top": options.top, "data_path": options.data_path, "show_progress": True}
     content = write_look(runs, options.out, **own)
-    print(f"{options.out}: {len(content['users']):,} users, {', '.join(one['name'] for one in content['columns'])}")
+    print(f"{options.out}: {len(content['users']):,} users; {'; '.join(one['name'] for one in content['columns'])}")
 
 
 def _share(options: argparse.Namespace, keys: list[str]) -> None:

@@ -54,18 +54,23 @@ class GivenItems:
                 item = len(titles.names) + len(new)
                 new.append(title.removeprefix("title:").strip())
             items.append(item)
-        if len({*items}) < len(items) or len({*new}) < len(new):
-            raise ValueError("candidates: an item is listed twice")
+        named = [*titles.names, *new]
+        seen: dict[int | str, str] = {}
+        for text, item in zip(texts, items, strict=True):
+            key = item if item < len(titles.names) else named[item]
+            if key in seen:
+                raise ValueError(f"candidates: an item is listed twice, as {seen[key]!r} and {text!r} ({named[item]})")
+            seen[key] = text
         variant = run.variant(row)
         if not new:
             return cls(torch.tensor(items), new, variant.score)
         from recbole_llm.recommend.new_items import scored_with  # imports all LLM models
 
-        near = [f"{title!r} (nearest title: {', '.join(titles.nearest(title, 1)) or 'none'})" for title in new[:_SHOWN]]
-        named = "; ".join(near) + (", ..." if len(new) > _SHOWN else "")
+        close = [f"{title!r} (nearest title: {', '.join(titles.nearest(title, 1)) or 'none'})" for title in new[:_SHOWN]]
+        near = "; ".join(close) + (", ..." if len(new) > _SHOWN else "")
         try:
             score = scored_with(new, run, row or next(iter(run.variants)))
         except ValueError as error:
-            raise ValueError(f"candidates: no item has the title or the id {named}. {error}") from error
-        logger.warning(f"candidates: {len(new)} are not in the catalogue and are ranked by their titles alone: {named}")
+            raise ValueError(f"candidates: no item has the title or the id {near}. {error}") from error
+        logger.warning(f"candidates: {len(new)} are not in the catalogue and are ranked by their titles alone: {near}")
         return cls(torch.tensor(items), new, score)

@@ -5,6 +5,7 @@ Legend: B users, I items, N items that are searched, D width of the vectors.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ SAMPLE = 256
 """Users by whom the recall is measured."""
 
 _EFFORT = {"IVF": "nprobe", "HNSW": "efSearch"}  # faiss's parameters, by a part of the factory string
+_PLACE = re.compile(r"^Error in .* at \S+:\d+: (Error: '.*?' failed: )?")  # in the source of faiss
 _EFFORTS = tuple(2**power for power in range(3, 11))
 
 
@@ -50,7 +52,7 @@ class ItemIndex:
             self._index.train(vectors)
             self._index.add(vectors)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = _PLACE.sub("", str(error).strip().splitlines()[-1])
             raise ValueError(
                 f"--index={kind}: faiss cannot make this index of {len(vectors):,} vectors of width {vectors.shape[1]} "
                 f"({reason}); give exact, HNSW32, or IVF1024,Flat with fewer lists than items"

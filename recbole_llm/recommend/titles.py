@@ -67,6 +67,20 @@ class Titles:
             raise ValueError(f"no item has the title or the id {given!r}" + (f"; nearest titles: {near}" if near else ""))
         return item
 
+    def split(self, text: str) -> list[str]:
+        """The titles and ids of ``A|B|C``. A title of the catalogue may itself have the sign, so the longest one counts."""
+        parts, found = text.split("|"), []
+        most = 1 + max((title.count("|") for title in self._by_title), default=0)
+        while parts:
+            known = (end for end in range(min(most, len(parts)), 1, -1) if self._is_title("|".join(parts[:end])))
+            end = next(known, 1)
+            found.append("|".join(parts[:end]).strip())
+            del parts[:end]
+        return [one for one in found if one]
+
+    def _is_title(self, text: str) -> bool:
+        return title_key(text.strip().removeprefix("title:")) in self._by_title
+
     def nearest(self, title: str, number: int = 3) -> list[str]:
         """The names of the items whose titles are most similar, best first."""
         title = re.sub(r"\s*\(\d{4}\)$", "", title)

@@ -12,6 +12,9 @@ from recbole_llm.store.files import DamagedError, is_within, verify
 from recbole_llm.store.json_files import read_object
 from recbole_llm.store.shared_runs import is_shared, shared_record
 
+RUNS = "runs"
+"""The folder of runs in ``checkpoint_dir``."""
+
 
 def record_file(given: str | Path, key: str) -> Path:
     """The record of a run: ``<checkpoint_dir>/runs/<run>/record.json``, or that of a shared run, checked against its manifest.
@@ -41,6 +44,11 @@ def again(record: Mapping[str, Any], path: Path) -> str:
     """How to get what is missing or damaged of a run, for errors; ``path`` is its record."""
     if is_shared(root_of(path)):
         return "get it again, or ask who shared it for one of this version"
+    if path.parent.parent.name != RUNS:
+        return (
+            f"the weights lie beside the folder {RUNS}, from which this run was moved; move it back to CHECKPOINT_DIR/{RUNS}, or "
+            "share it from there (recbole-llm share)"
+        )
     return f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
 
 

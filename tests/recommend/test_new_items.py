@@ -106,7 +106,7 @@ def test_unknown_titles_are_new_and_named(tallrec: RunRecommender, caplog: pytes
     named = "are ranked by their titles alone: 'The red rivr' (nearest title: The red river"
     assert f"2 are not in the catalogue and {named}" in caplog.text
     for given, message in (
-        (["new:A", "new:A"], "listed twice"),
+        (["new:A", "new: A"], r"listed twice, as 'new:A' and 'new: A' \(A\)"),
         (["id:zzz"], "no item has the id 'zzz'"),
     ):
         with pytest.raises(ValueError, match=message):

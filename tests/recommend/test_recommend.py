@@ -18,6 +18,7 @@ from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.recommend import output
 from recbole_llm.recommend.index import EXACT
 from recbole_llm.recommend.recommender import RunRecommender, load
+from recbole_llm.recommend.titles import Titles
 
 DRAWN = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 FULL: dict[str, Any] = {"eval_args": {"mode": "full"}}
@@ -143,6 +144,15 @@ def test_items_by_title(recommender: RunRecommender) -> None:
         titles.find("id:The red river")
 
 
+def test_a_title_may_have_the_sign_that_separates_titles() -> None:
+    titles = Titles(
+        ["[PAD]", "1", "2", "3"], ["", "Home", "Home, Pt. 2 | Remix", "Rain"], ["", "Home", "Home, Pt. 2 | Remix", "Rain"]
+    )
+    assert titles.split("Home | home, Pt. 2 | REMIX|rain||id:3") == ["Home", "home, Pt. 2 | REMIX", "rain", "id:3"]
+    assert titles.split("title:Home, Pt. 2 | Remix") == ["title:Home, Pt. 2 | Remix"]
+    assert titles.split(" | ") == []
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -152,12 +162,12 @@ def test_items_by_title(recommender: RunRecommender) -> None:
         ({"users": ["u1"], "row": "merged"}, "the run has no such row; it has: SASRec"),
         ({"histories": [[]]}, "history 1: the history is empty"),
         ({"histories": [["i1"], ["i1", "zzz"]]}, "history 2: no item has the title or the id 'zzz'"),
-        ({"users": ["u1"], "candidates": ["i1", "i1"]}, "an item is listed twice"),
+        ({"users": ["u1"], "candidates": ["i1", "id:i1"]}, r"an item is listed twice, as 'i1' and 'id:i1' \("),
         ({"users": ["u1"], "candidates": ["i1", "id:zzz"]}, "candidates: no item has the id 'zzz'"),
         ({"users": ["u1"], "candidates": ["i1", "zzz"]}, r"candidates: .*'zzz'.*SASRec cannot score an item by its title alone"),
         ({"users": ["u1"], "index": "IVF99,Flat"}, "--index=IVF99,Flat: faiss cannot make this index of 40 vectors"),
         ({"users": ["u1"], "candidates": ["i1"], "index": "HNSW8"}, "--index=HNSW8: given items are scored one by one"),
-        ({"users": ["u1"], "index": "Tree"}, "--index=Tree: faiss cannot make this index"),
+        ({"users": ["u1"], "index": "Tree"}, r"--index=Tree: faiss .* width \d+ \(could not parse index string Tree\)"),
     ],
 )
 def test_what_cannot_be_answered(recommender: RunRecommender, call: dict[str, Any], message: str) -> None:
@@ -230,9 +240,12 @@ def test_the_command(
         cli.main(["recommend", run, f"--users={tmp_path / 'unknown.txt'}", f"--out={tmp_path / 'none.csv'}"])
     assert "--user=nobody: the dataset has no such user" in capsys.readouterr().err
     assert not (tmp_path / "none.csv").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["recommend", run, "--history= | "])
+    assert "--history is empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["weights", "missing", "data", "older", "record"])
+@pytest.mark.parametrize("name", ["weights", "missing", "moved", "data", "older", "record"])
 def test_a_run_is_loaded_only_with_its_own_weights_and_data(
     name: str, sasrec: tuple[Path, dict[str, Any]], tmp_path: Path, data_path: Path
 ) -> None:
@@ -248,6 +261,9 @@ def test_a_run_is_loaded_only_with_its_own_weights_and_data(
     elif name == "missing":
         file.unlink()
         message = "the weights of .* are missing"
+    elif name == "moved":
+        path = shutil.move(path.parent, tmp_path / "elsewhere") / "record.json"
+        message = "the weights of .* are missing.* from which this run was moved; move it back"
     elif name == "data":
         shutil.copytree(data_path / "tiny", tmp_path / "data" / "tiny")
         table = tmp_path / "data" / "tiny" / "tiny.inter"
