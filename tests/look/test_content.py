@@ -132,7 +132,7 @@ def test_the_same_users_are_drawn_each_time(columns: list[Column]) -> None:
 def test_the_command(columns: list[Column], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, ids = str(columns[0].path.parent), tmp_path / "users.txt"
     ids.write_text("u3\nu1\n")
-    for users, words in (("7", "7 users, mine"), (str(ids), "2 users, mine")):
+    for users, words in (("7", "7 users; mine"), (str(ids), "2 users; mine")):
         cli.main(["look", "--runs", f"mine={run}", f"--users={users}", "--out=mine.html"])
         assert capsys.readouterr().out == f"mine.html: {words}\n" and '"mine"' in Path("mine.html").read_text()
     for given, words in (("--users=none", "--users: none cannot be read"), ("--rows=merged", "no run has such a row")):
