@@ -161,7 +161,8 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     users = output.read_lines(options.users, "--users") if options.users else [options.user]
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
     logs.init_console(warnings_alone=True)
-    recommender = load(options.run, data_path=options.data_path, model=options.model)
+    where = {name: getattr(options, name) for name in ("data_path", "model", "llm_path", "text_encoder_path")}
+    recommender = load(options.run, **where)
     number = len(users)
     if options.history is not None:
         titles = [text for text in map(str.strip, options.history.split("|")) if text]
@@ -191,6 +192,16 @@ def _look(options: argparse.Namespace, keys: list[str]) -> None:
     own = {"rows": options.rows, "users": users, "top": options.top, "data_path": options.data_path, "show_progress": True}
     content = write_look(runs, options.out, **own)
     print(f"{options.out}: {len(content['users']):,} users, {', '.join(one['name'] for one in content['columns'])}")
+
+
+def _share(options: argparse.Namespace, keys: list[str]) -> None:
+    _check_no_keys(keys, "share")
+    from recbole_llm import logs
+    from recbole_llm.share.sharing import share
+
+    logs.init_console(warnings_alone=True)
+    switches = {"user_ids": options.user_ids == "True", "private": options.private == "True"}
+    print(*share(options.run, options.to, licence=options.license, **switches), sep="\n")
 
 
 def _tune(options: argparse.Namespace, keys: list[str]) -> None:
@@ -375,7 +386,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add = command("recommend", _recommend, "what a run recommends to a user", texts.RECOMMEND, texts.RECOMMEND_KEYS)
-    add("--run", type=Path, required=True, metavar="RUN", help="folder of a run, such as saved/runs/SASRec-ml-100k-1234abcd")
+    a_run = "folder of a run, such as saved/runs/SASRec-ml-100k-1234abcd"
+    add("--run", required=True, metavar="RUN", help=f"{a_run}, a shared folder, or hub:user/name")
     add("--user", metavar="ID", help="a user of the dataset")
     add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of anybody')
     add("--users", type=Path, metavar="FILE", help="users of the dataset, one id per line")
@@ -388,6 +400,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE", help="write a .parquet, .csv or .jsonl file instead of printing")
     add("--model", "-m", metavar="MODULE:CLASS", help="the code of the run's model, if it is yours")
     add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
+    add("--llm_path", metavar="PATH", help="the LM of the run, if it has moved or the run was shared without it")
+    add("--text_encoder_path", metavar="PATH", help="the text encoder of the run, likewise")
 
     add = command("look", _look, "a page of what runs recommend, side by side", texts.LOOK, texts.LOOK_KEYS)
     add("--runs", nargs="+", required=True, metavar="RUN", help="folders of runs, or NAME=RUN for another name than the model's")
@@ -396,6 +410,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--users", default="200", metavar="N", help="number of users, or a file of user ids, one per line (default: 200)")
     add("--top", type=int, default=10, metavar="K", help="number of items in a list (default: 10)")
     add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
+
+    add = command("share", _share, "give a run to others, as a folder or on the hub", texts.SHARE, texts.SHARE_KEYS)
+    add("run", metavar="RUN", help=a_run)
+    add("--to", required=True, metavar="WHERE", help="a folder that does not exist, or hub:user/name")
+    add("--user_ids", **_SWITCH, help="keep the ids of users with their ranks")
+    add("--license", metavar="ID", help="of what is shared, such as mit or apache-2.0 (default: that of the base model)")
+    add("--private", **_SWITCH, help="a new repository of the hub that nobody else sees")
 
     add = command("tune", _tune, "search hyper-parameters by the validation score", texts.TUNE, texts.TUNE_KEYS)
     add("--model", "-m", required=True, help="a model, as for recbole-llm run")

@@ -4,7 +4,7 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, look, merge, forecast, doctor, cache and data convert accept every key of RecBole and of
+All commands but recommend, look, share, merge, forecast, doctor, cache and data convert accept every key of RecBole and of
 properties/*.yaml. Command-line values override property files, and later files override earlier ones."""
 
 END = """
@@ -149,6 +149,17 @@ FORECAST_KEYS = """
 examples:
   recbole-llm forecast saved/runs
   recbole-llm forecast saved/runs other/saved/runs --metric=ndcg@10 --out=docs/forecast
+"""
+
+SHARE = """
+Write a finished run so that others can load it, as a folder or on the Hugging Face hub: adapters or weights, settings, record,
+passport, curves, and a model card with the measured table. No rows of data, no ids of users, no paths. See docs/share.md."""
+
+SHARE_KEYS = """
+examples:
+  recbole-llm share saved/runs/LoRACocktail-ml-100k-1234abcd --to=shared
+  recbole-llm share saved/runs/LoRACocktail-ml-100k-1234abcd --to=hub:me/cocktail --license=mit --private
+  recbole-llm recommend --run=hub:me/cocktail --user=196
 """
 
 EXPORT = """

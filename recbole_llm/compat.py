@@ -24,6 +24,7 @@ pre-training pickles its ``Config``          :class:`recbole_llm.classical.check
 models read checkpoints with ``torch.load``  :func:`recbole_llm.classical.building.build`
 preloaded vectors are float64 (KSR)          :meth:`recbole_llm.data.columns.NamedColumns._preload_weight_matrix`
 knowledge loaders have no ``dataset``        :class:`recbole_llm.evaluation.beyond_accuracy.SafeCollector`
+Pop counts batches, and sampled negatives   :func:`recbole_llm.classical.popularity.with_right_counts`
 trainers write ``log_tensorboard/``          :func:`recbole_llm.classical.curves.recorded`
 ==========================================  ============================================================================
 """

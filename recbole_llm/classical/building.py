@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
+from recbole_llm.classical.popularity import with_right_counts
 from recbole_llm.config.contents import PRETRAINED
 
 NEEDS = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
@@ -44,7 +45,7 @@ def build(config: Any, dataset: Any) -> Any:
             raise ValueError(f"{key}: {given} is more than the {most - 1} {count[:4]}s of {config['dataset']}; lower it")
     try:
         with _safe_reading(config):
-            return config.model_class(config, dataset).to(config["device"])
+            return with_right_counts(config.model_class(config, dataset).to(config["device"]), config["LABEL_FIELD"])
     except SystemExit:  # RecBole's CPR models end the process, as if all were well
         raise ValueError(f"loss_type: {config['loss_type']}: RecBole's {name} has no such loss; give --loss_type=CE") from None
 

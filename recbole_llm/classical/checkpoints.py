@@ -13,6 +13,7 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 
+from recbole_llm.classical import portable_weights
 from recbole_llm.classical.curves import recorded
 from recbole_llm.store.files import temporary_name, writer, writing
 from recbole_llm.store.processes import current
@@ -91,6 +92,8 @@ class SafeCheckpoints(Trainer):
 
     def _read_checkpoint(self, file: str) -> dict[str, Any]:
         """A checkpoint's content, of tensors and plain values alone."""
+        if file.endswith(".safetensors"):
+            return portable_weights.read(Path(file), self.device)
         try:
             return torch.load(file, map_location=self.device, weights_only=True)
         except Exception as error:

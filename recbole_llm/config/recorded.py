@@ -18,6 +18,7 @@ def recorded_config(
     record: Mapping[str, Any],
     path: Path,
     *,
+    checkpoint_dir: Path | None,
     data_path: str | None = None,
     changes: Mapping[str, Any] | None = None,
     own: bool = False,
@@ -26,7 +27,8 @@ def recorded_config(
 
     Args:
         record: the content of its record.
-        path: the file of the record, ``<checkpoint_dir>/runs/<run>/record.json``.
+        path: the file of the record.
+        checkpoint_dir: where results are kept; None: the default one.
         data_path: folder that contains the dataset; None: the one of the run, or if that is gone the default one.
         changes: values that are changed afterwards.
         own: the model is one of the user, whose settings may stand in no property file.
@@ -35,7 +37,7 @@ def recorded_config(
         ValueError: this version of the package cannot give the run's values; names the first key and both values.
     """
     model, dataset, recorded = record["model"], record["dataset"], record["config"]
-    here: dict[str, Any] = {"checkpoint_dir": str(path.parent.parent.parent)}
+    here: dict[str, Any] = {} if checkpoint_dir is None else {"checkpoint_dir": str(checkpoint_dir)}
     if data_path is None and (folder := Path(str(recorded.get("data_path")))).is_dir():
         data_path = str(folder.parent)
     here |= {"data_path": data_path} if data_path is not None else {}

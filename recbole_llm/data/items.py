@@ -162,7 +162,8 @@ def lacks_titles(config: Any) -> str | None:
         title = chosen_columns(file, config)["title_field"]
     except ValueError as error:
         return str(error)
-    return None if title in file.types else f"title_field: there is no column {title!r} in {path}"
+    columns = ", ".join(file.types)
+    return None if title in file.types else f"title_field: there is no column {title!r} in {path}; its columns are {columns}"
 
 
 def restore_article(title: str) -> str:

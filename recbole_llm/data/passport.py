@@ -166,7 +166,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         first, second = one["filters"].get(key), other["filters"].get(key)
         parts += [f"{key} {first} against {second}"] if first != second else []
     if one["sha256"]["test"] != other["sha256"]["test"]:
-        parts.append(f"{percent(differing(one, other, 'tokens'))} of the test targets differ")
+        sketched = "sketches" in one and "sketches" in other  # a shared run has none
+        parts.append(f"{percent(differing(one, other, 'tokens')) + ' of ' if sketched else ''}the test targets differ")
     elif one["sha256"]["valid"] != other["sha256"]["valid"]:
         parts.append("the validation targets differ, the test targets do not")
     elif not parts:

@@ -111,7 +111,7 @@ def describe(dataset: str, config_files: Sequence[str] | None = None, cmd_line: 
         domain=domain,
         ordered=timed or bool(config["benchmark_filename"]),
         config_of=lambda model: _of_model(model, config),
-        no_titles=no_titles,
+        no_titles=bool(no_titles),
         columns=_header(config) or {name: kind.value for name, kind in columns.items()},
         title_tokens=0 if titles is None else int(titles.tokens.sum()),
     )

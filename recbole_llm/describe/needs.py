@@ -41,7 +41,7 @@ class Asked:
         domain: the same, of which views are cut; None without titles.
         ordered: a user's interactions have an order.
         config_of: the configuration of a model on this dataset, from its name.
-        no_titles: why there are no titles; empty if there are.
+        no_titles: there are no titles.
         columns: of the ``.inter`` file.
         title_tokens: tokens of all titles together.
     """
@@ -50,9 +50,14 @@ class Asked:
     domain: Domain | None
     ordered: bool
     config_of: Callable[[str], Any]
-    no_titles: str
+    no_titles: bool
     columns: Mapping[str, str]
     title_tokens: int
+
+    @property
+    def no_texts(self) -> str:
+        """What the models that read titles lack."""
+        return "no titles, see above" if self.no_titles else ""
 
     @property
     def no_order(self) -> str:
@@ -64,7 +69,7 @@ class Asked:
     @property
     def no_history_of_titles(self) -> str:
         """What the models that read titles of a history lack."""
-        return "; ".join(filter(None, (self.no_titles, self.no_order)))
+        return "; ".join(filter(None, (self.no_texts, self.no_order)))
 
 
 def needs(asked: Asked) -> list[Need]:
@@ -78,7 +83,7 @@ def needs(asked: Asked) -> list[Need]:
         Need(("NearestTitles", "TALLRec", "LlamaRec", "Cascade"), _TITLES, asked.no_history_of_titles),
         _views(asked, ("LoRACocktail", "MoLoRec"), "general_datasets"),
         _views(asked, ("WeaveRec",), "source_datasets"),
-        _texts(asked, ("AlphaRec",), asked.no_titles, "titles; further texts help"),
+        _texts(asked, ("AlphaRec",), asked.no_texts, "titles; further texts help"),
         _texts(asked, ("NearestTexts", "ALLMRec"), asked.no_history_of_titles, f"{_TITLES}; further texts help"),
         _catalogue(asked),
     ]

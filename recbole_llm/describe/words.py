@@ -37,6 +37,8 @@ def date_unit(times: np.ndarray) -> int | None:
 def _facts(found: Description) -> Iterator[tuple[str, str]]:
     read, counts = found.passport["read"], found.passport["counts"]
     yield "split", found.passport["verdict"]
+    targets = counts["targets"]
+    yield "targets", ", ".join(f"{targets[phase]:,} of {name}" for phase, name in _PHASES.items())
     if any(read[name] != counts[name] for name in read):
         yield "read", ", ".join(f"{read[name]:,} {name}" for name in read) + " before filters and dropped repeats"
     for name, values in (("per user", found.per_user), ("per item", found.per_item)):

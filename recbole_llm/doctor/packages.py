@@ -70,12 +70,14 @@ class Package:
         return f'pip install {beside}"{self.name}{self.allowed}"' if self.allowed else f"pip install {beside}{self.name}"
 
     def fits(self, version: str) -> bool | None:
-        """Whether a version is allowed; None if that cannot be told, since ``packaging`` is missing."""
+        """Whether a version is allowed; None if that cannot be told, without ``packaging`` or for an odd version."""
         try:
             from packaging.specifiers import SpecifierSet
-        except ImportError:
+            from packaging.version import Version
+
+            return SpecifierSet(self.allowed).contains(Version(version), prereleases=True)
+        except (ImportError, ValueError):
             return None
-        return SpecifierSet(self.allowed).contains(version, prereleases=True)
 
 
 def packages() -> list[Package]:

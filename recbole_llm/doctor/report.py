@@ -182,7 +182,7 @@ def _folders(report: Report, checkpoint_dir: Path, *, works: bool) -> None:
     if not os.access(Path.cwd(), os.W_OK):
         what = f"{Path.cwd()} cannot be written to, and runs write saved/ and log/ there"
         report.problems.append(Problem(what, "start in another folder"))
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, OSError):
         from huggingface_hub.constants import HF_HUB_CACHE
 
         rows.append(["models from the hub", f"{_size(_total(Path(HF_HUB_CACHE)))} in {HF_HUB_CACHE}"])
@@ -192,7 +192,10 @@ def _folders(report: Report, checkpoint_dir: Path, *, works: bool) -> None:
         return
     from recbole_llm.store.leftovers import contents
 
-    report.lines += ["", f"{checkpoint_dir} (recbole-llm cache list)", contents(checkpoint_dir)]
+    try:
+        report.lines += ["", f"{checkpoint_dir} (recbole-llm cache list)", contents(checkpoint_dir)]
+    except OSError as error:
+        report.problems.append(Problem(f"{checkpoint_dir} cannot be read ({error})", "change its permissions"))
 
 
 def _total(folder: Path) -> int:

@@ -13,7 +13,7 @@ from recbole_llm.data import passport as passports
 from recbole_llm.evaluation.record_files import ranks_of, read_record
 from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.table import Cell
-from recbole_llm.recommend.past_run import record_file
+from recbole_llm.store.runs import record_file
 
 _APART = "give them a page of their own"
 
@@ -59,6 +59,8 @@ def read_columns(given: Sequence[str], rows: Sequence[str] = ()) -> list[Column]
     runs = [(name, path, read_record(path)) for name, path in map(_named, given)]
     if repeated := [path for path, number in Counter(path for _, path, _ in runs).items() if number > 1]:
         raise ValueError(f"--runs: {repeated[0].parent} is given twice")
+    if unknown := [path for _, path, record in runs if record.get("user_ids") is False]:
+        raise ValueError(f"--runs: {unknown[0]} was shared without the ids of its users; ask for one shared with --user_ids")
     found = []
     for (_, path, record), name in zip(runs, _names(runs), strict=True):
         found.append(Column(name, path, record, record["model"]))
@@ -78,10 +80,10 @@ def _named(given: str) -> tuple[str | None, Path]:
     """The name that was given to a run, and its record."""
     name, equals, path = given.partition("=")
     if not equals or Path(given).exists():
-        return None, record_file(given)
+        return None, record_file(given, "--runs")
     if not name.strip():
         raise ValueError(f"--runs={given}: the name is empty; give NAME=RUN, or RUN")
-    return name.strip(), record_file(path)
+    return name.strip(), record_file(path, "--runs")
 
 
 def _names(runs: Sequence[tuple[str | None, Path, Mapping[str, Any]]]) -> list[str]:

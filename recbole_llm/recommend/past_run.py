@@ -10,11 +10,15 @@ from typing import Any
 
 from recbole_llm import quick_start, registry
 from recbole_llm.config.recorded import recorded_config
+from recbole_llm.data.passport import differences
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.quick_start import Run
+from recbole_llm.recommend import shared
+from recbole_llm.store import runs
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.recorded_stages import RecordedStages
+from recbole_llm.store.shared_runs import is_shared
 
 logger = getLogger()
 
@@ -35,35 +39,52 @@ class PastRun:
 
     @classmethod
     def load(
-        cls, given: str | Path, data_path: str | None = None, model: str | None = None, *, as_evaluated: bool = False
+        cls,
+        given: str | Path,
+        data_path: str | None = None,
+        model: str | None = None,
+        *,
+        moved: Mapping[str, str | None] | None = None,
+        as_evaluated: bool = False,
     ) -> PastRun:
         """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
         that was evaluated on candidates, which needs none.
 
         Args:
-            given: folder of the run, or its record.json.
+            given: folder of the run, or its record.json; the folder of a shared run, or ``hub:user/name``.
             data_path: folder that contains the dataset, if it has moved.
+            moved: where the base models are, ``llm_path`` and ``text_encoder_path``, if they have moved.
             model: ``package.module:Class`` of a model of the user, whose code is imported only if it is named here.
             as_evaluated: with the candidates of its evaluation, if it has any, and without a retriever that it did not need; for
                 those who ask what it ranked then.
 
         Raises:
-            ValueError: there is no such run, it is damaged or of another state of the package, its data or weights are not
-                those of the record, or its model cannot recommend.
+            ValueError: there is no such run, it is damaged or of another state of the package, its data, weights or base models
+                are not those of the record, or its model cannot recommend.
         """
-        path = record_file(given)
+        path = runs.record_file(given, "--run")
         record = read_record(path)
-        again = f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
+        root, again = runs.root_of(path), runs.again(record, path)
         _check_model(record, path, model)
         _check_recommends(record, path, as_evaluated)
         imported = record.get("imported")  # its file is no setting of the run
         changes = {"predictions": imported["file"]} if imported else {} if as_evaluated else _as_retrieved(record)
-        config = recorded_config(record, path, data_path=data_path, changes=changes, own=model is not None)
+        bases = {key: value for key, value in (moved or {}).items() if value is not None}
+        shared.check_moved(record, bases)
+        kept: Path | None = root
+        if is_shared(root):
+            shared.check_names(record, path)
+            kept = None  # nothing is written to what somebody shared, or to the hub's cache
+        where: dict[str, Any] = {"checkpoint_dir": kept, "data_path": data_path}
+        config = recorded_config(record, path, **where, changes={**changes, **bases}, own=model is not None)
         checkpoint = _checkpoint(record, path, again)
         parts = quick_start.assemble(config)
         _check_data(record, parts, path)
         _check_imported(record, parts, path)
-        cache = RecordedStages(path.parent.parent.parent / "stages", config["seed"], recorded=record["stages"], again=again)
+        if "llm_path" in bases:
+            shared.check_base(record, parts)
+        stages = Path(config["checkpoint_dir"]) / "stages", root / "stages"
+        cache = RecordedStages(stages[0], config["seed"], recorded=record["stages"], run_root=stages[1], again=again)
         for stage in parts.stages:
             if not cache.is_cached(stage):
                 logger.warning(f"{path.parent.name} needs {stage.name} to recommend, which its evaluation did not: trained now")
@@ -88,22 +109,6 @@ class PastRun:
         if row not in self.variants:
             raise ValueError(f"--row={row}: the run has no such row; it has: {', '.join(self.variants)}")
         return self.variants[row]
-
-
-def record_file(given: str | Path) -> Path:
-    """The record of a run, given by its folder or by this file.
-
-    Raises:
-        ValueError: there is no such run.
-    """
-    path = Path(given).expanduser().resolve()
-    path = path / "record.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(
-            f"--run={given}: there is no run ({path} does not exist); give a run's folder, such as "
-            "saved/runs/SASRec-ml-100k-1234abcd, or its record.json"
-        )
-    return path
 
 
 def _check_model(record: Mapping[str, Any], path: Path, given: str | None) -> None:
@@ -150,7 +155,7 @@ def _checkpoint(record: Mapping[str, Any], path: Path, again: str) -> Path | Non
         raise ValueError(
             f"--run: {path} names no file of weights (it is older than records that do, or nothing was saved); {again}"
         )
-    file = path.parent.parent.parent / Path(named["file"]).name  # never outside the run's own folders
+    file = runs.root_of(path) / Path(named["file"]).name  # never outside the run's own folders
     if not file.is_file():
         raise ValueError(f"--run: the weights of {path} are missing, there is no {file}; {again}")
     if sha256_file(file) != named["sha256"]:
@@ -162,11 +167,22 @@ def _check_data(record: Mapping[str, Any], parts: Run, path: Path) -> None:
     """The vectors of a model belong to internal ids, so users, items and their order must be those of the run."""
     same = record["passport"]["sha256"] == parts.passport["sha256"]
     known = record.get("histories_sha256")
-    if not same or known not in (None, parts.test._dataset.histories.fingerprint):
+    if same and known in (None, parts.test._dataset.histories.fingerprint):
+        return
+    told, where = "the order of users or items differs", parts.config["data_path"]
+    try:
+        told = told if same else "; ".join(differences(parts.passport, record["passport"]))
+    except (KeyError, TypeError, AttributeError):
+        told = "its passport cannot be compared"
+    if is_shared(runs.root_of(path)):
         raise ValueError(
-            f"--run: the data of {path} have changed since the run ({parts.config['data_path']}): its model does not fit them. "
-            "Give --data_path=DIR, the folder that contains the dataset as it was, or train again"
+            f"--run: this machine's {record['dataset']} ({where}) is not the data that the shared run was trained on: {told}. "
+            "Its model does not fit; give --data_path=DIR, the folder that contains that dataset"
         )
+    raise ValueError(
+        f"--run: the data of {path} have changed since the run ({where}): {told}. Its model does not fit them. "
+        "Give --data_path=DIR, the folder that contains the dataset as it was, or train again"
+    )
 
 
 def _check_imported(record: Mapping[str, Any], parts: Run, path: Path) -> None:

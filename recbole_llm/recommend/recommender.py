@@ -33,18 +33,28 @@ Somebody = tuple[str, int, list[int]]
 """How a user is called, the internal id (0: not in the dataset) and the history of internal item ids, oldest first."""
 
 
-def load(run: str | Path, *, data_path: str | None = None, model: str | None = None) -> RunRecommender:
+def load(
+    run: str | Path,
+    *,
+    data_path: str | None = None,
+    model: str | None = None,
+    llm_path: str | None = None,
+    text_encoder_path: str | None = None,
+) -> RunRecommender:
     """A finished run as a recommender; executes nothing of what lies in the run's folder.
 
     Args:
-        run: folder of a run, such as ``saved/runs/SASRec-ml-100k-1234abcd``, or its record.json.
+        run: folder of a run, such as ``saved/runs/SASRec-ml-100k-1234abcd``, its record.json, the folder of a shared run, or
+            ``hub:user/name``.
         data_path: folder that contains the dataset, if it is not where the run has read it.
         model: ``package.module:Class``, if the run is of a model of yours.
+        llm_path, text_encoder_path: where the base models are, if they are not where the run has read them.
 
     Raises:
         ValueError: as :meth:`~recbole_llm.recommend.past_run.PastRun.load`.
     """
-    return RunRecommender(PastRun.load(run, data_path, model))
+    moved = {"llm_path": llm_path, "text_encoder_path": text_encoder_path}
+    return RunRecommender(PastRun.load(run, data_path, model, moved=moved))
 
 
 class RunRecommender:

@@ -16,7 +16,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,11 @@ def is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, besides: Collection[str] = ()) -> None:
     """Check every file of ``folder`` against its manifest; hidden files, such as those of file managers, are not read by anybody.
+
+    Args:
+        besides: names of files that people may edit, which are not read either.
 
     Raises:
         DamagedError: the manifest names no file, or a file is missing, differs or is not named; the message names it.
@@ -175,10 +178,12 @@ def verify(folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         # a folder within it that was written as one, such as a merged adapter, has a manifest of its own
-        if not (file.is_dir() or file.name.startswith(".") or file.name == MANIFEST or name in expected):
+        if not (file.is_dir() or file.name.startswith(".") or file.name == MANIFEST or name in expected or name in besides):
             raise DamagedError(f"{file}: it is not in {MANIFEST}, so it was put there later; remove it, or delete the folder")
     for name, digest in expected.items():
         file = folder / name
+        if name in besides:
+            continue
         if not is_within(folder, name):
             raise DamagedError(f"{folder}: its {MANIFEST} names {name!r}, which is elsewhere; delete the folder to rebuild it")
         if not file.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,13 @@ def contents(root: Path) -> str:
     checkpoints = list(root.glob("*.pth"))
     if checkpoints:
         lines.append(["*.pth", len(checkpoints), _shown(sum(map(_size, checkpoints))), "classical models, as RecBole keeps them"])
+    others = [path for path in root.glob("[!.]*") if path.name not in KINDS and path.suffix != ".pth"]
+    if others:
+        lines.append(
+            ["others", len(others), _shown(sum(map(_size, others))), f"not of this package: {', '.join(_names(others))}"]
+        )
+    if lines:
+        lines.append(["total", "", _shown(_size(root)), "hidden files included"])
     left = [*temporaries(root), *unfinished(root), *weights(root)]
     if left:
         lines.append(["left over", len(left), _shown(sum(one.size for one in left)), "of killed runs: recbole-llm cache clean"])
@@ -145,6 +152,11 @@ def clean(root: Path, *, with_unused: bool = False) -> Iterator[str]:
         line = f"removed {leftover.path} ({_shown(leftover.size)}): {leftover.why}"
         leftover.remove()
         yield line
+
+
+def _names(paths: Sequence[Path], most: int = 3) -> list[str]:
+    names = sorted(path.name for path in paths)
+    return names if len(names) <= most else [*names[:most], "..."]
 
 
 def _is_locked(lock: Path) -> bool:

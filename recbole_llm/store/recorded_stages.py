@@ -15,20 +15,24 @@ class RecordedStages(StageCache):
     """Stages of a run by their names in its record; a stage that it does not name is computed as usual.
 
     Attributes:
-        recorded: the name of each stage's folder below ``root``.
+        recorded: the name of each stage's folder.
+        run_root: where the recorded stages are, which is only read; None: in ``root``, where others are computed.
         again: how to repeat the run, for errors.
     """
 
     recorded: Mapping[str, str] = field(default_factory=dict)
+    run_root: Path | None = None
     again: str = "repeat the run"
 
     def folder(self, stage: Stage) -> Path:
-        own = super().folder(stage)
-        if own.name in self.recorded.values() or stage.name not in self.recorded:
+        own, run = super().folder(stage), self.run_root or self.root
+        if own.name in self.recorded.values():
+            return run / own.name
+        if stage.name not in self.recorded:
             return own
         # of a name that two stages have, only the first stands in the record by its name
         several = sum(name.rpartition("-")[0] == stage.name for name in self.recorded.values()) > 1
-        return own if several and is_complete(own) else self.root / self.recorded[stage.name]
+        return own if several and is_complete(own) else run / self.recorded[stage.name]
 
     def run(self, *stages: Stage) -> Path:
         """Check the folders of recorded stages, and compute the others; returns the folder of the first stage.

@@ -1,13 +1,52 @@
-"""Finished runs on disk, from which another run can be initialised (``init_from``)."""
+"""Finished runs: where the record of one is, and its stages, from which another run can be initialised (``init_from``)."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.store.files import DamagedError, is_within, verify
 from recbole_llm.store.json_files import read_object
+from recbole_llm.store.shared_runs import is_shared, shared_record
+
+
+def record_file(given: str | Path, key: str) -> Path:
+    """The record of a run: ``<checkpoint_dir>/runs/<run>/record.json``, or that of a shared run, checked against its manifest.
+
+    Args:
+        given: the run's folder, its record.json, the folder of a shared run, or ``hub:user/name``.
+        key: for errors, such as ``--run``.
+
+    Raises:
+        ValueError: there is no such run, or a shared one is damaged or cannot be read.
+    """
+    if (shared := shared_record(str(given), key)) is not None:
+        return shared
+    path = Path(os.path.abspath(Path(given).expanduser()))  # links stay: the hub's cache has one for each file
+    path = path / "record.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"{key}: there is no run at {given} ({path} does not exist); give a run's folder, as "
+            "saved/runs/Laser-ml-100k-1234abcd, its record.json, a shared folder, or hub:user/name"
+        )
+    if is_shared(root_of(path)):
+        shared_record(str(root_of(path)), key)
+    return path
+
+
+def again(record: Mapping[str, Any], path: Path) -> str:
+    """How to get what is missing or damaged of a run, for errors; ``path`` is its record."""
+    if is_shared(root_of(path)):
+        return "get it again, or ask who shared it for one of this version"
+    return f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
+
+
+def root_of(path: Path) -> Path:
+    """The ``checkpoint_dir`` of a record, or the folder of a shared run."""
+    return path.parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -24,19 +63,16 @@ class SavedRun:
 
     @classmethod
     def read(cls, given: str | Path) -> SavedRun:
-        """The run of a folder or record.json.
+        """The run of a folder or record.json, or a shared run.
 
         Raises:
-            ValueError: there is no such file, it is no record, or it does not name its stages.
+            ValueError: as :func:`record_file`, or it is no record, or it does not name its stages.
         """
-        path = Path(given).expanduser().resolve()
-        path = path / "record.json" if path.is_dir() else path
+        path = record_file(given, "init_from")
         remedy = "give a run's folder, as saved/runs/Laser-ml-100k-1234abcd, or its record.json"
         try:
             record = read_object(path)
-        except OSError as error:
-            raise ValueError(f"init_from: there is no run at {given} ({path} cannot be read); {remedy}") from error
-        except DamagedError as error:
+        except (OSError, DamagedError) as error:
             raise ValueError(f"init_from: {path} is no record of a run ({error}); {remedy}") from error
         if not {"model", "dataset", "config"} <= record.keys():
             raise ValueError(f"init_from: {path} is no record of a run; {remedy}")
@@ -51,7 +87,7 @@ class SavedRun:
     @property
     def root(self) -> Path:
         """The ``checkpoint_dir`` that contains the run."""
-        return self.path.parent.parent.parent
+        return root_of(self.path)
 
     def stage(self, name: str) -> Path:
         """The verified folder of a stage of the run.
@@ -74,4 +110,4 @@ class SavedRun:
 
     @property
     def _again(self) -> str:
-        return f"repeat the run (--model={self.record['model']} --dataset={self.record['dataset']} and its other options)"
+        return again(self.record, self.path)

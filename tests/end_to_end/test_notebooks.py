@@ -15,9 +15,12 @@ FOLDER = ROOT / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 QUICK = {
     "builtin_lm": {"tokens": 20_000, "hidden_size": 32},
-    "train_samples": 32,
+    "train_samples": 64,
     "lora_epochs": 1,
-    "general_samples": 32,
+    "lora_batch_size": 8,
+    "lora_learning_rate": 5e-2,
+    "lr_scheduler_type": "constant",  # every adapter changes something, or it cannot be merged
+    "general_samples": 64,
     "general_epochs": 1,
     "domain_min_users": 5,
     "valid_users": 10,
@@ -30,7 +33,7 @@ QUICK = {
 SHORT = {  # what takes the place of the cell of parameters
     "tour": f"dataset, users, epochs, settings = 'ml-100k', 20, 1, {QUICK}",
     "your-data": f"listeners, settings = 60, {QUICK | {'epochs': 1}}",
-    "merge-and-compare": f"readers, rules, settings = 60, ['uniform', 'ties', 'entropy'], {QUICK}",
+    "merge-and-compare": f"readers, rules, shortcuts, settings = 60, ['uniform', 'ties'], False, {QUICK}",
 }
 
 

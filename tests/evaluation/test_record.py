@@ -267,7 +267,7 @@ def test_a_saved_run_that_was_moved_with_its_stages_is_found(saved_run: Path, tm
 
 @pytest.mark.parametrize("given", ["nowhere", "nowhere/record.json", "saved", ""])
 def test_a_saved_run_that_is_not_there_is_refused(given: str, saved_run: Path) -> None:
-    with pytest.raises(ValueError, match=f"init_from: there is no run at {given} .* cannot be read.*give a run's folder"):
+    with pytest.raises(ValueError, match=f"init_from: there is no run at {given} .* does not exist.*give a run's folder"):
         SavedRun.read(given)
 
 

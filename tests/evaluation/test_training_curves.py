@@ -79,6 +79,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_read(
     assert not [*Path().iterdir()]
 
 
+@pytest.mark.slow
 def test_a_part_of_recbole_inside_a_run_is_a_stage_of_its_own(settings: dict[str, Any]) -> None:
     path, _ = run("ALLMRec", settings, cf_config={**settings["cf_config"], "epochs": 2})
     curves = json.loads((path.parent / "curves.json").read_text())

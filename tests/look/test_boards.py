@@ -28,7 +28,9 @@ def plan(settings: dict[str, Any], tmp_path: Path) -> tuple[Path, dict[str, Any]
     return file, settings, tmp_path / "board"
 
 
-def test_the_leaderboard_links_to_a_page_for_each_table(plan: tuple[Path, dict[str, Any], Path]) -> None:
+def test_the_leaderboard_links_to_a_page_for_each_table(
+    plan: tuple[Path, dict[str, Any], Path], caplog: pytest.LogCaptureFixture
+) -> None:
     file, settings, out = plan
     board, files = make_leaderboard(file, settings, show=True, out=out, beside=pages_of(5))
     assert board.failed == 0 and [path.name for path in files[-2:]] == ["look-candidates.html", "look-full-all.html"]
@@ -38,18 +40,14 @@ def test_the_leaderboard_links_to_a_page_for_each_table(plan: tuple[Path, dict[s
     assert names == [row.label for row in board.tables[0].rows] and {*names} == {"most popular", "BPR"}
     one, _ = make_leaderboard(file, settings, show=True, out=out, beside=pages_of(1))
     assert re.findall(r"<bdi>(.*?)</bdi>", (out / links[0]).read_text()) == [one.tables[0].rows[0].label]
-
-
-def test_a_run_that_cannot_be_loaded_costs_its_page_alone(
-    plan: tuple[Path, dict[str, Any], Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    file, settings, out = plan
-    make_leaderboard(file, settings, show=True, out=out, beside=pages_of(2))
-    record = LLMConfig("BPR", "tiny", config_dict=settings).record_file
+    record = LLMConfig("BPR", "tiny", config_dict=settings).record_file  # a run that cannot be loaded costs its page alone
     (record.parent.parent.parent / json.loads(record.read_text())["checkpoint"]["file"]).unlink()
     board, files = make_leaderboard(file, settings, show=True, out=out, beside=pages_of(2))
     assert "leaderboard: candidates has no page of lists: --run: the weights of" in caplog.text
     assert board.failed == 0 and files[-1].name == "look-full-all.html" and not (out / "look-candidates.html").exists()
     assert re.findall(r'href="([^#"]*)"', (out / "leaderboard.html").read_text()) == ["look-full-all.html"]
+
+
+def test_no_row_is_no_page() -> None:
     with pytest.raises(ValueError, match="--look=0"):
         pages_of(0)

@@ -100,6 +100,7 @@ def test_what_is_no_run(run: Callable[..., str], tmp_path: Path) -> None:
         ([f" ={one}"], "the name is empty"),
         ([f"x={one}", f"x={run('b', 'BPR')}"], "x is the name of two columns"),
         ([run("c", "BPR", ranks={"BPR": {}})], "no rank of each user"),
+        ([run("d", "BPR", user_ids=False)], "was shared without the ids of its users; ask for one shared with --user_ids"),
     ):
         with pytest.raises(ValueError, match=message):
             read_columns(given)

@@ -140,6 +140,7 @@ def test_clean_says_what_it_removes(root, capsys):
 
 def test_list_counts_and_measures(root, capsys):
     (root / "SASRec.pth").write_bytes(bytes(3 * 2**20))
+    (root / "notes.txt").write_text("notes")
     put(root / "stages" / ".b-2.unfinished")
     cli.main(["cache", "list", f"--checkpoint_dir={root}"])
     lines = [line.split()[:4] for line in capsys.readouterr().out.splitlines()[2:]]
@@ -148,6 +149,8 @@ def test_list_counts_and_measures(root, capsys):
         ["scores", "1", "10", "B"],
         ["runs", "1", "24", "B"],
         ["*.pth", "1", "3", "MiB"],
+        ["others", "1", "5", "B"],
+        ["total", "3", "MiB", "hidden"],
         ["left", "over", "1", "10"],
         ["unused", "1", "10", "B"],
     ]

@@ -109,9 +109,15 @@ def test_interrupted_again_and_again_equals_uninterrupted(tmp_path):
 
 
 def test_the_curve_of_an_interrupted_training_is_that_of_a_whole_one(tmp_path, monkeypatch):
+    with curves.recording("steps") as steps:
+        make(best_at=6)[0].run()
     monkeypatch.setattr(curves, "POINTS", 4)  # so every other step has a point, the mean loss of two
     with curves.recording("whole") as whole:
         make(best_at=6)[0].run()
+    each = [loss for _, loss in steps.points["loss"]]
+    assert len(each) == STEPS
+    means = [(one + other) / 2 for one, other in zip(each[::2], each[1::2], strict=True)]
+    assert [loss for _, loss in whole.points["loss"]] == pytest.approx(means)
     for die_at in (3, 4, None):
         with contextlib.suppress(Interrupted), curves.recording("stage", tmp_path / "curve.jsonl") as curve:
             make(tmp_path / "loop", die_at=die_at, save_every=0 if die_at != 4 else 20, best_at=6)[0].run()
