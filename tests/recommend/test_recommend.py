@@ -97,8 +97,11 @@ def test_the_target_stands_where_the_record_says(
 
 @pytest.mark.slow
 def test_given_items_are_ranked_as_the_candidates_of_the_run(settings: dict[str, Any], last_items: dict[str, list[str]]) -> None:
-    path, record = trained("TALLRec", settings)  # evaluated on candidates: no retriever is trained for this
-    recommender = load(path)
+    path, record = trained("TALLRec", settings)
+    recommender = load(path, retriever=False)
+    assert not [*path.parent.parent.parent.glob("stages/cf-*")]  # evaluated on candidates: no retriever is trained for this
+    with pytest.raises(ValueError, match="retriever=False, for given items alone; give candidates"):
+        recommender.recommend(users=recommender.users[:1])
     users, items = recommender.run.dataset.tokens
     drawn = read_candidates(next((path.parent.parent.parent / "candidates").glob("tiny.test*")), users, items)
     for user, listed in list(zip(drawn.users.tolist(), drawn.items.tolist(), strict=True))[:4]:
