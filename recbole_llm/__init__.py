@@ -22,8 +22,8 @@ if sys.argv[1:2] != ["doctor"]:  # which also says what else is missing
     compat.check_recbole()
 
 
-def load(run: str | Path, **options: str | None) -> RunRecommender:
+def load(run: str | Path, *, retriever: bool = True, **where: str | None) -> RunRecommender:
     """A finished run as a recommender; see :func:`recbole_llm.recommend.recommender.load`."""
     from recbole_llm.recommend.recommender import load as load_run
 
-    return load_run(run, **options)
+    return load_run(run, retriever=retriever, **where)

@@ -164,7 +164,7 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
     logs.init_console(warnings_alone=True)
     where = {name: getattr(options, name) for name in ("data_path", "model", "llm_path", "text_encoder_path")}
-    recommender = load(options.run, **where)
+    recommender = load(options.run, **where, retriever=candidates is None)
     number = len(users)
     if options.history is not None:
         titles = recommender.titles

@@ -31,11 +31,13 @@ class PastRun:
         record: the content of its record.
         parts: its data, model and trainer.
         variants: the rows of its results, the model itself first.
+        ranks_catalogue: whether it can; a re-ranker without a retriever cannot.
     """
 
     record: Mapping[str, Any]
     parts: Run
     variants: Mapping[str, Variant]
+    ranks_catalogue: bool = True
 
     @classmethod
     def load(
@@ -45,6 +47,7 @@ class PastRun:
         model: str | None = None,
         *,
         moved: Mapping[str, str | None] | None = None,
+        retriever: bool = True,
         as_evaluated: bool = False,
     ) -> PastRun:
         """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
@@ -55,6 +58,7 @@ class PastRun:
             data_path: folder that contains the dataset, if it has moved.
             moved: where the base models are, ``llm_path`` and ``text_encoder_path``, if they have moved.
             model: ``package.module:Class`` of a model of the user, whose code is imported only if it is named here.
+            retriever: False for those who rank given items alone, for which a re-ranker needs none.
             as_evaluated: with the candidates of its evaluation, if it has any, and without a retriever that it did not need; for
                 those who ask what it ranked then.
 
@@ -68,7 +72,8 @@ class PastRun:
         _check_model(record, path, model)
         _check_recommends(record, path, as_evaluated)
         imported = record.get("imported")  # its file is no setting of the run
-        changes = {"predictions": imported["file"]} if imported else {} if as_evaluated else _as_retrieved(record)
+        without = {} if as_evaluated else _as_retrieved(record)  # the settings of a retriever that its evaluation lacked
+        changes = {"predictions": imported["file"]} if imported else without if retriever else {}
         bases = {key: value for key, value in (moved or {}).items() if value is not None}
         shared.check_moved(record, bases)
         kept: Path | None = root
@@ -91,7 +96,7 @@ class PastRun:
         parts.trainer.restore(cache, checkpoint)
         if as_evaluated:
             _check_candidates(record, parts, path, again)
-        return cls(record, parts, parts.trainer.recommender.variants())
+        return cls(record, parts, parts.trainer.recommender.variants(), retriever or not without)
 
     @property
     def dataset(self) -> Any:

@@ -40,6 +40,7 @@ def load(
     model: str | None = None,
     llm_path: str | None = None,
     text_encoder_path: str | None = None,
+    retriever: bool = True,
 ) -> RunRecommender:
     """A finished run as a recommender; executes nothing of what lies in the run's folder.
 
@@ -49,12 +50,14 @@ def load(
         data_path: folder that contains the dataset, if it is not where the run has read it.
         model: ``package.module:Class``, if the run is of a model of yours.
         llm_path, text_encoder_path: where the base models are, if they are not where the run has read them.
+        retriever: False if only given candidates are ranked; then an LLM ranker that was evaluated on candidates trains no
+            retriever.
 
     Raises:
         ValueError: as :meth:`~recbole_llm.recommend.past_run.PastRun.load`.
     """
     moved = {"llm_path": llm_path, "text_encoder_path": text_encoder_path}
-    return RunRecommender(PastRun.load(run, data_path, model, moved=moved))
+    return RunRecommender(PastRun.load(run, data_path, model, moved=moved, retriever=retriever))
 
 
 class RunRecommender:
@@ -183,6 +186,8 @@ class RunRecommender:
             raise ValueError(f"--index={index}: given items are scored one by one; leave it out, or --candidates")
         _moment(until)
         variant = self.run.variant(row)
+        if candidates is None and not self.run.ranks_catalogue:
+            raise ValueError("the run was loaded with retriever=False, for given items alone; give candidates, or leave that out")
         given = None if candidates is None else GivenItems.of(candidates, self.run, self.titles, row)
         found = self.index(index, row) if given is None else None
         size = RERANKED_USERS if given or variant.reranked else USERS

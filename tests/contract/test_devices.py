@@ -90,7 +90,7 @@ def run(assemble: Callable[..., SimpleNamespace], settings: dict[str, Any]) -> C
     return run
 
 
-DEAR = ("MoLoRec", "WeaveRec")  # which train and merge as LoRACocktail does
+DEAR = ("MoLoRec", "WeaveRec", "Laser", "Cascade")  # the first two train and merge as LoRACocktail does
 
 # -- the pretend device ------------------------------------------------------------------------------------------------
 

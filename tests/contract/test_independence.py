@@ -41,7 +41,7 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("results", "ranks", "tie_rate", "half_width_95", "best_valid_result", "merge")}
 
 
-DEAR = ("LoRACocktail", "MoLoRec", "WeaveRec", "ALLMRec", "Cascade", "Laser", "LlamaRec")  # several trainings each
+DEAR = ("TALLRec", "LoRACocktail", "MoLoRec", "WeaveRec", "ALLMRec", "Cascade", "Laser", "LlamaRec")  # several trainings each
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def record_of(name: str, settings: dict[str, Any], **changes: Any) -> tuple[dict
         ("SASRec", FULL),
         ("NeuMF", FULL),  # scored item by item
         ("TALLRec", CANDIDATES),
-        ("TALLRec", {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}),  # the top of a retriever, re-ranked
+        # the top of a retriever, re-ranked
+        pytest.param("TALLRec", {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}, marks=pytest.mark.slow),
     ],
 )
 def test_saved_predictions_are_evaluated_to_the_same_ranks(name: str, protocol: dict, settings: dict[str, Any]) -> None:

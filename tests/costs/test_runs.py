@@ -70,10 +70,10 @@ def planned_and_run(run: SimpleNamespace) -> tuple[Plan, dict[str, Any]]:
     return plan, {**run.trainer.cache.measured, VALIDATION: run.trainer.validation, TEST: tested}
 
 
-DEAR = ("LoRACocktail, merges beside another", "MoLoRec", "WeaveRec", "TALLRec, yes or no")
+QUICK = ("TALLRec, builtin", "LoRACocktail", "ALLMRec", "Laser")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in DEAR)) for name in MODELS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in MODELS])
 def test_every_token_is_planned(name: str, settings: dict[str, Any], assemble: Callable[..., SimpleNamespace]) -> None:
     run = assemble(name.partition(",")[0], settings, **MODELS[name])
     plan, measured = planned_and_run(run)
@@ -88,6 +88,7 @@ def test_every_token_is_planned(name: str, settings: dict[str, Any], assemble: C
         assert counts(cost.read) == counts(found.read), f"{part}, without"
 
 
+@pytest.mark.slow
 def test_the_plan_follows_how_the_lm_is_run_exactly(
     settings: dict[str, Any], assemble: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_the_plan_follows_how_the_lm_is_run_exactly(
     assert [line.cost for line in other.lines] != [line.cost for line in plan.lines]  # with padding, as long as nothing is known
 
 
+@pytest.mark.slow
 def test_a_given_adapter_has_no_training_and_its_own_size(
     settings: dict[str, Any], assemble: Callable[..., SimpleNamespace], tiny_lm: Path, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_record_of_an_llm_model_names_its_backbone_and_variants(run: Run) -> N
     assert result["variants"].keys() == {"no adapter"}
 
 
+@pytest.mark.slow
 def test_a_record_says_what_its_model_cost(run: Run) -> None:
     _, cocktail = run("LoRACocktail", category_field="genre", domain_min_users=5, merge="uniform")
     result, single = run("TALLRec", save_every_seconds=19)  # in a folder of its own, whose record the next run replaces

@@ -15,6 +15,7 @@ from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import SHORTCUTS
 
 
+@pytest.mark.slow
 def test_a_leaderboard_has_the_shortcuts_and_says_how_far_the_others_are_above(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def plan(settings: dict[str, Any], tmp_path: Path) -> tuple[Path, dict[str, Any]
     return file, settings, tmp_path / "board"
 
 
+@pytest.mark.slow
 def test_the_leaderboard_links_to_a_page_for_each_table(
     plan: tuple[Path, dict[str, Any], Path], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -459,7 +459,7 @@ def test_stages_leave_the_lm_and_every_stage_before_them_as_they_were(
     model.load(cache)
     assert equal(state(causal.model), lm) and equal(state(model.cf.model), known)
     assert folder_sums(cache.folder(model.cf.stage)) == files and folder_sums(cache.folder(model.projection.alignment)) == aligned
-    assert len(files) == 3 and len(aligned) > 7  # with their manifests, and how much they trained
+    assert len(files) == 4 and len(aligned) > 7  # with their manifests, curves, and how much they trained
     projectors = load_file(cache.folder(model.projection_stage) / "projectors.safetensors")
     assert set(projectors) == {name for name, _ in model.soft.named_parameters()}
 
@@ -638,6 +638,7 @@ def stages_run(settings: dict[str, Any], assemble: Any) -> Callable[..., set[str
     return run
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing_and_a_change_trains_what_it_touches_alone(
     stages_run: Any, data_path: Path, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_every_method_runs_on_the_cached_adapters(run, changes, weights):
         assert record["ranks"]["ingredient"] == record["ranks"]["LoRACocktail"] and report["retained_energy"] > 0.9999
 
 
+@pytest.mark.slow
 def test_the_published_merge_and_ours_are_rows_of_one_table(run):
     changes = {"merge_start": "uniform", "merge_first_tokens": 2, "merge_steps": 3}
     result, record = run(**changes, merge_beside={"ours": {"merge_start": "lattice", "merge_first_tokens": 0}})
@@ -195,6 +196,7 @@ def test_what_does_not_change_an_adapter_or_a_merge_does_not_make_it_anew(module
     assert loss["base-spirit"] == before["base-spirit"] and loss["ingredient"] != before["ingredient"]
 
 
+@pytest.mark.slow
 def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp_path, monkeypatch):
     code = "import torch\nfrom recbole_llm.merging.coefficients import MergeResult\n\n\ndef mix(problem):\n"
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -39,6 +39,7 @@ def test_its_defaults_are_those_of_the_authors_code(assemble, module_settings):
     assert model.parts.examples.top_k_target == 5
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_every_stage_and_gives_the_same_result(made, module_settings):
     settings = {**module_settings, "merge_learning_rate": 1.0}
     results = [run_recbole_llm("MoLoRec", "tiny", config_dict=settings) for _ in range(2)]

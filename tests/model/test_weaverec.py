@@ -174,6 +174,7 @@ def test_views_of_the_target_stand_in_where_no_source_is_named(settings: dict[st
 # -- controls ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_control_on_the_same_candidates(run: Run) -> None:
     record = run()
     assert set(record["results"]) == {"WeaveRec", *ROWS}

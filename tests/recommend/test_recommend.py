@@ -98,8 +98,11 @@ def test_the_target_stands_where_the_record_says(
 
 @pytest.mark.slow
 def test_given_items_are_ranked_as_the_candidates_of_the_run(settings: dict[str, Any], last_items: dict[str, list[str]]) -> None:
-    path, record = trained("TALLRec", settings)  # evaluated on candidates: no retriever is trained for this
-    recommender = load(path)
+    path, record = trained("TALLRec", settings)
+    recommender = load(path, retriever=False)
+    assert not [*path.parent.parent.parent.glob("stages/cf-*")]  # evaluated on candidates: no retriever is trained for this
+    with pytest.raises(ValueError, match="retriever=False, for given items alone; give candidates"):
+        recommender.recommend(users=recommender.users[:1])
     users, items = recommender.run.dataset.tokens
     drawn = read_candidates(next((path.parent.parent.parent / "candidates").glob("tiny.test*")), users, items)
     for user, listed in list(zip(drawn.users.tolist(), drawn.items.tolist(), strict=True))[:4]:
@@ -202,20 +205,20 @@ def test_a_model_of_the_user_is_imported_only_if_it_is_named(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "from recbole.model.sequential_recommender.sasrec import SASRec\n\n\nclass Mine(SASRec):\n    pass\n"
-    (tmp_path / "mine.py").write_text(code + "\n\nclass Other(SASRec):\n    pass\n")
+    (tmp_path / "mine_recommended.py").write_text(code + "\n\nclass Other(SASRec):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_own", {})
     sizes = {"n_layers": 1, "n_heads": 1, "hidden_size": 8, "inner_size": 8, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1}
     sizes |= {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02, "loss_type": "CE"}
-    path, record = trained("mine:Mine", {**settings, **sizes}, **FULL)
+    path, record = trained("mine_recommended:Mine", {**settings, **sizes}, **FULL)
     registry._own.clear()
-    monkeypatch.delitem(sys.modules, "mine")
+    monkeypatch.delitem(sys.modules, "mine_recommended")
     with pytest.raises(ValueError, match=r"is of the model Mine, which is neither .* name its code, --model=MODULE:Mine"):
         load(path)
-    assert "mine" not in sys.modules
-    with pytest.raises(ValueError, match=r"--model=mine:Other: the run .* is of the model Mine, not of Other"):
-        load(path, model="mine:Other")
-    recommender = load(path, model="mine:Mine")
+    assert "mine_recommended" not in sys.modules
+    with pytest.raises(ValueError, match=r"--model=mine_recommended:Other: the run .* is of the model Mine, not of Other"):
+        load(path, model="mine_recommended:Other")
+    recommender = load(path, model="mine_recommended:Mine")
     assert recommender.index() is not None
     user = next(iter(record["ranks"]["Mine"]))
     assert len(recommender.recommend(users=[user], k=3)) == 3
