@@ -160,6 +160,10 @@ def _recommend(options: argparse.Namespace, keys: list[str]) -> None:
     from recbole_llm.recommend import output
     from recbole_llm.recommend.recommender import load
 
+    if options.top < 1:
+        raise ValueError(f"--top={options.top}: give a number of items, 1 or more")
+    if options.out is not None:
+        output.check_ending(options.out)
     users = output.read_lines(options.users, "--users") if options.users else [options.user]
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
     logs.init_console(warnings_alone=True)
@@ -295,9 +299,11 @@ def _data_convert(options: argparse.Namespace, keys: list[str]) -> None:
 def _data_describe(options: argparse.Namespace, keys: list[str]) -> None:
     from recbole_llm import logs
     from recbole_llm.describe.facts import describe
-    from recbole_llm.describe.picture import draw
+    from recbole_llm.describe.picture import check_ending, draw
     from recbole_llm.describe.words import in_words
 
+    if options.picture is not None:
+        check_ending(options.picture)
     logs.init_console(warnings_alone=True)
     found = describe(options.dataset, options.config_files or None, keys)
     print(in_words(found))

@@ -150,7 +150,7 @@ def collect(layout: Layout, *, time_format: str | None) -> Interactions:
 def filtered(
     whole: Interactions, *, min_rating: float | None, repeats: str, k_core: int | None
 ) -> tuple[Interactions, list[str]]:
-    """The interactions that stay, and a line about each filter that removed some.
+    """The interactions that stay, and a line about each filter that removed some and about repeats that stay.
 
     Args:
         min_rating: the least rating that stays.
@@ -181,6 +181,10 @@ def filtered(
         rest = step(rest, _without_repeats(rest, repeats), f"--repeats={repeats}")
     if k_core is not None:
         rest = step(rest, _core(rest, k_core), f"--k_core={k_core}")
+    if again := len(rest.users) - len(_without_repeats(rest, "first")):
+        lines.append(
+            f"{again:,} interactions repeat an item of the same user: runs leave them out, or keep them with --rm_dup_inter=None"
+        )
     return rest, lines
 
 

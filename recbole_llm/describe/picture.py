@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 _BARS = 30
 
 
+def check_ending(file: Path) -> None:
+    """Refuse a file that is no PNG."""
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"--picture={file}: the picture is a PNG file; give a name such as {file.with_suffix('.png')}")
+
+
 def draw(found: Description, file: Path) -> None:
     """Write the picture as PNG.
 
     Raises:
         ValueError: the name of the file has another ending.
     """
-    if file.suffix.lower() != ".png":
-        raise ValueError(f"--picture={file}: the picture is a PNG file; give a name such as {file.with_suffix('.png')}")
+    check_ending(file)
     counts = found.passport["counts"]
     sizes = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "interactions"))
 

@@ -70,7 +70,7 @@ def recognise(passport: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
             return _verdict(None, name, share, f"another split of the interactions of {name}; {_differ(share)}")
     nearest = min(shares, key=lambda name: shares[name][0], default=None)
     if nearest is None or shares[nearest][0] > _NEAR:
-        return _verdict(None, None, None, "not known: no known split has half of these targets")
+        return _verdict(None, None, None, "not known: none of the published splits has half of these targets")
     share, rough = shares[nearest]
     counted = ", ".join(passports.counted(passport, known[nearest]))
     how = ", estimated from rounded popularities" if rough else ""

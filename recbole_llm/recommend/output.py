@@ -50,8 +50,7 @@ def write(
     Raises:
         ValueError: the ending of the file is unknown.
     """
-    if out.suffix not in _WRITERS:
-        raise ValueError(f"--out={out}: the ending {out.suffix!r} is unknown; give {', '.join(_WRITERS)}")
+    check_ending(out)
     lines = 0
     bar = progress_bar("recommend", number, show=show_progress)
     with atomic_file(out) as temporary, _WRITERS[out.suffix](temporary) as add, bar as shown:
@@ -60,6 +59,12 @@ def write(
             lines += len(part)
             shown.advance(people)
     return lines
+
+
+def check_ending(out: Path) -> None:
+    """Refuse a file whose ending is unknown."""
+    if out.suffix not in _WRITERS:
+        raise ValueError(f"--out={out}: the ending {out.suffix!r} is unknown; give {', '.join(_WRITERS)}")
 
 
 def read_lines(path: Path, key: str) -> list[str]:
@@ -71,7 +76,9 @@ def read_lines(path: Path, key: str) -> list[str]:
     try:
         found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{key}: {path} cannot be read ({error}); give a text file with one per line") from error
+        raise ValueError(
+            f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error}); give a text file with one per line"
+        ) from error
     if not found:
         raise ValueError(f"{key}: {path} is empty; give one per line")
     return found

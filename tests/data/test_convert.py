@@ -268,6 +268,13 @@ def test_repeats() -> None:
     assert rows(repeats="last", out=Path("last")) == ["a13", "a24", "b15", "b26", "c38", "b39"]
 
 
+def test_repeats_that_stay_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a.csv", RATED)
+    for options, told in ([], True), (["--repeats=first"], False):
+        cli.main(["data", "convert", "a.csv", "--to=mine", f"--out=out{len(options)}", *options])
+        assert ("2 interactions repeat an item of the same user" in capsys.readouterr().out) == told
+
+
 def test_a_core_counts_different_partners_after_the_ratings() -> None:
     assert rows(min_rating=3, k_core=2) == ["a11", "a24", "b15", "b26"]
     assert "--k_core=2 removes 2 interactions" in Path("dataset/mine/mine.yaml").read_text()

@@ -144,8 +144,8 @@ def test_the_command_prints_and_draws(
     assert out.startswith("tiny: 60 users, 40 items") and out.endswith("tiny.png\n")
     assert "2001-09-09 to 2001-09-09 (UTC)" in out and "title: title, year: year" in out
     assert Path("tiny.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit):
-        cli.main(["data", "describe", "tiny", f"--data_path={data_path}", "--picture=tiny.jpg"])
+    with pytest.raises(SystemExit):  # before anything is read
+        cli.main(["data", "describe", "nosuch", f"--data_path={data_path}", "--picture=tiny.jpg"])
     assert "give a name such as tiny.png" in capsys.readouterr().err
 
 

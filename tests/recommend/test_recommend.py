@@ -317,3 +317,10 @@ def test_what_is_printed(recommender: RunRecommender, last_items: dict[str, list
     assert f"{user}: history of {len(last_items[user])} items, oldest first" in history
     assert all(recommender.titles.names[recommender.titles.find(item)] in history for item in last_items[user])
     assert len([line for line in found.splitlines() if line.strip().startswith(("1 ", "2 "))]) == 2
+
+
+@pytest.mark.parametrize(("option", "named"), [("--top=0", "--top=0"), ("--out=top.xls", "'.xls' is unknown")])
+def test_options_are_checked_before_the_run_is_loaded(option: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["recommend", "--run=nosuch", "--user=u1", option])
+    assert named in capsys.readouterr().err
