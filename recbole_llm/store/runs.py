@@ -40,11 +40,16 @@ def record_file(given: str | Path, key: str) -> Path:
     return path
 
 
-def again(record: Mapping[str, Any], path: Path) -> str:
-    """How to get what is missing or damaged of a run, for errors; ``path`` is its record."""
+def again(record: Mapping[str, Any], path: Path, *, beside: bool = True) -> str:
+    """How to get what is missing or damaged of a run, for errors.
+
+    Args:
+        path: of the record.
+        beside: it belongs into the ``checkpoint_dir``, beside the folder of runs, and not into the record.
+    """
     if is_shared(root_of(path)):
         return "get it again, or ask who shared it for one of this version"
-    if path.parent.parent.name != RUNS:
+    if beside and path.parent.parent.name != RUNS:
         return (
             f"the weights lie beside the folder {RUNS}, from which this run was moved; move it back to CHECKPOINT_DIR/{RUNS}, or "
             "share it from there (recbole-llm share)"
@@ -84,12 +89,12 @@ class SavedRun:
             raise ValueError(f"init_from: {path} is no record of a run ({error}); {remedy}") from error
         if not {"model", "dataset", "config"} <= record.keys():
             raise ValueError(f"init_from: {path} is no record of a run; {remedy}")
-        run = cls(path, record)
+        run, anew = cls(path, record), again(record, path, beside=False)
         if "stages" not in record:
-            raise ValueError(f"init_from: {path} is older than records that name their stages; {run._again}")
+            raise ValueError(f"init_from: {path} is older than records that name their stages; {anew}")
         stages = record["stages"]
         if not isinstance(stages, dict) or not all(is_within(run.root / "stages", name) for name in stages.values()):
-            raise ValueError(f"init_from: {path} is damaged: its stages are not names of folders; {run._again}")
+            raise ValueError(f"init_from: {path} is damaged: its stages are not names of folders; {anew}")
         return run
 
     @property
