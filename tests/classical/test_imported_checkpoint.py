@@ -606,6 +606,7 @@ def test_each_truncation_is_refused(good: str) -> None:
         assert read_or_refuse("bad.pth") is None
 
 
+@pytest.mark.slow
 def test_a_damaged_pickle_fails_by_name_only(good: str, trap: Path) -> None:
     """With a right CRC-32: as an attacker would write it."""
     rng, results = random.Random(0), []

@@ -37,8 +37,9 @@ OWN = {  # what the shared tiny settings say and a model cannot do, or need not
 TRAINED = [name for name in MODELS if name not in (*SHORTCUTS, "Imported")]
 BACKBONES = [f"ALLMRec/{cf_model}" for cf_model in ("GRU4Rec", "NextItNet", "BERT4Rec", "NeuMF", "BPR")]
 BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
-every_backbone = pytest.mark.parametrize("name", [*MODELS, *BASELINES, *BACKBONES], indirect=True, scope="module")
-trained_on_every_backbone = pytest.mark.parametrize("name", [*TRAINED, *BACKBONES], indirect=True, scope="module")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+every_backbone = pytest.mark.parametrize("name", [*MODELS, *BASELINES, *OTHERS], indirect=True, scope="module")
+trained_on_every_backbone = pytest.mark.parametrize("name", [*TRAINED, *OTHERS], indirect=True, scope="module")
 ours_only = pytest.mark.parametrize("name", [*MODELS], indirect=True, scope="module")
 CAPABILITIES = [
     "uses_item_text",

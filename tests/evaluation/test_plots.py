@@ -95,6 +95,7 @@ def test_tables_of_one_value_are_drawn_without_a_warning(tmp_path: Path, values:
     assert np.isfinite(picture).all() and not recwarn.list
 
 
+@pytest.mark.slow
 def test_no_display_is_needed_and_no_window_system_is_touched(tmp_path: Path) -> None:
     code = """
 import sys, numpy
