@@ -121,7 +121,7 @@ def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:
     lines = [
         "## Boards",
         "",
-        "| board | command | dataset | seeds | measured | runs, without cached parts |",
+        "| board | command | dataset | seeds | measured | longest claim: its runs, without cached parts |",
         "|---|---|---|---|---|---|",
     ]
     for board in boards:
