@@ -8,6 +8,7 @@ import linecache
 import sys
 import sysconfig
 from collections.abc import Iterator
+from typing import NoReturn
 
 from recbole_llm import compat
 
@@ -36,6 +37,14 @@ def quiet_streams() -> Iterator[None]:
         yield
     finally:
         logging.raiseExceptions = before
+
+
+def fail(message: str) -> NoReturn:
+    """End the process with one line and exit code 2."""
+    if tells():
+        with contextlib.suppress(OSError):  # the terminal may be a file on the full disk
+            print(f"error: {one_line(message)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def one_line(text: str, longest: int = 2000) -> str:

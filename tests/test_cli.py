@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import recbole_llm
-from recbole_llm import cli, logs
+from recbole_llm import cli, cli_commands, cli_options, logs
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.values import parse_value
 from recbole_llm.leaderboard import runner
@@ -147,8 +147,8 @@ def test_examples_of_help_are_read(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.chdir(ROOT)
     for command in COMMANDS:
         for line in re.findall(r"^  recbole-llm (.*)$", help_of(capsys, *command.split()), re.MULTILINE):
-            options, keys = cli._parser().parse_known_args(shlex.split(line))
-            assert options.function is getattr(cli, f"_{command.replace(' ', '_')}")
+            options, keys = cli_options.parser().parse_known_args(shlex.split(line))
+            assert options.function is getattr(cli_commands, command.replace(" ", "_"))
             assert cli._keys(keys) == keys
 
 

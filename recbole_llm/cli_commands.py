@@ -1,0 +1,278 @@
+"""What each command does, as a function of its options and of the ``--key=value`` arguments; large libraries are imported within.
+
+A function returns True if runs failed, claims have no result, or the doctor found a problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_llm import registry
+from recbole_llm.cli_values import paths
+from recbole_llm.merging.folders import READERS, merge_folders
+
+
+def run(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm run``."""
+    _check_model(options)
+    from recbole_llm.quick_start import run_recbole_llm
+
+    run_recbole_llm(options.model, options.dataset, options.config_files or None, cmd_line=keys)
+
+
+def plan(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm plan``."""
+    _check_model(options)
+    from recbole_llm.quick_start import plan_run
+
+    print(plan_run(options.model, options.dataset, options.config_files or None, cmd_line=keys, device=options.device))
+
+
+def _check_model(options: argparse.Namespace) -> None:
+    if options.model:
+        registry.check_name(options.model)
+    elif not options.config_files:
+        raise ValueError("--model is missing: give it on the command line or in a property file")
+
+
+def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
+    """``recbole-llm leaderboard``."""
+    from recbole_llm import logs
+    from recbole_llm.config.values import read_arguments
+    from recbole_llm.leaderboard.board import make_leaderboard
+    from recbole_llm.leaderboard.formats import to_markdown
+
+    logs.init_console()
+    own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    if options.look is not None:
+        from recbole_llm.look.boards import pages_of
+
+        own["beside"] = pages_of(options.look)
+    leaderboard, files = make_leaderboard(options.config_files, read_arguments(keys), **own)
+    print(to_markdown(leaderboard), *files, sep="\n")
+    return bool(leaderboard.failed)
+
+
+def replicate(options: argparse.Namespace, keys: list[str]) -> bool:
+    """``recbole-llm replicate``."""
+    from recbole_llm import logs
+    from recbole_llm.config.values import read_arguments
+    from recbole_llm.replication.replicate import replicate
+
+    logs.init_console()
+    own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    files, missing = replicate(options.names, read_arguments(keys), **own)
+    print(*files, sep="\n")
+    return bool(missing)
+
+
+def recommend(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm recommend``."""
+    _check_no_keys(keys, "recommend")
+    given = [name for name in ("user", "users", "history") if getattr(options, name) is not None]
+    if len(given) != 1:
+        raise ValueError("give one of --user=ID, --history='TITLE|TITLE' and --users=FILE")
+    if options.history is not None and not options.history.strip("| "):
+        raise ValueError("--history is empty; give titles or ids, --history='TITLE|TITLE'")
+    from recbole_llm import logs
+    from recbole_llm.recommend import output
+    from recbole_llm.recommend.recommender import load
+
+    if options.top < 1:
+        raise ValueError(f"--top={options.top}: give a number of items, 1 or more")
+    if options.out is not None:
+        output.check_ending(options.out)
+    users = output.read_lines(options.users, "--users") if options.users else [options.user]
+    candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
+    logs.init_console(warnings_alone=True)
+    where = {name: getattr(options, name) for name in ("data_path", "model", "llm_path", "text_encoder_path")}
+    recommender = load(options.run, **where, retriever=candidates is None)
+    number = len(users)
+    if options.history is not None:
+        titles = recommender.titles
+        asked = iter([("your history", 0, titles.find_all(titles.split(options.history), "--history"))])
+    else:
+        asked = recommender.people(users, options.until)
+    own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row, "index": options.index}
+    own["seen"] = options.seen == "True"
+    if options.index != "exact" and candidates is None:
+        print(recommender.index(options.index, options.row))
+    if options.out is None:
+        print(*output.show(recommender, asked, **own), sep="\n\n")
+    else:
+        lines = output.write(recommender, asked, options.out, number=number, show_progress=True, **own)
+        print(f"{options.out}: {lines:,} lines for {number:,} users")
+
+
+def look(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm look``."""
+    _check_no_keys(keys, "look")
+    from recbole_llm import logs
+    from recbole_llm.look.page import write_look
+    from recbole_llm.recommend.output import read_lines
+
+    users = int(options.users) if options.users.isdecimal() else read_lines(Path(options.users), "--users")
+    logs.init_console(warnings_alone=True)
+    runs = [run for text in options.runs for run in paths(text)]
+    own = {"rows": options.rows, "users": users, "top": options.top, "data_path": options.data_path, "show_progress": True}
+    content = write_look(runs, options.out, **own)
+    print(f"{options.out}: {len(content['users']):,} users; {'; '.join(one['name'] for one in content['columns'])}")
+
+
+def share(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm share``."""
+    _check_no_keys(keys, "share")
+    from recbole_llm import logs
+    from recbole_llm.share.sharing import share
+
+    logs.init_console(warnings_alone=True)
+    switches = {"user_ids": options.user_ids == "True", "private": options.private == "True"}
+    print(*share(options.run, options.to, licence=options.license, **switches), sep="\n")
+
+
+def tune(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm tune``."""
+    registry.check_name(options.model)
+    from recbole_llm import logs
+    from recbole_llm.leaderboard.tuning import tune
+
+    logs.init_console()
+    own = ("config_files", "params_file", "algo", "max_evals", "seeds", "output_file")
+    found = tune(options.model, options.dataset, arguments=keys, **{name: getattr(options, name) for name in own})
+    print(found.table(), found.file, sep="\n")
+
+
+def merge(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm merge``."""
+    _check_no_keys(keys, "merge")
+    if options.full_model is not None:
+        from recbole_llm import logs
+
+        logs.init_console()  # warnings of libraries that load the base model
+    given = {name: getattr(options, name) for name in ("merge", "compress_rank", "full_model", "base_model", *READERS)}
+    print(merge_folders(options.adapters, options.out, extrapolate=options.extrapolate == "True", **given))
+
+
+def forecast(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm forecast``."""
+    _check_no_keys(keys, "forecast")
+    from recbole_llm.leaderboard.forecast import write_forecast
+
+    found, files = write_forecast(options.runs, options.out, metric=options.metric)
+    print(found, *files, sep="\n")
+
+
+def export(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm export``."""
+    registry.check_name(options.model)
+    from recbole_llm import logs
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.export import export
+
+    config = LLMConfig(options.model, options.dataset, options.config_files, cmd_line=keys)
+    logs.init_console()
+    print(*export(config, options.out, layout=options.layout, passes=options.passes, ids=options.ids == "True"), sep="\n")
+
+
+def views(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm views``."""
+    from recbole_llm import logs
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.data.loading import create_dataset
+    from recbole_llm.data.views import write_views
+
+    logs.init_console()
+    config = LLMConfig("WeaveRec", options.dataset, options.config_files, cmd_line=keys)  # the model with the keys of views
+    print(*write_views(config, create_dataset(config), options.out), sep="\n")
+
+
+def data_passport(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm data passport``."""
+    from recbole_llm import logs
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.evaluation.known_splits import describe, write_passport
+
+    logs.init_console()
+    config = LLMConfig("Pop", options.dataset, options.config_files, cmd_line=keys)  # the split does not depend on the model
+    passport, file = write_passport(config)
+    print(describe(passport), file, sep="\n")
+
+
+def data_export(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm data export``."""
+    from recbole_llm import logs
+    from recbole_llm.config import LLMConfig
+    from recbole_llm.data.handover import write_split
+    from recbole_llm.data.loading import create_dataset
+
+    logs.init_console()
+    # the split does not depend on the model, nor on the scale of the times, which are written as they are
+    config = LLMConfig("Pop", options.dataset, options.config_files, {"normalize_all": False}, cmd_line=keys)
+    print(*write_split(config, create_dataset(config), options.out), sep="\n")
+
+
+def data_convert(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm data convert``."""
+    _check_no_keys(keys, "data convert")
+    from recbole_llm.convert.conversion import Conversion, Options
+
+    names = ("to", "out", "items", "columns", "item_columns", "time_format", "encoding", "k_core", "min_rating", "repeats")
+    own = {name: getattr(options, name) for name in names}
+    conversion = Conversion(options.source, Options(**own, description=options.description == "True"))
+    print(*conversion.plan(), sep="\n", flush=True)
+    if options.show != "True":
+        print("", *conversion.run(), sep="\n")
+
+
+def data_describe(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm data describe``."""
+    from recbole_llm import logs
+    from recbole_llm.describe.facts import describe
+    from recbole_llm.describe.picture import check_ending, draw
+    from recbole_llm.describe.words import in_words
+
+    if options.picture is not None:
+        check_ending(options.picture)
+    logs.init_console(warnings_alone=True)
+    found = describe(options.dataset, options.config_files or None, keys)
+    print(in_words(found))
+    if options.picture is not None:
+        draw(found, options.picture)
+        print("", options.picture, sep="\n")
+
+
+def doctor(options: argparse.Namespace, keys: list[str]) -> bool:
+    """``recbole-llm doctor``."""
+    _check_no_keys(keys, "doctor")
+    from recbole_llm.doctor.report import examine
+
+    report = examine(options.checkpoint_dir)
+    print(report)
+    return not report.healthy
+
+
+def cache_list(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm cache list``."""
+    _check_no_keys(keys, "cache list")
+    from recbole_llm.store.leftovers import contents
+
+    print(contents(options.checkpoint_dir))
+
+
+def cache_clean(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm cache clean``."""
+    _check_no_keys(keys, "cache clean")
+    from recbole_llm.store.leftovers import clean
+
+    lines = 0
+    for lines, line in enumerate(clean(options.checkpoint_dir, with_unused=options.unused == "True"), start=1):  # noqa: B007
+        print(line)
+    if not lines:
+        print(f"nothing is left over in {options.checkpoint_dir}")
+
+
+def _check_no_keys(keys: Sequence[str], command: str) -> None:
+    if keys:
+        raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm {command} --help")
