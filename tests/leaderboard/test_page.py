@@ -5,14 +5,13 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from browser import browse, frames
 
 from recbole_llm.leaderboard.page import main_columns, to_html
 from recbole_llm.leaderboard.statistics import build
@@ -83,31 +82,6 @@ addEventListener("load", () => {
 """
 
 
-def browse(page: Path, *options: str) -> tuple[str, str]:
-    """What a headless browser prints of a page, and what it logs; only consoles log when all is well."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium or chrome on this machine")
-    done = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--enable-logging=stderr",
-            f"--user-data-dir={page.parent / 'profile'}",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            *options,
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
 @pytest.mark.slow
 def test_a_browser_sorts_by_header_and_logs_no_error(page: str, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
@@ -144,19 +118,7 @@ addEventListener("load", () => {
 });
 </script>
 """
-_FRAMES = """
-<body><script>
-const told = [];
-addEventListener("message", event => {
-  told.push(event.data);
-  if (told.length === document.querySelectorAll("iframe").length) document.body.textContent = "found[" + told + "]end";
-});
-</script>
-<iframe src="page.html" width="390" height="800"></iframe>
-<iframe src="page.html#all" width="390" height="800"></iframe>
-<iframe src="page.html" width="1400" height="800"></iframe>
-<iframe src="page.html#all" width="1400" height="800"></iframe>
-"""
+_FRAMES = frames(("page.html", 390), ("page.html#all", 390), ("page.html", 1400), ("page.html#all", 1400))
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from browser import browse, frames
 from markupsafe import escape
 
 from recbole_llm.look.columns import Column
 from recbole_llm.look.page import to_html, write_look
-from tests.leaderboard.test_page import browse
 
 SCRIPT = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 NASTY = [
@@ -234,18 +234,7 @@ addEventListener("load", () => {
 });
 </script>
 """
-_FRAMES = """
-<body><script>
-const told = [];
-addEventListener("message", event => {
-  told.push(event.data);
-  if (told.length === document.querySelectorAll("iframe").length) document.body.textContent = "found[" + told + "]end";
-});
-</script>
-<iframe src="page.html" width="375" height="800" style="border: 0"></iframe>
-<iframe src="page.html" width="320" height="800" style="border: 0"></iframe>
-<iframe src="page.html" width="1400" height="800" style="border: 0"></iframe>
-"""
+_FRAMES = frames(("page.html", 375), ("page.html", 320), ("page.html", 1400))
 
 
 @pytest.mark.slow
