@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("docs"),
         metavar="DIR",
-        help="folder of replication.json and replication.md (default: docs)",
+        help="folder of replication.json, .md and .png (default: docs)",
     )
 
     add = command("recommend", do.recommend, "what a run recommends to a user", texts.RECOMMEND, texts.RECOMMEND_KEYS)

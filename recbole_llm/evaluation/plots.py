@@ -162,6 +162,59 @@ def curve_panels(
     _save(figure, file, dpi=100)
 
 
+def intervals(
+    file: Path,
+    groups: Mapping[str, Sequence[tuple[str, str, float, tuple[float, float]]]],
+    *,
+    kinds: Mapping[str, tuple[str, str]],
+    linear: float,
+    title: str,
+    column_label: str,
+) -> None:
+    """Write values with their intervals, one below another in named groups, as a picture (PNG).
+
+    Args:
+        groups: name -> (label, kind, value, (low, high)) of each row, from above.
+        kinds: kind -> colour and marker of its rows.
+        linear: up to this distance from 0 the axis is linear, and logarithmic beyond; its marks are multiples of it.
+    """
+    from matplotlib.figure import Figure
+
+    rows = sum(map(len, groups.values())) + len(groups)
+    height = 1.2 + 0.19 * rows  # inches
+    figure = Figure(figsize=(9, height))  # fixed margins, as in curve_panels
+    figure.subplots_adjust(left=0.52, right=0.97, bottom=0.6 / height, top=1 - 0.6 / height)
+    axes = figure.subplots()
+    place, places, names, shown = 0, [], [], {}
+    for group, own in groups.items():
+        heading = {"ha": "right", "va": "center", "fontsize": 8, "weight": "bold"}
+        axes.text(-0.02, -place, _plain(group), transform=axes.get_yaxis_transform(), **heading)
+        for label, kind, value, ends in own:
+            place += 1
+            places.append(-place)
+            names.append(_plain(label))
+            colour, marker = kinds[kind]
+            axes.plot(ends, (-place, -place), color=colour, linewidth=1)
+            (shown[kind],) = axes.plot(value, -place, marker, color=colour, markersize=4, linestyle="none", label=_plain(kind))
+        place += 1
+    axes.set_yticks(places, names, fontsize=7)
+    axes.set_xscale("symlog", linthresh=linear)
+    marks = [sign * linear * share for share in (0.4, 1, 2, 4, 8, 16) for sign in (-1, 1)]
+    low, high = axes.get_xlim()
+    axes.set_xticks([0, *(mark for mark in marks if low <= mark <= high)], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:+.2g}")
+    axes.axvline(0, color="gray", linewidth=1, linestyle=":")
+    axes.set(ylim=(-place, 1))
+    axes.set_xlabel(_plain(column_label), fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.legend(
+        handles=[shown[kind] for kind in kinds if kind in shown], loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, ncols=3
+    )
+    figure.suptitle(_plain(title), x=0.02, ha="left", fontsize=10)
+    _save(figure, file, dpi=110)
+
+
 def panels(file: Path, drawings: Sequence[Callable[[Axes], None]], *, title: str) -> None:
     """Write drawings, each on axes of its own, as one picture (PNG), two in a row."""
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_llm.replication.claims import Board
-from recbole_llm.replication.judged import Judged, counted, judge
+from recbole_llm.replication.judged import Judged, counted, judge, smallest
 from recbole_llm.replication.results import Results
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN
 
@@ -49,8 +49,7 @@ def _where(one: Judged) -> str:
 
 
 def _said(one: Judged) -> str:
-    test = min((one.result or {})["tests"], key=lambda test: test["difference"])
-    return _cell(f"{one.claim.name} ({test['difference']:+.3f})")
+    return _cell(f"{one.claim.name} ({smallest(one)['difference']:+.3f})")
 
 
 def _cell(text: str) -> str:

@@ -10,8 +10,11 @@ from recbole_llm.config.values import plain
 from recbole_llm.leaderboard.digits import duration, p_value, significant
 from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE, Board, Claim
 from recbole_llm.replication.judged import CHANGED, NOT_RUN, Judged, counted, judge
+from recbole_llm.replication.picture import rows
 from recbole_llm.replication.results import Results
 from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, users_needed, verdict
+
+PICTURE = "replication.png"
 
 _MARGINS = {BETTER: "margin", EQUAL: "equal within", NOT_WORSE: "not worse by"}
 _HEAD = f"""# Do the papers' claims replicate?
@@ -37,6 +40,7 @@ def page(results: Results, boards: Sequence[Board]) -> str:
     """The page as Markdown."""
     judged = judge(results, boards)
     parts = [_HEAD, f"**{len(judged)} claims**: {counted(judged)}.\n"]
+    parts += [f"![Differences of the measured claims, with their intervals]({PICTURE})\n"] if rows(judged) else []
     for paper in dict.fromkeys(one.claim.paper for one in judged):
         own = [one for one in judged if one.claim.paper == paper]
         parts.append(f"## {_cell(paper)}\n\n{_table(own)}")

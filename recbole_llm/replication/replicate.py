@@ -10,8 +10,10 @@ from typing import Any
 from recbole_llm.leaderboard.board import folder_of, run_cells
 from recbole_llm.replication.claims import Board, read_boards
 from recbole_llm.replication.digest import with_digest
+from recbole_llm.replication.judged import judge
 from recbole_llm.replication.measure import NotMeasuredError, measure
-from recbole_llm.replication.page import page
+from recbole_llm.replication.page import PICTURE, page
+from recbole_llm.replication.picture import draw, rows
 from recbole_llm.replication.results import Results, add, read_results, write_results
 from recbole_llm.store.files import atomic_write
 
@@ -28,7 +30,7 @@ def replicate(
     out: Path = Path("docs"),
     show: bool = False,
 ) -> tuple[list[Path], int]:
-    """Run what has no record, test the claims, and write ``replication.json`` and ``replication.md``.
+    """Run what has no record, test the claims, and write ``replication.json``, ``replication.md`` and ``replication.png``.
 
     Results of claims without records stay as they are in the JSON.
 
@@ -52,10 +54,12 @@ def replicate(
     known = read_boards()
     own = [board for board in boards if board.file not in [other.file for other in known]]
     atomic_write(out / PAGE_FILE, page(results, [*known, *own]))
+    if shown := rows(judge(results, [*known, *own])):
+        draw(out / PICTURE, shown)
     readme = out.resolve().parent / README
     if readme.is_file() and (text := with_digest(old := readme.read_text(encoding="utf-8"), results, known)) != old:
         atomic_write(readme, text)
-    return [out / JSON_FILE, out / PAGE_FILE], 0 if show else missing
+    return [file for name in (JSON_FILE, PAGE_FILE, PICTURE) if (file := out / name).is_file()], 0 if show else missing
 
 
 def _test(board: Board, changes: Mapping[str, Any], results: Results, **how: Any) -> int:

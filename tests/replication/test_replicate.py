@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 import recbole_llm
 from recbole_llm import cli
 from recbole_llm.leaderboard import runner
 from recbole_llm.replication.claims import read_board, read_boards
 from recbole_llm.replication.digest import BEGIN, END, digest, with_digest
+from recbole_llm.replication.judged import judge
 from recbole_llm.replication.page import page
+from recbole_llm.replication.picture import rows
 from recbole_llm.replication.replicate import replicate
 from recbole_llm.replication.results import read_results
 from tests.replication.conftest import CLAIM, USERS, ranks
@@ -66,6 +69,12 @@ def test_a_digest_has_a_row_for_each_board_with_the_smallest_differences(board: 
     assert head.startswith("**2 of 3 claims are measured**: 1 holds, 1 does not hold. ")
     assert names == "| | holds | does not hold | not decidable here |"
     assert row == "| **mine**: ml-100k | holds (+0.200) | fails (-0.200) |  |"
+    drawn = rows(judge(read_results(tmp_path / "replication.json"), read_boards([str(file)])))
+    assert [(name, said, round(value, 6)) for name, said, value, _ in drawn["mine"]] == [
+        ("fails", "does not hold", -0.2),
+        ("holds", "holds", 0.2),
+    ]
+    assert "](replication.png)" in (tmp_path / "replication.md").read_text() and imread(tmp_path / "replication.png").ndim == 3
 
 
 def test_the_result_is_the_paired_difference_over_users_averaged_over_seeds(board: Write, finish: Write, tmp_path: Path) -> None:
