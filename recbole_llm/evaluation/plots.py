@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -187,7 +187,7 @@ def intervals(
     axes = figure.subplots()
     place, places, names, shown = 0, [], [], {}
     for group, own in groups.items():
-        heading = {"ha": "right", "va": "center", "fontsize": 8, "weight": "bold"}
+        heading: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8, "weight": "bold"}
         axes.text(-0.02, -place, _plain(group), transform=axes.get_yaxis_transform(), **heading)
         for label, kind, value, ends in own:
             place += 1
