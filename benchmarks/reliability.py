@@ -60,18 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--add", type=Path, action="append", default=[], metavar="FILE", help="JSON of a section of another benchmark"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of each part; what was not run by then is not counted")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability.json")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     if unknown := [part for part in options.parts if part not in PARTS]:  # choices of "*" refuse that none is given
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
-    own: dict[str, Any] = {"models": options.models} if options.models else {}
+    own: dict[str, Any] = {"seed": options.seed, **({"models": options.models} if options.models else {})}
     parts: dict[str, Callable[..., dict[str, Any]]] = {
         "kills": partial(kills.section, kills=options.kills, restarts=options.restarts, **own),
         "damages": partial(damages.section, number=options.damages, **own),
         "disk": partial(disk.section, most=options.disks, **own),
-        "hostile": partial(hostile.section, number=options.inputs),
+        "hostile": partial(hostile.section, number=options.inputs, seed=options.seed),
     }
     lost = 0
     for name in options.parts:

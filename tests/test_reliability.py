@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import reliability
 from faults import damages, disk, hostile, inputs, kills, strategies
 from faults.page import page
 from faults.world import Outcome, World
+from tqdm import tqdm
 
 from recbole_llm.registry import MODELS
 
@@ -58,6 +61,27 @@ def test_how_a_damage_is_judged() -> None:
     assert damages.judged(Outcome(2, 1.0, "error: something\n"), None, 1, file) == damages.LOST
     assert damages.judged(Outcome(2, 1.0, f"Traceback\nerror: {file}\n"), None, 1, file) == damages.LOST
     assert damages.judged(Outcome(-9, 1.0, ""), None, 1, file) == damages.LOST
+
+
+def test_a_command_that_is_killed_while_it_writes_a_line_stops_no_later_one(world: World, tmp_path: Path) -> None:
+    def killed() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert world.run(["--version"], tmp_path, killed).code == -signal.SIGKILL
+    assert world.start(["--version"], tmp_path, lambda: tqdm.get_lock().acquire()).wait(10).code == 0
+
+
+def test_what_a_command_writes_is_read_while_it_runs(world: World, tmp_path: Path) -> None:
+    ended = world.start(["--version"], tmp_path, lambda: print("x" * 2**22)).wait(10)
+    assert ended.code == 0 and len(ended.text) > 2**22
+
+
+def test_what_killed_runs_leave_is_found(tmp_path: Path) -> None:
+    for name in (".a.lock", "a", ".a.owner", ".a-1.unfinished/curve.jsonl"):
+        (file := tmp_path / "stages" / name).parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert kills.left_over(tmp_path) == ["stages/.a-1.unfinished", "stages/.a.owner"]
 
 
 def test_every_model_is_killed() -> None:

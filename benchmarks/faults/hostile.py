@@ -30,17 +30,17 @@ class Tried:
     slowest: Any = None
 
 
-def tried(strategy: st.SearchStrategy[Any], read: Callable[[Any], Any], number: int) -> Tried:
-    """Read ``number`` inputs, the same ones each time.
+def tried(strategy: st.SearchStrategy[Any], read: Callable[[Any], Any], number: int, seed: int = 0) -> Tried:
+    """Read ``number`` inputs, the same ones each time for a seed.
 
     Raises:
         Exception: what an input raised that is no error for the user; hypothesis shows the smallest such input.
     """
     found = Tried()
 
+    @hypothesis.seed(seed)
     @hypothesis.settings(
         max_examples=number,
-        derandomize=True,
         database=None,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
@@ -82,7 +82,7 @@ def check_refusal(error: Exception) -> None:
     raise error
 
 
-def section(folder: Path, *, number: int = 500, until: float = math.inf) -> dict[str, Any]:
+def section(folder: Path, *, number: int = 500, seed: int = 0, until: float = math.inf) -> dict[str, Any]:
     """Try ``number`` inputs of each kind; none begins after ``until``."""
     world = World(folder)
     rows, lost = [], []
@@ -92,7 +92,7 @@ def section(folder: Path, *, number: int = 500, until: float = math.inf) -> dict
         strategy, read = make(world)
         began = time.monotonic()
         try:
-            found = tried(strategy, read, number)
+            found = tried(strategy, read, number, seed)
         except Exception as error:
             lost.append(f"{name}: {type(error).__name__}: {error}")
             rows.append([name, None, None, None, None, 1])

@@ -18,6 +18,11 @@ MODELS = (
 )
 
 
+def left_over(saved: Path) -> list[str]:
+    """What a killed run has left and the next one has not removed: temporary files, checkpoints of stages, owners of locks."""
+    return sorted(str(path.relative_to(saved)) for path in saved.rglob(".*") if path.suffix != ".lock")
+
+
 def section(
     folder: Path,
     *,
@@ -43,17 +48,19 @@ def section(
             whole_seconds, cached_seconds, expected = runs[model]
             saved = folder / model / str(one) / "saved"
             for _ in range(restarts):
-                longest = cached_seconds if record(saved) else whole_seconds
                 for attempt in range(8):  # a run that ended before its kill has not been killed: earlier, then
+                    longest = cached_seconds if record(saved) else whole_seconds
                     command = world.start(world.arguments(model, saved), saved.parent)
-                    if command.kill_after(rng.random() * longest * 0.8**attempt):
+                    if command.kill_after_work(rng.random() * longest * 0.8**attempt):
                         counts[model][0] += 1
                         break
             last = world.run(world.arguments(model, saved), saved.parent)
-            same = last.code == 0 and record(saved) == expected
+            found, left = record(saved), left_over(saved)
+            same = last.code == 0 and found == expected and not left
             counts[model] = [counts[model][0], counts[model][1] + 1, counts[model][2] + same, counts[model][3] + (not same)]
             if not same:
-                lost.append(f"{model}, run {one}: {last.end}, another {', '.join(differing(expected, record(saved)))}")
+                what = f"another {', '.join(differing(expected, found))}" if found != expected else f"left {', '.join(left)}"
+                lost.append(f"{model}, run {one}: {last.end}, {what}")
                 print(lost[-1], flush=True)
             shutil.rmtree(saved.parent)
     rows = [[model, *own] for model, own in counts.items() if own[1]]
@@ -64,8 +71,9 @@ def section(
         "columns": ["model", "SIGKILLs", "runs", "records equal to an undisturbed run's", "lost"],
         "rows": [*rows, ["all", *total]],
         "notes": [
-            f"Each run is killed {restarts} times, at moments drawn from its duration, and started again by the same command.",
-            "Equal: every value of the record but times, memory and paths, and so every rank of every user and row.",
+            f"Each run is killed {restarts} times, at moments drawn from its processor time, and started again by the same command.",
+            "Equal: every value of the record but times, memory and paths, and so every rank of every user and row. Neither are "
+            "there temporary files, checkpoints of stages or owners of locks after it.",
             *(f"Lost: {line}" for line in lost),
         ],
         "lost": total[-1],

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import importlib.util
 import json
 import multiprocessing
 import os
+import pkgutil
+import resource
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIABLE = {"checksum", "commit", "written", "config", "plan", "checkpoint"}  # a checkpoint has a name of its own each time
 VARIABLE |= {"seconds", "users_per_second", "peak_memory_bytes", "stage_seconds"}
 """What a record says about one execution; all else follows from the command."""
+LONGEST = 600.0
+"""Seconds of a command; one takes seconds, on a loaded machine a minute."""
 OWN: dict[str, dict[str, Any]] = {  # what the settings of the tests say and a model cannot do, or need not
     "LlamaRec": {"lora_train_mode": "prefix"},
     "Laser": {"warmup_epochs": 1},
@@ -30,7 +38,13 @@ OWN: dict[str, dict[str, Any]] = {  # what the settings of the tests say and a m
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit code, or minus the signal that ended it, its seconds, and what it wrote to the terminal."""
+    """How a command ended.
+
+    Attributes:
+        code: its exit code, or minus the signal that ended it.
+        seconds: of processor time; too many if others ended at the same time.
+        text: what it wrote to the terminal.
+    """
 
     code: int
     seconds: float
@@ -91,14 +105,21 @@ class World:
         return saved, outcome, found
 
     def warm(self) -> None:
-        """Import what runs import, so that the children need not."""
+        """Import and read what runs import and read, so that the children need not: half of a tiny run."""
+        import matplotlib.figure
+        import recbole.model.sequential_recommender  # noqa: F401
+        import sentence_transformers  # noqa: F401
         import torch
 
-        import recbole_llm.model.loracocktail
-        import recbole_llm.quick_start  # noqa: F401
+        import recbole_llm
         from recbole_llm.llm.causal_lm import load_causal_lm
         from recbole_llm.llm.lora import attach_lora
+        from recbole_llm.store.code import code_fingerprint
 
+        modules = [module.name for module in pkgutil.walk_packages(recbole_llm.__path__, "recbole_llm.")]
+        for name in modules:
+            importlib.import_module(name)
+        code_fingerprint(*modules)  # the code is that of this process, also if its files change
         torch.set_num_threads(1)
         lm = load_causal_lm(Path(self.settings["llm_path"])).model
         attach_lora(lm, name="warm", r=2, lora_alpha=4, lora_dropout=0.0, target_modules=["q_proj"], seed=0)
@@ -108,7 +129,7 @@ class Command:
     """A command of the command line in a forked child."""
 
     def __init__(self, arguments: Sequence[str], place: Path, before: Callable[[], Any]):
-        self._began = time.monotonic()
+        self._before = _work_of_children()
         # a file would have the limits of the child, and a thread that reads could leave a fork a lock that nobody opens
         self._read, write = os.pipe()
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 2**20)  # more than a run writes
@@ -118,8 +139,13 @@ class Command:
             os.dup2(write, 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             os.chdir(place)
+            from tqdm import tqdm
+
             from recbole_llm import cli
 
+            # tqdm's lock is one for all forked processes: with it, a killed child would stop all later ones
+            tqdm.set_lock(threading.RLock())
+            faulthandler.dump_traceback_later(LONGEST - 10, exit=True)  # says where a child hangs
             code = 0
             try:
                 before()
@@ -142,22 +168,45 @@ class Command:
     def kill_after(self, seconds: float) -> bool:
         """Kill it at a moment, wherever it is; False if it had ended."""
         self._process.join(seconds)
+        return self._kill()
+
+    def kill_after_work(self, seconds: float) -> bool:
+        """Kill it after so much processor time, which is the same place however busy the machine is; False if it had ended."""
+        over = time.monotonic() + LONGEST
+        process = psutil.Process(self._process.pid)
+        while self._process.is_alive() and sum(process.cpu_times()[:2]) < seconds and time.monotonic() < over:
+            time.sleep(0.003)
+        return self._kill()
+
+    def _kill(self) -> bool:
         self._process.kill()
         self._process.join()
         os.close(self._read)
         return self._process.exitcode == -signal.SIGKILL
 
-    def wait(self, seconds: float = 600) -> Outcome:
+    def wait(self, seconds: float = LONGEST) -> Outcome:
         """Its end; a command that takes longer is killed."""
-        self._process.join(seconds)
+        text, over = b"", time.monotonic() + seconds
+        while select.select([self._process.sentinel, self._read], [], [], max(0.0, over - time.monotonic()))[0] == [self._read]:
+            part = os.read(self._read, 2**20)
+            text += part
+            if not part:
+                break
+        self._process.join(max(0.0, over - time.monotonic()))
         self._process.kill()
         self._process.join()
-        os.set_blocking(self._read, False)
-        text = b""
+        os.set_blocking(self._read, False)  # a child of the child may still hold the other end
         with os.fdopen(self._read, "rb", buffering=0) as stream:
             while part := stream.read(2**20):
                 text += part
-        return Outcome(int(self._process.exitcode or 0), time.monotonic() - self._began, text.decode(errors="replace"))
+        seconds = _work_of_children() - self._before
+        return Outcome(int(self._process.exitcode or 0), seconds, text.decode(errors="replace"))
+
+
+def _work_of_children() -> float:
+    """Processor seconds of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def differing(one: Any, other: Any, place: str = "") -> list[str]:

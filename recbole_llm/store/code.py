@@ -50,10 +50,9 @@ def _tree(name: str) -> tuple[str, tuple[str, ...]]:
     if file is None:
         raise ModuleNotFoundError(f"there is no module {name}")
     tree = ast.parse(file.read_bytes())
-    imports = tuple(sorted({module for node in _running(tree) for module in _imported(node)}))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
+    imports = tuple(sorted({module for node in _statements(tree, running=True) for module in _imported(node)}))
+    for node in _statements(tree):
+        if body := getattr(node, "body", None):
             node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
     return ast.unparse(tree), imports
 
@@ -67,18 +66,24 @@ def _file(name: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin else None
 
 
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those in the body of ``if TYPE_CHECKING``."""
+def _statements(node: ast.AST, *, running: bool = False) -> Iterator[ast.AST]:
+    """A node and the statements within it, which hold all imports and docstrings; no expressions, of which there are far more.
+
+    Args:
+        running: leave out the body of ``if TYPE_CHECKING``.
+    """
     yield node
-    only_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    for child in node.orelse if only_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
-        yield from _running(child)
+    only_types = running and isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    for block in ("orelse",) if only_types else ("body", "orelse", "finalbody", "handlers", "cases"):
+        for part in getattr(node, block, ()):
+            yield from _statements(part, running=running)
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module:
+    elif isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith(f"{PACKAGE}."):
+        # of this package alone: to look for a module in another one is to import that one
         names = [f"{node.module}.{alias.name}" if _file(f"{node.module}.{alias.name}") else node.module for alias in node.names]
     else:
         return

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -56,6 +57,25 @@ def test_a_lock_of_a_killed_process_is_free(held, caplog):
         assert waited == 0
     assert caplog.messages == []
     assert sorted(file.name for file in path.parent.iterdir()) == [".folder.lock"]
+
+
+def test_who_is_killed_while_it_waits_leaves_nothing(held):
+    path, first, end = held
+    read, write = os.pipe()
+
+    def wait() -> None:
+        with mock.patch.object(locks.logger, "info", lambda line: os.write(write, line.encode())), locked(path, "stage a"):
+            pass
+
+    waiting = fork.Process(target=wait)
+    waiting.start()
+    assert b"stage a: waiting for process" in os.read(read, 1000)
+    waiting.kill()
+    waiting.join()
+    assert locks._read(path.with_name(".folder.owner")).startswith(f"process {first.pid} ")
+    end.set()
+    first.join()
+    assert [file.name for file in path.parent.iterdir()] == [".folder.lock"]
 
 
 def test_an_owner_that_cannot_be_read_is_another_process(held, caplog, monkeypatch):
