@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
+from recbole_llm.leaderboard.templates import templates
 from recbole_llm.look.columns import Column, read_columns
 from recbole_llm.look.content import HISTORY, SEED, page_content
 from recbole_llm.store.files import atomic_write
@@ -46,7 +45,7 @@ def write_look(
 
 def to_html(content: Mapping[str, Any], columns: Sequence[Column]) -> str:
     """The page of a :func:`~recbole_llm.look.content.page_content`."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = templates()
     # jinja escapes <, >, & and ', and JSON all that is not ASCII, such as U+2028
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     source = importlib.resources.files("recbole_llm.look").joinpath("page.html").read_text(encoding="utf-8")
