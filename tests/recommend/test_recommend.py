@@ -18,7 +18,6 @@ from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.recommend import output
 from recbole_llm.recommend.index import EXACT
 from recbole_llm.recommend.recommender import RunRecommender, load
-from recbole_llm.recommend.titles import Titles
 
 DRAWN = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 FULL: dict[str, Any] = {"eval_args": {"mode": "full"}}
@@ -145,15 +144,6 @@ def test_items_by_title(recommender: RunRecommender) -> None:
         titles.find("The red rivr")
     with pytest.raises(ValueError, match="no item has the id 'The red river'"):
         titles.find("id:The red river")
-
-
-def test_a_title_may_have_the_sign_that_separates_titles() -> None:
-    titles = Titles(
-        ["[PAD]", "1", "2", "3"], ["", "Home", "Home, Pt. 2 | Remix", "Rain"], ["", "Home", "Home, Pt. 2 | Remix", "Rain"]
-    )
-    assert titles.split("Home | home, Pt. 2 | REMIX|rain||id:3") == ["Home", "home, Pt. 2 | REMIX", "rain", "id:3"]
-    assert titles.split("title:Home, Pt. 2 | Remix") == ["title:Home, Pt. 2 | Remix"]
-    assert titles.split(" | ") == []
 
 
 @pytest.mark.parametrize(
