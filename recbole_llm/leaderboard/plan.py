@@ -33,10 +33,9 @@ from recbole_llm.config.values import parse_value
 from recbole_llm.data.forms import several_targets
 from recbole_llm.data.items import lacks_titles
 from recbole_llm.evaluation import predictions
-from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.evaluation.record_files import DamagedRecordError, read_record
 from recbole_llm.leaderboard.table import Cell
 from recbole_llm.registry import SHORTCUTS
-from recbole_llm.store.files import DamagedError
 
 logger = getLogger()
 
@@ -100,7 +99,7 @@ class Task:
         except FileNotFoundError:
             pass
         except Exception as error:  # an edited record may have anything in it
-            return str(error)
+            return error.fault if isinstance(error, DamagedRecordError) else str(error)
         return None
 
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
@@ -129,8 +128,8 @@ class Task:
         try:
             note = "; ".join(str(self.config[key]) for key in ("origin", "note") if self.config[key])
             record = None if error else self.read()
-        except DamagedError as problem:
-            error = error or f"{problem}; without --show it is run again"
+        except DamagedRecordError as problem:
+            error = error or f"{problem.fault}; without --show it is run again"
         except Exception as problem:  # no configuration, no record
             error = error or str(problem)
         name = self.row or self.model.rpartition(":")[2]
@@ -150,7 +149,7 @@ class Task:
         """The record; None before the run.
 
         Raises:
-            DamagedError: it is damaged, contradicts itself or is of another run.
+            DamagedRecordError: it is damaged, contradicts itself or is of another run.
             ValueError, FileNotFoundError: as :attr:`config`.
         """
         return read_record(self.record, self.config.fingerprint) if self.record.is_file() else None

@@ -269,7 +269,7 @@ def test_a_run_is_loaded_only_with_its_own_weights_and_data(
         message = "names no file of weights"
     else:
         path.write_text(path.read_text().replace('"seed": 2020', '"seed": 2021', 1))
-        message = "is damaged or was edited"
+        message = r"is damaged or was edited: .*; repeat the run \(--model=.*\), or delete it"
     with pytest.raises(ValueError, match=message):
         load(path, **options)
     with pytest.raises(ValueError, match="there is no run"):
