@@ -26,6 +26,7 @@ from typing import Any
 
 from recbole.utils import ModelType
 
+from recbole_llm.classical.record_code import record_code
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
@@ -102,6 +103,15 @@ class Task:
             return error.fault if isinstance(error, DamagedRecordError) else str(error)
         return None
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it :attr:`is_done`, by the code as it is now; raises as :attr:`config`."""
+        return self.is_done and not self.is_of_other_code(self.read())
+
+    def is_of_other_code(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether a record was written by other code than would run now; one that names no code was."""
+        return record is not None and record.get("code") != record_code(self.config)
+
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
         """The task with additional settings, which override its own."""
         return replace(self, settings=PropertyFiles().merge(self.settings, settings))
@@ -143,7 +153,8 @@ class Task:
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
-        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None)
+        other = self.is_of_other_code(record)
+        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None, other)
 
     def read(self) -> dict[str, Any] | None:
         """The record; None before the run.
