@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
+        if options.function is not cli_commands.doctor:  # which says what else is missing, too
+            compat.check_recbole()
         _check_processes(options)
         with _terminable(), quiet_streams():
             failed = options.function(options, _keys(others))

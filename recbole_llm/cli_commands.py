@@ -109,15 +109,20 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
 def look(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm look``."""
     _check_no_keys(keys, "look")
+    if options.out.suffix != ".html":
+        raise ValueError(f"--out={options.out}: give the name of an .html file")
     from recbole_llm import logs
-    from recbole_llm.look.page import write_look
+    from recbole_llm.look.columns import read_columns
+    from recbole_llm.look.content import page_content
+    from recbole_llm.look.page import to_html
     from recbole_llm.recommend.output import read_lines
+    from recbole_llm.store.files import atomic_write
 
     users = int(options.users) if options.users.isdecimal() else read_lines(Path(options.users), "--users")
     logs.init_console(warnings_alone=True)
-    runs = [run for text in options.runs for run in paths(text)]
-    own = {"rows": options.rows, "users": users, "top": options.top, "data_path": options.data_path, "show_progress": True}
-    content = write_look(runs, options.out, **own)
+    columns = read_columns([run for text in options.runs for run in paths(text)], options.rows)
+    content = page_content(columns, users, top=options.top, data_path=options.data_path, show_progress=True)
+    atomic_write(options.out, to_html(content, columns))
     print(f"{options.out}: {len(content['users']):,} users; {'; '.join(one['name'] for one in content['columns'])}")
 
 

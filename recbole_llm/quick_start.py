@@ -15,6 +15,7 @@ from recbole.utils import init_seed
 
 from recbole_llm import compat, logs
 from recbole_llm.classical import building
+from recbole_llm.classical.record_code import record_code
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.shared import check_shared
 from recbole_llm.classical.trainer import trainer_class
@@ -141,6 +142,7 @@ def _fit_and_evaluate(
             plan=planned.as_dict(measured),
             passport=run.passport,
             checkpoint=trainer.checkpoint,
+            code=record_code(config),
             histories_sha256=run.test._dataset.histories.fingerprint,
             **trainer.recommender.findings(record.rows),
         )

@@ -218,6 +218,7 @@ def test_the_ways_to_start_a_run(script: list[str]) -> None:
         (["merge", "--adapters=a", "--out=b", "--what=1"], "no option --what"),
         (["merge", "--adapters=absent", "--out=b"], "there is no folder absent"),
         (["views"], "required: --dataset"),
+        (["look", "--runs", "a", "--out=look.txt"], "--out=look.txt: give the name of an .html file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -226,6 +227,7 @@ def test_mistakes_in_arguments_end_in_one_line(arguments: list[str], message: st
 
 
 def test_mistakes_in_arguments_import_nothing_heavy() -> None:
+    assert imported("look", "--runs", "a", "--out=look.txt") == set()
     assert imported("run", "--model=SASREK") <= {"recbole"}, "its folder is listed"
     assert imported("run", "--model=SASRec", "--nproc=2") == set()
     assert imported("merge", "--adapters=absent", "--out=b") == set()

@@ -18,13 +18,14 @@ import recbole
 from scipy.sparse import dok_matrix
 
 from recbole_llm import compat
+from recbole_llm.config import LLMConfig
 from recbole_llm.quick_start import run_recbole_llm
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_without_recbole_the_import_names_the_command_in_one_line() -> None:
-    hidden = "import sys; sys.modules['recbole'] = None; import recbole_llm"
+def test_without_recbole_loading_a_run_names_the_command_in_one_line() -> None:
+    hidden = "import sys; sys.modules['recbole'] = None; import recbole_llm; recbole_llm.load('saved/runs/none')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", hidden], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1
@@ -37,8 +38,9 @@ def test_without_recbole_the_import_names_the_command_in_one_line() -> None:
 def test_another_version_of_recbole_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compat.check_recbole()
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    with pytest.raises(ImportError, match=rf'{version} is installed; run: pip install --no-deps "recbole==1\.2\.1"'):
-        compat.check_recbole()
+    for reads in (compat.check_recbole, lambda: LLMConfig("Pop", "ml-100k")):
+        with pytest.raises(ImportError, match=rf'{version} is installed; run: pip install --no-deps "recbole==1\.2\.1"'):
+            reads()
 
 
 def test_peak_memory_is_in_bytes() -> None:

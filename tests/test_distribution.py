@@ -53,7 +53,7 @@ def test_a_wheel_holds_every_file_of_the_package_and_the_property_files(built: t
         (metadata,) = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     package = {path for path in distribution.tracked() if path.startswith("recbole_llm/")}
     properties = {f"recbole_llm/{path}" for path in distribution.tracked() if re.match(r"properties/.*\.(yaml|hyper)$", path)}
-    assert any(name.endswith(".hyper") for name in properties) and any(name.endswith(".html") for name in package)
+    assert any(name.endswith(".hyper") for name in properties) and {".html", ".css"} <= {Path(name).suffix for name in package}
     assert held == package | properties
     found = message_from_string(metadata)
     assert found["Description-Content-Type"] == "text/markdown" and "](docs/" not in str(found.get_payload())

@@ -28,7 +28,6 @@ from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
 from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_stopping_users, exclude_missed, of_users
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
-from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import fingerprint, sha256_file
 from recbole_llm.store.processes import alone, current
@@ -97,11 +96,6 @@ class ProtocolTrainer(SafeCheckpoints):
         """
         self._stages, self._retriever = self.recommender.plan(candidates), retriever
         return [*([retriever.stage] if retriever else []), *self._stages]
-
-    @property
-    def code(self) -> str:
-        """SHA-256 of the code of the model and of this trainer."""
-        return code_fingerprint(__name__, type(self.model).__module__)
 
     @property
     def trained_parameters(self) -> int | None:

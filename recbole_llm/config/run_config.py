@@ -69,6 +69,7 @@ class LLMConfig(Config):
         *,
         cmd_name: str = "the command line",
     ):
+        compat.check_recbole()
         compat.check_pandas()
         self._cmd_line, self._cmd_name = tuple(cmd_line), cmd_name
         self._given: list[tuple[str, dict[str, Any]]] = []  # source and values; later ones win

@@ -156,7 +156,6 @@ class RunRecord:
             "fingerprint": config.fingerprint,
             "versions": {"recbole_llm": recbole_llm.__version__, "python": platform.python_version()}
             | {library: version(library) for library in _LIBRARIES},
-            "code": self._trainer.code,
             "commit": commit(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,

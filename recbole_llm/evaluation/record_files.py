@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.evaluation import metrics
+from recbole_llm.store import runs
 from recbole_llm.store.files import DamagedError, is_within
 from recbole_llm.store.json_files import CHECKSUM, checksum, read_object
 
 _DECIMALS = 4  # RecBole's `metric_decimal_place`
+
+
+class DamagedRecordError(DamagedError):
+    """A record that cannot be used. The message names the file, the fault and the remedy; ``fault`` has no remedy."""
+
+    def __init__(self, path: Path, fault: str, record: Mapping[str, Any]):
+        self.fault = f"{path} {fault}"
+        super().__init__(f"{self.fault}; {runs.again(record, path, beside=False)}, or delete it")
 
 
 def by_user(user_ids: Sequence[Any], users: Sequence[int], ranks: Sequence[float]) -> dict[str, int | None]:
@@ -38,11 +47,14 @@ def read_record(path: Path, identity: str | None = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no record.
-        DamagedError: the record is not what was written, contradicts itself, or is of another run; names the file and the fault.
+        DamagedRecordError: the record is not what was written, contradicts itself, or is of another run.
     """
-    record = read_object(path)
+    try:
+        record = read_object(path)
+    except DamagedError as error:
+        raise DamagedRecordError(path, str(error).removeprefix(f"{path} "), {}) from error
     if fault := _fault(record, identity):
-        raise DamagedError(f"{path} {fault}")
+        raise DamagedRecordError(path, fault, record)
     return record
 
 

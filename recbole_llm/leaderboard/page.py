@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from recbole_llm.leaderboard.captions import HEADROOM, SHORTCUT_MARK, sign_words
 from recbole_llm.leaderboard.digits import half, p_value, significant
@@ -16,6 +13,7 @@ from recbole_llm.leaderboard.memorised import MEMORISED_WORDS, memorised
 from recbole_llm.leaderboard.pictures import cost_picture, metric_picture, routing_picture, slice_picture
 from recbole_llm.leaderboard.protocol import protocol_words
 from recbole_llm.leaderboard.table import Leaderboard, Table, smaller_is_better
+from recbole_llm.leaderboard.templates import templates
 
 _SHOWN = {
     "beaten": beaten,
@@ -35,10 +33,9 @@ def to_html(leaderboard: Leaderboard, looks: Sequence[str] = ()) -> str:
     Args:
         looks: names of pages in the same folder that show what rows recommend.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = importlib.resources.files("recbole_llm.leaderboard").joinpath("page.html").read_text(encoding="utf-8")
+    template = templates().get_template("page.html")
     sections = [_section(leaderboard, table) for table in leaderboard.tables]
-    return environment.from_string(source).render(board=leaderboard, sections=sections, looks=looks, **_SHOWN)
+    return template.render(board=leaderboard, sections=sections, looks=looks, **_SHOWN)
 
 
 def _section(leaderboard: Leaderboard, table: Table) -> dict[str, Any]:

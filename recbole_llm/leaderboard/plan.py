@@ -26,6 +26,7 @@ from typing import Any
 
 from recbole.utils import ModelType
 
+from recbole_llm.classical.record_code import record_code
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
@@ -33,10 +34,9 @@ from recbole_llm.config.values import parse_value
 from recbole_llm.data.forms import several_targets
 from recbole_llm.data.items import lacks_titles
 from recbole_llm.evaluation import predictions
-from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.evaluation.record_files import DamagedRecordError, read_record
 from recbole_llm.leaderboard.table import Cell
 from recbole_llm.registry import SHORTCUTS
-from recbole_llm.store.files import DamagedError
 
 logger = getLogger()
 
@@ -100,8 +100,17 @@ class Task:
         except FileNotFoundError:
             pass
         except Exception as error:  # an edited record may have anything in it
-            return str(error)
+            return error.fault if isinstance(error, DamagedRecordError) else str(error)
         return None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it :attr:`is_done`, by the code as it is now; raises as :attr:`config`."""
+        return self.is_done and not self.is_of_other_code(self.read())
+
+    def is_of_other_code(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether a record was written by other code than would run now; one that names no code was."""
+        return record is not None and record.get("code") != record_code(self.config)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Task:
         """The task with additional settings, which override its own."""
@@ -129,8 +138,8 @@ class Task:
         try:
             note = "; ".join(str(self.config[key]) for key in ("origin", "note") if self.config[key])
             record = None if error else self.read()
-        except DamagedError as problem:
-            error = error or f"{problem}; without --show it is run again"
+        except DamagedRecordError as problem:
+            error = error or f"{problem.fault}; without --show it is run again"
         except Exception as problem:  # no configuration, no record
             error = error or str(problem)
         name = self.row or self.model.rpartition(":")[2]
@@ -144,13 +153,14 @@ class Task:
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
-        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None)
+        other = self.is_of_other_code(record)
+        return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None, other)
 
     def read(self) -> dict[str, Any] | None:
         """The record; None before the run.
 
         Raises:
-            DamagedError: it is damaged, contradicts itself or is of another run.
+            DamagedRecordError: it is damaged, contradicts itself or is of another run.
             ValueError, FileNotFoundError: as :attr:`config`.
         """
         return read_record(self.record, self.config.fingerprint) if self.record.is_file() else None

@@ -126,7 +126,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         users_per_second=float(facts["users_per_second"].mean()) if "users_per_second" in facts else None,
         peak_memory_bytes=float(facts["peak_memory_bytes"].max()) if "peak_memory_bytes" in facts else None,
         candidates=_first(map(comparable.candidates, records)),
-        note=_first(cell.note for cell in cells),
+        note=_note(cells),
         shortcut=any(record.get("shortcut") is True for record in records),
         memorisation=_first(record.get("memorisation") for record in records),
         routing=_first(record.get("routing") for record in records if record.get("model") == model),
@@ -235,6 +235,12 @@ def _numbers(values: Mapping[Any, Any]) -> dict[str, float]:
     """The finite numbers of a mapping."""
     numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
     return {str(key): float(value) for key, value in numbers.items() if math.isfinite(value)}
+
+
+def _note(cells: Sequence[Cell]) -> str | None:
+    note, other = _first(cell.note for cell in cells), [str(cell.seed) for cell in cells if cell.other_code]
+    older = f"written by other code, and run again without --show (seed{'s' * (len(other) > 1)} {', '.join(other)})"
+    return "; ".join(filter(None, [note, older if other else None])) or None
 
 
 def _first(values: Iterable[Any]) -> Any:

@@ -19,6 +19,7 @@ class Cell:
         record: the JSON of the run record.
         error: the reason of a failure; without record and error, the cell has not run.
         note: a remark on the row, such as search space and budget.
+        other_code: the record was written by other code than would run now.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Cell:
     error: str | None = None
     commit: str | None = None
     note: str | None = None
+    other_code: bool = False
 
     @property
     def status(self) -> str:

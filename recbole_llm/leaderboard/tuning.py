@@ -239,8 +239,8 @@ class Search:
         return {key: choices[key].get(drawn[key], drawn[key]) for key in self.space}
 
     def _score(self, task: Task) -> float:
-        """The validation score of a run, which is started if it has no sound record."""
-        if not task.is_done:
+        """The validation score of a run, which is started if it has no sound record of this code."""
+        if not task.is_current:
             log = self.folder / "logs" / f"{task.record.parent.name}.log"
             if reason := run_process([*task.arguments, "--show_progress=False"], log, threads_each(1)):
                 raise ValueError(reason)

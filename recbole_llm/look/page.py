@@ -6,47 +6,16 @@ import base64
 import hashlib
 import importlib.resources
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
-from recbole_llm.look.columns import Column, read_columns
-from recbole_llm.look.content import HISTORY, SEED, page_content
-from recbole_llm.store.files import atomic_write
-
-
-def write_look(
-    runs: Sequence[str],
-    out: Path,
-    *,
-    rows: Sequence[str] = (),
-    users: int | Sequence[str] = 200,
-    top: int = 10,
-    data_path: str | None = None,
-    show_progress: bool = False,
-) -> dict[str, Any]:
-    """Write the page of runs; returns its content.
-
-    Args:
-        runs, rows: as :func:`~recbole_llm.look.columns.read_columns`.
-        out: the file.
-        users, top, data_path: as :func:`~recbole_llm.look.content.page_content`.
-
-    Raises:
-        ValueError: as these functions.
-    """
-    if out.suffix != ".html":
-        raise ValueError(f"--out={out}: give the name of an .html file")
-    columns = read_columns(runs, rows)
-    content = page_content(columns, users, top=top, data_path=data_path, show_progress=show_progress)
-    atomic_write(out, to_html(content, columns))
-    return content
+from recbole_llm.leaderboard.templates import templates
+from recbole_llm.look.columns import Column
+from recbole_llm.look.content import HISTORY, SEED
 
 
 def to_html(content: Mapping[str, Any], columns: Sequence[Column]) -> str:
     """The page of a :func:`~recbole_llm.look.content.page_content`."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = templates()
     # jinja escapes <, >, & and ', and JSON all that is not ASCII, such as U+2028
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     source = importlib.resources.files("recbole_llm.look").joinpath("page.html").read_text(encoding="utf-8")

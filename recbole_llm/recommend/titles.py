@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -11,6 +12,13 @@ from functools import cached_property
 from recbole_llm.data.items import title_key
 
 _MANY = 5000  # titles that are compared letter by letter
+_SIGNS = str.maketrans({**dict.fromkeys("‘’‚‛′´`ʼʻ", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-")})
+
+
+def folded(title: str) -> str:
+    """The title without differences that keyboards and fonts make, too: forms of Unicode, quotation marks, dashes."""
+    plain = unicodedata.normalize("NFKC", title.translate(_SIGNS)).translate(_SIGNS)
+    return unicodedata.normalize("NFKC", title_key(plain))
 
 
 class Titles:
@@ -40,6 +48,13 @@ class Titles:
                 found[text].append(item)
         return found
 
+    @cached_property
+    def _by_folded(self) -> dict[str, set[int]]:
+        found: dict[str, set[int]] = defaultdict(set)
+        for title, items in self._by_title.items():
+            found[folded(title)] |= {*items}
+        return found
+
     def known(self, text: str) -> int | None:
         """As :meth:`find`, but None if no item has this title; an unknown ``id:TEXT`` is refused."""
         kind, _, rest = text.partition(":")
@@ -52,10 +67,14 @@ class Titles:
             raise ValueError(f"{given!r} is the title or the id of {len(found)} items; give one of {known}")
         if kind == "id" and not found:
             raise ValueError(f"no item has the id {given!r}")
+        if not found and len(alike := self._by_folded.get(folded(given), ())) == 1:
+            found = {*alike}
         return found.pop() if found else None
 
     def find(self, text: str) -> int:
         """The internal id of an item by its title, its name or its id; ``id:TEXT`` and ``title:TEXT`` say which is meant.
+
+        A title may have other quotation marks and dashes than in the data, if that leaves one item.
 
         Raises:
             ValueError: no item or several items have it; names the nearest titles, or the items.
@@ -79,7 +98,7 @@ class Titles:
         return [one for one in found if one]
 
     def _is_title(self, text: str) -> bool:
-        return title_key(text.strip().removeprefix("title:")) in self._by_title
+        return folded(text.strip().removeprefix("title:")) in self._by_folded
 
     def nearest(self, title: str, number: int = 3) -> list[str]:
         """The names of the items whose titles are most similar, best first."""

@@ -107,6 +107,7 @@ def measure(board: Board, claim: Claim, cells: Mapping[Task, Cell], changes: Map
         "runs": len(records),
         "seconds": sum(part.get("train", 0.0) + part.get("evaluate", 0.0) for part in seconds),
         "seconds_at_least": reused,
+        **({"other_code": sorted(other)} if (other := {task.label for task, cell in used.items() if cell.other_code}) else {}),
         "commits": sorted({str(record.get("commit")) for record in records.values()}),
         "written": max(str(record.get("written")) for record in records.values()),
     }

@@ -128,6 +128,7 @@ def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:
         "| board | command | dataset | seeds | measured | longest claim: its runs, without cached parts |",
         "|---|---|---|---|---|---|",
     ]
+    remarks = []
     for board in boards:
         found = [one.result for one in judged if one.board is board and one.result]
         measured = cost = ""
@@ -144,7 +145,9 @@ def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:
         file = f"[{board.name}](../properties/claims/{board.file.name})"
         row = (file, f"`recbole-llm replicate {board.name}{data}`", board.dataset, _list(board.seeds), measured, cost)
         lines.append("| " + " | ".join(row) + " |")
-    remarks = [f"- {board.name}: {_cell(board.remark)}" for board in boards if board.remark]
+        remarks += [f"- {board.name}: {_cell(board.remark)}"] if board.remark else []
+        if other := sorted({label for result in found for label in result.get("other_code", ())}):
+            remarks.append(f"- {board.name}: other code than that of the tests wrote the records of {_cell(', '.join(other))}")
     return "\n".join([*lines, *([""] if remarks else []), *remarks]) + "\n"
 
 

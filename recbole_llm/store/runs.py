@@ -44,6 +44,7 @@ def again(record: Mapping[str, Any], path: Path, *, beside: bool = True) -> str:
     """How to get what is missing or damaged of a run, for errors.
 
     Args:
+        record: its content, as far as that can be read.
         path: of the record.
         beside: it belongs into the ``checkpoint_dir``, beside the folder of runs, and not into the record.
     """
@@ -54,7 +55,8 @@ def again(record: Mapping[str, Any], path: Path, *, beside: bool = True) -> str:
             f"the weights lie beside the folder {RUNS}, from which this run was moved; move it back to CHECKPOINT_DIR/{RUNS}, or "
             "share it from there (recbole-llm share)"
         )
-    return f"repeat the run (--model={record['model']} --dataset={record['dataset']} and its other options)"
+    names = [f"--{key}={record[key]}" for key in ("model", "dataset") if isinstance(record.get(key), str)]
+    return f"repeat the run ({' '.join(names) or 'the same model and dataset'} and its other options)"
 
 
 def root_of(path: Path) -> Path:
@@ -86,7 +88,9 @@ class SavedRun:
         try:
             record = read_object(path)
         except (OSError, DamagedError) as error:
-            raise ValueError(f"init_from: {path} is no record of a run ({error}); {remedy}") from error
+            raise ValueError(
+                f"init_from: {path} is no record of a run ({error}); {remedy}, or {again({}, path, beside=False)}"
+            ) from error
         if not {"model", "dataset", "config"} <= record.keys():
             raise ValueError(f"init_from: {path} is no record of a run; {remedy}")
         run, anew = cls(path, record), again(record, path, beside=False)

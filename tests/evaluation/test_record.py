@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recbole_llm.classical.record_code import record_code
+from recbole_llm.config import LLMConfig
 from recbole_llm.data import loading
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.recommender import ClassicalRecommender
@@ -21,7 +23,6 @@ from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code
 from recbole_llm.store.runs import SavedRun
 from recbole_llm.store.stages import Stage, StageCache, Work
-from tests.conftest import assembled
 
 Run = Callable[..., Any]
 
@@ -304,17 +305,19 @@ def test_another_run_can_be_initialised_from_ours(run: Run) -> None:
 
 
 def test_a_record_names_the_code_that_computed_it(run: Run, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
-    """Of the model, ours or RecBole's, and of the trainer; what draws pictures is none of it."""
+    """Of the model, ours or RecBole's, of the data and of the trainer; what draws pictures is none of it."""
     recorded = {name: run(name)[1]["code"] for name in ("TALLRec", "BPR")}
-    trainers = {name: assembled(name, settings).trainer for name in recorded}
-    assert {name: trainer.code for name, trainer in trainers.items()} == recorded
+    configs = {name: LLMConfig(name, "tiny", config_dict=settings) for name in recorded}
+    assert {name: record_code(config) for name, config in configs.items()} == recorded
     assert len({*recorded.values()}) == 2 and {len(value) for value in recorded.values()} == {64}
     tree = code._tree
     for module, differ in {
         "recbole_llm.llm.scoring": ["TALLRec"],
         "recbole_llm.classical.trainer": ["TALLRec", "BPR"],
+        "recbole_llm.classical.popularity": ["TALLRec", "BPR"],
+        "recbole_llm.data.splitting": ["TALLRec", "BPR"],
         "recbole.model.general_recommender.bpr": ["BPR"],
         "recbole_llm.evaluation.plots": [],
     }.items():
         monkeypatch.setattr(code, "_tree", lambda name, module=module: (tree(name)[0] + "!" * (name == module), tree(name)[1]))
-        assert [name for name in recorded if trainers[name].code != recorded[name]] == differ, module
+        assert [name for name in recorded if record_code(configs[name]) != recorded[name]] == differ, module

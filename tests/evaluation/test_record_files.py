@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.record_files import by_user, ranks_of, read_record
+from recbole_llm.evaluation.record_files import DamagedRecordError, by_user, ranks_of, read_record
 from recbole_llm.store.files import DamagedError
 from recbole_llm.store.json_files import CHECKSUM, sealed
 
@@ -70,6 +70,19 @@ def test_a_metric_that_the_ranks_contradict_is_named(file: Path, name: str, valu
         DamagedError, match=rf"record\.json contradicts itself: {name} of Pop is {value:g}, and 0\.\d+ by its ranks"
     ):
         read_record(file)
+
+
+def test_every_fault_comes_with_the_same_remedy(file: Path, tmp_path: Path) -> None:
+    change(file, lambda record: record.update(seed=7, dataset="tiny"), seal=True)
+    file.write_text(file.read_text().replace('"seed": 7', '"seed": 8'))
+    with pytest.raises(DamagedRecordError) as edited:
+        read_record(file)
+    known = "repeat the run (--model=Pop --dataset=tiny and its other options), or delete it"
+    assert str(edited.value) == f"{edited.value.fault}; {known}" and edited.value.fault.startswith(f"{file} is damaged or was")
+    file.write_text("{")
+    with pytest.raises(DamagedRecordError) as cut:
+        read_record(file)
+    assert str(cut.value).endswith("; repeat the run (the same model and dataset and its other options), or delete it")
 
 
 def test_so_is_an_edited_rank(file: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.classical.record_code import record_code
 from recbole_llm.evaluation import metrics
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import Cell
@@ -51,4 +52,5 @@ def write_record(task: Task, best_valid_result: dict[str, float], results: dict[
         "protocol": {"mask_history": None},
     }
     task.record.parent.mkdir(parents=True, exist_ok=True)
-    task.record.write_text(sealed({**parts, "fingerprint": task.config.fingerprint, "best_valid_result": best_valid_result}))
+    made_by = {"fingerprint": task.config.fingerprint, "code": record_code(task.config)}
+    task.record.write_text(sealed({**parts, **made_by, "best_valid_result": best_valid_result}))

@@ -16,7 +16,7 @@ from recbole_llm.leaderboard.board import make_leaderboard
 from recbole_llm.leaderboard.plan import Task, read_plan
 from recbole_llm.leaderboard.table import Leaderboard
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.store.json_files import CHECKSUM
+from recbole_llm.store.json_files import CHECKSUM, sealed
 
 
 @pytest.fixture
@@ -83,6 +83,24 @@ def test_an_edited_figure_is_not_shown_and_its_run_is_repeated(
     assert f"Pop, seed 1: {pop.record} contradicts itself" in caplog.text and "it is run again" in caplog.text
     make_leaderboard(plan, given)
     assert started == ["Pop", "BPR", "Pop"], "it is sound again"
+
+
+def test_a_record_of_other_code_is_shown_with_a_note_and_its_run_repeated(
+    given: dict[str, Any], plan: Path, started: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before, _ = make_leaderboard(plan, given)
+    pop, bpr = read_plan(plan, given)
+    record = json.loads(pop.record.read_text())
+    for older in ({**record, "code": "0" * 64}, {key: value for key, value in record.items() if key != "code"}):
+        pop.record.write_text(sealed(older))
+        shown, _ = make_leaderboard(plan, given, show=True)
+        notes = {row.label: row.note for row in shown.tables[0].rows}
+        assert notes == {"BPR": None, "Pop": "written by other code, and run again without --show (seed 1)"}
+        assert cells(shown) == {"BPR": "done", "Pop": "done"}
+        del started[:]
+        again, _ = make_leaderboard(plan, given)
+        assert started == ["Pop"] and not any(row.note for row in again.tables[0].rows)
+        assert f"{pop.record} was written by other code; it is run again" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"results": '])

@@ -106,7 +106,7 @@ def test_what_is_no_run(run: Callable[..., str], tmp_path: Path) -> None:
             read_columns(given)
     record = Path(one) / "record.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "seed": 1}))
-    with pytest.raises(ValueError, match="was edited"):
+    with pytest.raises(ValueError, match=r"was edited: .*; repeat the run \(--model=.*\), or delete it"):
         read_columns([one])
 
 

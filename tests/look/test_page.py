@@ -15,7 +15,7 @@ from browser import browse, frames
 from markupsafe import escape
 
 from recbole_llm.look.columns import Column
-from recbole_llm.look.page import to_html, write_look
+from recbole_llm.look.page import to_html
 
 SCRIPT = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 NASTY = [
@@ -103,11 +103,6 @@ def test_what_the_page_says_of_its_content(page: str) -> None:
         "Each model ranked the catalogue of 1,682 items, the history left out" in text
         and "drawn with" not in text.split("<form")[0]
     )
-
-
-def test_other_files_than_html_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--out=look\.txt: give the name of an \.html file"):
-        write_look([], Path("look.txt"))
 
 
 # --- a real browser

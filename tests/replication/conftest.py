@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from recbole_llm.classical.record_code import record_code
 from recbole_llm.evaluation import metrics
 from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.store.json_files import sealed
@@ -81,6 +82,7 @@ def finish(tmp_path: Path) -> Callable[..., None]:
                 "commit": "0123456789abcdef",
                 "written": "2026-01-02T03:04:05Z",
                 "fingerprint": task.config.fingerprint,
+                "code": record_code(task.config),
                 **facts,
             }
             task.record.parent.mkdir(parents=True, exist_ok=True)

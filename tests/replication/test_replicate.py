@@ -177,6 +177,16 @@ def test_a_measurement_of_the_record_is_compared_with_a_number(board: Write, fin
     assert shown(file, tmp_path)[0] == {}
 
 
+def test_records_of_other_code_are_judged_and_named(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board()
+    finish(file, {"new": 0.5, "old": 0.2})
+    assert "other_code" not in shown(file, tmp_path)[0] and "other code" not in (tmp_path / "replication.md").read_text()
+    finish(file, {"new": 0.5}, seeds=(2,), code="0" * 64)
+    found, line = shown(file, tmp_path)
+    assert found["other_code"] == ["new"] and "**holds**" in line
+    assert "\n- mine: other code than that of the tests wrote the records of new\n" in (tmp_path / "replication.md").read_text()
+
+
 def test_a_claim_without_records_keeps_its_row_and_its_result(board: Write, finish: Write, tmp_path: Path) -> None:
     file = board()
     assert "**not run**<br>`recbole-llm replicate mine --train_batch_size=64" in shown(file, tmp_path)[1]

@@ -1,0 +1,30 @@
+"""Which code makes a run record: known before the run, so that a leaderboard can tell the records of other code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_llm import registry
+from recbole_llm.store.code import code_fingerprint
+
+_ANY_RUN = (
+    "recbole_llm.classical.building",
+    "recbole_llm.classical.trainer",
+    "recbole_llm.data.candidate_sets",
+    "recbole_llm.data.loading",
+    "recbole_llm.evaluation.generated",
+    "recbole_llm.evaluation.slices",
+)
+
+
+def record_code(config: Any) -> str:
+    """SHA-256 of the code that reads and splits the data, draws candidates, and builds, trains and evaluates the model.
+
+    Args:
+        config: of the run.
+    """
+    kinds = [config.model_class]
+    if (key := getattr(config.model_class, "contains", None)) is not None:
+        kinds.append(registry.get_model(str(config[key])))
+    retriever = ["recbole_llm.classical.retriever"] if config["candidates"]["source"] == "retriever" else []
+    return code_fingerprint(*_ANY_RUN, *retriever, *(kind.__module__ for kind in kinds))
