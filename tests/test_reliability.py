@@ -13,7 +13,7 @@ import pytest
 import reliability
 from faults import damages, disk, hostile, inputs, kills, strategies
 from faults.page import page
-from faults.world import Outcome, World
+from faults.world import Outcome, World, record
 from tqdm import tqdm
 
 from recbole_llm.registry import MODELS
@@ -82,6 +82,13 @@ def test_what_killed_runs_leave_is_found(tmp_path: Path) -> None:
         (file := tmp_path / "stages" / name).parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     assert kills.left_over(tmp_path) == ["stages/.a-1.unfinished", "stages/.a.owner"]
+
+
+def test_times_of_a_record_and_of_its_parts_are_not_compared(tmp_path: Path) -> None:
+    (file := tmp_path / "runs" / "a" / "record.json").parent.mkdir(parents=True)
+    points = [{"value": 0.5, "cpu_seconds": 1.0}]
+    file.write_text(json.dumps({"seconds": 1.0, "ranks": {"a": {"u": 1}}, "routing": {"points": points, "users_per_second": 2}}))
+    assert record(tmp_path) == {"ranks": {"a": {"u": 1}}, "routing": {"points": [{"value": 0.5}]}}
 
 
 def test_every_model_is_killed() -> None:

@@ -25,8 +25,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIABLE = {"checksum", "commit", "written", "config", "plan", "checkpoint"}  # a checkpoint has a name of its own each time
-VARIABLE |= {"seconds", "users_per_second", "peak_memory_bytes", "stage_seconds"}
-"""What a record says about one execution; all else follows from the command."""
+MEASURED = {"seconds", "cpu_seconds", "users_per_second", "peak_memory_bytes", "stage_seconds"}
+"""What a record says about one execution, itself or in its parts; all else follows from the command."""
 LONGEST = 600.0
 """Seconds of a command; one takes seconds, on a loaded machine a minute."""
 OWN: dict[str, dict[str, Any]] = {  # what the settings of the tests say and a model cannot do, or need not
@@ -222,4 +222,10 @@ def record(saved: Path) -> dict[str, Any] | None:
     files = list(saved.glob("runs/*/record.json"))
     if len(files) != 1:
         return None
-    return {key: value for key, value in json.loads(files[0].read_text()).items() if key not in VARIABLE}
+    return {key: value for key, value in _unmeasured(json.loads(files[0].read_text())).items() if key not in VARIABLE}
+
+
+def _unmeasured(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unmeasured(part) for key, part in value.items() if key not in MEASURED}
+    return [_unmeasured(part) for part in value] if isinstance(value, list) else value
