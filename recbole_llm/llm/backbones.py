@@ -67,11 +67,17 @@ class BackboneSettings(Settings):
     max_memory: Any = None
     float32_matmul_precision: str = "highest"
     saved: str = "saved"
+    fsdp: bool = False
 
     def check(self) -> None:
         """Raise a ValueError or an ImportError for options that this machine cannot load an LM with."""
         _ = self.torch_dtype
         check_max_memory(self.max_memory)
+        if self.fsdp and (self.load_in_4bit or self.device_map):
+            other = "load_in_4bit" if self.load_in_4bit else "device_map"
+            raise ValueError(
+                f"fsdp: True (or accelerate launch --use_fsdp) and {other}: {getattr(self, other)} exclude each other; give one of them"
+            )
         if self.load_in_4bit:
             check_bitsandbytes()
         if package := _ATTENTION_PACKAGES.get(str(self.attn_implementation)):
