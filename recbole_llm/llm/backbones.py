@@ -74,10 +74,8 @@ class BackboneSettings(Settings):
         _ = self.torch_dtype
         check_max_memory(self.max_memory)
         if self.fsdp and (self.load_in_4bit or self.device_map):
-            other = "load_in_4bit" if self.load_in_4bit else "device_map"
-            raise ValueError(
-                f"fsdp: True (or accelerate launch --use_fsdp) and {other}: {getattr(self, other)} exclude each other; give one of them"
-            )
+            other = "load_in_4bit: True" if self.load_in_4bit else f"device_map: {self.device_map}"
+            raise ValueError(f"fsdp: True (or accelerate launch --use_fsdp) excludes {other}; give one of them")
         if self.load_in_4bit:
             check_bitsandbytes()
         if package := _ATTENTION_PACKAGES.get(str(self.attn_implementation)):

@@ -1,8 +1,8 @@
 """Adapters folded into the weights of their base model, ``W + sum_i w_i s_i B_i A_i``, so that evaluation costs that of the base.
 
 The original weights are copied to host memory once and written back when the folding ends. Subtracting the update instead would
-not restore them: rounding errors add up, in bfloat16 above all. Weights of a sharded layer are changed whenever they are gathered,
-and need no copy.
+not restore them: rounding errors add up, in bfloat16 above all. Weights of a sharded layer are changed whenever they are
+gathered, and need no copy.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from recbole_llm.store.processes import Processes, before_meeting, current
 
 logger = getLogger()
 
-ALIGNED = 64  # bytes: where a weight may begin, so that products round as those of weights that PyTorch has allocated
+ALIGNED = 512  # bytes: weights begin at multiples, as those that PyTorch allocates on a GPU, so that products round alike
+LINE = 64  # bytes of a CPU's line of memory; a file of weights may begin anywhere in it, and products round accordingly
 NOTHING = 2**62  # what a process wants that needs no layer
 _numbers = count()
 _layers: WeakValueDictionary[int, ShardedLayer] = WeakValueDictionary()  # in the order of loading, equal in all processes
@@ -74,7 +75,8 @@ class ShardedLayer:
             for name, weight in module.named_parameters(recurse=False):
                 if weight in weights:
                     size = weight.numel() * weight.element_size()
-                    end = ends.setdefault(weight, _aligned(max(ends.values(), default=0)) + size)
+                    shift = weight.data_ptr() % LINE if device.type == "cpu" else 0
+                    end = ends.setdefault(weight, _aligned(max(ends.values(), default=0)) + shift + size)
                     self._places.append(_Place(module, name, weight, end - size, end))
         size = _aligned(-(-max(ends.values(), default=0) // processes.size))  # bytes of a part
         whole = torch.zeros(size * processes.size, dtype=torch.uint8)

@@ -188,7 +188,7 @@ class Processes:
 
 ALONE = Processes()
 _current: ContextVar[Processes] = ContextVar("processes", default=ALONE)
-_help: Callable[[], None] = lambda: None
+_helps: list[Callable[[], None]] = []  # what a process does for others before it meets them
 _store: Any = None  # where the processes of this run say that they end; None: one process
 
 
@@ -213,8 +213,7 @@ def undivided() -> Iterator[None]:
 
 def before_meeting(help_others: Callable[[], None]) -> None:
     """Call ``help_others``, which returns when no process needs help, before each exchange of the processes from now on."""
-    global _help
-    _help = help_others
+    _helps[:] = [help_others]
 
 
 @contextlib.contextmanager
@@ -282,7 +281,8 @@ def first_to_end() -> bool:
 
 @contextlib.contextmanager
 def _meeting() -> Iterator[None]:
-    _help()
+    for help_others in _helps:
+        help_others()
     with _lost():
         yield
 

@@ -43,6 +43,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "GRU4Rec": {**CLASSICAL, "loss_type": "BPR"},
     "BERT4Rec": CLASSICAL,
 }
+SHARDED: dict[str, dict[str, Any]] = {
+    "TALLRec": {"scoring": "published", "published_max_new_tokens": 4, "gradient_checkpointing": True},
+    "LoRACocktail": {},
+    "ALLMRec": {},
+    "Laser": {},
+    "Cascade": {},
+}
+CASES = [*((model, {}) for model in MODELS), *((model, {"fsdp": True, **own}) for model, own in SHARDED.items())]
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}  # of weights after all steps; that of the gradients of one step is 1e-5
 
 
@@ -54,9 +62,13 @@ def changed(settings: dict[str, Any], model: str, folder: Path) -> dict[str, Any
     return {**settings, **inner, **own, **MODELS[model], "use_gpu": False, "checkpoint_dir": str(folder)}
 
 
-def record_of(settings: dict[str, Any]) -> dict[str, Any]:
+def folder_of(settings: dict[str, Any]) -> Path:
     (file,) = Path(settings["checkpoint_dir"]).glob("runs/*/record.json")
-    return json.loads(file.read_text())
+    return file.parent
+
+
+def record_of(settings: dict[str, Any]) -> dict[str, Any]:
+    return json.loads((folder_of(settings) / "record.json").read_text())
 
 
 def weights(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -71,10 +83,10 @@ def run(model: str, settings: dict[str, Any]) -> dict[str, Any]:
     return record_of(settings)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_two_processes_end_as_one(model: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    one, two, again = (changed(settings, model, tmp_path / name) for name in ("one", "two", "again"))
-    expected = run(model, one)
+@pytest.mark.parametrize(("model", "own"), CASES, ids=[f"{model}-fsdp" if own else model for model, own in CASES])
+def test_two_processes_end_as_one(model: str, own: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    one, two, again = (changed(settings, model, tmp_path / name) | own for name in ("one", "two", "again"))
+    expected = run(model, one | {"fsdp": False})
     assert exit_codes(start(lambda: run_recbole_llm(model, "tiny", config_dict=two))) == [0, 0]
     found = record_of(two)
     assert found["processes"] == 2 and expected["processes"] == 1
@@ -82,6 +94,9 @@ def test_two_processes_end_as_one(model: str, settings: dict[str, Any], tmp_path
     for file, tensors in weights(one).items():
         torch.testing.assert_close(weights(two)[file], tensors, **TOLERANCE, msg=lambda text, file=file: f"{file}: {text}")
     assert found["ranks"] == expected["ranks"] and found["results"] == expected["results"]
+    if own:  # the key changes no name of a record
+        assert any("fsdp: each of 2 processes holds" in file.read_text() for file in Path("log").rglob("*.log"))
+        assert folder_of(two).name == folder_of(one).name
     assert found["best_valid_result"] == expected["best_valid_result"]
     assert all(len(ranks) == len({*ranks}) for ranks in found["ranks"].values())
     if (tmp_path / "one" / "stages").is_dir() and model != "AlphaRec":

@@ -50,7 +50,7 @@ class Half(Pretended):
 @pytest.fixture
 def sharded(build_model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes an LM of a family, spread over two processes of which this is the first."""
-    monkeypatch.setattr(processes, "_help", lambda: None)
+    monkeypatch.setattr(processes, "_helps", [])
     token: list[Any] = []
 
     def build(family: str) -> Any:

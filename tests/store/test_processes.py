@@ -120,9 +120,7 @@ def test_ordinary_settings_of_accelerate_are_accepted():
     refuse({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}, 2)
     refuse({"ACCELERATE_USE_CPU": "True"}, 1)
     refuse(FSDP, 2)
-    refuse(
-        {**FSDP, "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, 2
-    )
+    refuse({**FSDP, "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, 2)
     assert asks_for_fsdp(FSDP) and not asks_for_fsdp({"ACCELERATE_USE_FSDP": "false"}) and not asks_for_fsdp({})
 
 
