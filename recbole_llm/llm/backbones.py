@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from recbole_llm import compat
 from recbole_llm.llm.causal_lm import (
     CausalLM,
     check_bitsandbytes,
@@ -106,6 +107,7 @@ class Outline:
         config: of ``transformers``.
         reading: how it is run, if that is known.
         loaded: its weights are in memory.
+        shards: over how many processes its layers are spread.
     """
 
     config: Any
@@ -115,6 +117,7 @@ class Outline:
     load_in_4bit: bool
     reading: Reading = Reading()
     loaded: bool = False
+    shards: int = 1
 
 
 class Backbone:
@@ -259,6 +262,7 @@ class Backbone:
             settings.load_in_4bit,
             self._reading or (self._check and self._check.known(self.fingerprint)) or Reading(),
             loaded=self._unchecked is not None,
+            shards=compat.launched()[1] if settings.fsdp else 1,
         )
 
     @cached_property

@@ -168,8 +168,10 @@ class ShardedLayer:
     def _put(self, whole: Tensor | None) -> None:
         """Give the modules their weights, or take them away."""
         for module, name, weight, start, end in self._places:
-            values = weight if whole is None else whole[start:end].view(weight.dtype).view(weight.shape)
-            module._parameters[name] = values  # type: ignore[assignment]
+            found = weight
+            if whole is not None:
+                found = nn.Parameter(whole[start:end].view(weight.dtype).view(weight.shape), requires_grad=False)
+            module._parameters[name] = found
 
 
 @contextmanager

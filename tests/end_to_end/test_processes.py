@@ -150,9 +150,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_after_the_death_of_one_the_other_ends_and_the_same_command_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
-    names = ("whole", "killed")
-    whole, killed = ({**settings, "use_gpu": False, "save_every_seconds": 0, "checkpoint_dir": str(tmp_path / n)} for n in names)
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_after_the_death_of_one_the_other_ends_and_the_same_command_resumes(
+    settings: dict[str, Any], tmp_path: Path, fsdp: bool
+) -> None:
+    settings = {**settings, "use_gpu": False, "save_every_seconds": 0, "fsdp": fsdp}
+    whole, killed = ({**settings, "checkpoint_dir": str(tmp_path / name)} for name in ("whole", "killed"))
     assert exit_codes(start(command(whole, tmp_path))) == [0, 0] and told(tmp_path) == []
     assert exit_codes(start(command(killed, tmp_path), before=at_step(6, die)), 60) == [2, -signal.SIGKILL]
     (line,) = told(tmp_path)
@@ -175,11 +178,20 @@ def test_an_error_of_one_process_ends_all_with_one_line(settings: dict[str, Any]
     assert told(tmp_path) == ["error: process 1 of 2: no memory is left"]
 
 
+def test_a_sharded_lm_needs_several_processes(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="fsdp: True spreads the LM over the processes of a run, but there is one"):
+        run_recbole_llm("TALLRec", "tiny", config_dict={**settings, "fsdp": True})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp: True spreads the LM"):
+        run_recbole_llm("TALLRec", "tiny", config_dict=settings)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
         (["--lora_batch_size=0"], "lora_batch_size"),
         (["--gpu_id=0,1"], "gpu_id: 0,1 is for one process"),
+        (["--fsdp=True", "--device_map=auto"], "fsdp: True (or accelerate launch --use_fsdp) excludes device_map: auto"),
         (["--model=BPR", "--eval_args={'mode': 'full'}"], "--model=BPR: RecBole's own loop trains it in one process, not in 2"),
     ],
 )
