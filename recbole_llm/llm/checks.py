@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.exactness import check_vocabulary, exact_reading
@@ -48,10 +49,10 @@ class BackboneCheck(Settings):
             NotExactError: the LM cannot be run exactly, or its tokenizer is larger than its embedding.
         """
         processes = current()
-        known = self.known(identity) if processes.main else None
-        found = processes.agree(known and known.as_dict())
-        if found is not None:
-            reading = Reading.of(found)
+        cached = self.known(identity) if processes.main else None
+        known: Any = processes.agree(cached and cached.as_dict())
+        if known is not None:
+            reading = Reading.of(known)
         else:
             causal = load()
             check_vocabulary(causal.model, causal.tokenizer, name)

@@ -48,7 +48,7 @@ class _Saved(NamedTuple):
     """A view of whole weights that the graph needs for its backward pass."""
 
     dtype: torch.dtype
-    offset: int
+    offset: Any
     size: torch.Size
     stride: tuple[int, ...]
 
@@ -67,7 +67,7 @@ class ShardedLayer:
         self._processes, self._number = processes, next(_numbers)
         self._whole: Tensor | None = None
         self._open = 0
-        self._hooks: list[Any] = []
+        self._pass: list[Any] = []  # the contexts of the pass under way
         self.changes: dict[str, Callable[[], None]] = {}
         ends: dict[nn.Parameter, int] = {}
         self._places: list[_Place] = []
@@ -119,16 +119,16 @@ class ShardedLayer:
                 f"fsdp: True: the LM is spread over {self._processes.size} processes, and one of them alone was about to run it; "
                 "give fsdp: False"
             )
-        used = [self.whole()]
+        used: list[Any] = [self.whole()]
         if torch.is_grad_enabled():
             used.append(saved_tensors_hooks(self._pack, self._unpack))
         for context in used:
             context.__enter__()
-            self._hooks.append(context)
+            self._pass.append(context)
 
     def _leave(self, *_: Any) -> None:
-        while self._hooks:
-            self._hooks.pop().__exit__(None, None, None)
+        while self._pass:
+            self._pass.pop().__exit__(None, None, None)
 
     def _pack(self, tensor: Tensor) -> Tensor | _Saved:
         whole = self._whole
@@ -208,11 +208,11 @@ def shard(model: Any, processes: Processes, device: torch.device) -> Any:
             f"fsdp: True: {type(model).__name__} has no layers that can be sharded; give fsdp: False and load_in_4bit: True, or "
             "one process and device_map: auto"
         )
-    users = _users(model)
+    users, size = _users(model), 0
     for layer in layers:
         own = _users(layer)
         weights = {weight for weight in layer.parameters() if own[weight] == users[weight]}
-        ShardedLayer(layer, weights, processes, device)
+        size += len(ShardedLayer(layer, weights, processes, device).part)
     model.to(device)
 
     def help_others() -> None:
@@ -220,10 +220,9 @@ def shard(model: Any, processes: Processes, device: torch.device) -> Any:
             _layers[wanted]._gather()
 
     before_meeting(help_others)
-    parts = sum(len(layer.sharded.part) for layer in layers)
     rest = sum(w.numel() * w.element_size() for w in model.parameters() if sharded_layer(w) is None)
     logger.info(
-        f"fsdp: each of {processes.size} processes holds {parts / 2**30:.2f} GB of the {len(layers)} layers, and all of the "
+        f"fsdp: each of {processes.size} processes holds {size / 2**30:.2f} GB of the {len(layers)} layers, and all of the "
         f"other {rest / 2**30:.2f} GB of the LM"
     )
     return model

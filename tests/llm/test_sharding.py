@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import sharding
 from recbole_llm.llm.forward import lm_loss
-from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, save_adapter, unload
+from recbole_llm.llm.lora import _SELECTIONS, AdapterView, attach_lora, load_adapters, save_adapter, unload
 from recbole_llm.llm.micro_batches import bounded_memory
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.llm.sharding import shard, sharded_layer
@@ -53,9 +53,9 @@ def sharded(build_model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(processes, "_helps", [])
     token: list[Any] = []
 
-    def build(family: str) -> Any:
+    def build(family: str, dtype: torch.dtype = torch.float32) -> Any:
         parts = SimpleNamespace(others={}, gathered=[])
-        first, second = (shard(build_model(family), Half(rank, 2, parts=parts), CPU) for rank in (0, 1))
+        first, second = (shard(build_model(family).to(dtype), Half(rank, 2, parts=parts), CPU) for rank in (0, 1))
         for own, other in zip(layers(first), layers(second), strict=True):
             parts.others[own.part.data_ptr()] = other.part
         token.append(processes._current.set(Half(0, 2, parts=parts)))
@@ -82,14 +82,16 @@ def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_process_holds_half_of_the_layers_and_scores_as_with_the_whole(build_model: Any, sharded: Any, family: str) -> None:
-    whole, model = build_model(family), sharded(family)
+@pytest.mark.parametrize(("family", "dtype"), [*((family, torch.float32) for family in FAMILIES), ("llama", torch.bfloat16)])
+def test_a_process_holds_half_of_the_layers_and_scores_as_with_the_whole(
+    build_model: Any, sharded: Any, family: str, dtype: torch.dtype
+) -> None:
+    whole, model = build_model(family).to(dtype), sharded(family, dtype)
     inside = [weight for weight in model.parameters() if sharded_layer(weight)]
     total = sum(weight.numel() * weight.element_size() for weight in inside)
     held = sum(layer.part.untyped_storage().nbytes() for layer in layers(model))
-    assert len(inside) > 8 and total / 2 <= held < total / 2 + len(inside) * sharding.ALIGNED
-    assert sum(weight.untyped_storage().nbytes() for weight in inside) == 4 * len(inside)  # what stands for the weights
+    assert len(inside) > 8 and total / 2 <= held < total / 2 + len(inside) * 2 * sharding.ALIGNED
+    assert sum(weight.untyped_storage().nbytes() for weight in inside) == dtype.itemsize * len(inside)  # what stands for them
     for strategy in ("naive", "prefix", "tree"):
         with torch.no_grad():
             scorer = Scorer(strategy)
@@ -140,7 +142,7 @@ def test_folded_adapters_score_as_those_of_the_whole(build_model: Any, sharded: 
         views = [AdapterView(model, adapters, fold=True) for adapters in ({"x": 1.0}, {"x": 0.5, "y": 0.5}, {}, {"x": 1.0})]
         with torch.no_grad():
             found.append([scorer(view, PROMPTS, ANSWERS) for view in views])
-        assert processes is not None and views[0]._foldable(_selection(model))
+        assert views[0]._foldable(_SELECTIONS[model])
         soft = AdapterView(model, {"x": torch.tensor(0.5, requires_grad=True)}, fold=True)
         found[-1].append(scorer(soft, PROMPTS, ANSWERS).detach())  # with gradients, nothing is folded
         unload(model)
@@ -148,12 +150,6 @@ def test_folded_adapters_score_as_those_of_the_whole(build_model: Any, sharded: 
             found[-1].append(scorer(base, PROMPTS, ANSWERS))
     assert all(map(torch.equal, *found))
     assert not torch.equal(found[0][0], found[0][1]) and torch.equal(found[0][0], found[0][3])
-
-
-def _selection(model: Any) -> Any:
-    from recbole_llm.llm.lora import _SELECTIONS
-
-    return _SELECTIONS[model]
 
 
 def test_a_layer_is_gathered_once_a_pass(sharded: Any) -> None:
