@@ -1,7 +1,8 @@
 """Runs in two processes, beside the same runs in one, and runs of which one process is killed.
 
 ``python benchmarks/processes.py --json FILE`` writes a section for ``benchmarks/reliability.py --add FILE``. The processes are
-joined by gloo on this machine's CPU, as ``torchrun`` would join them. The exit code is 1 if anything was lost.
+joined by gloo on this machine's CPU, as ``torchrun`` would join them; with ``--fsdp``, the LM is spread over them. The exit code is
+1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -50,30 +51,36 @@ def several(world: World, arguments: list[str], place: Path) -> list[Command]:
     return [world.start(arguments, place / f"process-{rank}", joining(rank)) for rank in range(SIZE)]
 
 
-def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed: int = 0) -> dict[str, Any]:
-    """Runs of each model in one process and in several, and ``deaths`` more of which one process is killed."""
+def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed: int = 0, fsdp: bool = False) -> dict[str, Any]:
+    """Runs of each model in one process and in several, and ``deaths`` more of which one process is killed.
+
+    fsdp: the LM is spread over the processes.
+    """
     world, rng, rows, lost = World(folder), Random(seed), [], []
     world.warm()
     for model in models:
         own, root = OWN.get(model, {}), folder / model
         places = {name: root / name / "saved" for name in ("one", "weights", "two", "killed")}
+        own_of_several = {**own, "fsdp": fsdp}
         alone = world.run(world.arguments(model, places["one"], **own), places["one"].parent)
         expected = record(places["one"])
         if alone.code or expected is None:
             raise RuntimeError(f"{model}: {alone.text}")
         if model not in STAGELESS:  # the weights that one process has trained
             shutil.copytree(places["one"] / "stages", places["weights"] / "stages")
-        shared = [one.wait() for one in several(world, world.arguments(model, places["weights"], **own), root / "weights")]
+        shared = [
+            one.wait() for one in several(world, world.arguments(model, places["weights"], **own_of_several), root / "weights")
+        ]
         found = record(places["weights"]) or {}
         same = [one.code for one in shared] == [0] * SIZE and found.get("ranks") == expected["ranks"]
         began = time.monotonic()
-        for one in several(world, world.arguments(model, places["two"], **own), root / "two"):
+        for one in several(world, world.arguments(model, places["two"], **own_of_several), root / "two"):
             one.wait()
         took, whole = time.monotonic() - began, record(places["two"])
         slowest, resumed = 0.0, 0
         for _ in range(deaths):
             shutil.rmtree(places["killed"].parent, ignore_errors=True)
-            processes = several(world, world.arguments(model, places["killed"], **own), root / "killed")
+            processes = several(world, world.arguments(model, places["killed"], **own_of_several), root / "killed")
             victim = rng.randrange(SIZE)
             if processes[victim].kill_after(rng.random() * took):
                 began = time.monotonic()
@@ -81,7 +88,9 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
                 slowest = max(slowest, time.monotonic() - began)
                 if any(end.code != 2 for end in ends):
                     lost.append(f"{model}: the other ended with {ends[0].end}")
-            last = [one.wait() for one in several(world, world.arguments(model, places["killed"], **own), root / "killed")]
+            last = [
+                one.wait() for one in several(world, world.arguments(model, places["killed"], **own_of_several), root / "killed")
+            ]
             equal = whole is not None and record(places["killed"]) == whole
             resumed += equal
             if not equal:
@@ -93,7 +102,7 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
         print(*rows[-1], flush=True)
     return {
         "part": "processes",
-        "title": "Several processes",
+        "title": "Several processes" + (" with a sharded LM" if fsdp else ""),
         "columns": [
             *("model", "ranks", "equal to one process's", "runs with a death", "seconds until the others ended, at most"),
             *("records equal to an undisturbed run's", "lost"),
@@ -114,11 +123,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--deaths", type=int, default=5, help="of each model")
+    parser.add_argument("--fsdp", action="store_true", help="spread the LM over the processes")
     parser.add_argument("--models", type=lambda text: tuple(text.split(",")), default=MODELS)
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as folder:
-        found = section(Path(folder), deaths=options.deaths, models=options.models)
+        found = section(Path(folder), deaths=options.deaths, models=options.models, fsdp=options.fsdp)
     shown = [argument for argument in given if not argument.startswith("--json")]
     about = {"command": shlex.join(["python", "benchmarks/processes.py", *shown]), "machine": machine()}
     text = json.dumps(found | about | {"date": time.strftime("%Y-%m-%d")}, indent=1)

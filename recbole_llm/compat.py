@@ -105,6 +105,14 @@ def launched(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return 0, 1
 
 
+def all_gather(whole: Any, part: Any) -> None:
+    """Fill a tensor [P N] with the parts [N] of all P processes, in their order."""
+    import torch.distributed as dist
+
+    newer = getattr(dist, "all_gather_single", None)  # since torch 2.13, which deprecates the other name
+    (newer or dist.all_gather_into_tensor)(whole, part)
+
+
 def peak_memory_bytes() -> int:
     """The peak resident memory of this process in bytes, on Linux, macOS and Windows."""
     if sys.platform == "win32":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, pl
 from recbole_llm.store import curves, trackers
 from recbole_llm.store.costs import metered
 from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.launcher import asks_for_fsdp
 from recbole_llm.store.leftovers import temporaries
 from recbole_llm.store.processes import Processes, alone, joined
 from recbole_llm.store.stages import Stage
@@ -83,6 +85,12 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
         raise ValueError(
             f"gpu_id: {config['gpu_id']} is for one process; for {processes.size}, set CUDA_VISIBLE_DEVICES, or give accelerate "
             "launch --gpu_ids"
+        )
+    config["fsdp"] = config["fsdp"] or asks_for_fsdp(os.environ)
+    if config["fsdp"] and processes.size == 1:
+        raise ValueError(
+            "fsdp: True spreads the LM over the processes of a run, but there is one; start several with accelerate launch or "
+            "torchrun, or give fsdp: False"
         )
     names = trackers.chosen(config["report_to"], log_wandb=config["log_wandb"])  # in all processes, for its errors
     log = logs.init_logging(config, silent=not processes.main)

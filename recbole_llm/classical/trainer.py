@@ -30,7 +30,7 @@ from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_s
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import fingerprint, sha256_file
-from recbole_llm.store.processes import alone, current
+from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
 from recbole_llm.store.stages import Stage, StageCache
@@ -107,8 +107,7 @@ class ProtocolTrainer(SafeCheckpoints):
     def check(self) -> None:
         """Refuse, before the first stage runs, what would fail or be wrong after the training; once."""
         if not self._checked:
-            with alone():  # its result may be cached, by another process just now
-                self.recommender.check()
+            self.recommender.check()
         self._checked = True
 
     def _run_stages(self) -> None:

@@ -11,7 +11,7 @@ BOOKKEEPING = {
     *("checkpoint_dir", "config_files", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id"),
     *("log_wandb", "note", "save_dataloaders", "save_dataset", "save_every_seconds", "show_progress", "state"),
     *("wandb_project", "report_to", "worker", "merge_full_model", "probe_seconds", "plan_efficiency"),
-    *("train_batch_tokens", "gradient_checkpointing", "max_memory"),  # how a training is computed, see LoopOptions
+    *("train_batch_tokens", "gradient_checkpointing", "max_memory", "fsdp"),  # how it is computed
     *("score_batch_tokens", "save_predictions", "predictions_topk", "origin", "predictions"),  # the content of predictions counts
 }
 # keys of the data and the evaluation; all other keys of ours describe the model, and `init_from` takes them from its run

@@ -58,7 +58,7 @@ class BlankCausalLM(CausalLM):
 
 def shape_of(outline: Outline) -> LMShape:
     """The shape of an outline."""
-    return LMShape.of(outline.config, outline.dtype, load_in_4bit=outline.load_in_4bit)
+    return LMShape.of(outline.config, outline.dtype, load_in_4bit=outline.load_in_4bit, shards=outline.shards)
 
 
 def counted(call: Callable[[int], Any], calls: int, *, gradients: bool) -> tuple[Tokens, Tokens, bool]:

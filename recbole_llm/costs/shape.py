@@ -28,7 +28,7 @@ class LMShape:
         cached: numbers in the keys and values of one token.
         width, vocabulary: D and V.
         bytes: of a weight in computation.
-        weight_bytes: of all weights in memory.
+        weight_bytes: of all weights that a process has in memory.
     """
 
     parameters: int
@@ -43,8 +43,8 @@ class LMShape:
     weight_bytes: int
 
     @classmethod
-    def of(cls, config: Any, dtype: torch.dtype, *, load_in_4bit: bool = False) -> LMShape:
-        """The shape of the LM that ``config``, of ``transformers``, describes."""
+    def of(cls, config: Any, dtype: torch.dtype, *, load_in_4bit: bool = False, shards: int = 1) -> LMShape:
+        """The shape of the LM that ``config``, of ``transformers``, describes, spread over ``shards`` processes."""
         model, text = blank_model(config), config.get_text_config()
         head = model.get_output_embeddings()
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
@@ -60,6 +60,8 @@ class LMShape:
         width = dtype.itemsize
         # NF4 with double quantization: half a byte and 0.127 bits for the scales (QLoRA, arXiv 2305.14314, section 3)
         quantised = round(linear * (4.127 / 8)) + (parameters - linear) * width
+        # a process holds its share of the layers, and one of them whole
+        held = parameters if shards == 1 else parameters - linear + linear // shards + linear // layers
         return cls(
             parameters=parameters,
             matrices=linear,
@@ -70,7 +72,7 @@ class LMShape:
             vocabulary=text.vocab_size,
             inner=getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", None) or 4 * text.hidden_size,
             bytes=width,
-            weight_bytes=quantised if load_in_4bit else parameters * width,
+            weight_bytes=quantised if load_in_4bit else held * width,
         )
 
     def flops(self, tokens: Tokens) -> float:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from recbole_llm import compat
 from recbole_llm.llm.causal_lm import (
     CausalLM,
     check_bitsandbytes,
@@ -67,11 +68,15 @@ class BackboneSettings(Settings):
     max_memory: Any = None
     float32_matmul_precision: str = "highest"
     saved: str = "saved"
+    fsdp: bool = False
 
     def check(self) -> None:
         """Raise a ValueError or an ImportError for options that this machine cannot load an LM with."""
         _ = self.torch_dtype
         check_max_memory(self.max_memory)
+        if self.fsdp and (self.load_in_4bit or self.device_map):
+            other = "load_in_4bit: True" if self.load_in_4bit else f"device_map: {self.device_map}"
+            raise ValueError(f"fsdp: True (or accelerate launch --use_fsdp) excludes {other}; give one of them")
         if self.load_in_4bit:
             check_bitsandbytes()
         if package := _ATTENTION_PACKAGES.get(str(self.attn_implementation)):
@@ -102,6 +107,7 @@ class Outline:
         config: of ``transformers``.
         reading: how it is run, if that is known.
         loaded: its weights are in memory.
+        shards: over how many processes its layers are spread.
     """
 
     config: Any
@@ -111,6 +117,7 @@ class Outline:
     load_in_4bit: bool
     reading: Reading = Reading()
     loaded: bool = False
+    shards: int = 1
 
 
 class Backbone:
@@ -255,6 +262,7 @@ class Backbone:
             settings.load_in_4bit,
             self._reading or (self._check and self._check.known(self.fingerprint)) or Reading(),
             loaded=self._unchecked is not None,
+            shards=compat.launched()[1] if settings.fsdp else 1,
         )
 
     @cached_property

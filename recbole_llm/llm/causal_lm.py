@@ -18,7 +18,9 @@ import torch
 
 from recbole_llm.llm.identity import check_complete, checked_hub_id, fingerprint, first_line, not_on_hub
 from recbole_llm.llm.reading import Reading
+from recbole_llm.llm.sharding import shard
 from recbole_llm.logs import hide_progress_bars
+from recbole_llm.store.processes import current
 
 logger = getLogger()
 
@@ -52,12 +54,14 @@ def load_causal_lm(
     max_memory: Any = None,
     attn_implementation: str | None = None,
     load_in_4bit: bool = False,
+    fsdp: bool = False,
 ) -> CausalLM:
     """Load, freeze and place a causal LM and its tokenizer.
 
     path: a folder in the `save_pretrained` layout, or a hub id. revision: branch, tag or commit of the hub.
     dtype: see :func:`resolved_dtype`.
     device: CUDA by default if available; `device_map` (with `max_memory`) and `load_in_4bit` place the model themselves.
+    fsdp: spread the layers over the processes of the run, if there are several; see :mod:`recbole_llm.llm.sharding`.
     Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype, a model that is no causal
     LM or cannot run the attention, or a tokenizer without an end token, ImportError if `load_in_4bit` is set and
     bitsandbytes is not installed.
@@ -87,11 +91,14 @@ def load_causal_lm(
         if not device_map:
             raise
         raise ValueError(f"device_map: {device_map}: {source} cannot be placed ({first_line(error)}); give auto") from error
-    if not device_map:
+    model.requires_grad_(False).eval()
+    if fsdp and current().size > 1:
+        model = shard(model, current(), device)
+    elif not device_map:
         model = model.to(device)
     elif model.get_input_embeddings().weight.device.type == "meta":
         raise ValueError(f"device_map: {device_map} and max_memory: {max_memory} leave no device for the embeddings of {source}")
-    return CausalLM(model.requires_grad_(False).eval(), tokenizer)
+    return CausalLM(model, tokenizer)
 
 
 def _from_pretrained(auto: Any, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:

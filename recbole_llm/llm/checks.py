@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.exactness import check_vocabulary, exact_reading
@@ -19,6 +20,7 @@ from recbole_llm.settings import Settings
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import atomic_write, fingerprint, preserved_random_state
 from recbole_llm.store.json_files import DamagedError, read_sealed, sealed
+from recbole_llm.store.processes import current, undivided
 
 logger = getLogger()
 
@@ -41,21 +43,26 @@ class BackboneCheck(Settings):
     folder: str
 
     def __call__(self, identity: str, name: str, load: Callable[[], CausalLM]) -> Reading:
-        """The cached reading of the backbone of this identity, or that of the LM that ``load`` returns.
+        """The cached reading of the backbone of this identity, or that of the LM that ``load`` returns; process 0's for all.
 
         Raises:
             NotExactError: the LM cannot be run exactly, or its tokenizer is larger than its embedding.
         """
-        reading = self.known(identity)
-        if reading is None:
+        processes = current()
+        cached = self.known(identity) if processes.main else None
+        known: Any = processes.agree(cached and cached.as_dict())
+        if known is not None:
+            reading = Reading.of(known)
+        else:
             causal = load()
             check_vocabulary(causal.model, causal.tokenizer, name)
             longest = self.max_prompt_tokens + self.max_title_tokens + 1
-            with preserved_random_state():
+            with preserved_random_state(), undivided():
                 reading = exact_reading(causal.model, scorer=self.scorer, longest=longest, source=name)
-            file = self._file(identity)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, sealed(reading.as_dict()))
+            if processes.main:
+                file = self._file(identity)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(file, sealed(reading.as_dict()))
         for warning in reading.warnings:
             logger.warning(f"{name}: {warning}")
         return reading

@@ -28,6 +28,7 @@ from recbole_llm.llm.encoding import encode
 from recbole_llm.llm.forward import context_length, left_padded, lm_loss
 from recbole_llm.llm.reading import Reading
 from recbole_llm.llm.scoring import Scorer
+from recbole_llm.store.processes import ProcessLostError
 
 SHARED, SHORT, LONG, BEYOND = 8, 20, 40, 16  # tokens: of a common beginning, of prompts, of a prompt after the widest window
 ANSWERS, ONE = (3, 1, 2), 1  # tokens of each prompt's answers, and the place of an answer of one token
@@ -167,6 +168,8 @@ class _Probe:
                 [_sum(row, prompt, answer) for row, answer in zip(some, given, strict=True)]
                 for some, prompt, given in zip(read, prompts, answers, strict=True)
             ]
+        except ProcessLostError:
+            raise
         except Exception as error:  # whatever the model's own code raises: it is not ours to sort
             raise NotExactError(f"it does not run on token ids alone ({_line(error)})") from error
         for prompt, logits, some in zip(prompts, alone, read, strict=True):
@@ -219,6 +222,8 @@ class _Probe:
     def _problem(self, difference: Callable[[], Tensor], unit: str) -> str | None:
         try:
             found = difference()
+        except ProcessLostError:
+            raise
         except Exception as error:
             return f"fails ({_line(error)})"
         size = _size(found, self.model)

@@ -1,12 +1,14 @@
 """Adapters folded into the weights of their base model, ``W + sum_i w_i s_i B_i A_i``, so that evaluation costs that of the base.
 
 The original weights are copied to host memory once and written back when the folding ends. Subtracting the update instead would
-not restore them: rounding errors add up, in bfloat16 above all.
+not restore them: rounding errors add up, in bfloat16 above all. Weights of a sharded layer are changed whenever they are
+gathered, and need no copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm.compat import available_memory_bytes
+from recbole_llm.llm.sharding import sharded_layer
 
 logger = getLogger()
 
@@ -44,21 +47,24 @@ class Folding:
         self.active = True  # from the first weight on: a folding that fails midway is restored, too
         for name, layer in self._layers.items():
             weight = _weight(layer)
-            original = self._originals.setdefault(name, weight.detach().to("cpu", copy=True))
-            updates = [layer.get_delta_weight(adapter).float() for adapter in names if adapter in layer.scaling]
-            total = sum(updates, start=original.to(weight.device).float())  # summed in fp32, rounded once
-            with torch.no_grad():
-                weight.copy_(total)
+            if sharded := sharded_layer(weight):
+                sharded.change(name, partial(_fold, layer, names))
+            else:
+                _fold(layer, names, self._originals.setdefault(name, weight.detach().to("cpu", copy=True)))
 
     def restore(self) -> None:
         """Write the original weights back, bit for bit."""
         with torch.no_grad():
             for name, original in self._originals.items():
                 _weight(self._layers[name]).copy_(original)
+        for name, layer in self._layers.items():
+            if sharded := sharded_layer(_weight(layer)):
+                sharded.change(name, None)
         self.active = False
 
     def _fits(self) -> bool:
-        size = sum(weight.numel() * weight.element_size() for weight in map(_weight, self._layers.values()))
+        copied = (weight for weight in map(_weight, self._layers.values()) if sharded_layer(weight) is None)
+        size = sum(weight.numel() * weight.element_size() for weight in copied)
         free = available_memory_bytes()
         if size <= HOST_MEMORY_SHARE * free:
             return True
@@ -67,6 +73,15 @@ class Folding:
             "of free memory; scores are the same, at a higher cost"
         )
         return False
+
+
+@torch.no_grad()
+def _fold(layer: Any, names: Iterable[str], original: Tensor | None = None) -> None:
+    """Write the original weight, by default that of now, plus the updates of these adapters into the base model."""
+    weight = _weight(layer)
+    original = weight if original is None else original
+    updates = [layer.get_delta_weight(adapter).float() for adapter in names if adapter in layer.scaling]
+    weight.copy_(sum(updates, start=original.to(weight.device).float()))  # summed in fp32, rounded once
 
 
 def _weight(layer: Any) -> Tensor:

@@ -21,6 +21,7 @@ from recbole_llm.data.prompts import Example
 from recbole_llm.llm.lora_inputs import SharedInputs
 from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_tokens, training_memory
 from recbole_llm.llm.packing import shared_batches
+from recbole_llm.llm.sharding import whole
 from recbole_llm.store.files import atomic_write
 from recbole_llm.store.json_files import DamagedError, read_sealed, sealed
 from recbole_llm.store.processes import current
@@ -116,7 +117,8 @@ def _anew(layer: nn.Module) -> Callable[..., Any]:
         for module in layer.modules():
             if isinstance(module, SharedInputs):
                 module.forget()
-        return forward(*args, **kwargs)
+        with whole(layer):
+            return forward(*args, **kwargs)
 
     return run
 

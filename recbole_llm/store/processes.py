@@ -4,8 +4,9 @@ Every process runs the same program on the same data. Three kinds of work are di
 gradients are added; batches of an LM without gradients, whose results all processes get; and files, which process 0 alone writes.
 All else, such as the ranks of given scores, each process computes for itself, with equal results.
 
-So all processes must reach the same calls of :class:`Processes`, in the same order. What process 0 alone does, or what depends on
-files that another one may be writing, is inside :func:`alone`, where a process is one of one.
+So all processes must reach the same calls of :class:`Processes`, in the same order. What process 0 alone does is inside
+:func:`alone`, where a process is one of one. Before such a call, a process gives the others what they still need of it
+(:func:`before_meeting`): its part of a sharded LM.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 from zlib import crc32
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from recbole_llm import compat
 from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.launcher import choose_accelerator, refuse
 
 T = TypeVar("T")
 
@@ -47,10 +49,15 @@ class ProcessLostError(ConnectionError):
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and its number among all; alone by default, and then every method returns at once what it is given."""
+    """This process and its number among all; alone by default, and then every method returns at once what it is given.
+
+    Attributes:
+        divides: whether :meth:`compute` deals calls out.
+    """
 
     rank: int = 0
     size: int = 1
+    divides: bool = True
 
     @property
     def main(self) -> bool:
@@ -80,7 +87,7 @@ class Processes:
     def equalise(self, tensors: Iterable[Tensor]) -> None:
         """Copy the tensors of process 0 to all."""
         if self.size > 1:
-            with _lost(), torch.no_grad():
+            with _meeting(), torch.no_grad():
                 for tensor in tensors:
                     found = tensor.detach().contiguous()
                     dist.broadcast(found, 0)
@@ -132,9 +139,9 @@ class Processes:
     def compute(self, calls: Sequence[Callable[[], Tensor]], device: torch.device) -> list[Tensor]:
         """The results of all calls, in fp32 on ``device``; each is computed by one process.
 
-        With gradients, each process computes all of them.
+        With gradients, or :func:`undivided`, each process computes all of them.
         """
-        if self.size == 1 or torch.is_grad_enabled():
+        if self.size == 1 or not self.divides or torch.is_grad_enabled():
             return [call() for call in calls]
         own = {number: call().float() for number, call in enumerate(calls) if self.owns(number)}
         found: dict[int, Tensor] = {}
@@ -150,15 +157,29 @@ class Processes:
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
-    def _add(self, tensor: Tensor) -> None:
+    def smallest(self, number: int) -> int:
+        """The smallest of the numbers of all processes. Of all methods, this one alone does not meet the others first."""
+        found = torch.tensor([number])
         with _lost():
+            dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The parts [N] of all processes, in their order; as :meth:`smallest`, it does not meet the others first."""
+        found = part.new_empty(self.size * len(part))
+        with _lost():
+            compat.all_gather(found, part)
+        return found
+
+    def _add(self, tensor: Tensor) -> None:
+        with _meeting():
             dist.all_reduce(tensor)
 
     def _sent(self, value: Any, owner: int) -> Any:
         """The value of a process as JSON, since nothing is unpickled."""
         text = json.dumps(value).encode() if owner == self.rank else b""
         size = torch.tensor([len(text)])
-        with _lost():
+        with _meeting():
             dist.broadcast(size, owner)
             data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(data, owner)
@@ -167,6 +188,7 @@ class Processes:
 
 ALONE = Processes()
 _current: ContextVar[Processes] = ContextVar("processes", default=ALONE)
+_helps: list[Callable[[], None]] = []  # what a process does for others before it meets them
 _store: Any = None  # where the processes of this run say that they end; None: one process
 
 
@@ -180,6 +202,18 @@ def alone() -> Iterator[None]:
     """Within this block, the process divides no work and waits for no other."""
     with _as(ALONE):
         yield
+
+
+@contextlib.contextmanager
+def undivided() -> Iterator[None]:
+    """Within this block, all processes compute the same, each for itself."""
+    with _as(replace(current(), divides=False)):
+        yield
+
+
+def before_meeting(help_others: Callable[[], None]) -> None:
+    """Call ``help_others``, which returns when no process needs help, before each exchange of the processes from now on."""
+    _helps[:] = [help_others]
 
 
 @contextlib.contextmanager
@@ -227,52 +261,6 @@ def _join(rank: int, size: int) -> Any:
     return store
 
 
-def refuse(environment: Mapping[str, str], size: int) -> None:
-    """Refuse what ``accelerate`` would do and this package does not.
-
-    Raises:
-        ValueError: names the setting and the remedy.
-    """
-    if size == 1 and environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and environment.get("MASTER_ADDR"):
-        raise ValueError(
-            "accelerate launch --cpu starts one process, whatever --num_processes says; for several on a CPU, use torchrun "
-            "--nproc-per-node=N"
-        )
-    remedy = (
-        "each process holds the whole backbone; for one that does not fit, give --load_in_4bit=True, or one process and "
-        "--device_map=auto"
-    )
-    kinds = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "a parallelism_config"}
-    for key, name in kinds.items():
-        if environment.get(f"ACCELERATE_USE_{key}", "false").lower() == "true":
-            raise ValueError(f"accelerate launch: {name} is not supported ({remedy})")
-    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision != "no":
-        raise ValueError(f"accelerate launch: mixed_precision {precision} is not supported; remove it, and give --dtype=bfloat16")
-    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() != "no":
-        raise ValueError(f"accelerate launch: dynamo_backend {backend} is not supported; remove it")
-
-
-def choose_accelerator(environment: dict[str, str] | os._Environ[str]) -> None:
-    """Let this process see its own accelerator alone, so that it is ``cuda`` everywhere; none with ``accelerate launch --cpu``.
-
-    Raises:
-        ValueError: there are fewer accelerators than processes.
-    """
-    if environment.get("ACCELERATE_USE_CPU", "false").lower() == "true":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-        return
-    local, visible = int(environment.get("LOCAL_RANK", "0")), environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(local)
-    elif visible:
-        listed = visible.split(",")
-        if local >= len(listed):
-            raise ValueError(f"CUDA_VISIBLE_DEVICES={visible}: process {local} of this machine has no accelerator; start fewer")
-        environment["CUDA_VISIBLE_DEVICES"] = listed[local]
-
-
 def first_to_end() -> bool:
     """Whether this process is the first that ends before the run does, and so the one to say why.
 
@@ -289,6 +277,14 @@ def first_to_end() -> bool:
         return int(_store.add(_ENDED, 1)) == 1
     except Exception:  # the process that holds the store has ended
         return rank == 0
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    for help_others in _helps:
+        help_others()
+    with _lost():
+        yield
 
 
 @contextlib.contextmanager

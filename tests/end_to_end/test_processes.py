@@ -43,6 +43,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "GRU4Rec": {**CLASSICAL, "loss_type": "BPR"},
     "BERT4Rec": CLASSICAL,
 }
+SHARDED: dict[str, dict[str, Any]] = {
+    "TALLRec": {"scoring": "published", "published_max_new_tokens": 4, "gradient_checkpointing": True},
+    "LoRACocktail": {},
+    "ALLMRec": {},
+    "Laser": {},
+    "Cascade": {},
+}
+CASES = [*((model, {}) for model in MODELS), *((model, {"fsdp": True, **own}) for model, own in SHARDED.items())]
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}  # of weights after all steps; that of the gradients of one step is 1e-5
 
 
@@ -54,9 +62,13 @@ def changed(settings: dict[str, Any], model: str, folder: Path) -> dict[str, Any
     return {**settings, **inner, **own, **MODELS[model], "use_gpu": False, "checkpoint_dir": str(folder)}
 
 
-def record_of(settings: dict[str, Any]) -> dict[str, Any]:
+def folder_of(settings: dict[str, Any]) -> Path:
     (file,) = Path(settings["checkpoint_dir"]).glob("runs/*/record.json")
-    return json.loads(file.read_text())
+    return file.parent
+
+
+def record_of(settings: dict[str, Any]) -> dict[str, Any]:
+    return json.loads((folder_of(settings) / "record.json").read_text())
 
 
 def weights(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -71,10 +83,10 @@ def run(model: str, settings: dict[str, Any]) -> dict[str, Any]:
     return record_of(settings)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_two_processes_end_as_one(model: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    one, two, again = (changed(settings, model, tmp_path / name) for name in ("one", "two", "again"))
-    expected = run(model, one)
+@pytest.mark.parametrize(("model", "own"), CASES, ids=[f"{model}-fsdp" if own else model for model, own in CASES])
+def test_two_processes_end_as_one(model: str, own: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    one, two, again = (changed(settings, model, tmp_path / name) | own for name in ("one", "two", "again"))
+    expected = run(model, one | {"fsdp": False})
     assert exit_codes(start(lambda: run_recbole_llm(model, "tiny", config_dict=two))) == [0, 0]
     found = record_of(two)
     assert found["processes"] == 2 and expected["processes"] == 1
@@ -82,6 +94,9 @@ def test_two_processes_end_as_one(model: str, settings: dict[str, Any], tmp_path
     for file, tensors in weights(one).items():
         torch.testing.assert_close(weights(two)[file], tensors, **TOLERANCE, msg=lambda text, file=file: f"{file}: {text}")
     assert found["ranks"] == expected["ranks"] and found["results"] == expected["results"]
+    if own:  # the key changes no name of a record
+        assert any("fsdp: each of 2 processes holds" in file.read_text() for file in Path("log").rglob("*.log"))
+        assert folder_of(two).name == folder_of(one).name
     assert found["best_valid_result"] == expected["best_valid_result"]
     assert all(len(ranks) == len({*ranks}) for ranks in found["ranks"].values())
     if (tmp_path / "one" / "stages").is_dir() and model != "AlphaRec":
@@ -135,9 +150,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_after_the_death_of_one_the_other_ends_and_the_same_command_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
-    names = ("whole", "killed")
-    whole, killed = ({**settings, "use_gpu": False, "save_every_seconds": 0, "checkpoint_dir": str(tmp_path / n)} for n in names)
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_after_the_death_of_one_the_other_ends_and_the_same_command_resumes(
+    settings: dict[str, Any], tmp_path: Path, fsdp: bool
+) -> None:
+    settings = {**settings, "use_gpu": False, "save_every_seconds": 0, "fsdp": fsdp}
+    whole, killed = ({**settings, "checkpoint_dir": str(tmp_path / name)} for name in ("whole", "killed"))
     assert exit_codes(start(command(whole, tmp_path))) == [0, 0] and told(tmp_path) == []
     assert exit_codes(start(command(killed, tmp_path), before=at_step(6, die)), 60) == [2, -signal.SIGKILL]
     (line,) = told(tmp_path)
@@ -160,11 +178,20 @@ def test_an_error_of_one_process_ends_all_with_one_line(settings: dict[str, Any]
     assert told(tmp_path) == ["error: process 1 of 2: no memory is left"]
 
 
+def test_a_sharded_lm_needs_several_processes(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="fsdp: True spreads the LM over the processes of a run, but there is one"):
+        run_recbole_llm("TALLRec", "tiny", config_dict={**settings, "fsdp": True})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp: True spreads the LM"):
+        run_recbole_llm("TALLRec", "tiny", config_dict=settings)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
         (["--lora_batch_size=0"], "lora_batch_size"),
         (["--gpu_id=0,1"], "gpu_id: 0,1 is for one process"),
+        (["--fsdp=True", "--device_map=auto"], "fsdp: True (or accelerate launch --use_fsdp) excludes device_map: auto"),
         (["--model=BPR", "--eval_args={'mode': 'full'}"], "--model=BPR: RecBole's own loop trains it in one process, not in 2"),
     ],
 )

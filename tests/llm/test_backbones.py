@@ -162,3 +162,10 @@ def test_a_run_without_a_builtin_lm_has_none_to_give(
     with pytest.raises(ValueError, match=r"init_from: .* has no stage builtin-lm \(it has: none\); give the run that trained it"):
         assemble("TALLRec", settings, init_from=run, llm_path="builtin")
     assert assemble("TALLRec", settings, init_from=run).model.parts.backbone.name == "tiny-llama"
+
+
+@pytest.mark.parametrize(("key", "value"), [("load_in_4bit", True), ("device_map", "auto")])
+def test_a_sharded_lm_is_neither_in_4_bits_nor_placed_by_layer(tiny_lm, key, value):
+    with pytest.raises(ValueError, match=rf"fsdp: True \(or accelerate launch --use_fsdp\) excludes {key}: {value}; give one"):
+        settings_of(tiny_lm, fsdp=True, **{key: value}).check()
+    assert settings_of(tiny_lm, fsdp=True).precision == settings_of(tiny_lm).precision

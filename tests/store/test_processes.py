@@ -10,8 +10,23 @@ from torch import nn
 from recbole_llm import compat
 from recbole_llm.cli_errors import of_process, tells
 from recbole_llm.store import processes
-from recbole_llm.store.processes import ALONE, Processes, alone, choose_accelerator, current, joined, refuse
+from recbole_llm.store.launcher import asks_for_fsdp, choose_accelerator, refuse
+from recbole_llm.store.processes import ALONE, Processes, alone, current, joined, undivided
 
+FSDP = {  # what accelerate launch --use_fsdp sets
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "1",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_MIN_NUM_PARAMS": "100000000",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
+}
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
@@ -40,6 +55,10 @@ def test_every_call_is_computed_by_one_process_and_all_of_them_with_gradients():
     done.clear()
     Processes.compute(Pretended(1, 2), calls, torch.device("cpu"))
     assert done == [0, 1, 2, 3, 4]  # gradients are recorded
+    done.clear()
+    with torch.no_grad(), processes._as(Pretended(1, 2)), undivided():
+        Processes.compute(current(), calls, torch.device("cpu"))
+    assert done == [0, 1, 2, 3, 4]
     dealt = []
     for rank in range(3):
         done.clear()
@@ -81,8 +100,12 @@ def test_alone_divides_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "size", "said"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, 2, "FSDP is not supported .*load_in_4bit"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, 2, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, 2, "DeepSpeed is not supported .*--use_fsdp"),
+        ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, 2, "--use_fsdp: fsdp_offload_params true is not supported; .*more processes"),
+        ({**FSDP, "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, 2, "fsdp_sharding_strategy SHARD_GRAD_OP .*give FULL_SHARD"),
+        ({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}, 2, "fsdp_reshard_after_forward false"),
+        ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, 2, "give false, and --gradient_checkpointing=True"),
+        ({**FSDP, "FSDP_IGNORED_MODULES": "lm_head"}, 2, "fsdp_ignored_modules lm_head is not supported; remove it"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, 2, "mixed_precision bf16 is not supported; .*--dtype=bfloat16"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, 2, "dynamo_backend INDUCTOR"),
         ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, 1, "starts one process, .* torchrun --nproc-per-node"),
@@ -96,6 +119,9 @@ def test_what_accelerate_would_do_and_this_package_does_not_is_refused(environme
 def test_ordinary_settings_of_accelerate_are_accepted():
     refuse({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}, 2)
     refuse({"ACCELERATE_USE_CPU": "True"}, 1)
+    refuse(FSDP, 2)
+    refuse({**FSDP, "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, 2)
+    assert asks_for_fsdp(FSDP) and not asks_for_fsdp({"ACCELERATE_USE_FSDP": "false"}) and not asks_for_fsdp({})
 
 
 @pytest.mark.parametrize(
