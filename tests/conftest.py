@@ -254,6 +254,14 @@ def module_settings(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.Tem
         yield tiny_settings(data_path, tiny_lm, folder)
 
 
+@pytest.fixture(scope="session")
+def shared_settings(data_path: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """:func:`tiny_settings` for runs that the tests of several files share."""
+    folder = tmp_path_factory.mktemp("runs")
+    with contextlib.chdir(folder):
+        yield tiny_settings(data_path, tiny_lm, folder)
+
+
 def assembled(name: str, settings: dict[str, Any], dataset: str = "tiny", **changes: Any) -> SimpleNamespace:
     """A model with its config, loaders and trainer, as ``run_recbole_llm`` puts them together, not yet trained."""
     from recbole_llm import logs

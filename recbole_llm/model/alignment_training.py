@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data import domains, negatives
 from recbole_llm.data.domains import Domain
 from recbole_llm.llm.text_backbone import TextBackbone
-from recbole_llm.llm.text_encoder import TextEncoder, encoding_seconds
+from recbole_llm.llm.text_encoder import TextEncoder, encoding_seconds, load_text_encoder
 from recbole_llm.model.alignment import Alignment, LossWeights
 from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors
 from recbole_llm.store.processes import current
-from recbole_llm.store.stages import Stage, Work
+from recbole_llm.store.stages import Folders, Stage, Work
 from recbole_llm.store.trials import trial, worth_a_trial
 from recbole_llm.training.loop import Epochs, LoopOptions, Part, TrainingLoop, weighted
 
@@ -34,6 +35,7 @@ logger = getLogger()
 Batch = tuple[list[int], list[list[int]], list[int], list[int]]
 """Users, their histories, next items, and sampled items."""
 TEXT = 5e-3  # guessed seconds of reading and training a text
+_TUNED, _WEIGHTS = "text_encoder", "alignment.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,16 @@ class AlignmentTraining:
         depends = {"config": asdict(self.config), "domain": self.domain.fingerprint, "text": self.text.fingerprint}
         return Stage("alignment", depends, self._build, inputs=(self.cf.stage, *self.text.stages), cost=self._cost)
 
+    def text_codes(self, texts: Sequence[str], results: Folders) -> Tensor:
+        """The codes [N, Z] of any texts, by the result of the stage."""
+        folder = results.folder(self.stage())
+        tuned = folder / _TUNED
+        encoder = load_text_encoder(tuned, device=self.cf.device) if tuned.is_dir() else self.text.load(results)
+        weights = load_file(folder / _WEIGHTS)
+        alignment = Alignment(weights["item_encoder.weight"].size(1), encoder.dim, self.config.joint_size)
+        alignment.load_state_dict(weights)
+        return alignment.text_codes(encoder.encode(texts, show_progress=False).cpu()).detach()
+
     def _cost(self) -> Cost:
         pairs, tuned = _Pairs(self.domain, self.config), self.config.tune_text_encoder
         trains = "the text encoder and two autoencoders" if tuned else "two autoencoders"
@@ -124,12 +136,12 @@ class AlignmentTraining:
         ).run()
         encoder.model.requires_grad_(False).eval()
         if fixed is None:
-            encoder.save(work.out / "text_encoder")
+            encoder.save(work.out / _TUNED)
             fixed = encoder.encode(sentences, show_progress=self.options.show_progress).to(cf.device)  # [I, T]
         with torch.no_grad():
             codes = {"joint": alignment.item_codes(cf.item_table), "text": alignment.text_codes(fixed)}  # [I, Z] each
         save_tensors(work.out / "codes.safetensors", codes)
-        save_tensors(work.out / "alignment.safetensors", alignment.state_dict())
+        save_tensors(work.out / _WEIGHTS, alignment.state_dict())
 
 
 class _Training:

@@ -37,7 +37,7 @@ from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
 from recbole_llm.model.alignment_training import AlignmentConfig, AlignmentTraining
 from recbole_llm.model.parts import histories_of
-from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining
+from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining, SoftTokens
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.stages import Folders, Stage, StageCache
@@ -96,6 +96,16 @@ class ALLMRec(LLMRanker):
             self.parts.builder(tokenizer)  # raises before training if the prompts do not suit the tokenizer
         self.projection_stage = self.projection.stage(self.parts.eval_users(candidates) if self.parts.validates else None)
         return [self.projection_stage, *self.other_stages()]
+
+    def soft_tokens_of(self, titles: Sequence[str], soft: SoftTokens, results: Folders) -> SoftTokens:
+        """The soft tokens of a row, with those of the texts of new items after the catalogue.
+
+        Raises:
+            ValueError: the vectors of the items are random.
+        """
+        if self.projection.config.item_vectors == "random":
+            raise ValueError("item_vectors: random has no vector for a title; give titles or ids of the catalogue")
+        return soft.with_new_items(self.alignment.text_codes(titles, results))
 
     def facts(self) -> Facts:
         lm, text = super().facts(), self.text

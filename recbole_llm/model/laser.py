@@ -233,6 +233,12 @@ class Laser(LLMEncoder):
     def encode_items(self) -> Tensor:
         return self.reader.encode_items(self.towers.item)
 
+    def encode_titles(self, titles: Sequence[str]) -> Tensor:
+        """Vectors [N, D] of unit length of items that are not in the catalogue; their histories of length one have no state."""
+        prompts = self.parts.builder(self.reader.causal.tokenizer, names=[*self.texts, *titles])
+        reader = self.reader.with_new_items(prompts, len(titles))
+        return reader.encode(self.towers.item, [[self.n_items + place] for place in range(len(titles))])
+
     def variants(self) -> dict[str, Variant]:
         def score(interaction: Any, candidates: Tensor) -> Tensor:
             users = interaction[self.USER_ID].tolist()

@@ -255,6 +255,12 @@ class SoftTokens(nn.Module):
             tokens.append(self.project_user(self._cf.user_states(ids, histories)))
         return numbered, torch.cat(tokens) if tokens else None
 
+    def with_new_items(self, codes: Tensor) -> SoftTokens:
+        """The same projectors with the text codes [N, Z] of more items after those of the catalogue."""
+        other = copy.copy(self)
+        other._codes, other._text_codes = (torch.cat([own, codes.to(own)]) for own in (self._codes, self._text_codes))
+        return other
+
     def with_text_vectors(self) -> SoftTokens:
         """The same projectors with text codes for all items."""
         other = copy.copy(self)

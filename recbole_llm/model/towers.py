@@ -13,7 +13,7 @@ model, D of the LM.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -137,6 +137,13 @@ class TowerReader:
         self._pad = causal.pad_token_id
         self._batch_tokens = batch_tokens or default_batch_tokens(causal)
         self._show_progress = show_progress
+
+    def with_new_items(self, prompts: PromptBuilder, number: int) -> TowerReader:
+        """The same reader for ``number`` more items without collaborative states; ``prompts`` has them after the catalogue."""
+        other = copy(self)
+        other.prompts = prompts
+        other._has_state = F.pad(self._has_state, (0, number))
+        return other
 
     def towers(self) -> Towers:
         """Untrained towers for the LM and the collaborative model."""

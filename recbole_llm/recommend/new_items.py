@@ -1,31 +1,25 @@
-"""Scores of items that are not in the catalogue: what a model that reads texts makes of a title. The one place that knows how.
+"""Scores of items that are not in the catalogue: what a model that reads texts makes of a title.
 
 A ranker reads their titles in prompts. An encoder has a vector for each text: Laser by its item tower, as a history of one item
 without a collaborative state; AlphaRec by its network, as an item without neighbours, of which LightGCN's convolution keeps the
 direction; NearestTexts by its text encoder; ALLMRec, in its soft tokens, by the text code, as for items without interactions.
-
-These functions are not methods of the models, since the fingerprints of the models' stages cover their code.
 
 Legend: B users, C candidates, I items of the catalogue, N new items, T width of the text encoder, D of vectors.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.text_encoder import load_text_encoder
-from recbole_llm.model.alignment import Alignment
 from recbole_llm.model.allmrec import ALLMRec
 from recbole_llm.model.alpharec import AlphaRec
 from recbole_llm.model.laser import Laser
@@ -90,7 +84,7 @@ def _by_prompts(titles: Sequence[str], run: PastRun, likelihood: TitleLikelihood
 
     own = extended(likelihood)
     if isinstance(model, ALLMRec) and isinstance(likelihood.soft_tokens, SoftTokens):
-        soft = _soft_tokens(model, cache, likelihood.soft_tokens, titles)
+        soft = model.soft_tokens_of(titles, likelihood.soft_tokens, cache)
         own = replace(own, soft_tokens=soft, user_key=soft.user_key)
 
     def score(interaction: Any, candidates: Tensor) -> Tensor:
@@ -99,32 +93,11 @@ def _by_prompts(titles: Sequence[str], run: PastRun, likelihood: TitleLikelihood
     return score
 
 
-def _soft_tokens(model: ALLMRec, cache: Any, soft: SoftTokens, titles: Sequence[str]) -> SoftTokens:
-    """The soft tokens with the text codes of the new items after the codes of the catalogue."""
-    if model.projection.config.item_vectors == "random":
-        raise ValueError("item_vectors: random has no vector for a title; give titles or ids of the catalogue")
-    folder = cache.folder(model.projection.alignment)
-    tuned = folder / "text_encoder"
-    encoder = load_text_encoder(tuned, device=model.device) if tuned.is_dir() else model.text.load(cache)
-    weights = load_file(folder / "alignment.safetensors")
-    joint, text = weights["text_encoder.weight"].shape  # Z, T
-    alignment = Alignment(weights["item_encoder.weight"].size(1), text, joint)
-    alignment.load_state_dict(weights)
-    codes = alignment.text_codes(encoder.encode(titles, show_progress=False).cpu()).detach()  # [N, Z]
-    other = copy.copy(soft)
-    other._codes = torch.cat([soft._codes, codes.to(soft._codes)])
-    return other
-
-
 # -- encoders ----------------------------------------------------------------------------------------------------------
 
 
 def _laser(model: Laser, cache: Any, titles: Sequence[str]) -> ScoreNew:
-    reader = copy.copy(model.reader)
-    reader.prompts = model.parts.builder(reader.causal.tokenizer, names=[*model.texts, *titles])
-    reader._has_state = torch.cat([reader._has_state, torch.zeros(len(titles), dtype=torch.bool)])
-    histories = [[item] for item in range(model.n_items, model.n_items + len(titles))]
-    vectors = reader.encode(model.towers.item, histories)  # [N, D]
+    vectors = model.encode_titles(titles)  # [N, D]
     return lambda interaction: model.encode_users(interaction) @ vectors.T
 
 

@@ -64,12 +64,9 @@ def reads_the_title(recommender: RunRecommender, rows: list[Any], *, listed: boo
 @pytest.mark.slow
 def test_soft_tokens_of_a_new_item_are_those_of_its_text(settings: dict[str, Any]) -> None:
     recommender = loaded("ALLMRec", settings, soft_prompt="allmrec", text_fields=[])
-    from recbole_llm.recommend.new_items import _likelihood, _soft_tokens
-
-    parts, variant = recommender.run.parts, recommender.run.variants["text vectors"]
-    soft: Any = _likelihood(variant).soft_tokens  # type: ignore[union-attr]
-    titles = recommender.run.dataset.item_texts.titles
-    longer = _soft_tokens(parts.model, parts.trainer.cache, soft, titles[1:3])
+    model, cache = recommender.run.parts.model, recommender.run.parts.trainer.cache
+    soft = model.soft.with_text_vectors()
+    longer = model.soft_tokens_of(recommender.run.dataset.item_texts.titles[1:3], soft, cache)
     torch.testing.assert_close(longer._codes[-2:], soft._codes[1:3])
     assert longer.user_key(0) == soft.user_key(0) + 2
 

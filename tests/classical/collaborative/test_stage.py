@@ -1,0 +1,142 @@
+"""Which models can be a part, what their stage depends on, and the data that they are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.classical.retriever import Retriever
+from recbole_llm.config import LLMConfig
+from recbole_llm.store.stages import StageCache
+from tests.classical.collaborative.conftest import SMALL, Make, asked
+from tests.conftest import write_rows
+
+# -- which models ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Pop", "ItemKNN"])
+def test_a_model_without_vectors_is_refused_by_name(shared_settings: dict[str, Any], name: str) -> None:
+    cf = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=shared_settings), name, SMALL)
+    for ask in (lambda: cf.item_table, lambda: cf.user_states([1], [[2]]), lambda: cf.sequence_states([[2]])):
+        with pytest.raises(ValueError, match=f"cf_model: {name} has no vectors .* choose SASRec, .*collaborative.py"):
+            ask()
+
+
+@pytest.mark.parametrize(("name", "reads"), [("Caser", "user, item_seq"), ("HGN", "seq_item, user"), ("CORE", "item_seq")])
+def test_a_model_whose_forward_reads_more_or_less_is_refused_and_not_misread(
+    shared_settings: dict[str, Any], name: str, reads: str
+) -> None:
+    cf = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=shared_settings), name, SMALL)
+    for ask in (lambda: cf.user_states([1], [[2]]), lambda: cf.sequence_states([[2], []]), lambda: cf.state_width):
+        with pytest.raises(ValueError, match=f"cf_model: {name} reads {reads}, not a history alone; choose SASRec"):
+            ask()
+
+
+# -- its stage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SASRec", "BERT4Rec", "NeuMF"])
+def test_what_is_trained_does_not_depend_on_what_was_drawn_before(
+    make: Make, shared_settings: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    first = make(name)
+    torch.manual_seed(99)
+    again = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=shared_settings), name, SMALL)
+    fresh = {key: tensor.clone() for key, tensor in again.model.state_dict().items()}
+    again.load(StageCache(tmp_path).run(again.stage))
+    assert again.stage.fingerprint == first.stage.fingerprint
+    for key, tensor in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], tensor), key
+    assert any(not torch.equal(again.model.state_dict()[key], tensor) for key, tensor in fresh.items())
+
+
+@pytest.mark.parametrize("name", ["SASRec", "NeuMF"])
+def test_it_is_frozen_and_deterministic(make: Make, name: str) -> None:
+    cf = make(name)
+    assert not any(parameter.requires_grad for parameter in cf.model.parameters())
+    assert not any(module.training for module in cf.model.modules())
+    _, users, histories = asked(cf)
+    states = cf.user_states(users, histories)
+    assert torch.equal(cf.user_states(users, histories), states) and not states.requires_grad
+    assert not cf.item_table.requires_grad
+
+
+def test_only_what_recbole_reads_trains_it_anew(shared_settings: dict[str, Any]) -> None:
+    def fingerprint(values: dict[str, Any], **changes: Any) -> str:
+        config = LLMConfig("ALLMRec", "tiny", config_dict={**shared_settings, **changes})
+        return CollaborativeModel(config, "SASRec", {**SMALL, **values}).stage.fingerprint
+
+    result = {"hidden_size": 8}, {"epochs": 2}, {"learning_rate": 0.02}, {"MAX_ITEM_LIST_LENGTH": 9}
+    found = [fingerprint(values) for values in ({}, *result)] + [fingerprint({}, seed=1)]
+    found.append(fingerprint({}, mask_history=False))  # it is validated under a full ranking
+    assert len(set(found)) == len(found)
+    ours = {"alpha": 0.1, "epochs": 7, "eval_batch_size": 9, "max_history": 3, "noun": "film", "checkpoint_dir": "elsewhere"}
+    assert fingerprint({}, **ours) == found[0]
+
+
+def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(shared_settings: dict[str, Any], tmp_path: Path) -> None:
+    config = LLMConfig("ALLMRec", "tiny", config_dict={**shared_settings, "retriever_config": SMALL})
+    cache = StageCache(tmp_path)
+    retriever = Retriever(config)
+    assert not list(tmp_path.iterdir())  # its constructor trains nothing
+    with pytest.raises(RuntimeError, match="retriever SASRec: it is not trained yet"):
+        retriever.top("test", 3)
+    retriever.load(cache.run(retriever.stage))
+    assert retriever.identity == Retriever(config).identity and retriever.identity.startswith("SASRec-")
+    with pytest.raises(ValueError, match=r"candidates\.num_negatives: 40 is too large, the retriever ranks at most \d+ items"):
+        retriever.top("test", 41)
+    cf = CollaborativeModel(config, "SASRec", SMALL)
+    assert retriever.stage.fingerprint == cf.stage.fingerprint and cf.stage.name == "cf-SASRec"
+    again = StageCache(tmp_path)
+    cf.load(again.run(cf.stage))
+    assert again.seconds == {"cf-SASRec": 0.0}
+    assert torch.equal(cf.item_table, retriever.item_table)
+
+
+# -- the data of a run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["TALLRec", "ALLMRec"])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"user_inter_num_interval": "[8,inf)"}, "user_inter_num_interval"),
+        ({"val_interval": {"timestamp": "[0,1000000200]"}}, "val_interval"),
+        ({"new_items": None}, "new_items"),  # the scenario of the run holds these out
+    ],
+)
+def test_a_model_inside_a_run_is_trained_on_the_data_of_the_run(
+    model: str, given: dict[str, Any], named: str, settings: dict[str, Any], assemble: Any
+) -> None:
+    key = "cf_config" if model == "ALLMRec" else "retriever_config"
+    changes: dict[str, Any] = {"new_items": 0.2} if "new_items" in given else {}
+    if model == "TALLRec":
+        changes |= {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
+    with pytest.raises(
+        ValueError, match=f"{key}: SASRec must be trained on the same items, .*; remove {named}, which is set for"
+    ):
+        assemble(model, settings, **changes, **{key: {**SMALL, **given}})
+
+
+@pytest.mark.parametrize("given", ["eval_args", "dataset", "model"])
+def test_the_split_of_a_model_inside_a_run_is_not_its_own(given: str, settings: dict[str, Any], assemble: Any) -> None:
+    with pytest.raises(ValueError, match=f"cf_config: {given} is that of the run"):
+        assemble("ALLMRec", settings, cf_config={**SMALL, given: {"mode": "full"} if given == "eval_args" else "other"})
+
+
+def test_settings_that_a_model_inside_a_run_does_not_have_are_told(settings: dict[str, Any], caplog: Any) -> None:
+    CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=settings), "BPR", {"hidden_size": 8, "embedding_size": 8})
+    assert "hidden_size in cf_config changes nothing: BPR has no such setting" in caplog.text
+    assert "embedding_size in cf_config" not in caplog.text
+
+
+def test_the_files_of_a_model_inside_a_run_have_the_encoding_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    write_rows(tmp_path, "latin", [(f"ü{user}", f"i{step}", step) for user in range(9) for step in range(user, user + 6)])
+    file = tmp_path / "latin" / "latin.inter"
+    file.write_bytes(file.read_text().encode("latin-1"))
+    config = LLMConfig("BPR", "latin", config_dict={**settings, "data_path": str(tmp_path), "encoding": "latin-1"})
+    assert "ü3" in Retriever(config).histories.user_ids
