@@ -1,8 +1,8 @@
 """Runs in two processes, beside the same runs in one, and runs of which one process is killed.
 
 ``python benchmarks/processes.py --json FILE`` writes a section for ``benchmarks/reliability.py --add FILE``. The processes are
-joined by gloo on this machine's CPU, as ``torchrun`` would join them; with ``--fsdp``, the LM is spread over them. The exit code is
-1 if anything was lost.
+joined by gloo on this machine's CPU, as ``torchrun`` would join them; with ``--fsdp``, the LM is spread over them. The exit code
+is 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -61,26 +61,24 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
     for model in models:
         own, root = OWN.get(model, {}), folder / model
         places = {name: root / name / "saved" for name in ("one", "weights", "two", "killed")}
-        own_of_several = {**own, "fsdp": fsdp}
+        common = {**own, "fsdp": fsdp}
         alone = world.run(world.arguments(model, places["one"], **own), places["one"].parent)
         expected = record(places["one"])
         if alone.code or expected is None:
             raise RuntimeError(f"{model}: {alone.text}")
         if model not in STAGELESS:  # the weights that one process has trained
             shutil.copytree(places["one"] / "stages", places["weights"] / "stages")
-        shared = [
-            one.wait() for one in several(world, world.arguments(model, places["weights"], **own_of_several), root / "weights")
-        ]
+        shared = [one.wait() for one in several(world, world.arguments(model, places["weights"], **common), root / "weights")]
         found = record(places["weights"]) or {}
         same = [one.code for one in shared] == [0] * SIZE and found.get("ranks") == expected["ranks"]
         began = time.monotonic()
-        for one in several(world, world.arguments(model, places["two"], **own_of_several), root / "two"):
+        for one in several(world, world.arguments(model, places["two"], **common), root / "two"):
             one.wait()
         took, whole = time.monotonic() - began, record(places["two"])
         slowest, resumed = 0.0, 0
         for _ in range(deaths):
             shutil.rmtree(places["killed"].parent, ignore_errors=True)
-            processes = several(world, world.arguments(model, places["killed"], **own_of_several), root / "killed")
+            processes = several(world, world.arguments(model, places["killed"], **common), root / "killed")
             victim = rng.randrange(SIZE)
             if processes[victim].kill_after(rng.random() * took):
                 began = time.monotonic()
@@ -88,9 +86,7 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
                 slowest = max(slowest, time.monotonic() - began)
                 if any(end.code != 2 for end in ends):
                     lost.append(f"{model}: the other ended with {ends[0].end}")
-            last = [
-                one.wait() for one in several(world, world.arguments(model, places["killed"], **own_of_several), root / "killed")
-            ]
+            last = [one.wait() for one in several(world, world.arguments(model, places["killed"], **common), root / "killed")]
             equal = whole is not None and record(places["killed"]) == whole
             resumed += equal
             if not equal:
