@@ -29,7 +29,7 @@ from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make
 from recbole_llm.classical.trainer import trainer_class
 from recbole_llm.classical.trial import training_cost
 from recbole_llm.data.loading import create_dataset, data_preparation
-from recbole_llm.evaluation.ranks import gather_scores
+from recbole_llm.evaluation.candidate_scores import CandidateScores
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors, sha256_file
 from recbole_llm.store.stages import Stage, Work, count_trained
@@ -109,7 +109,11 @@ class CollaborativeModel:
         if issubclass(self._trainer_class, SequenceTraining):
             make_causal(self.model)  # as in training
         self.model.requires_grad_(False).eval()
-        vars(self).pop("item_table", None)  # computed from the previous weights
+        for name in ("restore_user_e", "restore_item_e"):  # vectors that RecBole's graph models keep when they rank
+            if hasattr(self.model, name):
+                setattr(self.model, name, None)
+        for name in ("item_table", "_scores"):  # computed from the previous weights
+            vars(self).pop(name, None)
 
     @cached_property
     def _trainer_class(self) -> type[Any]:
@@ -198,7 +202,11 @@ class CollaborativeModel:
     def candidate_scores(self, users: Sequence[int], histories: Sequence[Sequence[int]], candidates: Tensor) -> Tensor:
         """The model's scores [B, C] of candidates [B, C]."""
         interaction = self._interaction(users, histories)
-        return gather_scores(self.model, interaction, candidates.to(self.device), self.config["ITEM_ID_FIELD"])
+        return self._scores(interaction, candidates.to(self.device))
+
+    @cached_property
+    def _scores(self) -> CandidateScores:
+        return CandidateScores(self.model, self.config["ITEM_ID_FIELD"])
 
     @torch.no_grad()
     def scores(self, interaction: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from recbole.trainer import KGATTrainer, KGTrainer, MKRTrainer, NCLTrainer, RaCTTrainer, RecVAETrainer, S3RecTrainer
 from recbole.utils import EvaluatorType
 
+from recbole_llm.evaluation.candidate_scores import CandidateScores
 from recbole_llm.evaluation.ranks import candidate_rows, gather_scores
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.trials import trial, worth_a_trial
@@ -79,10 +81,15 @@ def _evaluation_seconds(config: Any, model: Any, data: Any) -> float:
             model.predict(interaction)
             return
         some = torch.ones(len(interaction), 1, dtype=torch.long, device=config["device"])  # [B, 1]
-        scores = gather_scores(model, interaction, some, config["ITEM_ID_FIELD"])
+        scores = score(interaction, some)
         candidate_rows(scores, some, some[:, 0], 10)[0].topk(10)  # as for RecBole's metrics
 
     model.eval()
+    field = config["ITEM_ID_FIELD"]
+    # a full ranking costs what its scores do, at any item
+    score = (
+        CandidateScores(model, field) if getattr(data, "candidates", None) else partial(gather_scores, model, item_field=field)
+    )
     with torch.no_grad(), _endless(data) as following:
         return trial(step, len(data))
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from recbole_llm.data import forms, scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
-from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
-from recbole_llm.data.drawing import token_order
+from recbole_llm.data.candidates import CandidateSet, draw_of, in_random_order
+from recbole_llm.data.drawing import Catalogue, token_order
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.items import title_key
 from recbole_llm.store.code import code_fingerprint
@@ -73,10 +74,10 @@ def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | Non
         ValueError: an unknown source, a file that does not fit the dataset, too few items or users, or a full ranking across
             the two catalogues of ``train_dataset``.
     """
-    found = {}
+    found, items = {}, _Items(dataset, weighted=config["candidates"]["source"] == "popularity")
     for phase in ("valid", "test"):
         if phase in config["candidate_phases"]:
-            whole = _candidate_set(config, dataset, phase, retrieve)
+            whole = _candidate_set(config, items, phase, retrieve)
             found[phase] = _sampled(whole, config["eval_users"], config["candidates"]["seed"])
         elif config["train_dataset"]:
             raise ValueError(
@@ -86,14 +87,52 @@ def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | Non
     return found
 
 
-def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRetriever | None) -> CandidateSet:
-    settings, histories = config["candidates"], dataset.histories
+class _Items:
+    """What the sets of all phases need of the items of a dataset, computed once; ``weighted``: they are drawn by popularity."""
+
+    def __init__(self, dataset: Any, *, weighted: bool):
+        self._dataset, self._weighted = dataset, weighted
+        self.histories: Histories = dataset.histories
+
+    @cached_property
+    def order(self) -> list[int]:
+        """:func:`~recbole_llm.data.drawing.token_order`."""
+        return token_order(self.histories.item_ids)
+
+    @cached_property
+    def tokens(self) -> str:
+        """Fingerprint of the item ids."""
+        return fingerprint([self.histories.item_ids[item] for item in self.order])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Key of the title of each item, by internal id."""
+        return [*map(title_key, self._dataset.catalogue_titles)]
+
+    @cached_property
+    def titles(self) -> str:
+        """Fingerprint of the keys."""
+        return fingerprint([self.keys[item] for item in self.order])
+
+    @cached_property
+    def weights(self) -> np.ndarray | None:
+        """The training interactions of each item [I]; None for a uniform draw."""
+        return self.histories.train_counts.astype(np.float64) if self._weighted else None
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """From which negatives are drawn."""
+        return Catalogue(self.keys, self.order, self.weights)
+
+
+def _candidate_set(config: Any, known: _Items, phase: str, retrieve: CandidateRetriever | None) -> CandidateSet:
+    settings, histories = config["candidates"], known.histories
     _check_one_target(config, histories, phase)
     users = torch.from_numpy(histories.evaluated(phase))  # [N]
     if not len(users):
         needed = "the four interactions that a split needs" if histories.held_out is None else f"a {phase} item and one before it"
         raise ValueError(f"candidates: no user of {config['dataset']} has {needed}")
-    targets = torch.tensor([histories.target(user, phase) for user in users.tolist()])  # [N]
+    targets = torch.from_numpy(histories.targets(users.tolist(), phase))  # [N]
     source = settings["source"]
     if source == "file":
         return _logged(_from_file(settings["file"], phase, users, targets, histories), phase)
@@ -105,10 +144,10 @@ def _candidate_set(config: Any, dataset: Any, phase: str, retrieve: CandidateRet
     if source == "retriever":
         if retrieve is None:
             raise ValueError("candidates: source retriever needs a retriever, and none was given")
-        return _retrieved(config, phase, users, targets, histories, retrieve)
+        return _retrieved(config, phase, users, targets, known, retrieve)
     if source not in ("uniform", "popularity"):
         raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity, retriever or file")
-    return _logged(_drawn(config, phase, users, targets, dataset), phase)
+    return _logged(_drawn(config, phase, users, targets, known), phase)
 
 
 def _check_one_target(config: Any, histories: Histories, phase: str) -> None:
@@ -158,43 +197,41 @@ def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets:
     return found
 
 
-def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, dataset: Any) -> CandidateSet:
+def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, known: _Items) -> CandidateSet:
     """Negatives exclude only the items known at that phase, so no test label affects validation; with repeats kept, nothing."""
-    histories, titles = dataset.histories, dataset.catalogue_titles
-    source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
-    scenario = histories.scenario
+    histories = known.histories
+    number, seed, scenario = config["candidates"]["num_negatives"], config["candidates"]["seed"], histories.scenario
     new_number = int(number * scenario.new_share) if phase == "test" else 0
-    weights = histories.train_counts.astype(np.float64) if source == "popularity" else None
 
     def draw_items() -> Tensor:
-        return draw(
-            [histories.user_ids[user] for user in users.tolist()],
-            targets.tolist(),
-            [histories.excluded(user, phase) for user in users.tolist()],
-            titles,
+        own = users.tolist()
+        excluded = [np.empty(0, dtype=np.int64)] * len(own) if histories.repeats_kept else histories.all_before(own, phase)
+        return draw_of(
+            known.catalogue,
+            [histories.user_ids[user] for user in own],
+            targets.numpy(),
+            excluded,
             histories.item_ids,
             number=number,
             seed=seed,
             split=phase,
-            weights=weights,
             new=scenario.new,
             new_number=new_number,
         )
 
-    order = token_order(histories.item_ids)
     drawn_from = {
-        "titles": fingerprint([title_key(titles[item]) for item in order]),
-        "popularity": "" if weights is None else fingerprint(weights[order].tolist()),
+        "titles": known.titles,
+        "popularity": "" if known.weights is None else fingerprint(known.weights[known.order].tolist()),
         "held-out items": fingerprint([sorted(histories.item_ids[item] for item in scenario.new), new_number]),
     }
-    return _stored(config, phase, users, targets, histories, draw_items, drawn_from)
+    return _stored(config, phase, users, targets, known, draw_items, drawn_from)
 
 
 def _retrieved(
-    config: Any, phase: str, users: Tensor, targets: Tensor, histories: Histories, retrieve: CandidateRetriever
+    config: Any, phase: str, users: Tensor, targets: Tensor, known: _Items, retrieve: CandidateRetriever
 ) -> CandidateSet:
     """The retriever's top ``num_negatives + 1`` items of each user, shuffled by the seed."""
-    number, seed = config["candidates"]["num_negatives"], config["candidates"]["seed"]
+    number, seed, histories = config["candidates"]["num_negatives"], config["candidates"]["seed"], known.histories
     order = torch.tensor(sorted(range(len(users)), key=lambda row: histories.user_ids[int(users[row])]))  # [N], as in the file
     in_file = users[order], targets[order]  # [N], [N]
 
@@ -204,7 +241,7 @@ def _retrieved(
 
     def resolve() -> tuple[Tensor, str]:
         origin = {"retriever": retrieve.identity}
-        found = _logged(_stored(config, phase, users, targets, histories, draw_items, origin, retrieve.identity), phase)
+        found = _logged(_stored(config, phase, users, targets, known, draw_items, origin, retrieve.identity), phase)
         items = found.lookup(*in_file)  # [N, C]
         recall = (items == in_file[1][:, None]).any(1).float().mean()
         logger.info(f"candidates ({phase}): retriever recall@{number + 1} is {recall:.1%}, the upper bound of any re-ranker")
@@ -221,23 +258,23 @@ def _stored(
     phase: str,
     users: Tensor,
     targets: Tensor,
-    histories: Histories,
+    known: _Items,
     draw_items: Callable[[], Tensor],
     drawn_from: Mapping[str, str],
     retriever: str = "",
 ) -> CandidateSet:
     """The set in the file of this source. Its dependencies are compared by token, so internal ids do not matter."""
+    histories = known.histories
     source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
     dataset, scenario, folder = config["dataset"], histories.scenario.label, Path(config["checkpoint_dir"]) / "candidates"
     if retriever:
         name, _, digest = retriever.rpartition("-")
         source = f"{name}-{digest[:8]}-"
     path = candidate_path(folder, dataset=dataset, split=phase, source=source, number=number, seed=seed, scenario=scenario)
-    order = token_order(histories.item_ids)
     drawn_from = {
         "settings": fingerprint([source, number, seed, phase, scenario]),
-        "item ids": fingerprint([histories.item_ids[item] for item in order]),
-        "histories": _histories_fingerprint(users.tolist(), histories, phase, order),
+        "item ids": known.tokens,
+        "histories": _histories_fingerprint(users.tolist(), histories, phase, known.order),
         **({"repeats": "kept"} if histories.repeats_kept else {}),
         **drawn_from,
         "code of the draw": code_fingerprint(_DRAWING_CODE),
@@ -251,17 +288,17 @@ def _histories_fingerprint(users: Iterable[int], histories: Histories, phase: st
     place = np.zeros(len(order) + 1, dtype=np.int64)
     place[order] = np.arange(1, len(order) + 1)
     digest, number = sha256(), len(place)
-    ranked = sorted(users, key=histories.user_ids.__getitem__)
+    ids = histories.user_ids
+    ranked = sorted(users, key=ids.__getitem__)
     for start in range(0, len(ranked), _USERS):
         part = ranked[start : start + _USERS]
-        before = [histories.before(user, phase) for user in part]
-        rows = np.repeat(np.arange(len(part)), [len(items) for items in before])
+        before, targets = histories.all_before(part, phase), place[histories.targets(part, phase)].tolist()
+        rows = np.repeat(np.arange(len(part)), [*map(len, before)])
         known = np.sort(rows * number + place[np.concatenate(before)])  # of all rows, by row
         known = known[np.diff(known, prepend=-1) > 0]
         ends = np.searchsorted(known, np.arange(1, len(part) + 1) * number).tolist()
-        content, begin = memoryview((known % number).astype("<i8").tobytes()), 0
-        for user, end in zip(part, ends, strict=True):
-            digest.update(f"{histories.user_ids[user]}\t{place[histories.target(user, phase)]}\t{end - begin}\n".encode())
-            digest.update(content[8 * begin : 8 * end])
-            begin = end
+        content, pieces = (known % number).astype("<i8").tobytes(), list[bytes]()
+        for user, target, begin, end in zip(part, targets, [0, *ends], ends, strict=False):
+            pieces += [f"{ids[user]}\t{target}\t{end - begin}\n".encode(), content[8 * begin : 8 * end]]
+        digest.update(b"".join(pieces))
     return digest.hexdigest()

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from recbole_llm.data import drawing
-from recbole_llm.data.drawing import BLOCKS, Catalogue
+from recbole_llm.data.drawing import BLOCKS, Catalogue, token_order
+from recbole_llm.data.items import title_key
 from recbole_llm.store.files import fingerprint
 
 
@@ -127,27 +128,46 @@ def draw(
     Raises:
         ValueError: the catalogue is too small.
     """
+    catalogue = Catalogue([*map(title_key, titles)], token_order(item_ids), weights)
+    excluded = [known if isinstance(known, np.ndarray) else np.array([*known], dtype=np.int64) for known in exclude]
+    choice = {"number": number, "seed": seed, "split": split, "new": new, "new_number": new_number}
+    return draw_of(catalogue, users, np.array(targets, dtype=np.int64), excluded, item_ids, **choice)
+
+
+def draw_of(
+    catalogue: Catalogue,
+    users: Sequence[str],
+    targets: np.ndarray,
+    excluded: Sequence[np.ndarray],
+    item_ids: Sequence[str],
+    *,
+    number: int,
+    seed: int,
+    split: str,
+    new: Collection[int],
+    new_number: int,
+) -> torch.Tensor:
+    """:func:`draw` of a catalogue, for several splits."""
     if number < 1:
         raise ValueError(f"candidates.num_negatives: {number} must be at least 1")
-    catalogue = Catalogue(titles, item_ids, weights)
-    excluded = [known if isinstance(known, np.ndarray) else np.array([*known], dtype=np.int64) for known in exclude]
-    keys = (f"{seed}\t{split}\t{user}\t{item_ids[target]}" for user, target in zip(users, targets, strict=True))
-    digests = [sha256(key.encode()).digest() for key in keys]  # the seeds
+    beginning = f"{seed}\t{split}\t"
+    keys = (f"{beginning}{user}\t{item_ids[target]}" for user, target in zip(users, targets.tolist(), strict=True))
+    digests = b"".join([sha256(key.encode()).digest() for key in keys])
+    seeds = np.frombuffer(digests, dtype=">u4").reshape(-1, 8)  # [N, 8]
     rows = np.empty((len(users), number + 1), dtype=np.int64)  # [N, C]
     left = np.arange(len(users))
     if not new_number and len(catalogue.order) > 1:
-        own = np.array(targets, dtype=np.int64)
-        for size in (2 * number, BLOCKS * 2 * number):  # the first block is enough for most
+        for size in (number + number // 4 + 4, 2 * number, BLOCKS * 2 * number):  # the first draws are enough for most
             done = np.zeros(len(left), dtype=bool)
             step = max(1, drawing.DRAWS // size)
             for start in range(0, len(left), step):
                 part = slice(start, start + step)
-                done[part] = catalogue.draw_many(left[part], digests, own, excluded, new, size, rows)
+                done[part] = catalogue.draw_many(left[part], seeds, targets, excluded, new, size, rows)
             left = left[~done]
     wanted = {True: new_number, False: number - new_number}  # negatives in and outside ``new``
     for place in left.tolist():
         target, known = int(targets[place]), frozenset(excluded[place].tolist())
-        rng = np.random.default_rng(int.from_bytes(digests[place]))
+        rng = np.random.default_rng(int.from_bytes(seeds[place].tobytes()))
         slot = int(rng.integers(number + 1))
         others = catalogue.draw(rng, wanted, target, known, new)
         if len(others) < number:

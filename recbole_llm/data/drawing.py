@@ -14,20 +14,25 @@ from itertools import islice
 import numpy as np
 
 from recbole_llm.data.generators import halves, integers, streams, uniform
-from recbole_llm.data.items import title_key
 
 BLOCKS = 8  # blocks of random draws before the rest of the catalogue is shuffled
 DRAWS = 2**16  # of many users at once
-_FILTER = 2**12
+_FILTER = 2**10
 
 
 class Catalogue:
-    """Samples items without repeating an item or a title, independently of internal ids."""
+    """Samples items without repeating an item or a title, independently of internal ids.
 
-    def __init__(self, titles: Sequence[str], item_ids: Sequence[str], weights: np.ndarray | None) -> None:
-        self.order = np.array(token_order(item_ids), dtype=np.int64)
+    Args:
+        keys: :func:`~recbole_llm.data.items.title_key` of each item by internal id.
+        order: :func:`token_order`.
+        weights: of each item by internal id; None for a uniform draw.
+    """
+
+    def __init__(self, keys: Sequence[str], order: Sequence[int], weights: np.ndarray | None) -> None:
+        self.order = np.array(order, dtype=np.int64)
         groups: dict[str, int] = {}
-        self.groups = [groups.setdefault(title_key(title) or f"\t{item}", item) for item, title in enumerate(titles)]
+        self.groups = [groups.setdefault(key or f"\t{item}", item) for item, key in enumerate(keys)]
         self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)[self.order]
         if self.weights is not None:
             if not (np.isfinite(self.weights).all() and self.weights.min() >= 0 < self.weights.sum()):
@@ -54,7 +59,7 @@ class Catalogue:
     def draw_many(
         self,
         places: np.ndarray,
-        digests: Sequence[bytes],
+        seeds: np.ndarray,
         targets: np.ndarray,
         excluded: Sequence[np.ndarray],
         new: Collection[int],
@@ -65,13 +70,13 @@ class Catalogue:
 
         Args:
             places: of the users [M] among all N.
-            digests, targets, excluded: seed, target and history of all N users.
+            seeds: SHA-256 of all N users, big-endian uint32 [N, 8].
+            targets, excluded: target and history of all N users.
             new: items that are not drawn.
             rows: candidates of all N users [N, C], in which those of the finished ones are written.
         """
         number = rows.shape[1] - 1
-        seeds = np.frombuffer(b"".join(digests[place] for place in places.tolist()), dtype=">u4").reshape(-1, 8)[:, ::-1]
-        slots, drawn, sure = self._first_draws(seeds, number + 1, size)  # [M], [M, S], [M]
+        slots, drawn, sure = self._first_draws(seeds[places, ::-1], number + 1, size)  # [M], [M, S], [M]
         items, own = self.order[drawn], targets[places]  # [M, S], [M]
         groups = self._groups[items]  # [M, S]
         good = ~_among(items, [excluded[place] for place in places.tolist()], len(self.groups)) & (

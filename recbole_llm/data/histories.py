@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -87,6 +88,13 @@ class Histories:
         """Items before the ``valid`` or ``test`` targets; the test history includes the validation items."""
         return self.items[user][: self._start(user, phase)]
 
+    def all_before(self, users: Iterable[int], phase: str) -> list[np.ndarray]:
+        """:meth:`before` of each of N users."""
+        if self.held_out is not None:
+            return [self.before(user, phase) for user in users]
+        items, end = self.items, self._start(0, phase)
+        return [items[user][:end] for user in users]
+
     def excluded(self, user: int, phase: str) -> np.ndarray:
         """Items that are neither candidates nor ranked beside the target: those before it, or none with repeats kept."""
         return self.before(user, phase)[: 0 if self.repeats_kept else None]
@@ -94,6 +102,13 @@ class Histories:
     def target(self, user: int, phase: str) -> int:
         """The held-out item of the user in a phase; of several, the first one."""
         return int(self.items[user][self._start(user, phase)])
+
+    def targets(self, users: Iterable[int], phase: str) -> np.ndarray:
+        """:meth:`target` of each of N users [N]."""
+        if self.held_out is not None:
+            return np.array([self.target(user, phase) for user in users], dtype=np.int64)
+        items, place = self.items, self._start(0, phase)
+        return np.array([items[user][place] for user in users], dtype=np.int64)
 
     def _start(self, user: int, phase: str) -> int:
         """The place of the first target of a phase, counted from the end if each user has one target."""

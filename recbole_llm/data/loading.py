@@ -23,6 +23,8 @@ logger = getLogger()
 
 PAIRS = 2**22
 """Users times items in a batch that evaluates a general model, at least; the size of RecBole's published benchmarks."""
+USERS = 2**12
+"""Users in a batch that ranks candidates by a general model, at least; RecBole's default for sequential models."""
 SCORES = 2**24
 """Users times items in a full ranking of a sequential model, at most: 64 MiB of 32-bit numbers, in a few copies."""
 
@@ -117,7 +119,8 @@ def _batched(config: Any, phase: str, items: int) -> Any:
     given = config["eval_batch_size"]
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         # RecBole's Random draws one order of the items for all users of a batch
-        size = given if config["model"] == "Random" else max(given, PAIRS)
+        least = max(PAIRS, USERS * items) if phase in config["candidate_phases"] else PAIRS
+        size = given if config["model"] == "Random" else max(given, least)
     else:
         size = min(given, max(1, SCORES // items)) if phase in config["full_phases"] else given
     if phase == "train" or size == given or phase not in (*config["full_phases"], *config["candidate_phases"]):

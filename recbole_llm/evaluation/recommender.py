@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from recbole_llm.evaluation.candidate_scores import CandidateScores
 from recbole_llm.evaluation.published import PublishedProtocol
-from recbole_llm.evaluation.ranks import gather_scores
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
@@ -174,10 +174,8 @@ class ClassicalRecommender(Recommender):
         return copy.deepcopy(self.model), 0.0
 
     def variants(self) -> dict[str, Variant]:
-        def score(interaction: Any, candidates: Tensor) -> Tensor:
-            return gather_scores(self.model, interaction, candidates, self.item_field)
-
-        return {self.name: Variant(score, self.model.full_sort_predict)}
+        """The model with the weights of now: each evaluation during training asks anew."""
+        return {self.name: Variant(CandidateScores(self.model, self.item_field), self.model.full_sort_predict)}
 
 
 def recommender_of(model: Any, config: Any) -> Recommender:

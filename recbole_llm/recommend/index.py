@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.recommend.products import Products
+from recbole_llm.evaluation.products import Products
 
 EXACT = "exact"
 RECALL, RECALL_AT = 0.95, 10

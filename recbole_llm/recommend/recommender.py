@@ -16,11 +16,11 @@ import torch
 
 from recbole_llm.data.histories import drawn_users
 from recbole_llm.data.items import lacks_titles
+from recbole_llm.evaluation.products import Products
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.recommend.candidates import GivenItems
 from recbole_llm.recommend.index import EXACT, SAMPLE, ItemIndex
 from recbole_llm.recommend.past_run import PastRun
-from recbole_llm.recommend.products import Products
 from recbole_llm.recommend.ranking import CELLS, Ranking
 from recbole_llm.recommend.readers import MOMENTS, Readers
 from recbole_llm.recommend.titles import Titles

@@ -13,6 +13,8 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import recbole_llm.model
 from recbole_llm.classical.trainer import ProtocolTrainer
@@ -30,6 +32,9 @@ from recbole_llm.store.stages import Stage, StageCache, Work, in_order
 from recbole_llm.training.loop import TrainingLoop
 
 BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
+PRODUCTS = ["BPR", "LightGCN", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec", "Cascade", "Laser", "AlphaRec"]
+NO_RANKING = ["TALLRec", "LlamaRec", "LoRACocktail", "MoLoRec", "WeaveRec", "ALLMRec", "NeuMF"]  # of the whole catalogue
+RANKING = [name for name in (*MODELS, *BASELINES) if name not in NO_RANKING]
 OWN = {  # what the shared tiny settings say and a model cannot do, or need not
     "LlamaRec": {"lora_train_mode": "prefix"},
     "Cascade": {"llm_ranker": "TALLRec"},
@@ -40,6 +45,7 @@ BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 every_backbone = pytest.mark.parametrize("name", [*MODELS, *BASELINES, *OTHERS], indirect=True, scope="module")
 trained_on_every_backbone = pytest.mark.parametrize("name", [*TRAINED, *OTHERS], indirect=True, scope="module")
+every_ranking = pytest.mark.parametrize("name", RANKING, indirect=True, scope="module")
 ours_only = pytest.mark.parametrize("name", [*MODELS], indirect=True, scope="module")
 CAPABILITIES = [
     "uses_item_text",
@@ -166,6 +172,37 @@ def test_a_users_scores_depend_on_nobody_else(made, first_batch):
     alone = [score(made, interaction[i : i + 1], candidates[i : i + 1]) for i in range(7)]
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-4, rtol=0)
     assert together.shape == candidates[:7].shape and torch.isfinite(together).all()
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes of all tensors that are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        self.seen |= {tuple(found.shape) for found in tree_leaves(result) if isinstance(found, torch.Tensor)}
+        return result
+
+
+@every_ranking
+@torch.no_grad()
+def test_candidates_have_the_scores_of_a_full_ranking_without_its_cost(made, first_batch):
+    """Where scores are products of vectors, no score of another item is computed."""
+    (interaction, *_), candidates = first_batch
+    variants = made.trainer.recommender.variants()
+    variant = variants[made.settings.get("cheap_model", "SASRec") if made.name == "Cascade" else made.name]
+    whole = variant.score_catalogue(interaction).view(len(interaction), -1).float()  # [B, I]
+    variant.score(interaction, candidates)  # looks how the model scores
+    with Shapes() as shapes:
+        scores = variant.score(interaction, candidates).float()
+    expected = whole.gather(1, candidates)
+    largest = float(expected[expected.isfinite()].abs().max())
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6 * largest)
+    assert len({*whole.shape, *candidates.shape}) == 3
+    assert not shapes.seen & {tuple(whole.shape), (whole.numel(),)} or made.name not in PRODUCTS
 
 
 @every_backbone

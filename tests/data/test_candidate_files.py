@@ -172,6 +172,25 @@ def test_item_ids_with_spaces_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("broken", ["a\tb", "a\nb", "a\r"])
+def test_user_ids_with_what_separates_cells_are_refused(tmp_path: Path, broken: str) -> None:
+    with pytest.raises(ValueError, match="user id .* contains what separates cells"):
+        write_candidates(tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), ["[PAD]", broken], IDS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_is_what_is_read_and_in_the_order_of_the_tokens(tmp_path: Path) -> None:
+    """By code points, as the bytes of UTF-8 are."""
+    users = ["[PAD]", "z", "\U0001f600", "\uffee", "é", "10", "9"]
+    own, items = torch.arange(1, 7), torch.tensor([[user, user + 1] for user in range(1, 7)])
+    found = write_candidates(tmp_path / "x", own, own, items, users, IDS)
+    again = read_candidates(tmp_path / "x", users, IDS)
+    for part in ("users", "targets", "items", "sha256"):
+        one, two = getattr(found, part), getattr(again, part)
+        assert one == two if part == "sha256" else torch.equal(one, two)
+    assert [users[user] for user in found.users.tolist()] == sorted(users[1:])
+
+
 # -- what it was drawn from --------------------------------------------------------------------------------------------
 
 

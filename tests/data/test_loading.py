@@ -18,6 +18,8 @@ FULL, CANDIDATES = {"mode": "full"}, {"mode": "candidates"}
     [
         ("BPR", CANDIDATES, 4096, [60]),  # RecBole: 4096 // 41 = 99 users; of 40,000 items, one
         ("BPR", FULL, 1, [60]),
+        ("BPR", FULL, 820, [20] * 3),
+        ("BPR", CANDIDATES, 820, [30] * 2),
         ("SASRec", FULL, 4096, [24, 24, 12]),
         ("SASRec", FULL, 10, [10] * 6),
         ("SASRec", CANDIDATES, 40, [40, 20]),  # one score for each candidate
@@ -27,6 +29,9 @@ def test_users_of_an_evaluation_batch(
     model: str, mode: Any, given: int, expected: list[int], settings: Any, assemble: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "SCORES", 1000)  # of 41 items, 24 users
+    if given == 820:
+        monkeypatch.setattr(loading, "PAIRS", 1)
+        monkeypatch.setattr(loading, "USERS", 30)
     made = assemble(model, settings, eval_args=mode, eval_batch_size=given)
     assert [len(batch[0]) for batch in made.test] == expected
     assert made.config["eval_batch_size"] == given

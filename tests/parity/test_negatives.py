@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from recbole_llm.data import negatives
-from recbole_llm.data.drawing import Catalogue
+from recbole_llm.data.drawing import Catalogue, token_order
+from recbole_llm.data.items import title_key
 
 # -- copies of what was replaced ---------------------------------------------------------------------------------------
 
@@ -145,8 +146,9 @@ def test_catalogue(items: int, known: frozenset[int], counts: tuple[int, int], p
     wanted = {True: counts[0], False: counts[1]}
     new = frozenset(range(1, items // 3))
     before, now = twice(seed)
-    drawn = OldCatalogue(titles, ids, weights).draw(before, wanted, items, known, new)
-    assert Catalogue(titles, ids, weights).draw(now, wanted, items, known, new) == drawn
+    parts = [*map(title_key, titles)], token_order(ids), weights
+    drawn = OldCatalogue(*parts).draw(before, wanted, items, known, new)
+    assert Catalogue(*parts).draw(now, wanted, items, known, new) == drawn
     assert same_state(before, now)
 
 
