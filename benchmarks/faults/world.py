@@ -106,7 +106,7 @@ class World:
 
     def warm(self) -> None:
         """Import and read what runs import and read, so that the children need not: half of a tiny run."""
-        import matplotlib.figure
+        import matplotlib.figure  # noqa: F401
         import recbole.model.sequential_recommender  # noqa: F401
         import sentence_transformers  # noqa: F401
         import torch

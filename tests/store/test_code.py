@@ -121,6 +121,13 @@ def test_what_stands_in_both_branches_of_type_checking_counts_where_it_runs(writ
     assert write(main=main, other="CHANGED = 1\n") != before
 
 
+def test_no_other_package_is_imported(write: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "__init__.py").write_text("raise SystemExit")
+    write(main="try:\n    from foreign.part import thing\nexcept ImportError:\n    from package.other import twice\n")
+    assert code._tree("package.main")[1] == ("package.other",)
+
+
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(ModuleNotFoundError, match="recbole_llm.nosuch"):
         code.code_fingerprint("recbole_llm.nosuch")
