@@ -49,15 +49,25 @@ _WORDS = [
 ]
 
 
-def write(folder: Path, name: str, interactions: int, items: int | None = None, seed: int = 0, *, covered: bool = False) -> None:
+def write(
+    folder: Path,
+    name: str,
+    interactions: int,
+    items: int | None = None,
+    seed: int = 0,
+    *,
+    covered: bool = False,
+    length: int = 20,
+) -> None:
     """Write a data set of about ``interactions`` rows, in blocks, so that its size is not held in memory.
 
     Args:
         items: number of items; None: one for each 10 interactions.
+        length: of a history on average, an even number; a history has from half of it to one and a half times as many rows.
         covered: each item has an interaction, so that none is left out; needs twice as many interactions as items.
     """
     rng = np.random.default_rng(seed)
-    users, items = max(2, interactions // 20), items or max(40, interactions // 10)
+    users, items = max(2, interactions // length), items or max(40, interactions // 10)
     (folder / name).mkdir(parents=True)
     with open(folder / name / f"{name}.item", "w") as file:
         file.write("item_id:token\ttitle:token_seq\tyear:token\tgenre:token_seq\n")
@@ -68,7 +78,7 @@ def write(folder: Path, name: str, interactions: int, items: int | None = None, 
     with open(folder / name / f"{name}.inter", "w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
         for block in np.array_split(np.arange(users), max(1, users // 20_000)):
-            lengths = rng.integers(10, 31, size=len(block))
+            lengths = rng.integers(length // 2, length + length // 2 + 1, size=len(block))
             own = np.repeat(block, lengths)
             popular = (items * rng.random(len(own)) ** 2).astype(np.int64)
             some, uncovered = uncovered[: len(own[::2])], uncovered[len(own[::2]) :]

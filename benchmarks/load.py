@@ -14,6 +14,11 @@ Makes synthetic atomic files in a temporary folder, of about 20 interactions of 
 
 A cell has the processor seconds of a step, and the peak memory of the process until its end. On a busy machine processor seconds
 are what counts. ``--json`` writes the table as a section for ``benchmarks/reliability.py --add``.
+
+With ``--models``, it shows instead whether the memory of LLM models grows while they train and evaluate, on data of ml-1m's size:
+
+    python benchmarks/load.py --models --json=memory.json               all of them
+    python benchmarks/load.py --models TALLRec Laser --samples=2000 --evaluated=1000
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import load_models
 import numpy as np
 from data import write
 
@@ -126,10 +132,8 @@ def measured(size: tuple[int, int], options: argparse.Namespace) -> dict[str, Ce
     return found
 
 
-def section(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
+def section(options: argparse.Namespace) -> dict[str, Any]:
     """The table of all sizes, as ``benchmarks/reliability.py`` takes it; prints each row when it is known."""
-    import psutil
-
     rows: list[list[str]] = []
     print(f"{'users':>10} {'items':>10} " + "".join(f"{name:>20}" for name in STEPS))
     for size in options.sizes:
@@ -148,6 +152,14 @@ def section(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
             f"Evaluation: at most {options.evaluated:,} users, 20 candidates each. "
             f"Top 10: 1,000 users, random vectors of width {options.width}, faiss's exact index.",
         ],
+    }
+
+
+def measurement(given: list[str]) -> dict[str, Any]:
+    """How and where a section was measured."""
+    import psutil
+
+    return {
         "command": shlex.join(["python", "benchmarks/load.py", *(value for value in given if not value.startswith("--json"))]),
         "machine": f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB",
         "date": time.strftime("%Y-%m-%d"),
@@ -164,7 +176,10 @@ def size(text: str) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=size, nargs="+", default=[*map(size, SIZES)], metavar="USERSxITEMS")
-    parser.add_argument("--evaluated", type=int, default=100_000, help="test users who are evaluated, at most")
+    parser.add_argument("--models", nargs="*", choices=load_models.MODELS, metavar="MODEL", help="show the memory of LLM models")
+    parser.add_argument("--samples", type=int, default=2000, help="training examples of each adapter or phase of --models")
+    parser.add_argument("--evaluated", type=int, help="test users who are evaluated, at most (default: 100,000; --models: 1,000)")
+    parser.add_argument("--users", type=int, default=load_models.USERS, help=argparse.SUPPRESS)
     parser.add_argument("--width", type=int, default=384, help="of the vectors of top 10")
     parser.add_argument("--folder", type=Path, help="where the temporary files are (default: the system's folder)")
     parser.add_argument("--json", type=Path, help="write the table to this file")
@@ -176,7 +191,13 @@ def main(arguments: list[str] | None = None) -> None:
         cells = run(Path(folder), "large", options.evaluated) if part == "run" else recommend(1000, int(items), options.width)
         print(json.dumps(cells))
         return
-    found = section(options, given)
+    options.evaluated = options.evaluated or (100_000 if options.models is None else 1000)
+    if options.models is None:
+        found = section(options)
+    else:
+        models = options.models or load_models.MODELS
+        found = load_models.section(models, options.samples, options.evaluated, options.users, options.folder)
+    found |= measurement(given)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 

@@ -63,6 +63,28 @@ def test_large_data_on_a_small_scale(tmp_path) -> None:
     assert all("GiB" in cell for cell in found["rows"][0][2:]) and "--evaluated=100" in found["command"]
 
 
+@pytest.mark.slow
+def test_memory_of_a_model_on_a_small_scale(tmp_path) -> None:
+    file = tmp_path / "memory.json"
+    bounds = ["--samples=64", "--evaluated=40", "--users=80"]
+    load.main(["--models", "TALLRec", *bounds, f"--folder={tmp_path}", f"--json={file}"])
+    found = json.loads(file.read_text())
+    assert [row[:3] for row in found["rows"]] == [["TALLRec", "ingredient", "8"], ["TALLRec", "evaluation", "40"]]
+    assert all(float(cell.split()[0]) > 50 for row in found["rows"] for cell in row[3:7])
+
+
+def test_the_peak_of_a_quarter() -> None:
+    assert load.load_models.quarters([1, 5, 2, 3, 4, 9, 6, 7]) == [5, 3, 9, 7]
+    load.load_models.peak()
+    before = load.load_models.peak()
+    held = b"a" * 2**28
+    assert len(held) and load.load_models.peak() >= before + 200
+    del held
+    if Path("/proc/self/clear_refs").exists():
+        load.load_models.peak()
+        assert load.load_models.peak() < before + 100
+
+
 CELLS = {"load": 1.0, "index": 0.5, "recall": 0.97, "one": 0.002, "people": 20, "many": 0.1, "peak": 2**30}
 
 

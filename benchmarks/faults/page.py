@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ORDER = ("kills", "damages", "disk", "hostile", "processes", "load", "versions")
+ORDER = ("kills", "damages", "disk", "hostile", "processes", "load", "memory", "versions")
 _HEAD = """# Reliability
 
 This page is written by `python benchmarks/reliability.py` from [reliability.json](reliability.json); nothing in it is typed by
