@@ -130,8 +130,18 @@ def draw(
     """
     catalogue = Catalogue([*map(title_key, titles)], token_order(item_ids), weights)
     excluded = [known if isinstance(known, np.ndarray) else np.array([*known], dtype=np.int64) for known in exclude]
-    choice = {"number": number, "seed": seed, "split": split, "new": new, "new_number": new_number}
-    return draw_of(catalogue, users, np.array(targets, dtype=np.int64), excluded, item_ids, **choice)
+    return draw_of(
+        catalogue,
+        users,
+        np.array(targets, dtype=np.int64),
+        excluded,
+        item_ids,
+        number=number,
+        seed=seed,
+        split=split,
+        new=new,
+        new_number=new_number,
+    )
 
 
 def draw_of(
