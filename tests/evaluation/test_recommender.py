@@ -42,7 +42,7 @@ def test_a_model_of_recboles_has_itself_as_the_one_variant(settings: dict[str, A
     candidates = run.test.candidates.lookup(interaction["user_id"], targets)
     with torch.no_grad():
         whole = variant.score_catalogue(interaction).view(len(interaction), -1)
-        assert torch.equal(variant.score(interaction, candidates), whole.gather(1, candidates))
+        torch.testing.assert_close(variant.score(interaction, candidates), whole.gather(1, candidates), rtol=1e-6, atol=1e-6)
 
 
 def test_a_model_of_ours_is_its_own_recommender() -> None:
