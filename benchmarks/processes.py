@@ -75,14 +75,15 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
         for one in several(world, world.arguments(model, places["two"], **common), root / "two"):
             one.wait()
         took, whole = time.monotonic() - began, record(places["two"])
-        slowest, resumed = 0.0, 0
+        slowest, resumed, died = 0.0, 0, 0
         for _ in range(deaths):
             shutil.rmtree(places["killed"].parent, ignore_errors=True)
             processes = several(world, world.arguments(model, places["killed"], **common), root / "killed")
             victim = rng.randrange(SIZE)
-            if processes[victim].kill_after(rng.random() * took):
-                began = time.monotonic()
-                ends = [one.wait(120) for number, one in enumerate(processes) if number != victim]
+            killed, began = processes[victim].kill_after(rng.random() * took), time.monotonic()
+            died += killed
+            ends = [one.wait(120) for number, one in enumerate(processes) if number != victim]
+            if killed:
                 slowest = max(slowest, time.monotonic() - began)
                 if any(end.code != 2 for end in ends):
                     lost.append(f"{model}: the other ended with {ends[0].end}")
@@ -94,7 +95,7 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
         if not same:
             lost.append(f"{model}: {shared[0].end}; another {', '.join(differing(expected.get('ranks'), found.get('ranks')))}")
         users = sum(len(ranks) for ranks in expected["ranks"].values())
-        rows.append([model, users, users if same else 0, deaths, round(slowest, 1), resumed, deaths - resumed + (not same)])
+        rows.append([model, users, users if same else 0, died, round(slowest, 1), resumed, deaths - resumed + (not same)])
         print(*rows[-1], flush=True)
     return {
         "part": "processes",

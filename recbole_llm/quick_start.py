@@ -86,12 +86,14 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
             f"gpu_id: {config['gpu_id']} is for one process; for {processes.size}, set CUDA_VISIBLE_DEVICES, or give accelerate "
             "launch --gpu_ids"
         )
-    config["fsdp"] = config["fsdp"] or asks_for_fsdp(os.environ)
+    if "fsdp" not in config.external_config_dict:
+        config["fsdp"] = asks_for_fsdp(os.environ)
     if config["fsdp"] and processes.size == 1:
         raise ValueError(
             "fsdp: True spreads the LM over the processes of a run, but there is one; start several with accelerate launch or "
             "torchrun, or give fsdp: False"
         )
+    code = record_code(config)  # of now: files may change while it runs
     names = trackers.chosen(config["report_to"], log_wandb=config["log_wandb"])  # in all processes, for its errors
     log = logs.init_logging(config, silent=not processes.main)
     logger.info(logs.configuration_line(config))
@@ -106,14 +108,14 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     logger.info(str(planned))
     tracked = trackers.TrackedRun(config.record_file.parent, config.plain(), config["wandb_project"])
     with trackers.reports(names if processes.main else (), tracked) as report:
-        return _fit_and_evaluate(run, planned, report, saved, processes, (began, log))
+        return _fit_and_evaluate(run, planned, report, saved, processes, (began, log, code))
 
 
 def _fit_and_evaluate(
-    run: Run, planned: Plan | None, report: trackers.Reports, saved: bool, processes: Processes, started: tuple[float, Path]
+    run: Run, planned: Plan | None, report: trackers.Reports, saved: bool, processes: Processes, started: tuple[float, Path, str]
 ) -> dict[str, Any]:
-    """Train and evaluate an assembled run, and write its record; ``started`` are the time and the log file of the run."""
-    config, (began, log), shown = run.config, started, run.config["show_progress"]
+    """Train and evaluate an assembled run, and write its record; ``started``: when, its log file and its code."""
+    config, (began, log, code), shown = run.config, started, run.config["show_progress"]
     with curves.reporting(report, config["valid_metric"]), curves.recording(config["model"]) as curve:
         best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
     waited = run.trainer.cache.waited
@@ -150,7 +152,7 @@ def _fit_and_evaluate(
             plan=planned.as_dict(measured),
             passport=run.passport,
             checkpoint=trainer.checkpoint,
-            code=record_code(config),
+            code=code,
             histories_sha256=run.test._dataset.histories.fingerprint,
             **trainer.recommender.findings(record.rows),
         )

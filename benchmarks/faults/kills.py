@@ -59,7 +59,11 @@ def section(
             same = last.code == 0 and found == expected and not left
             counts[model] = [counts[model][0], counts[model][1] + 1, counts[model][2] + same, counts[model][3] + (not same)]
             if not same:
-                what = f"another {', '.join(differing(expected, found))}" if found != expected else f"left {', '.join(left)}"
+                what = (
+                    f"another {', '.join(differing(expected, found))}"
+                    if found != expected
+                    else f"left {', '.join(left) or 'nothing'}"
+                )
                 lost.append(f"{model}, run {one}: {last.end}, {what}")
                 print(lost[-1], flush=True)
             shutil.rmtree(saved.parent)

@@ -13,6 +13,7 @@ _ANY_RUN = (
     "recbole_llm.data.candidate_sets",
     "recbole_llm.data.loading",
     "recbole_llm.evaluation.generated",
+    "recbole_llm.evaluation.record",
     "recbole_llm.evaluation.slices",
 )
 

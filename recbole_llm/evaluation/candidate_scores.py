@@ -12,6 +12,7 @@ from torch import Tensor
 from recbole_llm.evaluation import ranks
 from recbole_llm.evaluation.products import Products
 from recbole_llm.evaluation.ranks import gather_scores, in_parts
+from recbole_llm.store.files import preserved_random_state
 
 CHECKED = 13
 """Users by whom a model is checked for products, at most. No usual width, so a matrix [D, I] is not taken for rows of users."""
@@ -47,7 +48,8 @@ class CandidateScores:
         if not self._checked and len(interaction) > 1:
             items = self._model.n_items
             few = interaction[: min(CHECKED, max(2, ranks.SCORES // items))]
-            found, self._checked = Products.of(self._model.full_sort_predict, few, items), True
+            with preserved_random_state():  # the check is no part of the scores
+                found, self._checked = Products.of(self._model.full_sort_predict, few, items), True
             self._products = None if found is None or found.reads_rows else found
         return self._products
 

@@ -135,13 +135,15 @@ class Task:
     def cell(self, error: str | None = None) -> Cell:
         """The cell of the leaderboard: the record of the run, or ``error``, the reason why there is none."""
         note = record = None
+        other = False
         try:
             note = "; ".join(str(self.config[key]) for key in ("origin", "note") if self.config[key])
             record = None if error else self.read()
+            other = self.is_of_other_code(record)
         except DamagedRecordError as problem:
             error = error or f"{problem.fault}; without --show it is run again"
         except Exception as problem:  # no configuration, no record
-            error = error or str(problem)
+            error, record = error or str(problem), None
         name = self.row or self.model.rpartition(":")[2]
         rows = record.get("results", {}) if record else {}
         if record and name not in rows:
@@ -153,7 +155,6 @@ class Task:
             record = {key: value for key, value in record.items() if key not in _COSTS}
         command = shlex.join(["python", "run_recbole_llm.py", *self.arguments])
         commit = record.get("commit") if record else None
-        other = self.is_of_other_code(record)
         return Cell(self.label, name, self.seed, self.protocol, command, record, error, commit, note or None, other)
 
     def read(self) -> dict[str, Any] | None:

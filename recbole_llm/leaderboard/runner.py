@@ -41,12 +41,14 @@ def run_tasks(
         raise ValueError(f"--jobs={jobs}: must be at least 1")
     reasons: dict[Task, str] = {}
     waiting: dict[Path, list[Task]] = {}  # by record
+    missing = []
     for task in tasks:
         try:
+            if task.record not in waiting and not task.is_current:
+                missing.append(waiting.setdefault(task.record, []))
             waiting.setdefault(task.record, []).append(task)
         except Exception as error:  # whatever it is, it is the task's alone
             reasons[task] = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
-    missing = [shared for shared in waiting.values() if not shared[0].is_current]
     for first, *_ in missing:
         fault = first.damage or (f"{first.record} was written by other code" if first.is_done else None)
         if fault:

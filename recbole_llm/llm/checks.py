@@ -59,6 +59,8 @@ class BackboneCheck(Settings):
             longest = self.max_prompt_tokens + self.max_title_tokens + 1
             with preserved_random_state(), undivided():
                 reading = exact_reading(causal.model, scorer=self.scorer, longest=longest, source=name)
+            found: Any = processes.agree(reading.as_dict())
+            reading = Reading.of(found)
             if processes.main:
                 file = self._file(identity)
                 file.parent.mkdir(parents=True, exist_ok=True)

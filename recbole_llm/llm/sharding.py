@@ -154,11 +154,15 @@ class ShardedLayer:
                 _layers[wanted]._gather()
             self._whole = self._gather()
             if self.changes:
+                whole, self._whole = self._whole, None  # until all changes are made
                 with torch.no_grad():
-                    self._put(self._whole)
-                    for change in self.changes.values():
-                        change()
-                    self._put(None)
+                    self._put(whole)
+                    try:
+                        for change in self.changes.values():
+                            change()
+                    finally:
+                        self._put(None)
+                self._whole = whole
         return self._whole
 
     def _gather(self) -> Tensor:

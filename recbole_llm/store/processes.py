@@ -158,7 +158,7 @@ class Processes:
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def smallest(self, number: int) -> int:
-        """The smallest of the numbers of all processes. Of all methods, this one alone does not meet the others first."""
+        """The smallest of the numbers of all processes; it does not meet the others first, as it is how they meet."""
         found = torch.tensor([number])
         with _lost():
             dist.all_reduce(found, dist.ReduceOp.MIN)

@@ -184,6 +184,7 @@ def test_a_sharded_lm_needs_several_processes(settings: dict[str, Any], monkeypa
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="fsdp: True spreads the LM"):
         run_recbole_llm("TALLRec", "tiny", config_dict=settings)
+    assert run_recbole_llm("RecentPop", "tiny", config_dict={**settings, "fsdp": False})["test_result"], "a given key wins"
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,26 @@ def test_folded_adapters_score_as_those_of_the_whole(build_model: Any, sharded: 
     assert not torch.equal(found[0][0], found[0][1]) and torch.equal(found[0][0], found[0][3])
 
 
+def test_a_change_that_fails_leaves_no_trace(build_model: Any, sharded: Any) -> None:
+    whole, model, scorer = build_model("llama"), sharded("llama"), Scorer("tree")
+    (layer, *_), done = layers(model), []
+
+    def fail() -> None:
+        done.append(1)
+        raise MemoryError
+
+    with torch.no_grad():
+        expected = scorer(whole, PROMPTS, ANSWERS)
+        layer.change("one", lambda: model.model.layers[0].mlp.up_proj.weight.zero_())
+        layer.change("two", fail)
+        with pytest.raises(MemoryError):
+            scorer(model, PROMPTS, ANSWERS)
+        assert sharded_layer(model.model.layers[0].mlp.up_proj.weight) is layer, "its modules have no changed weights"
+        layer.change("one", None)
+        layer.change("two", None)
+        assert done and torch.equal(scorer(model, PROMPTS, ANSWERS), expected)
+
+
 def test_a_layer_is_gathered_once_a_pass(sharded: Any) -> None:
     model = sharded("llama")
     gathered, number = current().parts.gathered, len(layers(model))  # type: ignore[attr-defined]
