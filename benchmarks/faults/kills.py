@@ -47,6 +47,7 @@ def section(
                 runs[model] = first.seconds, world.run(world.arguments(model, whole), whole.parent).seconds, expected
             whole_seconds, cached_seconds, expected = runs[model]
             saved = folder / model / str(one) / "saved"
+            failed = 0  # of the restarts
             for _ in range(restarts):
                 for attempt in range(8):  # a run that ended before its kill has not been killed: earlier, then
                     longest = cached_seconds if record(saved) else whole_seconds
@@ -54,15 +55,16 @@ def section(
                     if command.kill_after_work(rng.random() * longest * 0.8**attempt):
                         counts[model][0] += 1
                         break
+                    failed += command.failed
             last = world.run(world.arguments(model, saved), saved.parent)
             found, left = record(saved), left_over(saved)
-            same = last.code == 0 and found == expected and not left
+            same = last.code == 0 and found == expected and not left and not failed
             counts[model] = [counts[model][0], counts[model][1] + 1, counts[model][2] + same, counts[model][3] + (not same)]
             if not same:
                 what = (
                     f"another {', '.join(differing(expected, found))}"
                     if found != expected
-                    else f"left {', '.join(left) or 'nothing'}"
+                    else f"left {', '.join(left) or 'nothing'}, {failed} restarts failed"
                 )
                 lost.append(f"{model}, run {one}: {last.end}, {what}")
                 print(lost[-1], flush=True)

@@ -126,7 +126,13 @@ class World:
 
 
 class Command:
-    """A command of the command line in a forked child."""
+    """A command of the command line in a forked child.
+
+    Attributes:
+        failed: it had ended with an error before it could be killed.
+    """
+
+    failed = False
 
     def __init__(self, arguments: Sequence[str], place: Path, before: Callable[[], Any]):
         self._before = _work_of_children()
@@ -181,6 +187,7 @@ class Command:
     def _kill(self) -> bool:
         self._process.kill()
         self._process.join()
+        self.failed = self._process.exitcode not in (0, -signal.SIGKILL)
         os.close(self._read)
         return self._process.exitcode == -signal.SIGKILL
 
