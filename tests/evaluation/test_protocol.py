@@ -60,6 +60,7 @@ def test_a_subset_of_users_is_refused_where_recbole_evaluates_all(run: Run) -> N
 @pytest.mark.parametrize("model", ["TALLRec", "Laser"])
 def test_llm_models_rank_the_catalogue_for_the_subset_alone(model: str, run: Run) -> None:
     changes = {"eval_args": {"mode": {"valid": "candidates" if model == "TALLRec" else "full", "test": "full"}}}
-    changes |= {"history_label": ""} if model == "Laser" else {"retriever_config": {"epochs": 1}}
+    small = {"m_former_hidden_size": 16, "m_former_num_layers": 2, "m_former_num_heads": 2, "num_experts": 2, "prefix_length": 2}
+    changes |= {"history_label": "", **small} if model == "Laser" else {"retriever_config": {"epochs": 1}}
     record = run(model, eval_users=7, **changes)[1]
     assert record["ranks"][model].keys() == run("BPR", eval_users=7)[1]["ranks"]["BPR"].keys()
