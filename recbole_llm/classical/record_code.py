@@ -17,6 +17,8 @@ _ANY_RUN = (
     "recbole_llm.evaluation.slices",
 )
 
+_INNER = ("retriever", "cf_model", "cheap_model")
+
 
 def record_code(config: Any) -> str:
     """SHA-256 of the code that reads and splits the data, draws candidates, and builds, trains and evaluates the model.
@@ -27,5 +29,7 @@ def record_code(config: Any) -> str:
     kinds = [config.model_class]
     if (key := getattr(config.model_class, "contains", None)) is not None:
         kinds.append(registry.get_model(str(config[key])))
+    named = (str(config[key]) for key in _INNER)
+    kinds += [registry.get_model(name) for name in named if ":" in name]  # a user's own
     retriever = ["recbole_llm.classical.retriever"] if config["candidates"]["source"] == "retriever" else []
     return code_fingerprint(*_ANY_RUN, *retriever, *(kind.__module__ for kind in kinds))

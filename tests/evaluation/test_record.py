@@ -321,3 +321,16 @@ def test_a_record_names_the_code_that_computed_it(run: Run, monkeypatch: pytest.
     }.items():
         monkeypatch.setattr(code, "_tree", lambda name, module=module: (tree(name)[0] + "!" * (name == module), tree(name)[1]))
         assert [name for name in recorded if record_code(configs[name]) != recorded[name]] == differ, module
+
+
+def test_a_models_own_parts_are_code_of_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    (tmp_path / "own_retriever.py").write_text(
+        "from recbole.model.general_recommender.bpr import BPR\n\n\nclass Own(BPR):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config, tree = LLMConfig("TALLRec", "tiny", config_dict={**settings, "retriever": "own_retriever:Own"}), code._tree
+    before = record_code(config)
+    monkeypatch.setattr(code, "_tree", lambda name: (tree(name)[0] + "!" * (name == "own_retriever"), tree(name)[1]))
+    assert record_code(config) != before
