@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as folder:
         found = section(Path(folder), deaths=options.deaths, models=options.models, fsdp=options.fsdp)
-    shown = [argument for argument in given if not argument.startswith("--json")]
+    shown = [argument for argument in given if not argument.startswith("--json") and argument != str(options.json)]
     about = {"command": shlex.join(["python", "benchmarks/processes.py", *shown]), "machine": machine()}
     text = json.dumps(found | about | {"date": time.strftime("%Y-%m-%d")}, indent=1)
     if options.json:
