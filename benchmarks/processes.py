@@ -106,7 +106,7 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
         ],
         "rows": rows,
         "notes": [
-            f"{SIZE} processes, joined by gloo. Ranks: of each user in each row of the results, by the weights of one;",
+            f"{SIZE} processes, joined by gloo. Ranks: of each user in each row, by the weights that one process has trained.",
             f"{', '.join(STAGELESS)} have no stage, so {SIZE} processes train them, too, without dropout in RecBole's models.",
             "A death: one of the processes, drawn at random, is killed at a random moment, and the command started again.",
             *(f"Lost: {line}" for line in lost),

@@ -79,8 +79,8 @@ def section(
         "notes": [
             f"Each run is killed {restarts} times, at moments drawn from its processor time, and started again by the same "
             "command.",
-            "Equal: every value of the record but times, memory and paths, and so every rank of every user and row. Neither are "
-            "there temporary files, checkpoints of stages or owners of locks after it.",
+            "Equal: every value of the record but times, memory and paths, and so every rank of every user and row. No "
+            "temporary file, stage checkpoint or lock owner is left afterwards.",
             "Processor seconds of an undisturbed run, and of the same command again: "
             + ", ".join(f"{model} {whole:.1f} and {cached:.1f}" for model, (whole, cached, _) in runs.items()),
             *(f"Lost: {line}" for line in lost),
