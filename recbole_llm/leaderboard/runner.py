@@ -8,18 +8,20 @@ stop the others; Ctrl-C stops all.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.leaderboard.plan import Task
-from recbole_llm.store.progress import progress_bar
+from recbole_llm.store.progress import Bar, progress_bar
 
 logger = getLogger()
+LOOK_EVERY = 2  # seconds between two looks at the logs of the runs under way
 _stops: set[Callable[[], Any]] = set()  # each ends a run that is under way
 
 
@@ -61,7 +63,7 @@ def run_tasks(
     with ThreadPoolExecutor(jobs) as pool, progress_bar("leaderboard", len(missing), show=show_progress) as bar:
         running = {pool.submit(start, shared[0]): shared for shared in missing}
         try:
-            for done in as_completed(running):
+            for done in _finished(running, logs, bar):
                 shared = running[done]
                 reason = done.result()
                 if reason or not shared[0].is_done:
@@ -105,9 +107,36 @@ def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None
     return f"{reasons[-1].removeprefix('error: ')} ({log})" if code > 0 else f"killed by signal {-code} ({log})"
 
 
+def _finished(running: Mapping[Future, Sequence[Task]], logs: Path, bar: Bar) -> Iterator[Future]:
+    """The runs as they end; meanwhile the bar tells what the others do."""
+    left = set(running)
+    while left:
+        done, left = wait(left, timeout=LOOK_EVERY, return_when=FIRST_COMPLETED)
+        yield from done
+        under_way = [running[run][0] for run in left if run.running()]
+        if news := [f"{task.label}: {line}" for task in under_way if (line := _last_line(_log(task, logs)))]:
+            bar.tell("; ".join(sorted(news)))
+
+
+def _log(task: Task, logs: Path) -> Path:
+    return logs / f"{task.record.parent.name}.log"
+
+
+def _last_line(log: Path) -> str:
+    """The last message of a log, without its time and level; empty if there is none yet."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
+    except OSError:
+        return ""
+    whole = [line for line in lines[:-1] if line.strip()]  # the last one may be half written
+    return re.sub(r"^\d\d \w{3} \d\d:\d\d +\w+ +", "", whole[-1]).strip() if whole else ""
+
+
 def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]:
     def given(task: Task) -> tuple[list[str], Path, int]:
-        return [*task.arguments, "--show_progress=False"], logs / f"{task.record.parent.name}.log", threads
+        return task.arguments, _log(task, logs), threads
 
     if name == "process":
         return lambda task: run_process(*given(task))

@@ -242,7 +242,7 @@ class Search:
         """The validation score of a run, which is started if it has no sound record of this code."""
         if not task.is_current:
             log = self.folder / "logs" / f"{task.record.parent.name}.log"
-            if reason := run_process([*task.arguments, "--show_progress=False"], log, threads_each(1)):
+            if reason := run_process(task.arguments, log, threads_each(1)):
                 raise ValueError(reason)
         score = ((task.read() or {}).get("best_valid_result") or {}).get(task.config["valid_metric"].lower(), math.nan)
         if not math.isfinite(score):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_rows_of_one_run_start_it_once_and_fail_together(
     own = task(given)
     other = Task("another row", "Pop", "tiny", 1, "candidates", own.settings, row="no adapter")
     assert run_tasks([own, other], tmp_path, show_progress=False) == {own: "out of memory", other: "out of memory"}
-    assert started == [[*own.arguments, "--show_progress=False"]]
+    assert started == [own.arguments]
 
 
 @pytest.mark.parametrize(("given_threads", "expected"), [("", 2), ("1", 1), ("5", 5)])
@@ -77,15 +78,35 @@ def test_an_interruption_ends_the_run_under_way_and_starts_no_other(
     python.chmod(0o755)
     monkeypatch.setattr(runner.sys, "executable", str(python))
 
-    def interrupt(running: Any) -> None:
+    def interrupt(*_: Any) -> None:
         while not started.exists():
             pass
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "as_completed", interrupt)
+    monkeypatch.setattr(runner, "_finished", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_tasks([task(given, seed=seed) for seed in (1, 2, 3)], tmp_path / "logs", show_progress=False)
     assert started.read_text() == "run\n" and not runner._stops
+
+
+def test_the_bar_tells_what_the_runs_under_way_do(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOOK_EVERY", 0)
+    tasks = {Future(): [task(given, seed=seed)] for seed in (1, 2)}
+    first, second = tasks
+    first.set_running_or_notify_cancel()  # the other one waits for its turn
+    for shared in tasks.values():
+        lines = "27 Nov 05:20    INFO  ingredient: 5/100, 30 s left\n27 Nov 05:21    INFO  ingredient: 90/1"
+        runner._log(shared[0], tmp_path).write_text(lines)
+    told: list[str] = []
+
+    class Watched:
+        def tell(self, news: str) -> None:
+            told.append(news)
+            first.set_result(None)
+            second.set_result(None)
+
+    assert set(runner._finished(tasks, tmp_path, Watched())) == {first, second}
+    assert told == ["Pop {}: ingredient: 5/100, 30 s left"]
 
 
 @pytest.mark.slow
