@@ -118,7 +118,8 @@ def row(uv: str, folder: Path, python: str, resolution: str, arguments: list[str
     try:
         interpreter = make(uv, folder, python, resolution)
         installed = versions(interpreter)
-        numbers, failed = test(interpreter, folder / "report.xml", arguments)
+        report = folder / f"{Path(python).name}-{resolution}.xml"  # of its own: several may share the folder
+        numbers, failed = test(interpreter, report, arguments)
     except (subprocess.CalledProcessError, RuntimeError) as error:
         return [Path(python).name, resolution, *[""] * (len(COLUMNS) - 2)], [f"{python}, {resolution}: {error}"]
     cells = [installed["Python"], resolution, *(installed[name] for name in SHOWN), *map(str, numbers.values())]
