@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     add("--full_model", type=Path, metavar="DIR", help="also write the base model with the result folded into its weights")
     add("--base_model", metavar="PATH", help="its folder or hub id, if it is not the one that the adapters name")
 
-    add = command("forecast", do.forecast, "whether adapters foretell the gain of a merge", texts.FORECAST, texts.FORECAST_KEYS)
+    add = command("forecast", do.forecast, "whether adapters predict the gain of a merge", texts.FORECAST, texts.FORECAST_KEYS)
     add("runs", nargs="+", type=Path, metavar="RUN", help="records, folders of runs, or folders that contain them: saved/runs")
     add("--out", type=Path, default=Path("forecast"), metavar="DIR", help="output folder (default: forecast)")
     add("--metric", help="such as ndcg@10 (default: the first of the runs)")

@@ -142,7 +142,7 @@ examples:
 
 FORECAST = """
 Test whether what is known of adapters before they are merged (angles and norms of their updates, their entropies, the words of
-their titles) foretells what the merge gains over the better one, over the records of many runs of LoRACocktail, MoLoRec and
+their titles) predicts what the merge gains over the better one, over the records of many runs of LoRACocktail, MoLoRec and
 WeaveRec. Nothing is trained. Runs that differ in their seed alone are one point. See docs/merging.md."""
 
 FORECAST_KEYS = """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,20 @@ def test_the_map_of_files_is_the_tree() -> None:
     assert listed == {path.name: sorted({file.stem for file in path.glob("*.py")} - {"__init__"}) for path in packages}
     beside = {file.name for file in (ROOT / "recbole_llm").glob("*.py")} - {"__init__.py"}
     assert beside == set(re.findall(r"`(\w+\.py)`", section))
+
+
+def test_the_source_tree_of_the_readme_is_whole_and_in_the_order_of_the_layers() -> None:
+    tree = re.findall(r"^```\nrun_recbole_llm.py.*?^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+    own = re.findall(r"^  (\S+(?: \S+)*)", tree, re.MULTILINE)  # parts of recbole_llm/ are indented
+    parts = {module.name for module in pkgutil.iter_modules([str(ROOT / "recbole_llm")]) if not module.name.startswith("cli")}
+    places = {name.removesuffix(".py").rstrip("/"): row for row, names in enumerate(own) for name in names.split()}
+    assert places.pop("cli*") == 0 and set(places) == parts
+    layers = ConfigParser()
+    layers.read(ROOT / ".importlinter")
+    rows = [line.split(" | ") for line in layers["importlinter:contract:layers"]["layers"].split("\n")]
+    rows = [[places[name] for name in names if name in places] for names in rows]
+    rows = [row for row in rows if row]
+    assert all(max(above) < min(below) for above, below in itertools.pairwise(rows))
 
 
 def test_readme_has_three_set_up_commands() -> None:

@@ -1,55 +1,54 @@
-"""The measured claims as a table that fits on a screen, between two marks of a README."""
+"""The claims of each paper in a short table, between two marks of a README: what holds, what does not, and how many are open."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
 
 from recbole_llm.replication.claims import Board
-from recbole_llm.replication.judged import Judged, counted, judge, smallest
+from recbole_llm.replication.judged import Judged, counted, judge
 from recbole_llm.replication.results import Results
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN
 
-_VERDICTS = (HOLDS, FAILS, OPEN)
+_MEASURED = (HOLDS, FAILS, OPEN)
 BEGIN, END = "<!-- claims: written by recbole-llm replicate -->", "<!-- end of claims -->"
 
 
-def with_digest(readme: str, results: Results, boards: Sequence[Board]) -> str:
+def with_digest(readme: str, results: Results, boards: Sequence[Board], page: str) -> str:
     """The text of a README, with the table between its marks; unchanged if it has no marks."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
-    return before + begin + "\n" + digest(results, boards) + end + after if begin and end else readme
+    return before + begin + "\n" + digest(results, boards, page) + end + after if begin and end else readme
 
 
-def digest(results: Results, boards: Sequence[Board]) -> str:
-    """The measured claims as Markdown: a row for each board, a column for each verdict, and the difference of each claim.
+def digest(results: Results, boards: Sequence[Board], page: str) -> str:
+    """The claims as Markdown: a row for each paper, with the names of those that are decided and the number of the others.
 
-    Of several comparisons, the difference is the smallest.
+    Args:
+        page: path of the page of all claims, to which each paper links.
     """
     judged = judge(results, boards)
-    measured = [one for one in judged if one.verdict in _VERDICTS]
-    said = counted(sorted(measured, key=lambda one: _VERDICTS.index(one.verdict)))
-    head = f"**{len(measured)} of {len(judged)} claims are measured**" + (f": {said}." if said else ".")
-    head += " In brackets: the smallest difference of the claim's metric." if measured else ""
-    if not measured:
-        return head + "\n"
-    rows = [f"| | {' | '.join(_VERDICTS)} |", "|---" * (1 + len(_VERDICTS)) + "|"]
-    for name in dict.fromkeys(one.board.name for one in measured):
-        own = [one for one in measured if one.board.name == name]
-        cells = ["; ".join(map(_said, [one for one in own if one.verdict == what])) for what in _VERDICTS]
-        rows.append("| " + " | ".join([_where(own[0]), *cells]) + " |")
-    return "\n".join([head, "", *rows]) + "\n"
+    head = f"**{len(judged)} claims**: {counted(judged)}.\n"
+    if not any(one.verdict in _MEASURED for one in judged):
+        return head
+    papers = dict.fromkeys(one.claim.paper for one in judged)
+    rows = [_row(paper, [one for one in judged if one.claim.paper == paper], page) for paper in papers]
+    lines = [["paper", "measured on", HOLDS, FAILS, "open"], ["---"] * 5, *rows]
+    return head + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _row(paper: str, own: Sequence[Judged], page: str) -> list[str]:
+    where = dict.fromkeys(_where(one) for one in own if one.verdict in _MEASURED)
+    names = [_cell("<br>".join(one.claim.name for one in own if one.verdict == what)) for what in (HOLDS, FAILS)]
+    anchor = re.sub(r"[^\w\- ]", "", paper.lower()).replace(" ", "-")
+    link = f"[{_cell(paper.partition(' (arXiv')[0])}]({page}#{anchor})"
+    return [link, _cell("<br>".join(where)), *names, counted([one for one in own if one.verdict not in (HOLDS, FAILS)])]
 
 
 def _where(one: Judged) -> str:
-    """The board, the backbone and the data."""
-    result: Mapping[str, Any] = one.result or {}
-    facts = ", ".join(part for part in (result["backbone"], result["dataset"]) if part)
-    return _cell(f"**{one.board.name}**: {facts}")
-
-
-def _said(one: Judged) -> str:
-    return _cell(f"{one.claim.name} ({smallest(one)['difference']:+.3f})")
+    """The backbone and the data."""
+    result = one.result or {}
+    return ", ".join(part for part in (result["backbone"], result["dataset"]) if part)
 
 
 def _cell(text: str) -> str:

@@ -20,18 +20,18 @@ _MARGINS = {BETTER: "margin", EQUAL: "equal within", NOT_WORSE: "not worse by"}
 _HEAD = f"""# Do the papers' claims replicate?
 
 This page is written by `recbole-llm replicate` from [replication.json](replication.json) and the files of
-[properties/claims](../properties/README.md); nothing in it is typed by hand. A claim, its test and its margin stand in such
-a file before its runs. A claim that was changed after its run is marked, and what it was before stays on the page.
+[properties/claims](../properties/README.md); nothing in it is typed by hand. A claim, its test and its margin are in such a
+file before it is run. A claim that was changed after its run is marked, and its earlier form stays on the page.
 
 - **Test.** The difference of two rows, user by user and averaged over seeds, with a 95 % bootstrap interval over users, given
   the trained models. The p-values of paired permutation tests are adjusted over the whole page (Benjamini-Hochberg). A row is
   compared with chance, a number or a formula by an exact binomial test of its hits, or by a t test.
 - **Verdict.** *{HOLDS}*: the interval lies above 0, and the adjusted p-value is below {ALPHA:g}. *{FAILS}*: the interval lies
-  below the margin, the smallest difference that would support the claim. *{OPEN}*: neither; the number of users who would decide
-  is that of a test with a power of 80 % for a difference of the margin, and the command decides it on an accelerator.
+  below the margin, the smallest difference that would support the claim. *{OPEN}*: neither; the number of users that would decide
+  is that of a test with a power of 80 % to detect a difference of the margin, and the command is meant for an accelerator.
 - **Several comparisons.** A claim holds if all of its comparisons do, and does not hold if one does not. A claim that two sides
-  are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside. That a row is
-  not worse holds if the interval lies above minus the margin, and does not hold if it lies below.
+  are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside. A claim that a
+  row is not worse holds if the interval lies above minus the margin, and does not hold if it lies below.
 - **Scale.** A verdict is about the backbone, the data and the budget of its board, not about the paper's own runs.
 """
 
@@ -125,7 +125,7 @@ def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:
     lines = [
         "## Boards",
         "",
-        "| board | command | dataset | seeds | measured | longest claim: its runs, without cached parts |",
+        "| board | command | dataset | seeds | measured | time of the longest claim, cached parts excluded |",
         "|---|---|---|---|---|---|",
     ]
     remarks = []
@@ -147,7 +147,7 @@ def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:
         lines.append("| " + " | ".join(row) + " |")
         remarks += [f"- {board.name}: {_cell(board.remark)}"] if board.remark else []
         if other := sorted({label for result in found for label in result.get("other_code", ())}):
-            remarks.append(f"- {board.name}: other code than that of the tests wrote the records of {_cell(', '.join(other))}")
+            remarks.append(f"- {board.name}: another version of the code wrote the records of {_cell(', '.join(other))}")
     return "\n".join([*lines, *([""] if remarks else []), *remarks]) + "\n"
 
 

@@ -38,7 +38,7 @@ def replicate(
         names: boards of ``properties/claims`` or files of one's own; all without names.
         changes: keys of every run, which override those of the files.
         jobs, engine: as in :func:`recbole_llm.leaderboard.runner.run_tasks`.
-        out: folder of both files; a README beside the folder, with marks for it, gets the table of measured claims.
+        out: folder of both files; a README beside the folder, with marks for it, gets a short table of the claims.
         show: run nothing; test the existing records.
 
     Returns:
@@ -57,8 +57,10 @@ def replicate(
     if shown := rows(judge(results, [*known, *own])):
         draw(out / PICTURE, shown)
     readme = out.resolve().parent / README
-    if readme.is_file() and (text := with_digest(old := readme.read_text(encoding="utf-8"), results, known)) != old:
-        atomic_write(readme, text)
+    if readme.is_file():
+        old = readme.read_text(encoding="utf-8")
+        if (text := with_digest(old, results, known, f"{out.resolve().name}/{PAGE_FILE}")) != old:
+            atomic_write(readme, text)
     return [file for name in (JSON_FILE, PAGE_FILE, PICTURE) if (file := out / name).is_file()], 0 if show else missing
 
 

@@ -42,37 +42,41 @@ def test_the_page_of_the_documentation_is_what_results_and_claims_render_to() ->
 
 def test_the_table_of_the_readme_is_what_results_and_claims_render_to() -> None:
     results, readme = read_results(ROOT / "docs" / "replication.json"), (ROOT / "README.md").read_text(encoding="utf-8")
-    assert BEGIN in readme and END in readme and readme == with_digest(readme, results, read_boards())
+    assert BEGIN in readme and END in readme and readme == with_digest(readme, results, read_boards(), "docs/replication.md")
 
 
-def test_a_readme_beside_the_folder_gets_the_measured_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_readme_beside_the_folder_gets_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme, unmarked = tmp_path / "README.md", f"Before\n{END}\n{BEGIN}\n"
     monkeypatch.setattr("recbole_llm.replication.replicate.read_boards", lambda names=(): read_boards(["zero-shot-ml-100k"]))
     for text, kept in ((f"Before\n{BEGIN}\nold\n{END}\nafter\n", False), (unmarked, True)):
         readme.write_text(text)
         replicate([], {}, out=tmp_path / "docs", show=True)
         assert (readme.read_text() == text) == kept
-        assert readme.read_text().startswith("Before\n") and "0 of 4 claims" in readme.read_text() or kept
+        assert readme.read_text().startswith("Before\n") and "**4 claims**: 4 not run." in readme.read_text() or kept
 
 
-def test_a_digest_has_a_row_for_each_board_with_the_smallest_differences(board: Write, finish: Write, tmp_path: Path) -> None:
+def test_a_digest_names_the_decided_claims_of_each_paper_and_counts_others(board: Write, finish: Write, tmp_path: Path) -> None:
     models = {label: {"model": model} for label, model in (("new", "SASRec"), ("old", "GRU4Rec"), ("third", "BPR"))}
     claims = {
         "fails": {**CLAIM, "compare": {"better": "old", "worse": "new"}},
         "holds": {**CLAIM, "compare": {"better": "new", "worse": ["third", "old"]}},
+        "holds|too": {**CLAIM, "compare": {"better": "new", "worse": "third"}},
         "not run": {**CLAIM, "compare": {"better": "new", "worse": "old"}, "metric": "MRR@7"},
     }
+    claims = {name: {**claim, "paper": "A paper (arXiv 1234.5)"} for name, claim in claims.items()}
     file = board({"models": models, "claims": claims})
     finish(file, {"new": 0.5, "old": 0.3, "third": 0.1})
     replicate([str(file)], {}, out=tmp_path, show=True)
-    head, _, names, _, row = digest(read_results(tmp_path / "replication.json"), read_boards([str(file)])).splitlines()
-    assert head.startswith("**2 of 3 claims are measured**: 1 holds, 1 does not hold. ")
-    assert names == "| | holds | does not hold | not decidable here |"
-    assert row == "| **mine**: ml-100k | holds (+0.200) | fails (-0.200) |  |"
+    results, boards = read_results(tmp_path / "replication.json"), read_boards([str(file)])
+    head, _, names, _, row = digest(results, boards, "docs/page.md").splitlines()
+    assert head == "**4 claims**: 2 hold, 1 does not hold, 1 not run."
+    assert names == "| paper | measured on | holds | does not hold | open |"
+    assert row == "| [A paper](docs/page.md#a-paper-arxiv-12345) | ml-100k | holds<br>holds\\|too | fails | 1 not run |"
     drawn = rows(judge(read_results(tmp_path / "replication.json"), read_boards([str(file)])))
     assert [(name, said, round(value, 6)) for name, said, value, _ in drawn["mine"]] == [
         ("fails", "does not hold", -0.2),
         ("holds", "holds", 0.2),
+        ("holds|too", "holds", 0.4),
     ]
     assert "](replication.png)" in (tmp_path / "replication.md").read_text() and imread(tmp_path / "replication.png").ndim == 3
 
@@ -180,11 +184,11 @@ def test_a_measurement_of_the_record_is_compared_with_a_number(board: Write, fin
 def test_records_of_other_code_are_judged_and_named(board: Write, finish: Write, tmp_path: Path) -> None:
     file = board()
     finish(file, {"new": 0.5, "old": 0.2})
-    assert "other_code" not in shown(file, tmp_path)[0] and "other code" not in (tmp_path / "replication.md").read_text()
+    assert "other_code" not in shown(file, tmp_path)[0] and "another version" not in (tmp_path / "replication.md").read_text()
     finish(file, {"new": 0.5}, seeds=(2,), code="0" * 64)
     found, line = shown(file, tmp_path)
     assert found["other_code"] == ["new"] and "**holds**" in line
-    assert "\n- mine: other code than that of the tests wrote the records of new\n" in (tmp_path / "replication.md").read_text()
+    assert "\n- mine: another version of the code wrote the records of new\n" in (tmp_path / "replication.md").read_text()
 
 
 def test_a_claim_without_records_keeps_its_row_and_its_result(board: Write, finish: Write, tmp_path: Path) -> None:
