@@ -9,7 +9,16 @@ from itertools import chain, repeat
 from typing import Any
 
 import torch
-from recbole.trainer import KGATTrainer, KGTrainer, MKRTrainer, NCLTrainer, RaCTTrainer, RecVAETrainer, S3RecTrainer
+from recbole.trainer import (
+    KGATTrainer,
+    KGTrainer,
+    MKRTrainer,
+    NCLTrainer,
+    RaCTTrainer,
+    RecVAETrainer,
+    S3RecTrainer,
+    TraditionalTrainer,
+)
 from recbole.utils import EvaluatorType
 
 from recbole_llm.evaluation.candidate_scores import CandidateScores
@@ -31,7 +40,8 @@ def training_cost(config: Any, make_copy: MakeCopy, trainer: type[Any], train: A
         trainer: the class, whose ``batches(config, model, train)`` are those of an epoch, and the loss of each.
         train, valid: RecBole's loaders.
     """
-    epochs, samples = config["epochs"], len(train._dataset)
+    epochs = 1 if issubclass(trainer, TraditionalTrainer) else config["epochs"]  # whatever the config, says RecBole
+    samples = len(train._dataset)
     if issubclass(trainer, _OWN_EPOCHS):
         return Cost(samples=samples, note=f"RecBole's trainer of {config['model']}, not estimated")
     if not worth_a_trial(SAMPLE * samples * epochs):
@@ -61,8 +71,8 @@ def training_cost(config: Any, make_copy: MakeCopy, trainer: type[Any], train: A
         parameters=sum(parameter.numel() for parameter in parameters),
         seconds=before + epochs * epoch + number * validation,
         at_most=number > 0,
-        note=f"RecBole's trainer, {epochs} epochs of {epoch:.2g} s and {number} validations of {validation:.2g} s"
-        + (", unless it stops early" if number else ""),
+        note=f"RecBole's trainer, {epochs} epoch{'s' * (epochs > 1)} of {epoch:.2g} s and "
+        f"{number} validation{'s' * (number != 1)} of {validation:.2g} s" + (", unless it stops early" if number else ""),
     )
 
 

@@ -163,6 +163,12 @@ def test_a_model_of_recbole_is_timed(settings: dict[str, Any]) -> None:
     assert str(elsewhere).count("not estimated") == 2
 
 
+def test_a_model_that_counts_is_planned_for_one_epoch(settings: dict[str, Any]) -> None:
+    plan = plan_run("Pop", "tiny", config_dict={**settings, "epochs": 300, "eval_step": 1})
+    training = plan.lines[0].cost
+    assert training is not None and "1 epoch of" in training.note
+
+
 def test_short_trainings_have_no_trial(settings: dict[str, Any]) -> None:
     costs = [line.cost for line in quick_start.assemble(LLMConfig("BPR", "tiny", config_dict=settings)).plan().lines]
     assert all(cost is not None and cost.seconds is None for cost in costs)
