@@ -155,12 +155,20 @@ def section(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def without_places(given: list[str]) -> list[str]:
+    """Arguments without those that say where files go on this machine."""
+    places = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    places.add_argument("--json")
+    places.add_argument("--folder")
+    return places.parse_known_args(given)[1]
+
+
 def measurement(given: list[str]) -> dict[str, Any]:
     """How and where a section was measured."""
     import psutil
 
     return {
-        "command": shlex.join(["python", "benchmarks/load.py", *(value for value in given if not value.startswith("--json"))]),
+        "command": shlex.join(["python", "benchmarks/load.py", *without_places(given)]),
         "machine": f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB",
         "date": time.strftime("%Y-%m-%d"),
         "lost": 0,
