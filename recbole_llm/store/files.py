@@ -198,15 +198,17 @@ def is_within(folder: Path, name: Any) -> bool:
 
 
 def check_sum(file: Path) -> None:
-    """Check a file that is read without its folder, if a manifest beside it names it.
+    """Check a file that is read without its folder, if there is a manifest beside it.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: it is not what was written, or the manifest does not name it.
     """
     if not is_complete(file.parent):
         return
     digest = read_object(file.parent / MANIFEST, 2**26).get(file.name)
-    if digest is not None and digest != sha256_file(file):
+    if digest is None:
+        raise DamagedError(f"{file} is not in the {MANIFEST} beside it, which does not vouch for it")
+    if digest != sha256_file(file):
         raise DamagedError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST}")
 
 

@@ -96,6 +96,10 @@ def test_a_file_that_is_read_alone_is_checked_against_its_manifest(tmp_path: Pat
     (tmp_path / "state" / "values.json").write_text("{}")
     with pytest.raises(DamagedError, match=r"values\.json is damaged"):
         check_sum(tmp_path / "state" / "values.json")
+    for sums in ({}, {"tensors.safetensors": "0"}):
+        (tmp_path / "state" / MANIFEST).write_text(json.dumps(sums))
+        with pytest.raises(DamagedError, match=r"values\.json is not in the MANIFEST\.json beside it"):
+            check_sum(tmp_path / "state" / "values.json")
     (tmp_path / "state" / MANIFEST).unlink()
     check_sum(tmp_path / "state" / "values.json")  # somebody else's folder
 
