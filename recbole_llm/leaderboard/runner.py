@@ -20,6 +20,7 @@ from recbole_llm.leaderboard.plan import Task
 from recbole_llm.store.progress import progress_bar
 
 logger = getLogger()
+WORKERS = 2  # of submitit, one after another, that take up a run; one that dies twice most likely dies of the run
 _stops: set[Callable[[], Any]] = set()  # each ends a run that is under way
 
 
@@ -122,13 +123,25 @@ def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]
     executor.update_parameters(name="leaderboard", timeout_min=24 * 60, cpus_per_task=threads)
 
     def submit(task: Task) -> str | None:
-        job = executor.submit(run_process, *given(task))
-        _stops.add(job.cancel)
-        try:
-            return job.result()
-        except Exception as error:  # such as preemption, a time limit or a lost node
-            return f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
-        finally:
-            _stops.discard(job.cancel)
+        stopped: list[bool] = []
+        reason = None
+        for _ in range(WORKERS):
+            job = executor.submit(run_process, *given(task))
+
+            def stop(job: Any = job) -> None:
+                stopped.append(True)
+                job.cancel()
+
+            _stops.add(stop)
+            try:
+                return job.result()
+            except Exception as error:  # such as preemption, a time limit or a lost node
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
+                if stopped or not isinstance(error, submitit.core.utils.UncompletedJobError):
+                    break
+                logger.warning(f"{task.label}, seed {task.seed}: its worker died; another goes on from its checkpoint ({reason})")
+            finally:
+                _stops.discard(stop)
+        return reason
 
     return submit
