@@ -15,8 +15,10 @@ from recbole.config import Config
 
 from recbole_llm.config.definitions import Definition, definitions_of
 from recbole_llm.config.recbole_keys import RECBOLE_DEFINITIONS
+from recbole_llm.store.json_files import read_regular
 
 _MOST = 100_000  # values in a file; a few lines of aliases of aliases stand for billions
+_LARGEST = 2**20  # bytes of a file
 # files that define keys, within the folder
 _DEFINING = ("*.yaml", "parts/*.yaml", "model/*.yaml")
 
@@ -62,7 +64,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         ValueError: the file has another form, or a key twice.
     """
     try:
-        values = deepcopy(_parsed(Path(file).read_text(encoding="utf-8-sig")))
+        values = deepcopy(_parsed(read_regular(Path(file), _LARGEST).decode("utf-8-sig")))
         json.dumps(values, default=str, skipkeys=True)  # an anchor that contains itself is a ValueError
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2020-13-01
         raise ValueError(f"{file}: not a YAML file ({error})") from error
