@@ -23,6 +23,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder should be, or the other way round; move it away"),
     errno.EISDIR: "a folder is where a file should be; move it away",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise the limit of `ulimit -n`"),
+    errno.ELOOP: "a link leads back to itself; remove it",
     errno.ENAMETOOLONG: "give a shorter path",
 }
 

@@ -17,6 +17,7 @@ from recbole.utils import init_seed
 from recbole_llm import compat, logs
 from recbole_llm.classical import building
 from recbole_llm.classical.record_code import record_code
+from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.shared import check_shared
 from recbole_llm.classical.trainer import trainer_class
@@ -93,7 +94,7 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
             "fsdp: True spreads the LM over the processes of a run, but there is one; start several with accelerate launch or "
             "torchrun, or give fsdp: False"
         )
-    code = record_code(config)  # of now: files may change while it runs
+    made_of = {"code": record_code(config), "inputs": record_inputs(config)}  # of now: files may change while it runs
     names = trackers.chosen(config["report_to"], log_wandb=config["log_wandb"])  # in all processes, for its errors
     log = logs.init_logging(config, silent=not processes.main)
     logger.info(logs.configuration_line(config))
@@ -108,14 +109,19 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     logger.info(str(planned))
     tracked = trackers.TrackedRun(config.record_file.parent, config.plain(), config["wandb_project"])
     with trackers.reports(names if processes.main else (), tracked) as report:
-        return _fit_and_evaluate(run, planned, report, saved, processes, (began, log, code))
+        return _fit_and_evaluate(run, planned, report, saved, processes, (began, log, made_of))
 
 
 def _fit_and_evaluate(
-    run: Run, planned: Plan | None, report: trackers.Reports, saved: bool, processes: Processes, started: tuple[float, Path, str]
+    run: Run,
+    planned: Plan | None,
+    report: trackers.Reports,
+    saved: bool,
+    processes: Processes,
+    started: tuple[float, Path, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Train and evaluate an assembled run, and write its record; ``started``: when, its log file and its code."""
-    config, (began, log, code), shown = run.config, started, run.config["show_progress"]
+    """Train and evaluate an assembled run, and write its record; ``started``: when, its log file, and what it is made of."""
+    config, (began, log, made_of), shown = run.config, started, run.config["show_progress"]
     with curves.reporting(report, config["valid_metric"]), curves.recording(config["model"]) as curve:
         best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
     waited = run.trainer.cache.waited
@@ -152,7 +158,7 @@ def _fit_and_evaluate(
             plan=planned.as_dict(measured),
             passport=run.passport,
             checkpoint=trainer.checkpoint,
-            code=code,
+            **made_of,
             histories_sha256=run.test._dataset.histories.fingerprint,
             **trainer.recommender.findings(record.rows),
         )

@@ -15,8 +15,10 @@ from recbole.config import Config
 
 from recbole_llm.config.definitions import Definition, definitions_of
 from recbole_llm.config.recbole_keys import RECBOLE_DEFINITIONS
+from recbole_llm.store.json_files import read_regular
 
 _MOST = 100_000  # values in a file; a few lines of aliases of aliases stand for billions
+_LARGEST = 2**18  # bytes of a file, ten times the largest of ours; some texts cost PyYAML the square of their length
 # files that define keys, within the folder
 _DEFINING = ("*.yaml", "parts/*.yaml", "model/*.yaml")
 
@@ -49,9 +51,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        seen: set[Hashable] = set()
         for number, key in enumerate(keys):
-            if key in keys[:number]:
+            if not isinstance(key, Hashable):
+                break  # which PyYAML refuses
+            if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"`{key}` is given twice", problem_mark=node.value[number][0].start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -62,7 +68,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         ValueError: the file has another form, or a key twice.
     """
     try:
-        values = deepcopy(_parsed(Path(file).read_text(encoding="utf-8-sig")))
+        values = deepcopy(_parsed(read_regular(Path(file), _LARGEST).decode("utf-8-sig")))
         json.dumps(values, default=str, skipkeys=True)  # an anchor that contains itself is a ValueError
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2020-13-01
         raise ValueError(f"{file}: not a YAML file ({error})") from error

@@ -60,8 +60,8 @@ class LMShape:
         width = dtype.itemsize
         # NF4 with double quantization: half a byte and 0.127 bits for the scales (QLoRA, arXiv 2305.14314, section 3)
         quantised = round(linear * (4.127 / 8)) + (parameters - linear) * width
-        # a process holds its share of the layers, and one of them whole
-        held = parameters if shards == 1 else parameters - linear + linear // shards + linear // layers
+        # a process holds its share of the layers, one of them whole, and a second one while it gathers that for another process
+        held = parameters if shards == 1 else parameters - linear + linear // shards + min(2, layers) * (linear // layers)
         return cls(
             parameters=parameters,
             matrices=linear,

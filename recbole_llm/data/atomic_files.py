@@ -27,6 +27,7 @@ from recbole_llm.settings import Settings
 
 TYPES = ("token", "float", "token_seq", "float_seq")
 _BLOCK = 1 << 22  # characters that are read at once
+_LONGEST = 1 << 24  # characters of a line; a file without line feeds is not read into memory whole
 _NUMBER = re.compile(r"(?: *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *)?")  # or an empty cell
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}:\d\d")
 _EXACT = 2.0**53  # a float64 holds each whole number up to here
@@ -78,7 +79,7 @@ class AtomicFile:
     def types(self) -> dict[str, str]:
         """Type (:data:`TYPES`) of each column by name, in the order of the file."""
         with self._opened() as file:
-            header = file.readline().removesuffix("\n").removesuffix("\r")
+            header = self._line(file).removesuffix("\n").removesuffix("\r")
         if not header:
             raise AtomicFileError(f"{self.path}, line 1: there is no header; it has cells such as item_id:token")
         types: dict[str, str] = {}
@@ -191,12 +192,20 @@ class AtomicFile:
     def _lines(self) -> Iterator[list[str]]:
         """Blocks of lines after the header."""
         with self._opened() as file:
-            file.readline()
-            while block := file.read(_BLOCK) + file.readline():
+            self._line(file)
+            while block := file.read(_BLOCK) + self._line(file):
                 lines = block.split("\n")
                 if not lines[-1]:
                     lines.pop()  # after the last line feed
                 yield [line.removesuffix("\r") for line in lines] if "\r" in block else lines
+
+    def _line(self, file: TextIO) -> str:
+        line = file.readline(_LONGEST)
+        if len(line) == _LONGEST and not line.endswith("\n"):
+            raise AtomicFileError(
+                f"{self.path}: a line has more than {_LONGEST:,} characters; is it a text file with a row in each line?"
+            )
+        return line
 
     @contextmanager
     def _opened(self) -> Iterator[TextIO]:

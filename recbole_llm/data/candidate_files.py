@@ -20,12 +20,13 @@ from pyarrow import csv
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.store.files import atomic_write
-from recbole_llm.store.json_files import read_object
+from recbole_llm.store.json_files import read_object, read_regular
 from recbole_llm.store.locks import locked
 
 logger = getLogger()
 
 _ROWS = 2**14  # that are put together at once
+_LARGEST = 2**33  # bytes; the candidates of a million users have a twentieth of them
 _HEADER = "user_id:token\titem_id:token\tcandidates:token_seq"
 
 
@@ -57,7 +58,7 @@ def load_or_draw(
     origin_path = path.with_name(f"{path.name}.json")
 
     def load() -> CandidateSet:
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST)
         digest = _check_origin(origin_path, drawn_from)
         try:
             found = _parse(content, user_ids, item_ids, target_required)
@@ -147,7 +148,7 @@ def read_candidates(
     if not path.is_file():
         raise FileNotFoundError(f"candidates: there is no file {path}")
     try:
-        return _parse(path.read_bytes(), user_ids, item_ids, target_required)
+        return _parse(read_regular(path, _LARGEST), user_ids, item_ids, target_required)
     except ValueError as error:
         raise ValueError(f"candidates: {path}, {error}; correct the file, or delete it to regenerate it") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import re
 import signal
 import warnings
@@ -24,7 +25,8 @@ SECONDS, BYTES = 5, 2**30
 TODAY = datetime(2024, 7, 26)  # for templates that show the date, the one that Llama 3.1's shows
 _NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 _CLOCK = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined)")
-_CHANCE = re.compile(r"\|\s*random\b|\blipsum\b|\bmap\(\s*['\"]random['\"]")
+_CHANCE = re.compile(r"\|\s*random\b|\bfilter\s+random\b|\blipsum\b|\bmap\(\s*['\"]random['\"]")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}>")  # of an object without a text of its own, such as a generator
 _tried: set[Any] = set()
 
 
@@ -42,8 +44,8 @@ def render(
         options: of ``apply_chat_template``.
 
     Raises:
-        UnboundedTemplateError: the template reads the clock in another way than by a written format, draws at random, or takes
-            more than :data:`SECONDS` or :data:`BYTES`.
+        UnboundedTemplateError: the template reads the clock in another way than by a written format, draws at random, writes a
+            place in memory, or takes more than :data:`SECONDS` or :data:`BYTES`.
     """
     template = str(tokenizer.get_chat_template())
     if dated:
@@ -52,14 +54,24 @@ def render(
             raise UnboundedTemplateError(f"has {found[0].strip('| ')!r}, so its text would be another one in each run")
 
     def apply() -> str:
-        return str(tokenizer.apply_chat_template([*map(dict, messages)], chat_template=template, tokenize=False, **options))
+        drawn = random.getstate()
+        random.seed(0)  # for a filter that is named while the template runs
+        try:
+            return str(tokenizer.apply_chat_template([*map(dict, messages)], chat_template=template, tokenize=False, **options))
+        finally:
+            random.setstate(drawn)
 
     form = (template, tuple(message["role"] for message in messages), tuple(sorted(options)))
     if form not in _tried:
         if trouble := _trial(apply):
             raise UnboundedTemplateError(f"takes more than {trouble} for one prompt")
         _tried.add(form)
-    return apply()
+    text = apply()
+    if (found := _ADDRESS.search(text)) and not any(found[0] in message.get("content", "") for message in messages):
+        raise UnboundedTemplateError(
+            f"writes a place in memory ({found[0].strip()}), so its text would be another one in each run"
+        )
+    return text
 
 
 def _trial(work: Callable[[], Any]) -> str | None:

@@ -74,14 +74,26 @@ def _fault(record: Any, identity: str | None) -> str | None:
 def _has_form(record: Mapping[str, Any]) -> bool:
     """Whether the parts that are read as dictionaries are some, and results and ranks are numbers."""
     tables = [record.get(name) for name in ("results", "ranks", "slices")]
-    others = [record.get(name, {}) for name in ("config", "passport", "protocol", "stages", "stage_seconds", "seconds")]
+    others = [
+        record.get(name, {})
+        for name in ("config", "passport", "protocol", "stages", "stage_seconds", "seconds", "candidates_sha256")
+    ]
     if not all(isinstance(part, dict) for part in (*tables, *others)) or not _has_paths(record):
+        return False
+    if not isinstance(decimals := _decimals(record), int) or not 0 <= decimals <= 20 or not _has_slice_users(record):
         return False
     results, ranks, _ = ([*table.values()] for table in tables if table is not None)
     if not all(isinstance(row, dict) for table in tables if table is not None for row in table.values()):
         return False
     places = [rank for row in ranks for rank in row.values() if rank is not None]
     return all(map(_is_number, (*places, *(value for row in results for value in row.values())))) and min(places, default=1) >= 1
+
+
+def _has_slice_users(record: Mapping[str, Any]) -> bool:
+    found = record.get("slice_users") or {}
+    return isinstance(found, dict) and all(
+        isinstance(users, list) and all(isinstance(user, str) for user in users) for users in found.values()
+    )
 
 
 def _has_paths(record: Mapping[str, Any]) -> bool:
@@ -97,10 +109,27 @@ def _is_number(value: Any) -> bool:
 
 
 def _contradiction(record: Mapping[str, Any]) -> str | None:
-    """The first metric of a row that is not the mean over its ranks, which RecBole rounds."""
-    tolerance = 0.5 * 10.0 ** -record.get("config", {}).get("metric_decimal_place", _DECIMALS) + 1e-9
+    """The first row without the ranks that it must have, or the first metric, of a row or of a slice of its users, that is not
+    the mean over its ranks, which RecBole rounds.
+    """
+    tolerance = 0.5 * 10.0 ** -_decimals(record) + 1e-9
+    ranked = (record.get("protocol") or {}).get("targets") == "one" and "test" in (record.get("candidates_sha256") or ())
+    members = {name: set(users) for name, users in (record.get("slice_users") or {}).items()}  # a shared record has none
     for row, values in record["results"].items():
-        for name, value in metrics.metrics([*ranks_of(record, row).values()], values).items():
-            if not abs(value - values[name]) <= tolerance:  # NaN, too
-                return f"contradicts itself: {name} of {row} is {values[name]:g}, and {value:.6g} by its ranks"
+        ranks = ranks_of(record, row)
+        if ranked and not ranks:
+            return f"contradicts itself: {row} has no ranks of its users, from which its metrics follow"
+        parts = {row: (ranks, values)}
+        for name, found in (record["slices"].get(row) or {}).items():
+            if name in members and isinstance(found, Mapping):
+                own = {user: rank for user, rank in ranks.items() if user in members[name]}
+                parts[f"{row}, slice {name}"] = own, {key: value for key, value in found.items() if _is_number(value)}
+        for where, (own, shown) in parts.items():
+            for name, value in metrics.metrics([*own.values()], shown).items():
+                if not abs(value - shown[name]) <= tolerance:  # NaN, too
+                    return f"contradicts itself: {name} of {where} is {shown[name]:g}, and {value:.6g} by its ranks"
     return None
+
+
+def _decimals(record: Mapping[str, Any]) -> Any:
+    return record.get("config", {}).get("metric_decimal_place", _DECIMALS)

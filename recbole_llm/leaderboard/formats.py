@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 
@@ -14,9 +13,9 @@ from recbole_llm.leaderboard.digits import amount, decimals, duration, half, p_v
 from recbole_llm.leaderboard.marks import beaten
 from recbole_llm.leaderboard.memorised import MEASUREMENTS, MEMORISED_WORDS, memorised
 from recbole_llm.leaderboard.table import Leaderboard, Row, Table
+from recbole_llm.store.spreadsheets import guard
 
 _SAME = {"ndcg@1": "hit@1", "mrr@1": "hit@1"}  # equal for a single target, so not shown twice
-_FORMULA = ("=", "+", "-", "@")  # how a formula begins in spreadsheets
 _NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", '"': "quotedbl"}
 _LATEX = str.maketrans(
     {sign: f"\\text{name}{{}}" for sign, name in _NAMES.items()}
@@ -173,9 +172,5 @@ def to_csv(leaderboard: Leaderboard) -> str:
 
 
 def _guarded(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table whose texts no spreadsheet computes: one that begins as a formula does gets an apostrophe in front."""
-
-    def guard(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(_FORMULA) else value
-
+    """A table whose texts no spreadsheet computes."""
     return frame.map(guard).set_axis([guard(head) for head in frame], axis=1)

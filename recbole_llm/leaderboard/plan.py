@@ -26,6 +26,7 @@ from typing import Any
 
 from recbole.utils import ModelType
 
+from recbole_llm.classical import record_inputs
 from recbole_llm.classical.record_code import record_code
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.definitions import Definition
@@ -105,8 +106,20 @@ class Task:
 
     @property
     def is_current(self) -> bool:
-        """Whether it :attr:`is_done`, by the code as it is now; raises as :attr:`config`."""
-        return self.is_done and not self.is_of_other_code(self.read())
+        """Whether it :attr:`is_done`, by the code and from the files as they are now; raises as :attr:`config`."""
+        return self.is_done and self.outdated is None
+
+    @property
+    def outdated(self) -> str | None:
+        """Why the record is not of now; None if it is, or if there is none. Raises as :attr:`read`."""
+        record = self.read()
+        if self.is_of_other_code(record):
+            return f"{self.record} was written by other code"
+        return f"{self.record} is of other data: {files} changed since" if (files := self.changed_files(record)) else None
+
+    def changed_files(self, record: Mapping[str, Any] | None) -> str:
+        """The files that a record was made of and that are others now; empty if none is."""
+        return "" if record is None else ", ".join(record_inputs.changed(record, self.config))
 
     def is_of_other_code(self, record: Mapping[str, Any] | None) -> bool:
         """Whether a record was written by other code than would run now; one that names no code was."""
@@ -140,6 +153,8 @@ class Task:
             note = "; ".join(str(self.config[key]) for key in ("origin", "note") if self.config[key])
             record = None if error else self.read()
             other = self.is_of_other_code(record)
+            files = "" if other else self.changed_files(record)
+            note = "; ".join(filter(None, [note, files and f"{files} changed since"]))
         except DamagedRecordError as problem:
             error = error or f"{problem.fault}; without --show it is run again"
         except Exception as problem:  # no configuration, no record

@@ -1,8 +1,8 @@
 """Run the tasks of a leaderboard, each in a process of its own, several in parallel.
 
-A task with a sound record of this code is not run, so a killed leaderboard resumes and only added models are run. A record that
-is damaged or of other code is named, and its run repeated. Tasks that differ in the row share one run. A failed task does not
-stop the others; Ctrl-C stops all.
+A task with a sound record of this code and data is not run, so a killed leaderboard resumes and only added models are run. A
+record that is damaged, or of other code or data, is named, and its run repeated. Tasks that differ in the row share one run. A
+failed task does not stop the others; Ctrl-C stops all.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from recbole_llm.store.progress import Bar, progress_bar
 
 logger = getLogger()
 LOOK_EVERY = 2  # seconds between two looks at the logs of the runs under way
+WORKERS = 2  # of submitit, one after another, that take up a run; one that dies twice most likely dies of the run
 _stops: set[Callable[[], Any]] = set()  # each ends a run that is under way
 
 
 def run_tasks(
     tasks: Sequence[Task], logs: Path, *, jobs: int = 1, engine: str = "process", show_progress: bool = True
 ) -> dict[Task, str]:
-    """Run the tasks without a sound record of this code; returns the reason for each failed task.
+    """Run the tasks without a sound record of this code and data; returns the reason for each failed task.
 
     Args:
         logs: folder for the output of the runs and the files of submitit.
@@ -52,7 +53,7 @@ def run_tasks(
         except Exception as error:  # whatever it is, it is the task's alone
             reasons[task] = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
     for first, *_ in missing:
-        fault = first.damage or (f"{first.record} was written by other code" if first.is_done else None)
+        fault = first.damage or (first.outdated if first.is_done else None)
         if fault:
             logger.warning(f"{first.label}, seed {first.seed}: {fault}; it is run again")
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
@@ -151,13 +152,25 @@ def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]
     executor.update_parameters(name="leaderboard", timeout_min=24 * 60, cpus_per_task=threads)
 
     def submit(task: Task) -> str | None:
-        job = executor.submit(run_process, *given(task))
-        _stops.add(job.cancel)
-        try:
-            return job.result()
-        except Exception as error:  # such as preemption, a time limit or a lost node
-            return f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
-        finally:
-            _stops.discard(job.cancel)
+        stopped: list[bool] = []
+        reason = None
+        for _ in range(WORKERS):
+            job = executor.submit(run_process, *given(task))
+
+            def stop(job: Any = job) -> None:
+                stopped.append(True)
+                job.cancel()
+
+            _stops.add(stop)
+            try:
+                return job.result()
+            except Exception as error:  # such as preemption, a time limit or a lost node
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
+                if stopped or not isinstance(error, submitit.core.utils.UncompletedJobError):
+                    break
+                logger.warning(f"{task.label}, seed {task.seed}: its worker died; another goes on from its checkpoint ({reason})")
+            finally:
+                _stops.discard(stop)
+        return reason
 
     return submit

@@ -11,6 +11,7 @@ from typing import Any
 
 from recbole_llm.config.key_groups import ABOUT_DATA
 from recbole_llm.config.property_files import property_file
+from recbole_llm.store.json_files import read_regular
 
 Space = dict[str, tuple[str, list[Any]]]
 """key -> kind, and choices or bounds."""
@@ -28,7 +29,7 @@ def read_space(file: Path) -> Space:
     """
     space: Space = {}
     try:
-        lines = property_file(file, "--params_file").read_text(encoding="utf-8").splitlines()
+        lines = read_regular(property_file(file, "--params_file"), 2**20).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: it is not text in UTF-8 ({error}); write it again") from error
     for number, line in enumerate(lines, 1):

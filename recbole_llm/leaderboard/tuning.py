@@ -23,6 +23,8 @@ import yaml
 from filelock import FileLock, Timeout
 from tabulate import tabulate
 
+from recbole_llm.classical.record_code import record_code
+from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.key_groups import ABOUT_DATA
 from recbole_llm.config.values import read_arguments
@@ -154,7 +156,8 @@ class Search:
                 raise ValueError(f"--max_evals={max_evals}: exhaustive evaluates all {size}; remove it, or use --algo=random")
             max_evals = size
         self.max_evals = max_evals or 10
-        identity = fingerprint([task.config.fingerprint, space, algo, list(seeds)])
+        made_of = record_code(task.config), record_inputs(task.config)  # a journal of others is not gone on with
+        identity = fingerprint([task.config.fingerprint, space, algo, list(seeds), made_of])
         self.folder = folder / f"{task.config['model']}-{identity[:8]}"
         self._study = self._open()
         self._started = datetime.now()
@@ -239,7 +242,7 @@ class Search:
         return {key: choices[key].get(drawn[key], drawn[key]) for key in self.space}
 
     def _score(self, task: Task) -> float:
-        """The validation score of a run, which is started if it has no sound record of this code."""
+        """The validation score of a run, which is started if it has no sound record of this code and data."""
         if not task.is_current:
             log = self.folder / "logs" / f"{task.record.parent.name}.log"
             if reason := run_process(task.arguments, log, threads_each(1)):

@@ -6,7 +6,6 @@ An adapter that passes :func:`read_adapter` is exactly ``dW = s B A`` in each of
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PICKLED_FILE = "adapter_model.bin"
 LARGEST_CONFIG = 2**24
+_MOST = 1e300  # a larger whole number of JSON is no float
+_LONGEST_PATTERN, _REPETITIONS = 10_000, 6
 KEY_PREFIX = "base_model.model."
 
 # settings of peft's LoraConfig that may have any value: the adapter is still exactly s * B A
@@ -98,7 +99,7 @@ def read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: names the file that is missing.
-        ValueError: it is no JSON object, not that of a LoRA, or a rank or alpha is no usable number.
+        ValueError: it is no JSON object, not that of a LoRA, a rank or alpha is no usable number, or a pattern may not end.
     """
     if (folder / PICKLED_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
         raise FileNotFoundError(
@@ -119,6 +120,7 @@ def read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
     if not isinstance(base := config.get("base_model_name_or_path"), str | None):
         raise ValueError(f"{folder / CONFIG_FILE}: base_model_name_or_path is {base!r}, not a text; correct it")
     _check_numbers(config, folder / CONFIG_FILE)
+    _check_patterns(config, folder / CONFIG_FILE)
     return config
 
 
@@ -128,10 +130,31 @@ def _check_numbers(config: Mapping[str, Any], file: Path) -> None:
         if not isinstance(by_module, dict):
             raise ValueError(f"{file}: {pattern} is {by_module!r}, not an object from modules to numbers")
         for name, value in {key: config.get(key, 8), **{f"{pattern}[{part!r}]": v for part, v in by_module.items()}}.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
             if not number or (key == "r" and (value < 1 or value != int(value))):
                 wanted = "a whole number of at least 1" if key == "r" else "a finite number"
                 raise ValueError(f"{file}: {name} is {value!r}, not {wanted}; correct it, or train the adapter again")
+
+
+def _check_patterns(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse regular expressions that match names of modules for ever: groups that are repeated, or many repetitions."""
+    layers = config.get("layers_pattern")
+    given = [(key, config.get(key)) for key in ("target_modules", "exclude_modules")]
+    given += [("layers_pattern", one) for one in (layers if isinstance(layers, list) else [layers])]
+    given += [(key, name) for key in ("rank_pattern", "alpha_pattern") for name in config.get(key) or ()]
+    for key, pattern in given:
+        if not isinstance(pattern, str):
+            continue
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{file}: {key}: {pattern[:80]!r} is no regular expression ({error}); correct it") from error
+        plain = re.sub(r"\\.|\[[^]]*\]", "x", pattern)
+        if len(pattern) > _LONGEST_PATTERN or re.search(r"\)[*+{]", plain) or len(re.findall(r"[*+{]", plain)) > _REPETITIONS:
+            raise ValueError(
+                f"{file}: {key}: {pattern[:80]!r} repeats a group, or has more than {_REPETITIONS} repetitions or "
+                f"{_LONGEST_PATTERN:,} characters, so that it may match for ever; list the modules by name"
+            )
 
 
 def read_adapter(folder: Path, name: str | None = None) -> Adapter:

@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
-PATTERNS = ("config.json", *TOKENIZER, "chat_template*", "*.safetensors")
+# transformers reads additional_chat_templates/default.jinja as the chat template
+PATTERNS = ("config.json", *TOKENIZER, "chat_template*", "additional_chat_templates/*", "*.safetensors")
 WHOLE_FILE = 64 * 2**20  # larger files are hashed by size and samples
 SAMPLE, SAMPLES = 2**16, 64  # of a file
 TENSOR_SAMPLE = 2**12  # of each tensor in it
@@ -22,14 +23,21 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
     """SHA-256 of a folder's config, tokenizer, chat template and tensors; ``id@revision`` for a hub id.
 
     Of a file above 64 MB, the hash reads the size, the first 64 kB, 63 further samples and 4 kB in the middle of each tensor.
+
+    Raises:
+        FileNotFoundError: one of them is a broken link, a pipe or a device.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return f"{path}@{revision or 'main'}"
     digest = hashlib.sha256()
     for file in sorted({file for pattern in PATTERNS for file in folder.glob(pattern)}):
+        if file.is_dir():
+            continue
+        if not file.is_file():  # a pipe would wait for its writer, and a device may have no end
+            raise FileNotFoundError(f"{file} is a broken link, a pipe or a device, not a file; put the file in its place")
         size = file.stat().st_size
-        digest.update(f"{file.name}:{size};".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()}:{size};".encode())
         with file.open("rb") as handle:
             if size <= WHOLE_FILE:
                 digest.update(handle.read())

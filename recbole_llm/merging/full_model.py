@@ -18,7 +18,8 @@ from recbole_llm.llm.adapter_fit import check_fit
 from recbole_llm.llm.adapter_folders import Adapter, adapter_fingerprint, read_adapter
 from recbole_llm.llm.causal_lm import blank_model, identity, load_causal_lm, load_config
 from recbole_llm.merging.arithmetic import MERGE_FILE
-from recbole_llm.store.files import atomic_folder, is_complete
+from recbole_llm.store.files import DamagedError, atomic_folder, is_complete, verify
+from recbole_llm.store.json_files import read_object
 
 logger = getLogger()
 
@@ -60,7 +61,7 @@ def check_foldable(model: Any, modules: Iterable[str], key: str) -> None:
 def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revision: str | None = None, **options: Any) -> str:
     """Write base model + adapter as safetensors with config and tokenizer; returns one line about the result.
 
-    A complete folder of the same base and adapter is left as it is, one of others is replaced.
+    A sound folder of the same base and adapter is left as it is, a damaged one or one of others is replaced.
 
     Args:
         base: folder or hub id of the base model.
@@ -73,7 +74,7 @@ def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revis
         ValueError: the adapter does not fit, the base model is quantised, or its output matrix is tied and adapted.
     """
     card = {"base": str(base), "base_identity": identity(base, revision), "adapter_sha256": adapter_fingerprint(adapter_folder)}
-    if is_complete(out) and json.loads((out / CARD_FILE).read_text()) == card:
+    if is_complete(out) and _is_sound(out) and read_object(out / CARD_FILE) == card:
         return f"full model: {out}, as written before"
     config, adapter = load_config(base, revision), read_adapter(adapter_folder)
     check_fit(adapter, adapter_folder, config)
@@ -89,6 +90,15 @@ def write_full_model(base: str | Path, adapter_folder: Path, out: Path, *, revis
         (folder / CARD_FILE).write_text(json.dumps(card, indent=1))
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return f"full model: {out} ({str(dtype).removeprefix('torch.')}, {size / 1e9:.2f} GB)"
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except DamagedError as error:
+        logger.warning(f"{error.args[0].partition('; delete the folder')[0]}; it is written again")
+        return False
+    return True
 
 
 @torch.no_grad()

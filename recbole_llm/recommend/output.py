@@ -16,6 +16,7 @@ from tabulate import tabulate
 from recbole_llm.recommend.recommender import COLUMNS, RunRecommender, Somebody
 from recbole_llm.store.files import atomic_file
 from recbole_llm.store.progress import progress_bar
+from recbole_llm.store.spreadsheets import guard
 
 _SHOWN = 20  # last items of a history that are printed
 _SCHEMA = pa.schema([*((name, pa.string()) for name in ("user", "item", "title")), ("rank", pa.int64()), ("score", pa.float64())])
@@ -94,7 +95,12 @@ def _parquet(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
 def _csv(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     with open(path, "w", encoding="utf-8", newline="") as file:
         pd.DataFrame(columns=COLUMNS).to_csv(file, index=False)
-        yield lambda part: part.to_csv(file, index=False, header=False, lineterminator="\n")
+
+        def add(part: pd.DataFrame) -> None:
+            titles = part["title"].map(guard)  # ids stay as they are, for whoever reads the file again
+            part.assign(title=titles).to_csv(file, index=False, header=False, lineterminator="\n")
+
+        yield add
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from recbole_llm.share.base_models import BaseModel
 from recbole_llm.store.json_files import CHECKSUM
 from recbole_llm.store.shared_runs import FOLDER
 
-_LEFT_OUT = ("plan", "published", "predictions", CHECKSUM)  # a plan is of this machine; published answers are of single users
+# a plan is of this machine, as are the files that it read; published answers are of single users
+_LEFT_OUT = ("plan", "published", "predictions", "inputs", CHECKSUM)
 _OF_THIS_MACHINE = BOOKKEEPING - {"note"}
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 

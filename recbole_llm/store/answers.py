@@ -33,7 +33,7 @@ class CachedAnswers:
                 tensors, values = load_state(folder)
                 self._answers = dict(zip(tensors["users"].tolist(), values["answers"], strict=True))
                 self.seconds = values["seconds"]
-            except DamagedError as error:
+            except (DamagedError, OSError) as error:  # or another process is putting its own in their place
                 logger.warning(f"{error}; generating the answers again")
 
     def __contains__(self, user: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -66,6 +67,17 @@ def temporary_name(path: Path, suffix: str = "tmp") -> Path:
     return path.with_name(f".{path.name}.{writer()}.{suffix}")
 
 
+def _sweep(path: Path) -> None:
+    """Remove what writers of ``path`` that were killed have left beside it; of another machine's, nobody knows."""
+    import psutil
+
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*tmp"):
+        writer = TEMPORARY.fullmatch(left.name)
+        if writer and writer["host"] == HOST and not psutil.pid_exists(int(writer["pid"])):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Give an error of the disk the name of what is written: Python's have none for a write that fails, and those of
@@ -90,6 +102,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary file name; what is written to it becomes ``path`` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     temporary = temporary_name(path)
     try:
         with writing(path):
@@ -114,6 +127,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     An existing ``path`` is replaced (moved first: a folder cannot be renamed over another).
     """
     path = Path(path)
+    _sweep(path)
     temporary = temporary_name(path)
     try:
         with writing(path):
@@ -198,15 +212,17 @@ def is_within(folder: Path, name: Any) -> bool:
 
 
 def check_sum(file: Path) -> None:
-    """Check a file that is read without its folder, if a manifest beside it names it.
+    """Check a file that is read without its folder, if there is a manifest beside it.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: it is not what was written, or the manifest does not name it.
     """
     if not is_complete(file.parent):
         return
     digest = read_object(file.parent / MANIFEST, 2**26).get(file.name)
-    if digest is not None and digest != sha256_file(file):
+    if digest is None:
+        raise DamagedError(f"{file} is not in the {MANIFEST} beside it, which does not vouch for it")
+    if digest != sha256_file(file):
         raise DamagedError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ class DamagedError(ValueError):
     """A file on disk differs from what was written."""
 
 
+def read_regular(file: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of an ordinary file; a pipe would wait for its writer, and a device may have no end.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedError: it is no ordinary file, or larger; names it.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # of a folder, the operating system says so
+        raise DamagedError(f"{file} is damaged: it is a pipe or a device, not a file")
+    if found.st_size > largest:
+        raise DamagedError(f"{file} is damaged: it has {found.st_size:,} bytes, and none of its kind has more than {largest:,}")
+    return file.read_bytes()
+
+
 def read_object(file: Path, largest: int = LARGEST) -> dict[str, Any]:
     """The object of a JSON file.
 
@@ -26,10 +42,10 @@ def read_object(file: Path, largest: int = LARGEST) -> dict[str, Any]:
         OSError: the file cannot be read.
         DamagedError: it is too large, not JSON in UTF-8, no object, too deep, or has a key twice; names the file and the fault.
     """
-    if (size := file.stat().st_size) > largest:
-        raise DamagedError(f"{file} is damaged: it has {size:,} bytes, and none of its kind has more than {largest:,}")
     try:
-        found = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_unique)
+        found = json.loads(read_regular(file, largest).decode("utf-8"), object_pairs_hook=_unique)
+    except DamagedError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{file} is damaged: it is not JSON ({error})") from error
     if not isinstance(found, dict):

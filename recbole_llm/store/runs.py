@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.store.files import DamagedError, is_within, verify
-from recbole_llm.store.json_files import read_object
+from recbole_llm.store.json_files import CHECKSUM, checksum, read_object
 from recbole_llm.store.shared_runs import is_shared, shared_record
 
 RUNS = "runs"
@@ -81,7 +81,7 @@ class SavedRun:
         """The run of a folder or record.json, or a shared run.
 
         Raises:
-            ValueError: as :func:`record_file`, or it is no record, or it does not name its stages.
+            ValueError: as :func:`record_file`, or it is no record, a damaged one, or it does not name its stages.
         """
         path = record_file(given, "init_from")
         remedy = "give a run's folder, as saved/runs/Laser-ml-100k-1234abcd, or its record.json"
@@ -94,6 +94,8 @@ class SavedRun:
         if not {"model", "dataset", "config"} <= record.keys():
             raise ValueError(f"init_from: {path} is no record of a run; {remedy}")
         run, anew = cls(path, record), again(record, path, beside=False)
+        if CHECKSUM in record and record[CHECKSUM] != checksum(record):  # a shared one has its manifest's instead
+            raise ValueError(f"init_from: {path} is damaged or was edited: its values are not those that the run wrote; {anew}")
         if "stages" not in record:
             raise ValueError(f"init_from: {path} is older than records that name their stages; {anew}")
         stages = record["stages"]

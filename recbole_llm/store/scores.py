@@ -33,7 +33,7 @@ class CachedScores:
             try:
                 tensors, _ = load_state(folder)
                 self._rows = dict(zip(tensors["users"].tolist(), tensors["scores"], strict=True))
-            except DamagedError as error:
+            except (DamagedError, OSError) as error:  # or another process is putting its own in their place
                 logger.warning(f"{error}; computing the scores again")
         if not all(current().gather(bool(self._rows))):  # all processes compute them, or none
             self._rows = {}

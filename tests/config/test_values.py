@@ -14,7 +14,7 @@ import recbole
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.checks import unread
-from recbole_llm.config.property_files import PropertyFiles, properties_folder
+from recbole_llm.config.property_files import PropertyFiles, properties_folder, read_yaml
 from recbole_llm.config.recbole_keys import MODEL_KEYS
 from recbole_llm.config.values import parse_value
 from tests.config.conftest import write
@@ -283,3 +283,10 @@ def test_the_shells_choice_of_gpus_holds_unless_another_is_given(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     config = LLMConfig("Pop", "tiny", config_dict=given)
     assert config["gpu_id"] == os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_a_property_file_larger_than_any_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "large.yaml", "wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(ValueError, match=r"large\.yaml: not a YAML file .*none of its kind has more than 262,144"):
+        read_yaml(tmp_path / "large.yaml")

@@ -134,8 +134,8 @@ def test_the_shape_of_an_lm_is_that_of_its_weights(tied: bool, tiny_lm: Path) ->
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert shape.matrices == sum(p.numel() for name, p in model.named_parameters() if name.endswith("_proj.weight"))
     assert shape.head == model.lm_head.weight.numel() and shape.weight_bytes == 2 * shape.parameters
-    sharded = LMShape.of(config, torch.bfloat16, shards=4)  # a quarter of the two layers, and one of them whole
-    assert sharded.weight_bytes == 2 * (shape.parameters - shape.matrices + shape.matrices // 4 + shape.matrices // 2)
+    sharded = LMShape.of(config, torch.bfloat16, shards=4)  # a quarter of the two layers, and both whole
+    assert sharded.weight_bytes == 2 * (shape.parameters - shape.matrices + shape.matrices // 4 + 2 * (shape.matrices // 2))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.zeros(3, 10, dtype=torch.long), logits_to_keep=1)
     planned = shape.flops(Tokens(real=30, fed=30, pairs=300, logits=3))

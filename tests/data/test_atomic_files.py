@@ -64,6 +64,15 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         read(tmp_path, PLAIN + b"u3\ti\tx\n")
 
 
+def test_a_file_without_line_feeds_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic_files, "_BLOCK", 8)
+    monkeypatch.setattr(atomic_files, "_LONGEST", 40)
+    assert read(tmp_path, b"user_id:token\n" + b"u" * 39 + b"\n")["user_id"] == ["u" * 39]
+    for content in (b"user_id:token\n" + bytes(1000), bytes(1000)):  # as a file with a hole has them
+        with pytest.raises(AtomicFileError, match=r"toy\.inter: a line has more than 40 characters"):
+            read(tmp_path, content)
+
+
 def test_separators_of_several_characters_do_not_join_lines(tmp_path: Path) -> None:
     assert read(tmp_path, b"a:token::b:token\nx::a:\ny::b\n", field_separator="::") == {"a": ["x", "y"], "b": ["a:", "b"]}
 

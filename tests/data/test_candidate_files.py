@@ -204,6 +204,11 @@ def flip_a_digit(path: Path) -> None:
     read_candidates(path, USER_IDS, IDS)
 
 
+def in_place_of(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/null")  # reading /dev/zero or a pipe would not end
+
+
 @pytest.mark.parametrize(
     ("change", "origin", "message"),
     [
@@ -213,10 +218,11 @@ def flip_a_digit(path: Path) -> None:
         (lambda path: None, {"titles": "a1"}, "has changed: histories$"),
         (flip_a_digit, ORIGIN, "it is damaged, its SHA-256 is not the one in .*json$"),
         (lambda path: path.write_text(path.read_text()[:-9]), ORIGIN, "it is damaged, line 40: the end is missing"),
+        (in_place_of, ORIGIN, "is damaged: it is a pipe or a device, not a file$"),
         (lambda path: path.with_name(f"{path.name}.json").unlink(), ORIGIN, "json, which records .* is missing or damaged$"),
         (lambda path: path.with_name(f"{path.name}.json").write_text("[]"), ORIGIN, "json, which records .* missing or damaged$"),
     ],
-    ids=["one", "two", "more", "fewer", "digit", "truncated", "no origin", "damaged origin"],
+    ids=["one", "two", "more", "fewer", "digit", "truncated", "device", "no origin", "damaged origin"],
 )
 def test_it_is_drawn_anew_with_a_line_in_the_log(
     stored: tuple[Path, CandidateSet],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -56,12 +58,24 @@ def test_what_the_sandbox_stops_is_refused_by_its_words(chat, template: str) -> 
         "{% set f = '%d' %}{{ strftime_now(f) }}",
         "{% set now = strftime_now %}{{ now('%Y') }}",
         "{{ ['a', 'b'] | random }}",
+        "{% filter random %}abc{% endfilter %}",
         "{{ lipsum(1) }}",
+        "{{ 'ab' | map('upper') }}",
+        "{{ messages[0].items }}",
     ],
 )
 def test_a_template_that_differs_from_run_to_run_is_refused(chat, template: str) -> None:
     with pytest.raises(ValueError, match="chat: the chat template of .* so its text would be another one in each run"):
         chat(template + USER)
+
+
+def test_a_draw_that_no_one_sees_in_the_template_is_the_same_in_each_run(chat) -> None:
+    template = "{% set f = 'ran' ~ 'dom' %}{{ ['abcdefghijklmnopqrstuvwxyz'] | map(f) | join }} "
+    random.seed(1)
+    texts = {chat(template + USER) for _ in range(5)}
+    drawn = random.random()
+    random.seed(1)
+    assert len(texts) == 1 and random.random() == drawn, "and nothing is drawn from the run's own numbers"
 
 
 def test_a_published_template_asks_whether_there_is_a_clock(chat) -> None:

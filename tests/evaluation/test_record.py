@@ -21,6 +21,7 @@ from recbole_llm.evaluation.record import Row, table
 from recbole_llm.llm.causal_lm import identity
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code
+from recbole_llm.store.json_files import sealed
 from recbole_llm.store.runs import SavedRun
 from recbole_llm.store.stages import Stage, StageCache, Work
 
@@ -277,6 +278,15 @@ def test_a_saved_run_that_is_not_there_is_refused(given: str, saved_run: Path) -
 def test_what_is_no_record_is_refused(content: bytes, saved_run: Path) -> None:
     (saved_run / "record.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"init_from: {saved_run}/record.json is no record of a run.*; give a run's folder"):
+        SavedRun.read(saved_run)
+
+
+def test_an_edited_record_of_a_saved_run_is_refused(saved_run: Path) -> None:
+    file = saved_run / "record.json"
+    file.write_text(sealed(json.loads(file.read_text())))
+    SavedRun.read(saved_run)
+    file.write_text(file.read_text().replace("Laser", "Loser"))
+    with pytest.raises(ValueError, match=r"init_from: .*record\.json is damaged or was edited: .*; repeat the run"):
         SavedRun.read(saved_run)
 
 

@@ -91,6 +91,28 @@ def test_so_is_an_edited_rank(file: Path) -> None:
         read_record(file)
 
 
+def test_a_slice_that_the_ranks_contradict_is_named(file: Path) -> None:
+    def edit(record: dict[str, Any], hit: float) -> None:
+        record["slice_users"] = {"cold": ["u1", "u2"]}
+        record["slices"]["Pop"]["cold"] = {"users": 2, "hit@1": hit, "half_width_95": {"hit@1": 0.1}}
+
+    change(file, lambda record: edit(record, 0.5), seal=True)
+    read_record(file)
+    change(file, lambda record: edit(record, 0.9), seal=True)
+    with pytest.raises(DamagedError, match="contradicts itself: hit@1 of Pop, slice cold is 0.9, and 0.5 by its ranks"):
+        read_record(file)
+
+
+def test_ranks_that_were_taken_away_do_not_free_the_metrics(file: Path) -> None:
+    """Candidates of one target for each user have ranks in every row."""
+    measured = {"protocol": {"mask_history": None, "targets": "one"}, "candidates_sha256": {"test": "a" * 64}}
+    change(file, lambda record: record.update(measured), seal=True)
+    read_record(file)
+    change(file, lambda record: record["ranks"].update(Pop={}) or record["results"]["Pop"].update({"hit@1": 0.99}), seal=True)
+    with pytest.raises(DamagedError, match="contradicts itself: Pop has no ranks of its users"):
+        read_record(file)
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("1.25e-07", "1.25e-08"), ("true", "false"), ('"u1": 1', '"u5": 1'), ("0.5\n", "0.6\n")]
 )
@@ -123,6 +145,9 @@ def test_what_is_no_record_is_named(file: Path, content: bytes) -> None:
         {"ranks": {"Pop": {"u1": "1"}}},
         {"slices": {"Pop": 1}},
         {"config": [1]},
+        {"config": {"metric_decimal_place": -300}},  # any metric would follow from any ranks
+        {"config": {"metric_decimal_place": "4"}},
+        {"slice_users": {"cold": [1]}},
         {"passport": "none"},
         {"protocol": 3},
         {"seconds": []},

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.classical.record_code import record_code
+from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.evaluation import metrics
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import Cell
@@ -52,5 +53,5 @@ def write_record(task: Task, best_valid_result: dict[str, float], results: dict[
         "protocol": {"mask_history": None},
     }
     task.record.parent.mkdir(parents=True, exist_ok=True)
-    made_by = {"fingerprint": task.config.fingerprint, "code": record_code(task.config)}
+    made_by = {"fingerprint": task.config.fingerprint, "code": record_code(task.config)} | {"inputs": record_inputs(task.config)}
     task.record.write_text(sealed({**parts, **made_by, "best_valid_result": best_valid_result}))

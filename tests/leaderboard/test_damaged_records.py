@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,22 @@ def test_a_record_of_other_code_is_shown_with_a_note_and_its_run_repeated(
         again, _ = make_leaderboard(plan, given)
         assert started == ["Pop"] and not any(row.note for row in again.tables[0].rows)
         assert f"{pop.record} was written by other code; it is run again" in caplog.text
+
+
+def test_a_record_of_data_that_have_changed_is_shown_with_a_note_and_its_run_repeated(
+    given: dict[str, Any], plan: Path, started: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has the name of the run on the new data, since settings alone name it."""
+    shutil.copytree(Path(given["data_path"]) / "tiny", tmp_path / "data" / "tiny")
+    given, file = given | {"data_path": str(tmp_path / "data")}, tmp_path / "data" / "tiny" / "tiny.inter"
+    make_leaderboard(plan, given)
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    shown, _ = make_leaderboard(plan, given, show=True)
+    assert {row.note for row in shown.tables[0].rows} == {"tiny.inter changed since"}
+    del started[:]
+    again, _ = make_leaderboard(plan, given)
+    assert started == ["Pop", "BPR"] and not any(row.note for row in again.tables[0].rows)
+    assert "record.json is of other data: tiny.inter changed since; it is run again" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"results": '])

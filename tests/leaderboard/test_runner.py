@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,36 @@ def test_submitit_runs_two_local_workers(given: dict[str, Any], tmp_path: Path) 
     tasks = [task(given, seed=seed) for seed in (1, 2)]
     assert run_tasks(tasks, tmp_path / "logs", jobs=2, engine="local", show_progress=False) == {}
     assert all(one.record.is_file() for one in tasks)
+
+
+@pytest.mark.parametrize(("deaths", "started"), [(0, 1), (1, 2), (2, 2)])
+def test_the_run_of_a_worker_that_dies_is_taken_up_by_another_once(
+    deaths: int, started: int, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    submitted: list[Path] = []
+
+    class Job:
+        paths = SimpleNamespace(stderr="job.err")
+
+        def cancel(self) -> None: ...
+
+        def result(self) -> None:
+            if len(submitted) <= deaths:
+                raise submitit.core.utils.UncompletedJobError("Job 1 has not produced any output\nsecond line")
+            one.record.parent.mkdir(parents=True)
+            one.record.touch()
+
+    def submit(_: Any, function: Any, arguments: list[str], log: Path, threads: int) -> Job:
+        submitted.append(log)
+        return Job()
+
+    one = task(given)
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", submit)
+    monkeypatch.setattr(Task, "is_done", property(lambda self: self.record.is_file()))
+    reasons = run_tasks([one], tmp_path, engine="local", show_progress=False)
+    died = "UncompletedJobError: Job 1 has not produced any output (job.err)"
+    assert len(submitted) == started and reasons == ({one: died} if deaths == 2 else {}) and not runner._stops
 
 
 def test_engines_and_jobs_that_are_none_are_refused(given: dict[str, Any], tmp_path: Path) -> None:

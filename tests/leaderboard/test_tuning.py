@@ -19,6 +19,7 @@ from filelock import FileLock
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.tuning import Search, tune
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.store import code
 from tests.leaderboard.boards import write_record
 
 GRID = {"embedding_size": ("choice", [4, 8]), "learning_rate": ("choice", [0.1, 0.01, 0.001])}
@@ -201,6 +202,16 @@ def test_the_line_of_a_process_that_was_killed_while_it_wrote_is_taken_off(runs:
     journal.write_bytes(b"{}\n" + journal.read_bytes()[5:])
     with pytest.raises(ValueError, match="study.journal is damaged .*; delete it; the records of its runs are reused"):
         runs(score)
+
+
+def test_a_journal_of_other_code_is_not_gone_on_with(runs: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    search, ran = runs(score)
+    search.run()
+    tree = code._tree
+    monkeypatch.setattr(code, "_tree", lambda name: (tree(name)[0] + "!", tree(name)[1]))
+    again, ran = runs(lambda values: score(values) + 1)
+    again.run()
+    assert len(ran) == 6 and again.trials[0].score == search.trials[0].score + 1
 
 
 def test_two_processes_share_a_study(runs: Callable[..., Any], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recbole_llm.llm import causal_lm, identity
-from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm
+from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm, load_tokenizer
 from tests.llm import families
 from tests.llm.conftest import FAMILIES, tiny_tokenizer
 
@@ -109,6 +109,24 @@ def test_fingerprint_follows_the_weights_and_nothing_else(folder, build_model, m
     sampled = fingerprint(path)
     build_model("llama").save_pretrained(path)
     assert fingerprint(path) not in (sampled, before)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/default.jinja"])
+def test_fingerprint_follows_each_file_that_transformers_takes_for_the_chat_template(folder, name):
+    path, text = folder(), "{{ 'another prompt' }}"
+    (path / "tokenizer_of_last_year").mkdir()  # a folder is none of the files
+    before = fingerprint(path)
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text(text)
+    assert load_tokenizer(path).get_chat_template() == text
+    assert fingerprint(path) != before
+
+
+def test_fingerprint_waits_for_no_pipe_and_reads_no_device(folder):
+    path = folder()
+    (path / "chat_template.jinja").symlink_to("/dev/null")
+    with pytest.raises(FileNotFoundError, match=r"chat_template\.jinja is a broken link, a pipe or a device, not a file"):
+        fingerprint(path)
 
 
 def test_of_a_large_file_every_tensor_is_sampled(folder, monkeypatch):

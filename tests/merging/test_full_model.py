@@ -53,6 +53,17 @@ def test_it_has_the_logits_of_base_and_adapter(tiny_lm: Path, tmp_path: Path) ->
     assert one.get_vocab() == two.get_vocab() and one.pad_token == two.pad_token
 
 
+def test_a_damaged_one_is_written_again(tiny_lm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lora, full = adapter(tiny_lm, tmp_path / "lora", 1), tmp_path / "full"
+    write_full_model(tiny_lm, lora, full)
+    assert "as written before" in write_full_model(tiny_lm, lora, full)
+    whole = (full / "model.safetensors").read_bytes()
+    (full / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "as written before" not in write_full_model(tiny_lm, lora, full)
+    assert (full / "model.safetensors").read_bytes() == whole
+    assert "model.safetensors: its SHA-256 is not the one in MANIFEST.json; it is written again" in caplog.text
+
+
 def test_bfloat16_is_rounded_once(tiny_lm: Path, tmp_path: Path) -> None:
     """The weights are those of the fp32 sum, rounded; adding in bf16 gives others."""
     base = base_in(tiny_lm, tmp_path / "base", torch.bfloat16)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from recbole_llm.classical.record_code import record_code
+from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.evaluation import metrics
 from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.store.json_files import sealed
@@ -83,6 +84,7 @@ def finish(tmp_path: Path) -> Callable[..., None]:
                 "written": "2026-01-02T03:04:05Z",
                 "fingerprint": task.config.fingerprint,
                 "code": record_code(task.config),
+                "inputs": record_inputs(task.config),
                 **facts,
             }
             task.record.parent.mkdir(parents=True, exist_ok=True)

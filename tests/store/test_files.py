@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from recbole_llm.store import files as module
-from recbole_llm.store.files import DamagedError, atomic_folder, atomic_write, load_state, save_state, verify
+from recbole_llm.store.files import DamagedError, atomic_folder, atomic_write, load_state, save_state, temporary_name, verify
 
 
 def _killed_at_rename(write, call: int = 1) -> None:
@@ -56,6 +56,20 @@ def test_a_write_makes_its_folder_and_takes_bytes_or_text(tmp_path):
     atomic_write(tmp_path / "a" / "b", "ä")
     atomic_write(tmp_path / "a" / "c", "ä".encode())
     assert (tmp_path / "a" / "b").read_bytes() == (tmp_path / "a" / "c").read_bytes()
+
+
+def test_the_next_write_removes_what_a_killed_one_left_and_nothing_of_a_living_one(tmp_path):
+    """Also where no ``cache clean`` looks, such as beside an exported model of many gigabytes."""
+    path = tmp_path / "[full]"
+    for write in (lambda: _write_folder(path, "new"), lambda: atomic_write(tmp_path / "[full].csv", "new")):
+        _killed_at_rename(write)
+    living, other = temporary_name(path), temporary_name(tmp_path / "another")
+    for folder in (living, other):
+        folder.mkdir()
+    assert len(list(tmp_path.iterdir())) == 4
+    atomic_write(tmp_path / "[full].csv", "new")
+    _write_folder(path, "new")
+    assert sorted(tmp_path.iterdir()) == sorted([living, other, path, tmp_path / "[full].csv"])
 
 
 @pytest.mark.parametrize("old", [None, "old"])

@@ -50,6 +50,19 @@ def test_a_file_larger_than_its_kind_is_not_read(tmp_path: Path) -> None:
         read_object(tmp_path / "file.json", 1000)
 
 
+def test_a_pipe_or_a_device_in_place_of_a_file_is_named_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file.json").symlink_to("/dev/null")  # reading /dev/zero or a pipe would not end
+    with pytest.raises(DamagedError, match=r"file\.json is damaged: it is a pipe or a device, not a file"):
+        read_object(tmp_path / "file.json")
+
+
+def test_a_link_to_itself_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file.json").symlink_to(tmp_path / "file.json")
+    with pytest.raises(OSError) as caught:
+        read_object(tmp_path / "file.json")
+    assert "file.json: " in reason(caught.value) and reason(caught.value).endswith("a link leads back to itself; remove it")
+
+
 def test_a_sealed_file_of_which_a_value_was_changed_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     file.write_text(sealed({"padding": True, "context": 512}))
@@ -83,6 +96,10 @@ def test_a_file_that_is_read_alone_is_checked_against_its_manifest(tmp_path: Pat
     (tmp_path / "state" / "values.json").write_text("{}")
     with pytest.raises(DamagedError, match=r"values\.json is damaged"):
         check_sum(tmp_path / "state" / "values.json")
+    for sums in ({}, {"tensors.safetensors": "0"}):
+        (tmp_path / "state" / MANIFEST).write_text(json.dumps(sums))
+        with pytest.raises(DamagedError, match=r"values\.json is not in the MANIFEST\.json beside it"):
+            check_sum(tmp_path / "state" / "values.json")
     (tmp_path / "state" / MANIFEST).unlink()
     check_sum(tmp_path / "state" / "values.json")  # somebody else's folder
 

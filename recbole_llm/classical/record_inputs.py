@@ -1,0 +1,72 @@
+"""Which files make a run record: a leaderboard can tell the records of files that have changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.evaluation.recommender import Recommender
+from recbole_llm.llm.adapter_folders import CONFIG_FILE, WEIGHTS_FILE
+from recbole_llm.llm.identity import fingerprint
+from recbole_llm.store.files import sha256_file
+
+TABLES = (".inter", ".item", ".user", ".kg", ".link", ".net")
+_CHECKPOINTS = ("cf_checkpoint", "cheap_checkpoint")
+_PRETRAINED = ("llm_path", "text_encoder_path")
+
+
+def record_inputs(config: Any) -> dict[str, str]:
+    """The hash of each file or folder that a run reads, by a name without its place.
+
+    These are the tables of its datasets, the user's candidates, checkpoints and adapters, and the pretrained models that are
+    folders. What does not exist has none; whoever reads it says so. Those that name the run, such as predictions, count there.
+
+    Args:
+        config: of the run.
+    """
+    return {name: _hash(path) for name, path in _inputs(config) if path.exists()}
+
+
+def changed(record: Mapping[str, Any], config: Any) -> list[str]:
+    """The names of the files that are not those of a record; a record that names none is of an earlier state."""
+    before, now = record.get("inputs"), record_inputs(config)
+    before = before if isinstance(before, Mapping) else {}
+    return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
+
+
+def _inputs(config: Any) -> Iterator[tuple[str, Path]]:
+    others = [config["train_dataset"], *(config["general_datasets"] or ()), *(config["source_datasets"] or ())]
+    folders = {config["dataset"]: config["data_path"]}
+    folders |= {name: config.for_dataset(name, whole=True)["data_path"] for name in others if name}
+    for name, folder in folders.items():
+        for file in sorted(Path(folder).glob("*")):
+            if file.name.startswith(f"{name}.") and file.suffix in (*TABLES, *_suffixes(config)) and file.is_file():
+                yield file.name, file
+    files = {f"candidates.{phase}": path for phase, path in (config["candidates"]["file"] or {}).items()}
+    files |= {key: config[key] for key in _CHECKPOINTS}
+    if issubclass(config.model_class, Recommender):
+        files |= {key: config[key] for key in _PRETRAINED}
+        for name, folder in (config["adapters"] or {}).items():
+            files |= {f"adapters.{name}/{part}": Path(folder) / part for part in (CONFIG_FILE, WEIGHTS_FILE)}
+    yield from ((key, Path(path).expanduser()) for key, path in files.items() if path)
+
+
+def _suffixes(config: Any) -> list[str]:
+    return [f".{suffix}" for suffix in config["additional_feat_suffix"] or ()]
+
+
+def _hash(path: Path) -> str:
+    within = sorted(path.rglob("*")) if path.is_dir() else []
+    states = [(part, part.stat()) for part in (path, *within) if part.exists()]
+    folders = [str(part) for part in (path, *within) if part.is_dir()]  # those of a text encoder, too
+    return _hashed(tuple(folders or [str(path)]), tuple((str(part), found.st_size, found.st_mtime_ns) for part, found in states))
+
+
+@lru_cache(maxsize=1024)
+def _hashed(parts: tuple[str, ...], states: tuple[Any, ...]) -> str:
+    """The hash of a file, or of the folders of a model; ``states`` say whether they have changed."""
+    found = [sha256_file(path) if (path := Path(part)).is_file() else fingerprint(path) for part in parts]
+    return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()

@@ -1,0 +1,55 @@
+"""A record names the contents of all files that its settings name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_llm.classical.record_inputs import changed, record_inputs
+from recbole_llm.config import LLMConfig
+
+FILES = {
+    "tiny.inter": "data/tiny/tiny.inter",
+    "tiny.item": "data/tiny/tiny.item",
+    "other.inter": "data/other/other.inter",
+    "candidates.test": "mine.candidates",
+    "adapters.ingredient/adapter_config.json": "adapter/adapter_config.json",
+    "llm_path": "lm/config.json",
+}
+
+
+@pytest.fixture
+def given(tmp_path: Path, data_path: Path, tiny_lm: Path) -> dict[str, Any]:
+    shutil.copytree(data_path, tmp_path / "data")
+    shutil.copytree(tiny_lm, tmp_path / "lm")
+    (tmp_path / "adapter").mkdir()
+    for name in ("mine.candidates", "adapter/adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    return {
+        "data_path": str(tmp_path / "data"),
+        "llm_path": str(tmp_path / "lm"),
+        "adapters": {"ingredient": str(tmp_path / "adapter")},
+        "candidates": {"source": "file", "file": {"test": str(tmp_path / "mine.candidates")}},
+        "source_datasets": ["other"],
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_changes_is_named(name: str, given: dict[str, Any], tmp_path: Path) -> None:
+    config = LLMConfig("WeaveRec", "tiny", config_dict=given)
+    record = json.loads(json.dumps({"inputs": record_inputs(config)}))
+    os.utime(tmp_path / FILES[name], (1, 1))
+    assert changed(record, config) == [], "its content counts"
+    (tmp_path / FILES[name]).write_text((tmp_path / FILES[name]).read_text() + " ")
+    assert changed(record, config) == [name]
+
+
+def test_a_classical_model_reads_no_language_model(given: dict[str, Any]) -> None:
+    config = LLMConfig("BPR", "tiny", config_dict={key: given[key] for key in ("data_path", "llm_path")})
+    assert [*record_inputs(config)] == ["tiny.inter", "tiny.item"]
+    assert changed({}, config) == ["tiny.inter", "tiny.item"], "a record of an earlier state names none"
