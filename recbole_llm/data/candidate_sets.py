@@ -25,7 +25,7 @@ from torch import Tensor
 
 from recbole_llm.data import forms, scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
-from recbole_llm.data.candidates import CandidateSet, draw_of, in_random_order
+from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
 from recbole_llm.data.drawing import Catalogue, token_order
 from recbole_llm.data.histories import Histories
 from recbole_llm.data.items import title_key
@@ -206,7 +206,7 @@ def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, known: _Item
     def draw_items() -> Tensor:
         own = users.tolist()
         excluded = [np.empty(0, dtype=np.int64)] * len(own) if histories.repeats_kept else histories.all_before(own, phase)
-        return draw_of(
+        return draw(
             known.catalogue,
             [histories.user_ids[user] for user in own],
             targets.numpy(),

@@ -284,7 +284,7 @@ def test_unchanged_data_is_not_drawn_again_whatever_its_internal_ids(
     shuffled = tmp_path / "shuffled"
     shutil.copytree(data_path, shuffled)
     edit(shuffled, "inter", lambda lines: lines.__setitem__(slice(1, None), lines[:0:-1]))
-    monkeypatch.setattr(module, "draw_of", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(module, "draw", lambda *_, **__: pytest.fail("drawn again"))
     for other in ({}, {"model": "SASRec", "seed": 3}, {"data_path": str(shuffled)}):
         assert {phase: found.sha256 for phase, found in both(settings | {}, **other).items()} == {
             phase: found.sha256 for phase, found in whole.items()
