@@ -29,7 +29,7 @@ from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
 from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_stopping_users, exclude_missed, of_users
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
 from recbole_llm.store.costs import Cost, Measured, metered
-from recbole_llm.store.files import fingerprint, sha256_file
+from recbole_llm.store.files import sha256_file
 from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
@@ -218,11 +218,11 @@ class ProtocolTrainer(SafeCheckpoints):
 
     def _cached_scores(self) -> CachedScores | None:
         """The cache of the variant's scores of these candidates; None if they are not to be cached."""
-        if self._candidates is None or self._variant.fingerprint is None:
+        if self._candidates is None:
             return None
         users = self._candidates.users if self._users is None else self._users
-        name = fingerprint([self._variant.fingerprint, self._candidates.sha256, users.tolist()])
-        return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
+        folder = self._variant.scores_folder(self.checkpoint_dir, self._candidates.sha256, users)
+        return None if folder is None else CachedScores(folder)
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         self._bar.advance()

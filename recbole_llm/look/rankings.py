@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.recommend.past_run import PastRun
 from recbole_llm.recommend.readers import Readers
 from recbole_llm.recommend.recommender import RunRecommender
-from recbole_llm.store.files import fingerprint, is_complete
+from recbole_llm.store.files import is_complete
 from recbole_llm.store.scores import CachedScores
 
 _BATCH = 32  # users
@@ -102,11 +101,8 @@ def _slots(listed: Tensor, scores: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
 def _cached(config: Any, variant: Variant, candidates: CandidateSet) -> CachedScores | None:
     """The scores that the evaluation of the run has cached, if they are still there; nothing is added to them."""
-    if variant.fingerprint is None:
-        return None
-    name = fingerprint([variant.fingerprint, candidates.sha256, candidates.users.tolist()])
-    folder = Path(config["checkpoint_dir"]) / "scores" / name[:16]
-    return CachedScores(folder) if is_complete(folder) else None
+    folder = variant.scores_folder(config["checkpoint_dir"], candidates.sha256, candidates.users)
+    return CachedScores(folder) if folder is not None and is_complete(folder) else None
 
 
 def _of_catalogue(
