@@ -19,6 +19,7 @@ from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.recommend.past_run import PastRun
 from recbole_llm.recommend.readers import Readers
 from recbole_llm.recommend.recommender import RunRecommender
+from recbole_llm.recommend.request import Request
 from recbole_llm.store.files import is_complete
 from recbole_llm.store.scores import CachedScores
 
@@ -110,10 +111,10 @@ def _of_catalogue(
 ) -> Iterator[tuple[str, Ranking]]:
     histories, recommender = run.dataset.histories, RunRecommender(run)
     internal = {token: user for user, token in enumerate(histories.user_ids) if user}
-    options: dict[str, Any] = {"k": min(k, variant.reranked or k), "until": "test", "row": row}
+    request = Request(k=min(k, variant.reranked or k), until="test", row=row, seen=run.dataset.known_items is None)
     yield from ((user, Ranking([], [], None, None)) for user in users)  # of which a file of predictions may lack some
-    asked = [*recommender.people(users, "test")]
-    for number, found in recommender.batches(asked, seen=run.dataset.known_items is None, **options):
+    people = [*recommender.people(users, "test")]
+    for number, found in recommender.batches(people, request):
         for user, own in found.groupby("user", sort=False):
             items, scores = own["item"].tolist(), own["score"].tolist()
             target = histories.item_ids[histories.target(internal[user], "test")]

@@ -22,6 +22,12 @@ MOMENTS = ("now", "test", "valid")
 """Where a history ends: after all of the user's items, or before the test or the validation items."""
 
 
+def check_moment(until: str) -> None:
+    """Raise a ValueError for a moment that is not one of :data:`MOMENTS`."""
+    if until not in MOMENTS:
+        raise ValueError(f"--until={until}: give {', '.join(MOMENTS)}")
+
+
 class Readers:
     """Makes interactions.
 
