@@ -45,7 +45,7 @@ class Readers:
         self.histories = self._data.histories
 
     def history(self, user: int, moment: str) -> np.ndarray:
-        """Internal ids of the items of a user, oldest first."""
+        """Internal ids [n] of the items of a user, oldest first."""
         return self.histories.items[user] if moment == "now" else self.histories.before(user, moment)
 
     def users(self, users: Sequence[int], moment: str) -> Any:
