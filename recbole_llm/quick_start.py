@@ -19,7 +19,7 @@ from recbole_llm.classical import building
 from recbole_llm.classical.record_code import record_code
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.shared import check_shared
-from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.config import LLMConfig
 from recbole_llm.costs.devices import Card, card
 from recbole_llm.costs.parts import EXACT, counting

@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, init_seed
-from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor
 
 from recbole_llm.classical.checkpoints import SafeCheckpoints
-from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
-from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, refuse_sequence_keys
-from recbole_llm.classical.shared import SharedPairs
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
 from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_stopping_users, exclude_missed, of_users
-from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
+from recbole_llm.evaluation.recommender import ClassicalRecommender, Variant, recommender_of
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.processes import current
@@ -295,22 +290,3 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.add(users, scores)
         return scores
-
-
-def trainer_class(config: Any) -> type[Any]:
-    """The trainer for a configured model. Raises ValueError for an unknown ``train_mode``."""
-    base = recbole_get_trainer(config["MODEL_TYPE"], config["model"])
-    bases: tuple[type, ...] = (ProtocolTrainer,) if base is Trainer else (ProtocolTrainer, base)
-    if config["train_mode"] not in ("auto", "sequence", "prefix"):
-        raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
-    if issubclass(config.model_class, Recommender):  # ``train_mode`` concerns RecBole's models
-        refuse_sequence_keys(config, "only RecBole's models have it (a model inside this run: in cf_config or retriever_config)")
-        bases = (SharedPairs, *bases) if config.model_class.loss_is_mean else bases
-    elif config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
-        bases = (MaskedTraining, *bases)
-    elif config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):
-        logger.info(f"train_mode: sequence ({config['model']} is causal; --train_mode=prefix is RecBole's own loop)")
-        bases = (SequenceTraining, *bases)
-    else:
-        refuse_sequence_keys(config, f"{config['model']} is trained in train_mode: prefix here, which does not have it")
-    return type(f"Protocol{base.__name__}", bases, {})
