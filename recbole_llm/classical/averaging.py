@@ -1,8 +1,8 @@
-"""Warm-up of the learning rate, and averaged weights, for the trainers of ``train_mode: sequence``."""
+"""What the trainers of ``train_mode: sequence`` share: epochs over windows, warm-up of the learning rate, averaged weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recbole_llm.classical.shared import SharedTraining
+from recbole_llm.classical.windows import WindowLoader
 from recbole_llm.settings import Settings
 
 
@@ -24,14 +25,16 @@ class Steadying(Settings):
 
 
 class SteadyTraining(SharedTraining):
-    """Mixin before RecBole's ``Trainer``: ``sequence_warmup_steps`` and ``sequence_ema_decay``.
+    """Mixin before RecBole's ``Trainer``: epochs of :meth:`batches`, ``sequence_warmup_steps`` and ``sequence_ema_decay``.
 
     The averaged weights are validated, saved and tested; the optimiser goes on with its own. A checkpoint has both.
     """
 
+    config: Any
     model: Any
     optimizer: Any
     training_state: dict[str, Any]
+    _batches: tuple[WindowLoader, Callable] | None = None
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
@@ -40,6 +43,20 @@ class SteadyTraining(SharedTraining):
         self._schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / steps)) if steps else None
         self._average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.optimizer.register_step_post_hook(self._after_step)
+
+    @classmethod
+    def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[WindowLoader, Callable]:
+        """The batches of an epoch, and the loss of each."""
+        raise NotImplementedError
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
+    ) -> float | tuple[float, ...]:
+        if self._batches is None:
+            self._batches = self.batches(self.config, self.model, train_data)
+        loader, loss = self._batches
+        loader.epoch = epoch_idx
+        return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)
 
     def _after_step(self, *_: Any) -> None:
         if self._schedule is not None:

@@ -57,23 +57,12 @@ def masked_loss(model: Any, loss: SequenceLoss, interaction: Interaction) -> Ten
 class MaskedTraining(SteadyTraining):
     """Mixin before RecBole's ``Trainer``: epochs run over masked windows."""
 
-    _batches: tuple[MaskedLoader, Callable] | None = None
-
     def __init__(self, config: Any, model: Any):
         SequenceLoss.of(config).check(model)
         super().__init__(config, model)
 
     def targets_of(self, interaction: Any) -> Tensor:
         return (interaction[self.model.MASK_INDEX] > 0).sum(1)
-
-    def _train_epoch(
-        self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
-    ) -> float | tuple[float, ...]:
-        if self._batches is None:
-            self._batches = self.batches(self.config, self.model, train_data)  # type: ignore[attr-defined]
-        loader, loss = self._batches
-        loader.epoch = epoch_idx
-        return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)
 
     @classmethod
     def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[MaskedLoader, Callable]:

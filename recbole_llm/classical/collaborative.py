@@ -26,7 +26,7 @@ from recbole_llm.classical import building
 from recbole_llm.classical.imported_checkpoint import ImportedCheckpoint, read_checkpoint
 from recbole_llm.classical.inner_config import check_split, inner_config
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
-from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.classical.trial import training_cost
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.candidate_scores import CandidateScores

@@ -9,7 +9,7 @@ from recbole_llm.store.code import code_fingerprint
 
 _ANY_RUN = (
     "recbole_llm.classical.building",
-    "recbole_llm.classical.trainer",
+    "recbole_llm.classical.train_modes",
     "recbole_llm.data.candidate_sets",
     "recbole_llm.data.loading",
     "recbole_llm.evaluation.generated",

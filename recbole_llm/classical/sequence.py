@@ -202,8 +202,6 @@ class SequenceLoader(WindowLoader):
 class SequenceTraining(SteadyTraining):
     """Mixin before RecBole's ``Trainer``, ``class T(SequenceTraining, Trainer)``: epochs run over windows."""
 
-    _batches: tuple[SequenceLoader, Callable] | None = None
-
     def __init__(self, config: Any, model: Any):
         make_causal(model)
         sampling = config["train_neg_sample_args"] or {}
@@ -220,15 +218,6 @@ class SequenceTraining(SteadyTraining):
 
     def targets_of(self, interaction: Any) -> Tensor:
         return (interaction[self.model.POS_ITEM_ID] != 0).sum(1)
-
-    def _train_epoch(
-        self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
-    ) -> float | tuple[float, ...]:
-        if self._batches is None:
-            self._batches = self.batches(self.config, self.model, train_data)  # type: ignore[attr-defined]
-        loader, loss = self._batches
-        loader.epoch = epoch_idx
-        return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)
 
     @classmethod
     def batches(cls, config: Any, model: Any, train_data: Any) -> tuple[SequenceLoader, Callable]:

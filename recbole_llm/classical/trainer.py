@@ -14,22 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, init_seed
-from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor
 
 from recbole_llm.classical.checkpoints import SafeCheckpoints
-from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
-from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, refuse_sequence_keys
-from recbole_llm.classical.shared import SharedPairs
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
 from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_stopping_users, exclude_missed, of_users
-from recbole_llm.evaluation.recommender import ClassicalRecommender, Recommender, Variant, recommender_of
+from recbole_llm.evaluation.recommender import ClassicalRecommender, Variant, recommender_of
 from recbole_llm.store.costs import Cost, Measured, metered
-from recbole_llm.store.files import fingerprint, sha256_file
+from recbole_llm.store.files import sha256_file
 from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.scores import CachedScores
@@ -218,11 +213,11 @@ class ProtocolTrainer(SafeCheckpoints):
 
     def _cached_scores(self) -> CachedScores | None:
         """The cache of the variant's scores of these candidates; None if they are not to be cached."""
-        if self._candidates is None or self._variant.fingerprint is None:
+        if self._candidates is None:
             return None
         users = self._candidates.users if self._users is None else self._users
-        name = fingerprint([self._variant.fingerprint, self._candidates.sha256, users.tolist()])
-        return CachedScores(Path(self.checkpoint_dir) / "scores" / name[:16])
+        folder = self._variant.scores_folder(self.checkpoint_dir, self._candidates.sha256, users)
+        return None if folder is None else CachedScores(folder)
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         self._bar.advance()
@@ -295,22 +290,3 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.add(users, scores)
         return scores
-
-
-def trainer_class(config: Any) -> type[Any]:
-    """The trainer for a configured model. Raises ValueError for an unknown ``train_mode``."""
-    base = recbole_get_trainer(config["MODEL_TYPE"], config["model"])
-    bases: tuple[type, ...] = (ProtocolTrainer,) if base is Trainer else (ProtocolTrainer, base)
-    if config["train_mode"] not in ("auto", "sequence", "prefix"):
-        raise ValueError(f"train_mode: {config['train_mode']!r} is unknown; choose auto, sequence or prefix")
-    if issubclass(config.model_class, Recommender):  # ``train_mode`` concerns RecBole's models
-        refuse_sequence_keys(config, "only RecBole's models have it (a model inside this run: in cf_config or retriever_config)")
-        bases = (SharedPairs, *bases) if config.model_class.loss_is_mean else bases
-    elif config["train_mode"] == "sequence" and config["model"] in MASKED_MODELS:
-        bases = (MaskedTraining, *bases)
-    elif config["train_mode"] == "sequence" or (config["train_mode"] == "auto" and config["model"] in CAUSAL_MODELS):
-        logger.info(f"train_mode: sequence ({config['model']} is causal; --train_mode=prefix is RecBole's own loop)")
-        bases = (SequenceTraining, *bases)
-    else:
-        refuse_sequence_keys(config, f"{config['model']} is trained in train_mode: prefix here, which does not have it")
-    return type(f"Protocol{base.__name__}", bases, {})

@@ -37,6 +37,9 @@ def windows(histories: Sequence[Tensor], max_len: int) -> Windows:
     A history of n items has n - 1 targets and ``ceil((n - 1) / max_len)`` windows, the fewest possible. The first window
     has the first ``max_len`` targets. The others share the remaining targets evenly and begin early enough to be full,
     which maximises the shortest context of a target.
+
+    Raises:
+        ValueError: no history has two items.
     """
     rows, targets, lengths = [], [], []
     for history in histories:

@@ -102,7 +102,11 @@ def write_candidates(
     user_ids: Sequence[str],
     item_ids: Sequence[str],
 ) -> CandidateSet:
-    """Write ``users[N]``, ``targets[N]``, ``items[N, C]`` as tokens, sorted by user token, atomically; returns what is read."""
+    """Write ``users[N]``, ``targets[N]``, ``items[N, C]`` as tokens, sorted by user token, atomically; returns what is read.
+
+    Raises:
+        ValueError: an id contains what separates the ids of a line.
+    """
     if "\n".join(item_ids[1:]).split() != [*item_ids[1:]]:  # a tenth of the time of splitting each
         spaced = next(token for token in item_ids[1:] if token.split() != [token])
         raise ValueError(

@@ -12,9 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
-from hashlib import sha256
+from collections.abc import Callable, Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,19 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.data import forms, scenarios
+from recbole_llm.data import scenarios
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates
-from recbole_llm.data.candidates import CandidateSet, draw_of, in_random_order
-from recbole_llm.data.drawing import Catalogue, token_order
+from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
+from recbole_llm.data.eval_phases import CatalogueItems, EvalPhase, histories_fingerprint
 from recbole_llm.data.histories import Histories
-from recbole_llm.data.items import title_key
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
-_USERS = 2**16  # whose histories are sorted at once
 _DRAWING_CODE = "recbole_llm.data.candidates"
 
 
@@ -74,10 +70,10 @@ def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | Non
         ValueError: an unknown source, a file that does not fit the dataset, too few items or users, or a full ranking across
             the two catalogues of ``train_dataset``.
     """
-    found, items = {}, _Items(dataset, weighted=config["candidates"]["source"] == "popularity")
+    found, items = {}, CatalogueItems(dataset, weighted=config["candidates"]["source"] == "popularity")
     for phase in ("valid", "test"):
         if phase in config["candidate_phases"]:
-            whole = _candidate_set(config, items, phase, retrieve)
+            whole = _candidate_set(EvalPhase.of(config, items, phase), retrieve)
             found[phase] = _sampled(whole, config["eval_users"], config["candidates"]["seed"])
         elif config["train_dataset"]:
             raise ValueError(
@@ -87,79 +83,22 @@ def candidate_sets(config: Any, dataset: Any, retrieve: CandidateRetriever | Non
     return found
 
 
-class _Items:
-    """What the sets of all phases need of the items of a dataset, computed once; ``weighted``: they are drawn by popularity."""
-
-    def __init__(self, dataset: Any, *, weighted: bool):
-        self._dataset, self._weighted = dataset, weighted
-        self.histories: Histories = dataset.histories
-
-    @cached_property
-    def order(self) -> list[int]:
-        """:func:`~recbole_llm.data.drawing.token_order`."""
-        return token_order(self.histories.item_ids)
-
-    @cached_property
-    def tokens(self) -> str:
-        """Fingerprint of the item ids."""
-        return fingerprint([self.histories.item_ids[item] for item in self.order])
-
-    @cached_property
-    def keys(self) -> list[str]:
-        """Key of the title of each item, by internal id."""
-        return [*map(title_key, self._dataset.catalogue_titles)]
-
-    @cached_property
-    def titles(self) -> str:
-        """Fingerprint of the keys."""
-        return fingerprint([self.keys[item] for item in self.order])
-
-    @cached_property
-    def weights(self) -> np.ndarray | None:
-        """The training interactions of each item [I]; None for a uniform draw."""
-        return self.histories.train_counts.astype(np.float64) if self._weighted else None
-
-    @cached_property
-    def catalogue(self) -> Catalogue:
-        """From which negatives are drawn."""
-        return Catalogue(self.keys, self.order, self.weights)
-
-
-def _candidate_set(config: Any, known: _Items, phase: str, retrieve: CandidateRetriever | None) -> CandidateSet:
-    settings, histories = config["candidates"], known.histories
-    _check_one_target(config, histories, phase)
-    users = torch.from_numpy(histories.evaluated(phase))  # [N]
-    if not len(users):
-        needed = "the four interactions that a split needs" if histories.held_out is None else f"a {phase} item and one before it"
-        raise ValueError(f"candidates: no user of {config['dataset']} has {needed}")
-    targets = torch.from_numpy(histories.targets(users.tolist(), phase))  # [N]
-    source = settings["source"]
+def _candidate_set(phase: EvalPhase, retrieve: CandidateRetriever | None) -> CandidateSet:
+    source = phase.source
     if source == "file":
-        return _logged(_from_file(settings["file"], phase, users, targets, histories), phase)
-    if histories.scenario.new and source in ("retriever", "popularity"):
+        return _logged(_from_file(phase), phase.name)
+    if phase.histories.scenario.new and source in ("retriever", "popularity"):
         raise ValueError(
             f"candidates: source {source} depends on training interactions, and the items that "
-            f"{scenarios.active(config)} holds out have none; choose uniform, or file"
+            f"{scenarios.active(phase.config)} holds out have none; choose uniform, or file"
         )
     if source == "retriever":
         if retrieve is None:
             raise ValueError("candidates: source retriever needs a retriever, and none was given")
-        return _retrieved(config, phase, users, targets, known, retrieve)
+        return _retrieved(phase, retrieve)
     if source not in ("uniform", "popularity"):
         raise ValueError(f"candidates: source {source!r} is unknown; choose uniform, popularity, retriever or file")
-    return _logged(_drawn(config, phase, users, targets, known), phase)
-
-
-def _check_one_target(config: Any, histories: Histories, phase: str) -> None:
-    counts = histories.target_counts(phase)  # [U]
-    if counts is None or histories.one_target(phase):
-        return
-    user = int(counts.argmax())
-    raise ValueError(
-        f"{forms.described(config)}: user {histories.user_ids[user]} has {counts[user]} {phase} interactions, and mode "
-        "'candidates' needs one target for each user; give --eval_args=\"{'split': {'LS': 'valid_and_test'}, 'order': 'TO'}\" "
-        "and one .inter file, or, for a model that ranks the catalogue, --eval_args=\"{'mode': 'full'}\""
-    )
+    return _logged(_drawn(phase), phase.name)
 
 
 def _logged(found: CandidateSet, phase: str) -> CandidateSet:
@@ -186,119 +125,94 @@ def _sample(everyone: int, number: int, seed: int) -> Tensor:
     return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(everyone)[:number]))
 
 
-def _from_file(files: dict[str, str] | None, phase: str, users: Tensor, targets: Tensor, histories: Histories) -> CandidateSet:
-    if not files or phase not in files:
+def _from_file(phase: EvalPhase) -> CandidateSet:
+    files: dict[str, str] | None = phase.config["candidates"]["file"]
+    if not files or phase.name not in files:
         raise ValueError(f"candidates: source file needs file: {{'valid': PATH, 'test': PATH}}, not {files}")
-    found = read_candidates(Path(files[phase]), histories.user_ids, histories.item_ids)
-    covered = torch.isin(users, found.users)
+    found = read_candidates(Path(files[phase.name]), phase.histories.user_ids, phase.histories.item_ids)
+    covered = torch.isin(phase.users, found.users)
     if not covered.any():
-        raise ValueError(f"candidates: {files[phase]} has no user of this dataset's {phase} split")
-    found.lookup(users[covered], targets[covered])  # raises if the file has other targets
+        raise ValueError(f"candidates: {files[phase.name]} has no user of this dataset's {phase.name} split")
+    found.lookup(phase.users[covered], phase.targets[covered])  # raises if the file has other targets
     return found
 
 
-def _drawn(config: Any, phase: str, users: Tensor, targets: Tensor, known: _Items) -> CandidateSet:
+def _drawn(phase: EvalPhase) -> CandidateSet:
     """Negatives exclude only the items known at that phase, so no test label affects validation; with repeats kept, nothing."""
-    histories = known.histories
-    number, seed, scenario = config["candidates"]["num_negatives"], config["candidates"]["seed"], histories.scenario
-    new_number = int(number * scenario.new_share) if phase == "test" else 0
+    items, histories = phase.items, phase.histories
+    scenario = histories.scenario
+    new_number = int(phase.number * scenario.new_share) if phase.name == "test" else 0
 
     def draw_items() -> Tensor:
-        own = users.tolist()
-        excluded = [np.empty(0, dtype=np.int64)] * len(own) if histories.repeats_kept else histories.all_before(own, phase)
-        return draw_of(
-            known.catalogue,
+        own, nothing = phase.users.tolist(), np.empty(0, dtype=np.int64)
+        return draw(
+            items.catalogue,
             [histories.user_ids[user] for user in own],
-            targets.numpy(),
-            excluded,
+            phase.targets.numpy(),
+            [nothing] * len(own) if histories.repeats_kept else histories.all_before(own, phase.name),
             histories.item_ids,
-            number=number,
-            seed=seed,
-            split=phase,
+            number=phase.number,
+            seed=phase.seed,
+            split=phase.name,
             new=scenario.new,
             new_number=new_number,
         )
 
     drawn_from = {
-        "titles": known.titles,
-        "popularity": "" if known.weights is None else fingerprint(known.weights[known.order].tolist()),
+        "titles": items.titles,
+        "popularity": "" if items.weights is None else fingerprint(items.weights[items.order].tolist()),
         "held-out items": fingerprint([sorted(histories.item_ids[item] for item in scenario.new), new_number]),
     }
-    return _stored(config, phase, users, targets, known, draw_items, drawn_from)
+    return _stored(phase, draw_items, drawn_from)
 
 
-def _retrieved(
-    config: Any, phase: str, users: Tensor, targets: Tensor, known: _Items, retrieve: CandidateRetriever
-) -> CandidateSet:
+def _retrieved(phase: EvalPhase, retrieve: CandidateRetriever) -> CandidateSet:
     """The retriever's top ``num_negatives + 1`` items of each user, shuffled by the seed."""
-    number, seed, histories = config["candidates"]["num_negatives"], config["candidates"]["seed"], known.histories
-    order = torch.tensor(sorted(range(len(users)), key=lambda row: histories.user_ids[int(users[row])]))  # [N], as in the file
-    in_file = users[order], targets[order]  # [N], [N]
+    number, seed, histories = phase.number, phase.seed, phase.histories
+    order = torch.tensor(sorted(range(len(phase.users)), key=lambda row: histories.user_ids[int(phase.users[row])]))  # [N]
+    in_file = phase.users[order], phase.targets[order]  # [N], [N], in the order of the file
 
     def draw_items() -> Tensor:
-        top = retrieve.top(phase, number + 1)
-        return in_random_order([top[user] for user in users.tolist()], seed)  # [N, C]
+        top = retrieve.top(phase.name, number + 1)
+        return in_random_order([top[user] for user in phase.users.tolist()], seed)  # [N, C]
 
     def resolve() -> tuple[Tensor, str]:
-        origin = {"retriever": retrieve.identity}
-        found = _logged(_stored(config, phase, users, targets, known, draw_items, origin, retrieve.identity), phase)
+        found = _logged(_stored(phase, draw_items, {"retriever": retrieve.identity}, retriever=retrieve.identity), phase.name)
         items = found.lookup(*in_file)  # [N, C]
         recall = (items == in_file[1][:, None]).any(1).float().mean()
-        logger.info(f"candidates ({phase}): retriever recall@{number + 1} is {recall:.1%}, the upper bound of any re-ranker")
+        logger.info(f"candidates ({phase.name}): retriever recall@{number + 1} is {recall:.1%}, the upper bound of any re-ranker")
         return items, found.sha256
 
     code = code_fingerprint(_DRAWING_CODE)
     pairs = [ids.tolist() for ids in in_file]
-    identity = fingerprint([retrieve.identity, code, phase, number, seed, *pairs, *["repeats"] * histories.repeats_kept])
+    identity = fingerprint([retrieve.identity, code, phase.name, number, seed, *pairs, *["repeats"] * histories.repeats_kept])
     return CandidateSet(*in_file, identity, resolve)
 
 
 def _stored(
-    config: Any,
-    phase: str,
-    users: Tensor,
-    targets: Tensor,
-    known: _Items,
-    draw_items: Callable[[], Tensor],
-    drawn_from: Mapping[str, str],
-    retriever: str = "",
+    phase: EvalPhase, draw_items: Callable[[], Tensor], drawn_from: Mapping[str, str], *, retriever: str = ""
 ) -> CandidateSet:
-    """The set in the file of this source. Its dependencies are compared by token, so internal ids do not matter."""
-    histories = known.histories
-    source, number, seed = (config["candidates"][key] for key in ("source", "num_negatives", "seed"))
-    dataset, scenario, folder = config["dataset"], histories.scenario.label, Path(config["checkpoint_dir"]) / "candidates"
+    """The set in the file of this source. Its dependencies are compared by token, so internal ids do not matter.
+
+    Args:
+        draw_items: returns the candidates [N, C] of ``phase.users``.
+        drawn_from: fingerprints of what only this source depends on, by the names that the log uses.
+        retriever: identity of the model whose items they are, which may lack the target.
+    """
+    histories, number, seed, source = phase.histories, phase.number, phase.seed, phase.source
+    dataset, scenario = phase.config["dataset"], histories.scenario.label
     if retriever:
         name, _, digest = retriever.rpartition("-")
         source = f"{name}-{digest[:8]}-"
-    path = candidate_path(folder, dataset=dataset, split=phase, source=source, number=number, seed=seed, scenario=scenario)
+    folder = Path(phase.config["checkpoint_dir"]) / "candidates"
+    path = candidate_path(folder, dataset=dataset, split=phase.name, source=source, number=number, seed=seed, scenario=scenario)
     drawn_from = {
-        "settings": fingerprint([source, number, seed, phase, scenario]),
-        "item ids": known.tokens,
-        "histories": _histories_fingerprint(users.tolist(), histories, phase, known.order),
+        "settings": fingerprint([source, number, seed, phase.name, scenario]),
+        "item ids": phase.items.tokens,
+        "histories": histories_fingerprint(phase.users.tolist(), histories, phase.name, phase.items.order),
         **({"repeats": "kept"} if histories.repeats_kept else {}),
         **drawn_from,
         "code of the draw": code_fingerprint(_DRAWING_CODE),
     }
-    user_ids, item_ids = histories.user_ids, histories.item_ids
-    return load_or_draw(path, users, targets, user_ids, item_ids, draw_items, drawn_from, target_required=not retriever)
-
-
-def _histories_fingerprint(users: Iterable[int], histories: Histories, phase: str, order: list[int]) -> str:
-    """SHA-256 of users, targets and the set of each user's items before the target."""
-    place = np.zeros(len(order) + 1, dtype=np.int64)
-    place[order] = np.arange(1, len(order) + 1)
-    digest, number = sha256(), len(place)
-    ids = histories.user_ids
-    ranked = sorted(users, key=ids.__getitem__)
-    for start in range(0, len(ranked), _USERS):
-        part = ranked[start : start + _USERS]
-        before, targets = histories.all_before(part, phase), place[histories.targets(part, phase)].tolist()
-        rows = np.repeat(np.arange(len(part)), [*map(len, before)])
-        known = np.sort(rows * number + place[np.concatenate(before)])  # of all rows, by row
-        known = known[np.diff(known, prepend=-1) > 0]
-        ends = np.searchsorted(known, np.arange(1, len(part) + 1) * number).tolist()
-        content, pieces = (known % number).astype("<i8").tobytes(), list[bytes]()
-        for user, target, begin, end in zip(part, targets, [0, *ends], ends, strict=False):
-            pieces += [f"{ids[user]}\t{target}\t{end - begin}\n".encode(), content[8 * begin : 8 * end]]
-        digest.update(b"".join(pieces))
-    return digest.hexdigest()
+    pairs, ids = (phase.users, phase.targets), (histories.user_ids, histories.item_ids)
+    return load_or_draw(path, *pairs, *ids, draw_items, drawn_from, target_required=not retriever)

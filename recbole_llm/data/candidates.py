@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from recbole_llm.data import drawing
-from recbole_llm.data.drawing import BLOCKS, Catalogue, token_order
-from recbole_llm.data.items import title_key
+from recbole_llm.data.drawing import BLOCKS, Catalogue
 from recbole_llm.store.files import fingerprint
 
 
@@ -98,53 +97,6 @@ def _pair_keys(users: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def draw(
-    users: Sequence[str],
-    targets: Sequence[int],
-    exclude: Sequence[Collection[int]],
-    titles: Sequence[str],
-    item_ids: Sequence[str],
-    *,
-    number: int,
-    seed: int,
-    split: str,
-    weights: np.ndarray | None = None,
-    new: Collection[int] = frozenset(),
-    new_number: int = 0,
-) -> torch.Tensor:
-    """Draw ``number`` negatives for each of N targets and insert the target: LongTensor[N, number + 1].
-
-    A row has unique ids and unique titles, and no item of ``exclude`` but the target, whose slot is uniformly random.
-
-    Args:
-        users: N user tokens.
-        targets: N internal item ids.
-        exclude: N collections of internal item ids, the history known at ``split``: training items at validation, training
-            and validation items at test; nothing with repeats kept.
-        titles: clean title by internal item id.
-        item_ids: item token by internal id; entry 0 is the padding item, which is never drawn.
-        weights: weight of each item by internal id (popularity); None for a uniform draw.
-        new: items of which exactly ``new_number`` are drawn.
-
-    Raises:
-        ValueError: the catalogue is too small.
-    """
-    catalogue = Catalogue([*map(title_key, titles)], token_order(item_ids), weights)
-    excluded = [known if isinstance(known, np.ndarray) else np.array([*known], dtype=np.int64) for known in exclude]
-    return draw_of(
-        catalogue,
-        users,
-        np.array(targets, dtype=np.int64),
-        excluded,
-        item_ids,
-        number=number,
-        seed=seed,
-        split=split,
-        new=new,
-        new_number=new_number,
-    )
-
-
-def draw_of(
     catalogue: Catalogue,
     users: Sequence[str],
     targets: np.ndarray,
@@ -154,26 +106,31 @@ def draw_of(
     number: int,
     seed: int,
     split: str,
-    new: Collection[int],
-    new_number: int,
+    new: Collection[int] = frozenset(),
+    new_number: int = 0,
 ) -> torch.Tensor:
-    """:func:`draw` of a catalogue, for several splits."""
+    """Draw ``number`` negatives for each of N targets and insert the target: LongTensor[N, number + 1].
+
+    A row has unique ids and unique titles, and no item of ``excluded`` but the target, whose slot is uniformly random.
+
+    Args:
+        users: N user tokens.
+        targets: internal item ids [N].
+        excluded: N arrays of internal item ids, the history known at ``split``: training items at validation, training and
+            validation items at test; nothing with repeats kept.
+        item_ids: item token by internal id; entry 0 is the padding item.
+        new: items of which exactly ``new_number`` are drawn.
+
+    Raises:
+        ValueError: ``number`` is below 1, or the catalogue is too small for it.
+    """
     if number < 1:
         raise ValueError(f"candidates.num_negatives: {number} must be at least 1")
-    beginning = f"{seed}\t{split}\t"
-    keys = (f"{beginning}{user}\t{item_ids[target]}" for user, target in zip(users, targets.tolist(), strict=True))
-    digests = b"".join([sha256(key.encode()).digest() for key in keys])
-    seeds = np.frombuffer(digests, dtype=">u4").reshape(-1, 8)  # [N, 8]
+    seeds = _seeds(users, [item_ids[target] for target in targets.tolist()], seed, split)  # [N, 8]
     rows = np.empty((len(users), number + 1), dtype=np.int64)  # [N, C]
     left = np.arange(len(users))
     if not new_number and len(catalogue.order) > 1:
-        for size in (number + number // 4 + 4, 2 * number, BLOCKS * 2 * number):  # the first draws are enough for most
-            done = np.zeros(len(left), dtype=bool)
-            step = max(1, drawing.DRAWS // size)
-            for start in range(0, len(left), step):
-                part = slice(start, start + step)
-                done[part] = catalogue.draw_many(left[part], seeds, targets, excluded, new, size, rows)
-            left = left[~done]
+        left = _draw_at_once(catalogue, seeds, targets, excluded, new, rows)
     wanted = {True: new_number, False: number - new_number}  # negatives in and outside ``new``
     for place in left.tolist():
         target, known = int(targets[place]), frozenset(excluded[place].tolist())
@@ -190,6 +147,33 @@ def draw_of(
             others = rng.permutation(others).tolist()
         rows[place] = [*others[:slot], target, *others[slot:]]
     return torch.from_numpy(rows)
+
+
+def _seeds(users: Sequence[str], targets: Sequence[str], seed: int, split: str) -> np.ndarray:
+    """A seed of 256 bits for each user and target, both as tokens: big-endian uint32 [N, 8]."""
+    keys = (f"{seed}\t{split}\t{user}\t{target}" for user, target in zip(users, targets, strict=True))
+    digests = b"".join([sha256(key.encode()).digest() for key in keys])
+    return np.frombuffer(digests, dtype=">u4").reshape(-1, 8)
+
+
+def _draw_at_once(
+    catalogue: Catalogue,
+    seeds: np.ndarray,
+    targets: np.ndarray,
+    excluded: Sequence[np.ndarray],
+    new: Collection[int],
+    rows: np.ndarray,
+) -> np.ndarray:
+    """Fill the rows [N, C] of all users for whom some first draws are enough; returns the places of the others."""
+    number, left = rows.shape[1] - 1, np.arange(len(rows))
+    for size in (number + number // 4 + 4, 2 * number, BLOCKS * 2 * number):  # most users need the first size alone
+        done = np.zeros(len(left), dtype=bool)
+        step = max(1, drawing.DRAWS // size)
+        for start in range(0, len(left), step):
+            part = slice(start, start + step)
+            done[part] = catalogue.draw_many(left[part], seeds, targets, excluded, new, size, rows)
+        left = left[~done]
+    return left
 
 
 def in_random_order(ranked: Sequence[Sequence[int]], seed: int) -> torch.Tensor:

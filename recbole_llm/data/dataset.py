@@ -70,7 +70,7 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
 
     @property
     def file_of_row(self: Any) -> np.ndarray:
-        """The number of the file that each row was read from, 0 unless files are split already."""
+        """The number of the file that each row was read from [R], 0 unless files are split already."""
         if self.benchmark_filename_list is None:
             return np.zeros(len(self.inter_feat), dtype=np.int64)
         return np.repeat(np.arange(len(self.file_size_list)), self.file_size_list)
@@ -98,7 +98,7 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
 
     @property
     def time_order(self: Any) -> np.ndarray:
-        """Rows in time order, equal times by ``tie_order``.
+        """Rows [R] in time order, equal times by ``tie_order``.
 
         RecBole sorts once more, by times in float32, which has 24 bits; a Unix time needs 31 (RUCAIBox/RecBole#1653). Its sort is
         stable, so rows in this order stay in it.

@@ -69,7 +69,7 @@ class Domain:
 
     @cached_property
     def trained_items(self) -> np.ndarray:
-        """Sorted internal ids of the items that occur in the training split."""
+        """Sorted internal ids [n] of the items that occur in the training split."""
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.histories]))
 
 

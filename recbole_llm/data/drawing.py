@@ -24,9 +24,12 @@ class Catalogue:
     """Samples items without repeating an item or a title, independently of internal ids.
 
     Args:
-        keys: :func:`~recbole_llm.data.items.title_key` of each item by internal id.
+        keys: :func:`~recbole_llm.data.items.title_key` of each item by internal id [I].
         order: :func:`token_order`.
-        weights: of each item by internal id; None for a uniform draw.
+        weights: of each item by internal id [I]; None for a uniform draw.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or all are 0.
     """
 
     def __init__(self, keys: Sequence[str], order: Sequence[int], weights: np.ndarray | None) -> None:

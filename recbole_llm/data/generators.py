@@ -40,13 +40,13 @@ def halves(outputs: np.ndarray) -> np.ndarray:
 
 
 def integers(numbers: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
-    """32-bit numbers uint32 as integers from 0 to ``bound`` - 1, of 2 or more, and which of them numpy would draw again."""
+    """Numbers uint32 [...] as integers int64 [...] below ``bound``, 2 or more; bool [...], which of them numpy draws again."""
     products = numbers.astype(np.uint64) * np.uint64(bound)
     return (products >> _32).astype(np.int64), (products & _LOW) < np.uint64(2**32 % bound)
 
 
 def uniform(outputs: np.ndarray) -> np.ndarray:
-    """Outputs uint64 as numbers of ``Generator.random``, at least 0 and below 1: float64."""
+    """Outputs uint64 [...] as numbers of ``Generator.random``, at least 0 and below 1: float64 [...]."""
     return (outputs >> np.uint64(11)) * 2.0**-53
 
 

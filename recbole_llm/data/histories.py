@@ -81,11 +81,11 @@ class Histories:
         return one.fingerprint == two.fingerprint
 
     def train(self, user: int) -> np.ndarray:
-        """Items of the training split; empty for a user held out of training."""
+        """Items [n] of the training split, oldest first; empty for a user held out of training."""
         return self.items[user][: 0 if user in self.scenario.untrained else self._start(user, "valid")]
 
     def before(self, user: int, phase: str) -> np.ndarray:
-        """Items before the ``valid`` or ``test`` targets; the test history includes the validation items."""
+        """Items [n] before the ``valid`` or ``test`` targets, oldest first; the test history includes the validation items."""
         return self.items[user][: self._start(user, phase)]
 
     def all_before(self, users: Iterable[int], phase: str) -> list[np.ndarray]:
@@ -96,7 +96,7 @@ class Histories:
         return [items[user][:end] for user in users]
 
     def excluded(self, user: int, phase: str) -> np.ndarray:
-        """Items that are neither candidates nor ranked beside the target: those before it, or none with repeats kept."""
+        """Items [n] that are neither candidates nor ranked beside the target: those before it, or none with repeats kept."""
         return self.before(user, phase)[: 0 if self.repeats_kept else None]
 
     def target(self, user: int, phase: str) -> int:
@@ -127,7 +127,7 @@ class Histories:
         return counts is None or bool(counts.max(initial=0) <= 1)
 
     def evaluated(self, phase: str) -> np.ndarray:
-        """Internal ids of the evaluation users of a phase.
+        """Internal ids [N] of the evaluation users of a phase.
 
         In leave-one-out they have four interactions, the least that gives a training, a validation and a test example in
         RecBole's general and sequential models alike; users held out of training need three. In any other split they have a
@@ -147,7 +147,7 @@ class Histories:
 
     @cached_property
     def train_counts(self) -> np.ndarray:
-        """Training interactions of each item, by internal id."""
+        """Training interactions of each item, by internal id [I]."""
         items = np.concatenate([self.train(user) for user in range(len(self.items))])
         return np.bincount(items, minlength=len(self.item_ids))
 

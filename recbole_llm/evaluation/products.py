@@ -5,6 +5,10 @@ item is intercepted. The model is one of products if its scores are equal to the
 item for each user, its bias. So this holds for any model, users' own included, and is checked for each run that is loaded and
 each evaluation.
 
+What is not intercepted (another function than those of :data:`_PRODUCTS` and ``linear``, a product of three dimensions, a
+compiled model) or does not pass that check is scored like any other model, which only takes longer. A torch function
+mode is in force only while one call of ``score_catalogue`` runs, and the call ends at the product, so nothing is patched.
+
 Legend: B users, C candidates, I items, D width of the vectors.
 """
 
@@ -23,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 TOLERANCE = 1e-6
 """Largest difference between scores and products, relative to the largest score: rounding of fp32."""
 
+# torch.nn.functional.linear is apart, as its right factor is not transposed
 _PRODUCTS = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
 
 
@@ -108,6 +113,12 @@ class _FoundError(Exception):
 
 
 class _Intercept(TorchFunctionMode):
+    """Raises :class:`_FoundError` at the first product of a matrix with the transposed vectors of all items.
+
+    Attributes:
+        reads_rows: a tensor of a number for each user and item was made before.
+    """
+
     def __init__(self, users: int, items: int):
         super().__init__()
         self._shape = users, items

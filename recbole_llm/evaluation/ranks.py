@@ -171,7 +171,7 @@ def exclude_missed(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
 
 
 def early_stopping_users(valid_data: Any, seed: int, number: int) -> Tensor:
-    """The users whom early stopping measures: ``number`` of those with candidates, of those of ``eval_users``, or of all."""
+    """The users [N] whom early stopping measures: ``number`` of those with candidates, of those of ``eval_users``, or of all."""
     listed, ranked = (getattr(valid_data, name, None) for name in ("candidates", "users"))
     ranked = listed.users if listed else ranked
     users = valid_data._dataset.histories.evaluated("valid") if ranked is None else ranked.numpy()
@@ -193,7 +193,7 @@ def of_users(batch: tuple[Any, Any, Tensor, Tensor], field: str, users: Tensor |
 
 
 def covered(candidates: CandidateSet, interaction: Any, targets: Tensor, user_field: str) -> tuple[Any, Tensor, Tensor]:
-    """The rows, users and targets of a batch for which there are candidates."""
+    """The rows of a batch of B targets for which there are candidates: interaction, users [b] and targets [b]."""
     users = interaction[user_field]
     found = candidates.covers(users)
     if found.all():

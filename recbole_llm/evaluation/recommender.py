@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recbole_llm.evaluation.candidate_scores import CandidateScores
 from recbole_llm.evaluation.published import PublishedProtocol
+from recbole_llm.store import files
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
@@ -56,6 +57,13 @@ class Variant:
     answers: Answers | None = None
     partial: bool = False
     reranked: int = 0
+
+    def scores_folder(self, checkpoint_dir: str | Path, candidates_sha256: str, users: Tensor) -> Path | None:
+        """The folder of its cached scores of candidates, of users [N] in this order; None if they are not cached."""
+        if self.fingerprint is None:
+            return None
+        name = files.fingerprint([self.fingerprint, candidates_sha256, users.tolist()])
+        return Path(checkpoint_dir) / "scores" / name[:16]
 
 
 @dataclass(frozen=True)

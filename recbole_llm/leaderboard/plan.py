@@ -249,7 +249,16 @@ def _ranks_together(task: Task) -> bool:
 
 
 def check_form(where: str, values: Any, form: Mapping[str, str], needed: tuple[str, ...] = ()) -> None:
-    """Check keys and types; None stands for a key that is not given, and for an empty entry of a dictionary."""
+    """Check keys and types; None stands for a key that is not given, and for an empty entry of a dictionary.
+
+    Args:
+        where: names the file in messages.
+        form: key -> type, as in the comments of ``properties/``.
+        needed: keys that must be there and not be empty.
+
+    Raises:
+        ValueError: names ``where``, the key and the value.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {values!r} is not a dictionary; docs/leaderboard.md describes the form of the file")
     for key, value in values.items():

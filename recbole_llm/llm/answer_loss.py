@@ -34,7 +34,9 @@ _BARE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 def answer_loss(model: Any, inputs: Mapping[str, Any], before: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy, in nats, of answers [N], given the states where ``before`` [B, T] is True.
 
-    model: a causal LM, or one with adapters. inputs: keyword arguments of its forward pass over [B, T] tokens.
+    Args:
+        model: a causal LM, or one with adapters.
+        inputs: keyword arguments of its forward pass over [B, T] tokens.
     """
     head = model.get_output_embeddings()
     if head is None:

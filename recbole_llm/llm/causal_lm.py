@@ -58,13 +58,17 @@ def load_causal_lm(
 ) -> CausalLM:
     """Load, freeze and place a causal LM and its tokenizer.
 
-    path: a folder in the `save_pretrained` layout, or a hub id. revision: branch, tag or commit of the hub.
-    dtype: see :func:`resolved_dtype`.
-    device: CUDA by default if available; `device_map` (with `max_memory`) and `load_in_4bit` place the model themselves.
-    fsdp: spread the layers over the processes of the run, if there are several; see :mod:`recbole_llm.llm.sharding`.
-    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for an unknown dtype, a model that is no causal
-    LM or cannot run the attention, or a tokenizer without an end token, ImportError if `load_in_4bit` is set and
-    bitsandbytes is not installed.
+    Args:
+        path: a folder in the ``save_pretrained`` layout, or a hub id.
+        revision: branch, tag or commit of the hub.
+        dtype: see :func:`resolved_dtype`.
+        device: CUDA by default if available; ``device_map`` (with ``max_memory``) and ``load_in_4bit`` place the LM themselves.
+        fsdp: spread the layers over the processes of the run, if there are several; see :mod:`recbole_llm.llm.sharding`.
+
+    Raises:
+        FileNotFoundError: nothing can be loaded from ``path``.
+        ValueError: an unknown dtype, no causal LM, one that cannot run the attention, or a tokenizer without an end token.
+        ImportError: ``load_in_4bit`` is set and bitsandbytes is not installed.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -229,7 +233,11 @@ def _convert(source: str, revision: str | None, target: str) -> str:
 
 
 def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The torch dtype; ``auto`` is bfloat16 on a CUDA device with native support, float32 elsewhere."""
+    """The torch dtype; ``auto`` is bfloat16 on a CUDA device with native support, float32 elsewhere.
+
+    Raises:
+        ValueError: torch has no dtype of that name.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -21,10 +21,13 @@ def encode(
 ) -> Tensor:
     """Hidden states [B, D] in fp32 after the LM's final norm; differentiable in ``soft``. ``lm_head`` does not run.
 
-    rows: of any lengths; their soft slots index rows of ``soft`` [S, D].
-    pad_token_id: None does not pad: rows of equal lengths are computed together.
-    mean: average over all tokens of a row instead of the last token's state.
-    Raises ValueError if a row is empty or longer than the model's context.
+    Args:
+        rows: of any lengths; their soft slots index rows of ``soft`` [S, D].
+        pad_token_id: None does not pad: rows of equal lengths are computed together.
+        mean: average over all tokens of a row instead of the last token's state.
+
+    Raises:
+        ValueError: a row is empty or longer than the model's context.
     """
     if not rows or not all(map(len, rows)):
         raise ValueError("a row has no tokens; check the prompt template")

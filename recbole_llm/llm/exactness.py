@@ -103,7 +103,7 @@ def _beyond_attention(model: Any, longest: int) -> str | None:
 
 
 def check_vocabulary(model: Any, tokenizer: Any, source: str) -> None:
-    """Raises NotExactError if the tokenizer has ids that the LM cannot embed."""
+    """Raise a NotExactError if the tokenizer has ids that the LM cannot embed."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise NotExactError(

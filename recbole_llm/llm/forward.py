@@ -25,8 +25,11 @@ def lm_loss(model: Any, examples: Sequence[Example], *, soft: Tensor | None = No
     Padding is on the right, where no causal model sees it, so that there is no mask. ``lm_head`` reads the states before answer
     tokens only, so many at a time that their logits fit into memory.
 
-    examples: of any lengths; soft slots index rows of ``soft`` [S, D]. These and a row's first token are never targets.
-    Raises ValueError if no example has an answer, or one is longer than the model's context.
+    Args:
+        examples: of any lengths; soft slots index rows of ``soft`` [S, D]. These and a row's first token are never targets.
+
+    Raises:
+        ValueError: no example has an answer, or one is longer than the model's context.
     """
     check_context(model.config, max(len(example.row) for example in examples))
     embed = model.get_input_embeddings()
@@ -46,7 +49,9 @@ def left_padded(
     """Rows as keyword arguments of a forward pass, as tokens [B, T], and where these are real, [B, T] bool.
 
     Padding is masked, and positions count real tokens only. All rows end in the last column.
-    Raises ValueError if a row is longer than the model's context.
+
+    Raises:
+        ValueError: a row is longer than the model's context.
     """
     check_context(model.config, max(map(len, rows)))
     embed = model.get_input_embeddings()
@@ -63,7 +68,8 @@ def left_padded(
 def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None, *, left: bool = True) -> Tensor:
     """Input embeddings [B, T, D] of rows that are padded to tokens [B, T]; soft slots index rows of ``soft`` [S, D].
 
-    left: the padding is on the left.
+    Args:
+        left: the padding is on the left.
     """
     hard = embed(tokens)  # [B, T, D]
     if soft is None:
@@ -89,7 +95,7 @@ def context_length(config: Any) -> int | None:
 
 
 def check_context(config: Any, longest: int, what: str = "a row has") -> None:
-    """Raises ValueError if rows of ``longest`` tokens do not fit into the model's context."""
+    """Raise a ValueError if rows of ``longest`` tokens do not fit into the model's context."""
     context = context_length(config)
     if context and longest > context:
         raise ValueError(

@@ -139,7 +139,11 @@ def tokens_in(memory: TrainingMemory, free: int, kind: str) -> int:
 
 
 def size_in_bytes(size: int | str) -> int:
-    """A number of bytes, or text such as ``20GiB``, as ``accelerate`` reads it."""
+    """The number of bytes of a number, or of text such as ``20GiB``, as ``accelerate`` reads it.
+
+    Raises:
+        ValueError: the text is not a size.
+    """
     if isinstance(size, int):
         return size
     text = str(size).strip().upper()

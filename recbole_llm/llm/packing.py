@@ -30,8 +30,11 @@ def token_batches(
     Longest first: this limits padding, and running out of memory happens in the first batch. A row above the budget is a
     batch of its own.
 
-    extra_budget: the largest rows x largest extra.
-    padding: the largest share of a batch that is padding, of lengths or extras; 0 puts equal rows together alone.
+    Args:
+        lengths, extras: tokens of each row, which are padded apart, such as a prompt and its answers.
+        budget: tokens, padding included.
+        extra_budget: the largest rows x largest extra.
+        padding: the largest share of a batch that is padding, of lengths or extras; 0 puts equal rows together alone.
     """
     batches: list[list[int]] = []
     length = extra = real = 0
@@ -88,8 +91,11 @@ def pad_answers(answers: Sequence[Sequence[Sequence[int]]], pad: int, device: to
 class Branches:
     """The answers of each user, without their last tokens, concatenated in a row of S slots.
 
-    tokens, owner (candidate, -1 for padding), depth (position within the answer): LongTensor[B, S].
-    slots: LongTensor[B, C, A - 1], the slot of the j-th token of an answer (any slot, if it has no such token).
+    Attributes:
+        tokens: LongTensor[B, S].
+        owner: the candidate of each token, -1 for padding: LongTensor[B, S].
+        depth: the position of each token within its answer: LongTensor[B, S].
+        slots: LongTensor[B, C, A - 1], the slot of the j-th token of an answer (any slot, if it has no such token).
     """
 
     tokens: Tensor

@@ -46,11 +46,15 @@ LOGITS_AT_ONCE_ELSEWHERE = 2**27  # 512 MB
 class Scorer:
     """Scores candidates: ``scorer(model, prompts, answers) -> FloatTensor[B, C]``, fp32, in the order given.
 
-    strategy: 'naive', 'prefix', 'tree' (needs sdpa or eager attention) or 'label' (answers of one token each).
-    normalize: 'sum' of the answer's token log-probabilities, or their 'mean'.
-    pad_token_id: any valid id, for padding, which is masked; None never pads a prompt: those of equal lengths share a batch.
-    batch_tokens: maximum number of padded tokens in a forward pass, copies of a cache included; a single user may exceed it.
-    share: compute a common beginning of the prompts once.
+    Args:
+        strategy: 'naive', 'prefix', 'tree' (needs sdpa or eager attention) or 'label' (answers of one token each).
+        normalize: 'sum' of the answer's token log-probabilities, or their 'mean'.
+        pad_token_id: any valid id, for padding, which is masked; None never pads a prompt: those of equal lengths share a batch.
+        batch_tokens: maximum number of padded tokens in a forward pass, copies of a cache included; a single user may exceed it.
+        share: compute a common beginning of the prompts once.
+
+    Raises:
+        ValueError: an unknown strategy or normalisation, or no tokens in a batch.
     """
 
     strategy: str = "tree"
@@ -72,9 +76,12 @@ class Scorer:
     ) -> Tensor:
         """``log P(answer | prompt)`` for each user's candidates.
 
-        prompts: B prompts; their soft slots index rows of ``soft`` [S, D].
-        answers: B x C rows of token ids, none of them empty.
-        Raises ValueError if prompts and answers do not match, or do not fit the strategy or the model's context.
+        Args:
+            prompts: B prompts; their soft slots index rows of ``soft`` [S, D].
+            answers: B x C rows of token ids, none of them empty.
+
+        Raises:
+            ValueError: prompts and answers do not match, or do not fit the strategy or the model's context.
         """
         self._check(model, prompts, answers)
         embed = model.get_input_embeddings()

@@ -162,10 +162,16 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load a SentenceTransformer, frozen and in evaluation mode.
 
-    path: a folder that ``SentenceTransformer.save`` wrote, or a hub id. revision: branch, tag or commit of the hub.
-    device: CUDA by default if available. dtype: float32 for an encoder that will be trained.
-    name: as tables show it; by default that of the folder or the hub id.
-    Raises FileNotFoundError if nothing can be loaded from `path`, ValueError for a model without token inputs.
+    Args:
+        path: a folder that ``SentenceTransformer.save`` wrote, or a hub id.
+        revision: branch, tag or commit of the hub.
+        device: CUDA by default if available.
+        name: as tables show it; by default that of the folder or the hub id.
+        dtype: float32 for an encoder that will be trained.
+
+    Raises:
+        FileNotFoundError: nothing can be loaded from ``path``.
+        ValueError: a model without token inputs.
     """
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
@@ -94,38 +94,50 @@ def page_content(
     if top < 1:
         raise ValueError(f"--top={top}: give a number of items, 1 or more")
     chosen = chosen_users(columns, users)
-    found: dict[str, dict[str, Ranking]] = {}
-    facts: dict[str, Any] = {}
-    with progress_bar("look", len(chosen) * len(columns), show=show_progress) as bar:
-        for path in dict.fromkeys(column.path for column in columns):
-            run = PastRun.load(path, data_path, as_evaluated=True)
-            for column in (one for one in columns if one.path == path):
-                row = None if column.is_model else column.row
-                found[column.name] = rankings(run, row, chosen, top, bar.advance)
-            if not facts:
-                facts, items = _facts(run), _Items(run.dataset.histories.item_ids, _texts(run))
-                cold = frozenset((columns[0].record.get("slice_users") or {}).get("cold") or ())
-                lines = [{**_user(run, user, items), "cold": user in cold} for user in chosen]
-            del run  # the next one needs its memory
+    found, facts, items, lines = _computed(columns, chosen, top, data_path, show_progress=show_progress)
     for line, user in zip(lines, chosen, strict=True):
         line["ranked"] = [_ranked(column.ranks[user], found[column.name][user], items) for column in columns]
-    odd = {
-        name: sum(not own[user].agrees(column.ranks[user]) for user in chosen)
-        for column in columns
-        for name, own in ((column.name, found[column.name]),)
-    }
-    for name in filter(odd.get, odd):
-        logger.warning(f"{name}: for {odd[name]} of {len(chosen)} users, the list computed now disagrees with the record's rank")
+    odd = {column.name: _disagreements(column, found[column.name]) for column in columns}
     return {
         "dataset": str(columns[0].record["dataset"]),
         "evaluated": len(columns[0].ranks),
         "drawn": isinstance(users, int),
         **facts,
         "top": top,
-        "columns": [{"name": column.name, "odd": odd[column.name]} for column in columns],
+        "columns": [{"name": name, "odd": number} for name, number in odd.items()],
         "items": items.listed(),
         "users": lines,
     }
+
+
+def _computed(
+    columns: Sequence[Column], users: Sequence[str], top: int, data_path: str | None, *, show_progress: bool
+) -> tuple[dict[str, dict[str, Ranking]], dict[str, Any], _Items, list[dict[str, Any]]]:
+    """Rankings by column and user; then :func:`_facts`, the items and :func:`_user` of each user, which the first run has."""
+    found: dict[str, dict[str, Ranking]] = {}
+    cold = frozenset((columns[0].record.get("slice_users") or {}).get("cold") or ())
+    facts: dict[str, Any] = {}
+    with progress_bar("look", len(users) * len(columns), show=show_progress) as bar:
+        for path in dict.fromkeys(column.path for column in columns):
+            run = PastRun.load(path, data_path, as_evaluated=True)
+            for column in (one for one in columns if one.path == path):
+                row = None if column.is_model else column.row
+                found[column.name] = rankings(run, row, users, top, bar.advance)
+            if not facts:
+                facts, items = _facts(run), _Items(run.dataset.histories.item_ids, _texts(run))
+                lines = [{**_user(run, user, items), "cold": user in cold} for user in users]
+            del run  # the next one needs its memory
+    return found, facts, items, lines
+
+
+def _disagreements(column: Column, found: Mapping[str, Ranking]) -> int:
+    """The number of users whose list, computed now, disagrees with the record; the log warns of them."""
+    number = sum(not ranking.agrees(column.ranks[user]) for user, ranking in found.items())
+    if number:
+        logger.warning(
+            f"{column.name}: for {number} of {len(found)} users, the list computed now disagrees with the record's rank"
+        )
+    return number
 
 
 def _facts(run: PastRun) -> dict[str, Any]:

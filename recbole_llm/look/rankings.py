@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.recommend.past_run import PastRun
 from recbole_llm.recommend.readers import Readers
 from recbole_llm.recommend.recommender import RunRecommender
-from recbole_llm.store.files import fingerprint, is_complete
+from recbole_llm.recommend.request import Request
+from recbole_llm.store.files import is_complete
 from recbole_llm.store.scores import CachedScores
 
 _BATCH = 32  # users
@@ -102,11 +102,8 @@ def _slots(listed: Tensor, scores: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
 def _cached(config: Any, variant: Variant, candidates: CandidateSet) -> CachedScores | None:
     """The scores that the evaluation of the run has cached, if they are still there; nothing is added to them."""
-    if variant.fingerprint is None:
-        return None
-    name = fingerprint([variant.fingerprint, candidates.sha256, candidates.users.tolist()])
-    folder = Path(config["checkpoint_dir"]) / "scores" / name[:16]
-    return CachedScores(folder) if is_complete(folder) else None
+    folder = variant.scores_folder(config["checkpoint_dir"], candidates.sha256, candidates.users)
+    return CachedScores(folder) if folder is not None and is_complete(folder) else None
 
 
 def _of_catalogue(
@@ -114,10 +111,10 @@ def _of_catalogue(
 ) -> Iterator[tuple[str, Ranking]]:
     histories, recommender = run.dataset.histories, RunRecommender(run)
     internal = {token: user for user, token in enumerate(histories.user_ids) if user}
-    options: dict[str, Any] = {"k": min(k, variant.reranked or k), "until": "test", "row": row}
+    request = Request(k=min(k, variant.reranked or k), until="test", row=row, seen=run.dataset.known_items is None)
     yield from ((user, Ranking([], [], None, None)) for user in users)  # of which a file of predictions may lack some
-    asked = [*recommender.people(users, "test")]
-    for number, found in recommender.batches(asked, seen=run.dataset.known_items is None, **options):
+    people = [*recommender.people(users, "test")]
+    for number, found in recommender.batches(people, request):
         for user, own in found.groupby("user", sort=False):
             items, scores = own["item"].tolist(), own["score"].tolist()
             target = histories.item_ids[histories.target(internal[user], "test")]

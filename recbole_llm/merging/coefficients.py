@@ -70,7 +70,11 @@ class MergeProblem:
         return point.expand(self.shape).clone()
 
     def by_name(self, weights: Tensor) -> dict[str, Tensor | Mapping[str, Tensor]]:
-        """Coefficients for :class:`recbole_llm.llm.lora.AdapterView`: adapter -> scalar, or adapter -> module -> scalar."""
+        """Weights ``[K]`` or ``[M, K]`` as coefficients of an :class:`recbole_llm.llm.lora.AdapterView`.
+
+        Returns:
+            adapter -> scalar, or adapter -> module -> scalar.
+        """
         if weights.dim() == 1:
             return dict(zip(self.names, weights.unbind(), strict=True))
         columns = weights.unbind(1)

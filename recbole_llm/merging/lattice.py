@@ -77,7 +77,7 @@ class Lattice:
         return self.weights.flatten(1, -2).mean(1) if self.weights.dim() == 3 else self.weights
 
     def entropy(self) -> Tensor:
-        """Entropy over the candidates (nats)."""
+        """Entropy over the candidates (nats), ``[P, N]``."""
         return entropies(self.scores)
 
     def temperatures(self) -> list[float]:
@@ -85,7 +85,7 @@ class Lattice:
         return [temperature(self.scores[place], self.slots) for place in self.singles]
 
     def calibrated_entropy(self) -> Tensor:
-        """Entropy over the candidates (nats) of scores divided by ``T``, where ``log T = sum_i w_i log T_i``.
+        """Entropy over the candidates (nats), ``[P, N]``, of scores divided by ``T``, where ``log T = sum_i w_i log T_i``.
 
         ``T_i`` is the temperature of adapter i alone. So each adapter is compared as sure as it is right.
         """
@@ -93,11 +93,11 @@ class Lattice:
         return entropies(self.scores / log_t.exp()[:, None, None])
 
     def cross_entropy(self) -> Tensor:
-        """Cross-entropy of the targets among the candidates (nats)."""
+        """Cross-entropy of the targets among the candidates (nats), ``[P, N]``."""
         return torch.stack([cross_entropies(found, self.slots) for found in self.scores])
 
     def disagreement(self) -> Tensor:
-        """Mean over the adapters of the divergence ``KL(p_i || p)`` (nats) of the mixture ``p`` from each single adapter."""
+        """``[P, N]`` (nats): mean over the adapters of ``KL(p_i || p)``, of the mixture ``p`` from each single adapter."""
         log_p = torch.log_softmax(self.scores.double(), dim=-1)  # [P, N, C]
         own = log_p[self.singles]  # [K, N, C]
         return torch.stack([(own.exp() * (own - found)).sum(-1).mean(0) for found in log_p])

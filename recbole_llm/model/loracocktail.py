@@ -25,11 +25,9 @@ from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.published import RECCOCKTAIL
 from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model.adapters import AdapterSpec
-from recbole_llm.model.merge_report import MergeReport
+from recbole_llm.model.merge_rows import MergeRows
 from recbole_llm.model.merged import AdapterMerging
-from recbole_llm.model.placebos import Placebos
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.model.title_overlap import with_title_overlap
 from recbole_llm.store.stages import Folders, Stage
 
 BASE_SPIRIT, INGREDIENT = "base spirit", "ingredient"
@@ -48,9 +46,7 @@ class LoRACocktail(LLMRanker):
         general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}
         self.general_training = replace(self.adapter_training.config, **general)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
-        self.reports_merges = config["merge_report"]
-        self.specs: Mapping[str, AdapterSpec] = {}
-        self.placebos = Placebos(config["placebos"], self.adapter_training, self.given, self.merging)
+        self.merge_rows = MergeRows("cocktail", config, self.merging, self.adapter_training, self.given)
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
         return {
@@ -61,19 +57,15 @@ class LoRACocktail(LLMRanker):
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
         sources = self.adapter_stages(candidates)
         self.check_rows("merge_beside", self.merging.others)
-        self.merged = self.merging.stages("cocktail", sources, candidates)
-        if self.reports_merges:
-            self.measures_merges = MergeReport(self.merging).stage("cocktail", sources, candidates)
-        self.specs = self.trained(candidates)
-        self.merged |= self.placebos.stages("cocktail", sources, self.specs, candidates, target=INGREDIENT)
-        return [*self.merged.values(), *self.other_stages()]
+        self.merge_rows.plan(sources, self.trained(candidates), candidates, target=INGREDIENT)
+        self.measures_merges = self.merge_rows.report
+        return [*self.merge_rows.stages.values(), *self.other_stages()]
 
     def facts(self) -> Facts:
-        return with_title_overlap(super().facts(), self.specs)
+        return self.merge_rows.facts(super().facts())
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}
-        return {**merged, **super().adapters(results)}
+        return {**self.merge_rows.folders(results), **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         # with merge: uniform it is the model's own row

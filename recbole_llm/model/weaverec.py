@@ -29,11 +29,9 @@ from recbole_llm.evaluation.published import WEAVEREC
 from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
-from recbole_llm.model.merge_report import MergeReport
+from recbole_llm.model.merge_rows import MergeRows
 from recbole_llm.model.merged import AdapterMerging
-from recbole_llm.model.placebos import Placebos
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.model.title_overlap import with_title_overlap
 from recbole_llm.store.stages import Folders, Stage
 
 logger = getLogger()
@@ -60,9 +58,7 @@ class WeaveRec(LLMRanker):
             self.given = replace(self.given, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
-        self.reports_merges = config["merge_report"]
-        self.specs: Mapping[str, AdapterSpec] = {}
-        self.placebos = Placebos(config["placebos"], self.adapter_training, self.given, self.merging)
+        self.merge_rows = MergeRows("weave", config, self.merging, self.adapter_training, self.given)
         self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
@@ -73,20 +69,17 @@ class WeaveRec(LLMRanker):
         return {name: spec for scheme in (self.scheme, *self.controls) for name, spec in self._specs(scheme).items()}
 
     def plan(self, candidates: Mapping[str, CandidateSet]) -> Sequence[Stage]:
-        stages = self.adapter_stages(candidates)
-        sources = {name: stages[name] for name in self._specs(self.scheme)}
+        stages, specs = self.adapter_stages(candidates), self._specs(self.scheme)
+        sources = {name: stages[name] for name in specs}
         self.check_rows("merge_beside", self.merging.others)
-        self.merged = self.merging.stages("weave", sources, candidates)
-        if self.reports_merges:
-            self.measures_merges = MergeReport(self.merging).stage("weave", sources, candidates)
-        self.specs, target = self._specs(self.scheme), SCHEMES["target_only"]
-        self.merged |= self.placebos.stages("weave", sources, self.specs, candidates, target=target)
+        self.merge_rows.plan(sources, specs, candidates, target=SCHEMES["target_only"])
+        self.measures_merges = self.merge_rows.report
         count = 1 + len(self.others)
         logger.info(
             f"weave of {count} domains: with all of them as targets, there are {count} single-domain and "
             f"{count * (count - 1) // 2} hybrid adapters; this run and its controls use {len(stages)}"
         )
-        return [*self.merged.values(), *stages.values(), *self.other_stages()]
+        return [*self.merge_rows.stages.values(), *stages.values(), *self.other_stages()]
 
     def _specs(self, scheme: str) -> dict[str, AdapterSpec]:
         """The adapters that a scheme merges, by name; the target's is the first."""
@@ -107,11 +100,10 @@ class WeaveRec(LLMRanker):
         return AdapterSpec(name[:120], ordered, of_each=True, most=self.most if len(ordered) > 1 else None)
 
     def facts(self) -> Facts:
-        return with_title_overlap(super().facts(), self.specs)
+        return self.merge_rows.facts(super().facts())
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        merged = {name: results.folder(stage) / "merged" for name, stage in self.merged.items()}
-        return {**merged, **super().adapters(results)}
+        return {**self.merge_rows.folders(results), **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         controls = {SCHEMES[scheme]: list(self._specs(scheme)) for scheme in self.controls}

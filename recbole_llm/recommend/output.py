@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tabulate import tabulate
 
-from recbole_llm.recommend.recommender import COLUMNS, RunRecommender, Somebody
+from recbole_llm.recommend.recommender import COLUMNS, RunRecommender
+from recbole_llm.recommend.request import Person, Request
 from recbole_llm.store.files import atomic_file
 from recbole_llm.store.progress import progress_bar
 from recbole_llm.store.spreadsheets import guard
@@ -22,13 +23,13 @@ _SHOWN = 20  # last items of a history that are printed
 _SCHEMA = pa.schema([*((name, pa.string()) for name in ("user", "item", "title")), ("rank", pa.int64()), ("score", pa.float64())])
 
 
-def show(recommender: RunRecommender, asked: Iterable[Somebody], **options: Any) -> Iterator[str]:
-    """The history and the recommendations of each one, as text; options as of :meth:`RunRecommender.batches`."""
-    for one in asked:
+def show(recommender: RunRecommender, people: Iterable[Person], request: Request) -> Iterator[str]:
+    """The history and the recommendations of each one, as text."""
+    for one in people:
         name, _, history = one
         lines = [[recommender.titles.item_ids[item], recommender.titles.names[item]] for item in history[-_SHOWN:]]
         left = f", the last {_SHOWN}" if len(history) > _SHOWN else ""
-        found = pd.concat([part for _, part in recommender.batches([one], **options)])
+        found = pd.concat([part for _, part in recommender.batches([one], request)])
         rows = [[rank, item, title, f"{score:.4g}"] for _, rank, item, title, score in found.itertuples(index=False)]
         yield "\n".join(
             [
@@ -42,7 +43,7 @@ def show(recommender: RunRecommender, asked: Iterable[Somebody], **options: Any)
 
 
 def write(
-    recommender: RunRecommender, asked: Iterable[Somebody], out: Path, *, number: int, show_progress: bool, **options: Any
+    recommender: RunRecommender, people: Iterable[Person], request: Request, out: Path, *, number: int, show_progress: bool
 ) -> int:
     """Write the recommendations for ``number`` people to a file; returns the number of lines. Memory is that of one batch.
 
@@ -55,10 +56,10 @@ def write(
     lines = 0
     bar = progress_bar("recommend", number, show=show_progress)
     with atomic_file(out) as temporary, _WRITERS[out.suffix](temporary) as add, bar as shown:
-        for people, part in recommender.batches(asked, **options):
+        for done, part in recommender.batches(people, request):
             add(part)
             lines += len(part)
-            shown.advance(people)
+            shown.advance(done)
     return lines
 
 

@@ -22,6 +22,12 @@ MOMENTS = ("now", "test", "valid")
 """Where a history ends: after all of the user's items, or before the test or the validation items."""
 
 
+def check_moment(until: str) -> None:
+    """Raise a ValueError for a moment that is not one of :data:`MOMENTS`."""
+    if until not in MOMENTS:
+        raise ValueError(f"--until={until}: give {', '.join(MOMENTS)}")
+
+
 class Readers:
     """Makes interactions.
 
@@ -39,7 +45,7 @@ class Readers:
         self.histories = self._data.histories
 
     def history(self, user: int, moment: str) -> np.ndarray:
-        """Internal ids of the items of a user, oldest first."""
+        """Internal ids [n] of the items of a user, oldest first."""
         return self.histories.items[user] if moment == "now" else self.histories.before(user, moment)
 
     def users(self, users: Sequence[int], moment: str) -> Any:

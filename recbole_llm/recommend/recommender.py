@@ -22,15 +22,13 @@ from recbole_llm.recommend.candidates import GivenItems
 from recbole_llm.recommend.index import EXACT, SAMPLE, ItemIndex
 from recbole_llm.recommend.past_run import PastRun
 from recbole_llm.recommend.ranking import CELLS, Ranking
-from recbole_llm.recommend.readers import MOMENTS, Readers
+from recbole_llm.recommend.readers import Readers, check_moment
+from recbole_llm.recommend.request import Person, Request
 from recbole_llm.recommend.titles import Titles
 
 USERS, RERANKED_USERS = 1024, 32
 """Users in a batch, and those whom an LLM ranks for."""
 COLUMNS = ("user", "rank", "item", "title", "score")
-
-Somebody = tuple[str, int, list[int]]
-"""How a user is called, the internal id (0: not in the dataset) and the history of internal item ids, oldest first."""
 
 
 def load(
@@ -85,7 +83,8 @@ class RunRecommender:
 
     def history(self, user: str, until: str = "now") -> pd.DataFrame:
         """The items of a user, oldest first: columns ``item`` and ``title``; ``until`` as in :meth:`recommend`."""
-        items = self._readers.history(self._user(user), _moment(until))
+        check_moment(until)
+        items = self._readers.history(self._user(user), until)
         return pd.DataFrame([[self.titles.item_ids[i], self.titles.names[i]] for i in items], columns=["item", "title"])
 
     def recommend(
@@ -120,21 +119,20 @@ class RunRecommender:
         Raises:
             ValueError: an unknown user, item or row, or a model that cannot recommend to a history.
         """
-        asked = [*self.people(users, until)]
-        asked += [
-            (f"history {number}", 0, self.titles.find_all(history, f"history {number}"))
-            for number, history in enumerate(histories, start=1)
-        ]
-        batches = self.batches(asked, k=k, candidates=candidates, until=until, seen=seen, row=row, index=index)
-        parts = [part for _, part in batches]
+        request = Request(k, candidates, until, seen, row, index)
+        people = [*self.people(users, until)]
+        for number, history in enumerate(histories, start=1):
+            name = f"history {number}"
+            people.append(Person(name, 0, self.titles.find_all(history, name)))
+        parts = [part for _, part in self.batches(people, request)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
-    def people(self, users: Sequence[str], until: str = "now") -> Iterator[Somebody]:
+    def people(self, users: Sequence[str], until: str = "now") -> Iterator[Person]:
         """Users of the dataset, for :meth:`batches`; unknown ones are refused at once, histories are read one by one."""
-        _moment(until)
+        check_moment(until)
         internal = [self._user(user) for user in users]
         pairs = zip(users, internal, strict=True)
-        return ((name, user, self._readers.history(user, until).tolist()) for name, user in pairs)
+        return (Person(name, user, self._readers.history(user, until).tolist()) for name, user in pairs)
 
     def index(self, kind: str = EXACT, row: str | None = None) -> ItemIndex | None:
         """The index that finds the best items of a model which scores by products; made once.
@@ -168,58 +166,37 @@ class RunRecommender:
         )
 
     @torch.no_grad()
-    def batches(
-        self,
-        asked: Iterable[Somebody],
-        *,
-        k: int = 10,
-        candidates: Sequence[str] | None = None,
-        until: str = "now",
-        seen: bool = False,
-        row: str | None = None,
-        index: str = EXACT,
-    ) -> Iterator[tuple[int, pd.DataFrame]]:
+    def batches(self, people: Iterable[Person], request: Request) -> Iterator[tuple[int, pd.DataFrame]]:
         """As :meth:`recommend`, in batches: the number of people in it and their recommendations. Memory is that of one batch."""
-        if k < 1:
-            raise ValueError(f"--top={k}: give a number of items, 1 or more")
-        if candidates is not None and index != EXACT:
-            raise ValueError(f"--index={index}: given items are scored one by one; leave it out, or --candidates")
-        _moment(until)
-        variant = self.run.variant(row)
-        if candidates is None and not self.run.ranks_catalogue:
+        variant = self.run.variant(request.row)
+        if request.candidates is None and not self.run.ranks_catalogue:
             raise ValueError("the run was loaded with retriever=False, for given items alone; give candidates, or leave that out")
-        given = None if candidates is None else GivenItems.of(candidates, self.run, self.titles, row)
-        found = self.index(index, row) if given is None else None
+        given = None if request.candidates is None else GivenItems.of(request.candidates, self.run, self.titles, request.row)
+        index = self.index(request.index, request.row) if given is None else None
         size = RERANKED_USERS if given or variant.reranked else USERS
-        if given is None and found is None:
+        if given is None and index is None:
             size = min(size, max(1, CELLS // len(self.titles.names)))
-        waiting = iter(asked)
+        waiting = iter(people)
         while batch := [*islice(waiting, size)]:
-            for part in ([one for one in batch if one[1]], [one for one in batch if not one[1]]):
-                if part:
-                    yield len(part), self._of_batch(part, variant, given, found, k=k, until=until, seen=seen)
+            known, unknown = ([one for one in batch if bool(one.user) is inside] for inside in (True, False))
+            for part in filter(None, (known, unknown)):
+                yield len(part), self._of_batch(part, request, variant, given, index)
 
     def _of_batch(
-        self,
-        asked: Sequence[Somebody],
-        variant: Variant,
-        given: GivenItems | None,
-        index: ItemIndex | None,
-        *,
-        k: int,
-        until: str,
-        seen: bool,
+        self, people: Sequence[Person], request: Request, variant: Variant, given: GivenItems | None, index: ItemIndex | None
     ) -> pd.DataFrame:
-        users, histories = [user for _, user, _ in asked], [history for _, _, history in asked]
+        """The recommendations of B people, all of them in the dataset or none."""
+        users, histories = [one.user for one in people], [one.history for one in people]
         if not all(histories):
-            raise ValueError(f"{asked[histories.index([])][0]}: the history is empty, so nothing is known to recommend from")
-        interaction = self._readers.users(users, until) if users[0] else self._readers.unknown(histories)
-        left_out = [] if seen or self._readers.histories.repeats_kept else histories
+            raise ValueError(f"{people[histories.index([])].name}: the history is empty, so nothing is known to recommend from")
+        interaction = self._readers.users(users, request.until) if users[0] else self._readers.unknown(histories)
+        left_out = [] if request.seen or self._readers.histories.repeats_kept else histories
         try:
             if given is None:
-                items, scores = self._ranking.of_catalogue(interaction, users, left_out, variant, k, index)
+                items, scores = self._ranking.of_catalogue(interaction, users, left_out, variant, request.k, index)
             else:
-                items, scores = self._ranking.of_list(interaction, given.items.repeat(len(users), 1), left_out, given.score, k)
+                listed = given.items.repeat(len(users), 1)  # [B, C]
+                items, scores = self._ranking.of_list(interaction, listed, left_out, given.score, request.k)
         except KeyError as error:
             if users[0]:
                 raise
@@ -228,9 +205,9 @@ class RunRecommender:
         if given is not None and given.new:
             ids, names = [*ids, *("" for _ in given.new)], [*names, *given.new]
         lines = []
-        for (name, *_), own, values in zip(asked, items.tolist(), scores.tolist(), strict=True):
+        for one, own, values in zip(people, items.tolist(), scores.tolist(), strict=True):
             ranked = [pair for pair in zip(own, values, strict=True) if pair[1] > -np.inf]
-            lines += [[name, rank, ids[item], names[item], score] for rank, (item, score) in enumerate(ranked, start=1)]
+            lines += [[one.name, rank, ids[item], names[item], score] for rank, (item, score) in enumerate(ranked, start=1)]
         return pd.DataFrame(lines, columns=COLUMNS)
 
     def _user(self, user: str) -> int:
@@ -248,9 +225,3 @@ def _texts(config: Any, data: Any) -> tuple[Sequence[str], ...]:
     texts = data.item_texts
     year = texts.columns.get("year_field")
     return texts.titles, texts.names, texts.fields[year] if year else ()
-
-
-def _moment(until: str) -> str:
-    if until not in MOMENTS:
-        raise ValueError(f"--until={until}: give {', '.join(MOMENTS)}")
-    return until

@@ -28,6 +28,9 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: Nesterov momentum of Muon.
         betas: of AdamW.
         weight_decay: decoupled weight decay of the matrices.
+
+    Raises:
+        ValueError: a matrix has not two dimensions.
     """
 
     def __init__(

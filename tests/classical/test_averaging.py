@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_llm import quick_start
-from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.config import LLMConfig
 
 STILL = {"attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "train_batch_size": 64}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_llm.classical.cloze import MaskedLoader, MaskedTraining
-from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.classical.windows import training_histories
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset, data_preparation

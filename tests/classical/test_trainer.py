@@ -12,7 +12,8 @@ from recbole.trainer import Trainer
 
 from recbole_llm import quick_start, registry
 from recbole_llm.classical.sequence import SequenceTraining
-from recbole_llm.classical.trainer import ProtocolTrainer, trainer_class
+from recbole_llm.classical.train_modes import trainer_class
+from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.config import LLMConfig
 
 

@@ -10,36 +10,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import recbole_llm.model
-from recbole_llm.classical.trainer import ProtocolTrainer
-from recbole_llm.config import LLMConfig
-from recbole_llm.costs.plan import TO_RUN
-from recbole_llm.evaluation.published import ALLMREC, RECCOCKTAIL, WEAVEREC
 from recbole_llm.evaluation.recommender import Recommender, recommender_of
-from recbole_llm.llm import backbones, text_backbone
 from recbole_llm.llm.generation import Generator
 from recbole_llm.llm.scoring import Scorer
-from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import MODELS, SHORTCUTS
-from recbole_llm.store.stages import Stage, StageCache, Work, in_order
+from recbole_llm.store.stages import Stage, Work, in_order
 from recbole_llm.training.loop import TrainingLoop
+from tests.contract.models import BASELINES, OWN, PUBLISHED, TRAINED, TRAINING_STAGES
 
-BASELINES = ["Pop", "BPR", "LightGCN", "NeuMF", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec"]
 PRODUCTS = ["BPR", "LightGCN", "GRU4Rec", "NextItNet", "BERT4Rec", "SASRec", "Cascade", "Laser", "AlphaRec"]
 NO_RANKING = ["TALLRec", "LlamaRec", "LoRACocktail", "MoLoRec", "WeaveRec", "ALLMRec", "NeuMF"]  # of the whole catalogue
 RANKING = [name for name in (*MODELS, *BASELINES) if name not in NO_RANKING]
-OWN = {  # what the shared tiny settings say and a model cannot do, or need not
-    "LlamaRec": {"lora_train_mode": "prefix"},
-    "Cascade": {"llm_ranker": "TALLRec"},
-}
-TRAINED = [name for name in MODELS if name not in (*SHORTCUTS, "Imported")]
 BACKBONES = [f"ALLMRec/{cf_model}" for cf_model in ("GRU4Rec", "NextItNet", "BERT4Rec", "NeuMF", "BPR")]
 BACKBONES += ["Laser/GRU4Rec", "Laser/BERT4Rec"]
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
@@ -56,25 +43,6 @@ CAPABILITIES = [
     "trained_in_stages",
     "shortcut",
 ]
-TRAINING_STAGES = {  # of each model the first stages that train something, one of each kind
-    "TALLRec": ["ingredient"],
-    "LlamaRec": ["verbalizer"],
-    "LoRACocktail": ["base-spirit"],
-    "MoLoRec": ["ingredient"],
-    "WeaveRec": ["lora-tiny+tiny-comedy"],
-    "ALLMRec": ["alignment", "projection"],
-    "Laser": ["phase-1", "phase-2"],
-    "Cascade": ["ingredient"],
-    "AlphaRec": [],
-}
-PUBLISHED = {  # protocols with generated answers, and the rows that are generated
-    "TALLRec": (RECCOCKTAIL, ["TALLRec", "no adapter"]),
-    "LoRACocktail": (RECCOCKTAIL, ["LoRACocktail", "no adapter"]),
-    "MoLoRec": (RECCOCKTAIL, ["MoLoRec", "no adapter"]),
-    "WeaveRec": (WEAVEREC, ["WeaveRec", "no adapter"]),
-    "ALLMRec": (ALLMREC, ["ALLMRec", "LLM only"]),
-}
-SMALL_LM = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400, "batch_tokens": 256, "vocab_size": 300}
 
 
 @pytest.fixture(scope="module", params=[*MODELS, *BASELINES])
@@ -284,71 +252,6 @@ def test_a_shortcut_trains_nothing_and_its_record_says_what_it_is(made, tmp_path
     record = json.loads(Path(result["record"]).read_text())
     assert record["shortcut"] is True and record["trained_parameters"] == 0 and not [*tmp_path.glob("*.pth")]
     assert (record["backbone"] is not None) == (made.name == "NearestTexts") == bool(record["stages"])
-
-
-@pytest.mark.parametrize("name", [*MODELS])
-def test_at_most_three_levels_of_classes_stand_above_recboles_base(name):
-    """The protocol of the evaluation, which is no model, does not count."""
-    found = LLMConfig(name, "tiny", config_dict={"data_path": "data"}).model_class
-    own = [cls for cls in found.__mro__ if cls.__module__.startswith("recbole_llm") and issubclass(cls, AbstractRecommender)]
-    assert own[0].__name__ == name and len(own) <= 3, own
-
-
-def test_a_model_file_is_read_in_one_sitting():
-    (folder,) = recbole_llm.model.__path__
-    lines = {file.name: len(file.read_text().splitlines()) for file in Path(folder).glob("*.py")}
-    assert len(lines) > 10 and {name: number for name, number in lines.items() if number > 300} == {}
-
-
-@pytest.fixture
-def no_training(monkeypatch) -> None:
-    """Whatever trains, runs a stage or loads weights of a backbone fails."""
-
-    def forbidden(*arguments, **keywords):
-        raise AssertionError("something is trained or loaded before fit")
-
-    for owner, function in (
-        (TrainingLoop, "run"),
-        (ProtocolTrainer, "fit"),
-        (StageCache, "_run"),
-        (backbones, "load_causal_lm"),
-        (text_backbone, "load_text_encoder"),
-    ):
-        monkeypatch.setattr(owner, function, forbidden)
-
-
-@pytest.mark.parametrize("llm_path", [None, "builtin"])
-@pytest.mark.parametrize("name", [*MODELS, *BASELINES])
-def test_constructing_and_planning_train_nothing_and_load_no_weights(name, llm_path, settings, assemble, no_training):
-    changes = {"llm_path": llm_path or settings["llm_path"], "candidates": {"num_negatives": 9, "source": "retriever"}}
-    built = assemble(name, {**settings, **OWN.get(name, {}), **changes})
-    assert not list(Path(settings["checkpoint_dir"]).rglob("*.safetensors"))
-    assert not list(Path(settings["checkpoint_dir"]).glob("stages/*"))
-    assert bool(built.trainer.plan(built.candidates)) == (name in [*TRAINED, "NearestTexts"])
-
-
-@pytest.mark.parametrize("name", [*MODELS, "SASRec"])
-@pytest.mark.parametrize("case", ["candidates", "full ranking", "candidates of a retriever"])
-def test_the_plan_lists_the_builtin_lm_the_text_encoder_and_the_retriever(name, case, settings, assemble):
-    changes = {"llm_path": "builtin", "builtin_lm": SMALL_LM, **OWN.get(name, {})}
-    # as in llm/builtin/LlamaRec.yaml: its plan reads the labels as tokens
-    labels = {"prompts": {"labelled": "{history}\n?\n{candidates}\n="}, "retriever_top": 10}
-    changes |= labels if name == "LlamaRec" else {}
-    if case == "full ranking":
-        changes |= {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
-    if case == "candidates of a retriever":
-        changes |= {"candidates": {"num_negatives": 9, "source": "retriever"}}
-    run = assemble(name, {**settings, **changes})
-    plan = plan_of(run.trainer, run.stages, run.train, run.valid, run.test, run.retriever)
-    listed = [line.name for line in plan.lines]
-    ranker = name not in ("Laser", "AlphaRec", "Imported", "SASRec", *SHORTCUTS)
-    expected = {
-        "builtin-lm": ranker or name == "Laser",
-        "builtin-text-encoder": name in ("ALLMRec", "AlphaRec", "NearestTexts"),
-        "cf-SASRec": name in ("ALLMRec", "Laser", "Cascade") or (ranker and case == "full ranking") or case.endswith("retriever"),
-    }
-    assert {stage: stage in listed for stage in expected} == expected
-    assert all(line.status in ("", TO_RUN) for line in plan.lines) and not list(Path(settings["checkpoint_dir"]).glob("stages/*"))
 
 
 @ours_only

@@ -201,12 +201,12 @@ def test_a_full_model_that_cannot_be_folded_is_refused_before_its_adapters_are_t
 ) -> None:
     lm = Path(shutil.copytree(tiny_lm, tmp_path / "lm"))
     wanted = {"llm_path": str(lm), "merge_full_model": str(tmp_path / "full"), "target_modules": ["q_proj", "lm_head"]}
-    assert assemble("LoRACocktail", settings, **wanted).model.merged
+    assert assemble("LoRACocktail", settings, **wanted).model.merge_rows.stages
     content = json.loads((lm / "config.json").read_text())
     (lm / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": True}))
     with pytest.raises(ValueError, match="merge_full_model: an adapter changes lm_head, which the base model ties to its emb"):
         assemble("LoRACocktail", settings, **wanted)
-    assert assemble("LoRACocktail", settings, **{**wanted, "target_modules": "all-linear"}).model.merged
+    assert assemble("LoRACocktail", settings, **{**wanted, "target_modules": "all-linear"}).model.merge_rows.stages
     quantised = {"quantization_config": {"quant_method": "fp8"}}
     (lm / "config.json").write_text(json.dumps(content | quantised))
     with pytest.raises(ValueError, match="merge_full_model: the base model is quantised"):

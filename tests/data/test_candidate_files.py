@@ -14,7 +14,8 @@ import torch
 
 from recbole_llm.data import candidate_files as files
 from recbole_llm.data.candidate_files import candidate_path, load_or_draw, read_candidates, write_candidates
-from recbole_llm.data.candidates import CandidateSet, draw
+from recbole_llm.data.candidates import CandidateSet
+from tests.data.draws import draw
 from tests.data.test_candidates import IDS, ITEMS, USER_IDS, as_tokens, toy
 
 ORIGIN = {"titles": "a1", "histories": "b2"}

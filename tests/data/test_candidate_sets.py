@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.data import candidate_sets as module
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset
 from tests.conftest import dealt_anew
 
@@ -34,24 +32,6 @@ def candidates(settings: dict[str, Any], phase: str = "test", **values: Any) -> 
 
 def files(folder: Path) -> list[Path]:
     return sorted((folder / "candidates").glob("*.candidates"))
-
-
-def test_the_fingerprint_of_histories_is_that_of_each_user_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    items = [np.empty(0, dtype=np.int64), *(rng.integers(1, 30, size=rng.integers(2, 40)) for _ in range(20))]
-    histories = Histories(["[PAD]", *(f"u{user}" for user in range(20))], ["[PAD]", *(f"i{item}" for item in range(29))], items)
-    order = list(rng.permutation(np.arange(1, 30)))
-    place = np.zeros(30, dtype="<i8")
-    place[order] = np.arange(1, 30)
-    for phase in ("valid", "test"):
-        digest = sha256()
-        for user in sorted(range(1, 21), key=histories.user_ids.__getitem__):
-            known = np.unique(place[histories.before(user, phase)])
-            digest.update(f"{histories.user_ids[user]}\t{place[histories.target(user, phase)]}\t{len(known)}\n".encode())
-            digest.update(known.tobytes())
-        for number in (2**16, 7):
-            monkeypatch.setattr(module, "_USERS", number)
-            assert module._histories_fingerprint(range(1, 21), histories, phase, order) == digest.hexdigest()
 
 
 def test_neither_seed_nor_model_nor_batch_size_changes_them(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -284,7 +264,7 @@ def test_unchanged_data_is_not_drawn_again_whatever_its_internal_ids(
     shuffled = tmp_path / "shuffled"
     shutil.copytree(data_path, shuffled)
     edit(shuffled, "inter", lambda lines: lines.__setitem__(slice(1, None), lines[:0:-1]))
-    monkeypatch.setattr(module, "draw_of", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(module, "draw", lambda *_, **__: pytest.fail("drawn again"))
     for other in ({}, {"model": "SASRec", "seed": 3}, {"data_path": str(shuffled)}):
         assert {phase: found.sha256 for phase, found in both(settings | {}, **other).items()} == {
             phase: found.sha256 for phase, found in whole.items()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from recbole_llm.data.candidates import CandidateSet, draw, in_random_order
+from recbole_llm.data.candidates import CandidateSet, in_random_order
+from tests.data.draws import draw
 
 ITEMS = 60
 IDS = ["[PAD]", *(f"i{item}" for item in range(1, ITEMS + 1))]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recbole_llm.data import drawing
-from recbole_llm.data.candidates import draw
+from tests.data.draws import draw
 
 
 def case(users: int, items: int, known: int, *, titles: float = 0.75, popular: bool = False, **more: Any) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,82 +17,22 @@ import torch
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.windows import training_histories
 from recbole_llm.config import LLMConfig
-from recbole_llm.config.property_files import properties_folder
 from recbole_llm.data import scenarios
 from recbole_llm.data.candidate_sets import candidate_sets
-from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.data.histories import Histories
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.quick_start import run_recbole_llm
 from tests.conftest import dealt_anew
+from tests.data.scenario_runs import SCENARIOS, Built, build, own_data
 
-SCENARIOS: dict[str, dict[str, Any]] = {
-    "new": {"new_items": 0.2},
-    "cold": {"cold_users": 0.3},
-    "few": {"train_users": 20},
-    "from": {"train_dataset": "other"},
-}
 TESTED = {"new": 43, "cold": 13, "few": 60, "from": 60}
 MODELS = ["BPR", "SASRec"]  # RecBole's general and sequential datasets
 each_scenario = pytest.mark.parametrize("name", SCENARIOS)
-
-
-class Built(NamedTuple):
-    """A run up to its candidates, in tokens."""
-
-    histories: Histories
-    splits: list[Any]
-    candidates: dict[str, CandidateSet]
-
-    def users(self, internal: Any) -> list[str]:
-        return [self.histories.user_ids[user] for user in internal]
-
-    def items(self, internal: Any) -> list[str]:
-        return [self.histories.item_ids[item] for item in internal]
-
-    @property
-    def new(self) -> set[str]:
-        return set(self.items(self.histories.scenario.new))
-
-    @property
-    def untrained(self) -> set[str]:
-        return set(self.users(self.histories.scenario.untrained))
-
-    def rows(self, phase: str) -> list[tuple[str, ...]]:
-        """User, history (sequential models) and item of each row of a split."""
-        rows = self.splits[("train", "valid", "test").index(phase)].inter_feat
-        found = [self.users(rows["user_id"]), self.items(rows["item_id"])]
-        if "item_id_list" in rows:
-            found += [self.items(column) for column in rows["item_id_list"].T]
-        return sorted(zip(*found, strict=True))
-
-    def asked(self, phase: str) -> dict[str, tuple[str, list[str]]]:
-        """User -> target and the other candidates."""
-        found = self.candidates[phase]
-        rows = zip(self.users(found.users), self.items(found.targets), map(self.items, found.items), strict=True)
-        return {user: (target, [item for item in row if item != target]) for user, target, row in rows}
-
-
-def build(model: str, settings: dict[str, Any], **values: Any) -> Built:
-    config = LLMConfig(model, "tiny", config_dict={**settings, **values})
-    dataset = create_dataset(config)
-    loaders = data_preparation(config, dataset)
-    return Built(dataset.histories, [loader._dataset for loader in loaders], candidate_sets(config, dataset))
 
 
 @pytest.fixture(scope="module")
 def made(module_settings: dict[str, Any]) -> Callable[..., Built]:
     """``made(model, name)``: :func:`build` of a scenario, or of none, done once."""
     return cache(lambda model, name=None: build(model, module_settings, **SCENARIOS.get(name, {})))
-
-
-def own_data(data_path: Path, folder: Path, change: Callable[[list[list[str]]], list[list[str]]]) -> str:
-    """A data path whose ``tiny`` has changed rows (user, item, time), and the same ``other``."""
-    shutil.copytree(data_path, folder)
-    file = folder / "tiny" / "tiny.inter"
-    header, *rows = file.read_text().splitlines()
-    file.write_text("\n".join([header, *map("\t".join, change([row.split("\t") for row in rows])), ""]))
-    return str(folder)
 
 
 # -- what is held out --------------------------------------------------------------------------------------------------
@@ -259,61 +198,6 @@ def test_another_seed_of_the_candidates_holds_out_others_and_a_larger_share_hold
 
     for key, small, large in (("new_items", 0.1, 0.3), ("cold_users", 0.1, 0.3), ("train_users", 30, 10)):
         assert held_out(**{key: small}) < held_out(**{key: large}) != held_out(**{key: large, "candidates": {"seed": 1}})
-
-
-# -- two datasets as one -----------------------------------------------------------------------------------------------
-
-
-def united(folder: Path) -> Path:
-    (found,) = (path for path in (folder / "saved" / "datasets").iterdir() if path.is_dir())
-    return found
-
-
-def test_two_datasets_are_written_as_one_once(settings: dict[str, Any], data_path: Path, tmp_path: Path) -> None:
-    built = build("SASRec", settings, train_dataset="other")
-    folder = united(tmp_path)
-    assert re.fullmatch(r"other\+tiny-[0-9a-f]{12}", folder.name)
-    texts = (folder / "other+tiny.item").read_text().splitlines()
-    assert texts[0] == "item_id:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq\tdescription:token_seq"
-    assert "tiny/i3\tThe old river\t1983\t\tdrama film\t" in texts  # year and category fields were given for this run
-    assert "other/i3\tThe old river\t1983\t\tdrama film\t" in texts  # of the other one, its columns have known names
-    rows = [line.split("\t") for line in (folder / "other+tiny.inter").read_text().splitlines()[1:]]
-    for dataset in ("other", "tiny"):
-        source = [line.split("\t")[:2] for line in (data_path / dataset / f"{dataset}.inter").read_text().splitlines()[1:]]
-        assert [[cell.removeprefix(f"{dataset}/") for cell in row[:2]] for row in rows if row[0].startswith(dataset)] == source
-    names = built.splits[0].item_texts.names
-    assert names[built.histories.item_ids.index("tiny/i3")] == "The old river (1983) (tiny/i3)"
-
-    written = (folder / "MANIFEST.json").stat().st_mtime_ns
-    build("BPR", settings, train_dataset="other", seed=3)
-    assert (folder / "MANIFEST.json").stat().st_mtime_ns == written and united(tmp_path) == folder
-    whole = (folder / "other+tiny.item").read_text()
-    (folder / "other+tiny.item").write_text(whole[:99])
-    build("BPR", settings, train_dataset="other")
-    assert (folder / "other+tiny.item").read_text() == whole
-
-
-def test_each_dataset_goes_through_its_own_filters(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(properties_folder(), tmp_path / "properties")
-    monkeypatch.setattr("recbole_llm.config.property_files.properties_folder", lambda: tmp_path / "properties")
-    (tmp_path / "properties" / "dataset" / "tiny.yaml").write_text("user_inter_num_interval: '[8,inf)'\n")
-    filtered = build("Pop", settings).histories.user_ids[1:]
-    users = build("Pop", settings, train_dataset="other").histories.user_ids[1:]
-    assert len(filtered) < 60 and users == [f"other/u{user}" for user in range(60)] + [f"tiny/{user}" for user in filtered]
-
-
-def test_a_dataset_without_titles_will_do_for_classical_models(
-    settings: dict[str, Any], data_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = own_data(data_path, tmp_path / "bare", lambda rows: rows)
-    (Path(folder) / "other" / "other.item").unlink()
-    bare = {**settings, "data_path": folder, "train_dataset": "other"}
-    assert len(build("Pop", bare).candidates["test"].users) == 60
-    assert re.search(r"other\+tiny has no titles, because other has none: .*other\.item", caplog.text)
-    with pytest.raises(FileNotFoundError, match=r"the file of item texts, .*other\+tiny\.item, does not exist"):
-        run_recbole_llm("TALLRec", "tiny", config_dict=bare)
 
 
 # -- other models and other modes of one run ---------------------------------------------------------------------------

@@ -11,16 +11,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.evaluation.products import Products
-
-GENERATOR = torch.Generator().manual_seed(0)
-USERS, ITEMS = torch.randn(30, 8, generator=GENERATOR), torch.randn(500, 8, generator=GENERATOR)
-BIAS = torch.randn(500, generator=GENERATOR)
-FEW = Interaction({"user": torch.arange(5)})
-ALL = Interaction({"user": torch.arange(30)})
-
-
-def product(interaction: Interaction) -> Tensor:
-    return USERS[interaction["user"]] @ ITEMS.T
+from tests.evaluation.product_model import ALL, BIAS, FEW, ITEMS, USERS, product
 
 
 def in_parts(interaction: Interaction) -> Tensor:

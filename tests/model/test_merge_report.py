@@ -47,7 +47,7 @@ def made(module_settings, assemble):
         made = assemble("LoRACocktail", module_settings, **CHANGES)
         made.trainer.fit(made.train, made.valid)
     made.scored, made.stages = scored, stages_of(made)
-    made.traces = {row: trace(made.trainer.cache.folder(stage)) for row, stage in made.model.merged.items()}
+    made.traces = {row: trace(made.trainer.cache.folder(stage)) for row, stage in made.model.merge_rows.stages.items()}
     return made
 
 
@@ -79,7 +79,7 @@ def test_rules_and_report_find_what_they_find_when_they_score_it_themselves(made
     for row in ("merged", *[*RULES][:4]):
         work = Work(tmp_path / row, tmp_path, fresh.trainer.cache)
         work.out.mkdir()
-        fresh.model.merged[row].build(work)
+        fresh.model.merge_rows.stages[row].build(work)
         live, known = trace(work.out), made.traces[row]
         if row != "likeliest":
             assert live == known, row
@@ -174,7 +174,7 @@ def test_the_report_and_the_rules_read_no_test_labels(made, fresh, tmp_path):
     assert (wrong["test"].targets != test.targets).any()
     stages = fresh.model.merging.stages("cocktail", sources, wrong)
     stages["report"] = MergeReport(fresh.model.merging).stage("cocktail", sources, wrong)
-    before = {**made.model.merged, "report": made.model.measures_merges}
+    before = {**made.model.merge_rows.stages, "report": made.model.measures_merges}
     assert {row: stage.fingerprint for row, stage in stages.items()} == {row: stage.fingerprint for row, stage in before.items()}
     work = Work(tmp_path, tmp_path, fresh.trainer.cache)
     stages["report"].build(work)

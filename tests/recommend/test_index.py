@@ -7,22 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from recbole.data.interaction import Interaction
-from torch import Tensor
 
 from recbole_llm.evaluation.products import Products
 from recbole_llm.recommend.index import ItemIndex
 from recbole_llm.recommend.ranking import Ranking
-
-GENERATOR = torch.Generator().manual_seed(0)
-USERS, ITEMS = torch.randn(30, 8, generator=GENERATOR), torch.randn(500, 8, generator=GENERATOR)
-BIAS = torch.randn(500, generator=GENERATOR)
-FEW = Interaction({"user": torch.arange(5)})
-ALL = Interaction({"user": torch.arange(30)})
-
-
-def product(interaction: Interaction) -> Tensor:
-    return USERS[interaction["user"]] @ ITEMS.T
+from tests.evaluation.product_model import ALL, BIAS, FEW, ITEMS, USERS, product
 
 
 @pytest.mark.parametrize("kind", ["exact", "IVF16,Flat", "HNSW8", "Flat"])

@@ -18,6 +18,7 @@ from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.recommend import output
 from recbole_llm.recommend.index import EXACT
 from recbole_llm.recommend.recommender import RunRecommender, load
+from recbole_llm.recommend.request import Request
 
 DRAWN = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 FULL: dict[str, Any] = {"eval_args": {"mode": "full"}}
@@ -292,17 +293,17 @@ def test_stages_are_those_of_the_record_whatever_the_code(settings: dict[str, An
 def test_files(ending: str, recommender: RunRecommender, tmp_path: Path) -> None:
     asked = [*recommender.people(recommender.users[:5])]
     file = tmp_path / f"top.{ending}"
-    assert output.write(recommender, asked, file, number=5, show_progress=False, k=3) == 15
+    assert output.write(recommender, asked, Request(k=3), file, number=5, show_progress=False) == 15
     read = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}[ending]
     expected = recommender.recommend(users=recommender.users[:5], k=3)
     pd.testing.assert_frame_equal(read(file)[expected.columns], expected, check_dtype=False)
     with pytest.raises(ValueError, match=r"the ending '\.xls' is unknown; give \.parquet, \.csv, \.jsonl"):
-        output.write(recommender, asked, tmp_path / "top.xls", number=5, show_progress=False, k=3)
+        output.write(recommender, asked, Request(k=3), tmp_path / "top.xls", number=5, show_progress=False)
 
 
 def test_what_is_printed(recommender: RunRecommender, last_items: dict[str, list[str]]) -> None:
     user = recommender.users[0]
-    (text,) = output.show(recommender, recommender.people([user]), k=2)
+    (text,) = output.show(recommender, recommender.people([user]), Request(k=2))
     history, _, found = text.partition("recommended")
     assert f"{user}: history of {len(last_items[user])} items, oldest first" in history
     assert all(recommender.titles.names[recommender.titles.find(item)] in history for item in last_items[user])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.classical.shared import SharedTraining
-from recbole_llm.classical.trainer import trainer_class
+from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.llm.packing import shared_batches, token_batches
 from recbole_llm.store import processes
 from recbole_llm.training.loop import LoopOptions, TrainingLoop

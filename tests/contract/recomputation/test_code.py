@@ -114,7 +114,7 @@ def test_other_candidates_recompute_what_validates_on_them(
     assert spec and spec.loader
     monkeypatch.setitem(sys.modules, spec.name, edited := importlib.util.module_from_spec(spec))
     spec.loader.exec_module(edited)
-    monkeypatch.setattr(candidate_sets, "draw_of", edited.draw_of)
+    monkeypatch.setattr(candidate_sets, "draw", edited.draw)
     _check(run.changed(), CANDIDATES, name)
 
 
