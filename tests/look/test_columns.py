@@ -99,7 +99,7 @@ def test_what_is_no_run(run: Callable[..., str], tmp_path: Path) -> None:
         ([one, str(tmp_path / "none")], "there is no run"),
         ([f" ={one}"], "the name is empty"),
         ([f"x={one}", f"x={run('b', 'BPR')}"], "x is the name of two columns"),
-        ([run("c", "BPR", ranks={"BPR": {}})], "no rank of each user"),
+        ([run("c", "BPR", ranks={"BPR": {}})], "BPR has no ranks of its users"),
         ([run("d", "BPR", user_ids=False)], "was shared without the ids of its users; ask for one shared with --user_ids"),
     ):
         with pytest.raises(ValueError, match=message):
