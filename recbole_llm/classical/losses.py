@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from recbole_llm.settings import Settings
@@ -83,8 +83,10 @@ class SequenceLoss(Settings):
         if self.name == "softmax":
             return softmax_loss(states, weight, bias, targets)
         items = 1 + torch.randperm(len(weight) - 1, device=states.device)[: self.negatives]  # [K], each item at most once
-        positive = (states * weight[targets]).sum(1)  # [T]
-        negative = states @ weight[items].T  # [T, K]
+        # one lookup, since the gradient of each is as large as the catalogue
+        of_targets, of_items = nn.functional.embedding(torch.cat((targets, items)), weight).split((len(targets), len(items)))
+        positive = (states * of_targets).sum(1)  # [T]
+        negative = states @ of_items.T  # [T, K]
         if bias is not None:
             positive, negative = positive + bias[targets], negative + bias[items]
         hits = targets[:, None] == items  # [T, K]; a target is no negative of its own

@@ -131,12 +131,14 @@ def sequence_loss(model: Any, interaction: Interaction, loss: SequenceLoss = REC
     """
     fields = [field for field in (model.POS_ITEM_ID, model.NEG_ITEM_ID) if field in interaction]
     states, picked = [], {field: [] for field in fields}  # type: ignore[var-annotated]
-    for rows, width in _of_similar_length(model, interaction[model.ITEM_SEQ_LEN], interaction[model.ITEM_SEQ].shape[1]):
-        part = {field: interaction[field][rows][:, :width] for field in (model.ITEM_SEQ, *fields)}
-        trained = part[model.POS_ITEM_ID] != 0  # [rows, width]
-        states.append(sequence_states(model, part[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN][rows])[trained])
-        for field in fields:
-            picked[field].append(part[field][trained])
+    groups = _of_similar_length(model, interaction[model.ITEM_SEQ_LEN], interaction[model.ITEM_SEQ].shape[1])
+    with _looked_up_once(model.item_embedding, interaction[model.ITEM_SEQ]):
+        for rows, width in groups:
+            part = {field: interaction[field][rows][:, :width] for field in (model.ITEM_SEQ, *fields)}
+            trained = part[model.POS_ITEM_ID] != 0  # [rows, width]
+            states.append(sequence_states(model, part[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN][rows])[trained])
+            for field in fields:
+                picked[field].append(part[field][trained])
     found = torch.cat(states)  # [T, H]
     targets = {field: torch.cat(parts) for field, parts in picked.items()}  # [T]
     if not loss.is_recboles:
@@ -144,6 +146,19 @@ def sequence_loss(model: Any, interaction: Interaction, loss: SequenceLoss = REC
     prefixes = {field: interaction[field] for field in (model.ITEM_SEQ, model.ITEM_SEQ_LEN)}
     with _replaced(model, forward=lambda *_: found):
         return model.calculate_loss({**prefixes, **targets})
+
+
+@contextmanager
+def _looked_up_once(embedding: nn.Module, items: Tensor) -> Iterator[None]:
+    """Let a batch's groups share one lookup of its items: the gradient of a lookup is as large as the catalogue."""
+    looked_up = items.unique()  # [U], in order
+    vectors = embedding(looked_up)  # [U, H]
+
+    def found(part: Tensor) -> Tensor:
+        return nn.functional.embedding(torch.searchsorted(looked_up, part.contiguous()), vectors)
+
+    with _replaced(embedding, forward=found):
+        yield
 
 
 def _of_similar_length(model: nn.Module, lengths: Tensor, width: int) -> Iterator[tuple[Tensor | slice, int]]:

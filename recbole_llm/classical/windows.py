@@ -54,7 +54,10 @@ def windows(histories: Sequence[Tensor], max_len: int) -> Windows:
             lengths.append(end - start)
             done = end
     if not rows:
-        raise ValueError("no user has two interactions to train on")
+        raise ValueError(
+            "train_mode: sequence needs a user with two training interactions, but none has them. Lower the filters "
+            "(user_inter_num_interval, item_inter_num_interval), or give a dataset of longer histories."
+        )
     return Windows(torch.stack(rows), torch.tensor(lengths), torch.stack(targets))
 
 

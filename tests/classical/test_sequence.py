@@ -89,7 +89,7 @@ def test_every_pair_exactly_once_with_a_real_context(sizes, max_len):
     starts = [1 + sum(sizes[:user]) for user in range(len(sizes))]  # every item occurs once, so a pair is known by it
     histories = [torch.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     if max(sizes) < 2:
-        with pytest.raises(ValueError, match="two interactions"):
+        with pytest.raises(ValueError, match="user_inter_num_interval"):
             windows(histories, max_len)
         return
     data = windows(histories, max_len)
@@ -288,3 +288,33 @@ def test_skipping_padding_changes_no_loss(build, monkeypatch, loss_type):
     for loss, gradient in found[:2]:
         torch.testing.assert_close(loss, found[2][0])
         torch.testing.assert_close(gradient, found[2][1], rtol=1e-4, atol=1e-6)
+
+
+def gradients_of(loss, weight):
+    """Number of operations whose backward pass makes a gradient of ``weight``."""
+    count, seen, left = 0, set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        for function, _ in node.next_functions:
+            if function is not None:
+                count += getattr(function, "variable", None) is weight
+                left += [] if function in seen else [function]
+                seen.add(function)
+    return count
+
+
+@pytest.mark.parametrize("name", ["recbole", "softmax", "sampled_softmax", "gbce"])
+def test_a_batch_makes_two_gradients_of_the_catalogue(build, monkeypatch, name):
+    """One for the histories and one for the loss, however many groups a batch has: each is as large as the catalogue."""
+    from recbole_llm.classical import sequence
+    from recbole_llm.classical.losses import SequenceLoss
+
+    _, (train, *_), model = build("SASRec")
+    make_causal(model)
+    data = windows(training_histories(train.dataset), MAX_LEN)
+    batch = next(iter(SequenceLoader(data, model, pairs_per_batch=200, seed=0)))
+    monkeypatch.setattr(sequence, "POSITIONS", 1)
+    loss = sequence.sequence_loss(model, batch, SequenceLoss(name=name, negatives=5))
+    assert gradients_of(loss, model.item_embedding.weight) == 2
+    loss.backward()
+    assert not model.item_embedding.weight.grad[0].any() or name in ("recbole", "softmax")  # padding learns from no history
