@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch import Tensor
+from torch.nn.functional import embedding, logsigmoid
 
 from recbole_llm.settings import Settings
 
@@ -84,7 +84,7 @@ class SequenceLoss(Settings):
             return softmax_loss(states, weight, bias, targets)
         items = 1 + torch.randperm(len(weight) - 1, device=states.device)[: self.negatives]  # [K], each item at most once
         # one lookup, since the gradient of each is as large as the catalogue
-        of_targets, of_items = nn.functional.embedding(torch.cat((targets, items)), weight).split((len(targets), len(items)))
+        of_targets, of_items = embedding(torch.cat((targets, items)), weight).split((len(targets), len(items)))
         positive = (states * of_targets).sum(1)  # [T]
         negative = states @ of_items.T  # [T, K]
         if bias is not None:
