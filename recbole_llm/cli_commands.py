@@ -63,6 +63,7 @@ def replicate(options: argparse.Namespace, keys: list[str]) -> bool:
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    own["claims"] = options.claim
     files, missing = replicate(options.names, read_arguments(keys), **own)
     print(*files, sep="\n")
     return bool(missing)

@@ -83,6 +83,7 @@ def _of_runs(commands: _Group) -> None:
 
     add = _command(commands, "replicate", do.replicate, "test the claims of papers", texts.REPLICATE, texts.REPLICATE_KEYS)
     add("names", nargs="*", metavar="NAME", help="files of properties/claims without .yaml, or a file of yours (default: all)")
+    add("--claim", action="append", default=[], metavar="CLAIM", help="test this claim alone; may be repeated (default: all)")
     _several(add)
     add(
         "--out",

@@ -75,7 +75,8 @@ examples:
 REPLICATE = """
 Test the claims of papers that the files of properties/claims name: run what has no record, test each claim on the same users,
 and write the page of all claims (docs/replication.md) from its results (replication.json). Claims that were not run keep their
-results. A claim that was changed after its run is marked on the page."""
+results. A claim that was changed after its run is marked on the page. With --claim, only the runs that the claim reads are
+made."""
 
 REPLICATE_KEYS = f"""
 keys of every run, which override those of the files and are shown with the result:
@@ -83,6 +84,7 @@ keys of every run, which override those of the files and are shown with the resu
 examples:
   recbole-llm replicate --show
   recbole-llm replicate --data_path=DIR --jobs=2
+  recbole-llm replicate reccocktail-ml-100k --claim="products above factors"
   recbole-llm replicate reccocktail-ml-100k --llm=qwen2-7b --eval_users=null --out=replication-qwen2-7b
 """
 

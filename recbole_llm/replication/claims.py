@@ -26,7 +26,8 @@ the file is shown with its board.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,10 @@ class Claim:
         """Labels of all rows that the test compares."""
         return list(dict.fromkeys(side.label for pair in self.pairs for side in pair if side.label is not None))
 
+    def reads(self, task: Task) -> bool:
+        """Whether a run is compared or quoted."""
+        return task.protocol == self.protocol and task.label in {*self.labels, *(path[0] for path in self.facts.values())}
+
     def as_dict(self) -> dict[str, Any]:
         """What was claimed and how it is tested, as JSON-able data."""
         parts = {key: value for key, value in asdict(self).items() if key not in ("name", "decide_on", "facts")}
@@ -130,8 +135,8 @@ class Board:
     remark: str | None = None
 
     def tasks(self, changes: Mapping[str, Any] | None = None) -> list[Task]:
-        """The runs, with ``changes`` as in :func:`recbole_llm.leaderboard.plan.read_plan`."""
-        return read_plan(self.file, changes)
+        """The runs that the claims read, with ``changes`` as in :func:`recbole_llm.leaderboard.plan.read_plan`."""
+        return [task for task in read_plan(self.file, changes) if any(claim.reads(task) for claim in self.claims)]
 
     @cached_property
     def _own(self) -> list[Task]:
@@ -163,6 +168,24 @@ def read_boards(names: Iterable[str] = ()) -> list[Board]:
             raise ValueError(f"replicate: there are no claims {name!r}; known: {', '.join(known)}, or give a .yaml file")
         files.append(known[name] if name in known else property_file(name, "replicate"))
     return [read_board(file) for file in files or known.values()]
+
+
+def with_claims(boards: Sequence[Board], names: Sequence[str]) -> list[Board]:
+    """The boards that have claims of these names, with these claims alone; all as they are without names.
+
+    Raises:
+        ValueError: no board has such a claim; names the nearest ones.
+    """
+    if not names:
+        return list(boards)
+    known = {claim.name for board in boards for claim in board.claims}
+    for name in names:
+        if name not in known:
+            near = "; ".join(get_close_matches(name, known, n=3, cutoff=0))
+            where = ", ".join(board.name for board in boards)
+            raise ValueError(f"replicate: --claim={name!r} is not a claim of {where}; nearest: {near}")
+    found = [replace(board, claims=tuple(claim for claim in board.claims if claim.name in names)) for board in boards]
+    return [board for board in found if board.claims]
 
 
 def read_board(file: Path) -> Board:

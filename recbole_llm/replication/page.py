@@ -101,7 +101,8 @@ def command(board: Board, claim: Claim) -> str:
     """The one command that decides a claim on an accelerator."""
     keys = {"data_path": "DIR", **claim.decide_on} if board.dataset != "ml-100k" else claim.decide_on
     given = [f"--{key}={_text(value)}" for key, value in keys.items()]
-    return shlex.join(["recbole-llm", "replicate", board.name, *given, *([f"--out=replication-{board.name}"] if given else [])])
+    own = [board.name, f"--claim={claim.name}"]
+    return shlex.join(["recbole-llm", "replicate", *own, *given, *([f"--out=replication-{board.name}"] if given else [])])
 
 
 def _notes(one: Judged) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.leaderboard.board import folder_of, run_cells
-from recbole_llm.replication.claims import Board, read_boards
+from recbole_llm.replication.claims import Board, read_boards, with_claims
 from recbole_llm.replication.digest import with_digest
 from recbole_llm.replication.judged import judge
 from recbole_llm.replication.measure import NotMeasuredError, measure
@@ -25,6 +25,7 @@ def replicate(
     names: Sequence[str],
     changes: Mapping[str, Any],
     *,
+    claims: Sequence[str] = (),
     jobs: int = 1,
     engine: str = "process",
     out: Path = Path("docs"),
@@ -37,6 +38,7 @@ def replicate(
     Args:
         names: boards of ``properties/claims`` or files of one's own; all without names.
         changes: keys of every run, which override those of the files.
+        claims: names of the only claims to be tested; all without names. A run that none of them reads is not made.
         jobs, engine: as in :func:`recbole_llm.leaderboard.runner.run_tasks`.
         out: folder of both files; a README beside the folder, with marks for it, gets a short table of the claims.
         show: run nothing; test the existing records.
@@ -48,7 +50,7 @@ def replicate(
         ValueError, FileNotFoundError: a file or an option is invalid.
     """
     boards, results, missing = read_boards(names), read_results(out / JSON_FILE), 0
-    for board in boards:
+    for board in with_claims(boards, claims):
         missing += _test(board, changes, results, jobs=jobs, engine=engine, show=show)
         write_results(out / JSON_FILE, results)  # after each board, so that a kill loses none
     known = read_boards()
@@ -67,11 +69,13 @@ def replicate(
 def _test(board: Board, changes: Mapping[str, Any], results: Results, **how: Any) -> int:
     """Add the results of a board; returns the number of claims without one."""
     cells = run_cells(board.tasks(changes), folder_of(board.file, changes), **how)
-    missing = 0
+    reasons: dict[str, list[str]] = {}
     for claim in board.claims:
         try:
             add(results, board.name, claim.name, measure(board, claim, cells, changes))
         except NotMeasuredError as reason:
-            missing += 1
-            logger.warning(f"{board.name}: {claim.name}: not measured: {reason}")
-    return missing
+            reasons.setdefault(str(reason), []).append(claim.name)
+    for reason, names in reasons.items():
+        which = "no claim measured" if len(names) == len(board.claims) else f"not measured: {'; '.join(names)}"
+        logger.warning(f"{board.name}: {which}: {reason}")
+    return sum(map(len, reasons.values()))

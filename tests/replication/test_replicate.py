@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,9 @@ def test_there_is_nothing_of_a_single_user(board: Write, finish: Write, tmp_path
 def test_verdicts(shares: tuple[float, float], said: str, board: Write, finish: Write, tmp_path: Path) -> None:
     file = board(margin=0.02)
     finish(file, dict(zip(("new", "old"), shares, strict=True)))
-    line = shown(file, tmp_path)[1]
+    line, command = shown(file, tmp_path)[1], "recbole-llm replicate mine --claim=better --train_batch_size=64"
     assert f"**{said}**" in line
-    assert ("users would decide" in line and "recbole-llm replicate mine --train_batch_size=64" in line) == ("not dec" in said)
+    assert ("users would decide" in line and command in line) == ("not dec" in said)
 
 
 def test_a_slice_is_tested_on_its_own_users(board: Write, finish: Write, tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_records_of_other_code_are_judged_and_named(board: Write, finish: Write,
 
 def test_a_claim_without_records_keeps_its_row_and_its_result(board: Write, finish: Write, tmp_path: Path) -> None:
     file = board()
-    assert "**not run**<br>`recbole-llm replicate mine --train_batch_size=64" in shown(file, tmp_path)[1]
+    assert "**not run**<br>`recbole-llm replicate mine --claim=better --train_batch_size=64" in shown(file, tmp_path)[1]
     finish(file, {"new": 0.5, "old": 0.2})
     before = shown(file, tmp_path)[0]
     for record in Path("saved/runs").glob("*/record.json"):
@@ -251,6 +252,35 @@ def test_runs_are_made_once_and_failures_are_counted(board: Write, tmp_path: Pat
     monkeypatch.setattr(runner, "run_process", lambda arguments, *_: started.append(arguments) or "out of memory")
     files, missing = replicate([str(board())], {}, out=tmp_path)
     assert len(started) == 4 and missing == 1 and [file.name for file in files] == ["replication.json", "replication.md"]
+
+
+def test_one_claim_needs_the_runs_that_it_reads(
+    board: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = {
+        label: {"model": model} for label, model in (("new", "SASRec"), ("old", "GRU4Rec"), ("third", "BPR"), ("no", "Pop"))
+    }
+    claims = {"better": CLAIM, "other": {**CLAIM, "compare": {"better": "third", "worse": "old"}}}
+    file = board({"models": models, "claims": claims, "seeds": [1]})
+    started: list[list[str]] = []
+    monkeypatch.setattr(runner, "run_process", lambda arguments, *_: started.append(arguments) or "out of memory")
+    (command,) = [line for line in shown(file, tmp_path)[1].split("`") if line.startswith("recbole-llm")]
+    _, name, given, *_ = shlex.split(command)[1:]
+    assert (name, given) == ("mine", "--claim=better")
+
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["replicate", str(file), given, f"--out={tmp_path}"])
+    assert sorted(arguments[0] for arguments in started) == ["--model=GRU4Rec", "--model=SASRec"]
+    assert "**other.**" in (tmp_path / "replication.md").read_text()  # the page has all claims
+    started.clear()
+    replicate([str(file)], {}, out=tmp_path)
+    assert sorted(arguments[0] for arguments in started) == ["--model=BPR", "--model=GRU4Rec", "--model=SASRec"]
+    assert [line for line in caplog.messages if "measured" in line][-2:] == [
+        "mine: not measured: better: new, seed 1: out of memory",
+        "mine: not measured: other: old, seed 1: out of memory",
+    ]
+    with pytest.raises(ValueError, match="--claim='bitter' is not a claim of mine; nearest: better; other"):
+        replicate([str(file)], {}, claims=["bitter"], out=tmp_path)
 
 
 def test_runs_of_real_models_give_a_result(
