@@ -64,6 +64,9 @@ def section(names: dict[str, str], arguments: list[str]) -> dict[str, Any]:
             notes += [f"{name}: {why}"] if why else []
     shown = [kind for kind in KINDS if kind in names.values()]
     rows = [[kind.replace("_", "-"), str(len(run[kind])), ", ".join(run[kind]), ", ".join(left[kind])] for kind in shown]
+    notes += [
+        f"{model} imports {package}, which this package does not require" for model, package in NEEDS.items() if model in names
+    ]
     notes.append("lightgbm, xgboost: trees of other libraries, which RecBole trains in a loop of their own; not supported")
     return {
         "part": "recbole",

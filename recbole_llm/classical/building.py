@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
+from recbole_llm.classical.kgat import without_dgl
 from recbole_llm.classical.popularity import with_right_counts
 from recbole_llm.config.contents import PRETRAINED
 
-NEEDS = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
+NEEDS = {"KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 """The package that a model of RecBole imports and that this package does not require."""
 
 _SIZES = {  # a number that the data limits: of these, counted with RecBole's padding
@@ -32,19 +33,20 @@ def build(config: Any, dataset: Any) -> Any:
         ValueError: a setting does not fit the data; or a checkpoint is damaged, or does not have the weights of this model.
     """
     name = config["model"]
-    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+    if name in NEEDS and importlib.util.find_spec(package := NEEDS[name]) is None:
         raise ModuleNotFoundError(
-            f"--model={name}: RecBole's model imports {NEEDS[name]}, which is not installed; install it for your torch, "
-            "or choose another model",
-            name=NEEDS[name],
+            f"--model={name}: RecBole's model imports {package}, which is not installed; run: pip install --no-build-isolation "
+            f"{package}, which compiles it for your torch, or choose another model",
+            name=package,
         )
     key, counts = _SIZES.get(name, ("", ()))
     for count in counts:
         most, given = getattr(dataset, count), max(int(part) for part in str(config[key]).split(","))
         if given > most:
             raise ValueError(f"{key}: {given} is more than the {most - 1} {count[:4]}s of {config['dataset']}; lower it")
+    graph = without_dgl(dataset, config.model_class) if name == "KGAT" else contextlib.nullcontext()
     try:
-        with _safe_reading(config):
+        with _safe_reading(config), graph:
             return with_right_counts(config.model_class(config, dataset).to(config["device"]), config["LABEL_FIELD"])
     except SystemExit:  # RecBole's CPR models end the process, as if all were well
         raise ValueError(f"loss_type: {config['loss_type']}: RecBole's {name} has no such loss; give --loss_type=CE") from None
