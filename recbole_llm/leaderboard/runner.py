@@ -57,20 +57,32 @@ def run_tasks(
         if fault:
             logger.warning(f"{first.label}, seed {first.seed}: {fault}; it is run again")
     logger.info(f"leaderboard: {len(waiting)} runs, {len(waiting) - len(missing)} of them cached")
-    for first, *_ in missing:  # RecBole's way of creating folders fails if two runs do it at once
-        for folder in (Path("log") / first.config["model"], first.record.parents[2]):
+    by_first = {shared[0]: shared for shared in missing}
+    with progress_bar("leaderboard", len(missing), show=show_progress) as bar:
+        for first, reason in run_each([*by_first], logs, bar, jobs=jobs, engine=engine):
+            if reason or not first.is_done:
+                reasons |= dict.fromkeys(by_first[first], reason or first.damage or "the run ended without a record")
+                logger.warning(f"{first.label}, seed {first.seed}: {reasons[first]}")
+            bar.advance()
+    return reasons
+
+
+def run_each(
+    tasks: Sequence[Task], logs: Path, bar: Bar, *, jobs: int = 1, engine: str = "process"
+) -> Iterator[tuple[Task, str | None]]:
+    """Run tasks, and yield each when it ends, with the reason if it failed; ``bar`` tells meanwhile what the others do.
+
+    The other arguments are as in :func:`run_tasks`.
+    """
+    for task in tasks:  # RecBole's way of creating folders fails if two runs do it at once
+        for folder in (Path("log") / task.config["model"], task.record.parents[2]):
             folder.mkdir(parents=True, exist_ok=True)
     start = _engine(engine, logs, threads=threads_each(jobs))
-    with ThreadPoolExecutor(jobs) as pool, progress_bar("leaderboard", len(missing), show=show_progress) as bar:
-        running = {pool.submit(start, shared[0]): shared for shared in missing}
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(start, task): task for task in tasks}
         try:
             for done in _finished(running, logs, bar):
-                shared = running[done]
-                reason = done.result()
-                if reason or not shared[0].is_done:
-                    reasons |= dict.fromkeys(shared, reason or shared[0].damage or "the run ended without a record")
-                    logger.warning(f"{shared[0].label}, seed {shared[0].seed}: {reasons[shared[0]]}")
-                bar.advance()
+                yield running[done], done.result()
         except BaseException:  # Ctrl-C: the pool would start what waits and end with the last run
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(run.done() for run in running):
@@ -78,7 +90,6 @@ def run_tasks(
                     stop()
                 wait([run for run in running if not run.done()], timeout=0.1)
             raise
-    return reasons
 
 
 def threads_each(jobs: int) -> int:
@@ -96,9 +107,6 @@ def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None
             _stops.add(process.terminate)
             try:
                 code = process.wait()
-            except BaseException:  # Ctrl-C in a search, which waits in the main thread
-                process.terminate()
-                raise
             finally:
                 _stops.discard(process.terminate)
     if code == 0:
@@ -108,13 +116,13 @@ def run_process(arguments: Sequence[str], log: Path, threads: int) -> str | None
     return f"{reasons[-1].removeprefix('error: ')} ({log})" if code > 0 else f"killed by signal {-code} ({log})"
 
 
-def _finished(running: Mapping[Future, Sequence[Task]], logs: Path, bar: Bar) -> Iterator[Future]:
+def _finished(running: Mapping[Future, Task], logs: Path, bar: Bar) -> Iterator[Future]:
     """The runs as they end; meanwhile the bar tells what the others do."""
     left = set(running)
     while left:
         done, left = wait(left, timeout=LOOK_EVERY, return_when=FIRST_COMPLETED)
         yield from done
-        under_way = [running[run][0] for run in left if run.running()]
+        under_way = [running[run] for run in left if run.running()]
         if news := [f"{task.label}: {line}" for task in under_way if (line := _last_line(_log(task, logs)))]:
             bar.tell("; ".join(sorted(news)))
 

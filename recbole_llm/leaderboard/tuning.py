@@ -30,9 +30,10 @@ from recbole_llm.config.key_groups import ABOUT_DATA
 from recbole_llm.config.values import read_arguments
 from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.leaderboard.plan import Task
-from recbole_llm.leaderboard.runner import run_process, threads_each
+from recbole_llm.leaderboard.runner import run_each
 from recbole_llm.leaderboard.space import Space, distribution, read_space
 from recbole_llm.store.files import atomic_write, fingerprint
+from recbole_llm.store.progress import Bar, progress_bar
 
 logger = getLogger()
 
@@ -189,11 +190,14 @@ class Search:
         Raises:
             ValueError: every run failed.
         """
-        for patience in (0, -1):
-            for index in sorted({*range(self.max_evals)} - self._ended()):
-                with contextlib.suppress(Timeout), FileLock(self.folder / f"run-{index}.lock", timeout=patience):
-                    if index not in self._ended():
-                        self._evaluate(index)
+        show = bool(self.task.config["show_progress"])
+        with progress_bar("search", self.max_evals, start=len(self._ended()), show=show) as bar:
+            for patience in (0, -1):
+                for index in sorted({*range(self.max_evals)} - self._ended()):
+                    with contextlib.suppress(Timeout), FileLock(self.folder / f"run-{index}.lock", timeout=patience):
+                        if index not in self._ended():
+                            self._evaluate(index, bar)
+                        bar.advance()
         if self.trials[0].score is None:
             raise ValueError(f"every run of the search failed; the last one: {self.trials[-1].error}")
 
@@ -202,12 +206,12 @@ class Search:
         trials = self._study.get_trials(deepcopy=False)
         return {one.user_attrs["index"] for one in trials if one.value is not None or one.datetime_complete > self._started}
 
-    def _evaluate(self, index: int) -> None:
+    def _evaluate(self, index: int, bar: Bar) -> None:
         drawn = self._draw(index)
         settings = self._settings(drawn)
         shown = ", ".join(f"{key} {value}" for key, value in settings.items())
         try:
-            scores = [self._score(task.with_settings(settings)) for task in self.tasks]
+            scores = [self._score(task.with_settings(settings), bar) for task in self.tasks]
             outcome: dict[str, Any] = {"value": float(np.mean(scores)), "user_attrs": {"index": index, "by seed": scores}}
             logger.info(f"search: {index + 1}/{self.max_evals}: {shown}: {outcome['value']:.4f}")
         except (ValueError, FileNotFoundError) as error:
@@ -241,12 +245,12 @@ class Search:
         choices = {key: {repr(value): value for value in values} for key, (_, values) in self.space.items()}
         return {key: choices[key].get(drawn[key], drawn[key]) for key in self.space}
 
-    def _score(self, task: Task) -> float:
+    def _score(self, task: Task, bar: Bar) -> float:
         """The validation score of a run, which is started if it has no sound record of this code and data."""
         if not task.is_current:
-            log = self.folder / "logs" / f"{task.record.parent.name}.log"
-            if reason := run_process(task.arguments, log, threads_each(1)):
-                raise ValueError(reason)
+            for _, reason in run_each([task], self.folder / "logs", bar):
+                if reason:
+                    raise ValueError(reason)
         score = ((task.read() or {}).get("best_valid_result") or {}).get(task.config["valid_metric"].lower(), math.nan)
         if not math.isfinite(score):
             raise ValueError(f"the validation score is {score} ({task.record})")

@@ -36,7 +36,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         run_recbole_llm(model, "tiny", cmd_line=arguments[2:])
 
     monkeypatch.setattr(runner, "run_process", run)
-    monkeypatch.setattr(tuning, "run_process", run)
     return models
 
 

@@ -92,12 +92,12 @@ def test_an_interruption_ends_the_run_under_way_and_starts_no_other(
 
 def test_the_bar_tells_what_the_runs_under_way_do(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOOK_EVERY", 0)
-    tasks = {Future(): [task(given, seed=seed)] for seed in (1, 2)}
+    tasks = {Future(): task(given, seed=seed) for seed in (1, 2)}
     first, second = tasks
     first.set_running_or_notify_cancel()  # the other one waits for its turn
-    for shared in tasks.values():
+    for one in tasks.values():
         lines = "27 Nov 05:20    INFO  ingredient: 5/100, 30 s left\n27 Nov 05:21    INFO  ingredient: 90/1"
-        runner._log(shared[0], tmp_path).write_text(lines)
+        runner._log(one, tmp_path).write_text(lines)
     told: list[str] = []
 
     class Watched:

@@ -16,10 +16,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from recbole_llm.leaderboard import runner
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.tuning import Search, tune
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.store import code
+from recbole_llm.store import code, progress
 from tests.leaderboard.boards import write_record
 
 GRID = {"embedding_size": ("choice", [4, 8]), "learning_rate": ("choice", [0.1, 0.01, 0.001])}
@@ -43,7 +44,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             write_record(task, {"ndcg@10": score, "hit@1": 0}, {"BPR": {"ndcg@10": -score}})
             return None
 
-        monkeypatch.setattr("recbole_llm.leaderboard.tuning.run_process", run_process)
+        monkeypatch.setattr("recbole_llm.leaderboard.runner.run_process", run_process)
         settings = {"checkpoint_dir": str(tmp_path / "saved"), "epochs": 7, "topk": [10]}
         task = Task("BPR", "BPR", "tiny", seed, "search", settings)
         task.config.final_config_dict["valid_metric_bigger"] = bigger
@@ -242,7 +243,7 @@ def test_the_run_of_a_process_that_dies_is_taken_up_by_another(runs: Callable[..
         return score(values)
 
     search, ran = runs(dies)
-    others["run"] = FileLock(search.folder / "run-2.lock")
+    others["run"] = FileLock(search.folder / "run-2.lock", thread_local=False)
     others["run"].acquire()
     search.run()
     assert len(ran) == 6 and len({tuple(values.items()) for values in ran}) == 6 and len(search.trials) == 6
@@ -268,7 +269,7 @@ def test_a_search_that_was_killed_frees_its_run_and_is_resumed(tmp_path: Path) -
 import json, os, signal
 from pathlib import Path
 from recbole_llm.store.json_files import sealed
-from recbole_llm.leaderboard import tuning
+from recbole_llm.leaderboard import runner, tuning
 from recbole_llm.leaderboard.plan import Task
 
 ran = []
@@ -285,7 +286,7 @@ def run_process(arguments, log, threads):
     own.record.parent.mkdir(parents=True)
     own.record.write_text(sealed({**parts, **found}))
 
-tuning.run_process = run_process
+runner.run_process = run_process
 task = Task("BPR", "BPR", "tiny", 1, "search", {"valid_metric": "MRR@10", "topk": [10]})
 space = {"embedding_size": ("choice", [4, 8, 16, 32])}
 search = tuning.Search(task, space, algo="exhaustive", max_evals=None, seeds=[1], folder=Path("tuning"))
@@ -327,3 +328,28 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         tune("BPR", "tiny", **given, seeds="2020,2021")
     with pytest.raises(ValueError, match="unknown key `epoch`"):
         tune("BPR", "tiny", **given, arguments=["--epoch=3"])
+
+
+def test_a_search_tells_what_its_run_does(
+    runs: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search, ran = runs(lambda values: values["embedding_size"] / 10, space={"embedding_size": ("choice", [4, 8])})
+    logged, run = threading.Event(), runner.run_process
+
+    def slow(arguments: list[str], log: Path, threads: int) -> str | None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"27 Nov 05:20    INFO  epoch {len(ran)} training\n")
+        assert logged.wait(60)
+        logged.clear()
+        return run(arguments, log, threads)
+
+    def tell(self: Any, news: str) -> None:
+        told.append((self._done, self._total, news))
+        logged.set()
+
+    told: list[Any] = []
+    monkeypatch.setattr(runner, "run_process", slow)
+    monkeypatch.setattr(runner, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(progress.Bar, "tell", tell)
+    search.run()
+    assert len(ran) == 2 and {(0, 2, "BPR: epoch 0 training"), (1, 2, "BPR: epoch 1 training")} <= set(told)
