@@ -84,7 +84,7 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
 
     if options.out is not None:
         output.check_ending(options.out)
-    users = output.read_lines(options.users, "--users") if options.users else [options.user]
+    users = [*dict.fromkeys(output.read_lines(options.users, "--users"))] if options.users else [options.user]
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
     request = Request(options.top, candidates, options.until, options.seen == "True", options.row, options.index)
     logs.init_console(warnings_alone=True)
@@ -117,7 +117,8 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
     from recbole_llm.recommend.output import read_lines
     from recbole_llm.store.files import atomic_write
 
-    users = int(options.users) if options.users.isdecimal() else read_lines(Path(options.users), "--users")
+    given = options.users
+    users = int(given) if given.isdecimal() else [*dict.fromkeys(read_lines(Path(given), "--users"))]
     logs.init_console(warnings_alone=True)
     columns = read_columns([run for text in options.runs for run in paths(text)], options.rows)
     content = page_content(columns, users, top=options.top, data_path=options.data_path, show_progress=True)

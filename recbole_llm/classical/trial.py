@@ -78,10 +78,12 @@ def training_cost(config: Any, make_copy: MakeCopy, trainer: type[Any], train: A
 
 def evaluation_cost(config: Any, make_copy: MakeCopy, data: Any) -> Cost:
     """The cost of an evaluation of RecBole's model."""
-    users = data.sample_size
+    candidates = getattr(data, "candidates", None)
+    chosen = candidates.users if candidates else getattr(data, "users", None)  # eval_users of them
+    users = data.sample_size if chosen is None else len(chosen)
     if not worth_a_trial(USER * users):
         return Cost(samples=users, note="not estimated")
-    return Cost(samples=users, seconds=_evaluation_seconds(config, make_copy()[0], data))
+    return Cost(samples=users, seconds=_evaluation_seconds(config, make_copy()[0], data) * users / data.sample_size)
 
 
 def _evaluation_seconds(config: Any, model: Any, data: Any) -> float:

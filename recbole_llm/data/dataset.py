@@ -22,7 +22,7 @@ from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFor
 from recbole_llm.data.columns import NamedColumns
 from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
-from recbole_llm.data.items import ItemTexts, chosen_columns
+from recbole_llm.data.items import NO_ITEM_FILE, ItemTexts, chosen_columns
 from recbole_llm.data.masking import KnownItems, Masking
 from recbole_llm.data.passport import Interactions
 from recbole_llm.data.sequences import UnbuiltLists
@@ -186,7 +186,7 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
         """Texts of the catalogue by internal item id, read from the ``.item`` file."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         if not path.is_file():
-            raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist")
+            raise FileNotFoundError(f"title_field: the file of item texts, {path}, does not exist; {NO_ITEM_FILE}")
         file = AtomicFile(path, AtomicFormat.of(self.config))
         columns = chosen_columns(file, self.config)
         if any(isinstance(self.config[key], list | tuple) for key in columns):  # of several names, those that the file has

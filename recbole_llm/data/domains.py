@@ -172,28 +172,31 @@ def views(domain: Domain, field: str | None, *, at_least: int, at_most: int, key
     Raises:
         ValueError: no category field, one that the ``.item`` file lacks, or no category with enough users.
     """
-    remedy = f"--{key}=\"['OTHER_DATASET']\""
+    others = "" if key == "domain_field" else f"--{key}=\"['OTHER_DATASET']\" or "
     if field is None:
         raise ValueError(
-            f"{key}: none given, and {domain.name} has no category_field for views; give {remedy} or --category_field=COLUMN of "
+            f"{key}: none given, and {domain.name} has no category_field for views; give {others}--category_field=COLUMN of "
             f"the .item file, whose columns besides the title are: {', '.join(domain.items.fields) or 'none'}"
         )
     if field not in domain.items.fields:
         raise ValueError(f"domain_field: {domain.name}.item has no column {field!r}, only {', '.join(domain.items.fields)}")
     categories = [set(values) for values in domain.items.values(field)]
     counts = Counter(category for entry in categories for category in entry)
-    found = []
+    found, most = [], 0
     for category, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
         inside = np.array([category in entry for entry in categories])
         histories = [rest for history in domain.histories if len(rest := history[inside[history]]) >= 2]
-        # a category of nearly all items equals the target
-        if len(histories) >= at_least and inside[1:].mean() < 0.9:
+        if inside[1:].mean() >= 0.9:  # a category of nearly all items equals the target
+            continue
+        most = max(most, len(histories))
+        if len(histories) >= at_least:
             found.append(replace(domain, name=f"{domain.name}/{category}", histories=histories))
         if len(found) == at_most:
             break
     if not found:
         raise ValueError(
-            f"domain_field: no category of `{field}` in {domain.name} has {at_least} users with two items; give {remedy}"
+            f"domain_field: no category of `{field}` in {domain.name} has {at_least} users with two items, the largest has "
+            f"{most}; give {others}a lower --domain_min_users, or another --domain_field"
         )
     return found
 

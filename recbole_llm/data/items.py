@@ -149,6 +149,12 @@ def chosen_columns(file: AtomicFile, config: Any) -> dict[str, Any]:
     return found | {"title_field": found["title_field"] or given["title_field"][0]}
 
 
+NO_ITEM_FILE = (
+    "recbole-llm data convert --items=FILE writes one with the data; it has the columns item_id:token and title:token_seq"
+)
+"""The remedy where a model reads titles."""
+
+
 def lacks_titles(config: Any) -> str | None:
     """The reason why the dataset of a configuration has no titles; None if it has some, or is not on disk yet."""
     folder, name = Path(config["data_path"]), config["dataset"]
@@ -156,7 +162,7 @@ def lacks_titles(config: Any) -> str | None:
     if not any(folder.glob(f"{name}*.inter")):
         return None
     if not path.is_file():
-        return f"title_field: the file of item texts, {path}, does not exist"
+        return f"title_field: the file of item texts, {path}, does not exist; {NO_ITEM_FILE}"
     try:
         file = AtomicFile(path, AtomicFormat.of(config))
         title = chosen_columns(file, config)["title_field"]

@@ -18,6 +18,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from recbole_llm.data import domains
@@ -32,7 +33,8 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
 
     ``domain_field``, ``domain_min_users`` and ``domain_max_views`` choose as they do for in-run views
     (:func:`recbole_llm.data.domains.views`), from the training split alone. An item of several chosen categories belongs to the
-    smallest of them. Lines are copied from the dataset's files with all columns, except those that RecBole's filters remove.
+    smallest of them, and a view with too few users after that is left out. Lines are copied from the dataset's files with all
+    columns, except those that RecBole's filters remove.
 
     Raises:
         FileExistsError: a view exists; nothing is overwritten.
@@ -43,14 +45,14 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
     found = domains.views(
         whole, field, at_least=config["domain_min_users"], at_most=config["domain_max_views"], key="domain_field"
     )
-    chosen = [view.name.split("/", 1)[1] for view in found]
+    categories = [set(values) for values in whole.items.values(field)]
+    chosen, of_item = _disjoint(whole, categories, [view.name.split("/", 1)[1] for view in found], config["domain_min_users"])
     folders = [out / f"{whole.name}-{re.sub(r'[^A-Za-z0-9_-]+', '_', category)}" for category in chosen]
     for folder in folders:
         if folder.exists() or folders.count(folder) > 1:
             raise FileExistsError(f"--out={out}: {folder} exists; remove it or give another folder")
 
     form = AtomicFormat.of(config)
-    of_item = _assigned([set(values) for values in whole.items.values(field)], chosen)
     histories, source = dataset.histories, Path(dataset.dataset_path) / dataset.dataset_name
     keys = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     for category, folder in zip(chosen, folders, strict=True):
@@ -71,6 +73,27 @@ def write_views(config: Any, dataset: Any, out: Path) -> list[Path]:
             (draft / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
         logger.info(f"view {folder.name}: {len(items)} items, {len(pairs)} interactions")
     return folders
+
+
+def _disjoint(
+    whole: domains.Domain, categories: Sequence[set[str]], chosen: Sequence[str], at_least: int
+) -> tuple[list[str], list[str | None]]:
+    """The categories of which ``at_least`` users have two items that no smaller one takes, and the category of each item.
+
+    The smallest category, which keeps all of its items, is always one of them.
+    """
+    left = list(chosen)
+    while True:
+        of_item = np.array(_assigned(categories, left), dtype=object)
+        users = dict.fromkeys(left, 0)
+        for history in whole.histories:
+            own, counts = np.unique([category for category in of_item[history] if category is not None], return_counts=True)
+            users |= {category: users[category] + 1 for category in own[counts >= 2].tolist()}
+        if not (few := [category for category in left if users[category] < at_least]):
+            return left, of_item.tolist()
+        least = min(few, key=lambda category: (users[category], category))
+        logger.info(f"view {whole.name}-{least}: left out, {users[least]} users have two of the items that no smaller view takes")
+        left.remove(least)
 
 
 def _assigned(categories: Sequence[set[str]], chosen: Sequence[str]) -> list[str | None]:

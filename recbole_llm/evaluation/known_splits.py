@@ -51,9 +51,10 @@ def recognise(passport: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
     Returns:
         ``recognised``: the name of a known split with the same targets, else None; which of several items of one time is the
         target may differ. ``nearest``: that name, or the name of the split with the most targets in common, if that is at least
-        half of them. ``targets_differ``: the share that differs from the nearest one. ``verdict``: a sentence.
+        half of the larger split's. ``targets_differ``: the share that differs from the nearest one. ``verdict``: a sentence.
     """
-    shares = {name: _share(passport, other) for name, other in known.items()}
+    # of both sides: the popularities of a few targets all occur among those of a large split
+    shares = {name: max(_share(passport, other), _share(other, passport)) for name, other in known.items()}
     hashes = passport["sha256"]
     for name, other in known.items():
         if other["sha256"]["targets"] == hashes["targets"]:

@@ -40,11 +40,13 @@ def make_leaderboard(
         beside: writes further pages, to which the page of the leaderboard links.
 
     Raises:
-        ValueError, FileNotFoundError: the file or an option is invalid.
+        ValueError, FileNotFoundError: the file or an option is invalid; or there is nothing to show.
         ImportError: the engine needs submitit, which is not installed.
     """
     out = out or folder_of(file, changes)
     cells = run_cells(read_plan(file, changes), out, jobs=jobs, engine=engine, show=show)
+    if show and not any(cell.record or cell.error for cell in cells.values()):  # an earlier table stays
+        raise ValueError(f"{file}: with these keys, no run has a record below checkpoint_dir; leave --show out to run them")
     leaderboard = build(list(cells.values()), f"Leaderboard {file.stem}")
     files = write_all(leaderboard, out)
     if beside is None:

@@ -43,6 +43,7 @@ def check(what: str, cells: Sequence[Cell], apart: str = APART) -> None:
         by_seed.setdefault(record["passport"]["filters"].get("seed"), []).append((cell, record))
     for own in by_seed.values():  # one group, unless the split depends on the seed
         alike(own, lambda record: passports.identity(record["passport"]), _other_split)
+        alike(own, _users, _other_users)
         for name in dict.fromkeys(name for _, record in own for name in sizes(record)):
             having = [(cell, record) for cell, record in own if name in sizes(record)]
             alike(having, partial(_size, name=name), partial(_other_slice, name))
@@ -92,8 +93,22 @@ def _alike(
 
 
 def _other_split(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
+    datasets = [(record.get("config") or {}).get("dataset") for record in (one, other)]
+    if None not in datasets and datasets[0] != datasets[1]:
+        return f"{odd} is a run on {datasets[0]}, and {most} on {datasets[1]}; run them on the same data"
     how = "; ".join(passports.differences(one["passport"], other["passport"]))
     return f"the split of {odd} is not that of {most}: {how}; run them on the same data with the same filters"
+
+
+def _users(record: Mapping[str, Any]) -> int | None:
+    """The number of test users that a run was to evaluate."""
+    whole = ((record["passport"].get("counts") or {}).get("targets") or {}).get("test")
+    chosen = (record.get("config") or {}).get("eval_users")
+    return chosen if whole is None or (chosen is not None and chosen < whole) else whole
+
+
+def _other_users(odd: str, one: Mapping[str, Any], most: str, other: Mapping[str, Any]) -> str:
+    return f"{odd} evaluated {_users(one)} users, and {most} {_users(other)}; give all models the same eval_users"
 
 
 def _masking(record: Mapping[str, Any]) -> bool | None:

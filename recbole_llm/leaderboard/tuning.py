@@ -112,6 +112,7 @@ def tune(
         raise ValueError(f"--seeds={seeds}: give a list of whole numbers, such as [2020, 2021]")
     folder = Path(config["checkpoint_dir"]) / "tuning" / dataset
     search = Search(task, space, algo=algo, max_evals=max_evals, seeds=seeds or [config["seed"]], folder=folder)
+    search.check(params_file)
     search.run()
     result = TuningResult(search.trials, config["valid_metric"], search.note, output_file or folder / f"{config['model']}.yaml")
     options = {"config_files": " ".join(config_files), "params_file": params_file, "algo": algo, "max_evals": max_evals}
@@ -180,6 +181,17 @@ class Search:
             return self._optuna.create_study(storage=storage, study_name="search", direction=self._direction, load_if_exists=True)
         except (ValueError, KeyError) as error:
             raise ValueError(f"{file} is damaged ({error}); delete it; the records of its runs are reused") from error
+
+    def check(self, file: Path) -> None:
+        """Refuse a file of the space whose first settings the model cannot have, before anything runs.
+
+        Raises:
+            ValueError: names the file and the key.
+        """
+        try:
+            _ = self.task.with_settings(self._settings(self._draw(0))).config
+        except ValueError as error:
+            raise ValueError(f"--params_file={file}: {error}") from error
 
     def run(self) -> None:
         """Evaluate the remaining runs; the same seed draws the same settings.

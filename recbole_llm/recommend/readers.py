@@ -82,7 +82,7 @@ class Readers:
         model = self._config["model"]
         if not self._sequential:
             raise ValueError(
-                f"{model} has learnt a vector for each user of the dataset and reads no history; give --user, or "
+                f"{model} knows the users of the dataset by their ids and reads no history; give --user, or "
                 "a run of a sequential model such as SASRec, or of an LLM recommender"
             )
         for part in vars(self._model).values() if users is None else ():

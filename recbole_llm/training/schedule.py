@@ -23,7 +23,7 @@ class Schedule(Settings):
 
     Attributes:
         kind: a ``lr_scheduler_type`` of ``transformers``; ``constant`` has no warm-up.
-        warmup_ratio: share of the steps with rising rate.
+        warmup_ratio: share of the steps with rising rate, rounded up, but not all of them.
         warmup_steps: their number instead.
     """
 
@@ -43,7 +43,9 @@ class Schedule(Settings):
         """The scheduler of an optimiser for a training of so many steps."""
         from transformers import get_scheduler
 
-        warmup = math.ceil(total_steps * self.warmup_ratio) if self.warmup_steps is None else self.warmup_steps
+        warmup = self.warmup_steps
+        if warmup is None:  # a share leaves a step at least, since the first one of a warm-up has rate 0
+            warmup = min(math.ceil(total_steps * self.warmup_ratio), total_steps - 1)
         if self.kind != "constant" and warmup >= total_steps:
             logger.warning(
                 f"warmup_steps: {warmup} steps of rising learning rate are no fewer than the {total_steps} of the training, "

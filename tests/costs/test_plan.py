@@ -157,6 +157,7 @@ def test_a_model_of_recbole_is_timed(settings: dict[str, Any]) -> None:
     assert training is not None and training.seconds and training.at_most and training.parameters and training.steps
     assert "3 epochs of" in training.note and "3 validations of" in training.note
     assert test is not None and test.seconds and not test.at_most
+    assert plan_run("SASRec", "tiny", config_dict={**given, "eval_users": 7}).lines[1].cost.samples == 7 < test.samples
     assert plan.speed is None and plan.seconds(test) == test.seconds and "≤" in str(plan)
     elsewhere = plan_run("SASRec", "tiny", config_dict=given, device="h100")
     assert all(line.cost is not None and line.cost.seconds is None for line in elsewhere.lines)

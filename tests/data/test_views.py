@@ -13,7 +13,8 @@ from recbole_llm.data import domains, views
 from recbole_llm.data.loading import create_dataset
 from recbole_llm.quick_start import run_recbole_llm
 
-ITEMS = {  # `a` has four items, `b` three and `c` two
+ITEMS = {  # `a` has five items, `b` three and `c` two
+    "i0": "a",
     "i1": "a",
     "i2": "a b",
     "i3": "a b",
@@ -26,14 +27,14 @@ ITEMS = {  # `a` has four items, `b` three and `c` two
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """Eight users who saw the seven items in turn; a column of ratings, quotes and a Windows line end."""
+    """Eight users who saw the eight items in turn; a column of ratings, quotes and a Windows line end."""
     folder = tmp_path / "data" / "small"
     folder.mkdir(parents=True)
     rows = [f'{item}\tThe "{item}\t{kinds}' for item, kinds in ITEMS.items()]
     (folder / "small.item").write_text("\n".join(["item_id:token\tname:token_seq\tkind:token_seq", *rows]) + "\r\n")
     lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
     for user in range(8):
-        lines += [f"u{user}\ti{(user + step) % 7 + 1}\t{step}.5\t{100 * user + step}" for step in range(7)]
+        lines += [f"u{user}\ti{(user + step) % 8}\t{step}.5\t{100 * user + step}" for step in range(8)]
     (folder / "small.inter").write_text("\n".join(lines) + "\n")
     return tmp_path / "data"
 
@@ -53,9 +54,22 @@ def written(data: Path, out: Path, **changes: Any) -> dict[str, list[list[str]]]
 def test_each_item_is_in_one_view_the_smallest_of_its_categories(small: Path, tmp_path: Path) -> None:
     found = written(small, tmp_path / "views")
     items = {name: {row[1] for row in rows[1:]} for name, rows in found.items()}
-    assert items == {"small-a": {"i1"}, "small-b": {"i2", "i3"}, "small-c": {"i4", "i5"}}
+    assert items == {"small-a": {"i0", "i1"}, "small-b": {"i2", "i3"}, "small-c": {"i4", "i5"}}
     texts = (tmp_path / "views" / "small-b" / "small-b.item").read_text().splitlines()
     assert texts == ["item_id:token\tname:token_seq\tkind:token_seq", 'i2\tThe "i2\ta b', 'i3\tThe "i3\ta b']
+
+
+def test_a_category_whose_items_are_all_in_smaller_ones_is_left_out(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = small / "small" / "small.item"
+    file.write_text(file.read_text().replace('i0\tThe "i0\ta', 'i0\tThe "i0\ta c'))  # `a` keeps i1 alone
+    found = written(small, tmp_path / "views")
+    assert {name: {row[1] for row in rows[1:]} for name, rows in found.items()} == {
+        "small-b": {"i2", "i3", "i5"},
+        "small-c": {"i0", "i4"},
+    }
+    assert "view small-a: left out, 0 users have two of the items that no smaller view takes" in caplog.text
 
 
 def test_lines_are_the_datasets_own_less_what_its_filters_leave_out(small: Path, tmp_path: Path) -> None:
@@ -107,7 +121,7 @@ def test_a_view_that_is_there_is_not_overwritten(small: Path, tmp_path: Path) ->
 
 def test_two_categories_of_one_file_name_are_refused(small: Path, tmp_path: Path) -> None:
     file = small / "small" / "small.item"
-    file.write_text(file.read_text().replace("a b", "x/y x.y").replace("a c", "x/y"))
+    file.write_text(file.read_text().replace("a b", "x/y x.y").replace("a c", "x/y").replace("b c", "x/y"))
     with pytest.raises(FileExistsError, match="small-x_y exists"):
         written(small, tmp_path / "views")
     assert not (tmp_path / "views").exists()

@@ -87,7 +87,7 @@ def test_a_model_of_domains_needs_categories_or_other_datasets(tmp_path: Path, m
 
 def test_a_dataset_without_titles(tmp_path: Path) -> None:
     found = describe("books", cmd_line=[library(tmp_path, items="")])
-    assert found.titles is None and "books.item, does not exist" in found.no_titles
+    assert found.titles is None and "books.item, does not exist; recbole-llm data convert --items=FILE" in found.no_titles
     assert "no titles, see above" in need(found, "TALLRec").missing and len(need(found, "TALLRec").missing) < 40
     for model, cls in ((name, registry.get_model(name)) for name in registry.MODELS if name != "Imported"):
         assert bool(need(found, model).missing) == cls.uses_item_text, model

@@ -132,6 +132,8 @@ def test_fewer_users_are_near_and_other_data_is_not_known(passport: Callable[...
     assert hidden["nearest"] == "made" and "estimated from rounded popularities" in hidden["verdict"]
     unknown = recognise(passport(renamed(made(users=300, seed=5))), known(one))
     assert (unknown["recognised"], unknown["nearest"], unknown["targets_differ"]) == (None, None, None)
+    few = recognise(passport(renamed(made(users=20, seed=5))), known(one))  # whose popularities all occur in the large split
+    assert (few["recognised"], few["nearest"]) == (None, None)
     assert unknown["verdict"].startswith("not known") and recognise(one, {})["verdict"].startswith("not known")
 
 

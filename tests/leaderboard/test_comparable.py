@@ -110,6 +110,24 @@ def test_drawn_anew_and_drawn_once_or_other_numbers_are_no_table() -> None:
     )
 
 
+def test_other_users_are_named_before_their_slices() -> None:
+    def of(label: str, users: int | None, cold: int, dataset: str = "tiny") -> Cell:
+        slices = {label: {"cold": {"users": cold}}}
+        return cell(label, slices=slices, config={"eval_users": users, "dataset": dataset})
+
+    check("leaderboard: full", [of("A", None, 10), of("B", 943, 10), of("C", 1000, 10)])
+    found = refusal(of("A", None, 10), of("B", 943, 10), of("Odd", 20, 3))
+    assert found.startswith(
+        "Odd (seed 2020) evaluated 20 users, and A (seed 2020), B (seed 2020) 943; give all models the same eval_users"
+    )
+    other = of("Odd", None, 10, dataset="songs")
+    assert other.record is not None
+    other.record["passport"] = passport(users=50)
+    assert refusal(of("A", None, 10), of("B", None, 10), other).startswith(
+        "Odd (seed 2020) is a run on songs, and A (seed 2020), B"
+    )
+
+
 def test_slices_of_different_sizes_are_no_column() -> None:
     def sliced(label: str, **users: int) -> Cell:
         return cell(label, slices={label: {name: {"users": number} for name, number in users.items()}})

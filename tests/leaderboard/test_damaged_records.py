@@ -64,6 +64,8 @@ def test_an_edited_figure_is_not_shown_and_its_run_is_repeated(
     given: dict[str, Any], plan: Path, started: list[str], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)
+    with pytest.raises(ValueError, match="no run has a record below checkpoint_dir; leave --show out"):
+        make_leaderboard(plan, given, show=True)
     before, _ = make_leaderboard(plan, given)
     assert started == ["Pop", "BPR"] and not before.failed
     pop, _ = read_plan(plan, given)

@@ -328,11 +328,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         tune("BPR", "tiny", **given, seeds="2020,2021")
     with pytest.raises(ValueError, match="unknown key `epoch`"):
         tune("BPR", "tiny", **given, arguments=["--epoch=3"])
+    (tmp_path / "BPR.hyper").write_text("embeding_size choice [4, 8]\n")
+    with pytest.raises(ValueError, match="--params_file=.*BPR.hyper: .*`embeding_size`"):  # before any run
+        tune("BPR", "tiny", **given)
 
 
-def test_a_search_tells_what_its_run_does(
-    runs: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_search_tells_what_its_run_does(runs: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     search, ran = runs(lambda values: values["embedding_size"] / 10, space={"embedding_size": ("choice", [4, 8])})
     logged, run = threading.Event(), runner.run_process
 

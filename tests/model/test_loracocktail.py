@@ -237,7 +237,10 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ),
         ({"merge_split": "train"}, "merge_split: 'train' in config_dict is not one of valid, test"),
         ({"category_field": None}, "general_datasets: none given, and tiny has no category_field"),
-        ({"domain_min_users": 1000}, "no category of `genre` in tiny has 1000 users"),
+        (
+            {"domain_min_users": 1000},
+            "no category of `genre` in tiny has 1000 users with two items, .* give --general_datasets=.* or a lower ",
+        ),
         ({"general_datasets": ["nowhere"]}, "--dataset=nowhere"),
     ],
 )

@@ -171,7 +171,7 @@ def test_what_cannot_be_answered(recommender: RunRecommender, call: dict[str, An
 
 def test_users_known_by_id_alone(settings: dict[str, Any]) -> None:
     path, _ = trained("BPR", settings)
-    with pytest.raises(ValueError, match="BPR has learnt a vector for each user"):
+    with pytest.raises(ValueError, match="BPR knows the users of the dataset by their ids"):
         load(path).recommend([["i1"]])
     path, _ = trained("FPMC", settings)
     with pytest.raises(ValueError, match=r"FPMC has learnt a vector for each user of the dataset.*give --user"):

@@ -38,6 +38,11 @@ def test_a_warm_up_longer_than_the_training_is_said(steps: int, warned: bool, ca
     assert (f"warmup_steps: {steps} steps of rising learning rate are no fewer than the 20" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(1, [2.0]), (2, [0.0, 2.0])])
+def test_a_share_of_few_steps_leaves_one_that_trains(steps: int, expected: list[float]) -> None:
+    assert rates(lambda optimizer: Schedule("cosine", 0.05).build(optimizer, steps), steps) == expected
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.5])
 def test_a_warm_up_is_a_share_of_the_steps(ratio: float) -> None:
     with pytest.raises(ValueError, match=f"warmup_ratio: {ratio} is not a share between 0 and 1"):
