@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,6 +34,7 @@ OWN: dict[str, dict[str, Any]] = {
     "BERT4Rec": SEQUENCES,
 }
 SIZE = 2
+JOINING = 30  # seconds that a process waits at the start for one that was killed before it joined; 10 minutes by default
 
 
 def several(world: World, arguments: list[str], place: Path) -> list[Command]:
@@ -43,7 +45,10 @@ def several(world: World, arguments: list[str], place: Path) -> list[Command]:
 
     def joining(rank: int) -> Any:
         def before() -> None:
+            from recbole_llm.store import processes
+
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            processes.JOINING = timedelta(seconds=JOINING)
             os.environ.update({key: str(value) for key, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
 
         return before

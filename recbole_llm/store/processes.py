@@ -33,6 +33,7 @@ from recbole_llm.store.launcher import choose_accelerator, refuse
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=24)  # how long a process waits for one that lives, such as process 0 at the lock of another run
+JOINING = timedelta(minutes=10)  # how long it waits at the start for one that may never come
 GRACE = 1.0  # seconds in which process 0 reports an error that all have
 _ENDED = "recbole_llm/ended"
 
@@ -44,6 +45,17 @@ class ProcessLostError(ConnectionError):
         super().__init__(
             "another process of this run has ended, so this one ends too; its own message says why, if it could write one. The "
             "same command resumes from the last checkpoint"
+        )
+
+
+class NotJoinedError(ConnectionError):
+    """This process has not met the others of the run."""
+
+    def __init__(self, size: int, reason: str) -> None:
+        address, port = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        super().__init__(
+            f"the other processes of this run were not met at {address}:{port} ({reason}); one may have ended: start all {size} "
+            f"within {JOINING.total_seconds() / 60:g} minutes, with an address and a port that all of them reach"
         )
 
 
@@ -190,6 +202,7 @@ ALONE = Processes()
 _current: ContextVar[Processes] = ContextVar("processes", default=ALONE)
 _helps: list[Callable[[], None]] = []  # what a process does for others before it meets them
 _store: Any = None  # where the processes of this run say that they end; None: one process
+_unmet = False  # whether this process has waited in vain for the others
 
 
 def current() -> Processes:
@@ -254,10 +267,16 @@ def joined() -> Iterator[Processes]:
 def _join(rank: int, size: int) -> Any:
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://"))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    group: Any = dist.PrefixStore("recbole_llm", store)
-    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
+    global _unmet
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=JOINING))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        group: Any = dist.PrefixStore("recbole_llm", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=JOINING)
+    except RuntimeError as error:  # of torch.distributed, such as a timeout
+        _unmet = True
+        raise NotJoinedError(size, str(error).splitlines()[0]) from error
+    dist.distributed_c10d._set_pg_timeout(PATIENCE)
     return store
 
 
@@ -267,7 +286,7 @@ def first_to_end() -> bool:
     Of an error that all processes have, process 0 tells.
     """
     rank, size = compat.launched()
-    if size == 1:
+    if size == 1 or _unmet:
         return True
     if rank:
         time.sleep(GRACE)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
-from several import Pretended
+from several import Pretended, exit_codes, start
 from torch import nn
 
 from recbole_llm import compat
-from recbole_llm.cli_errors import of_process, tells
+from recbole_llm.cli_errors import fail, of_process, tells
 from recbole_llm.store import processes
 from recbole_llm.store.launcher import asks_for_fsdp, choose_accelerator, refuse
 from recbole_llm.store.processes import ALONE, Processes, alone, current, joined, undivided
@@ -41,6 +43,24 @@ def test_without_a_launcher_there_is_one_process_and_nothing_is_drawn():
         assert not torch.equal(state, torch.get_rng_state())  # as in a run of an earlier state
         assert found.gather("a") == ["a"] and found.agree(2) == 2
     assert tells() and of_process("x") == "x"
+
+
+def test_a_process_that_meets_nobody_ends_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    """The other one dies before it joins; without a launcher that ends both, one would wait for a day."""
+
+    def join() -> None:
+        processes.JOINING = timedelta(seconds=1)
+        if compat.launched()[0] == 0:
+            raise SystemExit(7)
+        try:
+            with joined():
+                pass
+        except ConnectionError as error:
+            fail(of_process(str(error)))
+
+    assert exit_codes(start(join), 60) == [7, 2]
+    said = capfd.readouterr().err
+    assert "error: process 1 of 2: the other processes of this run were not met at 127.0.0.1:" in said and "start all 2" in said
 
 
 def test_every_call_is_computed_by_one_process_and_all_of_them_with_gradients():
