@@ -73,8 +73,8 @@ def _test(board: Board, changes: Mapping[str, Any], results: Results, **how: Any
     for claim in board.claims:
         try:
             add(results, board.name, claim.name, measure(board, claim, cells, changes))
-        except NotMeasuredError as reason:
-            reasons.setdefault(str(reason), []).append(claim.name)
+        except NotMeasuredError as error:
+            reasons.setdefault(str(error), []).append(claim.name)
     for reason, names in reasons.items():
         which = "no claim measured" if len(names) == len(board.claims) else f"not measured: {'; '.join(names)}"
         logger.warning(f"{board.name}: {which}: {reason}")
