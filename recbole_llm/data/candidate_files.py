@@ -1,5 +1,8 @@
 """Candidate files: a table like RecBole's atomic files, one line per user, in tokens instead of internal ids.
 
+Blanks separate the candidates of a line. If an item id of the dataset contains white space, the header says so, and white space
+and ``%`` in item ids are written as percent escapes (RFC 3986, of UTF-8): ``SKU%2034``.
+
 A generated file has a companion, ``<name>.json``, with the SHA-256 of its bytes and of everything that it was drawn from. If
 either has changed, the file is regenerated. A file of the user has no companion.
 """
@@ -7,10 +10,12 @@ either has changed, the file is regenerated. A file of the user has no companion
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +33,8 @@ logger = getLogger()
 _ROWS = 2**14  # that are put together at once
 _LARGEST = 2**33  # bytes; the candidates of a million users have a twentieth of them
 _HEADER = "user_id:token\titem_id:token\tcandidates:token_seq"
+_ESCAPED_HEADER = "user_id:token\titem_id:escaped_token\tcandidates:escaped_token_seq"
+_ESCAPES = re.compile(r"[\s%]")
 
 
 def candidate_path(folder: Path, *, dataset: str, split: str, source: str, number: int, seed: int, scenario: str = "") -> Path:
@@ -105,14 +112,13 @@ def write_candidates(
     """Write ``users[N]``, ``targets[N]``, ``items[N, C]`` as tokens, sorted by user token, atomically; returns what is read.
 
     Raises:
-        ValueError: an id contains what separates the ids of a line.
+        ValueError: an item id is empty, or a user id contains what separates cells.
     """
+    header = _HEADER
     if "\n".join(item_ids[1:]).split() != [*item_ids[1:]]:  # a tenth of the time of splitting each
-        spaced = next(token for token in item_ids[1:] if token.split() != [token])
-        raise ValueError(
-            f"candidates: item id {spaced!r} is empty or contains white space, which separates items in {path}; "
-            "give the items other ids"
-        )
+        if "" in item_ids[1:]:
+            raise ValueError("candidates: an item id is empty; give the item an id")
+        header, item_ids = _ESCAPED_HEADER, _escaped(item_ids)
     joined = "\t".join(user_ids)
     if joined.count("\t") >= len(user_ids) or "\r" in joined or "\n" in joined:
         broken = next(token for token in user_ids if {*token} & {*"\t\r\n"})
@@ -122,7 +128,7 @@ def write_candidates(
     order = pc.sort_indices(own, sort_keys=[("user", "ascending"), ("target", "ascending")])  # of bytes, as of code points
     own, rows = own.take(order), torch.from_numpy(order.to_numpy().astype(np.int64))
     users, targets, items = users[rows], targets[rows], items[rows]
-    lines = [f"{_HEADER}\n".encode()]
+    lines = [f"{header}\n".encode()]
     for start, part in zip(range(0, len(rows), _ROWS), items.split(_ROWS), strict=True):
         listed = _joined(tokens.take(pa.array(part.flatten().numpy())), np.arange(len(part) + 1) * width, " ")
         cells = (column.combine_chunks() for column in own.slice(start, len(part)).columns)
@@ -157,6 +163,15 @@ def read_candidates(
         raise ValueError(f"candidates: {path}, {error}; correct the file, or delete it to regenerate it") from None
 
 
+def _escape(token: str) -> str:
+    return _ESCAPES.sub(lambda found: quote(found[0]), token)
+
+
+def _escaped(item_ids: Sequence[str]) -> list[str]:
+    """The ids with the padding as it is, and in all others white space and ``%`` as percent escapes."""
+    return [*item_ids[:1], *map(_escape, item_ids[1:])]
+
+
 def _texts(tokens: Sequence[str]) -> pa.Array:
     return pa.array([*map(str, tokens)], pa.string())
 
@@ -173,7 +188,11 @@ def _arrays(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """Users [N], targets [N] and candidates [N, C] of a file without carriage returns; None if anything about it is wrong."""
     names = [*"uti"]  # user, target, items
-    if not content.startswith(f"{_HEADER}\n".encode()) or not content.endswith(b"\n") or b"\r" in content:
+    if content.startswith(f"{_ESCAPED_HEADER}\n".encode()):
+        item_ids = _escaped(item_ids)
+    elif not content.startswith(f"{_HEADER}\n".encode()):
+        return None
+    if not content.endswith(b"\n") or b"\r" in content:
         return None
     try:
         table = csv.read_csv(
@@ -213,10 +232,11 @@ def _lines(
     rows: dict[tuple[int, int], list[int]] = {}
     number = 1
     try:
-        if lines[0].rstrip("\r") != _HEADER:
-            raise ValueError(f"the header must be {_HEADER!r}")
+        header = lines[0].rstrip("\r")
+        if header not in (_HEADER, _ESCAPED_HEADER):
+            raise ValueError(f"the header must be {_HEADER!r}, or {_ESCAPED_HEADER!r} if item ids are escaped")
         for number, line in enumerate(lines[1:-1], start=2):  # noqa: B007 (the error names it)
-            user, target, items = _parse_line(line, user_of, item_of)
+            user, target, items = _parse_line(line, user_of, item_of, escaped=header == _ESCAPED_HEADER)
             length = len(next(iter(rows.values()), items))
             if len(items) != length:
                 raise ValueError(f"{len(items)} candidates, but {length} in line 2")
@@ -235,7 +255,9 @@ def _lines(
     return pairs[:, 0], pairs[:, 1], torch.tensor(list(rows.values()))
 
 
-def _parse_line(line: str, user_of: Mapping[str, int], item_of: Mapping[str, int]) -> tuple[int, int, list[int]]:
+def _parse_line(
+    line: str, user_of: Mapping[str, int], item_of: Mapping[str, int], *, escaped: bool
+) -> tuple[int, int, list[int]]:
     cells = line.rstrip("\r").split("\t")
     if len(cells) != 3:
         raise ValueError(f"{len(cells)} cells instead of 3 (user, target, candidates)")
@@ -243,7 +265,11 @@ def _parse_line(line: str, user_of: Mapping[str, int], item_of: Mapping[str, int
     if user not in user_of:
         raise ValueError(f"user {user!r} is not in the dataset")
     tokens = candidates.split(" ")
+    if escaped:
+        target, *tokens = map(unquote, (target, *tokens))
     unknown = [token for token in (target, *tokens) if token not in item_of]
     if unknown:
-        raise ValueError(f"items {unknown[:5]} are not in the dataset")
+        spaced = None if escaped else next((token for token in item_of if token.split() != [token]), None)
+        remedy = f"; write ids such as {spaced!r} as {_escape(spaced)!r}, below the header {_ESCAPED_HEADER!r}" if spaced else ""
+        raise ValueError(f"items {unknown[:5]} are not in the dataset{remedy}")
     return user_of[user], item_of[target], [item_of[token] for token in tokens]

@@ -167,9 +167,47 @@ def test_a_file_for_other_targets_is_drawn_anew(stored: tuple[Path, CandidateSet
     assert torch.equal(again.lookup(found.users, targets), items)
 
 
-def test_item_ids_with_spaces_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="item id 'a b' is empty or contains white space"):
-        write_candidates(tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), USER_IDS, ["[PAD]", "a b"])
+ESCAPED = "user_id:token\titem_id:escaped_token\tcandidates:escaped_token_seq"
+SPACED = ["[PAD]", "SKU 34 ü", "SKU%2034%20ü", "100%", "a\tb", 'x, "y"', "%", "a\u00a0b\u3000c", "a\r\nb", "plain", "SKU", "34"]
+
+
+def test_item_ids_with_white_space_are_escaped_and_read_back(tmp_path: Path) -> None:
+    own = torch.arange(1, len(SPACED))
+    items = (own[:, None] + torch.tensor([3, 0, 5]) - 1) % len(own) + 1
+    users = ["[PAD]", *(f"u {n:02}" for n in own)]
+    found = write_candidates(tmp_path / "x", own, own, items, users, SPACED)
+    content = (tmp_path / "x").read_bytes()
+    lines = content.decode().split("\n")
+    assert lines[:2] == [ESCAPED, "u 01\tSKU%2034%20ü\ta%09b SKU%2034%20ü %25"]
+    assert lines[2].startswith("u 02\tSKU%252034%2520ü\t")
+    quickly = files._arrays(content, users, SPACED, True)
+    assert quickly is not None and torch.equal(quickly[2], items), "as quick as other files"
+    again = read_candidates(tmp_path / "x", users, SPACED)
+    assert again.sha256 == found.sha256 and torch.equal(again.lookup(own, own), items)
+    assert torch.equal(files._lines(content.replace(b"\n", b"\r\n"), users, SPACED, True)[2], items)
+    assert files._arrays(content.replace(ESCAPED.encode(), files._HEADER.encode()), users, SPACED, True) is None
+
+
+def test_a_file_whose_item_ids_have_no_white_space_is_what_it_was(tmp_path: Path) -> None:
+    """To the byte, also with ids that look like escapes: records have its SHA-256."""
+    ids = ["[PAD]", "a%20b", "a", "%", "ü", "x,y", '"q"', "100%"]
+    own, items = torch.arange(1, 4), torch.tensor([[user, user + 1, user + 3] for user in (1, 2, 3)])
+    found = write_candidates(tmp_path / "x", own, own, items, ["[PAD]", "u 1", "u2", "u3"], ids)
+    assert found.sha256 == "6705b009dc34993b72d9e16ae327aec91b6f048f5b7f86407d5aa66bfa0948dc"
+    assert torch.equal(read_candidates(tmp_path / "x", ["[PAD]", "u 1", "u2", "u3"], ids).items, items)
+
+
+def test_users_own_file_of_item_ids_with_white_space(tmp_path: Path) -> None:
+    path = write(tmp_path, "u1\tSKU%2034%20%C3%BC\tSKU%2034%20%c3%bc plain")  # more escapes than are needed
+    with pytest.raises(ValueError, match=r"line 2: items \['SKU%2034%20%C3.* such as 'SKU 34 ü' as 'SKU%2034%20ü', below"):
+        read_candidates(path, USER_IDS, SPACED)
+    path.write_text(path.read_text().replace(files._HEADER, ESCAPED))
+    assert read_candidates(path, USER_IDS, SPACED).items.tolist() == [[1, 9]]
+
+
+def test_an_empty_item_id_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="an item id is empty"):
+        write_candidates(tmp_path / "x", torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]), USER_IDS, ["[PAD]", ""])
     assert not list(tmp_path.iterdir())
 
 
