@@ -191,7 +191,7 @@ def _of_data(commands: _Group) -> None:
     add("--columns", type=columns, default={}, metavar="DICT", help=f"columns of SOURCE by role: {roles}; None: no such column")
     add("--item_columns", type=columns, default={}, metavar="DICT", help="columns of --items: item and the last five of these")
     add("--time_format", metavar="FORMAT", help="of dates whose form is not clear, such as '%%d/%%m/%%Y %%H:%%M'")
-    add("--encoding", default="utf-8", help="of tables of your own (default: utf-8)")
+    add("--encoding", default="utf-8", help="of tables of your own that are not in UTF-8, such as latin-1")
     add("--k_core", type=int, metavar="K", help="keep users and items with K different items and users (default: all)")
     add("--min_rating", type=float, metavar="R", help="keep ratings of at least R (default: all)")
     kinds = ("exact", "first", "last", "keep")

@@ -13,6 +13,7 @@ from recbole_llm.convert.columns import ROLES, TEXTS
 from recbole_llm.convert.interactions import REPEATS, Interactions, collect, filtered, item_texts, times_of
 from recbole_llm.convert.layout import Layout
 from recbole_llm.convert.sources import ConversionError, Source
+from recbole_llm.convert.tables import Table
 from recbole_llm.convert.values import clean, identifier, list_separator
 from recbole_llm.convert.writing import used, write_dataset
 
@@ -89,19 +90,25 @@ class Conversion:
     def plan(self) -> list[str]:
         """What was understood, for the user to see before anything is read."""
         layout = self.layout
-        lines = [f"{layout.inter.shown}: {layout.name}, interactions", *self._mapped(layout.inter, layout.inter_columns)]
+        lines = [f"{layout.inter.shown}: {layout.name}, interactions{self._read_as(layout.inter)}"]
+        lines += self._mapped(layout.inter, layout.inter_columns)
         if "time" not in layout.inter_columns:
             lines.append("  time         none: the order of the rows is taken for the order in time")
         if "item" not in layout.inter_columns:
             lines.append("  item         none: items are told apart by title and brand, and numbered")
         if layout.items is not None:
-            lines += [f"{layout.items.shown}: items", *self._mapped(layout.items, layout.item_columns)]
+            lines.append(f"{layout.items.shown}: items{self._read_as(layout.items)}")
+            lines += self._mapped(layout.items, layout.item_columns)
         words = layout.properties
         if "noun" in words:
             lines.append(f"prompts: users have {words['verb']} these {words['noun']}s")
         return [*lines, *(f"note: {note}" for note in layout.notes)]
 
-    def _mapped(self, table: Any, columns: Mapping[str, str]) -> list[str]:
+    def _read_as(self, table: Table) -> str:
+        """The encoding, if it or the one that the user gave is not UTF-8."""
+        return f", read as {table.encoding}" if table.encoding and {table.encoding, self.options.encoding} != {"utf-8"} else ""
+
+    def _mapped(self, table: Table, columns: Mapping[str, str]) -> list[str]:
         lines = []
         for role, name in columns.items():
             about = ""

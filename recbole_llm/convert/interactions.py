@@ -109,8 +109,9 @@ def times_of(layout: Layout, time_format: str | None) -> Times:
         ConversionError: they are not understood; names file, column, value and remedy.
     """
     name = layout.inter_columns["time"]
+    samples = [value for (value,) in layout.inter.sample([name])]
     try:
-        return understood([value for (value,) in layout.inter.sample([name])], time_format or layout.time_format)
+        return understood(samples, time_format or layout.time_format)
     except ValueError as error:
         raise ConversionError(f"{layout.inter.shown}, column {name}: {error}") from None
 

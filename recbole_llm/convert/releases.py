@@ -13,7 +13,7 @@ from recbole_llm.convert.layout import Layout
 from recbole_llm.convert.movielens import lastfm, movielens_100k, movielens_csv, movielens_dat
 from recbole_llm.convert.research import pairs, recbole3
 from recbole_llm.convert.reviews import goodreads, mind, steam, yelp
-from recbole_llm.convert.sources import SUFFIXES, ConversionError, Source
+from recbole_llm.convert.sources import SPREADSHEET, SUFFIXES, ConversionError, Source
 from recbole_llm.convert.tables import Delimited, Table, table
 
 RELEASES: Sequence[Callable[[Source], Layout | None]] = (
@@ -26,7 +26,7 @@ _REFUSED = {
     r"yoochoose-.*": "YooChoose, whose items have no titles; give yoochoose-clicks.dat as a CSV with a header",
     r"BX-Book.*": "Book-Crossing, which has no times; write the order you want as a column of times",
     r".*\.(inter|item)": "an atomic file already; put NAME.inter and NAME.item into a folder NAME (docs/data-files.md)",
-    r".*\.(xlsx?|ods)": "a spreadsheet; save it as CSV",
+    r"(?i).*\.(xls[xmb]?|ods|numbers)": SPREADSHEET,
     r".*\.(pkl|pickle|npz?|mat|h5)": "a binary file that is not read; write it as CSV or Parquet",
     r".*\.(db|sqlite3?)": "a database; write the query's result as CSV",
 }

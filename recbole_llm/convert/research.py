@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from pathlib import Path
 
 from recbole_llm.convert.amazon import metadata, metadata_columns
@@ -61,8 +62,10 @@ def pairs(source: Source) -> Layout | None:
     if not (source.file or "").endswith((".txt", ".txt.gz")):
         return None
     name = str(source.file)
-    first = [line.split() for _, line in zip(range(100), (text for _, text in source.lines(name)), strict=False)]
-    if not first or not all(len(cells) == 2 and "".join(cells).isdecimal() for cells in first):
+    with source.opened(name) as file:  # bytes, as a table of the user may be in any encoding
+        first = [file.readline(1000).removeprefix(BOM_UTF8).split() for _ in range(100)]
+    first = first[: first.index([])] if [] in first else first
+    if not first or not all(len(cells) == 2 and b"".join(cells).isdigit() for cells in first):
         return None
     notes = ["items have no titles, so models that read titles cannot run"]
     texts = f"{Path(name.removesuffix('.gz')).stem}_meta.json.gz"

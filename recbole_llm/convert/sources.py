@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import zipfile
@@ -13,7 +14,15 @@ from typing import BinaryIO, cast
 LONGEST = 1 << 26
 """Bytes of a line at most: a longer one is not a line of a table."""
 SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".jsonl", ".ndjson", ".json", ".parquet")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
+SPREADSHEET = "a spreadsheet; save it as CSV (UTF-8) with the program that made it, and give that file"
 _PACKED = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".7z", ".rar", ".bz2", ".xz", ".zst")
+_MARKS = (  # UTF-32's begins as UTF-16's does
+    *((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be")),
+    *((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")),
+)
+_BINARY = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx and .ods, and .xls, begin
+_BLOCK = 1 << 20  # bytes
 
 
 class ConversionError(ValueError):
@@ -38,6 +47,8 @@ class Source:
             raise FileNotFoundError(f"{key}: {path} does not exist (current folder: {Path.cwd()})")
         if path.name.endswith(_PACKED):
             raise ConversionError(f"{key}: {path} is an archive of a kind that is not read; unpack it and give its folder")
+        if path.name.lower().endswith(SPREADSHEETS):
+            raise ConversionError(f"{key}: {path} is {SPREADSHEET}")
         self.path, self._archive = path, path if path.suffix == ".zip" else None
         self.file = path.name if path.is_file() and not self._archive else None
         self._members: dict[str, str] = {}
@@ -75,19 +86,42 @@ class Source:
         except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
             raise ConversionError(f"{self.shown(name)} is damaged or was cut off ({error}); download it again") from None
 
+    def encoding(self, name: str, given: str) -> str:
+        """The encoding of a text: that of its byte order mark; UTF-8, if all of it is and not only ASCII; else ``given``."""
+        with self.opened(name) as file:
+            block = file.read(_BLOCK)
+            codec, _ = _codec(block, given)
+            if len("\n".encode(codec)) > 1 or codec == "utf-8":
+                return codec
+            decoder, ascii_alone = codecs.getincrementaldecoder("utf-8")(), True
+            try:
+                while block:
+                    decoder.decode(block)
+                    ascii_alone &= block.isascii()
+                    block = file.read(_BLOCK)
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError:
+                return given
+            return given if ascii_alone else "utf-8"
+
     def lines(self, name: str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-        """Number and text of each line, with its line end.
+        """Number and text of each line, with its line end. A byte order mark counts more than ``encoding``.
 
         Raises:
             ConversionError: a line is not text in ``encoding``, or does not end.
         """
         with self.opened(name) as file:
-            number = 0
-            while line := file.readline(LONGEST):
+            head, number = file.read(4), 0
+            encoding, start = _codec(head, encoding)
+            file.seek(start)
+            end = "\n".encode(encoding)
+            if head.startswith(_BINARY):
+                raise ConversionError(f"{self.shown(name)} is no text, whatever its ending says; is it {SPREADSHEET}")
+            if len(end) == 1 and b"\0" in head:
+                raise ConversionError(f"{self.shown(name)} has zero bytes, as UTF-16 has; give --encoding=utf-16, if it is text")
+            while line := _line(file, end):
                 number += 1
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if len(line) == LONGEST:
+                if len(line) >= LONGEST:
                     raise ConversionError(f"{self.shown(name)}, line {number}: it has over {LONGEST:,} bytes; is this a table?")
                 try:
                     yield number, line.decode(encoding)
@@ -96,3 +130,27 @@ class Source:
                     raise ConversionError(
                         f"{self.shown(name)}, line {number}: {cut!r} is not text in {encoding}; give --encoding, such as latin-1"
                     ) from None
+
+
+def _codec(head: bytes, given: str) -> tuple[str, int]:
+    """The encoding of a text that begins with ``head``, with its order of bytes, and the length of its byte order mark."""
+    for mark, codec in _MARKS:
+        if head.startswith(mark):
+            return codec, len(mark)
+    name = codecs.lookup(given).name
+    if name in ("utf-16", "utf-32"):
+        return f"{name}-be" if head[:1] == b"\0" else f"{name}-le", 0
+    return "utf-8" if name in ("utf-8", "utf-8-sig") else given, 0
+
+
+def _line(file: BinaryIO, end: bytes) -> bytes:
+    """The bytes of a line up to its line feed ``end``, which is as wide as a character; about ``LONGEST`` at most."""
+    line = file.readline(LONGEST)
+    if len(end) == 1:
+        return line
+    while line and len(line) < LONGEST:
+        line += file.read(-len(line) % len(end))  # the rest of a character that has the byte of a line feed
+        if line.endswith(end) or not (more := file.readline(LONGEST)):
+            break
+        line += more
+    return line

@@ -20,10 +20,19 @@ _LITERAL = 1 << 22  # characters of a line that is read as a Python literal, at 
 
 
 class Table(ABC):
-    """Attributes: ``names`` of the columns in the order of the file, and ``shown``, the file in messages."""
+    """A table.
+
+    Attributes:
+        names: of the columns, in the order of the file.
+        shown: the file in messages.
+        encoding: of a file of text; else empty.
+        decimal_commas: whether commas separate no cells, so that one may be that of a number.
+    """
 
     names: list[str]
     shown: str
+    encoding: str = "utf-8"
+    decimal_commas: bool = False
 
     @abstractmethod
     def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
@@ -42,11 +51,12 @@ class Delimited(Table):
     """CSV or TSV with quotation marks as in RFC 4180; without a header, the columns are ``1``, ``2``, ..."""
 
     def __init__(self, source: Source, name: str, encoding: str, *, names: Sequence[str] = (), separator: str = "") -> None:
-        self._source, self._name, self._encoding, self.shown = source, name, encoding, source.shown(name)
+        self._source, self._name, self.encoding, self.shown = source, name, encoding, source.shown(name)
         first = next((line for _, line in source.lines(name, encoding)), "")
         if not first.strip():
             raise ConversionError(f"{self.shown}, line 1: the file has no header; is it empty?")
         self._separator = separator or max("\t,;|", key=first.count)
+        self.decimal_commas = self._separator != ","
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=self._separator))]
         self._header = not names and not any(map(_is_number, cells))
         self.names = [*names] or (cells if self._header else [str(place) for place in range(1, len(cells) + 1)])
@@ -58,7 +68,7 @@ class Delimited(Table):
     def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         csv.field_size_limit(LONGEST)
         places, width = [self.names.index(name) for name in names], len(self.names)
-        lines = (line for _, line in self._source.lines(self._name, self._encoding))
+        lines = (line for _, line in self._source.lines(self._name, self.encoding))
         reader = csv.reader(lines, delimiter=self._separator, strict=True)
         try:
             if self._header:
@@ -85,12 +95,12 @@ class Plain(Table):
     def __init__(
         self, source: Source, name: str, names: Sequence[str], separator: str, encoding: str = "utf-8", *, header: bool = False
     ) -> None:
-        self._source, self._name, self._encoding, self.shown = source, name, encoding, source.shown(name)
+        self._source, self._name, self.encoding, self.shown = source, name, encoding, source.shown(name)
         self.names, self._separator, self._header = [*names], separator, header
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         places, width, separator = [self.names.index(name) for name in names], len(self.names), self._separator
-        for number, line in itertools.islice(self._source.lines(self._name, self._encoding), int(self._header), None):
+        for number, line in itertools.islice(self._source.lines(self._name, self.encoding), int(self._header), None):
             cells = line.rstrip("\r\n").split(separator)
             if len(cells) != width:
                 if cells == [""]:
@@ -106,7 +116,7 @@ class JsonLines(Table):
     """One JSON object a line; with ``literal`` also Python literals, as some releases have them. Nothing is evaluated."""
 
     def __init__(self, source: Source, name: str, encoding: str = "utf-8", *, literal: bool = False) -> None:
-        self._source, self._name, self._encoding, self.shown = source, name, encoding, source.shown(name)
+        self._source, self._name, self.encoding, self.shown = source, name, encoding, source.shown(name)
         self._literal = literal
         first = [values for _, values in itertools.islice(self._objects(), _SAMPLE)]
         self.names = [*dict.fromkeys(key for values in first for key in values)]
@@ -118,7 +128,7 @@ class JsonLines(Table):
             yield number, [values.get(name) for name in names]
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, line in self._source.lines(self._name, self._encoding):
+        for number, line in self._source.lines(self._name, self.encoding):
             text = line.strip()
             if not text:
                 continue
@@ -139,6 +149,8 @@ class JsonLines(Table):
 
 class Parquet(Table):
     """A Parquet file, a group of rows at a time."""
+
+    encoding = ""
 
     def __init__(self, source: Source, name: str) -> None:
         import pyarrow as pa
@@ -169,7 +181,7 @@ class Parquet(Table):
 
 
 def table(source: Source, name: str, encoding: str = "utf-8") -> Table:
-    """The table in a file, by its ending.
+    """The table in a file, by its ending; ``encoding`` is that of a file that is not in UTF-8 and has no byte order mark.
 
     Raises:
         ConversionError: another ending, or a file that is not what its ending says.
@@ -177,10 +189,14 @@ def table(source: Source, name: str, encoding: str = "utf-8") -> Table:
     ending = next((one for one in SUFFIXES if name.lower().removesuffix(".gz").endswith(one)), None)
     if ending == ".parquet":
         return Parquet(source, name)
+    if ending is None:
+        raise ConversionError(
+            f"{source.shown(name)}: files are read that end in {', '.join(SUFFIXES)}, also with .gz or in a .zip; rename it if it "
+            "is one of these, or save it as CSV"
+        )
+    encoding = source.encoding(name, encoding)
     if ending in (".json", ".jsonl", ".ndjson"):
         return JsonLines(source, name, encoding)
-    if ending is None:
-        raise ConversionError(f"{source.shown(name)}: files are read that end in {', '.join(SUFFIXES)}, also with .gz; rename it")
     return Delimited(source, name, encoding, separator="\t" if ending == ".tsv" else "")
 
 
