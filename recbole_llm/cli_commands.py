@@ -225,7 +225,8 @@ def data_convert(options: argparse.Namespace, keys: list[str]) -> None:
 
     names = ("to", "out", "items", "columns", "item_columns", "time_format", "encoding", "k_core", "min_rating", "repeats")
     own = {name: getattr(options, name) for name in names}
-    conversion = Conversion(options.source, Options(**own, description=options.description == "True"))
+    own |= {name: getattr(options, name) == "True" for name in ("description", "drop_incomplete")}
+    conversion = Conversion(options.source, Options(**own))
     print(*conversion.plan(), sep="\n", flush=True)
     if options.show != "True":
         print("", *conversion.run(), sep="\n")

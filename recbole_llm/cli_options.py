@@ -201,6 +201,7 @@ def _of_data(commands: _Group) -> None:
         choices=kinds,
         help="of a user and an item: drop equal rows, keep one, or all (default: exact)",
     )
+    add("--drop_incomplete", **_SWITCH, help="leave out rows without a user, an item, a time or a rating")
     add("--description", **_SWITCH, help="also write the descriptions of items")
     add("--show", **_SWITCH, help="show what is understood, and write nothing")
     add = _command(of_data, "describe", do.data_describe, "what a dataset contains", texts.DESCRIBE, texts.DESCRIBE_KEYS)

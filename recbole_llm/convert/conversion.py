@@ -38,6 +38,7 @@ class Options:
     k_core: int | None = None
     min_rating: float | None = None
     repeats: str = "exact"
+    drop_incomplete: bool = False
     description: bool = False
 
     def __post_init__(self) -> None:
@@ -134,9 +135,9 @@ class Conversion:
             ConversionError: a value that cannot be converted; nothing is written.
         """
         options = self.options
-        whole = collect(self.layout, time_format=options.time_format)
+        whole, notes = collect(self.layout, time_format=options.time_format, drop_incomplete=options.drop_incomplete)
         data, lines = filtered(whole, min_rating=options.min_rating, repeats=options.repeats, k_core=options.k_core)
-        columns = self._columns()
+        lines, columns = [*notes, *lines], self._columns()
         about = [f"Made by recbole-llm data convert from {self.layout.name}.", *lines]
         items = self._items(data) if columns else iter(())
         report = _ItemReport(len(used(data)))

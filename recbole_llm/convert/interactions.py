@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.convert.columns import TEXTS
+from recbole_llm.convert.columns import ROLES, TEXTS
 from recbole_llm.convert.layout import Layout, Texts
 from recbole_llm.convert.sources import ConversionError
 from recbole_llm.convert.times import Times, understood
-from recbole_llm.convert.values import SEPARATOR, clean, identifier, number, parts, shown
+from recbole_llm.convert.values import SEPARATOR, Decimals, clean, identifier, missing, number, parts, pointed, shown
 
 REPEATS = ("exact", "first", "last", "keep")
 """Which of a user's interactions with an item stay: all but equal rows, the first or the last in time, or every row."""
@@ -93,13 +93,12 @@ class _Reader:
         try:
             return read(value)
         except (ValueError, TypeError) as error:
-            said = str(error) if str(error).startswith("is ") else reason
+            said = str(error) if str(error).startswith(("is ", "has ")) else reason
             raise self.error(role, value, said) from None
 
     def error(self, role: str, value: Any, reason: str) -> ConversionError:
-        what = "an empty cell" if value is None else shown(value)
         column = self._layout.inter_columns[role]
-        return ConversionError(f"{self._layout.inter.shown}, line {self.line}, column {column}: {what} {reason}")
+        return ConversionError(f"{self._layout.inter.shown}, line {self.line}, column {column}: {shown(value)} {reason}")
 
 
 def times_of(layout: Layout, time_format: str | None) -> Times:
@@ -109,43 +108,97 @@ def times_of(layout: Layout, time_format: str | None) -> Times:
         ConversionError: they are not understood; names file, column, value and remedy.
     """
     name = layout.inter_columns["time"]
-    samples = [value for (value,) in layout.inter.sample([name])]
+    samples = [None if missing(value) else value for (value,) in layout.inter.sample([name])]
+    if layout.inter.decimal_commas and not time_format:
+        samples = [*map(pointed, samples)]
     try:
         return understood(samples, time_format or layout.time_format)
     except ValueError as error:
         raise ConversionError(f"{layout.inter.shown}, column {name}: {error}") from None
 
 
-def collect(layout: Layout, *, time_format: str | None) -> Interactions:
-    """Read all interactions.
+class _Gaps:
+    """Counts rows that lack what an interaction needs."""
+
+    def __init__(self, layout: Layout) -> None:
+        columns = layout.inter_columns
+        self._layout, self._first, self.rows = layout, 0, 0
+        self._found = {role: 0 for role in ROLES[:4] if role in columns} | ({} if "item" in columns else {"title": 0})
+
+    def in_row(self, line: int, row: dict[str, Any]) -> bool:
+        """Whether the row lacks something; counts it then."""
+        lacking = [role for role in self._found if missing(row[role])]
+        for role in lacking:
+            self._found[role] += 1
+        if lacking:
+            self.rows, self._first = self.rows + 1, self._first or line
+        return bool(lacking)
+
+    def counts(self) -> str:
+        return ", ".join(f"{self._layout.inter_columns[role]}: {number:,}" for role, number in self._found.items() if number)
+
+    def error(self, rows: int) -> ConversionError:
+        return ConversionError(
+            f"{self._layout.inter.shown}: {self.rows:,} of {rows:,} rows have an empty cell ({self.counts()}; the first is line "
+            f"{self._first}); fill them in, or leave these rows out with --drop_incomplete"
+        )
+
+
+def collect(layout: Layout, *, time_format: str | None, drop_incomplete: bool = False) -> tuple[Interactions, list[str]]:
+    """Read all interactions; also returns a line about each thing that the user should know of.
+
+    Args:
+        drop_incomplete: leave out rows that lack a value; else they are counted, and an error.
 
     Raises:
         ConversionError: a value is missing or is not what its column holds; names file, line, column, value and remedy.
     """
     columns, inter = layout.inter_columns, layout.inter
-    time = times_of(layout, time_format).read if "time" in columns else None
+    reader, gaps, roles, total = _Reader(layout), _Gaps(layout), [*columns], 0
     texts = [role for role in TEXTS if role in columns]
-    reader, roles = _Reader(layout), [*columns]
+    time = times_of(layout, time_format).read if "time" in columns else None
+    commas = {role: Decimals() for role in ("time", "rating") if role in columns and inter.decimal_commas}
+    read_time = time if time is None or time_format or not commas else _after(commas["time"], time)
+    read_rating = None if "rating" not in columns else _after(commas["rating"], number) if commas else number
     users, items, times, ratings = array("i"), array("i"), array("d"), array("d")
-    rows = inter.rows([*columns.values(), *layout.also])
-    rated = "rating" in columns
-    for reader.line, values in rows:
+    for reader.line, values in inter.rows([*columns.values(), *layout.also]):
         if layout.keeps and not layout.keeps(values[len(roles) :]):
             continue
-        row = dict(zip(roles, values, strict=False))
-        users.append(reader.users.setdefault(reader.id_of("user", row["user"]), len(reader.users)))
-        items.append(reader.item(row, texts))
-        if time:
-            times.append(reader.value("time", row["time"], time, "is not a time; fill it in, or remove the row"))
-        if rated:
-            ratings.append(reader.value("rating", row["rating"], number, "is not a number; correct it, or remove the row"))
+        row, total = dict(zip(roles, values, strict=False)), total + 1
+        try:  # the item comes last, so that a row that is left out adds none
+            if read_time:
+                at = reader.value("time", row["time"], read_time, "is not a time; fill it in, or remove the row")
+            if read_rating:
+                rating = reader.value("rating", row["rating"], read_rating, "is not a number; correct it, or remove the row")
+            user = reader.id_of("user", row["user"])
+            items.append(reader.item(row, texts))
+        except ConversionError:
+            if not gaps.in_row(reader.line, row):
+                raise
+            continue
+        users.append(reader.users.setdefault(user, len(reader.users)))
+        if read_time:
+            times.append(at)
+        if read_rating:
+            ratings.append(rating)
+    if gaps.rows and not drop_incomplete:
+        raise gaps.error(total)
     if not users:
-        raise ConversionError(f"{inter.shown} has no interactions")
-    found_times = np.array(times) if time else np.arange(1.0, len(users) + 1)
-    found_ratings = np.array(ratings) if rated else None
-    return Interactions(
-        np.array(users), np.array(items), found_times, found_ratings, [*reader.users], reader.item_ids, reader.texts
-    )
+        raise ConversionError(f"{inter.shown} has no interactions{' without an empty cell' if gaps.rows else ''}")
+    lines = [f"--drop_incomplete removes {gaps.rows:,} interactions ({gaps.counts()})"] if gaps.rows else []
+    lines += [
+        f"column {columns[role]}: {own.found:,} values have a decimal comma; {own.first!r} is read as {pointed(own.first)}"
+        for role, own in commas.items()
+        if own.found
+    ]
+    found_times = np.array(times) if read_time else np.arange(1.0, len(users) + 1)
+    found_ratings = np.array(ratings) if read_rating else None
+    names = [*reader.users], reader.item_ids, reader.texts
+    return Interactions(np.array(users), np.array(items), found_times, found_ratings, *names), lines
+
+
+def _after(decimals: Decimals, read: Callable[[Any], float]) -> Callable[[Any], float]:
+    return lambda value: read(decimals.read(value))
 
 
 def filtered(

@@ -191,8 +191,8 @@ def table(source: Source, name: str, encoding: str = "utf-8") -> Table:
         return Parquet(source, name)
     if ending is None:
         raise ConversionError(
-            f"{source.shown(name)}: files are read that end in {', '.join(SUFFIXES)}, also with .gz or in a .zip; rename it if it "
-            "is one of these, or save it as CSV"
+            f"{source.shown(name)}: files are read that end in {', '.join(SUFFIXES)}, also with .gz or in a .zip; "
+            "rename it if it is one of these, or save it as CSV"
         )
     encoding = source.encoding(name, encoding)
     if ending in (".json", ".jsonl", ".ndjson"):

@@ -13,6 +13,8 @@ SEPARATOR = "|"
 """Between the values of a list, the ``seq_separator`` of converted datasets."""
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2028\u2029\ufeff]+")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->")
+_DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
+_DECIMAL_POINT = re.compile(r"\s*[-+]?\d*\.\d*(?:[eE][-+]?\d+)?\s*")
 # code of the web page, in titles of Amazon's releases
 _PROGRAM = re.compile(r"var aPageStart|\(new Date\(\)\)\.getTime|\{display: ?none")
 
@@ -29,13 +31,63 @@ def identifier(value: Any) -> str:
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
+def missing(value: Any) -> bool:
+    """Whether a cell has no value."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def pointed(value: Any) -> Any:
+    """A text such as ``3,5`` with a decimal point; any other value as it is."""
+    return value.replace(",", ".") if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) else value
+
+
+class Decimals:
+    """The numbers of a column, written with decimal points or, all of them, with decimal commas.
+
+    Attributes:
+        found: how many values have a decimal comma.
+        first: the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._point, self.found, self.first = "", 0, ""
+
+    def read(self, value: Any) -> Any:
+        """The value, with a decimal point if it is a text.
+
+        Raises:
+            ValueError: it has a comma where an earlier one has a point, or a point where an earlier one has a comma.
+        """
+        if not isinstance(value, str):
+            return value
+        if "," not in value:
+            if "." in value and (self.found or not self._point) and _DECIMAL_POINT.fullmatch(value):
+                if self.found:
+                    raise ValueError(f"has a decimal point, but {self.first!r} above a comma; write all numbers in one way")
+                self._point = value
+            return value
+        found = pointed(value)
+        if found is value:
+            return value
+        if self._point:
+            raise ValueError(f"has a decimal comma, but {self._point!r} above a point; write all numbers in one way")
+        self.found, self.first = self.found + 1, self.first or value
+        return found
+
+
 def number(value: Any) -> float:
     """A number.
 
     Raises:
         ValueError: it is none, or not a finite one.
     """
-    found = float(value)
+    try:
+        found = float(value)
+    except ValueError:
+        if pointed(value) is not value:
+            remedy = "write decimals with a point, or save the table with semicolons or tabs between its cells"
+            raise ValueError(f"is not a number; {remedy}") from None
+        raise
     if not math.isfinite(found):
         raise ValueError
     return found

@@ -252,7 +252,7 @@ def test_values_of_a_category(raw: Any, separator: str | None, expected: list[st
 @pytest.mark.parametrize("form", ["utf-16", "utf-16-be with a mark", "utf-16-le", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("place", ["a.txt", "a.txt.gz", "a.zip"])
 def test_texts_of_several_bytes_a_character(form: str, place: str) -> None:
-    """Bytes of a line feed are in other characters, too. "Unicode text" of spreadsheet programs has a mark and needs no option."""
+    """Other characters have the bytes of a line feed, too. "Unicode text" of spreadsheets has a mark and needs no option."""
     text = "user\titem\ttitle\r\nZoë\tx1\t\u0a0a\u0a41\u0100\u010a ab\r\nb\tx2\t漢\r\n"
     data = b"\xfe\xff" + text.encode("utf-16-be") if "mark" in form else text.encode(form)
     if place.endswith(".zip"):
@@ -290,6 +290,61 @@ def test_each_table_is_read_in_its_encoding() -> None:
 def test_a_line_that_is_no_text_is_named_once() -> None:
     message = refused(write_bytes("a.csv", b"user,item_id,time\nZo\xeb,x,2020-01-01\n"))
     assert message.startswith("a.csv, line 2: b'") and message.count("a.csv") == 1 and "column" not in message
+
+
+# -- decimal commas and empty cells --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_decimal_commas_are_read_where_commas_separate_no_cells(mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["user;item;rating;time", "a;x1;3,5;1700000000,5", "b;x2;4;1700000001", "b;x1;,5;1700000002,25"]
+    write("a.csv", "\n".join(rows).replace(";", mark))
+    cli.main(["data", "convert", "a.csv", "--to=mine"])
+    found = [line.split("\t")[2:] for line in Path("dataset/mine/mine.inter").read_text().splitlines()[1:]]
+    assert found == [["3.5", "1700000000.5"], ["4", "1700000001"], ["0.5", "1700000002.25"]]
+    assert "column rating: 2 values have a decimal comma; '3,5' is read as 3.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("user;item;rating\na;x;3,5\nb;y;3.5\n", ["line 3, column rating: '3.5' has a decimal point, but '3,5' above a comma"]),
+        ("user;item;rating\na;x;3.5\nb;y;2\nc;y;3,5\n", ["line 4, column rating: '3,5' has a decimal comma, but '3.5' above"]),
+        ("user;item;rating\na;x;1.234,5\n", ["'1.234,5' is not a number"]),
+        ('user,item,rating\na,x,"3,5"\n', ["'3,5' is not a number; write decimals with a point", "semicolons or tabs"]),
+    ],
+)
+def test_decimal_commas_that_are_not_certain_are_refused(text: str, parts: list[str]) -> None:
+    message = refused(write("a.csv", text))
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_dates_keep_their_commas_and_points() -> None:
+    assert convert(write("a.csv", 'user;item;time\na;x1;"Jan 31, 2020"\n'))[".inter"][1][2] == "1580428800"
+    assert convert(write("b.csv", "user;item;time\na;x1;31.01.2020\n"), out=Path("b"))[".inter"][1][2] == "1580428800"
+
+
+GAPS = "user,item,title,rating,time\na,x1,T,5,1700000000\nb,x1,T,,1700000001\n,x2,U, ,1700000002\nb,x2,,3,\nb,x2,,3,1700000003\n"
+
+
+def test_rows_with_an_empty_cell_are_counted_or_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(write("a.csv", GAPS))
+    assert message.startswith("a.csv: 3 of 5 rows have an empty cell (user: 1, time: 1, rating: 2; the first is line 3); ")
+    assert message.endswith("or leave these rows out with --drop_incomplete")
+    cli.main(["data", "convert", "a.csv", "--to=mine", "--drop_incomplete"])
+    assert "--drop_incomplete removes 3 interactions (user: 1, time: 1, rating: 2)" in capsys.readouterr().out
+    kept = [line.split("\t") for line in Path("dataset/mine/mine.inter").read_text().splitlines()[1:]]
+    assert kept == [["a", "x1", "5", "1700000000"], ["b", "x2", "3", "1700000003"]]
+    assert "--drop_incomplete removes 3" in Path("dataset/mine/mine.yaml").read_text()
+
+
+def test_empty_titles_count_where_they_tell_items_apart() -> None:
+    assert "(title: 1; the first is line 3)" in refused(write("a.csv", "user,title\na,T\nb,\n"))
+    frame = pa.table({"user": ["a", "b"], "item": [1.0, float("nan")]})
+    pq.write_table(frame, "b.parquet")
+    assert "(item: 1; the first is line 2)" in refused("b.parquet")
+    write("c.jsonl", '{"user": "a", "item": null}\n')
+    assert "no interactions without an empty cell" in refused("c.jsonl", drop_incomplete=True)
 
 
 # -- filters -------------------------------------------------------------------------------------------------------------------
@@ -333,7 +388,7 @@ def test_a_core_counts_different_partners_after_the_ratings() -> None:
 @pytest.mark.parametrize(
     ("text", "options", "parts"),
     [
-        ("user,item,time\na,x,1\nb,,2\n", {}, ["a.csv, line 3, column item", "an empty cell is not an id"]),
+        ("user,item,time\na,x,1\nb,,2\n", {}, ["a.csv: 1 of 2 rows have an empty cell (item: 1; the first is line 3)"]),
         ("user,item,time\na,x\n", {}, ["line 2: 2 cells, but the header has 3 (user, item, time)"]),
         ("user,item,time\na,x1,2020-01-01\nb,y1,soon\n", {"time_format": "%Y-%m-%d"}, ["line 3, column time", "'soon'"]),
         ("user,item,rating\na,x,5\nb,y,good\n", {}, ["line 3, column rating: 'good' is not a number"]),
