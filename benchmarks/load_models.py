@@ -40,7 +40,10 @@ _SETTINGS = {  # in place of those of the tests, which are for 60 users
     "domain_max_views": 2,
     "merge_steps": 10,
 }
-_OWN: dict[str, dict[str, Any]] = {"LlamaRec": {"lora_train_mode": "prefix", "max_title_tokens": 8}}  # 30 titles in 512 tokens
+_OWN: dict[str, dict[str, Any]] = {  # prompts of 512 tokens at most
+    "LlamaRec": {"lora_train_mode": "prefix", "max_title_tokens": 8},
+    "Laser": {"max_history": 6},
+}
 _CF = {"train_batch_size": 512, "sequence_loss": "sampled_softmax"}
 
 Parts = dict[str, list[float]]
