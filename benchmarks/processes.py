@@ -113,7 +113,8 @@ def section(folder: Path, *, deaths: int, models: tuple[str, ...] = MODELS, seed
         "notes": [
             f"{SIZE} processes, joined by gloo. Ranks: of each user in each row, by the weights that one process has trained.",
             f"{', '.join(STAGELESS)} have no stage, so {SIZE} processes train them, too, without dropout in RecBole's models.",
-            "A death: one of the processes, drawn at random, is killed at a random moment, and the command started again.",
+            "A death: one of the processes, drawn at random, is killed at a random moment, and the command started again. "
+            f"One that died before it joined is waited for {JOINING} s here, and 10 minutes by default.",
             *(f"Lost: {line}" for line in lost),
         ],
         "lost": len(lost),

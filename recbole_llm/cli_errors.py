@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from recbole_llm import compat
 
-_KEPT = "what was finished is kept, and the same command goes on from there"
+_KEPT = "finished stages and runs are kept, and the same command resumes from there"
 _ELSEWHERE = "or give another --checkpoint_dir, or start in another folder, which log/ is written to"
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space ({_KEPT}), {_ELSEWHERE}"),
@@ -70,7 +70,7 @@ def reason(error: Exception) -> str:
     except OSError as trouble:
         kept = f"no log file could be written ({trouble})"
     return (
-        f"{type(error).__name__}: {error}; this is a fault of the package, or of an input that it does not know; {kept}; "
+        f"{type(error).__name__}: {error}; this is a bug in the package, or an input that it does not handle; {kept}; "
         "RECBOLE_LLM_TRACEBACK=1 shows the traceback"
     )
 

@@ -99,7 +99,7 @@ def _of_results(commands: _Group) -> None:
     add = _command(commands, "recommend", do.recommend, "what a run recommends to a user", texts.RECOMMEND, texts.RECOMMEND_KEYS)
     add("--run", required=True, metavar="RUN", help=f"{_RUN}, a shared folder, or hub:user/name")
     add("--user", metavar="ID", help="a user of the dataset")
-    add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of anybody')
+    add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of any user')
     add("--users", type=Path, metavar="FILE", help="users of the dataset, one id per line")
     add("--top", type=int, default=10, metavar="K", help="number of items for each (default: 10)")
     add("--candidates", type=Path, metavar="FILE", help="rank these items alone; titles (new ones, too) or ids")

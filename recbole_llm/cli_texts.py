@@ -14,8 +14,8 @@ exit codes: 0 (success), 1 (runs of a leaderboard failed, claims have no result,
 
 RUN = """
 Train and evaluate one model, an LLM recommender or any model of RecBole, on one dataset. All models are evaluated on the same
-candidates. Stages that an earlier run has trained are reused, and a killed run resumes. The results are printed as a table and
-written to saved/runs/<run>/record.json. python run_recbole_llm.py is the same command."""
+candidates. Stages that an earlier run has trained are reused, and a killed run resumes in its stage. The results are printed as a
+table and written to saved/runs/<run>/record.json. python run_recbole_llm.py is the same command."""
 
 DATA = "  --data_path=DIR              folder that contains <dataset>/<dataset>.inter and .item (ml-100k comes with RecBole)\n"
 SAVED = "  --checkpoint_dir=saved       folder of stages, candidates and run records\n"
@@ -105,7 +105,7 @@ examples:
 
 LOOK = """
 Write one HTML file that shows users of the test split side by side for several runs: the history, what each model ranks highest,
-and where the truth stands, with filters and a search. The runs must have the same split, users and candidates. Nothing is
+and the rank of the target, with filters and a search. The runs must have the same split, users and candidates. Nothing is
 trained. See docs/look.md."""
 
 LOOK_KEYS = """

@@ -257,7 +257,7 @@ def test_an_error_that_nobody_expects_is_one_line_with_the_log_that_has_its_trac
     line = refused(capsys, *arguments)
     (log,) = Path("log/Pop").iterdir()
     assert re.fullmatch(
-        rf"error: KeyError: .*; this is a fault of the package, .*; log file: {log.absolute()}; RECBOLE_\S+ .*", line
+        rf"error: KeyError: .*; this is a bug in the package, .*; log file: {log.absolute()}; RECBOLE_\S+ .*", line
     )
     assert "Traceback (most recent call last):" in log.read_text() and "in broken" in log.read_text()
     monkeypatch.setenv("RECBOLE_LLM_TRACEBACK", "1")
@@ -282,7 +282,7 @@ def test_an_error_that_an_operation_or_a_library_raises_is_not_told_as_advice(
 ) -> None:
     monkeypatch.delenv("RECBOLE_LLM_TRACEBACK", raising=False)
     monkeypatch.setattr("recbole_llm.quick_start.LLMConfig", lambda *_: eval(broken, {"json": json}))
-    assert "this is a fault of the package" in refused(capsys, "--model=Pop", "--dataset=tiny")
+    assert "this is a bug in the package" in refused(capsys, "--model=Pop", "--dataset=tiny")
 
 
 def test_what_a_users_model_raises_is_its_message(

@@ -66,7 +66,7 @@ def judged(outcome: Outcome, found: Any, expected: Any) -> str:
     """How a run ended whose disk failed."""
     if outcome.code == 0:
         return SURVIVED if found == expected else LOST
-    return ONE_LINE if outcome.error and "fault of the package" not in outcome.error else LOST
+    return ONE_LINE if outcome.error and "bug in the package" not in outcome.error else LOST
 
 
 def section(

@@ -176,7 +176,7 @@ def _engine(name: str, logs: Path, threads: int) -> Callable[[Task], str | None]
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0]} ({job.paths.stderr})"
                 if stopped or not isinstance(error, submitit.core.utils.UncompletedJobError):
                     break
-                logger.warning(f"{task.label}, seed {task.seed}: its worker died; another goes on from its checkpoint ({reason})")
+                logger.warning(f"{task.label}, seed {task.seed}: its worker died; another one resumes its run ({reason})")
             finally:
                 _stops.discard(stop)
         return reason

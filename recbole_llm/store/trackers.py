@@ -1,8 +1,8 @@
 """``report_to``: the curves of a run, live, in TensorBoard, Weights & Biases or MLflow, as in ``transformers``.
 
-A run has one run there, whose metrics have the names of the stages before them: ``ingredient/loss``. What has been reported is
-noted in the folder of the run record until the run is complete. So a run that was killed and is started again continues the run
-that it has there, and reports no point twice. Reporting changes no result: a tracker that fails is left out with a warning.
+Each run is one run in the tracker, whose metrics have the names of the stages before them: ``ingredient/loss``. What has been
+reported is noted in the folder of the run record until the run is complete. So a run that was killed and is started again
+continues its run there, and reports no point twice. Reporting changes no result: a tracker that fails is left out with a warning.
 """
 
 from __future__ import annotations

@@ -193,14 +193,14 @@ def test_a_browser_filters_searches_and_keeps_the_state_in_the_address(page: str
 
     assert found["start"] == {"users": names[:20], "count": "45 of 45 users", "hash": "", "more": True}
     assert found["more"]["users"] == names[:40] and found["more"]["focus"] == names[20]
-    assert found["card"]["truth"].startswith("truth: Song 10 1970 · <i>rock</i> (0 training interactions, cold)")
+    assert found["card"]["truth"].startswith("target: Song 10 1970 · <i>rock</i> (0 training interactions, cold)")
     assert found["card"]["heads"] == [
         "history of 1, the latest first",
-        "First ✓ truth at 1 of 20",
-        f"{SCRIPT} ✓ truth at 1 of 20",
+        "First ✓ target at 1 of 20",
+        f"{SCRIPT} ✓ target at 1 of 20",
     ]
     assert found["card"]["lists"][0] == [
-        "1 Song 10 1970 · <i>rock</i> 0.5 ✓ the truth",
+        "1 Song 10 1970 · <i>rock</i> 0.5 ✓ the target",
         f"2 {SCRIPT} 1960 · <i>rock</i> -0.0000125",
     ]
     assert found["short"]["users"] == names[:12] and found["short"]["count"] == "12 of 45 users"

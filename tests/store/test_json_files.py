@@ -123,7 +123,7 @@ def test_a_disk_that_fails_is_named_with_what_was_written_and_the_old_one_stays(
     assert caught.value.errno == number and caught.value.filename == str(tmp_path / "own")
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
     said = reason(caught.value)
-    assert said.startswith(f"{tmp_path / 'own'}: ") and "the same command goes on from there" in said and "\n" not in said
+    assert said.startswith(f"{tmp_path / 'own'}: ") and "the same command resumes from there" in said and "\n" not in said
 
 
 def test_an_error_that_is_not_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_log_that_cannot_be_written_is_no_second_error(monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device", "log")
 
     monkeypatch.setattr(logs, "keep_traceback", full)
-    assert "KeyError: 'x'; this is a fault of the package" in reason(KeyError("x")) and "no log file" in reason(KeyError("x"))
+    assert "KeyError: 'x'; this is a bug in the package" in reason(KeyError("x")) and "no log file" in reason(KeyError("x"))
 
 
 def test_a_hostile_value_does_not_fill_the_terminal() -> None:
