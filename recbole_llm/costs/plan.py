@@ -74,8 +74,7 @@ class Plan:
                 _limit(*total) + _time(sum(times)) if times else "",
             ]
         )
-        table = tabulate(rows, headers=headers, disable_numparse=True, colalign=["left"] * 2 + ["right"] * 10)
-        return "\n".join([f"plan: {self.heading}", table, *self._explained()])
+        return "\n".join([f"plan: {self.heading}", _table(headers, rows, left=2), *self._explained()])
 
     def _row(self, line: Line) -> list[str]:
         cost = line.cost
@@ -135,7 +134,15 @@ class Plan:
             )
         headers = ["", "trained tokens: planned", "measured", "read tokens: planned", "measured"]
         headers += ["time: planned", "measured", "memory: planned", "measured peak"]
-        return tabulate(rows, headers=headers, disable_numparse=True, colalign=["left"] + ["right"] * 8) if rows else ""
+        return _table(headers, rows, left=1) if rows else ""
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """The columns of which some cell says something, the first ``left`` ones of all aligned to the left."""
+    kept = [0, *(place for place in range(1, len(headers)) if any(row[place] not in ("", "0", "0.0") for row in rows))]
+    cells = [[row[place] for place in kept] for row in rows]
+    align = ["left" if place < left else "right" for place in kept]
+    return tabulate(cells, headers=[headers[place] for place in kept], disable_numparse=True, colalign=align)
 
 
 def stage_lines(stages: Sequence[Stage], cache: StageCache, *, unknown: str = "") -> list[Line]:
