@@ -71,7 +71,10 @@ _MODELS = {
     "(int in [0, 1]) or (bool)": "context_norm post_remove_context use_proj_bias",
     "(float in [0, 1))": "attn_dropout_prob dropout dropout_prob drop_ex drop_im drop_ratio hidden_dropout_prob item_dropout "
     "mess_dropout mess_dropout_rate message_dropout node_dropout node_dropout_rate sess_dropout",
-    "(float in [0, 1])": "corruption_ratio ft_ratio l1_ratio lambda_coeff mask_ratio global_ratio",
+    "(float in [0, 1])": "corruption_ratio ft_ratio l1_ratio lambda_coeff global_ratio",
+    "(float in (0, 1])": "mask_ratio",
+    "(str in gelu, relu, swish, tanh, sigmoid)": "hidden_act",
+    "(str in trm, ave)": "dnn_type",
     "(float > 0)": "initializer_range layer_norm_eps resolution ssl_tau ssl_temp tau temperature",
     "(float)": "aap_weight align_weight anneal_cap cor_weight gamma kg_weight lambda1 lambda2 lamda lmd lmd_sem ls_weight "
     "map_weight margin mip_weight negative_weight noise_max noise_min noise_scale proto_reg q reg_loss_ratio reg_weight_1 "
@@ -92,8 +95,8 @@ _MODELS = {
     "(int) or ~": "lgb_early_stopping_rounds xgb_early_stopping_rounds xgb_nthread",
     "(dict) or ~": "fields lgb_params xgb_params",
     "(str) or ~": "mf_pretrain_path mlp_pretrain_path pretrain_path pre_model_path warm_up xgb_model fredom_type",
-    "(str)": "accum aggregator aggregator_type algorithm dnn_type gru_type hid_activation out_activation ae_act_func "
-    "mlp_act_func hidden_act ind inter_matrix_type item_attribute knn_method loss_function mean_type neigh_info_method "
+    "(str)": "accum aggregator aggregator_type algorithm gru_type hid_activation out_activation ae_act_func "
+    "mlp_act_func ind inter_matrix_type item_attribute knn_method loss_function mean_type neigh_info_method "
     "noise_schedule partition_merging_mode reranker_merging_mode phase pooling_mode pooling_type pooling_type_layer_1 "
     "pooling_type_layer_2 structure teacher train_method train_stage type weight_mode fusion_type sim contrast",
     "(str in BPR, CE, BCE, MSE)": "loss_type",
