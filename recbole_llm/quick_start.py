@@ -206,6 +206,9 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     for source in dict.fromkeys(config.unread.values()):
         keys = ", ".join(key for key, given in config.unread.items() if given == source)
         logger.warning(f"settings of other models in {source}, which change nothing: {keys}")
+    if others := config.of_other_training:
+        keys = ", ".join(key + (f" (it has {', '.join(own)})" if own else "") for key, own in others.items())
+        logger.warning(f"settings of RecBole's trainer, which does not train {config['model']}, change nothing: {keys}")
     if config.own_copy:
         logger.info(f"{config['dataset']}: your data is used, not the data of this name that comes with RecBole")
     logger.info(logs.dataset_line(data))

@@ -59,6 +59,32 @@ def unread(
     return {key: source for key, source in found.items() if not re.search(rf"config\[\s*[\"']{key}[\"']\s*\]", code)}
 
 
+_OF_RECBOLES_TRAINER = {  # and how keys of a stage end that say the same
+    "epochs": "_epochs",
+    "learning_rate": "_learning_rate",
+    "train_batch_size": "_batch_size",
+    "weight_decay": "_weight_decay",
+    "eval_step": "_eval_steps",
+    "stopping_step": "_patience",
+    "clip_grad_norm": "max_grad_norm",
+    **dict.fromkeys(("learner", "train_neg_sample_args", "loss_decimal_place", "enable_amp", "enable_scaler"), ""),
+}
+
+
+def of_other_training(
+    given: Sequence[tuple[str, Mapping[str, Any]]], files: PropertyFiles, defaults: Mapping[str, Any], model: type[Any]
+) -> dict[str, list[str]]:
+    """The given settings of RecBole's trainer, if the model is trained in stages and so without it, with those of its stages.
+
+    Arguments as in :func:`unread`.
+    """
+    if not getattr(model, "trained_in_stages", False):
+        return {}
+    ours = [key for key in files.definitions if key in defaults] if model.has_validation else []  # others train nothing
+    keys = [key for key in _OF_RECBOLES_TRAINER if any(key in values for _, values in given)]
+    return {key: [own for own in ours if (end := _OF_RECBOLES_TRAINER[key]) and own != key and own.endswith(end)] for key in keys}
+
+
 def _code(model: type[Any], given: Collection[str]) -> str:
     """The code of RecBole or of the user that reads the settings of a model: some have no default in a property file."""
     import recbole.data.transform

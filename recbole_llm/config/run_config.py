@@ -21,7 +21,7 @@ from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import compat, registry
-from recbole_llm.config.checks import check, naming_source, source_of, unread
+from recbole_llm.config.checks import check, naming_source, of_other_training, source_of, unread
 from recbole_llm.config.contents import contents, pretrained
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
 from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN, SEQUENCE_TRAINING
@@ -46,6 +46,7 @@ class LLMConfig(Config):
     Attributes:
         init_run: the run that ``init_from`` names.
         unread: given settings that only other models have, with their sources; they change nothing.
+        of_other_training: given settings of RecBole's trainer that change nothing, with those of the model's stages.
         own_copy: whether the user's data is read in place of data that comes with RecBole under the same name.
 
     Raises:
@@ -54,6 +55,7 @@ class LLMConfig(Config):
 
     init_run: SavedRun | None = None
     unread: Mapping[str, str]
+    of_other_training: Mapping[str, Sequence[str]]
     own_copy: bool = False
     internal_config_dict: dict[str, Any]
     external_config_dict: dict[str, Any]
@@ -145,6 +147,7 @@ class LLMConfig(Config):
             check(values, source, files, self.internal_config_dict)
             compat.refuse_options(values, source)
         self.unread = unread(self._given, files, self.internal_config_dict, model_class)
+        self.of_other_training = of_other_training(self._given, files, self.internal_config_dict, model_class)
 
     def _part(self, key: str) -> str | None:
         """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""

@@ -118,6 +118,22 @@ def test_a_setting_that_the_model_does_not_have_is_told(model: str, given: dict[
     assert config.unread == dict.fromkeys(unread, "config_dict")
 
 
+def test_a_setting_of_recboles_trainer_is_told_with_that_of_the_stages() -> None:
+    given = {"epochs": 2, "learning_rate": 0.1, "stopping_step": 3, "learner": "adam", "lora_epochs": 1}
+    found = LLMConfig("TALLRec", "ml-100k", config_dict=given).of_other_training
+    assert found == {
+        "epochs": ["lora_epochs"],
+        "learning_rate": ["lora_learning_rate"],
+        "stopping_step": ["lora_patience"],
+        "learner": [],
+    }
+    assert "stage1_epochs" in LLMConfig("ALLMRec", "ml-100k", config_dict={"epochs": 2}).of_other_training["epochs"]
+    assert LLMConfig("RecentPop", "ml-100k", config_dict={"epochs": 2}).of_other_training == {"epochs": []}
+    for model in ("SASRec", "AlphaRec"):  # which it trains
+        assert LLMConfig(model, "ml-100k", config_dict=given).of_other_training == {}
+    assert LLMConfig("TALLRec", "ml-100k").of_other_training == {}
+
+
 def test_no_setting_that_recboles_code_reads_is_told() -> None:
     """Of every model, also those that have no default in a property file."""
     folder = Path(recbole.__file__).parent / "model"
