@@ -80,7 +80,8 @@ def of_other_training(
     """
     if not getattr(model, "trained_in_stages", False):
         return {}
-    ours = [key for key in files.definitions if key in defaults] if model.has_validation else []  # others train nothing
+    trains = model.has_validation and not getattr(model, "shortcut", False)
+    ours = [key for key in files.definitions if key in defaults and trains]
     keys = [key for key in _OF_RECBOLES_TRAINER if any(key in values for _, values in given)]
     return {key: [own for own in ours if (end := _OF_RECBOLES_TRAINER[key]) and own != key and own.endswith(end)] for key in keys}
 
