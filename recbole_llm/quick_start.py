@@ -212,6 +212,9 @@ def assemble(config: LLMConfig, *, loads: bool = True) -> Run:
     if config.own_copy:
         logger.info(f"{config['dataset']}: your data is used, not the data of this name that comes with RecBole")
     logger.info(logs.dataset_line(data))
+    for odd in data.odd_times:
+        where = f"{config['dataset']}.inter, column {config['TIME_FIELD']}"
+        logger.warning(f"{where}: {odd}; they order the histories wrongly: correct them, or remove the rows")
     for line in split_lines(config, data):
         logger.info(line)
     whole = data.interactions

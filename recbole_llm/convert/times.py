@@ -11,9 +11,8 @@ from statistics import median
 from typing import Any
 
 from recbole_llm.convert.values import shown
+from recbole_llm.data.times import unix_unit
 
-# numbers from here on, and how many of them are a second
-_UNITS = ((1e8, "seconds", 1), (1e11, "milliseconds", 1_000), (1e14, "microseconds", 1_000_000), (1e17, "nanoseconds", 10**9))
 _FORMATS = (
     *("%Y/%m/%d", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%a %b %d %H:%M:%S %z %Y", "%d %b %Y", "%d %b %Y %H:%M", "%b %d, %Y"),
     *("%B %d, %Y", "%d-%b-%Y", "%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%m %d, %Y"),
@@ -85,11 +84,6 @@ def _numeric(numbers: Sequence[float]) -> Times:
         return exact if size == 1 else exact / size
 
     return Times(f"Unix {unit}{'' if size == 1 else ', written as seconds'}", read)
-
-
-def unix_unit(middle: float) -> tuple[float, str, int] | None:
-    """The unit of a Unix time of this size: the least number in it, its name, and how many are a second; None: no such time."""
-    return max((unit for unit in _UNITS if middle >= unit[0]), default=None)
 
 
 def _plain(value: Any) -> float:

@@ -28,6 +28,7 @@ from recbole_llm.data.passport import Interactions
 from recbole_llm.data.sequences import UnbuiltLists
 from recbole_llm.data.splitting import Split
 from recbole_llm.data.tables import StrictTables
+from recbole_llm.data.times import odd_times
 
 
 class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
@@ -116,6 +117,11 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
             f"file and list it in load_col (columns loaded: {', '.join(self.inter_feat)}). Without times, files that are split "
             "already (benchmark_filename) and, for models that read no histories, eval_args: {'order': 'RO'} are possible"
         )
+
+    @property
+    def odd_times(self: Any) -> list[str]:
+        """What :func:`recbole_llm.data.times.odd_times` says of the column of times."""
+        return odd_times(self.inter_feat[self.time_field].to_numpy()) if self.time_field in self.inter_feat else []
 
     @cached_property
     def histories(self: Any) -> Histories:

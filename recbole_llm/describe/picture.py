@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recbole_llm.data.times import dates
 from recbole_llm.describe.facts import Description
-from recbole_llm.describe.words import date_unit
 from recbole_llm.evaluation import plots
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ def draw(found: Description, file: Path) -> None:
         axes.set(xlabel="items, most popular first", ylabel="interactions")
 
     def times(axes: Axes) -> None:
-        unit = date_unit(found.times) if found.times is not None else None
+        moments = dates(found.times) if found.times is not None else None
         if found.times is None:
             _say(axes, "no column of times")
-        elif unit is None:
+        elif moments is None:
             axes.hist(found.times, _BARS)
             axes.set(xlabel="time, which is no date", ylabel="interactions")
         else:
-            heights, edges = np.histogram(found.times / unit, _BARS)
-            dates = [datetime.fromtimestamp(edge, UTC) for edge in edges.tolist()]
-            axes.stairs(heights, dates, fill=True)  # type: ignore[arg-type]
+            heights, edges = np.histogram(moments, _BARS)
+            days = [datetime.fromtimestamp(edge, UTC) for edge in edges.tolist()]
+            axes.stairs(heights, days, fill=True)  # type: ignore[arg-type]
             axes.tick_params(axis="x", labelrotation=30)
             axes.set(xlabel="time", ylabel="interactions")
 

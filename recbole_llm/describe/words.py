@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 from tabulate import tabulate
 
-from recbole_llm.convert.times import unix_unit
+from recbole_llm.data.times import dates, odd_times
 from recbole_llm.describe.facts import Description
 
 _WIDTH = 110
@@ -28,12 +28,6 @@ def in_words(found: Description) -> str:
     return "\n\n".join([heading, tabulate(rows, tablefmt="plain", disable_numparse=True), _needs(found)])
 
 
-def date_unit(times: np.ndarray) -> int | None:
-    """How many of these times are a second since 1970; None if they are no Unix times."""
-    known = unix_unit(float(np.median(times))) if len(times) else None
-    return known and known[2]
-
-
 def _facts(found: Description) -> Iterator[tuple[str, str]]:
     read, counts = found.passport["read"], found.passport["counts"]
     yield "split", found.passport["verdict"]
@@ -44,6 +38,8 @@ def _facts(found: Description) -> Iterator[tuple[str, str]]:
     for name, values in (("per user", found.per_user), ("per item", found.per_item)):
         yield name, f"{_spread(values)} interactions"
     yield "times", _times(found)
+    for odd in odd_times(found.times) if found.times is not None else ():
+        yield "", f"{odd}; they order the histories wrongly"
     if found.tied is not None:
         yield "ties", _ties(found)
     yield "repeats", _repeats(found)
@@ -62,10 +58,10 @@ def _times(found: Description) -> str:
     times = found.times
     if times is None or not len(times):
         return "no column of times"
-    unit = date_unit(times)
-    if unit is None:
+    moments = dates(times)
+    if moments is None:
         return f"{times.min():g} to {times.max():g}, which are no dates"
-    first, last = (datetime.fromtimestamp(float(moment) / unit, UTC) for moment in (times.min(), times.max()))
+    first, last = (datetime.fromtimestamp(float(moment), UTC) for moment in (moments.min(), moments.max()))
     return f"{first:%Y-%m-%d} to {last:%Y-%m-%d} (UTC), {(last - first).days:,} days"
 
 
