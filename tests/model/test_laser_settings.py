@@ -189,7 +189,7 @@ def test_a_router_that_sends_all_users_to_one_expert_is_warned_of_with_the_share
             router.weight.copy_(torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0].T)
     with caplog.at_level("INFO"):
         made.model._log_experts("phase1", reader, towers)
-    (record,) = [record for record in caplog.records if "phase1" in record.getMessage()]
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("phase1")]
     message = record.getMessage()
     if degenerate:
         assert record.levelname == "WARNING" and "has 100% of the users (shares 1.00 0.00 0.00)" in message
