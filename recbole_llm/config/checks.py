@@ -16,10 +16,17 @@ from typing import Any
 from recbole_llm import registry
 from recbole_llm.config.definitions import Definition
 from recbole_llm.config.property_files import PropertyFiles
-from recbole_llm.config.recbole_keys import MODEL_KEYS, SUCCESSORS
+from recbole_llm.config.recbole_keys import MODEL_KEYS, RECBOLE_DEFINITIONS, SUCCESSORS
 
 
-def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults: Mapping[str, Any]) -> None:
+def check(
+    values: Mapping[Any, Any],
+    source: str,
+    files: PropertyFiles,
+    defaults: Mapping[str, Any],
+    *,
+    near: Collection[str] | None = None,
+) -> None:
     """Check keys and values of a user, inner ones of dictionaries included.
 
     Keys of other models are checked, too, and may stand there, as a file may serve several models (:func:`unread`).
@@ -27,6 +34,7 @@ def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults
     Args:
         source: the file or argument that the values come from.
         defaults: the run's default values, RecBole's included.
+        near: keys among which a misspelt one is sought first; None for those of the run.
 
     Raises:
         ValueError: names key, value, source, what is allowed and the nearest key, or the default.
@@ -36,9 +44,11 @@ def check(values: Mapping[Any, Any], source: str, files: PropertyFiles, defaults
         if key in definitions:
             _check_value(key, value, source, definitions, defaults.get(key))
             for name, settings in _settings_in(key, value, definitions[key]):
-                check(settings, f"{name} of {source}", files, defaults)
+                of_recbole = RECBOLE_DEFINITIONS if name == key else near  # cf_config: keys of another model
+                check(settings, f"{name} of {source}", files, defaults, near=of_recbole)
         elif key not in own:
-            raise ValueError(f"unknown key `{key}` in {source}; {_nearest(str(key), definitions, defaults)}")
+            nearest = _nearest(str(key), definitions, defaults if near is None else near)
+            raise ValueError(f"unknown key `{key}` in {source}; {nearest}")
 
 
 def unread(
@@ -183,11 +193,11 @@ def _shown(value: Any, width: int = 200) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _nearest(key: str, definitions: Collection[str], defaults: Collection[str]) -> str:
-    """The successor of an old key, or the nearest key, preferably of this run; inner keys are compared without their prefix."""
+def _nearest(key: str, definitions: Collection[str], first: Collection[str]) -> str:
+    """The successor of an old key, or the nearest key, preferably of ``first``; inner keys are compared without their prefix."""
     if key in SUCCESSORS:
         return f"RecBole 1.2 has none of this name; {SUCCESSORS[key]}"
-    here = [name for name in definitions if name.partition(".")[0] in defaults]
+    here = [name for name in definitions if name.partition(".")[0] in first]
     for pool in (here, definitions):
         names: dict[str, str] = {}
         for name in sorted(pool, key=lambda name: (name.count("."), name)):

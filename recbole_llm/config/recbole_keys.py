@@ -147,6 +147,8 @@ SUCCESSORS = {
     "fields_in_same_space": "give alias_of_user_id, alias_of_item_id, alias_of_entity_id or alias_of_relation_id",
     "multi_gpus": "remove it; a run is one process",
     "topks": "give topk",
+    "device": "give use_gpu: False for the CPU, or gpu_id: 0, the number of a GPU",
+    "tensorboard": "give report_to: tensorboard",
     "eval_metric": "give metrics, a list, and valid_metric, which decides",
     "metric": "give metrics, a list",
 }

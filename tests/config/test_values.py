@@ -87,6 +87,11 @@ def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
         LLMConfig("TALLRec", "tiny", cmd_line=["--torch_dtype=bfloat16"])
     with pytest.raises(ValueError, match="unknown key `extends` in"):  # a line of ours alone
         LLMConfig("Pop", "tiny", cmd_line=["--extends=model/TALLRec"])
+    with pytest.raises(ValueError, match="did you mean `hidden_size`\\?"):  # SASRec's, not that of `builtin_lm`
+        LLMConfig("ALLMRec", "tiny", config_dict={"cf_config": {"hiden_size": 8}})
+    for key, remedy in (("device", "use_gpu: False .* gpu_id"), ("tensorboard", "report_to: tensorboard")):
+        with pytest.raises(ValueError, match=f"unknown key `{key}` in .*; .*give {remedy}"):
+            LLMConfig("Pop", "tiny", cmd_line=[f"--{key}=cuda"])
     with pytest.raises(ValueError, match="unknown key `xyzzy` in the command line; see properties/"):
         LLMConfig("Pop", "tiny", cmd_line=["--xyzzy=1"])
 
