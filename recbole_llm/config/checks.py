@@ -82,18 +82,23 @@ _OF_RECBOLES_TRAINER = {  # and how keys of a stage end that say the same
 
 
 def of_other_training(
-    given: Sequence[tuple[str, Mapping[str, Any]]], files: PropertyFiles, defaults: Mapping[str, Any], model: type[Any]
+    given: Sequence[tuple[str, Mapping[str, Any]]], defaults: Mapping[str, Any], model: type[Any], own: Collection[str]
 ) -> dict[str, list[str]]:
     """The given settings of RecBole's trainer, if the model is trained in stages and so without it, with those of its stages.
 
-    Arguments as in :func:`unread`.
+    Other arguments as in :func:`unread`.
+
+    Args:
+        own: the keys of the model's property file, which it reads itself, as Laser its ``weight_decay``.
     """
     if not getattr(model, "trained_in_stages", False):
         return {}
     trains = model.has_validation and not getattr(model, "shortcut", False)
-    ours = [key for key in files.definitions if key in defaults and trains]
-    keys = [key for key in _OF_RECBOLES_TRAINER if any(key in values for _, values in given)]
-    return {key: [own for own in ours if (end := _OF_RECBOLES_TRAINER[key]) and own != key and own.endswith(end)] for key in keys}
+    ours = [key for key in defaults if key not in RECBOLE_DEFINITIONS and trains]
+    if "adapters" not in own:  # parts/adapters: the others train no LoRA
+        ours = [key for key in ours if not key.startswith("lora_")]
+    keys = [key for key in _OF_RECBOLES_TRAINER if key not in own and any(key in values for _, values in given)]
+    return {key: [one for one in ours if (end := _OF_RECBOLES_TRAINER[key]) and one.endswith(end)] for key in keys}
 
 
 def _code(model: type[Any], given: Collection[str]) -> str:

@@ -147,7 +147,8 @@ class LLMConfig(Config):
             check(values, source, files, self.internal_config_dict)
             compat.refuse_options(values, source)
         self.unread = unread(self._given, files, self.internal_config_dict, model_class)
-        self.of_other_training = of_other_training(self._given, files, self.internal_config_dict, model_class)
+        of_models = files.read(*(f"model/{one}" for one in models))
+        self.of_other_training = of_other_training(self._given, self.internal_config_dict, model_class, of_models)
 
     def _part(self, key: str) -> str | None:
         """The property file of a pretrained part, such as ``llm/<llm>``; None if ``<key>_path`` names the part itself."""

@@ -124,15 +124,20 @@ def test_a_setting_that_the_model_does_not_have_is_told(model: str, given: dict[
 
 
 def test_a_setting_of_recboles_trainer_is_told_with_that_of_the_stages() -> None:
-    given = {"epochs": 2, "learning_rate": 0.1, "stopping_step": 3, "learner": "adam", "lora_epochs": 1}
+    given = {"epochs": 2, "learning_rate": 0.1, "train_batch_size": 8, "stopping_step": 3, "learner": "adam", "lora_epochs": 1}
     found = LLMConfig("TALLRec", "ml-100k", config_dict=given).of_other_training
     assert found == {
         "epochs": ["lora_epochs"],
         "learning_rate": ["lora_learning_rate"],
+        "train_batch_size": ["lora_batch_size"],
         "stopping_step": ["lora_patience"],
         "learner": [],
     }
-    assert "stage1_epochs" in LLMConfig("ALLMRec", "ml-100k", config_dict={"epochs": 2}).of_other_training["epochs"]
+    found = LLMConfig("ALLMRec", "ml-100k", config_dict={"epochs": 2}).of_other_training  # it trains no LoRA
+    assert found == {"epochs": ["stage1_epochs", "stage2_epochs"]}
+    assert LLMConfig("Laser", "ml-100k", config_dict={"weight_decay": 0.1}).of_other_training == {}  # which it reads
+    found = LLMConfig("Cascade", "ml-100k", config_dict={"epochs": 2}).of_other_training  # with LoRACocktail
+    assert found == {"epochs": ["lora_epochs", "general_epochs"]}
     assert LLMConfig("RecentPop", "ml-100k", config_dict={"epochs": 2}).of_other_training == {"epochs": []}
     for model in ("SASRec", "AlphaRec"):  # which it trains
         assert LLMConfig(model, "ml-100k", config_dict=given).of_other_training == {}
