@@ -66,5 +66,5 @@ class PublishedAnswers:
             return generator(likelihood.lm, rows, soft, complete)
 
         decoding = [generator.settings, generator.end_tokens(likelihood.lm)]
-        what = [self.parts.prompts_depend_on(), self.parts.histories.fingerprint, *decoding, *depends]
+        what = [self.parts.prompts_depend_on(), self.parts.histories.fingerprint, self.longest, *decoding, *depends]
         return Answers(generate, titles, separator, fingerprint(what))

@@ -278,7 +278,8 @@ class LLMRanker(Recommender, SequentialRecommender):
         return self._row(score, code_fingerprint(type(self).__module__), depends)
 
     def _row(self, score: Callable[[Any, Tensor], Tensor], code: str, depends: Sequence[Any]) -> Variant:
-        identity = fingerprint([code, self.parts.scores_depend_on(), self.parts.histories.fingerprint, list(depends)])
+        read = [self.parts.histories.fingerprint, self.max_seq_length]  # rows are cut to MAX_ITEM_LIST_LENGTH
+        identity = fingerprint([code, self.parts.scores_depend_on(), *read, list(depends)])
         return Variant(score, self._retrieved, identity, reranked=self.retriever_top)
 
     def predict(self, interaction: Any) -> Tensor:

@@ -72,3 +72,14 @@ def test_one_seed_gives_one_result_whatever_was_cached_or_ran_before(
     fresh = _run(name, module_settings, tmp_path / "fresh")
     assert all(fresh["stage_seconds"].values()) and fresh["stages"] == first["stages"]
     assert _numbers(fresh) == _numbers(first)
+
+
+@pytest.mark.slow
+def test_scores_of_shorter_histories_are_not_those_of_longer_ones(module_settings: dict[str, Any], tmp_path: Path) -> None:
+    """``MAX_ITEM_LIST_LENGTH`` cuts the histories of the test, and no stage of TALLRec depends on it."""
+    short = _run("TALLRec", {**module_settings, "MAX_ITEM_LIST_LENGTH": 1}, tmp_path / "shared")
+    shared, fresh = (
+        _run("TALLRec", {**module_settings, "MAX_ITEM_LIST_LENGTH": 9}, tmp_path / name) for name in ("shared", "fresh")
+    )
+    assert shared["stages"] == short["stages"] and not any(shared["stage_seconds"].values())
+    assert _numbers(shared) == _numbers(fresh) and shared["ranks"] != short["ranks"]
