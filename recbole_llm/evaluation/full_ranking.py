@@ -17,6 +17,7 @@ from torch import Tensor
 from recbole_llm.data.scenarios import draw_lots
 
 if TYPE_CHECKING:
+    from recbole_llm.data.histories import Histories
     from recbole_llm.data.masking import KnownItems
     from recbole_llm.evaluation.recommender import Variant
 
@@ -47,26 +48,6 @@ def mask(scores: Tensor, history: tuple[Tensor, Tensor] | None, *, partial: bool
     if history is not None:
         scores[history] = -torch.inf
     return scores
-
-
-def rerank(scores: Tensor, interaction: Any, score: Callable[[Any, Tensor], Tensor], top: int) -> Tensor:
-    """Scores [B, I] with the ``top`` items in the order of another score; an item at minus infinity stays there.
-
-    The highest scores are reassigned in that order, so each re-ranked item scores above all other items.
-
-    Args:
-        score: (interaction, candidates [B, N]) -> scores [B, N].
-
-    Raises:
-        ValueError: a score is not a number.
-    """
-    best, items = scores.topk(min(top, scores.size(1)), dim=1)  # [B, N]
-    masked = best == -torch.inf  # [B, N], of a user who knows almost all items
-    others = score(interaction, items.where(~masked, items[:, :1])).to(items.device)  # [B, N]
-    if others.isnan().any():
-        raise ValueError("the model returned NaN as the score of some of the re-ranked items, which cannot be ranked")
-    order = others.masked_fill(masked, -torch.inf).argsort(dim=1, descending=True, stable=True)  # [B, N]
-    return scores.scatter(1, items.gather(1, order), best)  # [B, I]
 
 
 class RandomTies:
@@ -101,10 +82,16 @@ class RandomTies:
             found[part] = self._ranks(scores[part], users.cpu()[part.cpu()])
         return found
 
+    def order(self, items: Tensor, users: Tensor) -> Tensor:
+        """The places [B, N] of items [B, N] in the random order of their users [B]."""
+        hashes, slopes, shifts = self._hashes
+        users = users.cpu()
+        return ((slopes[users, None] * hashes[items.cpu()] + shifts[users, None]) % _PRIME).argsort(dim=1).to(items.device)
+
     def _ranks(self, scores: Tensor, users: Tensor) -> Tensor:
         """Minus the rank of each item [R, I]; masked items stay so."""
-        items, slopes, shifts = self._hashes
-        order = ((slopes[users, None] * items + shifts[users, None]) % _PRIME).argsort(dim=1).to(scores.device)  # [R, I]
+        everything = torch.arange(scores.size(1), device=scores.device).expand_as(scores)
+        order = self.order(everything, users)  # [R, I]
         best = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))  # [R, I]
         places = torch.arange(scores.size(1), device=scores.device, dtype=scores.dtype).expand_as(scores)
         ranks = torch.empty_like(scores).scatter_(1, best, places)
@@ -117,6 +104,38 @@ class RandomTies:
         if targets is not None:
             tied |= (scores == scores.gather(1, targets[:, None])).sum(1) > 1
         return tied
+
+
+def rerank(
+    scores: Tensor, interaction: Any, users: Tensor, score: Callable[[Any, Tensor], Tensor], top: int, ties: RandomTies
+) -> tuple[Tensor, Tensor]:
+    """Scores [B, I] with the ``top`` items in the order of another score; an item at minus infinity stays there.
+
+    The highest scores are reassigned in that order, so each re-ranked item scores above all other items. The model sees the items
+    in a random order, as candidates, so that neither their places in a prompt nor its ties tell the retriever's ranks.
+
+    Args:
+        users: internal ids [B].
+        score: (interaction, candidates [B, N]) -> scores [B, N].
+        ties: a random order of the items for each user.
+
+    Returns:
+        The scores, of which equal ones are items that the model ranks equally, and those without ties; both [B, I].
+
+    Raises:
+        ValueError: a score is not a number.
+    """
+    best, items = scores.topk(min(top, scores.size(1)), dim=1)  # [B, N]
+    order = ties.order(items, users)  # [B, N]
+    items, masked = items.gather(1, order), best.gather(1, order) == -torch.inf  # of a user who knows almost all items
+    others = score(interaction, items.where(~masked, scores.argmax(1, keepdim=True))).to(items.device)  # [B, N]
+    if others.isnan().any():
+        raise ValueError("the model returned NaN as the score of some of the re-ranked items, which cannot be ranked")
+    others, order = finite(others).masked_fill(masked, -torch.inf).sort(dim=1, descending=True, stable=True)  # [B, N]
+    places = torch.arange(best.size(1), device=best.device).expand_as(best)
+    firsts = places.where(others != others.roll(1, dims=1), 0).cummax(1).values  # the first place of an item's score
+    items = items.gather(1, order)
+    return scores.scatter(1, items, best.gather(1, firsts)), scores.scatter(1, items, best)
 
 
 @dataclass(frozen=True)
@@ -134,20 +153,28 @@ class FullRanking:
     k: int
 
     def __call__(
-        self, scores: Tensor, interaction: Any, users: Tensor, positives: tuple[Tensor, Tensor], variant: Variant
+        self, scores: Tensor, interaction: Any, users: Tensor, positives: tuple[Tensor, Tensor] | None, variant: Variant
     ) -> tuple[Tensor, Tensor]:
-        """A batch's scores with the history masked, and those to rank by: without ties, the top re-ranked; both [B, I].
+        """A batch's scores with the history masked and the top re-ranked, and those to rank by, without ties; both [B, I].
 
         Args:
             scores: of the catalogue [B, I].
             interaction: RecBole's, of the ``users`` [B].
-            positives: rows and items [T] of the targets.
+            positives: rows and items [T] of the targets; None: those of a user are not known, nor what to mask.
         """
-        rows, items = positives
-        masked = mask(scores, None if self.known is None else self.known.of(users, rows, items), partial=variant.partial)
-        targets = items.to(scores.device) if len(rows) == len(users) else None
+        history = targets = None
+        if positives is not None:
+            rows, items = positives
+            history = self.known.of(users, rows, items) if self.known is not None else None
+            targets = items.to(scores.device) if len(rows) == len(users) else None
+        masked = mask(scores, history, partial=variant.partial)
         ranked = self.ties(masked, users, max(self.k, variant.reranked), targets)
         if not variant.reranked:
             return masked, ranked
-        ranked = rerank(ranked, interaction, variant.score, variant.reranked)
-        return ranked, ranked
+        return rerank(ranked, interaction, users, variant.score, variant.reranked, self.ties)
+
+
+def ranked_catalogue(variant: Variant, interaction: Any, user_field: str, histories: Histories) -> Tensor:
+    """Scores [B, I] of the catalogue, history included, in the order of a variant that re-ranks."""
+    ranking = FullRanking(None, RandomTies(histories.user_ids, histories.item_ids), 1)
+    return ranking(variant.score_catalogue(interaction), interaction, interaction[user_field], None, variant)[1]

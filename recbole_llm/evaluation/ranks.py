@@ -51,7 +51,8 @@ class Ranks:
         ranks: see :func:`target_ranks`; infinite for a missed target.
         ties: number of other candidates with exactly the target's score.
         missed: number of targets that are not ranked.
-        slots: the slot of the target, and ``first`` that of the first place, both before others break the ties.
+        slots: the slot of the target.
+        first: the slot of the first place.
     """
 
     users: list[int] = field(default_factory=list)
@@ -72,7 +73,7 @@ class Ranks:
         self.ranks += ranks.tolist()
         self.ties += ties.tolist()
         self.slots += slots.tolist()
-        self.first += scores.argmax(1).tolist()
+        self.first += (scores if untied is None else untied).argmax(1).tolist()
         self.missed += 0 if missed is None else int(missed.sum())
 
     @property

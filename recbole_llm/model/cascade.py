@@ -29,7 +29,7 @@ from torch import Tensor
 from recbole_llm import registry
 from recbole_llm.data.scenarios import draw_lots
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.full_ranking import mask, rerank
+from recbole_llm.evaluation.full_ranking import ranked_catalogue
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
 from recbole_llm.evaluation.routing_curve import RoutingCurve
 from recbole_llm.model.ranker import LLMRanker
@@ -147,7 +147,7 @@ class Cascade(Recommender, SequentialRecommender):
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores [B, I] of the catalogue, history included: the cheap model's, with its top items in the cascade's order."""
-        return rerank(mask(self.cf.scores(interaction), None), interaction, self.score_candidates, self.llm.retriever_top)
+        return ranked_catalogue(self.variants()["Cascade"], interaction, self.USER_ID, self.parts.histories)
 
     # -- cost and findings ---------------------------------------------------------------------------------------------
 

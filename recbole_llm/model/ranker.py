@@ -25,7 +25,7 @@ from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.parts import blank
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
-from recbole_llm.evaluation.full_ranking import mask, rerank
+from recbole_llm.evaluation.full_ranking import ranked_catalogue
 from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
 from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM, load_config
@@ -205,8 +205,7 @@ class LLMRanker(Recommender, SequentialRecommender):
             return {type(self).__name__: {}}
         answer, *others = folders
         mixed = {name: dict.fromkeys(parts, 1 / len(parts)) for name, parts in self.mixtures().items()}
-        single = {self.given.label(name): {name: 1.0} for name in others}
-        return {type(self).__name__: {answer: 1.0}, **mixed, **single, NO_ADAPTER: {}}
+        return {type(self).__name__: {answer: 1.0}, **mixed, **{self.given.label(n): {n: 1.0} for n in others}, NO_ADAPTER: {}}
 
     def evaluated(self, causal: CausalLM, results: Folders) -> Sequence[tuple[TitleLikelihood, int]]:
         """The likelihoods of :meth:`rows` without adapters, for their cost; each with the number of rows that cost the same."""
@@ -292,7 +291,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores [B, I] of the whole catalogue, history included: the retriever's, with its top items in the LLM's order."""
-        return rerank(mask(self._retrieved(interaction), None), interaction, self.score_candidates, self.retriever_top)
+        return ranked_catalogue(next(iter(self._variants.values())), interaction, self.USER_ID, self.parts.histories)
 
     def _retrieved(self, interaction: Any) -> Tensor:
         """The retriever's scores [B, I]."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel, padded
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.full_ranking import mask
+from recbole_llm.evaluation.full_ranking import RandomTies, mask
 from recbole_llm.evaluation.ranks import target_ranks
 from recbole_llm.llm import likelihood, lora
 from recbole_llm.model import routing
@@ -75,6 +75,7 @@ class TwoModels:
     def __init__(self, llm: LLMRanker, cf: CheapModel, settings: RoutingSettings, *, metric: str, number: int | None):
         self.llm, self.cf, self.settings, self.metric, self.number = llm, cf, settings, metric, number
         self.histories, self.device = llm.parts.histories, llm.device
+        self.ties = RandomTies(self.histories.user_ids, self.histories.item_ids)
         self.counts = torch.from_numpy(self.histories.train_counts)  # [I]
         self.candidates: Mapping[str, CandidateSet] = {}
         self._asked: dict[tuple[int, int, bytes], Tensor] = {}  # the LLM's scores by user, length of the history, candidates
@@ -122,8 +123,11 @@ class TwoModels:
         if self.llm.parts.validation.masked:
             for row, user in zip(scores, interaction[self.llm.USER_ID].tolist(), strict=True):
                 row[torch.from_numpy(self.histories.excluded(user, phase)).to(row.device)] = -torch.inf
-        best, items = scores.topk(min(self.llm.retriever_top, scores.size(1)), dim=1)  # [B, C]
-        return items.where(best > -torch.inf, items[:, :1])
+        users, number = interaction[self.llm.USER_ID], min(self.llm.retriever_top, scores.size(1))
+        ranked = self.ties(scores, users, number)  # [B, I]
+        best, items = ranked.topk(number, dim=1)  # [B, C]
+        items = items.where(best > -torch.inf, items[:, :1])
+        return items.gather(1, self.ties.order(items, users))
 
     # -- scores --------------------------------------------------------------------------------------------------------
 

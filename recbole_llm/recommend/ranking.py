@@ -57,8 +57,9 @@ class Ranking:
             items, scores = self._searched(interaction, users, left_out, variant, number, index)
         if not variant.reranked:
             return items, scores
-        missing = scores == -torch.inf  # somebody knows almost all items
-        anew = finite(variant.score(interaction, items.where(~missing, items[:, :1])).float()).to(items.device)
+        order, first = self._ties.order(items, torch.tensor(users)), items[:, :1]  # as in the evaluation
+        items, missing = items.gather(1, order), scores.gather(1, order) == -torch.inf  # somebody knows almost all items
+        anew = finite(variant.score(interaction, items.where(~missing, first)).float()).to(items.device)
         return _best(items, anew.masked_fill(missing, -torch.inf), k)
 
     def of_list(self, interaction: Any, listed: Tensor, left_out: Histories, score: Score, k: int) -> tuple[Tensor, Tensor]:

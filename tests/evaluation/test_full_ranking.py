@@ -92,20 +92,53 @@ def test_rows_are_ranked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_masked_item_is_not_ranked_anew() -> None:
     """Of five items to re-rank two are masked: no score of theirs is read, and none of theirs is raised."""
-    scores = torch.tensor([[-INF, 3.0, -INF, 2.0, 1.0]])
+    scores, users = torch.tensor([[-INF, 3.0, -INF, 2.0, 1.0]]), torch.tensor([0])
 
     def score(_: Any, items: torch.Tensor) -> torch.Tensor:
         assert {*items.flatten().tolist()} == {1, 3, 4}
         return items.float()
 
-    assert rerank(scores, None, score, 5).tolist() == [[-INF, 1, -INF, 2, 3]]
-    assert rerank(scores, None, lambda _, items: items.float(), 2).tolist() == [[-INF, 2, -INF, 3, 1]]
+    assert rerank(scores, None, users, score, 5, TIES)[1].tolist() == [[-INF, 1, -INF, 2, 3]]
+    assert rerank(scores, None, users, lambda _, items: items.float(), 2, TIES)[1].tolist() == [[-INF, 2, -INF, 3, 1]]
+    last = rerank(scores, None, users, lambda _, items: items.float().masked_fill(items < 4, -INF), 5, TIES)[1]
+    assert last[0, 4] == 3 and {*last[0, [1, 3]].tolist()} == {1, 2}  # an item that the model excludes is above a masked one
 
 
 def test_a_score_that_is_no_number_is_refused_among_re_ranked_items_too() -> None:
     scores = torch.tensor([[-INF, 3.0, 2.0, 1.0]])
     with pytest.raises(ValueError, match="NaN as the score of some of the re-ranked items"):
-        rerank(scores, None, lambda _, items: items.float().masked_fill(items == 2, math.nan), 2)
+        rerank(scores, None, torch.tensor([0]), lambda _, items: items.float().masked_fill(items == 2, math.nan), 2, TIES)
+
+
+def test_re_ranked_items_are_shown_in_an_order_that_does_not_tell_the_retrievers() -> None:
+    """Of 400 users, each of ten items is at each of ten places about 40 times, whatever the retriever's order."""
+    shown = []
+
+    def score(_: Any, items: torch.Tensor) -> torch.Tensor:
+        shown.append(items)
+        return items.float()
+
+    scores, users = mask(torch.arange(21.0).repeat(400, 1), None), torch.arange(400)
+    rerank(scores, None, users, score, 10, TIES)
+    rerank(mask(-torch.arange(21.0).repeat(400, 1), None), None, users, score, 20, TIES)
+    best = shown[0]
+    counts = torch.stack([(best == item).sum(0) for item in range(11, 21)])  # [items, places]
+    assert counts.sum() == 4000 and counts.min() > 15 and counts.max() < 65
+    assert torch.equal(best, torch.stack([row[row > 10] for row in shown[1]]))  # the order of the others does not matter either
+
+
+def test_a_re_ranker_that_cannot_tell_items_apart_is_at_chance_and_its_ties_are_counted() -> None:
+    """The retriever has the target first for all 400 users: a constant score leaves it at each of ten places."""
+    scores, users = mask(torch.arange(21.0).repeat(400, 1), None), torch.arange(400)
+    targets = torch.full((400,), 20)
+    tied, untied = rerank(scores, None, users, lambda _, items: torch.zeros(items.shape), 10, TIES)
+    ranks = target_ranks(untied, targets)[0]
+    assert {*ranks.tolist()} == {*range(1, 11)} and abs((ranks == 1).float().mean() - 0.1) < 0.05
+    assert (target_ranks(tied, targets)[1] == 9).all() and not target_ranks(untied, targets)[1].any()
+    assert torch.equal(untied[:, :11], scores[:, :11])
+    pairs, apart = rerank(scores, None, users, lambda _, items: (items // 2).float(), 10, TIES)
+    assert (pairs[:, 20] == 20).all() and (pairs[:, 19] == pairs[:, 18]).all()  # 18 and 19 are equal, 20 has no other
+    assert ((apart >= pairs - 1) & (apart <= pairs)).all()
 
 
 def test_infinite_scores_become_the_largest_and_smallest_numbers() -> None:

@@ -10,7 +10,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_llm.data import negatives
 from recbole_llm.data.examples import ExampleEncoder
-from recbole_llm.evaluation.full_ranking import mask, rerank
+from recbole_llm.evaluation.full_ranking import RandomTies, mask, rerank
 from recbole_llm.llm.lora import attach_lora
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.model.parts import Validation, histories_of
@@ -122,7 +122,8 @@ def test_a_full_ranking_is_the_retrievers_with_its_top_in_the_llms_order(module_
     assert variant.reranked == 5
     retrieved = variant.score_catalogue(batch.interaction)
     assert torch.equal(retrieved, model.retriever.scores(batch.interaction))
-    ranked = rerank(mask(retrieved, None), batch.interaction, variant.score, 5)
+    users, ties = batch.interaction["user_id"], RandomTies(model.parts.histories.user_ids, model.parts.histories.item_ids)
+    _, ranked = rerank(mask(retrieved, None), batch.interaction, users, variant.score, 5, ties)
     assert ranked.shape == retrieved.shape == (7, 41) and (ranked[:, 0] == -torch.inf).all()
     retrieved[:, 0] = -torch.inf
     order, before = ranked.argsort(descending=True, stable=True), retrieved.argsort(descending=True, stable=True)
