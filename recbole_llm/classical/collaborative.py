@@ -124,7 +124,7 @@ class CollaborativeModel:
         self.model = self._fresh_model()  # initialised with the stage's seed
         trainer = self._trainer_class(self.config, self.model)
         train, valid, _ = self.loaders
-        count_trained(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
+        count_trained(trainer.model.parameters())
         score, _ = trainer.fit(train, valid, show_progress=self.config["show_progress"])
         trainer.load_best()
         logger.info(f"cf-{self.name}: best validation {self.config['valid_metric']} {score:.4f} under full ranking")

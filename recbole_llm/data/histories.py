@@ -151,6 +151,12 @@ class Histories:
         items = np.concatenate([self.train(user) for user in range(len(self.items))])
         return np.bincount(items, minlength=len(self.item_ids))
 
+    @cached_property
+    def train_users(self) -> np.ndarray:
+        """Users who chose each item in training, by internal id [I]; someone who chose it again counts once."""
+        items = np.concatenate([np.unique(self.train(user)) for user in range(len(self.items))])
+        return np.bincount(items, minlength=len(self.item_ids))
+
 
 def drawn_users(users: np.ndarray, seed: int, number: int) -> np.ndarray:
     """``number`` of the users [N] in a random order, or all if there are fewer: those whom early stopping measures."""

@@ -175,6 +175,10 @@ class PromptBuilder:
         answer = titles * (max(map(len, self.answers)) + len(self.gap))
         return min(row, self.settings.max_prompt_tokens) + answer
 
+    def decoded(self, titles: int) -> int:
+        """A number of tokens that no decoded answer with so many titles exceeds: more than any title of the catalogue has."""
+        return titles * (self.settings.max_title_tokens + len(self.gap) + 1)
+
     def sequence(self, history: Sequence[int]) -> Example:
         """A history as one training example, whose answer is every title with the separator that ends it.
 

@@ -28,7 +28,7 @@ class PromptSettings(Settings):
         user_before_bos: the soft token of ``{user}``, which begins the template, comes before BOS.
         item_tokens: add a soft token, whose key is the item, after each title of the history and the candidates.
         chat: render system and template through the tokenizer's chat template.
-        max_history: largest number of titles, the most recent ones.
+        max_history: largest number of titles, the most recent ones; of a run, at most MAX_ITEM_LIST_LENGTH.
         max_title_tokens: longer titles are cut.
         max_prompt_tokens: longest prompt, not counting its answer.
     """
@@ -52,6 +52,8 @@ class PromptSettings(Settings):
     def of(cls, config: Any, **changes: Any) -> PromptSettings:
         """The settings of a configuration, with ``changes``."""
         own = {"template": template(config, config["prompt"]), "labels": None, "user_before_bos": False, "item_tokens": False}
+        # the test reads RecBole's rows, which have no more; training and early stopping would
+        own |= {"max_history": min(config["max_history"], config["MAX_ITEM_LIST_LENGTH"])}
         return super().of(config, **own | changes)
 
     @property

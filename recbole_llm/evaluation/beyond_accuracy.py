@@ -23,6 +23,7 @@ from torch import Tensor
 from recbole_llm.config.metrics import describes_lists
 
 TITLES = "data.title_vectors"
+ITEM_USERS = "data.item_users"  # of training, who chose each item
 
 
 class ListMetric(AbstractMetric):
@@ -42,11 +43,11 @@ class Novelty(ListMetric):
     shows counts as chosen once.
     """
 
-    metric_need = ["rec.items", "data.count_items", "data.num_users"]  # noqa: RUF012 (RecBole's form)
+    metric_need = ["rec.items", ITEM_USERS, "data.num_users"]  # noqa: RUF012 (RecBole's form)
 
     def calculate_metric(self, dataobject: Any) -> dict[str, float]:
         items = dataobject.get("rec.items").numpy()  # [N, K]
-        counts, users = dataobject.get("data.count_items"), dataobject.get("data.num_users") - 1  # without the padding user
+        counts, users = dataobject.get(ITEM_USERS), dataobject.get("data.num_users") - 1  # without the padding user
         recommended, places = np.unique(items, return_inverse=True)
         bits = np.log2(users / np.array([max(counts.get(item, 0), 1) for item in recommended.tolist()]))
         found = bits[places.reshape(items.shape)]  # [N, K]
@@ -101,9 +102,10 @@ class SafeCollector(Collector):
         """
         data = train_data._dataset  # which RecBole's loader of knowledge-aware models does not also call dataset
         super().data_collect(SimpleNamespace(dataset=data))
-        if self.register.need("data.count_items") and "histories" in vars(data):
-            counts = data.histories.train_counts
-            self.data_struct.set("data.count_items", {int(item): int(counts[item]) for item in counts.nonzero()[0]})
+        for need, counted in (("data.count_items", "train_counts"), (ITEM_USERS, "train_users")):
+            if self.register.need(need):
+                counts = getattr(data.histories, counted)
+                self.data_struct.set(need, {int(item): int(counts[item]) for item in counts.nonzero()[0]})
         if self.register.need(TITLES):
             try:
                 self.data_struct.set(TITLES, title_vectors(data.item_texts.titles))

@@ -23,6 +23,9 @@ READERS = {
     "residual": ("orthogonal_residual",),
 }
 
+NOT_WEIGHTED = tuple(method for method in (*METHODS, *_SEARCHES) if method not in READERS["weights"])
+"""The methods that read no given weights."""
+
 
 def merge_folders(
     adapters: Sequence[str],

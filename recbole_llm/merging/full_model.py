@@ -26,14 +26,18 @@ logger = getLogger()
 CARD_FILE = "full_model.json"  # what the folder was made from
 
 
-def check_target(folder: Path, key: str) -> None:
-    """Check, before anything is computed, that a full model may be written to ``folder``.
+def target_folder(given: str | None, key: str) -> Path | None:
+    """The folder that a full model is to be written to, checked before anything is computed; None if none is given.
 
     Raises:
         ValueError: it exists and is not a full model of an earlier run.
     """
+    if given is None:
+        return None
+    folder = Path(given)
     if folder.exists() and not (folder / CARD_FILE).is_file():
         raise ValueError(f"{key}: {folder} exists and is not a full model of an earlier run; choose another folder")
+    return folder
 
 
 def check_foldable(model: Any, modules: Iterable[str], key: str) -> None:

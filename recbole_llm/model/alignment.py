@@ -25,7 +25,7 @@ from recbole_llm.settings import Settings
 
 logger = getLogger()
 
-LARGE = 500_000  # interactions: the paper's beta is .5 on Games (598,509) and Movies, .2 on Beauty and Toys (282,213)
+LARGE = 440_000  # interactions: the paper's beta is .5 on Games (598,509) and Movies, .2 on Beauty and Toys (282,213)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LossWeights(Settings):
 
     @classmethod
     def of(cls, config: Any, *, interactions: int = 0, **given: Any) -> LossWeights:
-        """The settings of a configuration; the default beta is the paper's for a dataset with this many ``interactions``."""
+        """The settings of a configuration; the default beta is the paper's for a dataset of this many ``interactions``."""
         if config["beta"] is None:
             given["text_reconstruction"] = 0.5 if interactions >= LARGE else 0.2
         return super().of(config, **given)

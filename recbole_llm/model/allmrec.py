@@ -83,7 +83,7 @@ class ALLMRec(LLMRanker):
         domain = self.parts.domain
         if soft.shows_candidates:
             check_negatives(domain, examples)
-        alignment = AlignmentConfig.of(config, interactions=sum(map(len, domain.histories)))
+        alignment = AlignmentConfig.of(config, interactions=sum(map(len, self.parts.histories.items)))
         sentences = item_sentences(domain.items, text_fields(config, domain.items, described=True))
         self.text = TextBackbone(config, sentences, trained=alignment.tune_text_encoder)
         self.alignment = AlignmentTraining(alignment, domain, self.cf, self.text, self.parts.options)

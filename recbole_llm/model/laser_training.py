@@ -131,7 +131,8 @@ class TowerTraining:
             towers.user.load_state_dict(load_file(work.folder(warm_up) / USER))
         towers.refresh()
         # the item tower is not optimized, but belongs to the pair that is selected and checkpointed
-        self._fit("phase1", towers, towers, partial(self.loss, towers), work, validate=True, refresh=True)
+        before = ("user.m_former.",) if warm_up is not None else ()
+        self._fit("phase1", towers, towers, partial(self.loss, towers), work, validate=True, refresh=True, before=before)
         matrix = reader.encode_items(towers.item)  # of the selected pair
         save_tensors(work.out / USER, towers.user.state_dict())
         save_tensors(work.out / ITEM, towers.item.state_dict())
@@ -141,7 +142,8 @@ class TowerTraining:
         """Train the user tower with the item matrix of phase 1."""
         towers = load_towers(self.reader, work.folder(phase1))
         trained = nn.ModuleDict({"user": towers.user})
-        self._fit("phase2", trained, towers, partial(self.loss, towers), work, validate=True)
+        before = ("user.",) if self.config.epochs["phase1"] else ()
+        self._fit("phase2", trained, towers, partial(self.loss, towers), work, validate=True, before=before)
         save_tensors(work.out / USER, towers.user.state_dict())
 
     def loss(self, towers: Towers, tokens: int) -> Loss:
@@ -189,6 +191,7 @@ class TowerTraining:
         *,
         validate: bool = False,
         refresh: bool = False,
+        before: tuple[str, ...] = (),
     ) -> None:
         """Train on (history, next item) pairs of the training split and restore the best weights.
 
@@ -211,6 +214,7 @@ class TowerTraining:
             step_loss = self._steps(towers, loss(tokens), rows, order, every if refresh else 0)
             loop = TrainingLoop(
                 name=phase,
+                trained_before=before,
                 parameters=parameters,
                 optimizer=optimizer,
                 scheduler=config.schedule.build(optimizer, total),

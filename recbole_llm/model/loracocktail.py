@@ -46,6 +46,7 @@ class LoRACocktail(LLMRanker):
         general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}
         self.general_training = replace(self.adapter_training.config, **general)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
+        self.decoded_titles = self.merging.decoded_titles
         self.merge_rows = MergeRows("cocktail", config, self.merging, self.adapter_training, self.given)
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:

@@ -28,6 +28,7 @@ from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unloa
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging import coefficients, rules
 from recbole_llm.merging.coefficients import MergeProblem, given_weights, lattice_points
+from recbole_llm.merging.folders import NOT_WEIGHTED, READERS
 from recbole_llm.merging.full_model import check_foldable
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
@@ -72,7 +73,18 @@ class AdapterMerging:
             raise ValueError("tallrec_form: yes_no is a form of TALLRec alone; models that merge adapters need listwise")
         folds = config["merge_full_model"] is not None
         builder = lru_cache(maxsize=2)(parts.builder)  # a plan's tokenizer, and that of the run
-        return cls(parts, MergeSettings.of(config), MergeSettings.beside(config), shape, builder, folds)
+        own, others = MergeSettings.of(config), MergeSettings.beside(config)
+        if config["merge_weights"] is not None and all(settings.method in NOT_WEIGHTED for settings in (own, *others.values())):
+            raise ValueError(
+                f"merge_weights: {config['merge_weights']} has no effect with merge: {own.method}; it is read by "
+                f"{', '.join(READERS['weights'])}"
+            )
+        return cls(parts, own, others, shape, builder, folds)
+
+    @property
+    def decoded_titles(self) -> int:
+        """Titles in an answer that is decoded for the entropy of its first tokens (``merge_titles``); 0 for a single one."""
+        return max((settings.titles for settings in (self.settings, *self.others.values()) if settings.titles > 1), default=0)
 
     def stages(self, name: str, sources: Mapping[str, Stage], candidates: Mapping[str, CandidateSet]) -> dict[str, Stage]:
         """The stage of the model's mixture, ``merged``, and those of ``merge_beside`` by the names of their rows.
@@ -164,9 +176,8 @@ class AdapterMerging:
 
     def counted(self, likelihood: TitleLikelihood) -> Counted:
         """The first answer tokens whose entropy is measured: ``merge_first_tokens`` (or 3) of each of ``merge_titles``."""
-        titles, gap = self.settings.titles, tuple(likelihood.prompts.gap)
-        most = titles * (self.parts.prompts.max_title_tokens + len(gap) + 1)
-        return Counted(self.settings.first_tokens or 3, titles, gap, most)
+        titles, prompts = self.settings.titles, likelihood.prompts
+        return Counted(self.settings.first_tokens or 3, titles, tuple(prompts.gap), prompts.decoded(titles))
 
     def problem(
         self,

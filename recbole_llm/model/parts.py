@@ -62,16 +62,23 @@ class Parts:
         domain = domain or self.domain
         return PromptBuilder(tokenizer, names or domain.items.names, settings=prompts or self.prompts, **domain.words)
 
-    def check(self, *, names: Sequence[str] | None = None, candidates: int = 1, titles: int = 1, soft: int = 0) -> None:
+    def check(
+        self, *, names: Sequence[str] | None = None, candidates: int = 1, titles: int = 1, decoded: int = 0, soft: int = 0
+    ) -> None:
         """Refuse, before anything is trained, a backbone that is not exact or that this run's rows do not fit.
 
         Args:
             names: as in :meth:`builder`.
-            candidates, titles, soft: largest numbers of candidates in a prompt, titles in an answer and soft tokens beside them.
+            candidates, titles, decoded, soft: largest numbers of candidates in a prompt, titles in an answer that is scored and
+                in one that is decoded, and soft tokens beside them.
         """
         tokenizer = self.backbone.tokenizer
         if tokenizer is not None:
-            self.backbone.check(self.builder(tokenizer, names=names).longest(candidates, titles) + soft)
+            prompts = self.builder(tokenizer, names=names)
+            longest = prompts.longest(candidates, titles)
+            if decoded:
+                longest = max(longest, prompts.longest(candidates, 0) + prompts.decoded(decoded))
+            self.backbone.check(longest + soft)
 
 
 def default_batch_tokens(causal: CausalLM) -> int:

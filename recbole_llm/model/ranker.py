@@ -33,7 +33,7 @@ from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.generation import Generator, check_generates
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, unload
-from recbole_llm.merging.full_model import check_target, write_full_model
+from recbole_llm.merging.full_model import target_folder, write_full_model
 from recbole_llm.merging.report import draw_merge, merge_record
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
@@ -60,6 +60,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         memorised: what the LM knows of the catalogue before any training.
         retriever: ranks the catalogue if the test is a full ranking, otherwise None.
         measures_merges: the stage of ``merge_report``, if it is planned.
+        decoded_titles: largest number of titles of an answer that a stage decodes.
         merge_report: ``merge.json`` of the loaded adapter, with that stage's ``report``; None if it is not a merged one.
     """
 
@@ -68,6 +69,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     scores_unseen_items = True
     scores_full_catalogue = False
     trained_in_stages = True
+    decoded_titles = 0
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
@@ -87,9 +89,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.measures_merges: Stage | None = None
         self.merge_report: Mapping[str, Any] | None = None
         self._variants: dict[str, Variant] = {}
-        self.full_model = Path(config["merge_full_model"]) if config["merge_full_model"] else None
-        if self.full_model is not None:
-            check_target(self.full_model, "merge_full_model")
+        self.full_model = target_folder(config["merge_full_model"] or None, "merge_full_model")
         self._merged: tuple[str | Path, Path] | None = None  # the base model and the merged adapter
         self._unload: Callable[[], Any] = lambda: None
 
@@ -147,7 +147,7 @@ class LLMRanker(Recommender, SequentialRecommender):
     def check(self) -> None:
         examples = self.parts.examples
         candidates = max(examples.num_negatives + 1, self.retriever_top if self.reranks else 1)
-        self.parts.check(candidates=candidates, titles=examples.top_k_target)
+        self.parts.check(candidates=candidates, titles=examples.top_k_target, decoded=self.decoded_titles)
         if self.generates and self.published is not None and not self.parts.backbone.builtin:
             check_generates(load_config(self.parts.backbone.base_name, self.parts.backbone.revision))
 

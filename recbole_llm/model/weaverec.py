@@ -58,6 +58,7 @@ class WeaveRec(LLMRanker):
             self.given = replace(self.given, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
+        self.decoded_titles = self.merging.decoded_titles
         self.merge_rows = MergeRows("weave", config, self.merging, self.adapter_training, self.given)
         self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]

@@ -35,10 +35,10 @@ _trained: ContextVar[list[int] | None] = ContextVar("trained", default=None)
 
 
 def count_trained(parameters: Iterable[torch.Tensor]) -> None:
-    """Add these parameters to the count of the current stage, if any."""
+    """Add those of these parameters that are trained to the count of the current stage, if any."""
     counts = _trained.get()
     if counts is not None:
-        counts.append(sum(parameter.numel() for parameter in parameters))
+        counts.append(sum(parameter.numel() for parameter in parameters if parameter.requires_grad))
 
 
 class Folders(Protocol):

@@ -134,6 +134,7 @@ class TrainingLoop:
         options: see :class:`LoopOptions`.
         learning_rate_key: the key that the error names if training diverges.
         score_name: what the curve calls the validation score; None: ``valid_metric``.
+        trained_before: prefixes of the names of parameters that an earlier stage has trained, and counted.
     """
 
     name: str
@@ -150,12 +151,13 @@ class TrainingLoop:
     options: LoopOptions = DEFAULT_OPTIONS
     learning_rate_key: str = "learning_rate"
     score_name: str | None = None
+    trained_before: tuple[str, ...] = ()
     state: LoopState = field(default_factory=LoopState)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self) -> LoopState:
         """Train or resume training to the end; the parameters then have the best or the last weights."""
-        count_trained(self.parameters.values())
+        count_trained(weights for name, weights in self.parameters.items() if not name.startswith(self.trained_before))
         self._resume()
         current().equalise(self.parameters.values())
         due = time.monotonic() + self.options.save_every

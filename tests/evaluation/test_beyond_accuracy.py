@@ -14,7 +14,8 @@ import torch
 from recbole.evaluator.collector import DataStruct
 
 from recbole_llm.config import LLMConfig
-from recbole_llm.evaluation.beyond_accuracy import TITLES, Diversity, Novelty, title_vectors
+from recbole_llm.data.histories import Histories
+from recbole_llm.evaluation.beyond_accuracy import ITEM_USERS, TITLES, Diversity, Novelty, title_vectors
 
 LISTS = ["ItemCoverage", "GiniIndex", "AveragePopularity", "ShannonEntropy", "TailPercentage", "Novelty", "Diversity"]
 CONFIG = {"topk": [1, 2, 3], "metric_decimal_place": 9}
@@ -29,7 +30,8 @@ def struct(**values: Any) -> DataStruct:
 
 
 def test_novelty_is_the_mean_self_information() -> None:
-    data = struct(rec_items=torch.tensor([[1, 2, 3], [2, 1, 1]]), data_count_items={1: 8, 2: 2}, data_num_users=9)
+    data = struct(rec_items=torch.tensor([[1, 2, 3], [2, 1, 1]]), data_num_users=9)
+    data.set(ITEM_USERS, {1: 8, 2: 2})
     bits = [[0.0, 2.0, 3.0], [2.0, 0.0, 0.0]]  # of 8 users, 8, 2 and nobody chose items 1, 2 and 3
     expected = {f"novelty@{k}": np.mean([np.mean(row[:k]) for row in bits]) for k in (1, 2, 3)}
     assert Novelty(CONFIG).calculate_metric(data) == pytest.approx(expected)
@@ -108,3 +110,9 @@ def test_a_list_that_is_longer_than_the_catalogue_is_refused_before_training(
     with pytest.raises(ValueError, match="topk: 41 is more than the 40 items of tiny; lower it"):
         assemble("BPR", settings, topk=[5, 41], eval_args={"mode": mode})
     assemble("BPR", settings, topk=[5, 40], eval_args={"mode": mode})
+
+
+def test_who_chose_an_item_again_counts_once() -> None:
+    items = [np.array([]), np.array([1, 1, 2, 3, 4]), np.array([2, 1, 1, 3, 4])]
+    histories = Histories(["", "a", "b"], ["", *"wxyz"], [row.astype(int) for row in items], repeats_kept=True)
+    assert histories.train_counts.tolist() == [0, 4, 2, 0, 0] and histories.train_users.tolist() == [0, 2, 2, 0, 0]

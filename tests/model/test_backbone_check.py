@@ -53,6 +53,19 @@ def test_what_would_be_wrong_is_refused_before_anything_is_trained(
     assert not trained_folders(run)
 
 
+def test_an_answer_that_merging_decodes_has_to_fit_too(settings: Any, assemble: Any, lm_of: Any) -> None:
+    """The prompts and the titles fit into the context, nine decoded titles do not."""
+    path = lm_of("llama", max_position_embeddings=256)
+    for titles, fits in ((1, True), (9, False)):
+        changes = {"merge_titles": titles, "max_title_tokens": 32, "max_prompt_tokens": 128}
+        run = assemble("LoRACocktail", settings, llm_path=path, domain_max_views=1, **changes)
+        if fits:
+            run.trainer.check()
+        else:
+            with pytest.raises(ValueError, match="up to .* more than the context of llama, 256"):
+                run.trainer.check()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "strategy"), [("mistral", "prefix"), ("lfm2", "naive"), ("rwkv", "naive")])
 def test_a_ranker_on_an_lm_with_windows_or_states_gives_the_scores_of_naive(

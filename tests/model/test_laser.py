@@ -17,6 +17,7 @@ from torch import Tensor
 from recbole_llm.data import domains
 from recbole_llm.model import laser_training
 from recbole_llm.model.laser_training import TowerTraining
+from recbole_llm.model.m_former import WarmUp
 from recbole_llm.model.parts import histories_of
 from recbole_llm.model.towers import Towers
 from recbole_llm.training.loop import TrainingLoop
@@ -105,6 +106,17 @@ def test_the_lm_is_byte_for_byte_the_same_after_all_phases(trained: Any, changes
     assert not made.lm.training and not made.model.towers.item.training and not made.model.cf.model.training
     assert made.model.towers.user.training
     made.model.eval()
+
+
+def test_what_a_later_phase_trains_again_is_counted_once(trained: Any) -> None:
+    """The user tower, and the two heads of the warm-up; the item tower is a copy."""
+    plain, warm = (trained(**changes) for changes in ({}, {"warmup_epochs": 1}))
+    before = plain.trainer.cache.trained(plain.model.cf.stage)
+    tower = sum(parameter.numel() for parameter in plain.model.towers.user.parameters())
+    assert plain.trainer.trained_parameters == before + tower
+    config = warm.model.reader.config.former.hidden_size, warm.model.reader.width
+    heads = sum(parameter.numel() for parameter in WarmUp(*config).parameters())
+    assert warm.trainer.trained_parameters == before + tower + heads
 
 
 def test_the_warm_up_is_where_phase_1_begins(trained: Any) -> None:

@@ -133,6 +133,12 @@ def test_a_full_ranking_is_the_retrievers_with_its_top_in_the_llms_order(module_
     assert (by_llm.diff(dim=1) <= 0).all() and not torch.equal(order, before)
 
 
+def test_no_stage_reads_more_of_a_history_than_the_test(module_settings, assemble):
+    found = assemble("TALLRec", module_settings, max_history=20, MAX_ITEM_LIST_LENGTH=6)
+    assert found.model.parts.prompts.max_history == 6
+    assert assemble("TALLRec", module_settings, max_history=4, MAX_ITEM_LIST_LENGTH=6).model.parts.prompts.max_history == 4
+
+
 def test_a_full_ranking_of_the_validation_items_is_refused_with_what_to_give(module_settings, assemble):
     message = "eval_args: .*there are no candidates for valid.*give eval_args: .*'valid': 'candidates', 'test': 'full'"
     with pytest.raises(ValueError, match=message):

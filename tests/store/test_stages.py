@@ -58,7 +58,8 @@ def test_a_cached_result_is_reused_also_by_another_cache(cache, build):
 
 def test_the_trained_parameters_of_a_stage_and_all_before_it_are_counted_once(cache):
     def train(sizes: tuple[int, ...]):
-        return lambda work: [stages.count_trained([torch.zeros(size, 2)]) for size in sizes]
+        frozen = torch.zeros(100)
+        return lambda work: [stages.count_trained([torch.zeros(size, 2, requires_grad=True), frozen]) for size in sizes]
 
     root = Stage("root", {}, train((5,)))
     left, right = (Stage(name, {}, train((1, 2)), inputs=(root,)) for name in ("left", "right"))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.examples import ExampleEncoder
+from recbole_llm.model import alignment
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.parts import histories_of
 from recbole_llm.model.projection import SoftTokens
@@ -243,3 +244,13 @@ def test_training_learns(trained: Any, assemble: Any, shared_settings: dict[str,
     fresh = made.model.projection.soft_tokens(made.trainer.cache, made.causal)
     batch = next(iter(made.train))[:60]
     assert batch_loss(made, made.soft, batch) < 0.95 * batch_loss(made, fresh, batch)
+
+
+@pytest.mark.parametrize(("more", "beta"), [(0, 0.5), (1, 0.2)])
+def test_beta_follows_the_size_of_the_whole_data_set_which_the_paper_counts(
+    settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch, more: int, beta: float
+) -> None:
+    """Not that of the training split, which lacks two interactions of each user."""
+    rows = sum(len(items) for items in assemble("ALLMRec", settings).model.parts.histories.items)
+    monkeypatch.setattr(alignment, "LARGE", rows + more)
+    assert assemble("ALLMRec", settings).model.alignment.config.weights.text_reconstruction == beta
