@@ -125,7 +125,7 @@ class Cascade(Recommender, SequentialRecommender):
         }
         if self.routed_row != self.llm_row:
             rows[self.routed_row] = row(self.routed_row, lambda _, users: np.ones(len(users), dtype=bool))
-        return rows | {RANDOM: row(RANDOM, lambda _, users: self.lots[users] < rule.share)}
+        return rows | {RANDOM: row(RANDOM, lambda _, users: self.lots[users] < models.share(rule))}
 
     @property
     def llm_row(self) -> str:

@@ -26,7 +26,7 @@ from recbole_llm.llm import likelihood, lora
 from recbole_llm.model import routing
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.parts import histories_of
-from recbole_llm.model.routing import Choice, Features, RoutingSettings
+from recbole_llm.model.routing import Choice, Features, RoutingSettings, Rule
 from recbole_llm.store.code import PACKAGE, code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Stage, StageCache, Work
@@ -78,11 +78,13 @@ class TwoModels:
         self.ties = RandomTies(self.histories.user_ids, self.histories.item_ids)
         self.counts = torch.from_numpy(self.histories.train_counts)  # [I]
         self.candidates: Mapping[str, CandidateSet] = {}
+        self._shares: dict[Rule, float] = {}
         self._asked: dict[tuple[int, int, bytes], Tensor] = {}  # the LLM's scores by user, length of the history, candidates
 
     def load(self, results: Any) -> None:
         """Read the results of the stages of both models."""
         self._asked.clear()
+        self._shares.clear()
         self.cf.load(results.folder(self.cf.stage))
         self.llm.load(results)
 
@@ -165,6 +167,14 @@ class TwoModels:
             llm = self.llm_scores(interaction[rows], candidates[rows])
             scores[rows] = routing.fused(self.settings.fusion, scores[rows], llm, weight)
         return scores
+
+    def share(self, rule: Rule) -> float:
+        """Share of all test users whom a rule routes, which may differ from that of the validation users."""
+        if rule not in self._shares:
+            users = self.histories.evaluated("test").tolist()
+            routed = [rule(self.features(i, listed, self.cheap_scores(i, listed))) for i, listed, _ in self.batches("test", users)]
+            self._shares[rule] = float(np.concatenate(routed).mean())
+        return self._shares[rule]
 
     # -- the rule ------------------------------------------------------------------------------------------------------
 

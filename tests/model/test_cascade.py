@@ -47,7 +47,7 @@ def routing_some(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Any:
     interaction, _, _, targets = next(iter(made.test))
     candidates = made.test.candidates.lookup(interaction["user_id"], targets)
     known = model.models.features(interaction, candidates, model.models.cheap_scores(interaction, candidates))
-    rule = replace(model.choice.rule, feature="entropy", high=True, threshold=float(np.median(known["entropy"])), share=0.5)
+    rule = replace(model.choice.rule, feature="entropy", high=True, threshold=float(np.median(known["entropy"])), share=0.1)
     monkeypatch.setattr(model, "choice", replace(model.choice, rule=rule))
     monkeypatch.setattr(model.models, "_asked", {})
     return interaction, candidates, rule(known)
@@ -64,7 +64,11 @@ def test_routed_users_have_the_llms_scores_and_the_others_the_cheap_models(
     where = torch.from_numpy(routed)
     assert torch.equal(rows["Cascade"][where], rows["TALLRec"][where])
     assert torch.equal(rows["Cascade"][~where], rows["SASRec"][~where])
-    at_random = torch.from_numpy(made.model.lots[interaction["user_id"].numpy()] < 0.5)
+    listed = [(rows, items) for rows, items, _ in made.model.models.batches("test")]
+    known = [made.model.models.features(*batch, made.model.models.cheap_scores(*batch)) for batch in listed]
+    share = np.concatenate([made.model.choice.rule(features) for features in known]).mean()  # of the test users
+    assert 0.2 < share < 0.8 and share != made.model.choice.rule.share == 0.1
+    at_random = torch.from_numpy(made.model.lots[interaction["user_id"].numpy()] < share)
     assert torch.equal(rows["random routing"], torch.where(at_random[:, None], rows["TALLRec"], rows["SASRec"]))
     plain = assembled("TALLRec", settings)
     plain.trainer.fit(plain.train, plain.valid)
