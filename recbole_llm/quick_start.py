@@ -159,7 +159,7 @@ def _evaluate_variants(run: Run, record: RunRecord, *, saved: bool, main: bool) 
             if trainer.predictions is not None:
                 trainer.predictions.start(name)
             options = {"load_best_model": saved and not record.rows, "show_progress": config["show_progress"]}
-            record.add(name, trainer.evaluate(run.test, variant=variant, **options))
+            record.add(name, trainer.evaluate(run.test, variant=variant, **options), reranked=variant.reranked)
     trainer.predictions = None
     return testing
 

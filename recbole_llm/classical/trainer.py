@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from logging import getLogger
+from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,8 +207,9 @@ class ProtocolTrainer(SafeCheckpoints):
         if self._scores is not None:
             self._scores.close()
             self.users_per_second = None if self._scores.found else self.users_per_second
-        if self.ranks.tie_rate > 0.01:
-            logger.info(f"ties: the target has the score of another item for {self.ranks.tie_rate:.1%} of the users")
+        if (tied := self.ranks.tie_rate) > 0.01:
+            level = WARNING if tied > 0.5 else INFO  # the metrics are then mostly chance
+            logger.log(level, f"ties: the target has the score of another item for {tied:.1%} of the users; they rank at random")
         return result
 
     def _cached_scores(self) -> CachedScores | None:

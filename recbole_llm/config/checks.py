@@ -52,7 +52,11 @@ def check(
 
 
 def unread(
-    given: Sequence[tuple[str, Mapping[str, Any]]], files: PropertyFiles, defaults: Mapping[str, Any], model: type[Any]
+    given: Sequence[tuple[str, Mapping[str, Any]]],
+    files: PropertyFiles,
+    defaults: Mapping[str, Any],
+    model: type[Any],
+    of_lms: Collection[str] = (),
 ) -> dict[str, str]:
     """The given settings of models that the run's model does not have, so that they change nothing, with their sources.
 
@@ -60,11 +64,15 @@ def unread(
         given: the sources with their values.
         defaults: the run's default values, RecBole's included, in which nearly every setting of its model stands.
         model: its class.
+        of_lms: keys that all models of this package share and RecBole's own do not read, though they have defaults.
     """
     folders = {files.folder / "model", files.folder / "parts"}
     ours = {key for key, one in files.definitions.items() if one.file.parent in folders}
+    foreign = of_lms if model.__module__.startswith("recbole.") else ()
     keys = {key: source for source, values in given for key in values}
-    found = {key: source for key, source in keys.items() if key in ours | MODEL_KEYS and key not in defaults}
+    found = {
+        key: source for key, source in keys.items() if key in foreign or (key in ours | MODEL_KEYS and key not in defaults)
+    }
     code = _code(model, keys) if found else ""
     return {key: source for key, source in found.items() if not re.search(rf"config\[\s*[\"']{key}[\"']\s*\]", code)}
 

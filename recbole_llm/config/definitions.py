@@ -169,7 +169,9 @@ class Definition:
             return None
         found = tuple(Type.read(text) for text in re.findall(_TYPE, types[0]))
         text = comment[types.end() :]
-        return cls(found, "~" in text or default.rstrip().endswith("~"), "replaced as a whole" in text, file)
+        # a command line reads none as None, also where it is a choice
+        optional = "~" in text or default.rstrip().endswith("~") or any("none" in one.choices for one in found)
+        return cls(found, optional, "replaced as a whole" in text, file)
 
     def accepts(self, value: Any) -> bool:
         """Whether a value has one of the types."""

@@ -146,7 +146,8 @@ class LLMConfig(Config):
         for source, values in self._given:
             check(values, source, files, self.internal_config_dict)
             compat.refuse_options(values, source)
-        self.unread = unread(self._given, files, self.internal_config_dict, model_class)
+        of_lms = {*overall} - ABOUT_DATA - self._recbole_knows - self.dataset_keys() - {"float32_matmul_precision"}
+        self.unread = unread(self._given, files, self.internal_config_dict, model_class, of_lms)
         of_models = files.read(*(f"model/{one}" for one in models))
         self.of_other_training = of_other_training(self._given, self.internal_config_dict, model_class, of_models)
 

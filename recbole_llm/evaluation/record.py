@@ -35,6 +35,7 @@ class Row:
         half_width: of the 95 % confidence interval over users, for each metric that ranks determine.
         slices: users, metrics and half widths of each slice.
         users_per_second: speed of the evaluation.
+        reranked: number of the retriever's items that the model ranks anew in a full ranking; 0 for none.
     """
 
     name: str
@@ -43,6 +44,14 @@ class Row:
     half_width: dict[str, float] = field(default_factory=dict)
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
     users_per_second: float | None = None
+    reranked: int = 0
+
+    @property
+    def reachable(self) -> float | None:
+        """Share of the users whose target is among the re-ranked items: the highest Hit@k of any order of them."""
+        if not self.reranked or not self.ranks.ranks:
+            return None
+        return sum(rank <= self.reranked for rank in self.ranks.ranks) / len(self.ranks.ranks)
 
 
 class RunRecord:
@@ -62,8 +71,12 @@ class RunRecord:
         self._slices = slices.user_slices(data.histories, config["slices"]) if self._one_target else {}
         self.rows: list[Row] = []
 
-    def add(self, name: str, result: Mapping[str, float]) -> None:
-        """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking of all targets."""
+    def add(self, name: str, result: Mapping[str, float], *, reranked: int = 0) -> None:
+        """Add the result of the trainer's last evaluation, and an ``mrr`` without cutoff after a full ranking of all targets.
+
+        Args:
+            reranked: the items that were ranked anew; read in a full ranking alone.
+        """
         ranks = single = self._trainer.ranks
         values = {key: float(value) for key, value in result.items()}
         if not self._one_target:  # a user with several targets has no rank
@@ -76,7 +89,8 @@ class RunRecord:
             widths = metrics.half_widths(own.ranks, values)
             parts[part] = {"users": len(own.users), **metrics.metrics(own.ranks, values), _INTERVAL: widths}
         widths = metrics.half_widths(single.ranks, values)
-        self.rows.append(Row(name, values, ranks, widths, parts, self._trainer.users_per_second))
+        reranked = reranked if self._full else 0
+        self.rows.append(Row(name, values, ranks, widths, parts, self._trainer.users_per_second, reranked))
 
     @property
     def _full(self) -> bool:
@@ -138,6 +152,7 @@ class RunRecord:
             "ranks": {row.name: by_user(self.user_ids, row.ranks.users, row.ranks.ranks) for row in self.rows},
             "tie_rate": {row.name: row.ranks.tie_rate for row in self.rows},
             "missed_targets": {row.name: row.ranks.missed for row in self.rows},
+            "reranked": {row.name: {"top": row.reranked, "reachable": row.reachable} for row in self.rows if row.reranked},
             "candidates_sha256": self._candidates,
             "protocol": self.protocol,
             "users_per_second": self.rows[0].users_per_second if self.rows else None,
@@ -200,4 +215,11 @@ def table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     headers = ["", first, *others, *(f"{first} {name} (n={users})" for name, users in parts.items())]
-    return tabulate(lines, headers=headers, disable_numparse=True)
+    found = tabulate(lines, headers=headers, disable_numparse=True)
+    for row in rows:
+        if row.reachable is not None:
+            return (
+                f"{found}\n{row.name}: the retriever's {row.reranked} items that are ranked anew contain the target of "
+                f"{row.reachable:.1%} of the users, the highest Hit@k of any order of them"
+            )
+    return found

@@ -172,7 +172,8 @@ class TwoModels:
         """Share of all test users whom a rule routes, which may differ from that of the validation users."""
         if rule not in self._shares:
             users = self.histories.evaluated("test").tolist()
-            routed = [rule(self.features(i, listed, self.cheap_scores(i, listed))) for i, listed, _ in self.batches("test", users)]
+            asked = [(interaction, listed) for interaction, listed, _ in self.batches("test", users)]
+            routed = [rule(self.features(*batch, self.cheap_scores(*batch))) for batch in asked]
             self._shares[rule] = float(np.concatenate(routed).mean())
         return self._shares[rule]
 

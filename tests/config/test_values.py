@@ -17,6 +17,7 @@ from recbole_llm.config.checks import unread
 from recbole_llm.config.property_files import PropertyFiles, properties_folder, read_yaml
 from recbole_llm.config.recbole_keys import MODEL_KEYS
 from recbole_llm.config.values import parse_value
+from recbole_llm.store import trackers
 from tests.config.conftest import write
 
 
@@ -105,7 +106,10 @@ def test_one_file_may_serve_several_models(tmp_path: Path) -> None:
     ("model", "given", "unread"),
     [
         ("BPR", {"hidden_size": 128, "embedding_size": 32}, ["hidden_size"]),
-        ("SASRec", {"merge": "grid", "llm": "builtin", "hidden_size": 128}, ["merge"]),
+        ("SASRec", {"merge": "grid", "llm": "builtin", "hidden_size": 128, "lora_epochs": 3}, ["merge", "llm", "lora_epochs"]),
+        ("SASRec", {"eval_users": 9, "train_mode": "prefix", "retriever": "BPR", "noun": "film", "dtype": "float32"}, ["dtype"]),
+        ("SASRec", {"float32_matmul_precision": "high", "slices": None, "report_to": "tensorboard", "epochs": 2}, []),
+        ("RecentPop", {"llm": "builtin"}, []),
         ("ALLMRec", {"adapters": {"base spirit": "folder"}, "cf_model": "GRU4Rec"}, ["adapters"]),
         ("LoRACocktail", {"merge": "grid", "alias_of_item_id": None}, []),
         # read by RecBole's code, though its property files do not have them
@@ -316,3 +320,9 @@ def test_a_property_file_larger_than_any_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**40)  # sparse
     with pytest.raises(ValueError, match=r"large\.yaml: not a YAML file .*none of its kind has more than 262,144"):
         read_yaml(tmp_path / "large.yaml")
+
+
+@pytest.mark.parametrize("text", ["none", "None", "~", "'none'"])
+def test_a_choice_of_none_may_be_written_so_on_a_command_line(text: str) -> None:
+    config = LLMConfig("SASRec", "ml-100k", cmd_line=[f"--report_to={text}"])
+    assert trackers.chosen(config["report_to"]) == ()

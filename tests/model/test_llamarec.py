@@ -96,11 +96,20 @@ def test_first_places_are_those_of_the_labels(made: Any) -> None:
     made.model.findings([])
 
 
-def test_a_full_ranking_puts_the_retrievers_top_in_the_order_of_the_labels(settings: dict[str, Any]) -> None:
+def test_a_full_ranking_puts_the_retrievers_top_in_the_order_of_the_labels(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     mode = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "retriever_top": 6, "retriever_config": {"epochs": 1}}
     result = run_recbole_llm("LlamaRec", "tiny", config_dict={**settings, **mode, "train_batch_size": 64})
     assert 0 <= result["test_result"]["hit@5"] <= 1
-    assert "labels" not in read_record(Path(result["record"]))
+    record = read_record(Path(result["record"]))
+    assert "labels" not in record
+    ranks, own = np.array([*record["ranks"]["LlamaRec"].values()]), record["reranked"]["LlamaRec"]
+    assert own == {"top": 6, "reachable": pytest.approx((ranks <= 6).mean())} and {*record["reranked"]} == {*record["results"]}
+    assert 0 < own["reachable"] < 1
+    printed = capsys.readouterr()
+    line = f"LlamaRec: the retriever's 6 items that are ranked anew contain the target of {own['reachable']:.1%} of the users"
+    assert (printed.out + printed.err).count(line) == 1
 
 
 def test_another_scorer_is_refused(settings: dict[str, Any], assemble: Any) -> None:
