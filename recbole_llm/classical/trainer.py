@@ -128,6 +128,8 @@ class ProtocolTrainer(SafeCheckpoints):
             if self.optimizer is None:  # stages made the parameters, so the random state depends on what was cached
                 init_seed(self.config["seed"], self.config["reproducibility"])
                 self.optimizer = self._build_optimizer()
+            if not self.config["epochs"]:
+                logger.warning("epochs: 0: nothing is trained, and the initial weights are evaluated")
             with metered() as self.training:
                 return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         if not valid_data or not self.recommender.has_validation:

@@ -70,9 +70,7 @@ def unread(
     ours = {key for key, one in files.definitions.items() if one.file.parent in folders}
     foreign = of_lms if model.__module__.startswith("recbole.") else ()
     keys = {key: source for source, values in given for key in values}
-    found = {
-        key: source for key, source in keys.items() if key in foreign or (key in ours | MODEL_KEYS and key not in defaults)
-    }
+    found = {key: source for key, source in keys.items() if key in foreign or (key in ours | MODEL_KEYS and key not in defaults)}
     code = _code(model, keys) if found else ""
     return {key: source for key, source in found.items() if not re.search(rf"config\[\s*[\"']{key}[\"']\s*\]", code)}
 

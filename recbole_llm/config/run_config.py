@@ -226,6 +226,11 @@ class LLMConfig(Config):
         final, own = self.final_config_dict, self._own_data(self.dataset)
         with naming_source(self._given):
             settle_metrics(final, partial(source_of, self._given))
+            if not hasattr(self.model_class, "input_type") and final.get("loss_type") not in ("CE", "BPR"):
+                raise ValueError(
+                    f"loss_type: {final.get('loss_type')!r}: {self.model} has CE and BPR; give one of them, or --loss_type=CE with "
+                    "another loss of its whole sequences, such as --sequence_loss=gbce"
+                )
             super()._set_default_parameters()
         self.own_copy = Path(final["data_path"]) != own and any(own.glob(f"{glob.escape(self.dataset)}.*inter"))
         if self.own_copy:
@@ -266,6 +271,11 @@ class LLMConfig(Config):
             dropped.add("benchmark_filename")  # the other dataset is one file
         values = {key: value for key, value in self.external_config_dict.items() if key not in dropped}
         return LLMConfig(self.model, name, config_dict=as_literals(values))
+
+    def given_of_model(self) -> dict[str, Any]:
+        """The settings that the user gives and that a model may read: neither of data nor of training and evaluation."""
+        others = ABOUT_DATA.union(training_arguments, self.unread)
+        return {key: value for _, values in self._given for key, value in values.items() if key not in others}
 
     def read_dataset(self) -> Any:
         """The dataset that this configuration names, as :func:`~recbole_llm.data.loading.create_dataset` reads it."""
