@@ -49,10 +49,10 @@ def build(config: Any, dataset: Any) -> Any:
         with _safe_reading(config), graph:
             return with_right_counts(config.model_class(config, dataset).to(config["device"]), config["LABEL_FIELD"])
     except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, ZeroDivisionError) as error:
-        given = ", ".join(f"{key}={value}" for key, value in config.given_of_model().items())
-        if not given or type(error).__module__ != "builtins" or not config.model_class.__module__.startswith("recbole."):
+        settings = ", ".join(f"{key}={value}" for key, value in config.given_of_model().items())
+        if not settings or type(error).__module__ != "builtins" or not config.model_class.__module__.startswith("recbole."):
             raise
-        raise ValueError(f"{name} cannot be built with {given} ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{name} cannot be built with {settings} ({' '.join(str(error).split())})") from error
     except SystemExit:  # RecBole's CPR models end the process, as if all were well
         raise ValueError(f"loss_type: {config['loss_type']}: RecBole's {name} has no such loss; give --loss_type=CE") from None
 

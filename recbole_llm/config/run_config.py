@@ -228,8 +228,8 @@ class LLMConfig(Config):
             settle_metrics(final, partial(source_of, self._given))
             if not hasattr(self.model_class, "input_type") and final.get("loss_type") not in ("CE", "BPR"):
                 raise ValueError(
-                    f"loss_type: {final.get('loss_type')!r}: {self.model} has CE and BPR; give one of them, or --loss_type=CE with "
-                    "another loss of its whole sequences, such as --sequence_loss=gbce"
+                    f"loss_type: {final.get('loss_type')!r}: {self.model} has CE and BPR; give one of them, or --loss_type=CE with a "
+                    "loss of its whole sequences, such as --sequence_loss=gbce"
                 )
             super()._set_default_parameters()
         self.own_copy = Path(final["data_path"]) != own and any(own.glob(f"{glob.escape(self.dataset)}.*inter"))
