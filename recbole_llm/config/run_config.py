@@ -227,9 +227,10 @@ class LLMConfig(Config):
         with naming_source(self._given):
             settle_metrics(final, partial(source_of, self._given))
             if not hasattr(self.model_class, "input_type") and final.get("loss_type") not in ("CE", "BPR"):
+                given = final.get("loss_type")
                 raise ValueError(
-                    f"loss_type: {final.get('loss_type')!r}: {self.model} has CE and BPR; give one of them, or --loss_type=CE with a "
-                    "loss of its whole sequences, such as --sequence_loss=gbce"
+                    f"loss_type: {given!r}: {self.model} has CE and BPR; give one of them, or --loss_type=CE with a loss of its "
+                    "whole sequences, such as --sequence_loss=gbce"
                 )
             super()._set_default_parameters()
         self.own_copy = Path(final["data_path"]) != own and any(own.glob(f"{glob.escape(self.dataset)}.*inter"))
