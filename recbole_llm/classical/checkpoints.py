@@ -12,6 +12,7 @@ import scipy.sparse
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_local_time
+from torch.nn.utils import clip_grad_norm_
 
 from recbole_llm.classical import portable_weights
 from recbole_llm.classical.curves import recorded
@@ -35,6 +36,15 @@ class SafeCheckpoints(Trainer):
         name = f"{config['model']}-{get_local_time()}-{writer()}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self.training_state: dict[str, Any] = {}
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        """RecBole's; with ``enable_scaler``, it clips gradients once they are unscaled, where RecBole clips scaled ones."""
+        optimizer = super()._build_optimizer(**kwargs)
+        if self.enable_scaler and self.clip_grad_norm:
+            parameters, norm = list(self.model.parameters()), self.clip_grad_norm
+            optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(parameters, **norm) and None)
+            self.clip_grad_norm = None  # which RecBole reads before it unscales
+        return optimizer
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
         """RecBole's; all processes of the run go on by the result of the first."""

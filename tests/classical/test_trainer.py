@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recbole.trainer.trainer
 import torch
 from recbole.trainer import Trainer
 
@@ -180,3 +182,25 @@ def test_recboles_own_models_are_validated_on_all_users(settings: dict[str, Any]
     run.trainer.fit(run.train, run.valid, show_progress=False)
     run.trainer.evaluate(run.valid)
     assert len(run.trainer.ranks.users) == 60 and run.trainer.validated is None
+
+
+# -- scaled losses -----------------------------------------------------------------------------------------------------
+
+
+def test_gradients_of_a_scaled_loss_are_clipped_once_they_are_unscaled(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecBole clips the scaled ones, so that a step has gradients of 1e-4 of the norm; its scaler is for CUDA alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(recbole.trainer.trainer.amp, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
+    clip = {"max_norm": 0.01, "norm_type": 2}
+    changes = {"enable_scaler": True, "clip_grad_norm": clip, "epochs": 1, "train_mode": "prefix", "use_gpu": False}
+    trainer, train, *_ = prepare("SASRec", settings, **changes)
+    norms: list[float] = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(
+            float(torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None]))
+        )
+    )
+    trainer._train_epoch(train, 0)
+    assert len(norms) == len(train) and max(norms) == pytest.approx(0.01, rel=1e-3) and min(norms) > 0.005
