@@ -29,6 +29,8 @@ class SafeCheckpoints(Trainer):
         training_state: what a trainer needs besides to resume, of tensors and plain values.
     """
 
+    clip_grad_norm: dict[str, Any] | None
+
     def __init__(self, config: Any, model: Any):
         with recorded():
             super().__init__(config, model)
@@ -42,7 +44,11 @@ class SafeCheckpoints(Trainer):
         optimizer = super()._build_optimizer(**kwargs)
         if self.enable_scaler and self.clip_grad_norm:
             parameters, norm = list(self.model.parameters()), self.clip_grad_norm
-            optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(parameters, **norm) and None)
+
+            def clip(*_: Any) -> None:
+                clip_grad_norm_(parameters, **norm)
+
+            optimizer.register_step_pre_hook(clip)
             self.clip_grad_norm = None  # which RecBole reads before it unscales
         return optimizer
 

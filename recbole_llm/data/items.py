@@ -18,6 +18,10 @@ from recbole_llm.store.files import fingerprint
 logger = getLogger()
 
 COLUMNS = ("year_field", "brand_field", "category_field", "description_field")  # besides the title; a dataset may lack them
+_SPOILED = {  # what text of a web page, and bytes that were read in a wrong encoding, look like
+    "HTML": r"&(?:#\d{1,6}|#x[\da-fA-F]{1,5}|[a-zA-Z]{2,8});|</?(?:a|b|br|em|font|i|li|p|span|strong|su[bp])(?: [^<>]*)?/?>",
+    "characters of a wrong encoding": "\u00c3[\u0080-\u00bf]|\u00e2\u20ac|\ufffd",
+}
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control characters
 # "Usual Suspects, The (1995)", "Promise, The (Versprechen, Das)": an article at the end of a title or of an alternative title
 _ARTICLE = re.compile(r"(^|\((?:a\.k\.a\. )?)([^()]+?), (The|An?|L[aeo]s?|Les|L'|El|Il|Der|Die|Das|Det|Une?)(?=$|[):]| [(\[-])")
@@ -89,6 +93,7 @@ class ItemTexts:
         untitled = raw_titles[1:].count("")
         if untitled:
             logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {file.path}; their other texts replace it")
+        _warn_of_spoiled(raw_titles, title_field, file.path)
         others = zip(raw_titles, brands, categories, years, item_ids, strict=True)
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]
         titles[0] = ""
@@ -170,6 +175,16 @@ def lacks_titles(config: Any) -> str | None:
         return str(error)
     columns = ", ".join(file.types)
     return None if title in file.types else f"title_field: there is no column {title!r} in {path}; its columns are {columns}"
+
+
+def _warn_of_spoiled(titles: Sequence[str], field: str, path: Path) -> None:
+    """Tell which titles are not as people write them; an LM reads them as they are."""
+    for kind, pattern in _SPOILED.items():
+        if found := [title for title in titles if re.search(pattern, title)]:
+            logger.warning(
+                f"{len(found)} of {len(titles) - 1} titles ({field} of {path}) contain {kind}, such as {found[0][:80]!r}; LMs read "
+                "them as they are: make the file again with recbole-llm data convert, or correct it"
+            )
 
 
 def restore_article(title: str) -> str:

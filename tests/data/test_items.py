@@ -39,6 +39,23 @@ def test_titles_that_recboles_reader_loses(tmp_path: Path) -> None:
     assert set(items.fields) == {"year", "brand", "genre"}
 
 
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("Salt &amp; Pepper", "HTML"),
+        ("R&#233;sum&eacute;", "HTML"),
+        ("A <b>bold</b> title", "HTML"),
+        ("AmÃ©lie", "characters of a wrong encoding"),
+        ("Donâ€™t Look Now", "characters of a wrong encoding"),
+        ("Am\ufffdlie", "characters of a wrong encoding"),
+    ],
+)
+def test_titles_that_nobody_wrote_so_are_told(title: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read(tmp_path, ["a\tAlien", f"b\t{title}", "c\tSalt & Pepper; <3 (Amélie, À bientôt, naïve, 10 < x > 5)"])
+    (message,) = [one for one in caplog.messages if "titles (" in one]
+    assert message.startswith(f"1 of 3 titles (title of {tmp_path / 'toy.item'}) contain {kind}, such as {title!r}; LMs read")
+
+
 def test_order_is_that_of_the_internal_ids(tmp_path: Path) -> None:
     items = read(tmp_path, ["a\tAlien", "b\tBrazil", "c\tCube"], item_ids=["[PAD]", "c", "a", "not in the file"])
     assert items.titles == ["", "Cube", "Alien", "item not in the file"]
