@@ -19,7 +19,7 @@ logger = getLogger()
 
 COLUMNS = ("year_field", "brand_field", "category_field", "description_field")  # besides the title; a dataset may lack them
 _SPOILED = {  # what text of a web page, and bytes that were read in a wrong encoding, look like
-    "HTML": r"&(?:#\d{1,6}|#x[\da-fA-F]{1,5}|[a-zA-Z]{2,8});|</?(?:a|b|br|em|font|i|li|p|span|strong|su[bp])(?: [^<>]*)?/?>",
+    "HTML": r"&(?:#\d{1,6}|#x[\da-fA-F]{1,5}|[a-zA-Z]{2,8});|</?(?:a|b|br|em|font|i|li|p|span|strong)(?: [^<>]*)?/?>",
     "characters of a wrong encoding": "\u00c3[\u0080-\u00bf]|\u00e2\u20ac|\ufffd",
 }
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control characters
