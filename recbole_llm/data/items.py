@@ -182,8 +182,8 @@ def _warn_of_spoiled(titles: Sequence[str], field: str, path: Path) -> None:
     for kind, pattern in _SPOILED.items():
         if found := [title for title in titles if re.search(pattern, title)]:
             logger.warning(
-                f"{len(found)} of {len(titles) - 1} titles ({field} of {path}) contain {kind}, such as {found[0][:80]!r}; LMs read "
-                "them as they are: make the file again with recbole-llm data convert, or correct it"
+                f"{len(found)} of {len(titles) - 1} titles ({field} of {path}) contain {kind}, such as {found[0][:80]!r}; LMs "
+                "read them as they are: make the file again with recbole-llm data convert, or correct it"
             )
 
 
