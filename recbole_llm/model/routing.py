@@ -91,7 +91,11 @@ def _reciprocal_ranks(scores: Tensor) -> Tensor:
 
 
 def _standardised(scores: Tensor) -> Tensor:
+    """Scores with mean 0 and deviation 1; an item that a model excludes has the score of its last one."""
     scores = scores.float()
+    excluded = scores <= torch.finfo(scores.dtype).min
+    last = scores.masked_fill(excluded, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
+    scores = scores.where(~excluded, last)
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True, correction=0).clamp(min=1e-9)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel, padded
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.full_ranking import RandomTies, mask
+from recbole_llm.evaluation.full_ranking import RandomTies, finite, mask
 from recbole_llm.evaluation.ranks import target_ranks
 from recbole_llm.llm import likelihood, lora
 from recbole_llm.model import routing
@@ -134,9 +134,10 @@ class TwoModels:
     # -- scores --------------------------------------------------------------------------------------------------------
 
     def cheap_scores(self, interaction: Any, candidates: Tensor) -> Tensor:
-        """The collaborative model's scores [B, C] of candidates [B, C]."""
+        """The collaborative model's scores [B, C] of candidates [B, C], finite, as in an evaluation."""
         users = interaction[self.llm.USER_ID].tolist()
-        return self.cf.candidate_scores(users, histories_of(self.llm, interaction), candidates).float().to(candidates.device)
+        scores = self.cf.candidate_scores(users, histories_of(self.llm, interaction), candidates)
+        return finite(scores.float()).to(candidates.device)
 
     def llm_scores(self, interaction: Any, candidates: Tensor) -> Tensor:
         """The LLM's scores [B, C]. It is asked once for the same history and candidates, so rows share its scores."""

@@ -16,6 +16,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
+from recbole_llm.model import routing
 from recbole_llm.planner import TEST, VALIDATION, plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.costs import metered
@@ -147,6 +148,20 @@ def test_the_target_that_an_interaction_of_recbole_carries_is_not_read(
     other = Interaction(dict(interaction.interaction) | {"item_id": interaction["item_id"].flip(0)})
     assert not torch.equal(other["item_id"], interaction["item_id"]) and 0 < routed.mean() < 1
     assert torch.equal(made.model.score_candidates(other, candidates), scores)
+
+
+@torch.no_grad()
+def test_a_cheap_model_may_exclude_items(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a score of minus infinity; no feature of the user and no fused score is then NaN."""
+    models = made.model.models
+    interaction, candidates, _ = next(iter(models.batches("test")))
+    own = models.cf.candidate_scores
+    monkeypatch.setattr(models.cf, "candidate_scores", lambda *given: own(*given).index_fill(1, torch.tensor([0, 3]), -torch.inf))
+    scores = models.cheap_scores(interaction, candidates)
+    known = models.features(interaction, candidates, scores)
+    assert all(np.isfinite(values).all() for values in known.values())
+    for kind in ("z_score", "reciprocal_rank"):
+        assert torch.isfinite(routing.fused(kind, scores, torch.zeros_like(scores), 0.5)).all()
 
 
 def test_a_fusion_has_a_row_of_its_own(settings: dict[str, Any]) -> None:
