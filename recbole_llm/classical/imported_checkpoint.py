@@ -27,6 +27,9 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from recbole_llm.classical import portable_weights
+from recbole_llm.store.json_files import read_object
+
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 _DTYPES = {
     "torch.DoubleStorage": torch.float64,
@@ -65,6 +68,15 @@ class _RefusedError(ValueError):
     """The problem with a file and the remedy; the caller adds the file."""
 
 
+def _portable(path: Path) -> ImportedCheckpoint:
+    """A state dict, or shared weights (``recbole-llm share``) with the settings that stand beside them."""
+    tensors, settings = load_file(path), path.with_name("settings.json")
+    own = portable_weights.state_of(tensors)
+    if own is None:
+        return ImportedCheckpoint(tensors, {})
+    return ImportedCheckpoint(own, read_object(settings) if settings.is_file() else {})
+
+
 def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedCheckpoint:
     """Read a checkpoint of RecBole or this package, or a ``.safetensors`` state dict; nothing in it is executed.
 
@@ -81,7 +93,7 @@ def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedChe
         raise FileNotFoundError(f"{key}: {path} is not a file (relative to {Path.cwd()}); give a checkpoint, like saved/*.pth")
     try:
         if path.suffix == ".safetensors":
-            return ImportedCheckpoint(load_file(path), {})
+            return _portable(path)
         with open(path, "rb") as stream:
             if stream.read(4) != b"PK\x03\x04":
                 raise _RefusedError("it is not in torch.save's zip format; save it again with torch 1.6 or newer")

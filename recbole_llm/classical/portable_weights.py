@@ -44,6 +44,13 @@ def write(checkpoint: Path, file: Path) -> None:
     save_file(copies, file, metadata={"other_parameter": json.dumps(plain)})
 
 
+def state_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """The weights among the tensors of a file of :func:`write`; None if it is of another kind."""
+    if not tensors or not all(name.startswith((_STATE, _OTHER)) for name in tensors):
+        return None
+    return {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
+
+
 def read(file: Path, device: torch.device | str) -> dict[str, Any]:
     """The ``state_dict`` and ``other_parameter`` of a file of :func:`write`.
 
@@ -57,5 +64,4 @@ def read(file: Path, device: torch.device | str) -> dict[str, Any]:
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}); get it again") from error
     others = {**(plain or {}), **{name.removeprefix(_OTHER): value for name, value in tensors.items() if name.startswith(_OTHER)}}
-    weights = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
-    return {"state_dict": weights, "other_parameter": others or None}
+    return {"state_dict": state_of(tensors) or {}, "other_parameter": others or None}

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import recbole_llm
+from recbole_llm.classical.imported_checkpoint import read_checkpoint
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.share.card import card
@@ -85,6 +87,17 @@ def test_a_classical_model(sasrec: Path, shared: Path, data_path: Path, tiny_lm:
     assert json.loads((moved / "settings.json").read_text()) == record["config"]
     passport = json.loads((moved / "passport.json").read_text())
     assert passport["sha256"] == own["passport"]["sha256"] and "sketches" not in passport
+
+
+def test_shared_weights_are_a_checkpoint_of_a_collaborative_model(sasrec: Path, shared: Path) -> None:
+    """With the settings that they were trained with, ``train_mode`` among them."""
+    (weights,) = shared.rglob("weights.safetensors")
+    own = read_record(sasrec / "record.json")
+    theirs = read_checkpoint(sasrec.parents[1] / own["checkpoint"]["file"])
+    found = read_checkpoint(weights)
+    assert found.state_dict.keys() == theirs.state_dict.keys() and "item_embedding.weight" in found.state_dict
+    assert all(torch.equal(value, theirs.state_dict[name]) for name, value in found.state_dict.items())
+    assert found.settings("SASRec") == theirs.settings("SASRec") and found.settings("SASRec")["train_mode"] == "auto"
 
 
 def test_the_card_has_the_measured_table(sasrec: Path, shared: Path) -> None:
