@@ -49,7 +49,7 @@ class Source:
             raise ConversionError(f"{key}: {path} is an archive of a kind that is not read; unpack it and give its folder")
         if path.name.lower().endswith(SPREADSHEETS):
             raise ConversionError(f"{key}: {path} is {SPREADSHEET}")
-        self.path, self._archive = path, path if path.suffix == ".zip" else None
+        self.path, self._archive = path, path if path.suffix.lower() == ".zip" else None
         self.file = path.name if path.is_file() and not self._archive else None
         self._members: dict[str, str] = {}
         if self._archive:

@@ -157,7 +157,7 @@ class Parquet(Table):
         import pyarrow.parquet as pq
 
         self.shown, self._file = source.shown(name), source.path if source.path.is_file() else source.path / name
-        if self._file.suffix == ".zip":
+        if self._file.suffix.lower() == ".zip":
             raise ConversionError(f"{self.shown}: Parquet is not read within an archive; unpack it")
         try:
             self.names = pq.read_schema(self._file).names

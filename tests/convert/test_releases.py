@@ -14,7 +14,7 @@ import yaml
 
 from recbole_llm.convert.conversion import Conversion, Options
 from recbole_llm.convert.releases import recognised
-from recbole_llm.convert.sources import Source
+from recbole_llm.convert.sources import ConversionError, Source
 
 
 def folder(files: Mapping[str, str | bytes]) -> Path:
@@ -40,6 +40,14 @@ def converted(path: Path, **options: Any) -> tuple[str, list[str], list[str], di
     texts = items.read_text().splitlines() if items.is_file() else []
     properties = yaml.safe_load((conversion.folder / "mine.yaml").read_text())
     return conversion.layout.name, inter.read_text().splitlines(), texts, properties
+
+
+def test_the_encoding_of_a_release_is_known() -> None:
+    path = folder({"u.data": "196\t2\t3\t881250949\n", "u.item": "2|A|||x|" + "|".join("0" * 19) + "\n"})
+    with pytest.raises(
+        ConversionError, match="--encoding=utf-16: release is recognised as .*; leave it out, or name the columns"
+    ):
+        Conversion(path, Options(to="mine", encoding="utf-16"))
 
 
 def test_movielens_100k() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_columns_that_are_given_replace_the_guess() -> None:
     assert found[".item"][1:] == [["x 1", "N"], ["y 2", "M"]]
 
 
-@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv", "jsonl", "jsonl.gz", "json", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv", "jsonl", "jsonl.gz", "json", "parquet", "csv.ZIP"])
 def test_each_form_of_a_table_gives_the_same(ending: str) -> None:
     rows = [{"user_id": f"u{n % 3}", "item_id": n % 4, "timestamp": 1_700_000_000 + n, "rating": 3.5} for n in range(9)]
     path = Path(f"rows.{ending}")
@@ -85,7 +86,12 @@ def test_each_form_of_a_table_gives_the_same(ending: str) -> None:
         write(path.name, "\n".join(map(json.dumps, rows)))
     else:
         mark = "\t" if ending == "tsv" else ","
-        write(path.name, "\n".join([mark.join(rows[0]), *(mark.join(map(str, row.values())) for row in rows)]))
+        text = "\n".join([mark.join(rows[0]), *(mark.join(map(str, row.values())) for row in rows)])
+        if ending == "csv.ZIP":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("rows.csv", text)
+        else:
+            write(path.name, text)
     found = convert(path)[".inter"]
     assert found[0] == ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
     assert found[1:] == [[row["user_id"], str(row["item_id"]), "3.5", str(row["timestamp"])] for row in rows]
