@@ -77,8 +77,8 @@ class Conversion:
             layout = releases.of_user(source, options.items, *given)
         elif options.encoding != Options.encoding:
             raise ConversionError(
-                f"--encoding={options.encoding}: {path} is recognised as {layout.name}, whose encoding is known; leave it out, or "
-                "name the columns with --columns to read it as a table of yours"
+                f"--encoding={options.encoding}: {path} is recognised as {layout.name}, whose encoding is known; leave it out, "
+                "or name the columns with --columns to read it as a table of yours"
             )
         self.layout = self._described(layout)
         self._separators = self._list_separators()
