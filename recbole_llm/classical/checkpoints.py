@@ -29,8 +29,6 @@ class SafeCheckpoints(Trainer):
         training_state: what a trainer needs besides to resume, of tensors and plain values.
     """
 
-    clip_grad_norm: dict[str, Any] | None
-
     def __init__(self, config: Any, model: Any):
         with recorded():
             super().__init__(config, model)
@@ -42,14 +40,14 @@ class SafeCheckpoints(Trainer):
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """RecBole's; with ``enable_scaler``, it clips gradients once they are unscaled, where RecBole clips scaled ones."""
         optimizer = super()._build_optimizer(**kwargs)
-        if self.enable_scaler and self.clip_grad_norm:
-            parameters, norm = list(self.model.parameters()), self.clip_grad_norm
+        if self.enable_scaler and (norm := self.config["clip_grad_norm"]):
+            parameters = list(self.model.parameters())
 
             def clip(*_: Any) -> None:
                 clip_grad_norm_(parameters, **norm)
 
             optimizer.register_step_pre_hook(clip)
-            self.clip_grad_norm = None  # which RecBole reads before it unscales
+            self.clip_grad_norm: Any = None  # which RecBole reads before it unscales
         return optimizer
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
