@@ -105,6 +105,16 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
         print(f"{options.out}: {lines:,} lines for {number:,} users")
 
 
+def evaluate(options: argparse.Namespace, keys: list[str]) -> None:
+    """``recbole-llm evaluate``."""
+    from recbole_llm import logs
+    from recbole_llm.config.values import read_arguments
+    from recbole_llm.recommend.reevaluate import evaluate_run
+
+    logs.init_console()
+    evaluate_run(options.run, read_arguments(keys), options.data_path, options.model)
+
+
 def look(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm look``."""
     _check_no_keys(keys, "look")

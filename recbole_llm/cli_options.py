@@ -95,7 +95,12 @@ def _of_runs(commands: _Group) -> None:
 
 
 def _of_results(commands: _Group) -> None:
-    """``recommend``, ``look`` and ``share``, of finished runs."""
+    """``evaluate``, ``recommend``, ``look`` and ``share``, of finished runs."""
+    add = _command(commands, "evaluate", do.evaluate, "evaluate a run by other metrics", texts.EVALUATE, texts.EVALUATE_KEYS)
+    add("--run", required=True, metavar="RUN", help=f"{_RUN}, a shared folder, or hub:user/name")
+    add("--model", "-m", metavar="MODULE:CLASS", help="the code of the run's model, if it is yours")
+    add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
+
     add = _command(commands, "recommend", do.recommend, "what a run recommends to a user", texts.RECOMMEND, texts.RECOMMEND_KEYS)
     add("--run", required=True, metavar="RUN", help=f"{_RUN}, a shared folder, or hub:user/name")
     add("--user", metavar="ID", help="a user of the dataset")

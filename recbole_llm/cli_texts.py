@@ -4,8 +4,8 @@ ABOUT = """Published LLM recommenders as RecBole models.
 
 Arguments have the form --key=value. Numbers, lists and dictionaries are written as in Python, --topk="[1, 5]", and several paths
 are separated by spaces, --config_files="a.yaml b.yaml". Only the options of a command may also be written as --key value.
-All commands but recommend, look, share, merge, forecast, doctor, cache and data convert accept every key of RecBole and of
-properties/*.yaml. Command-line values override property files, and later files override earlier ones."""
+All commands but evaluate, recommend, look, share, merge, forecast, doctor, cache and data convert accept every key of RecBole and
+of properties/*.yaml. Command-line values override property files, and later files override earlier ones."""
 
 END = """
 exit codes: 0 (success), 1 (runs of a leaderboard failed, claims have no result, or the doctor found a problem),
@@ -86,6 +86,19 @@ examples:
   recbole-llm replicate --data_path=DIR --jobs=2
   recbole-llm replicate reccocktail-ml-100k --claim="products above factors"
   recbole-llm replicate reccocktail-ml-100k --llm=qwen2-7b --eval_users=null --out=replication-qwen2-7b
+"""
+
+EVALUATE = """
+Evaluate the model of a finished run once more, without training: by other metrics, on other candidates or users, or in a full
+ranking. The new record lies beside that of the run. Only keys of the evaluation can be given; all others are those of the run."""
+
+EVALUATE_KEYS = """
+keys: metrics, topk, eval_args (the mode of the test), candidates, eval_users, slices, mask_history, save_predictions,
+predictions_topk, retriever, retriever_config, retriever_top, scoring, scorer, normalize, shuffled_title_control, eval_batch_size
+
+examples:
+  recbole-llm evaluate --run=saved/runs/SASRec-ml-1m-1234abcd --topk="[5, 20, 50]"
+  recbole-llm evaluate --run=saved/runs/SASRec-ml-1m-1234abcd --eval_args="{'mode': 'full'}" --save_predictions=True
 """
 
 RECOMMEND = """

@@ -128,7 +128,7 @@ def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved
     trained = time.monotonic() - waited
 
     record = RunRecord(config, trainer, run.valid, run.test)
-    testing = _evaluate_variants(run, record, saved=saved, main=main)
+    testing = evaluate_variants(run, record, saved=saved, main=main)
     seconds = {"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited}
 
     ranks = {row.name: row.ranks for row in record.rows}
@@ -148,7 +148,7 @@ def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved
     )
 
 
-def _evaluate_variants(run: Run, record: RunRecord, *, saved: bool, main: bool) -> Measured:
+def evaluate_variants(run: Run, record: RunRecord, *, saved: bool, main: bool) -> Measured:
     """Add the row of the model, then those beside it; returns what they have cost. Process 0 (``main``) saves predictions."""
     config, trainer = run.config, run.trainer
     own, *others = trainer.recommender.variants().items()

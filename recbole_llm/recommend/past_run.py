@@ -49,6 +49,7 @@ class PastRun:
         moved: Mapping[str, str | None] | None = None,
         retriever: bool = True,
         as_evaluated: bool = False,
+        changes: Mapping[str, Any] | None = None,
     ) -> PastRun:
         """Load a run. Nothing is executed that lies in its folder, and nothing is trained but the retriever of a re-ranker
         that was evaluated on candidates, which needs none.
@@ -61,6 +62,7 @@ class PastRun:
             retriever: False for those who rank given items alone, for which a re-ranker needs none.
             as_evaluated: with the candidates of its evaluation, if it has any, and without a retriever that it did not need; for
                 those who ask what it ranked then.
+            changes: settings that change neither its weights nor its data, such as those of its evaluation.
 
         Raises:
             ValueError: there is no such run, it is damaged or of another state of the package, its data, weights or base models
@@ -73,7 +75,7 @@ class PastRun:
         _check_recommends(record, path, as_evaluated)
         imported = record.get("imported")  # its file is no setting of the run
         without = {} if as_evaluated else _as_retrieved(record)  # the settings of a retriever that its evaluation lacked
-        changes = {"predictions": imported["file"]} if imported else without if retriever else {}
+        own = {"predictions": imported["file"]} if imported else without if retriever else {}
         bases = {key: value for key, value in (moved or {}).items() if value is not None}
         shared.check_moved(record, bases)
         kept: Path | None = root
@@ -81,7 +83,7 @@ class PastRun:
             shared.check_names(record, path)
             kept = None  # nothing is written to what somebody shared, or to the hub's cache
         where: dict[str, Any] = {"checkpoint_dir": kept, "data_path": data_path}
-        config = recorded_config(record, path, **where, changes={**changes, **bases}, own=model is not None)
+        config = recorded_config(record, path, **where, changes={**own, **(changes or {}), **bases}, own=model is not None)
         checkpoint = _checkpoint(record, path, again)
         parts = quick_start.assemble(config)
         _check_data(record, parts, path)

@@ -1,0 +1,107 @@
+"""A finished run evaluated again, by other metrics or on other items: the weights are those of its record, nothing is trained.
+
+The record has the time of the training and the code and files that it was made of, as the run's own. Its folder is not that of a
+run with the same settings, which could train other weights (``eval_users`` also chooses the users of early stopping).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole_llm import compat, quick_start
+from recbole_llm.evaluation import generated, predictions
+from recbole_llm.evaluation.record import RunRecord, table
+from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.recommend.past_run import PastRun
+from recbole_llm.store import runs
+
+logger = getLogger()
+
+KEYS = frozenset(
+    {
+        *("metrics", "topk", "metric_decimal_place", "eval_args", "candidates", "eval_users", "slices", "mask_history"),
+        *("save_predictions", "predictions_topk", "retriever", "retriever_config", "retriever_top"),
+        *("scoring", "published_max_new_tokens", "scorer", "normalize", "shuffled_title_control"),
+        *("eval_batch_size", "score_batch_tokens", "show_progress", "use_gpu", "gpu_id", "note"),
+    }
+)
+"""The keys that may be given: of the evaluation, and of how it is computed."""
+
+
+def evaluate_run(given: str | Path, keys: Mapping[str, Any], data_path: str | None = None, model: str | None = None) -> Path:
+    """Evaluate a run by the settings of its record and ``keys``; returns the path of the new record.
+
+    Args:
+        given, data_path, model: as of :meth:`PastRun.load`.
+        keys: settings of :data:`KEYS`; of ``eval_args``, the ``mode`` of the test alone.
+
+    Raises:
+        ValueError: a key that would change the training, or as :meth:`PastRun.load`.
+    """
+    path = runs.record_file(given, "--run")
+    record = read_record(path)
+    _check(keys, record)
+    changes = {**keys, **_valid_metric(keys, record)}
+    if "eval_args" in keys:
+        changes["eval_args"] = _eval_args(keys["eval_args"], record)
+    run, began = PastRun.load(given, data_path, model, retriever=False, changes=changes).parts, time.monotonic()
+    config, trainer = run.config, run.trainer
+    config["evaluates"] = record["fingerprint"]  # so that the folder has another name than that of a run
+    config.__dict__.pop("fingerprint", None)
+    predictions.check(config, run.test)
+    found = RunRecord(config, trainer, run.valid, run.test)
+    quick_start.evaluate_variants(run, found, saved=False, main=True)
+    ranks = {row.name: row.ranks for row in found.rows}
+    published = generated.evaluate(config, trainer.recommender, run.candidates.get("test"), ranks)
+    own = ("best_valid_result", "best_valid_users", "code", "inputs", "passport", "histories_sha256", "checkpoint", "processes")
+    written = found.write(
+        **{key: record[key] for key in own if key in record},
+        seconds={**record.get("seconds", {}), "evaluate": time.monotonic() - began},
+        peak_memory_bytes=compat.peak_memory_bytes(),
+        published=published and published.content(found.user_ids),
+        predictions=predictions.FILE if config["save_predictions"] else None,
+        evaluates=path.parent.name,
+        **trainer.recommender.findings(found.rows),
+    )
+    logger.info(f"{found.heading}\n{table(found.rows)}\nrun record: {written}")
+    if published:
+        logger.info(published.table())
+    return written
+
+
+def _check(keys: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    for key in keys:
+        if key not in KEYS:
+            names = f"--model={record['model']} --dataset={record['dataset']}"
+            raise ValueError(
+                f"{key} is no setting of the evaluation alone, and the weights of a finished run stay as they are; give it to a "
+                f"new run ({names}), or one of: {', '.join(sorted(KEYS))}"
+            )
+
+
+def _valid_metric(keys: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    """The first of other metrics, if that of the run's validation, which is over, is not among them; RecBole needs one."""
+    names, lengths = (keys.get(key, record["config"][key]) for key in ("metrics", "topk"))
+    names, lengths = ([values] if isinstance(values, str | int) else list(values) for values in (names, lengths))
+    name, _, length = str(record["config"]["valid_metric"]).partition("@")
+    if not names or not lengths or (name.lower() in map(str.lower, names) and (not length or int(length) in lengths)):
+        return {}
+    return {"valid_metric": f"{names[0]}@{lengths[0]}"}
+
+
+def _eval_args(given: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``eval_args`` of the run with another ``mode`` of the test; that of validation chose its weights."""
+    mode = given.get("mode") if isinstance(given, Mapping) and {*given} == {"mode"} else None
+    if isinstance(mode, Mapping) and {*mode} == {"test"}:
+        mode = mode["test"]
+    if not isinstance(mode, str):
+        raise ValueError(
+            f"eval_args: {given!r} would change the split or the validation of a finished run; give the mode of the test alone, "
+            "--eval_args=\"{'mode': 'full'}\""
+        )
+    valid = "candidates" if "valid" in record["config"]["candidate_phases"] else record["config"]["eval_args"]["mode"]["valid"]
+    return {**record["config"]["eval_args"], "mode": {"valid": valid, "test": mode}}

@@ -1,0 +1,92 @@
+"""A finished run evaluated again: by its own weights, on what a run with the same settings would be evaluated on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_llm import cli
+from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.recommend.reevaluate import evaluate_run
+
+FULL = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "retriever_top": 5, "retriever_config": {"epochs": 1}}
+QUICK = {"epochs": 2, "lora_epochs": 1, "train_samples": 16, "valid_users": 8}
+
+
+def trained(name: str, settings: dict[str, Any], **changes: Any) -> Path:
+    return Path(run_recbole_llm(name, "tiny", config_dict={**settings, **QUICK, **changes})["record"])
+
+
+@pytest.fixture(scope="module")
+def sasrec(module_settings: dict[str, Any]) -> Path:
+    return trained("SASRec", module_settings)
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(path.parent.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["BPR", "SASRec", pytest.param("TALLRec", marks=pytest.mark.slow)])
+def test_another_ranking_is_that_of_a_run_with_these_settings(name: str, module_settings: dict[str, Any]) -> None:
+    """Validation is the same in both, so the weights are."""
+    run = trained(name, module_settings)
+    before = files(run)
+    found = evaluate_run(run.parent, {**FULL, "eval_args": {"mode": "full"}})
+    again, other = read_record(found), read_record(trained(name, module_settings, **FULL))
+    assert again["ranks"] == other["ranks"] and again["results"] == other["results"]
+    assert again["protocol"] == other["protocol"] and again["candidates_sha256"] == other["candidates_sha256"]
+    assert again.get("checkpoint") == read_record(run).get("checkpoint") and again["evaluates"] == run.parent.name
+    assert found.parent not in (run.parent, Path(other["config"]["checkpoint_dir"]) / "runs") and files(run) == before
+
+
+def test_other_metrics_and_users_are_those_of_the_same_ranks(sasrec: Path) -> None:
+    """Also without the metric by which the run was validated."""
+    before = read_record(sasrec)
+    found = read_record(evaluate_run(sasrec, {"metrics": ["Recall"], "topk": [2, 7], "eval_users": 9}))
+    ranks = before["ranks"]["SASRec"]
+    assert {*found["results"]["SASRec"]} == {"recall@2", "recall@7"}
+    assert len(found["ranks"]["SASRec"]) == 9
+    assert all(ranks[user] == rank for user, rank in found["ranks"]["SASRec"].items())
+    assert found["seconds"]["train"] == before["seconds"]["train"] and found["code"] == before["code"]
+
+
+def test_without_a_change_it_is_the_same_result_in_another_folder(sasrec: Path) -> None:
+    found = evaluate_run(sasrec, {})
+    assert found != sasrec and read_record(found)["results"] == read_record(sasrec)["results"]
+    assert read_record(evaluate_run(found, {}))["results"] == read_record(sasrec)["results"]  # of a run that was evaluated again
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--epochs=3", "epochs is no setting of the evaluation alone, .* give it to a new run .--model=SASRec --dataset=tiny"),
+        ("--valid_metric=NDCG@10", "valid_metric is no setting of the evaluation alone"),
+        (
+            "--eval_args={'split': {'LS': 'test_only'}}",
+            "eval_args: .* would change the split or the validation",
+        ),
+        ("--eval_args={'mode': {'valid': 'full', 'test': 'full'}}", "eval_args: .* would change the split or the validation"),
+        ("--topk=[0]", "topk"),
+    ],
+)
+def test_what_would_need_a_training_is_refused(
+    argument: str, message: str, sasrec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {*sasrec.parents[1].iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", f"--run={sasrec.parent}", argument])
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert {*sasrec.parents[1].iterdir()} == before
+
+
+def test_the_command_prints_the_table(sasrec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["evaluate", f"--run={sasrec.parent}", "--topk=[3]", "--save_predictions=True"])
+    printed = capsys.readouterr().err
+    assert "hit@3" in printed and "run record: " in printed
+    record = Path(printed.split("run record: ")[-1].split("\n")[0])
+    assert (record.parent / "predictions.parquet").is_file()
