@@ -76,10 +76,10 @@ def test_one_seed_gives_one_result_whatever_was_cached_or_ran_before(
 
 @pytest.mark.slow
 def test_scores_of_shorter_histories_are_not_those_of_longer_ones(module_settings: dict[str, Any], tmp_path: Path) -> None:
-    """``MAX_ITEM_LIST_LENGTH`` cuts the histories of the test, and no stage of TALLRec depends on it."""
+    """``MAX_ITEM_LIST_LENGTH`` cuts the histories of the test, and those of the training and of its validation with them."""
     short = _run("TALLRec", {**module_settings, "MAX_ITEM_LIST_LENGTH": 1}, tmp_path / "shared")
     shared, fresh = (
         _run("TALLRec", {**module_settings, "MAX_ITEM_LIST_LENGTH": 9}, tmp_path / name) for name in ("shared", "fresh")
     )
-    assert shared["stages"] == short["stages"] and not any(shared["stage_seconds"].values())
+    assert shared["stages"] == fresh["stages"] != short["stages"]
     assert _numbers(shared) == _numbers(fresh) and shared["ranks"] != short["ranks"]
