@@ -124,6 +124,8 @@ def _files(given: Sequence[Path]) -> list[Path]:
 
 def _fault(record: Mapping[str, Any], metric: str) -> str | None:
     """Why the record of a merge is no point."""
+    if record.get("evaluates"):
+        return f"is {record['evaluates']}, evaluated again"
     if record["merge"]["pairs"] is None:
         return "has no features of its adapters, and they are not beside it; repeat the run"
     if not record["merge"]["pairs"]:

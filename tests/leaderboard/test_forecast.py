@@ -169,12 +169,14 @@ def test_the_command_prints_the_tests_and_writes_figure_and_json(tmp_path: Path,
     many(tmp_path, [0.1, 0.5, 0.3, 0.9, 0.7, 0.2], [0, 3, 2, 5, 4, 1])
     record(tmp_path, 90, {"LoRACocktail": 26}, {"cosine": 0.1}, ranks={})
     record(tmp_path, 91, {"Pop": 26}, model="Pop", merge=None)  # no merge, so nothing to tell
+    record(tmp_path, 93, {"LoRACocktail": 26}, {"cosine": 0.1}, evaluates="LoRACocktail-tiny-0")  # a merge that is known
     damaged = record(tmp_path, 92, {"LoRACocktail": 26}, {"cosine": 0.1}) / "record.json"
     damaged.write_text(damaged.read_text().replace("data 92", "data 93"))
     cli.main(["forecast", str(tmp_path / "saved" / "runs"), f"--out={tmp_path / 'out'}"])
     shown = capsys.readouterr().out
     assert "data 0" in shown and "forecast: yes: the nearest is cosine" in shown and "91-1" not in shown
     assert "has no ranks, or no hit@1, of the row LoRACocktail" in shown and "is damaged or was edited" in shown
+    assert "is LoRACocktail-tiny-0, evaluated again" in shown
     content = json.loads((tmp_path / "out" / "forecast.json").read_text())
     assert content["metric"] == "hit@1" and len(content["merges"]) == 6 and len(content["correlations"]) == 10
     assert imread(tmp_path / "out" / "forecast.png").std() > 0
