@@ -194,7 +194,7 @@ def choose(gains: np.ndarray, known: Features, settings: RoutingSettings) -> Cho
             crossed[there] = gains[row][there] * rule({name: values[there] for name, values in known.items()})
     rule, row = _best(gains, known, settings)
     if crossed.mean() <= settings.standard_errors * _standard_error(crossed):
-        rule = replace(rule, share=0.0)
+        rule, row = _all_alike(gains, known, settings, share=0.0)
     routed = gains[row] * rule(known)
     return Choice(
         rule,
@@ -220,12 +220,22 @@ def _best(gains: np.ndarray, known: Features, settings: RoutingSettings) -> tupl
     shares = np.where(behind <= settings.standard_errors * errors + 1e-12, routes.mean(1), np.inf)
     row, place = map(int, np.unravel_index(np.where(shares == shares.min(), means, -np.inf).argmax(), means.shape))
     share = float(routes[place].mean())
-    if not tried:  # no feature tells two users apart
-        return Rule(settings.features[0], True, 0.0, share, float(settings.tried[row])), row
-    if place >= len(tried):  # nobody or everybody; the curve has the order of the best rule that routes some users
-        row = int(means[:, -1].argmax())
-        place = int(means[row, : len(tried)].argmax())
+    if place >= len(tried):
+        return _all_alike(gains, known, settings, share)
     return replace(tried[place], share=share, weight=float(settings.tried[row])), row
+
+
+def _all_alike(gains: np.ndarray, known: Features, settings: RoutingSettings, share: float) -> tuple[Rule, int]:
+    """The rule that routes nobody (``share`` 0) or everybody (1), with the weight that is best for everybody, and its row.
+
+    The curve has the order of the rule that is best among those that route some users with this weight.
+    """
+    row, tried = int(gains.mean(1).argmax()), list(rules(known, settings.features, settings.steps))
+    weight = float(settings.tried[row])
+    if not tried:  # no feature tells two users apart
+        return Rule(settings.features[0], True, 0.0, share, weight), row
+    place = int(np.argmax([gains[row] @ rule(known) for rule in tried]))
+    return replace(tried[place], share=share, weight=weight), row
 
 
 def joined(known: Sequence[Features]) -> Features:

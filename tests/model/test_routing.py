@@ -90,6 +90,16 @@ def test_the_weight_of_a_fusion_is_chosen_with_the_rule() -> None:
     assert choice.rule.weight == 0.5 and choice.rule.share == 1
 
 
+def test_where_nobody_is_routed_the_weight_is_that_which_is_best_for_everybody() -> None:
+    """A heavy weight helps the best of many groups by chance, and harms all users together."""
+    for seed in (4, 6, 9):
+        users, noise = known(200, seed), np.random.default_rng(seed).normal(0, 1, 200)
+        gains = np.stack([0.02 * noise - 0.005, noise - 0.1])
+        choice = choose(gains, users, replace(SETTINGS, fusion="z_score", weights=[0.25, 0.75]))
+        assert (choice.rule.share, choice.rule.weight) == (0, 0.25)
+        assert choice.everybody == pytest.approx(gains[0].mean())
+
+
 def test_features_without_a_difference_leave_nobody_and_everybody() -> None:
     users = {"entropy": np.ones(50), "history_length": np.full(50, 4.0)}
     assert [choose(np.full((1, 50), gain), users, SETTINGS).rule.share for gain in (-0.1, 0.1)] == [0, 1]
