@@ -21,10 +21,12 @@ NAMES = ("cold", "warm")
 
 
 def check(shares: Mapping[str, float] | None) -> None:
-    """Raise a ValueError if a slice is neither cold nor warm, or its share is not between 0 and 1."""
+    """Raise a ValueError if a slice is neither cold nor warm, its share is not between 0 and 1, or the shares overlap."""
     for name, share in (shares or {}).items():
         if name not in NAMES or not (isinstance(share, (int, float)) and 0 < share < 1):
             raise ValueError(f"slices: {name}: {share!r} is not cold or warm with a share between 0 and 1, as {{'cold': 0.35}}")
+    if sum((shares or {}).values()) > 1:
+        raise ValueError(f"slices: {shares}: the shares add up to more than 1, so items would be cold and warm; lower them")
 
 
 def item_slices(counts: np.ndarray, shares: Mapping[str, float]) -> dict[str, np.ndarray]:

@@ -5,29 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from recbole_llm.replication.claims import Board
-from recbole_llm.replication.judged import Judged, counted, judge
-from recbole_llm.replication.results import Results
+from recbole_llm.replication.judged import Judged, counted
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN
 
 _MEASURED = (HOLDS, FAILS, OPEN)
 BEGIN, END = "<!-- claims: written by recbole-llm replicate -->", "<!-- end of claims -->"
 
 
-def with_digest(readme: str, results: Results, boards: Sequence[Board], page: str) -> str:
+def with_digest(readme: str, judged: Sequence[Judged], page: str) -> str:
     """The text of a README, with the table between its marks; unchanged if it has no marks."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
-    return before + begin + "\n" + digest(results, boards, page) + end + after if begin and end else readme
+    return before + begin + "\n" + digest(judged, page) + end + after if begin and end else readme
 
 
-def digest(results: Results, boards: Sequence[Board], page: str) -> str:
+def digest(judged: Sequence[Judged], page: str) -> str:
     """The claims as Markdown: a row for each paper, with the names of those that are decided and the number of the others.
 
     Args:
         page: path of the page of all claims, to which each paper links.
     """
-    judged = judge(results, boards)
     head = f"**{len(judged)} claims**: {counted(judged)}.\n"
     if not any(one.verdict in _MEASURED for one in judged):
         return head

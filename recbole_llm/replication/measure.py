@@ -19,6 +19,9 @@ from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import DONE, FAILED, Cell
 from recbole_llm.replication.claims import Board, Claim, Side
 
+FLIPS = 400_000
+"""Sign patterns of a sampled test: at p = .025 its standard error is .00025, so that the draw decides no verdict."""
+
 
 class NotMeasuredError(ValueError):
     """The runs of a claim do not give a result; says why."""
@@ -32,9 +35,13 @@ class _Runs:
     cells: Mapping[str, Mapping[int, Cell]]
     seeds: tuple[int, ...]
 
+    def used(self, label: str) -> dict[int, Cell]:
+        """The runs of a row that a test reads, by seed: a row of one seed stands beside all seeds."""
+        return {seed: cell for seed, cell in self.cells[label].items() if seed in self.seeds or len(self.cells[label]) == 1}
+
     def values(self, label: str, metric: str) -> np.ndarray:
         """Values [N] of a row, averaged over seeds."""
-        own = {seed: cell for seed, cell in self.cells[label].items() if seed in self.seeds or len(self.cells[label]) == 1}
+        own = self.used(label)
         found = {seed: per_user(cell.record or {}, cell.model, metric, self.claim.slice) for seed, cell in own.items()}
         values = mean_over_seeds(f"{self.claim.protocol}: {label}", found)
         if values is None:
@@ -45,8 +52,8 @@ class _Runs:
     def users(self) -> dict[str, tuple[str, ...]]:
         """The users that each row ranked."""
         found: dict[str, tuple[str, ...]] = {}
-        for label, own in self.cells.items():
-            for cell in own.values():
+        for label in self.cells:
+            for cell in self.used(label).values():
                 values = per_user(cell.record or {}, cell.model, self.claim.metric, self.claim.slice)
                 found |= {f"{label}, seed {cell.seed}": values.users} if values else {}
         return found
@@ -55,8 +62,9 @@ class _Runs:
         """Expected value of the metric for a target whose rank is random from ``first`` on."""
         record = next(cell.record for own in self.cells.values() for cell in own.values()) or {}
         drawn = (record.get("config") or {}).get("candidates") or {}
-        if comparable.candidates(record) is None or not isinstance(drawn.get("num_negatives"), int):
-            raise NotMeasuredError("chance is known for drawn candidates alone, not for a full ranking")
+        known = drawn.get("source") in ("uniform", "popularity") and isinstance(drawn.get("num_negatives"), int)
+        if comparable.candidates(record) is None or not known:  # a retriever may miss the target, a file may have any number
+            raise NotMeasuredError("chance is known for drawn candidates alone, not for a full ranking, a retriever or a file")
         name = in_recbole(self.claim.metric)
         return metrics.metrics(range(first, drawn["num_negatives"] + 2), [name])[name]
 
@@ -82,7 +90,7 @@ def measure(board: Board, claim: Claim, cells: Mapping[Task, Cell], changes: Map
     """
     own = {task: cell for task, cell in cells.items() if task.label in claim.labels and task.protocol == claim.protocol}
     runs = _finished(claim, own)
-    used = {task: cell for task, cell in own.items() if cell.status == DONE and cell.seed in runs.seeds}
+    used = {task: cell for task, cell in own.items() if cell.status == DONE and cell.seed in runs.used(task.label)}
     try:
         comparable.check(f"leaderboard: {claim.protocol}", list(used.values()))
         comparable.same_users(f"leaderboard: {claim.protocol}", runs.users())
@@ -103,7 +111,7 @@ def measure(board: Board, claim: Claim, cells: Mapping[Task, Cell], changes: Map
         "backbone": next((record["backbone"] for record in records.values() if record.get("backbone")), None),
         "candidates": next(map(comparable.candidates, records.values())),
         "tests": tests,
-        "facts": {name: _fact(path, cells, claim, runs.seeds) for name, path in claim.facts.items()},
+        "facts": {name: _fact(path, cells, runs) for name, path in claim.facts.items()},
         "runs": len(records),
         "seconds": sum(part.get("train", 0.0) + part.get("evaluate", 0.0) for part in seconds),
         "seconds_at_least": reused,
@@ -133,7 +141,7 @@ def _test(runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
     if users < 2:
         raise NotMeasuredError(f"one user alone has no interval ({better} and {worse})")
     first, second = (np.broadcast_to(side, users) for side in (one, other))
-    found = significance.compare(first, second)
+    found = significance.compare(first, second, flips=FLIPS)
     interval, p = significance.interval(first - second), found.p_value
     if isinstance(other, float):
         interval, p = _against_number(first, other)
@@ -151,6 +159,7 @@ def _test(runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
         "p_value": p,
         "deviation": found.deviation,
         "users": users,
+        "differing": int(np.sum(first != second)) if better.is_row and worse.is_row else None,
     }
 
 
@@ -159,7 +168,7 @@ def _recorded(cells: Mapping[Task, Cell], runs: _Runs, better: Side, worse: Side
     (side, other), sign = ((better, worse), 1) if better.path else ((worse, better), -1)
     number, found = other.number or 0.0, []
     for end in (("value",), ("interval", 0), ("interval", 1)):
-        part = _fact((str(side.label), *side.path, *end), cells, runs.claim, runs.seeds)
+        part = _fact((str(side.label), *side.path, *end), cells, runs)
         if not isinstance(part, float):
             raise NotMeasuredError(f"the record of {side.label} has no number at {' '.join(map(str, (*side.path, *end)))}")
         found.append(part)
@@ -190,12 +199,13 @@ def _t_test(differences: np.ndarray) -> float:
     return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.ptp(differences) else float(differences[0] == 0)
 
 
-def _fact(path: Sequence[Any], cells: Mapping[Task, Cell], claim: Claim, seeds: Sequence[int]) -> float | str | None:
+def _fact(path: Sequence[Any], cells: Mapping[Task, Cell], runs: _Runs) -> float | str | None:
     """A value of the run records, averaged over seeds; None if they lack it."""
     label, *keys = path
+    seeds = runs.used(label) if label in runs.cells else runs.seeds
     found = []
     for task in cells:
-        if task.label == label and task.protocol == claim.protocol and task.seed in seeds:
+        if task.label == label and task.protocol == runs.claim.protocol and task.seed in seeds:
             value: Any = task.read()
             for key in keys:
                 fits = isinstance(value, Mapping) or (isinstance(value, list) and key in range(len(value)))

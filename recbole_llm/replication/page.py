@@ -9,10 +9,10 @@ from typing import Any
 from recbole_llm.config.values import plain
 from recbole_llm.leaderboard.digits import duration, p_value, significant
 from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE, Board, Claim
-from recbole_llm.replication.judged import CHANGED, NOT_RUN, Judged, counted, judge
+from recbole_llm.replication.judged import CHANGED, NOT_RUN, Judged, counted
 from recbole_llm.replication.picture import rows
 from recbole_llm.replication.results import Results
-from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, users_needed, verdict
+from recbole_llm.replication.verdicts import ALPHA, FAILS, HOLDS, OPEN, interval, users_needed, verdict
 
 PICTURE = "replication.png"
 
@@ -24,8 +24,9 @@ This page is written by `recbole-llm replicate` from [replication.json](replicat
 file before it is run. A claim that was changed after its run is marked, and its earlier form stays on the page.
 
 - **Test.** The difference of two rows, user by user and averaged over seeds, with a 95 % bootstrap interval over users, given
-  the trained models. The p-values of paired permutation tests are adjusted over the whole page (Benjamini-Hochberg). A row is
-  compared with chance, a number or a formula by an exact binomial test of its hits, or by a t test.
+  the trained models; if fewer than five users differ, it is wider by the share of users who may differ unseen. The p-values of
+  paired permutation tests are adjusted over the whole page (Benjamini-Hochberg). A row is compared with chance, a number or a
+  formula by an exact binomial test of its hits, or by a t test.
 - **Verdict.** *{HOLDS}*: the interval lies above 0, and the adjusted p-value is below {ALPHA:g}. *{FAILS}*: the interval lies
   below the margin, the smallest difference that would support the claim. *{OPEN}*: neither; the number of users that would decide
   is that of a test with a power of 80 % to detect a difference of the margin, and the command is meant for an accelerator.
@@ -36,9 +37,8 @@ file before it is run. A claim that was changed after its run is marked, and its
 """
 
 
-def page(results: Results, boards: Sequence[Board]) -> str:
-    """The page as Markdown."""
-    judged = judge(results, boards)
+def page(judged: Sequence[Judged], results: Results, boards: Sequence[Board]) -> str:
+    """The page of judged claims as Markdown, with the boards that all results belong to."""
     parts = [_HEAD, f"**{len(judged)} claims**: {counted(judged)}.\n"]
     parts += [f"![Differences of the measured claims, with their intervals]({PICTURE})\n"] if rows(judged) else []
     for paper in dict.fromkeys(one.claim.paper for one in judged):
@@ -79,7 +79,7 @@ def _outcome(one: Judged) -> str:
 
 
 def _pair(test: Mapping[str, Any], p: float | None) -> str:
-    low, high = test["interval"]
+    low, high = interval(test)
     first, second = map(significant, test["means"])
     shown = "" if p is None else f", p {p_value(p)}"
     difference = f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{shown}"
@@ -109,7 +109,8 @@ def _notes(one: Judged) -> list[str]:
     """A line for each earlier form of a claim that has a result."""
     lines = []
     for before in one.result.get("earlier", []) if one.result else []:
-        lines.append(f"- *{one.claim.name}*, before it was changed: {_before(before)}")
+        same = one.result is not None and before["fingerprint"] == one.result["fingerprint"]
+        lines.append(f"- *{one.claim.name}*, {'an earlier result' if same else 'before it was changed'}: {_before(before)}")
     if one.verdict == CHANGED and one.result:
         lines.append(f"- *{one.claim.name}* was changed after its run, which tested: {_before(one.result)}")
     return [_cell(line) for line in lines]
@@ -118,7 +119,8 @@ def _notes(one: Judged) -> list[str]:
 def _before(result: Mapping[str, Any]) -> str:
     claim = result["claim"]
     said = verdict(result["tests"], claim["margin"], claim["kind"], [test["p_value"] for test in result["tests"]])
-    how = f"{claim['test']} ({claim['metric']}, margin {claim['margin']:g}, seeds {_list(result['seeds'])})"
+    keys = f", with {_keys(result['changes'])}" if result.get("changes") else ""
+    how = f"{claim['test']} ({claim['metric']}, margin {claim['margin']:g}, seeds {_list(result['seeds'])}{keys})"
     return f"{claim['claim']} {how}: {'; '.join(_pair(test, None) for test in result['tests'])}; {said}, not adjusted"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recbole_llm.evaluation import plots
 from recbole_llm.replication.judged import Judged, smallest
-from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN
+from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN, interval
 
 Row = tuple[str, str, float, tuple[float, float]]
 
@@ -25,7 +25,7 @@ def rows(judged: Sequence[Judged]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for one in judged:
         if one.verdict in _KINDS and (test := smallest(one))["users"] is not None:
-            low, high = test["interval"]
+            low, high = interval(test)
             row = (one.claim.name, one.verdict, float(test["difference"]), (float(low), float(high)))
             found.setdefault(one.board.name, []).append(row)
     return found

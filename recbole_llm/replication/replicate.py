@@ -55,13 +55,14 @@ def replicate(
         write_results(out / JSON_FILE, results)  # after each board, so that a kill loses none
     known = read_boards()
     own = [board for board in boards if board.file not in [other.file for other in known]]
-    atomic_write(out / PAGE_FILE, page(results, [*known, *own]))
-    if shown := rows(judge(results, [*known, *own])):
+    judged = judge(results, [*known, *own])  # once: the p-values of all of them are one family
+    atomic_write(out / PAGE_FILE, page(judged, results, [*known, *own]))
+    if shown := rows(judged):
         draw(out / PICTURE, shown)
     readme = out.resolve().parent / README
     if readme.is_file():
-        old = readme.read_text(encoding="utf-8")
-        if (text := with_digest(old, results, known, f"{out.resolve().name}/{PAGE_FILE}")) != old:
+        old, of_package = readme.read_text(encoding="utf-8"), [one for one in judged if one.board in known]
+        if (text := with_digest(old, of_package, f"{out.resolve().name}/{PAGE_FILE}")) != old:
             atomic_write(readme, text)
     return [file for name in (JSON_FILE, PAGE_FILE, PICTURE) if (file := out / name).is_file()], 0 if show else missing
 

@@ -1,7 +1,7 @@
 """``replication.json``: the results of all claims, by board and name.
 
-A result is replaced by a later one of the same claim. If the claim, its test, its rows or its margin were changed in between,
-the earlier result stays in the file, under ``earlier``.
+A result is replaced by a later one of the same claim. If the claim, its test, its rows or its margin were changed in between, or
+if the later one is of other settings or fewer seeds, the earlier result stays in the file, under ``earlier``.
 """
 
 from __future__ import annotations
@@ -42,10 +42,15 @@ def write_results(file: Path, results: Results) -> None:
 
 
 def add(results: Results, board: str, name: str, found: Mapping[str, Any]) -> None:
-    """Add the result of a claim; that of another form of the claim stays as an earlier one."""
+    """Add the result of a claim; one of another form of the claim, of other settings or of more seeds stays as an earlier one."""
     own = results.setdefault(board, {})
     before = own.get(name)
     earlier = list(before.get("earlier", [])) if before else []
-    if before and before["fingerprint"] != found["fingerprint"]:
+    if before and _is_other(before, found):
         earlier.append({key: value for key, value in before.items() if key != "earlier"})
     own[name] = {**found, **({"earlier": earlier} if earlier else {})}
+
+
+def _is_other(before: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    other = before["fingerprint"] != found["fingerprint"] or before.get("changes") != found.get("changes")
+    return other or not {*before.get("seeds", ())} <= {*found.get("seeds", ())}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from recbole_llm.config import LLMConfig
 from recbole_llm.data.loading import create_dataset
+from recbole_llm.evaluation import slices
 from recbole_llm.evaluation.metrics import metrics
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.slices import item_slices, parted, user_slices
@@ -126,3 +127,9 @@ def test_slices_of_a_run_are_parts_of_its_result(mode: str, run: Callable[..., A
 def test_slices_that_are_none_are_refused_before_anything_is_read(shares: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assemble(LLMConfig("Pop", "nosuch", config_dict={"slices": shares}))
+
+
+def test_shares_of_which_an_item_could_be_in_both_are_refused() -> None:
+    slices.check({"cold": 0.5, "warm": 0.5})
+    with pytest.raises(ValueError, match="slices: .* the shares add up to more than 1"):
+        slices.check({"cold": 0.7, "warm": 0.7})

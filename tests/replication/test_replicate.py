@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from recbole_llm.leaderboard import runner
 from recbole_llm.replication.claims import read_board, read_boards
 from recbole_llm.replication.digest import BEGIN, END, digest, with_digest
 from recbole_llm.replication.judged import judge
+from recbole_llm.replication.measure import NotMeasuredError, _Runs
 from recbole_llm.replication.page import page
 from recbole_llm.replication.picture import rows
 from recbole_llm.replication.replicate import replicate
-from recbole_llm.replication.results import read_results
+from recbole_llm.replication.results import add, read_results
 from tests.replication.conftest import CLAIM, USERS, ranks
 
 ROOT = Path(recbole_llm.__file__).parents[1]
@@ -37,13 +39,15 @@ def shown(file: Path, out: Path, **changes: Any) -> tuple[dict[str, Any], str]:
 
 
 def test_the_page_of_the_documentation_is_what_results_and_claims_render_to() -> None:
-    results = read_results(ROOT / "docs" / "replication.json")
-    assert (ROOT / "docs" / "replication.md").read_text(encoding="utf-8") == page(results, read_boards())
+    results, boards = read_results(ROOT / "docs" / "replication.json"), read_boards()
+    found = (ROOT / "docs" / "replication.md").read_text(encoding="utf-8")
+    assert found == page(judge(results, boards), results, boards)
 
 
 def test_the_table_of_the_readme_is_what_results_and_claims_render_to() -> None:
     results, readme = read_results(ROOT / "docs" / "replication.json"), (ROOT / "README.md").read_text(encoding="utf-8")
-    assert BEGIN in readme and END in readme and readme == with_digest(readme, results, read_boards(), "docs/replication.md")
+    judged = judge(results, read_boards())
+    assert BEGIN in readme and END in readme and readme == with_digest(readme, judged, "docs/replication.md")
 
 
 def test_a_readme_beside_the_folder_gets_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +73,7 @@ def test_a_digest_names_the_decided_claims_of_each_paper_and_counts_others(board
     finish(file, {"new": 0.5, "old": 0.3, "third": 0.1})
     replicate([str(file)], {}, out=tmp_path, show=True)
     results, boards = read_results(tmp_path / "replication.json"), read_boards([str(file)])
-    head, _, names, _, row = digest(results, boards, "docs/page.md").splitlines()
+    head, _, names, _, row = digest(judge(results, boards), "docs/page.md").splitlines()
     assert head == "**4 claims**: 2 hold, 1 does not hold, 1 not run."
     assert names == "| paper | measured on | holds | does not hold | open |"
     assert row == "| [A paper](docs/page.md#a-paper-arxiv-12345) | ml-100k | holds<br>holds\\|too | fails | 1 not run |"
@@ -221,7 +225,7 @@ def test_a_claim_that_is_changed_after_its_run_is_marked(
     replicate([str(file)], {}, out=tmp_path, show=True)
     results = read_results(tmp_path / "replication.json")
     file = board(**changes)
-    assert "**changed after its run**" in page(results, [read_board(file)])
+    assert "**changed after its run**" in page(judge(results, [read_board(file)]), results, [read_board(file)])
     found, line = shown(file, tmp_path)  # and measured again, the earlier form stays
     assert "changed after" not in line and found["earlier"][0]["claim"]["margin"] == CLAIM["margin"]
     assert "before it was changed: The new model is better." in (tmp_path / "replication.md").read_text()
@@ -245,6 +249,45 @@ def test_keys_of_the_command_line_are_shown_with_the_result(board: Write, finish
     file = board()
     found, line = shown(file, tmp_path, epochs=3, show_progress=False)
     assert found["changes"] == {"epochs": 3} and "with `--epochs=3`" in line and "**holds**" in line
+
+
+def test_a_result_of_other_settings_or_fewer_seeds_does_not_replace_one(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board()
+    finish(file, {"new": 0.5, "old": 0.2})
+    whole, _ = shown(file, tmp_path)
+    file = board({"settings": {"epochs": 3}})
+    finish(file, {"new": 0.3, "old": 0.2})
+    other, _ = shown(board(), tmp_path, epochs=3)
+    assert other["changes"] == {"epochs": 3} and other["earlier"] == [whole]
+    assert "an earlier result: The new model is better. new against old" in (tmp_path / "replication.md").read_text()
+    again, _ = shown(board(), tmp_path)
+    assert again["tests"] == whole["tests"] and "with `--epochs=3`" in (tmp_path / "replication.md").read_text()
+    two, one = {**whole, "seeds": [1, 2]}, {**whole, "seeds": [1]}
+    results: dict[str, Any] = {}
+    for found in (one, two, one):
+        add(results, "mine", "better", found)
+    assert results["mine"]["better"]["earlier"] == [two]
+
+
+@pytest.mark.parametrize("source", ["retriever", "file"])
+def test_chance_is_unknown_where_a_target_may_be_missing(source: str, board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board({"settings": {"candidates": {"source": source}}}, compare={"better": "new", "worse": "chance"})
+    cell = SimpleNamespace(
+        record={"config": {"candidates": {"source": source, "num_negatives": 19}}, "candidates_sha256": {"test": "a"}}
+    )
+    runs = _Runs(read_board(file).claims[0], {"new": {1: cell}}, (1,))  # type: ignore[dict-item]
+    with pytest.raises(NotMeasuredError, match="chance is known for drawn candidates alone"):
+        runs.expected(1)
+
+
+def test_a_row_of_one_seed_is_compared_whatever_seed_has_failed_beside_it(board: Write, finish: Write, tmp_path: Path) -> None:
+    """The others have seed 2 alone; a shortcut has the first one, 1, and here other candidates."""
+    file = board({"shortcuts": True, "models": {"new": {"model": "SASRec"}}}, compare={"better": "new", "worse": "RecentPop"})
+    finish(file, {"new": 0.5}, seeds=(2,))
+    for candidates, measured in (("c" * 64, True), ("other", False)):
+        finish(file, {"RecentPop": 0.2}, seeds=(1,), candidates_sha256={"test": candidates}, shortcut=True)
+        (tmp_path / "replication.json").unlink(missing_ok=True)
+        assert bool(shown(file, tmp_path)[0]) == measured
 
 
 def test_runs_are_made_once_and_failures_are_counted(board: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

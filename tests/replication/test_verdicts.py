@@ -9,11 +9,36 @@ import pytest
 
 from recbole_llm.evaluation import significance
 from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE
-from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN, adjusted, users_needed, verdict
+from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN, adjusted, interval, users_needed, verdict
 
 
 def one(low: float, high: float) -> dict[str, Any]:
-    return {"interval": [low, high]}
+    return {"interval": [low, high], "users": 500, "deviation": 0.3, "difference": 0.1, "differing": 90}
+
+
+def tied(users: int, differing: int | None = 0) -> dict[str, Any]:
+    """Two rows that differ for no sampled user, whose bootstrap has no width."""
+    return {"interval": [0.0, 0.0], "users": users, "deviation": 0.0, "difference": 0.0, "differing": differing}
+
+
+@pytest.mark.parametrize("differing", [0, None])  # None: a result that does not say so
+def test_users_who_do_not_differ_do_not_show_that_none_does(differing: int | None) -> None:
+    """Of 28 users, a share of 12 % may differ unseen; of 500, .7 %; of 2, nearly all."""
+    for users, said in ((2, OPEN), (28, OPEN), (500, HOLDS)):
+        assert verdict([tied(users, differing)], 0.01, NOT_WORSE, [1.0]) == said
+        assert verdict([tied(users, differing)], 0.01, EQUAL, [None]) == said
+        assert verdict([tied(users, differing)], 0.01, BETTER, [1.0]) == (FAILS if said == HOLDS else OPEN)
+    assert interval(tied(28)) == pytest.approx((-0.1234, 0.1234), abs=1e-4)
+    needed = users_needed(tied(28), 0.01)
+    assert interval(tied(needed))[1] <= 0.01 < interval(tied(needed - 1))[1]
+
+
+def test_few_users_who_differ_make_the_interval_wider_and_many_do_not() -> None:
+    few, many = ({"interval": [0.01, 0.05], "users": 100, "differing": number} for number in (4, 5))
+    assert interval(many) == (0.01, 0.05)
+    assert interval(few) == pytest.approx((0.01 - 0.0593, 0.05 + 0.0593), abs=1e-3)
+    chance = {"interval": [0.013, 0.05], "users": 100, "deviation": 0.0, "difference": 0.05, "differing": None}
+    assert interval(chance) == (0.013, 0.05)  # against a number: exact already
 
 
 @pytest.mark.parametrize(
@@ -58,7 +83,7 @@ def test_p_values_of_the_page_are_one_family() -> None:
 
 
 def test_the_users_that_decide_have_the_power() -> None:
-    test = {"users": 500, "deviation": 0.3}
+    test = {"users": 500, "deviation": 0.3, "difference": 0.02}
     needed = users_needed(test, 0.02)
     assert significance.detectable_difference(0.3, needed) <= 0.02 < significance.detectable_difference(0.3, needed - 1)
     rng = np.random.default_rng(0)  # a difference of .02 is found in about 80 % of samples of that size
