@@ -304,6 +304,11 @@ class LLMConfig(Config):
         values |= {"own_copy": True} if self.own_copy else {}  # for the run record, which is named by this alone
         return fingerprint({key: value for key, value in values.items() if key not in BOOKKEEPING} | contents(self))
 
+    def evaluate(self, run: str) -> None:
+        """Make this the configuration of an evaluation of a finished run with this fingerprint, which has a folder of its own."""
+        self.final_config_dict["evaluates"] = run
+        self.__dict__.pop("fingerprint", None)
+
     @property
     def record_file(self) -> Path:
         """The file of the run record, ``<checkpoint_dir>/runs/<Model>-<dataset>-<fingerprint>/record.json``."""

@@ -50,8 +50,7 @@ def evaluate_run(given: str | Path, keys: Mapping[str, Any], data_path: str | No
         changes["eval_args"] = _eval_args(keys["eval_args"], record)
     run, began = PastRun.load(given, data_path, model, retriever=False, changes=changes).parts, time.monotonic()
     config, trainer = run.config, run.trainer
-    config["evaluates"] = record["fingerprint"]  # so that the folder has another name than that of a run
-    config.__dict__.pop("fingerprint", None)
+    config.evaluate(record["fingerprint"])
     predictions.check(config, run.test)
     found = RunRecord(config, trainer, run.valid, run.test)
     quick_start.evaluate_variants(run, found, saved=False, main=True)
