@@ -1,7 +1,8 @@
 """``replication.json``: the results of all claims, by board and name.
 
 A result is replaced by a later one of the same claim. If the claim, its test, its rows or its margin were changed in between, or
-if the later one is of other settings or fewer seeds, the earlier result stays in the file, under ``earlier``.
+if the later one is of other settings, of fewer seeds or of runs by another state of the code, whose random draws may differ, the
+earlier result stays in the file, under ``earlier``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def write_results(file: Path, results: Results) -> None:
 
 
 def add(results: Results, board: str, name: str, found: Mapping[str, Any]) -> None:
-    """Add the result of a claim; one of another form of the claim, of other settings or of more seeds stays as an earlier one."""
+    """Add the result of a claim; one of another form of the claim or of other runs stays as an earlier one."""
     own = results.setdefault(board, {})
     before = own.get(name)
     earlier = list(before.get("earlier", [])) if before else []
@@ -52,5 +53,5 @@ def add(results: Results, board: str, name: str, found: Mapping[str, Any]) -> No
 
 
 def _is_other(before: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    other = before["fingerprint"] != found["fingerprint"] or before.get("changes") != found.get("changes")
+    other = any(before.get(key) != found.get(key) for key in ("fingerprint", "changes", "commits"))
     return other or not {*before.get("seeds", ())} <= {*found.get("seeds", ())}

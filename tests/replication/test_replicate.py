@@ -267,6 +267,8 @@ def test_a_result_of_other_settings_or_fewer_seeds_does_not_replace_one(board: W
     for found in (one, two, one):
         add(results, "mine", "better", found)
     assert results["mine"]["better"]["earlier"] == [two]
+    add(results, "mine", "better", {**one, "commits": ["another"]})
+    assert results["mine"]["better"]["earlier"] == [two, one]
 
 
 @pytest.mark.parametrize("source", ["retriever", "file"])
