@@ -42,7 +42,7 @@ def recorded_config(
         data_path = str(folder.parent)
     here |= {"data_path": data_path} if data_path is not None else {}
     # the keys of the evaluation are checked against each other, so they are given together; loss_type: models of users need it
-    given = {**here, "eval_args": {**recorded["eval_args"], "mode": _mode(recorded)}}
+    given = {**here, "eval_args": {**recorded["eval_args"], "mode": given_mode(recorded)}}
     given |= {key: recorded[key] for key in ("metrics", "topk", "valid_metric", "loss_type") if key in recorded}
     for _ in range(_ROUNDS):
         config = LLMConfig(model, dataset, config_dict=as_literals(given))
@@ -59,7 +59,7 @@ def recorded_config(
     )
 
 
-def _mode(recorded: Mapping[str, Any]) -> dict[str, str]:
+def given_mode(recorded: Mapping[str, Any]) -> dict[str, str]:
     """The ``mode`` of ``eval_args`` as a user gives it: a record has RecBole's ``full`` for candidates."""
     listed = recorded.get("candidate_phases", ())
     return {phase: "candidates" if phase in listed else mode for phase, mode in recorded["eval_args"]["mode"].items()}

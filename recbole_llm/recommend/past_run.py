@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm import quick_start, registry
-from recbole_llm.config.recorded import recorded_config
+from recbole_llm.config.recorded import given_mode, recorded_config
 from recbole_llm.data.passport import differences
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.evaluation.record_files import read_record
@@ -149,8 +149,7 @@ def _as_retrieved(record: Mapping[str, Any]) -> dict[str, Any]:
     model = registry.get_model(record["model"])
     if getattr(model, "scores_full_catalogue", True) or "test" in record["config"]["full_phases"]:
         return {}
-    valid = "candidates" if "valid" in record["config"]["candidate_phases"] else "full"
-    return {"eval_args": {**record["config"]["eval_args"], "mode": {"valid": valid, "test": "full"}}}
+    return {"eval_args": {**record["config"]["eval_args"], "mode": {**given_mode(record["config"]), "test": "full"}}}
 
 
 def _checkpoint(record: Mapping[str, Any], path: Path, again: str) -> Path | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm import compat, quick_start
+from recbole_llm.config.recorded import given_mode
 from recbole_llm.evaluation import generated, predictions
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.evaluation.record_files import read_record
@@ -102,5 +103,4 @@ def _eval_args(given: Any, record: Mapping[str, Any]) -> dict[str, Any]:
             f"eval_args: {given!r} would change the split or the validation of a finished run; give the mode of the test alone, "
             "--eval_args=\"{'mode': 'full'}\""
         )
-    valid = "candidates" if "valid" in record["config"]["candidate_phases"] else record["config"]["eval_args"]["mode"]["valid"]
-    return {**record["config"]["eval_args"], "mode": {"valid": valid, "test": mode}}
+    return {**record["config"]["eval_args"], "mode": {**given_mode(record["config"]), "test": mode}}
