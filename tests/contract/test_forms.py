@@ -84,6 +84,12 @@ CELLS = [
 ]
 
 
+SHORT = {  # whether a form runs needs no more training
+    **{key: 1 for key in ("lora_epochs", "general_epochs", "phase1_epochs", "merge_steps")},
+    **{"train_samples": 8, "general_samples": 8, "valid_users": 4, "merge_prompts": 2, "merge_points": 2, "phase2_epochs": 0},
+}
+
+
 @pytest.fixture(scope="module")
 def of_form(module_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """The settings of a form, with its files."""
@@ -96,7 +102,7 @@ def of_form(module_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFa
             change(made[form] / "tiny")
         arguments = module_settings["eval_args"] | changes.get("eval_args", {})
         own = {"data_path": str(made[form]), "checkpoint_dir": str(made[form] / "saved"), "eval_args": arguments}
-        return module_settings | changes | own
+        return module_settings | SHORT | changes | own
 
     return settings
 
