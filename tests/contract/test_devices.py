@@ -34,6 +34,7 @@ LISTWISE = {"prompt": "listwise", "lora_train_mode": "prefix"}
 ON_AN_LM = [name for name in MODELS if name not in ("AlphaRec", "Imported", *SHORTCUTS)]
 OWN: dict[str, dict[str, Any]] = {
     "LlamaRec": {"lora_train_mode": "prefix"},
+    "MoLoRec": {"merge_learning_rate": [0.5, 1.0]},
     "Cascade": {"llm_ranker": "TALLRec", "cheap_config": CF},
 }
 CASES: dict[str, dict[str, Any]] = {

@@ -18,7 +18,9 @@ OWN: dict[str, dict[str, Any]] = {
     "LlamaRec": {"lora_train_mode": "prefix"},
     "Laser": {"warmup_epochs": 1},
     "Cascade": {"llm_ranker": "TALLRec"},
+    "MoLoRec": {"merge_learning_rate": [0.5, 1.0]},
 }
+SHORT = {key: 1 for key in ("lora_epochs", "general_epochs", "phase1_epochs", "stage1_epochs", "stage2_epochs")}
 LAST = {  # what has to be computed again where everything else is cached
     "ALLMRec": "projection",
     "AlphaRec": None,
@@ -50,12 +52,12 @@ DEAR = ("TALLRec", "LoRACocktail", "MoLoRec", "WeaveRec", "ALLMRec", "Cascade", 
 def test_one_seed_gives_one_result_whatever_was_cached_or_ran_before(
     name: str, module_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder, last = tmp_path / "first", LAST.get(name)
-    first = _run(name, module_settings, folder)
+    folder, last, settings = tmp_path / "first", LAST.get(name), {**module_settings, **SHORT}
+    first = _run(name, settings, folder)
     assert all(first["stage_seconds"].values())
 
     torch.rand(7)
-    second = _run(name, module_settings, folder)
+    second = _run(name, settings, folder)
     assert not any(second["stage_seconds"].values())
     assert _numbers(second) == _numbers(first)
 
@@ -63,13 +65,13 @@ def test_one_seed_gives_one_result_whatever_was_cached_or_ran_before(
         shutil.rmtree(folder / cached, ignore_errors=True)
     if last:
         shutil.rmtree(folder / "stages" / first["stages"][last])
-    upstream = _run(name, module_settings, folder)
+    upstream = _run(name, settings, folder)
     assert [stage for stage, seconds in upstream["stage_seconds"].items() if seconds] == ([last] if last else [])
     assert _numbers(upstream) == _numbers(first)
 
-    other = assembled("LightGCN", module_settings, checkpoint_dir=str(tmp_path / "other"), epochs=1)
+    other = assembled("LightGCN", settings, checkpoint_dir=str(tmp_path / "other"), epochs=1)
     other.trainer.fit(other.train, other.valid)
-    fresh = _run(name, module_settings, tmp_path / "fresh")
+    fresh = _run(name, settings, tmp_path / "fresh")
     assert all(fresh["stage_seconds"].values()) and fresh["stages"] == first["stages"]
     assert _numbers(fresh) == _numbers(first)
 

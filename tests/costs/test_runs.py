@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "merge_granularity": "module",
     },
     "LoRACocktail, ties": {"merge": "ties"},
-    "MoLoRec": {},
+    "MoLoRec": {"merge_learning_rate": [0.5, 1.0]},
     "WeaveRec": {"weave_controls": ["naive_merging"]},
     "ALLMRec": {},
     "Laser": {"warmup_epochs": 1, "single_share": 0.0},
