@@ -24,6 +24,7 @@ def token_batches(
     *,
     extra_budget: int | None = None,
     padding: float = 1.0,
+    least: int = 0,
 ) -> list[list[int]]:
     """Indices in batches whose padded size, rows x (longest length + largest extra), is at most ``budget``.
 
@@ -35,6 +36,7 @@ def token_batches(
         budget: tokens, padding included.
         extra_budget: the largest rows x largest extra.
         padding: the largest share of a batch that is padding, of lengths or extras; 0 puts equal rows together alone.
+        least: tokens up to which a batch may have any padding: a pass of fewer costs as much as its calls.
     """
     batches: list[list[int]] = []
     length = extra = real = 0
@@ -42,7 +44,8 @@ def token_batches(
         length, extra, real = max(length, lengths[i]), max(extra, extras[i]), real + lengths[i] + extras[i]
         rows = len(batches[-1]) + 1 if batches else 0
         size = rows * (length + extra)
-        if rows and size <= budget and rows * extra <= (extra_budget or size) and size - real <= padding * size:
+        full = size > budget or rows * extra > (extra_budget or size)
+        if rows and not full and (size <= least or size - real <= padding * size):
             batches[-1].append(i)
         else:
             batches.append([i])
@@ -51,10 +54,14 @@ def token_batches(
 
 
 def shared_batches(lengths: Sequence[int], budget: int, processes: int) -> list[list[int]]:
-    """As :func:`token_batches`, for work that is dealt out in turn: each process gets about as many rows and tokens as others."""
+    """As :func:`token_batches`, for work that is dealt out in turn: each process gets about as many rows and tokens as others.
+
+    Beyond an eighth of the budget, a batch ends rather than have more than a tenth of padding, which costs as much as tokens.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups = [order[first::processes] for first in range(min(processes, len(order)))]
-    dealt = [token_batches([lengths[i] for i in group], [0] * len(group), budget) for group in groups]
+    lots = [[lengths[i] for i in group] for group in groups]
+    dealt = [token_batches(lot, [0] * len(lot), budget, padding=0.1, least=budget // 8) for lot in lots]
     owned = [[[group[i] for i in batch] for batch in batches] for group, batches in zip(groups, dealt, strict=True)]
     return [batch for turn in zip_longest(*owned) for batch in turn if batch]
 

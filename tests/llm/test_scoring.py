@@ -7,7 +7,7 @@ from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import scoring
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import AdapterView
-from recbole_llm.llm.packing import Branches, token_batches
+from recbole_llm.llm.packing import Branches, shared_batches, token_batches
 from recbole_llm.llm.scoring import STRATEGIES, Scorer
 from tests.llm.conftest import FAMILIES, VOCABULARY
 
@@ -287,6 +287,11 @@ def test_batches_cover_everyone_within_the_budget():
     for batch in batches[1:]:
         assert len(batch) * (max(lengths[i] for i in batch) + max(extras[i] for i in batch)) <= 48
     assert batches == [[1], [4], [2, 3, 0], [5]]
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(400, [[0, 1, 2], [3, 4], [5, 6]]), (1000, [[0, 1, 2], [3, 4, 5, 6]])])
+def test_a_batch_ends_before_a_tenth_is_padding_unless_it_is_small(budget, expected):
+    assert shared_batches([40, 39, 38, 20, 19, 5, 4], budget, processes=1) == expected
 
 
 def test_branches_see_the_prompt_and_themselves_only():

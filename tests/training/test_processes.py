@@ -160,7 +160,7 @@ def test_each_process_gets_about_as_many_rows_and_every_row_once(number: int) ->
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 50 for batch in batches)
     if number == 1:
-        assert batches == token_batches(lengths, [0] * len(lengths), 50)
+        assert batches == token_batches(lengths, [0] * len(lengths), 50, padding=0.1, least=6)
     if number <= 3:
         rows = [sum(map(len, batches[rank::number])) for rank in range(number)]
         assert max(rows) - min(rows) <= 2
