@@ -23,7 +23,7 @@ RUN_KEYS = f"""
 keys, with their defaults; properties/*.yaml and the documentation of RecBole describe all keys:
 {DATA}{SAVED}"""
 RUN_KEYS += """\
-  --seed=2020                  random seed of all but the candidates; --gpu_id=0, --show_progress=True
+  --seed=2020                  random seed of everything but the candidates; --gpu_id=0, --show_progress=True
   --epochs=300                 epochs of a classical model; --train_batch_size=2048, --learning_rate=0.001
   --eval_args="{'mode': 'candidates'}"  {'mode': 'full'} ranks the whole catalogue; see docs/protocol.md
   --candidates="{'source': 'uniform', 'num_negatives': 19, 'seed': 2020}"
