@@ -96,12 +96,12 @@ def _of_runs(commands: _Group) -> None:
 
 def _of_results(commands: _Group) -> None:
     """``evaluate``, ``recommend``, ``look`` and ``share``, of finished runs."""
-    add = _command(commands, "evaluate", do.evaluate, "evaluate a run by other metrics", texts.EVALUATE, texts.EVALUATE_KEYS)
+    add = _command(commands, "evaluate", do.evaluate, "evaluate a run with other metrics", texts.EVALUATE, texts.EVALUATE_KEYS)
     add("--run", required=True, metavar="RUN", help=f"{_RUN}, a shared folder, or hub:user/name")
     add("--model", "-m", metavar="MODULE:CLASS", help="the code of the run's model, if it is yours")
     add("--data_path", metavar="DIR", help="folder that contains the dataset, if it has moved")
 
-    add = _command(commands, "recommend", do.recommend, "what a run recommends to a user", texts.RECOMMEND, texts.RECOMMEND_KEYS)
+    add = _command(commands, "recommend", do.recommend, "show what a run recommends", texts.RECOMMEND, texts.RECOMMEND_KEYS)
     add("--run", required=True, metavar="RUN", help=f"{_RUN}, a shared folder, or hub:user/name")
     add("--user", metavar="ID", help="a user of the dataset")
     add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of any user')
@@ -118,7 +118,7 @@ def _of_results(commands: _Group) -> None:
     add("--llm_path", metavar="PATH", help="the LM of the run, if it has moved or the run was shared without it")
     add("--text_encoder_path", metavar="PATH", help="the text encoder of the run, likewise")
 
-    add = _command(commands, "look", do.look, "a page of what runs recommend, side by side", texts.LOOK, texts.LOOK_KEYS)
+    add = _command(commands, "look", do.look, "show what several runs recommend, as a page", texts.LOOK, texts.LOOK_KEYS)
     add("--runs", nargs="+", required=True, metavar="RUN", help="folders of runs, or NAME=RUN for another name than the model's")
     add("--rows", nargs="+", default=[], metavar="ROW", help='also show these rows of the runs, such as "no adapter"')
     add("--out", type=Path, default=Path("look.html"), metavar="FILE", help="default: look.html")
@@ -130,8 +130,8 @@ def _of_results(commands: _Group) -> None:
     add("run", metavar="RUN", help=_RUN)
     add("--to", required=True, metavar="WHERE", help="a folder that does not exist, or hub:user/name")
     add("--user_ids", **_SWITCH, help="keep the ids of users with their ranks")
-    add("--license", metavar="ID", help="of what is shared, such as mit or apache-2.0 (default: that of the base model)")
-    add("--private", **_SWITCH, help="a new repository of the hub that nobody else sees")
+    add("--license", metavar="ID", help="licence, such as mit or apache-2.0 (default: that of the base model)")
+    add("--private", **_SWITCH, help="create the repository of the hub as a private one")
 
 
 def _of_tuning_and_merging(commands: _Group) -> None:
@@ -157,14 +157,19 @@ def _of_tuning_and_merging(commands: _Group) -> None:
     add("--compress_rank", type=int, metavar="R", help="reduce the result to this rank by SVD (default: exact, no reduction)")
     add("--extrapolate", **_SWITCH, help="allow weights outside [0, 1]")
     add("--full_model", type=Path, metavar="DIR", help="also write the base model with the result folded into its weights")
-    add("--base_model", metavar="PATH", help="its folder or hub id, if it is not the one that the adapters name")
+    add("--base_model", metavar="PATH", help="folder or hub id of the base model, if it is not the one that the adapters name")
 
     add = _command(
-        commands, "forecast", do.forecast, "whether adapters predict the gain of a merge", texts.FORECAST, texts.FORECAST_KEYS
+        commands,
+        "forecast",
+        do.forecast,
+        "test whether adapters predict the gain of a merge",
+        texts.FORECAST,
+        texts.FORECAST_KEYS,
     )
     add("runs", nargs="+", type=Path, metavar="RUN", help="records, folders of runs, or folders that contain them: saved/runs")
     add("--out", type=Path, default=Path("forecast"), metavar="DIR", help="output folder (default: forecast)")
-    add("--metric", help="such as ndcg@10 (default: the first of the runs)")
+    add("--metric", help="metric of the gain, such as ndcg@10 (default: the first metric of the runs)")
 
 
 def _of_data(commands: _Group) -> None:
@@ -184,10 +189,14 @@ def _of_data(commands: _Group) -> None:
     add("--out", type=Path, default=Path("views"), metavar="DIR", help="folder of the new datasets (default: views)")
 
     data = commands.add_parser(
-        "data", help="make a dataset, describe its split", description=texts.SPLITS, epilog=texts.END, **_FORM
+        "data",
+        help="make or describe a dataset, identify or export its split",
+        description=texts.SPLITS,
+        epilog=texts.END,
+        **_FORM,
     )
     of_data = data.add_subparsers(title="commands (see recbole-llm data COMMAND --help)", metavar="COMMAND", required=True)
-    add = _command(of_data, "convert", do.data_convert, "make a dataset of your files", texts.CONVERT, texts.CONVERT_KEYS)
+    add = _command(of_data, "convert", do.data_convert, "make a dataset from your files", texts.CONVERT, texts.CONVERT_KEYS)
     add("source", type=Path, metavar="SOURCE", help="a table of interactions, or a release: its folder, its .zip, its reviews")
     add("--to", required=True, metavar="NAME", help="name of the dataset")
     add("--out", type=Path, default=Path("dataset"), metavar="DIR", help="its parent folder, the data_path (default: dataset)")
@@ -195,25 +204,25 @@ def _of_data(commands: _Group) -> None:
     roles = "user, item, time, rating, title, year, brand, category, description"
     add("--columns", type=columns, default={}, metavar="DICT", help=f"columns of SOURCE by role: {roles}; None: no such column")
     add("--item_columns", type=columns, default={}, metavar="DICT", help="columns of --items: item and the last five of these")
-    add("--time_format", metavar="FORMAT", help="of dates whose form is not clear, such as '%%d/%%m/%%Y %%H:%%M'")
-    add("--encoding", default="utf-8", help="of tables of your own that are not in UTF-8, such as latin-1")
-    add("--k_core", type=int, metavar="K", help="keep users and items with K different items and users (default: all)")
+    add("--time_format", metavar="FORMAT", help="format of ambiguous dates, such as '%%d/%%m/%%Y %%H:%%M'")
+    add("--encoding", default="utf-8", help="encoding of your tables that are not in UTF-8, such as latin-1")
+    add("--k_core", type=int, metavar="K", help="keep users with K different items and items with K users (default: all)")
     add("--min_rating", type=float, metavar="R", help="keep ratings of at least R (default: all)")
     kinds = ("exact", "first", "last", "keep")
     add(
         "--repeats",
         default="exact",
         choices=kinds,
-        help="of a user and an item: drop equal rows, keep one, or all (default: exact)",
+        help="rows of the same user and item: drop those of equal time, keep the first or last, or all (default: exact)",
     )
     add("--drop_incomplete", **_SWITCH, help="leave out rows without a user, an item, a time or a rating")
     add("--description", **_SWITCH, help="also write the descriptions of items")
-    add("--show", **_SWITCH, help="show what is understood, and write nothing")
-    add = _command(of_data, "describe", do.data_describe, "what a dataset contains", texts.DESCRIBE, texts.DESCRIBE_KEYS)
+    add("--show", **_SWITCH, help="show how the columns are read, and write nothing")
+    add = _command(of_data, "describe", do.data_describe, "show what a dataset contains", texts.DESCRIBE, texts.DESCRIBE_KEYS)
     add("dataset", metavar="NAME", help=_DATASET)
     add("--config_files", **_FILES)
     add("--picture", type=Path, metavar="FILE", help="also draw a picture, such as ml-100k.png")
-    add = _command(of_data, "passport", do.data_passport, "the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS)
+    add = _command(of_data, "passport", do.data_passport, "print the identity of a split", texts.PASSPORT, texts.PASSPORT_KEYS)
     add("--dataset", "-d", required=True, help=_DATASET)
     add("--config_files", **_FILES)
     add = _command(of_data, "export", do.data_export, "write a split for other frameworks", texts.HANDOVER, texts.HANDOVER_KEYS)
@@ -224,12 +233,12 @@ def _of_data(commands: _Group) -> None:
 
 def _of_installation(commands: _Group) -> None:
     """``doctor`` and the commands of ``cache``."""
-    add = _command(commands, "doctor", do.doctor, "what is wrong with the installation", texts.DOCTOR, texts.DOCTOR_KEYS)
+    add = _command(commands, "doctor", do.doctor, "check the installation", texts.DOCTOR, texts.DOCTOR_KEYS)
     add("--checkpoint_dir", **_CHECKPOINT_DIR)
 
     cache = commands.add_parser("cache", help="list or clean saved results", description=texts.CACHE, epilog=texts.END, **_FORM)
     of_cache = cache.add_subparsers(title="commands (see recbole-llm cache COMMAND --help)", metavar="COMMAND", required=True)
-    add = _command(of_cache, "list", do.cache_list, "what lies under saved/", texts.CACHE_LIST, texts.CACHE_LIST_KEYS)
+    add = _command(of_cache, "list", do.cache_list, "show what lies under saved/", texts.CACHE_LIST, texts.CACHE_LIST_KEYS)
     add("--checkpoint_dir", **_CHECKPOINT_DIR)
     add = _command(of_cache, "clean", do.cache_clean, "remove what killed runs left", texts.CACHE_CLEAN, texts.CACHE_CLEAN_KEYS)
     add("--checkpoint_dir", **_CHECKPOINT_DIR)

@@ -23,9 +23,9 @@ RUN_KEYS = f"""
 keys, with their defaults; properties/*.yaml and the documentation of RecBole describe all keys:
 {DATA}{SAVED}"""
 RUN_KEYS += """\
-  --seed=2020                  random seed of all but the candidates; --gpu_id=0, --show_progress=True
+  --seed=2020                  random seed of everything but the candidates; --gpu_id=0, --show_progress=True
   --epochs=300                 epochs of a classical model; --train_batch_size=2048, --learning_rate=0.001
-  --eval_args="{'mode': 'candidates'}"  {'mode': 'full'} ranks all items (classical models, Laser)
+  --eval_args="{'mode': 'candidates'}"  {'mode': 'full'} ranks the whole catalogue; see docs/protocol.md
   --candidates="{'source': 'uniform', 'num_negatives': 19, 'seed': 2020}"
   --metrics="['Hit', 'NDCG', 'MRR']"    --topk="[1, 3, 5, 10]", --valid_metric=NDCG@10
   --eval_users=null            number of evaluation users; null: all
@@ -89,8 +89,9 @@ examples:
 """
 
 EVALUATE = """
-Evaluate the model of a finished run once more, without training: by other metrics, on other candidates or users, or in a full
-ranking. The new record lies beside that of the run. Only keys of the evaluation can be given; all others are those of the run."""
+Evaluate the model of a finished run once more, without training: with other metrics, on other candidates or users, or in a full
+ranking. The new record is written beside that of the run. Only keys of the evaluation can be given; all
+others are those of the run."""
 
 EVALUATE_KEYS = """
 keys: metrics, topk, eval_args (the mode of the test), candidates, eval_users, slices, mask_history, save_predictions,
@@ -103,8 +104,8 @@ examples:
 
 RECOMMEND = """
 Show a user's history and what the model of a finished run recommends, with titles and scores. The whole history counts, the test
-item included, and its items are left out. A re-ranker ranks its retriever's best items; if its run has none, since it was
-evaluated on candidates, the retriever is trained first. Nothing else is trained."""
+item included, and its items are left out. A re-ranker ranks its retriever's best items; if the run has no retriever, because it
+was evaluated on candidates, the retriever is trained first. Nothing else is trained."""
 
 RECOMMEND_KEYS = """
 scores are comparable for one user alone. The columns of a file are user, rank, item, title and score. --index is for models that
@@ -117,7 +118,7 @@ examples:
 """
 
 LOOK = """
-Write one HTML file that shows users of the test split side by side for several runs: the history, what each model ranks highest,
+Write one HTML file that shows several runs side by side for users of the test split: the history, what each model ranks highest,
 and the rank of the target, with filters and a search. The runs must have the same split, users and candidates. Nothing is
 trained. See docs/look.md."""
 
@@ -146,8 +147,8 @@ examples:
 """
 
 MERGE = """
-Merge LoRA adapters of one base model into one PEFT adapter with a record of its sources. The methods entropy and grid need
-prompts, so they are available only in a run: recbole-llm run --merge=entropy. See docs/merging.md."""
+Merge LoRA adapters of one base model into one PEFT adapter with a record of its sources. Methods that measure scores (entropy,
+grid, likelihood, auto, ...) are available only in a run: recbole-llm run --merge=entropy. See docs/merging.md."""
 
 MERGE_KEYS = """
 examples:
@@ -156,9 +157,9 @@ examples:
 """
 
 FORECAST = """
-Test whether what is known of adapters before they are merged (angles and norms of their updates, their entropies, the words of
-their titles) predicts what the merge gains over the better one, over the records of many runs of LoRACocktail, MoLoRec and
-WeaveRec. Nothing is trained. Runs that differ in their seed alone are one point. See docs/merging.md."""
+Test, over the records of many runs of LoRACocktail, MoLoRec and WeaveRec, whether features of the adapters that are known before
+the merge (angles and norms of their updates, their entropies, the words of their titles) predict its gain over the better
+adapter. Nothing is trained. Runs that differ only in their seed are one point. See docs/merging.md."""
 
 FORECAST_KEYS = """
 examples:
@@ -206,12 +207,12 @@ examples:
 """
 
 SPLITS = """
-Make a dataset of your own files, and describe a dataset as the models read it: filtered and split."""
+Make a dataset from your own files, and describe a dataset as the models read it: filtered and split."""
 
 CONVERT = """
-Make a dataset (RecBole's atomic files and a property file) of a table of interactions, CSV, TSV, JSON lines or Parquet, or of a
-release as it is downloaded: MovieLens, Amazon reviews of 2014, 2018 and 2023, Steam, Yelp, Goodreads, Last.fm (HetRec), MIND.
-What is understood of the columns is printed first. Files are read as streams, also from .gz and .zip. Nothing is overwritten."""
+Make a dataset (RecBole's atomic files and a property file) from a table of interactions, CSV, TSV, JSON lines or Parquet, or from
+a release as it is downloaded: MovieLens, Amazon reviews of 2014, 2018 and 2023, Steam, Yelp, Goodreads, Last.fm (HetRec), MIND.
+How the columns are read is printed first. Files are read as streams, also from .gz and .zip. Nothing is overwritten."""
 
 CONVERT_KEYS = """
 examples:
@@ -287,7 +288,7 @@ examples:
 """
 
 CACHE_CLEAN = """
-Remove what killed runs have left under checkpoint_dir: temporary files, the checkpoints from which the same runs would go on, and
+Remove what killed runs have left under checkpoint_dir: temporary files, the checkpoints from which the runs would resume, and
 .pth files of classical models that no record names. Files of a process that is alive stay, as do results. --unused also removes
 the stages that no run record names, such as those of earlier code; a run that needs one of them computes it again."""
 

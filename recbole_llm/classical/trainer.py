@@ -94,7 +94,7 @@ class ProtocolTrainer(SafeCheckpoints):
 
     @property
     def trained_parameters(self) -> int | None:
-        """Number of parameters trained in the stages or by RecBole's trainer, without those of the backbone."""
+        """Number of parameters trained in the stages (that of the builtin LM included) or by RecBole's trainer."""
         if self.recommender.trained_in_stages:
             return self.cache.trained(self._stages[0]) if self._stages else 0
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)

@@ -167,6 +167,6 @@ def hidden_width(width: int) -> int:
     """The hidden width for text vectors of a width.
 
     The paper's multipliers, 8 for 768 (BERT), 2 for 1,536, 1/2 for 3,072 and 9/32 for 4,096, give the first layer the same number
-    of weights. It has no encoder narrower than BERT; these get half their width, since such a layer would be wider than its use.
+    of weights. It has no encoder narrower than BERT; these get half their width, since such a layer would be needlessly wide.
     """
     return round(FIRST_LAYER / width) if width >= 768 else round(width / 2)

@@ -1,6 +1,6 @@
 """The stage that scores the labelled validation users at the points of the lattice, once for all that reads it.
 
-These scores are the dearest part of most merges, and the same for each rule of :mod:`recbole_llm.merging.rules`, for
+These scores are the most expensive part of most merges, and the same for each rule of :mod:`recbole_llm.merging.rules`, for
 ``merge_report`` and for later runs with other rules. So neither a rule nor its settings determine the stage, and its code
 imports none.
 

@@ -3,7 +3,7 @@
 Yue et al., "LlamaRec: Two-Stage Recommendation using Large Language Models for Ranking", PGAI@CIKM 2023 (arXiv 2311.02089). A
 sequential model retrieves twenty items, and a prompt lists them as A, B, C, ... The *verbalizer* ranks them by the logits of
 their labels at one position, in a single forward pass without generation. The LoRA is trained to predict the label of the next
-item among sampled negatives. ``retriever`` names the sequential model (LRURec in the paper), used in full rankings only.
+item among sampled negatives. ``retriever`` names the sequential model (LRURec in the paper) of full rankings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A finished run evaluated again, by other metrics or on other items: the weights are those of its record, nothing is trained.
+"""A finished run evaluated again, with other metrics or on other items: the weights are those of its record, nothing is trained.
 
 The record has the time of the training and the code and files that it was made of, as the run's own. Its folder is not that of a
 run with the same settings, which could train other weights (``eval_users`` also chooses the users of early stopping).
