@@ -88,7 +88,7 @@ def test_the_test_of_the_page_passes(own_models: Path) -> None:
 @pytest.mark.slow
 def test_a_leaderboard_shows_the_model_and_its_variant(own_models: Path, settings: dict[str, Any]) -> None:
     board = BOARD.replace("ml-100k\n", "tiny\n").replace(", 2021, 2022", "").replace("  TALLRec: {}\n", "")
-    (own_models / "mine.yaml").write_text(board)
+    (own_models / "mine.yaml").write_text(board + "shortcuts: False\n")
     keys = [f"--{key}={value}" for key, value in settings.items() if key != "show_progress"]
     done = python("-m", "recbole_llm.cli", "leaderboard", "--config_files=mine.yaml", *keys, folder=own_models)
     assert done.returncode == 0, done.stderr
