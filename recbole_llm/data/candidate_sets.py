@@ -134,7 +134,8 @@ def _from_file(phase: EvalPhase) -> CandidateSet:
     if not covered.any():
         raise ValueError(f"candidates: {files[phase.name]} has no user of this dataset's {phase.name} split")
     found.lookup(phase.users[covered], phase.targets[covered])  # raises if the file has other targets
-    return found
+    evaluated = torch.isin(found.users, phase.users)  # [N]; early stopping and merging draw from all users of a set
+    return found if evaluated.all() else found.subset(evaluated.nonzero().flatten())
 
 
 def _drawn(phase: EvalPhase) -> CandidateSet:

@@ -36,6 +36,7 @@ from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.model.routing import Choice, Features, RoutingSettings, joined
 from recbole_llm.model.two_models import CheapModel, Spent, TwoModels
+from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
@@ -114,7 +115,7 @@ class Cascade(Recommender, SequentialRecommender):
         rule = choice.rule
 
         def row(name: str, routes: Callable[[Features, Sequence[int]], np.ndarray]) -> Variant:
-            identity = fingerprint([name, self.routing.fingerprint, llm.fingerprint])
+            identity = fingerprint([name, code_fingerprint(alone=[__name__]), self.routing.fingerprint, llm.fingerprint])
             score = partial(models.routed_scores, routes, rule.weight)
             return Variant(score, self.cf.scores, identity, reranked=llm.reranked)
 

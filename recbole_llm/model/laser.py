@@ -90,7 +90,7 @@ class Laser(LLMEncoder):
             "backbone": self.parts.backbone.fingerprint,
             "prompts": self.parts.prompts.as_dict(),
             "texts": fingerprint(self.texts),
-            "tower": [self.tower_config.as_dict(), self._shares_the_space(self.cf.stage)],
+            "tower": [self.tower_config.as_dict(), self._shares_the_space(self.cf.stage), self.max_seq_length],
             "seed": self.parts.seed,
         }
         stage = partial(Stage, code=_CODE, with_imports=False)
@@ -157,7 +157,14 @@ class Laser(LLMEncoder):
         prompts = self.parts.builder(causal.tokenizer, names=self.texts)
         known = torch.zeros(self.n_items, dtype=torch.bool)
         return BlankReader(
-            self.tower_config, causal, prompts, self.cf, known, batch_tokens=self.batch_tokens, show_progress=False
+            self.tower_config,
+            causal,
+            prompts,
+            self.cf,
+            known,
+            longest=self.max_seq_length,
+            batch_tokens=self.batch_tokens,
+            show_progress=False,
         )
 
     def _reader(self, results: Folders) -> TowerReader:
@@ -171,6 +178,7 @@ class Laser(LLMEncoder):
             self.parts.builder(causal.tokenizer, names=self.texts),
             self.cf,
             enough & (config.states != "none" and self._shares_the_space(self.cf.stage)),
+            longest=self.max_seq_length,
             batch_tokens=self.batch_tokens,
             show_progress=self.parts.options.show_progress,
         )

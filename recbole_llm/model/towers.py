@@ -117,6 +117,7 @@ class TowerReader:
     Args:
         prompts: builds the text part of the input.
         has_state: bool [I], the items with collaborative states.
+        longest: the most recent items of a history whose states are read; the test reads RecBole's rows, which have no more.
         batch_tokens: tokens in one forward pass without gradients; None: a default for the LM's device.
     """
 
@@ -128,12 +129,13 @@ class TowerReader:
         cf: CollaborativeModel,
         has_state: Tensor,
         *,
+        longest: int,
         batch_tokens: int | None,
         show_progress: bool,
     ):
         self.config, self.causal, self.prompts, self.cf = config, causal, prompts, cf
         self.width = int(causal.model.get_input_embeddings().weight.shape[1])
-        self._has_state = has_state
+        self._has_state, self._longest = has_state, longest
         self._pad = causal.pad_token_id
         self._batch_tokens = batch_tokens or default_batch_tokens(causal)
         self._show_progress = show_progress
@@ -176,7 +178,7 @@ class TowerReader:
 
     def states(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """States [B, N, H] of the items that have one, and their mask [B, N]."""
-        known = [[item for item in history if self._has_state[item]] for history in histories]
+        known = [[item for item in history[-self._longest :] if self._has_state[item]] for history in histories]
         return self.cf.sequence_states(known) if self.config.states == "states" else self.cf.item_states(known)
 
     @torch.no_grad()

@@ -79,7 +79,7 @@ class TwoModels:
         self.counts = torch.from_numpy(self.histories.train_counts)  # [I]
         self.candidates: Mapping[str, CandidateSet] = {}
         self._shares: dict[Rule, float] = {}
-        self._asked: dict[tuple[int, int, bytes], Tensor] = {}  # the LLM's scores by user, length of the history, candidates
+        self._asked: dict[tuple[int, bytes, bytes], Tensor] = {}  # the LLM's scores by user, history, candidates
 
     def load(self, results: Any) -> None:
         """Read the results of the stages of both models."""
@@ -141,8 +141,8 @@ class TwoModels:
 
     def llm_scores(self, interaction: Any, candidates: Tensor) -> Tensor:
         """The LLM's scores [B, C]. It is asked once for the same history and candidates, so rows share its scores."""
-        users, lengths = interaction[self.llm.USER_ID].tolist(), interaction[self.llm.ITEM_SEQ_LEN].tolist()
-        keys = [*zip(users, lengths, (row.tobytes() for row in candidates.cpu().numpy()), strict=True)]
+        users, histories = interaction[self.llm.USER_ID].tolist(), interaction[self.llm.ITEM_SEQ]  # [B], [B, L]
+        keys = [*zip(users, *([row.tobytes() for row in part.cpu().numpy()] for part in (histories, candidates)), strict=True)]
         new = [place for place, key in enumerate(keys) if key not in self._asked]
         if new:
             scores = self.llm.score_candidates(interaction[new], candidates[new]).float().cpu()

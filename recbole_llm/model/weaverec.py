@@ -29,6 +29,7 @@ from recbole_llm.evaluation.published import WEAVEREC
 from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
+from recbole_llm.model.memorised import Memorised
 from recbole_llm.model.merge_rows import MergeRows
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
@@ -57,6 +58,7 @@ class WeaveRec(LLMRanker):
             self.parts = replace(self.parts, backbone=backbone)
             self.given = replace(self.given, backbone=backbone)
             self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
+            self.memorised = Memorised(self.parts, config["memorisation"])
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
         self.decoded_titles = self.merging.decoded_titles
         self.merge_rows = MergeRows("weave", config, self.merging, self.adapter_training, self.given)

@@ -129,9 +129,9 @@ class StageCache:
     """Computes and caches the results of stages under ``root`` (``<checkpoint_dir>/stages``).
 
     Attributes:
-        seconds: duration of each stage by name; 0 for a reused result.
+        seconds: duration of each stage by its name in ``folders``; 0 for a reused result.
         measured: what each stage that ran has cost, by name.
-        folders: folder of each result by name.
+        folders: folder of each result by name, or by its own name if another stage has that name.
         waited: seconds spent waiting for other processes that computed a stage.
     """
 
@@ -165,17 +165,17 @@ class StageCache:
 
     def _run(self, stage: Stage) -> None:
         folder, processes = self.folder(stage), current()
+        # the model's part runs before a retriever of the same name, which the record has by the name of its folder
+        name = stage.name if self.folders.get(stage.name, folder) == folder else folder.name
         with self._locked(stage) as waited:
             self.waited += waited
             if processes.agree(processes.main and self._verified(folder)):
                 logger.info(f"stage {stage.name}: reused from {folder}")
-                self.seconds.setdefault(stage.name, 0.0)
+                self.seconds.setdefault(name, 0.0)
             else:
-                self._build(stage, folder)
+                self.seconds[name] = self._build(stage, folder)
                 processes.wait()  # for the result of process 0
-        # the model's part runs before a retriever of the same name, which the record has by the name of its folder
-        if self.folders.setdefault(stage.name, folder) != folder:
-            self.folders[folder.name] = folder
+        self.folders[name] = folder
 
     @contextlib.contextmanager
     def _locked(self, stage: Stage) -> Iterator[float]:
@@ -204,7 +204,8 @@ class StageCache:
             return False
         return True
 
-    def _build(self, stage: Stage, folder: Path) -> None:
+    def _build(self, stage: Stage, folder: Path) -> float:
+        """Compute a stage; returns the seconds."""
         logger.info(f"stage {stage.name}: started")
         init_seed(self.seed, True)  # the result must not depend on which earlier stages were cached
         scratch = folder.with_name(f".{folder.name}.unfinished")
@@ -218,5 +219,6 @@ class StageCache:
                 (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
             finally:
                 _trained.reset(token)
-        self.measured[stage.name], self.seconds[stage.name] = measured, measured.seconds
-        logger.info(f"stage {stage.name}: done in {self.seconds[stage.name]:.1f} s, cached in {folder}")
+        self.measured[stage.name] = measured
+        logger.info(f"stage {stage.name}: done in {measured.seconds:.1f} s, cached in {folder}")
+        return measured.seconds

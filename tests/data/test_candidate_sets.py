@@ -109,6 +109,17 @@ def test_candidates_from_files(settings: dict[str, Any], tmp_path: Path) -> None
         candidates({**settings, "candidates": swapped})
 
 
+def test_users_of_a_file_who_are_not_evaluated_are_left_out(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Such as those of a file of the whole split, in a scenario that holds them out of early stopping."""
+    candidates(settings, "valid")
+    (own,) = files(tmp_path / "saved")
+    values = {"cold_users": 0.3, "candidates": {"source": "file", "file": {"valid": str(own)}}}
+    config = LLMConfig("Pop", "tiny", config_dict={**settings, **values})
+    evaluated = create_dataset(config).histories.evaluated("valid").tolist()
+    assert 0 < len(evaluated) < 60
+    assert sorted(candidates(settings, "valid", **values).users.tolist()) == sorted(evaluated)
+
+
 def test_unknown_source(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="candidates.source: 'bm25' in .* is not one of uniform, popularity, retriever, file"):
         candidates({**settings, "candidates": {"source": "bm25"}})

@@ -149,7 +149,7 @@ def test_the_builtin_lm_reads_all_domains_whoever_is_the_target(
     settings: dict[str, Any], assemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400}
-    changes = {"llm_path": "builtin", "builtin_lm": small, "checkpoint_dir": str(tmp_path)}
+    changes = {"llm_path": "builtin", "builtin_lm": small, "checkpoint_dir": str(tmp_path), "memorisation": True}
     builtin_stage, read, found = assembly.builtin_stage, [], {}
 
     def noted(config: Any, domains: Any, *rest: Any) -> Any:
@@ -162,6 +162,8 @@ def test_the_builtin_lm_reads_all_domains_whoever_is_the_target(
         found[dataset, bool(sources)] = model.parts.backbone.fingerprint
         assert read[-1] == (["other", "tiny"] if sources else ["tiny"])
         assert model.parts.backbone.stages[0] in model.sources["target only"].inputs
+        (memorisation,) = model.memorised.stages
+        assert memorisation.inputs == model.parts.backbone.stages  # of the LM that is evaluated, and of no other
     assert found["tiny", True] == found["other", True] != found["tiny", False]  # views hold nothing new
 
 

@@ -105,6 +105,7 @@ def test_a_cache_knows_the_folders_of_all_stages_that_it_ran_or_reused(cache, bu
     other = replace(upstream, depends={"of": "a retriever"})
     cache.run(other)  # the second of a name has that of its folder
     assert cache.folders == {**expected, other.folder_name: cache.folder(other)} and cache.folders["up"].is_dir()
+    assert cache.seconds.keys() == cache.folders.keys()  # each has the seconds of its own folder
 
 
 @pytest.mark.parametrize(

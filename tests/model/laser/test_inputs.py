@@ -122,3 +122,13 @@ def test_the_states_that_are_read_are_those_that_cf_states_names(trained: Any, m
     close(items.reader.states([history])[0][0], items.cf.model.item_embedding.weight[history])
     assert not none.reader.states([history])[1].any() and none.encode_histories([history]).isfinite().all()
     close(made.model.reader.states([history])[0][0], made.model.cf.sequence_states([history])[0][0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("states", ["states", "items"])
+def test_no_more_of_a_history_is_read_in_training_than_at_test(trained: Any, made: Made, states: str) -> None:
+    """RecBole's rows, which the test reads, have the last ``MAX_ITEM_LIST_LENGTH`` items; training has whole histories."""
+    model = made.model if states == "states" else trained(**QUICK, cf_states=states).model
+    cut = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3] * (model.max_seq_length // 10)
+    for one, other in zip(model.reader.states([[7, 8, *cut]]), model.reader.states([cut]), strict=True):
+        close(one, other)
