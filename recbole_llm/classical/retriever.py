@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recbole_llm.classical.collaborative import CollaborativeModel
+from recbole_llm.evaluation.full_ranking import RandomTies
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.files import fingerprint
 
@@ -45,6 +46,8 @@ class Retriever(CollaborativeModel):
     def top(self, phase: str, number: int) -> dict[int, list[int]]:
         """The ``number`` best items outside the user's history (with repeats kept, of all), best first, by internal user id.
 
+        Ties are broken as in a full ranking, so the file's order of items decides nothing.
+
         Raises:
             RuntimeError: the stage's result is not loaded.
             ValueError: a user's history leaves fewer items.
@@ -52,6 +55,7 @@ class Retriever(CollaborativeModel):
         if not self._loaded:
             raise RuntimeError(f"retriever {self.name}: it is not trained yet; run its stage and load the result")
         found: dict[int, list[int]] = {}
+        ties = RandomTies(self.histories.user_ids, self.histories.item_ids)
         for interaction, *_ in self.loaders[1 if phase == "valid" else 2]:
             users = interaction[self.config["USER_ID_FIELD"]].tolist()
             scores = self.scores(interaction)  # [B, I], B users, I items
@@ -63,5 +67,6 @@ class Retriever(CollaborativeModel):
                 raise ValueError(
                     f"candidates.num_negatives: {number - 1} is too large, the retriever ranks at most {left} items for a user"
                 )
-            found.update(zip(users, scores.topk(number).indices.tolist(), strict=True))
+            ranked = ties(scores, torch.tensor(users), number)
+            found.update(zip(users, ranked.topk(number).indices.tolist(), strict=True))
         return found

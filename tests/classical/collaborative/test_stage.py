@@ -97,6 +97,17 @@ def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(shared_
     assert torch.equal(cf.item_table, retriever.item_table)
 
 
+def test_ties_at_the_border_of_a_retriever_fall_differently_for_each_user(
+    shared_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = Retriever(LLMConfig("TALLRec", "tiny", config_dict={**shared_settings, "retriever": "Pop"}))
+    monkeypatch.setattr(retriever, "_loaded", True)
+    monkeypatch.setattr(retriever, "scores", lambda row: torch.zeros(len(row[retriever.config["USER_ID_FIELD"]]), 41))
+    found = retriever.top("test", 3)
+    assert len({item for items in found.values() for item in items}) > 30, "all items are as good"
+    assert all(not {*items} & {*retriever.histories.excluded(user, "test").tolist()} for user, items in found.items())
+
+
 # -- the data of a run -------------------------------------------------------------------------------------------------
 
 
