@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "ALLMRec": ("ALLMRec", {}),
     "Laser": ("Laser", {}),
     "AlphaRec": ("AlphaRec", {}),
+    "Cascade": ("Cascade", {"llm_ranker": "TALLRec"}),
 }
 STAGES = {
     "TALLRec": "ingredient",
@@ -35,6 +36,7 @@ STAGES = {
     "ALLMRec": "cf-SASRec builtin-text-encoder alignment projection",
     "Laser": "cf-SASRec phase-1 phase-2",
     "AlphaRec": "builtin-text-encoder",
+    "Cascade": "ingredient cf-SASRec routing",
 }
 COCKTAIL = {"LoRACocktail", "uniform mix", "base spirit", "ingredient", "no adapter"}
 ROWS = {  # those whose scores are cached
@@ -44,6 +46,7 @@ ROWS = {  # those whose scores are cached
     "ALLMRec": {"ALLMRec", "text vectors", "LLM only"},
     "Laser": set(),
     "AlphaRec": set(),
+    "Cascade": {"Cascade", "TALLRec", "random routing"},
 }
 ALL = "all"
 """All rows of a run; a run that a case leaves out recomputes nothing."""
@@ -156,6 +159,7 @@ every_run = pytest.mark.parametrize("name", RUNS)
 ADAPTED = {"LoRACocktail", "uniform mix", "base spirit", "ingredient"}
 VALIDATED = {"LoRACocktail", "uniform mix", "ingredient"}  # by an early stop on validation users, or made of what was
 PROJECTED = {"ALLMRec", "text vectors"}
+ROUTED = {"Cascade", "random routing"}
 
 
 CANDIDATES: dict[str, tuple[str, Any]] = {
@@ -163,4 +167,5 @@ CANDIDATES: dict[str, tuple[str, Any]] = {
     "LoRACocktail": ("ingredient cocktail", ALL),
     "builtin": ("ingredient cocktail", ALL),
     "ALLMRec": ("projection", ALL),
+    "Cascade": ("ingredient routing", ALL),
 }

@@ -19,6 +19,7 @@ BACKBONE: dict[str, tuple[str, Any]] = {
     "builtin": ("base-spirit ingredient cocktail", ALL),
     "ALLMRec": ("projection", ALL),
     "Laser": ("phase-1 phase-2", ()),
+    "Cascade": ("ingredient routing", ALL),
 }
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
     "nothing": ({}, {}),
@@ -31,6 +32,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
             "LoRACocktail": (ALL, ALL),
             "builtin": ("base-spirit ingredient cocktail", ALL),
             "Laser": ("phase-1 phase-2", ()),
+            "Cascade": ("ingredient routing", ALL),
         },
     ),
     "soft prompt template": (
@@ -45,6 +47,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
             "builtin": ("ingredient cocktail", VALIDATED),
             "ALLMRec": ("projection", PROJECTED),
             "Laser": ("phase-1 phase-2", ()),
+            "Cascade": ("ingredient routing", ALL),
         },
     ),
     "seed": (
@@ -56,6 +59,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
             "ALLMRec": (ALL, PROJECTED),
             "Laser": (ALL, ()),
             "AlphaRec": (ALL, ()),
+            "Cascade": (ALL, ALL),
         },
     ),
 }
@@ -119,6 +123,7 @@ def test_a_changed_title_recomputes_what_reads_titles(
         "ALLMRec": ("builtin-text-encoder alignment projection", ALL),
         "Laser": ("phase-1 phase-2", ()),
         "AlphaRec": (ALL, ()),
+        "Cascade": ("ingredient routing", ALL),
     }
     _check(run.changed(), expected, name)
 
@@ -147,6 +152,7 @@ def test_another_order_in_training_recomputes_what_reads_histories(
         "builtin": (ALL, ALL),
         "ALLMRec": ("cf-SASRec alignment projection", ALL),
         "Laser": (ALL, ()),
+        "Cascade": (ALL, ALL),
     }
     _check(run.changed(), expected, name)
 
@@ -171,6 +177,7 @@ def test_another_test_item_recomputes_no_adapter(
         "builtin": ("", ALL),
         "ALLMRec": ("cf-SASRec alignment projection", ALL),
         "Laser": (ALL, ()),
+        "Cascade": ("cf-SASRec routing", ALL),
     }
     _check(run.changed(), expected, name)
 
