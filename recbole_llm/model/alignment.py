@@ -122,6 +122,27 @@ def _recommendation(states: Tensor, target: Codes, sampled: Codes, logits: str) 
     return cross_entropy(positive, torch.ones_like(positive)) + cross_entropy(negative, torch.zeros_like(negative))
 
 
+def spread(codes: Tensor) -> float:
+    """How much codes [I, Z] differ between items, as a share of their size: 0 if all are equal."""
+    return float(codes.std(0, correction=0).square().mean().sqrt() / codes.square().mean().sqrt())
+
+
+@torch.no_grad()
+def mismatch(joint: Tensor, text: Tensor) -> float:
+    """How far the codes of the same items are apart: 0 if each text code is nearest to its own item's, about .5 by chance.
+
+    Args:
+        joint, text: ``e_i`` and ``q_i`` [I, Z] of at least two items.
+
+    Returns:
+        The median over items of the share of other items whose ``e_j`` is nearer to ``q_i`` than ``e_i`` is.
+    """
+    exact = "donot_use_mm_for_euclid_dist"  # codes that are hardly trained differ in the last digits
+    distances = torch.cdist(text, joint, compute_mode=exact)  # [I, I]
+    nearer = (distances < distances.diagonal().unsqueeze(1)).sum(1)  # [I]
+    return float(nearer.float().median()) / (len(joint) - 1)
+
+
 class Projector(nn.Sequential):
     """``F_U`` and ``F_I`` of stage 2: user states or item codes [B, N] -> the LM's input space [B, D]."""
 

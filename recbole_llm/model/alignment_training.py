@@ -21,7 +21,7 @@ from recbole_llm.data import domains, negatives
 from recbole_llm.data.domains import Domain
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import TextEncoder, encoding_seconds, load_text_encoder
-from recbole_llm.model.alignment import Alignment, LossWeights
+from recbole_llm.model.alignment import Alignment, LossWeights, mismatch, spread
 from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors
@@ -34,6 +34,8 @@ logger = getLogger()
 
 Batch = tuple[list[int], list[list[int]], list[int], list[int]]
 """Users, their histories, next items, and sampled items."""
+COMPARED = 2000  # items
+ALIKE, UNMATCHED = 0.05, 0.25  # of sigmoids that begin at .01 to .03; chance is .5
 TEXT = 5e-3  # guessed seconds of reading and training a text
 _TUNED, _WEIGHTS = "text_encoder", "alignment.safetensors"
 
@@ -140,8 +142,24 @@ class AlignmentTraining:
             fixed = encoder.encode(sentences, show_progress=self.options.show_progress).to(cf.device)  # [I, T]
         with torch.no_grad():
             codes = {"joint": alignment.item_codes(cf.item_table), "text": alignment.text_codes(fixed)}  # [I, Z] each
+        self._report(codes["joint"], codes["text"])
         save_tensors(work.out / "codes.safetensors", codes)
         save_tensors(work.out / _WEIGHTS, alignment.state_dict())
+
+    def _report(self, joint: Tensor, text: Tensor) -> None:
+        """Log how far items differ and match their texts, which the loss does not tell."""
+        trained = self.domain.trained_items
+        some = torch.from_numpy(trained[:: -(-len(trained) // COMPARED)]).to(joint.device)
+        varied, matched = spread(joint[some]), 0.0
+        found = f"vectors of items differ by {varied:.0%} of their size"
+        if self.config.weights.matching and len(some) > 1:
+            matched = mismatch(joint[some], text[some])
+            found += f"; for half of them, {matched:.0%} or more of the others are nearer to the text vector (chance: 50 %)"
+        if varied < ALIKE or matched > UNMATCHED:
+            keys = "raise stage1_epochs or stage1_learning_rate, or give all_positions: True"
+            logger.warning(f"alignment: hardly trained, so soft tokens will hardly tell items apart: {found}; {keys}")
+        else:
+            logger.info(f"alignment: {found}")
 
 
 class _Training:

@@ -19,7 +19,7 @@ from recbole_llm.llm.builtin_text_encoder import builtin_stage
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import TextEncoder, load_text_encoder
 from recbole_llm.model import alignment, alignment_training
-from recbole_llm.model.alignment import Alignment, LossWeights, Projector
+from recbole_llm.model.alignment import Alignment, LossWeights, Projector, mismatch, spread
 from recbole_llm.model.alignment_training import AlignmentConfig, AlignmentTraining
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.stages import Work
@@ -278,3 +278,17 @@ def test_beta_is_the_papers_for_the_size_of_the_data_unless_it_is_given(
     ones = {"recommendation_weight": 1.0, "matching_weight": 1.0, "alpha": 1.0}
     config = {**ones, "beta": beta, "match_negatives": False, "logits": "sum"}
     assert LossWeights.of(config, interactions=13).text_reconstruction == expected
+
+
+def test_the_spread_is_the_share_of_the_size_that_differs_between_items() -> None:
+    same = torch.full((10, 4), 0.5)
+    other = same + 0.1 * torch.tensor([[1.0], [-1.0]]).repeat(5, 1)
+    assert spread(same) == 0 and spread(other) == pytest.approx(0.1 / (0.25 + 0.01) ** 0.5)
+
+
+def test_codes_that_match_have_their_own_item_nearest_and_others_are_at_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes, others = torch.rand(2, 400, 8, generator=generator)
+    assert mismatch(codes, codes + 1e-3 * others) == 0
+    assert 0.4 < mismatch(codes, others) < 0.6
+    assert mismatch(torch.full((400, 8), 0.5) + 1e-3 * codes, torch.full((400, 8), 0.5) + 1e-3 * others) > 0.4

@@ -246,6 +246,14 @@ def test_training_learns(trained: Any, assemble: Any, shared_settings: dict[str,
     assert batch_loss(made, made.soft, batch) < 0.95 * batch_loss(made, fresh, batch)
 
 
+@pytest.mark.parametrize(("changes", "told"), [({"stage1_learning_rate": 1e-6}, True), ({"stage1_epochs": 60}, False)])
+def test_a_stage_1_that_is_hardly_trained_is_told(
+    projection: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], told: bool
+) -> None:
+    projection(checkpoint_dir=str(tmp_path), all_positions=True, **changes)
+    assert "vectors of items differ by" in caplog.text and ("raise stage1_epochs" in caplog.text) == told
+
+
 @pytest.mark.parametrize(("more", "beta"), [(0, 0.5), (1, 0.2)])
 def test_beta_follows_the_size_of_the_whole_data_set_which_the_paper_counts(
     settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch, more: int, beta: float
