@@ -6,6 +6,7 @@ Everything is made on the fly under a temporary folder; nothing is downloaded, a
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,16 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     """Tests that read the log do not depend on which test configured it before."""
     caplog.set_level("INFO")
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers() -> Iterator[None]:
+    """No handler of a run outlives the test, whose standard error is closed by then."""
+    yield
+    for handler in [*logging.getLogger().handlers]:
+        if type(handler).__module__ == "recbole_llm.logs":
+            logging.getLogger().removeHandler(handler)
+            handler.close()
 
 
 CHATML = (

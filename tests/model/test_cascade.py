@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,6 +250,7 @@ def test_a_ranker_of_the_user_brings_its_own_settings(tmp_path: Path, monkeypatc
     (tmp_path / "OwnRanker.yaml").write_text("extends: model/TALLRec\nboldness: 0.5  # (float) of the ranker\nlora_epochs: 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_own", {})
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     found = LLMConfig("Cascade", "tiny", config_dict={"llm_ranker": "mine:OwnRanker", "boldness": 0.25})
     assert (found["boldness"], found["lora_epochs"], found["cheap_model"], found.unread) == (0.25, 3, "SASRec", {})
     with pytest.raises(ValueError, match="boldness: 'much' in config_dict is not a number"):

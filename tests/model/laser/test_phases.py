@@ -135,7 +135,7 @@ def test_a_phases_optimiser_is_as_its_settings_say_and_the_warm_up_balances_too(
 
 @pytest.mark.parametrize("phase", ["warmup", "phase1", "phase2"])
 def test_a_phase_that_diverges_names_its_own_learning_rate(
-    module_settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch, phase: str
+    settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     step = TrainingLoop._step
 
@@ -147,4 +147,4 @@ def test_a_phase_that_diverges_names_its_own_learning_rate(
 
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)
     with pytest.raises(ValueError, match=f"{phase}: the loss is nan at step 0; lower `{phase}_learning_rate`"):
-        run_stages(assemble("Laser", module_settings, **QUICK, warmup_epochs=1, weight_decay=0.04))
+        run_stages(assemble("Laser", settings, **QUICK, warmup_epochs=1))
