@@ -20,7 +20,6 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.model import routing
 from recbole_llm.planner import TEST, VALIDATION, plan_of
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.store import code
 from recbole_llm.store.costs import metered
 from recbole_llm.store.stages import in_order
 from tests.conftest import assembled, dealt_anew
@@ -105,13 +104,6 @@ def test_histories_of_one_length_have_scores_of_their_own(made: SimpleNamespace,
     assert not torch.equal(*expected)
     torch.testing.assert_close(model.models.llm_scores(interaction, candidates), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(model.models.llm_scores(interaction[1:], candidates[1:]), expected[1:], atol=1e-4, rtol=0)
-
-
-def test_cached_scores_are_of_this_code(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, tree = made.model.variants(), code._tree
-    monkeypatch.setattr(code, "_tree", lambda name: (tree(name)[0] + "!" * name.endswith("model.cascade"), tree(name)[1]))
-    after = made.model.variants()
-    assert {name for name in before if before[name].fingerprint != after[name].fingerprint} == {"Cascade", "random routing"}
 
 
 def test_the_record_has_the_rule_the_curve_and_its_files(settings: dict[str, Any]) -> None:
