@@ -151,14 +151,16 @@ def stage_lines(stages: Sequence[Stage], cache: StageCache, *, unknown: str = ""
     Args:
         unknown: why the costs cannot be known yet, if so.
     """
-    lines = []
+    lines: list[Line] = []
     for stage in in_order(stages):
+        # a second stage of one name has that of its folder, as in what is measured
+        name = stage.folder_name if any(line.name == stage.name for line in lines) else stage.name
         if cache.is_cached(stage):
-            lines.append(Line(stage.name, CACHED, None))
+            lines.append(Line(name, CACHED, None))
             continue
         cost = None if unknown else stage.cost
         own = Cost(note=f"not estimated{unknown and ': '}{unknown}") if cost is None else estimated(cost)
-        lines.append(Line(stage.name, TO_RUN, own))
+        lines.append(Line(name, TO_RUN, own))
     return lines
 
 

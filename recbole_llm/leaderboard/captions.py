@@ -20,6 +20,10 @@ def sign_words(leaderboard: Leaderboard, table: Table) -> list[str]:
     facts = []
     if table.metric:
         facts.append("± half width of the 95 % interval over seeds")
+        fewer = ", ".join(
+            f"{row.label} ({len(row.seeds)} of {len(row.cells)})" for row in table.rows if 0 < len(row.seeds) < len(row.cells)
+        )
+        facts += [f"with the seeds that have a result, in the tests too: {fewer}"] * bool(fewer)
         tested = any(row.best for row in table.rows)
         facts.append(f"bold {table.metric}: not significantly worse than the best" if tested else "the best row is not tested")
         facts.append(

@@ -173,7 +173,8 @@ class StageCache:
                 logger.info(f"stage {stage.name}: reused from {folder}")
                 self.seconds.setdefault(name, 0.0)
             else:
-                self.seconds[name] = self._build(stage, folder)
+                measured = self._build(stage, folder)
+                self.seconds[name], self.measured[name] = measured.seconds, measured
                 processes.wait()  # for the result of process 0
         self.folders[name] = folder
 
@@ -204,8 +205,8 @@ class StageCache:
             return False
         return True
 
-    def _build(self, stage: Stage, folder: Path) -> float:
-        """Compute a stage; returns the seconds."""
+    def _build(self, stage: Stage, folder: Path) -> Measured:
+        """Compute a stage; returns what it took."""
         logger.info(f"stage {stage.name}: started")
         init_seed(self.seed, True)  # the result must not depend on which earlier stages were cached
         scratch = folder.with_name(f".{folder.name}.unfinished")
@@ -219,6 +220,5 @@ class StageCache:
                 (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
             finally:
                 _trained.reset(token)
-        self.measured[stage.name] = measured
         logger.info(f"stage {stage.name}: done in {measured.seconds:.1f} s, cached in {folder}")
-        return measured.seconds
+        return measured

@@ -124,6 +124,10 @@ def test_failed_and_waiting_cells_are_rows_with_their_reason() -> None:
         ]
     )
     assert row(board, "A").troubles == ["seed 2 failed: killed by signal 9"] and row(board, "A").half_width["hit@1"] is None
+    told = caption(board, board.tables[0])
+    assert "with the seeds that have a result, in the tests too: A (1 of 2)" in told
+    complete = build([cell("A", [1, 2, 3])])
+    assert "seeds that" not in caption(complete, complete.tables[0])
     assert row(board, "B").troubles == ["seed 2020 failed: CUDA out of memory"] and row(board, "B").metrics == {}
     assert row(board, "C").troubles == ["seed 2020 has not run"] and row(board, "C").mark == "" and not row(board, "C").best
     assert [row.label for row in board.tables[0].rows] == ["A", "B", "C"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from filelock import Timeout
 
+from recbole_llm.costs.plan import stage_lines
 from recbole_llm.store import locks, stages
 from recbole_llm.store.stages import Stage, StageCache, Work, in_order
 
@@ -105,7 +106,8 @@ def test_a_cache_knows_the_folders_of_all_stages_that_it_ran_or_reused(cache, bu
     other = replace(upstream, depends={"of": "a retriever"})
     cache.run(other)  # the second of a name has that of its folder
     assert cache.folders == {**expected, other.folder_name: cache.folder(other)} and cache.folders["up"].is_dir()
-    assert cache.seconds.keys() == cache.folders.keys()  # each has the seconds of its own folder
+    assert cache.seconds.keys() == cache.folders.keys() == cache.measured.keys()  # each has the seconds of its own folder
+    assert [line.name for line in stage_lines([stage, other], cache)] == list(cache.folders)  # and the plan the same names
 
 
 @pytest.mark.parametrize(
