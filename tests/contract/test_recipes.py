@@ -200,24 +200,28 @@ def test_files_of_backbones_say_what_a_backbone_is(llm: str) -> None:
         assert model in MODELS and FILES.read(f"llm/{llm}/{model}").keys() <= FOR_ONE_MODEL
 
 
+ONE = "qwen2-7b"  # runs for all real backbones, which differ in nothing on the same tiny weights
+FAST = {(ONE, model) for model in ("LlamaRec", "ALLMRec")}
+
+
 @pytest.mark.parametrize("llm", LLMS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_llm_has_a_stand_in(model: str, llm: str, tmp_path: Path) -> None:
     config = LLMConfig(model, "tiny", config_dict=tiny_stand_in(llm, tmp_path))
     assert (config["llm"], config["llm_path"]) == (llm, str(tmp_path))
     assert config["prompt"] == composed(model, llm)["prompt"]
-
-
-FAST = {("qwen2-7b", model) for model in ("LlamaRec", "ALLMRec")}
+    if llm in REAL:
+        one = LLMConfig(model, "tiny", config_dict=tiny_stand_in(ONE, tmp_path))
+        assert config.plain() | {"llm": ONE} == one.plain()
 
 
 @pytest.mark.parametrize(
     "llm, model",
     [
         pytest.param(llm, model, marks=[] if (llm, model) in FAST else pytest.mark.slow)
-        for llm in LLMS
+        for llm in (ONE, "smollm2-135m")  # the builtin one is run by the contract tests
         for model in MODELS
-        if model != "AlphaRec" and llm != "builtin"  # which the contract tests run
+        if model != "AlphaRec"
     ],
 )
 def test_a_recipe_runs_on_tiny_weights(llm: str, model: str, data_path: Path, tiny_lm: Path, tmp_path: Path) -> None:
