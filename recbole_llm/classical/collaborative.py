@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import init_seed
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
@@ -70,7 +71,8 @@ class CollaborativeModel:
         self.model = self._fresh_model().requires_grad_(False).eval()
         depends = {"config": self.config.recbole_fingerprint, "histories": self.histories.fingerprint}
         depends |= {"checkpoint": sha256_file(self._checkpoint)} if self._checkpoint else {}
-        self.stage = Stage(f"cf-{name}", depends, self._import if checkpoint else self._train, cost=self._cost)
+        build = self._import if checkpoint else self._train
+        self.stage = Stage(f"cf-{name}", depends, build, cost=self._cost, role=self.KEYS[0])
 
     @classmethod
     def of(cls, config: Any, histories: Histories, max_seq_length: int) -> Self:
@@ -121,7 +123,8 @@ class CollaborativeModel:
 
     def _train(self, work: Work) -> None:
         self.config["checkpoint_dir"] = str(work.scratch)
-        self.model = self._fresh_model()  # initialised with the stage's seed
+        init_seed(self.config["seed"], True)  # its own, if its settings have one
+        self.model = self._fresh_model()
         trainer = self._trainer_class(self.config, self.model)
         train, valid, _ = self.loaders
         count_trained(trainer.model.parameters())

@@ -31,5 +31,7 @@ def record_code(config: Any) -> str:
         kinds.append(registry.get_model(str(config[key])))
     named = (str(config[key]) for key in _INNER)
     kinds += [registry.get_model(name) for name in named if ":" in name]  # a user's own
+    beside = [own.get("merge") if isinstance(own, dict) else own for own in (config["merge_beside"] or {}).values()]
+    merges = [str(name).replace(":", ".").rpartition(".")[0] for name in (config["merge"], *beside)]  # '' for known methods
     retriever = ["recbole_llm.classical.retriever"] if config["candidates"]["source"] == "retriever" else []
-    return code_fingerprint(*_ANY_RUN, *retriever, *(kind.__module__ for kind in kinds))
+    return code_fingerprint(*_ANY_RUN, *retriever, *(kind.__module__ for kind in kinds), *filter(None, merges))

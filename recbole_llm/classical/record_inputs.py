@@ -21,8 +21,9 @@ _PRETRAINED = ("llm_path", "text_encoder_path")
 def record_inputs(config: Any) -> dict[str, str]:
     """The hash of each file or folder that a run reads, by a name without its place.
 
-    These are the tables of its datasets, the user's candidates, checkpoints and adapters, and the pretrained models that are
-    folders. What does not exist has none; whoever reads it says so. Those that name the run, such as predictions, count there.
+    These are the tables of its datasets, the settings beside those of other datasets, the user's candidates, checkpoints and
+    adapters, and the pretrained models that are folders. What does not exist has none; whoever reads it says so. Those that name
+    the run, such as predictions, count there.
 
     Args:
         config: of the run.
@@ -43,7 +44,9 @@ def _inputs(config: Any) -> Iterator[tuple[str, Path]]:
     folders |= {name: config.for_dataset(name, whole=True)["data_path"] for name in others if name}
     for name, folder in folders.items():
         for file in sorted(Path(folder).glob("*")):
-            if file.name.startswith(f"{name}.") and file.suffix in (*TABLES, *_suffixes(config)) and file.is_file():
+            # the settings of the run's own dataset count by their values
+            read = (*TABLES, *_suffixes(config), *([".yaml"] if name != config["dataset"] else []))
+            if file.name.startswith(f"{name}.") and file.suffix in read and file.is_file():
                 yield file.name, file
     files = {f"candidates.{phase}": path for phase, path in (config["candidates"]["file"] or {}).items()}
     files |= {key: config[key] for key in _CHECKPOINTS}

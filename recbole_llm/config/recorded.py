@@ -30,7 +30,7 @@ def recorded_config(
         path: the file of the record.
         checkpoint_dir: where results are kept; None: the default one.
         data_path: folder that contains the dataset; None: the one of the run, or if that is gone the default one.
-        changes: values that are changed afterwards.
+        changes: values that are changed afterwards; a dictionary changes only the keys that it names, as on the command line.
         own: the model is one of the user, whose settings may stand in no property file.
 
     Raises:
@@ -50,7 +50,9 @@ def recorded_config(
         differing = [key for key in recorded.keys() & found.keys() - _ABOUT_FILES if found[key] != recorded[key]]
         absent = recorded.keys() - found.keys() - _ABOUT_FILES if own else set()
         if not differing and not absent:
-            return LLMConfig(model, dataset, config_dict=as_literals({**given, **changes})) if changes else config
+            return (
+                LLMConfig(model, dataset, config_dict=as_literals(config.properties.merge(given, changes))) if changes else config
+            )
         given |= {key: recorded[key] for key in {*differing} & known.keys() - {"eval_args"} | absent}
     key = min([*differing, *absent])
     raise ValueError(

@@ -153,8 +153,7 @@ def stage_lines(stages: Sequence[Stage], cache: StageCache, *, unknown: str = ""
     """
     lines: list[Line] = []
     for stage in in_order(stages):
-        # a second stage of one name has that of its folder, as in what is measured
-        name = stage.folder_name if any(line.name == stage.name for line in lines) else stage.name
+        name = stage.second_name if any(line.name == stage.name for line in lines) else stage.name
         if cache.is_cached(stage):
             lines.append(Line(name, CACHED, None))
             continue

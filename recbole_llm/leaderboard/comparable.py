@@ -49,7 +49,18 @@ def check(what: str, cells: Sequence[Cell], apart: str = APART) -> None:
             alike(having, partial(_size, name=name), partial(_other_slice, name))
     alike(runs, _masking, _other_masking)
     alike(runs, lambda record: record["protocol"].get("targets"), _other_targets)
-    alike(runs, _ranked, _other_candidates)
+    for own in _by_candidates(runs).values():
+        alike(own, _ranked, _other_candidates)
+
+
+def _by_candidates(runs: Sequence[_Run]) -> dict[Hashable, list[_Run]]:
+    """The runs that rank the same items: all of them, or of each seed its own if the split or the retriever depends on it."""
+    found: dict[Hashable, list[_Run]] = {}
+    for cell, record in runs:
+        retrieved = ((record.get("config") or {}).get("candidates") or {}).get("source") == "retriever"
+        key = record["passport"]["filters"].get("seed"), cell.seed if retrieved else None
+        found.setdefault(key, []).append((cell, record))
+    return found
 
 
 def same_users(what: str, users: Mapping[str, Sequence[str]], apart: str = APART) -> int | None:

@@ -18,6 +18,7 @@ from recbole_llm.evaluation import significance
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.leaderboard.per_user import mean_over_seeds, per_user
 from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, read_adapter
+from recbole_llm.llm.backbones import BUILTIN
 from recbole_llm.merging.geometry import pairs
 from recbole_llm.store.files import DamagedError, fingerprint, sha256_file
 
@@ -149,7 +150,8 @@ def _by_settings(records: Iterable[Mapping[str, Any]]) -> list[dict[int, Mapping
         about = (
             record["model"],
             record["dataset"],
-            record["backbone_fingerprint"],
+            # a builtin LM is another one with each seed; its settings stand in those of the run
+            record["backbone" if config.get("llm_path") == BUILTIN else "backbone_fingerprint"],
             config,
             sorted(record["ranks"][record["model"]]),
         )

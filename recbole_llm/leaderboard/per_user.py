@@ -12,7 +12,7 @@ from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.published import PREFIX, in_recbole
 from recbole_llm.leaderboard import comparable
 
-_TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks
+_TOLERANCE = 1e-3  # between a recorded metric and the mean over its ranks, besides the rounding of the former
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def per_user(record: Mapping[str, Any], row: str, metric: str, slice_name: str |
     if None in gains:
         return None
     values = np.array(gains, dtype=np.float64)[where]
-    if not abs(values.mean() - recorded) <= _TOLERANCE:
+    if not abs(values.mean() - recorded) <= _tolerance(record):
         return None
     found = PerUser(tuple(users), values)
     return found if slice_name is None else _within(found, record, row, metric, slice_name)
@@ -57,8 +57,13 @@ def _within(found: PerUser, record: Mapping[str, Any], row: str, metric: str, na
         return None
     part = PerUser(tuple(user for user in found.users if user in own), found.values[kept])
     recorded = (((record.get("slices") or {}).get(row) or {}).get(name) or {}).get(metric)
-    agrees = recorded is None or abs(part.values.mean() - recorded) <= _TOLERANCE
+    agrees = recorded is None or abs(part.values.mean() - recorded) <= _tolerance(record)
     return part if agrees else None
+
+
+def _tolerance(record: Mapping[str, Any]) -> float:
+    decimals = (record.get("config") or {}).get("metric_decimal_place")
+    return max(_TOLERANCE, 0.5 * 10.0**-decimals + 1e-9) if isinstance(decimals, int) else _TOLERANCE
 
 
 def mean_over_seeds(what: str, found: Mapping[int, PerUser | None]) -> PerUser | None:

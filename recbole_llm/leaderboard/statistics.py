@@ -125,7 +125,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         training_at_least=any(at_least for _, at_least in training),
         users_per_second=float(facts["users_per_second"].mean()) if "users_per_second" in facts else None,
         peak_memory_bytes=float(facts["peak_memory_bytes"].max()) if "peak_memory_bytes" in facts else None,
-        candidates=_first(map(comparable.candidates, records)),
+        candidates=", ".join(dict.fromkeys(filter(None, map(comparable.candidates, records)))) or None,
         note=_note(cells),
         shortcut=any(record.get("shortcut") is True for record in records),
         memorisation=_first(record.get("memorisation") for record in records),

@@ -74,7 +74,7 @@ class Row:
         beats: marks of the rows that are significantly worse.
         training_seconds: from scratch, mean over seeds; a reused stage counts with its training time.
         training_at_least: a stage was trained outside this leaderboard, so the true time is longer.
-        candidates: SHA-256 of the candidate file.
+        candidates: SHA-256 of the candidate file; of several seeds with other candidates, those of all, separated by commas.
         shortcut: an untrained rule, with which the other rows are compared.
         headroom: how much better the first metric is than that of the best shortcut of the table; None for a shortcut or
             without one.

@@ -27,6 +27,7 @@ from recbole_llm.classical.record_code import record_code
 from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.key_groups import ABOUT_DATA
+from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import read_arguments
 from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.leaderboard.plan import Task
@@ -288,6 +289,8 @@ class Search:
         return f"{found}, {self.algo} search, seed{'s' * (len(self.tasks) > 1)} {seeds}: {'; '.join(lines)}"
 
     def best_properties(self) -> dict[str, Any]:
-        """The given settings of the model, the best settings, and the note."""
-        given = {key: value for key, value in self.task.settings.items() if key not in ABOUT_DATA}
+        """The settings of the model that were given, in files and beside them, the best settings, and the note."""
+        files = [read_yaml(property_file(file)) for file in self.task.config_files]
+        layers = PropertyFiles().merge(*files, self.task.settings)
+        given = {key: value for key, value in layers.items() if key not in ABOUT_DATA and key not in ("model", "dataset")}
         return {**given, **self.trials[0].settings, "note": self.note}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm import quick_start, registry
+from recbole_llm.classical.retriever import Retriever
 from recbole_llm.config.recorded import given_mode, recorded_config
 from recbole_llm.data.passport import differences
 from recbole_llm.evaluation.recommender import Variant
@@ -91,7 +92,8 @@ class PastRun:
         if "llm_path" in bases:
             shared.check_base(record, parts)
         stages = Path(config["checkpoint_dir"]) / "stages", root / "stages"
-        cache = RecordedStages(stages[0], config["seed"], recorded=record["stages"], run_root=stages[1], again=again)
+        whose = {"recorded": record["stages"], "run_root": stages[1], "again": again, "changed": _changed(record, config)}
+        cache = RecordedStages(stages[0], config["seed"], **whose)
         for stage in parts.stages:
             if not cache.is_cached(stage):
                 logger.warning(f"{path.parent.name} needs {stage.name} to recommend, which its evaluation did not: trained now")
@@ -150,6 +152,14 @@ def _as_retrieved(record: Mapping[str, Any]) -> dict[str, Any]:
     if getattr(model, "scores_full_catalogue", True) or "test" in record["config"]["full_phases"]:
         return {}
     return {"eval_args": {**record["config"]["eval_args"], "mode": {**given_mode(record["config"]), "test": "full"}}}
+
+
+def _changed(record: Mapping[str, Any], config: Any) -> frozenset[str]:
+    """The role of the retriever, if this is not the one of the run."""
+    then, now = record["config"], config.plain()
+    other = any(now.get(key) != then.get(key) for key in Retriever.KEYS)
+    drawn = [(own.get("candidates") or {}).get("source") == "retriever" for own in (then, now)]
+    return frozenset(Retriever.KEYS[:1] if other or drawn == [False, True] else ())
 
 
 def _checkpoint(record: Mapping[str, Any], path: Path, again: str) -> Path | None:

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.quick_start import Run
-from recbole_llm.store.shared_runs import FOLDER
+from recbole_llm.store.shared_runs import FOLDER, author_code
 
 logger = getLogger()
-
-_MODELS = ("cf_model", "cheap_model", "llm_ranker", "retriever")
-"""The keys that name models, beside ``model`` itself."""
 
 
 def check_names(record: Mapping[str, Any], path: Path) -> None:
@@ -22,12 +19,8 @@ def check_names(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         ValueError: names it.
     """
-    config = record["config"]
-    merges = [config.get("merge"), *(config.get("merge_beside") or {}).values()]
-    named = [config.get(key) for key in _MODELS] + [one.get("merge") if isinstance(one, dict) else one for one in merges]
-    for name in named:
-        if isinstance(name, str) and (":" in name or "." in name):
-            raise ValueError(f"--run: {path} names {name!r}, code of its author, which is not part of a shared run")
+    if name := author_code(record["config"]):
+        raise ValueError(f"--run: {path} names {name!r}, code of its author, which is not part of a shared run")
 
 
 def check_moved(record: Mapping[str, Any], moved: Mapping[str, str]) -> None:

@@ -143,10 +143,9 @@ class Board:
         return self.tasks()
 
     def fingerprint(self, claim: Claim) -> str:
-        """SHA-256 of the claim, its test, and the runs of its rows as the file has them."""
-        runs = [
-            [*task.arguments, task.row] for task in self._own if task.label in claim.labels and task.protocol == claim.protocol
-        ]
+        """SHA-256 of the claim, its test, and the runs of its rows as the file has them, with the content of their files."""
+        own = [task for task in self._own if task.label in claim.labels and task.protocol == claim.protocol]
+        runs = [[*task.arguments, task.row, *(read_yaml(property_file(file)) for file in task.config_files)] for task in own]
         return fingerprint({"claim": claim.as_dict(), "runs": runs})
 
 

@@ -24,7 +24,7 @@ from recbole_llm.share.public_record import public_record, without_paths
 from recbole_llm.store import hub, runs
 from recbole_llm.store.files import MANIFEST, DamagedError, atomic_folder, sha256_file, verify
 from recbole_llm.store.json_files import read_object, sealed
-from recbole_llm.store.shared_runs import CARD, KINDS, PASSPORT, SETTINGS, WEIGHTS, is_shared
+from recbole_llm.store.shared_runs import CARD, KINDS, PASSPORT, SETTINGS, WEIGHTS, author_code, is_shared
 
 logger = getLogger()
 
@@ -78,15 +78,15 @@ def _check(record: Mapping[str, Any], path: Path) -> None:
         registry.check_name(str(record["model"]))
     except ValueError as error:
         raise ValueError(f"RUN: {path} is of a model of your own; share its file with your code ({error})") from error
-    own = [key for key in ("cf_checkpoint", *PRETRAINED) if config.get(key)]
+    own = [key for key in ("cf_checkpoint", "cheap_checkpoint", *PRETRAINED) if config.get(key)]
     own += ["candidates.file"] if (config.get("candidates") or {}).get("source") == "file" else []
     own += [
         f"adapters.{name}" for name, given in (config.get("adapters") or {}).items() if Path(str(given)).expanduser().exists()
     ]
     if own:
         raise ValueError(f"RUN: {path} was made with a file of yours ({own[0]}), which others lack; share a run without it")
-    if ":" in str(config.get("merge")):
-        raise ValueError(f"RUN: {path} merges by a function of yours (merge: {config['merge']}), which others lack")
+    if name := author_code(config):
+        raise ValueError(f"RUN: {path} uses code of yours ({name}), which others lack; share a run without it")
 
 
 def _write(record: Mapping[str, Any], path: Path, target: Path, name: str, *, user_ids: bool, licence: str | None) -> list[str]:

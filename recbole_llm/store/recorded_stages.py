@@ -18,19 +18,23 @@ class RecordedStages(StageCache):
         recorded: the name of each stage's folder.
         run_root: where the recorded stages are, which is only read; None: in ``root``, where others are computed.
         again: how to repeat the run, for errors.
+        changed: roles of stages whose settings are no longer those of the run: only the very same stage is taken from it.
     """
 
     recorded: Mapping[str, str] = field(default_factory=dict)
     run_root: Path | None = None
     again: str = "repeat the run"
+    changed: frozenset[str] = frozenset()
 
     def folder(self, stage: Stage) -> Path:
         own, run = super().folder(stage), self.run_root or self.root
         if own.name in self.recorded.values():
             return run / own.name
-        if stage.name not in self.recorded:
+        if stage.second_name in self.recorded:
+            return run / self.recorded[stage.second_name]
+        if stage.name not in self.recorded or stage.role in self.changed:
             return own
-        # of a name that two stages have, only the first stands in the record by its name
+        # a record of an earlier state has the second of a name by that of its folder
         several = sum(name.rpartition("-")[0] == stage.name for name in self.recorded.values()) > 1
         return own if several and is_complete(own) else run / self.recorded[stage.name]
 

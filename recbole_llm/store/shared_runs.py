@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from recbole_llm.store.files import MANIFEST, DamagedError, verify
 from recbole_llm.store.hub import PREFIX, download
@@ -23,6 +24,17 @@ _MODULES = "modules.json"  # of a SentenceTransformer: names classes
 MOST_LAYERS = 64
 FOLDER = "folder:"
 """In a shared record, before the name of a base model that is a folder on its author's machine, and no hub id."""
+
+
+_MODELS = ("cf_model", "cheap_model", "llm_ranker", "retriever")
+"""The keys that name models, beside ``model`` itself."""
+
+
+def author_code(config: Mapping[str, Any]) -> str | None:
+    """The first model or merge function of a user that the settings of a run name, which no shared run may have."""
+    merges = [config.get("merge"), *(config.get("merge_beside") or {}).values()]
+    named = [config.get(key) for key in _MODELS] + [one.get("merge") if isinstance(one, dict) else one for one in merges]
+    return next((name for name in named if isinstance(name, str) and (":" in name or "." in name)), None)
 
 
 def is_shared(root: Path) -> bool:

@@ -80,6 +80,7 @@ class Stage:
         code: modules whose code computes the result, besides the one that defines ``build``; their imports are included.
         with_imports: whether the imports of that one are included too; False for a module that also defines other things.
         cost: computes what the stage costs, without running it; None: not estimated.
+        role: what the run has it for, such as the key that names the model, if it may have several of one name.
     """
 
     name: str
@@ -89,6 +90,12 @@ class Stage:
     code: tuple[str, ...] = ()
     with_imports: bool = True
     cost: Callable[[], Cost] | None = field(default=None, compare=False)
+    role: str = field(default="", compare=False)
+
+    @property
+    def second_name(self) -> str:
+        """What a run calls it if another of its stages has the name."""
+        return f"{self.name} ({self.role})" if self.role else self.folder_name
 
     @property
     def folder_name(self) -> str:
@@ -131,7 +138,7 @@ class StageCache:
     Attributes:
         seconds: duration of each stage by its name in ``folders``; 0 for a reused result.
         measured: what each stage that ran has cost, by name.
-        folders: folder of each result by name, or by its own name if another stage has that name.
+        folders: folder of each result by name, or by :attr:`Stage.second_name` if another stage has that name.
         waited: seconds spent waiting for other processes that computed a stage.
     """
 
@@ -165,8 +172,7 @@ class StageCache:
 
     def _run(self, stage: Stage) -> None:
         folder, processes = self.folder(stage), current()
-        # the model's part runs before a retriever of the same name, which the record has by the name of its folder
-        name = stage.name if self.folders.get(stage.name, folder) == folder else folder.name
+        name = stage.name if self.folders.get(stage.name, folder) == folder else stage.second_name
         with self._locked(stage) as waited:
             self.waited += waited
             if processes.agree(processes.main and self._verified(folder)):

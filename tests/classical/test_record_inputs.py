@@ -17,6 +17,7 @@ FILES = {
     "tiny.inter": "data/tiny/tiny.inter",
     "tiny.item": "data/tiny/tiny.item",
     "other.inter": "data/other/other.inter",
+    "other.yaml": "data/other/other.yaml",
     "candidates.test": "mine.candidates",
     "adapters.ingredient/adapter_config.json": "adapter/adapter_config.json",
     "llm_path": "lm/config.json",
@@ -27,6 +28,7 @@ FILES = {
 def given(tmp_path: Path, data_path: Path, tiny_lm: Path) -> dict[str, Any]:
     shutil.copytree(data_path, tmp_path / "data")
     shutil.copytree(tiny_lm, tmp_path / "lm")
+    (tmp_path / "data/other/other.yaml").write_text("user_inter_num_interval: '[2,inf)'\n")
     (tmp_path / "adapter").mkdir()
     for name in ("mine.candidates", "adapter/adapter_config.json"):
         (tmp_path / name).write_text("{}")

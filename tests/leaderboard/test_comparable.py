@@ -49,6 +49,20 @@ def test_runs_that_were_measured_alike_pass() -> None:
     check("leaderboard: full", [])
 
 
+@pytest.mark.parametrize(
+    ("filters", "drawn"), [({"seed": 1}, {"source": "uniform"}), ({}, {"source": "retriever"})], ids=["order: RO", "retriever"]
+)
+def test_candidates_that_depend_on_the_seed_are_compared_seed_by_seed(filters: dict[str, Any], drawn: dict[str, Any]) -> None:
+    def run(label: str, seed: int, digest: str) -> Cell:
+        own = {**filters, "seed": seed} if filters else {}
+        facts = {"candidates_sha256": {"test": digest}, "config": {"candidates": drawn}, "passport": passport(**own)}
+        return cell(label, seed=seed, mask=None, **facts)
+
+    alike = [run(label, seed, f"of seed {seed}") for label in ("TALLRec", "LlamaRec") for seed in (1, 2)]
+    check("leaderboard: full", alike)
+    assert "ranked the candidates other" in refusal(*alike, run("BPR", 2, "other"))
+
+
 def test_other_counts_and_filters_are_named() -> None:
     odd = cell("SASRec", passport=passport(942, rm_dup_inter=None, tie_order="random"))
     assert refusal(cell("BPR"), odd, cell("Pop")) == (

@@ -105,6 +105,13 @@ def test_seeds_are_one_point_and_the_newest_record_of_each_counts(tmp_path: Path
     assert [*merge.features.values()][0] == pytest.approx(0.15) and UNIFORM not in merge.gains
 
 
+def test_the_seeds_of_a_builtin_lm_which_is_another_one_with_each_are_one_point(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        own = {"seed": seed, "dataset": "d", "backbone_fingerprint": f"of seed {seed}", "config": {"llm_path": "builtin"}}
+        record(tmp_path / str(seed), 0, {"LoRACocktail": 24}, {"cosine": 0.1}, **own)
+    assert [merge.seeds for merge in forecast([tmp_path]).merges] == [[1, 2]]
+
+
 def test_the_even_mix_of_the_same_adapters_is_one_point(tmp_path: Path) -> None:
     many(tmp_path, [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4])
     record(

@@ -157,6 +157,12 @@ def test_a_record_that_lacks_something_has_empty_cells(facts: dict[str, Any]) ->
     assert row(build([empty]), "A").metrics == {} and build([]).tables == []
 
 
+def test_metrics_that_are_rounded_to_two_places_are_those_of_their_ranks() -> None:
+    ranks = [1, 2, 2, 2, 2, 2, 2]  # hit@1 is .142857
+    facts = {"results": {"A": {"hit@1": 0.14}}, "config": {"metric_decimal_place": 2}}
+    assert build([cell("A", ranks, facts=facts), cell("B", [2] * 7)]).tests == 1
+
+
 def test_ranks_that_do_not_give_the_metric_are_not_tested_and_nothing_is_bold() -> None:
     several = cell("A", [1, 2, 3], facts={"results": {"A": {"hit@1": 0.9}}})  # users with several targets, say
     board = build([several, cell("B", [2, 2, 3])])

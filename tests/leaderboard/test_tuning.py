@@ -143,6 +143,16 @@ def test_a_choice_of_lists_stays_one(runs: Callable[..., Any]) -> None:
     assert search.best_properties()["mlp_hidden_size"] == [8, 4] and list(search.best_properties())[-1] == "note"
 
 
+def test_the_file_of_the_best_settings_has_those_of_given_files(runs: Callable[..., Any], tmp_path: Path) -> None:
+    search, _ = runs(score)
+    file = tmp_path / "base.yaml"
+    file.write_text("n_layers: 4\nepochs: 3\nlearning_rate: 1\neval_batch_size: 9\n")
+    search.run()
+    search.task = replace(search.task, config_files=(str(file),))
+    best = {"n_layers": 4, "epochs": 7, "embedding_size": 8, "learning_rate": 0.001}
+    assert {key: value for key, value in search.best_properties().items() if key != "note"} == best
+
+
 def test_settings_that_are_drawn_twice_count_as_one(runs: Callable[..., Any]) -> None:
     space = {"embedding_size": ("choice", [4]), "learning_rate": ("choice", [0.1, 0.01])}
     search, ran = runs(score, "random", space=space, max_evals=8)

@@ -54,6 +54,21 @@ def test_other_metrics_and_users_are_those_of_the_same_ranks(sasrec: Path) -> No
     assert found["seconds"]["train"] == before["seconds"]["train"] and found["code"] == before["code"]
 
 
+def test_of_the_candidates_only_the_given_key_changes(module_settings: dict[str, Any]) -> None:
+    run = trained("BPR", module_settings, candidates={"source": "popularity", "num_negatives": 9, "seed": 7})
+    found = read_record(evaluate_run(run, {"candidates": {"num_negatives": 5}}))["config"]["candidates"]
+    assert (found["source"], found["num_negatives"], found["seed"]) == ("popularity", 5, 7)
+
+
+def test_another_retriever_is_trained_and_is_not_that_of_the_run(module_settings: dict[str, Any]) -> None:
+    drawn = {"source": "retriever", "num_negatives": 5}
+    run = trained("BPR", module_settings, candidates=drawn, retriever="BPR", retriever_config={"epochs": 1})
+    other = {"retriever_config": {"epochs": 3}}
+    found = read_record(evaluate_run(run, other))
+    expected = read_record(trained("BPR", module_settings, candidates=drawn, retriever="BPR", **other))
+    assert found["candidates_sha256"] == expected["candidates_sha256"] != read_record(run)["candidates_sha256"]
+
+
 def test_without_a_change_it_is_the_same_result_in_another_folder(sasrec: Path) -> None:
     found = evaluate_run(sasrec, {})
     assert found != sasrec and read_record(found)["results"] == read_record(sasrec)["results"]

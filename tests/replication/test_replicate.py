@@ -243,6 +243,16 @@ def test_the_rows_are_part_of_the_claim_and_other_rows_are_not(board: Write) -> 
     assert identity(board({"seeds": [1, 2, 3]})) != before
 
 
+def test_so_is_what_stands_in_their_files_of_settings(board: Write, tmp_path: Path) -> None:
+    tuned, found = tmp_path / "tuned.yaml", []
+    for text in ("epochs: 3\n", "epochs: 3  # of a search\n", "epochs: 4\n"):
+        tuned.write_text(text)
+        models = {"new": {"model": "SASRec", "config_files": str(tuned)}, "old": {"model": "GRU4Rec"}}
+        own = read_board(board({"models": models}))
+        found.append(own.fingerprint(own.claims[0]))
+    assert found[0] == found[1] != found[2]
+
+
 def test_keys_of_the_command_line_are_shown_with_the_result(board: Write, finish: Write, tmp_path: Path) -> None:
     file = board({"settings": {"epochs": 3}})
     finish(file, {"new": 0.5, "old": 0.2})

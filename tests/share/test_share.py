@@ -291,7 +291,10 @@ def test_runs_that_are_not_shared(
         ({"cf_checkpoint": "model.pth"}, r"made with a file of yours \(cf_checkpoint\)"),
         ({"candidates": {"source": "file"}}, r"made with a file of yours \(candidates.file\)"),
         ({"adapters": {"ingredient": "."}}, r"made with a file of yours \(adapters.ingredient\)"),
-        ({"merge": "mine:merge"}, r"merges by a function of yours \(merge: mine:merge\)"),
+        ({"cheap_checkpoint": "model.pth"}, r"made with a file of yours \(cheap_checkpoint\)"),
+        *(({"merge": name}, rf"uses code of yours \({name}\), which others lack") for name in ("mine:merge", "mine.merge")),
+        ({"merge_beside": {"mine": {"merge": "mine:merge"}}}, r"uses code of yours \(mine:merge\)"),
+        *(({key: "mine:Model"}, r"uses code of yours \(mine:Model\)") for key in ("cf_model", "cheap_model", "retriever")),
     ],
 )
 def test_what_others_lack_is_named(values: dict[str, Any], message: str, sasrec: Path, tmp_path: Path) -> None:

@@ -78,3 +78,32 @@ def test_of_two_stages_of_one_name_each_has_its_own_folder(tmp_path: Path, stage
     recorded = {name: folder.name for name, folder in before.folders.items()}
     past = RecordedStages(tmp_path, recorded=recorded)
     assert [past.folder(stage) for stage in (first, second)] == [before.folder(stage) for stage in (first, second)]
+
+
+def roles(code: str) -> tuple[Stage, Stage]:
+    """A retriever and another part of the same model with other settings, as a state of the code names them."""
+
+    def build(work: Work) -> None:
+        (work.out / "result.txt").write_text(code)
+
+    retriever = Stage("cf-SASRec", {"epochs": 9, "code": code}, build, role="retriever")
+    return retriever, Stage("cf-SASRec", {"epochs": 1, "code": code}, build, role="cf_model")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_models_of_one_name_are_told_apart_by_their_roles_after_a_change_of_code(first: int, tmp_path: Path) -> None:
+    before, then = StageCache(tmp_path), roles("then")
+    before.run(then[first])
+    before.run(then[1 - first])
+    past = RecordedStages(tmp_path, recorded={name: folder.name for name, folder in before.folders.items()})
+    assert [past.folder(stage) for stage in roles("now")] == [before.folder(stage) for stage in then]
+
+
+def test_of_a_changed_role_only_the_very_same_stage_is_that_of_the_run(tmp_path: Path) -> None:
+    before, (stage, _) = StageCache(tmp_path), roles("then")
+    before.run(stage)
+    recorded = {name: folder.name for name, folder in before.folders.items()}
+    past = RecordedStages(tmp_path / "new", recorded=recorded, run_root=tmp_path, changed=frozenset({"retriever"}))
+    other, _ = roles("now")
+    assert past.folder(stage) == before.folder(stage)
+    assert past.run(other) == tmp_path / "new" / other.folder_name and (past.folder(other) / "result.txt").read_text() == "now"

@@ -97,6 +97,18 @@ def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(shared_
     assert torch.equal(cf.item_table, retriever.item_table)
 
 
+def test_a_seed_of_its_own_is_that_of_its_training_whichever_run_trains_it(
+    shared_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    tables = []
+    for seed in (1, 2):
+        config = LLMConfig("ALLMRec", "tiny", config_dict={**shared_settings, "seed": seed})
+        cf = CollaborativeModel(config, "SASRec", {**SMALL, "epochs": 1, "seed": 7})
+        cf.load(StageCache(tmp_path / str(seed), seed).run(cf.stage))
+        tables.append(cf.item_table)
+    assert torch.equal(*tables)
+
+
 def test_ties_at_the_border_of_a_retriever_fall_differently_for_each_user(
     shared_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
