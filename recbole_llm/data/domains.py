@@ -113,9 +113,22 @@ def load(names: Sequence[str], config: Any, target: tuple[Domain, Histories]) ->
         dataset = other.read_dataset()
         for line in split_lines(other, dataset):
             logger.info(f"domain {line}")
-        domains.append(of_dataset(other, dataset))
+        domains.append(_without_new(*target, of_dataset(other, dataset)))
         _report_overlap(*target, domains[-1], dataset.histories)
     return domains
+
+
+def _without_new(target: Domain, histories: Histories, other: Domain) -> Domain:
+    """``other`` without the interactions with items that the scenario of the run keeps new, which are known by their titles."""
+    new = {title_key(target.items.titles[item]) for item in histories.scenario.new}
+    known = np.array([title_key(title) in new for title in other.items.titles])
+    kept = [history[~known[history]] for history in other.histories]
+    if left_out := sum(map(len, other.histories)) - sum(map(len, kept)):
+        logger.warning(
+            f"domain {other.name}: {left_out} training interactions are left out, with items whose titles are those of new items "
+            f"of {target.name}"
+        )
+    return replace(other, histories=kept) if left_out else other
 
 
 def _report_overlap(target: Domain, histories: Histories, other: Domain, theirs: Histories) -> None:

@@ -41,7 +41,7 @@ def answer_loss(model: Any, inputs: Mapping[str, Any], before: Tensor, answers: 
     head = model.get_output_embeddings()
     if head is None:
         return F.cross_entropy(model(**inputs).logits[before].float(), answers)
-    if any(parameter.requires_grad for parameter in head.parameters()) or not _is_bare(model, head):
+    if any(parameter.requires_grad for parameter in head.parameters()) or not is_bare(model, head):
         with _reading(head, lambda states: states[before.to(states.device)].unsqueeze(0)):
             logits = model(**inputs).logits[0]  # [N, V]
         return F.cross_entropy(logits.float(), answers.to(logits.device))
@@ -67,7 +67,7 @@ def _reading(head: nn.Module, chosen: Callable[[Tensor], Tensor]) -> Iterator[No
         hook.remove()
 
 
-def _is_bare(model: Any, head: nn.Module) -> bool:
+def is_bare(model: Any, head: nn.Module) -> bool:
     """Whether the logits of the model are those of its head; some models scale or cap them afterwards.
 
     The head reads a random state whose logits are large: none is near 0, where a cap changes nothing.
@@ -105,15 +105,16 @@ class _ChunkedLoss(torch.autograd.Function):
                 leaf = some.detach().requires_grad_(needed)
                 logits = head(leaf)  # [n, V]
             logp = logits.detach().float().log_softmax(-1)  # [n, V]
-            total -= logp.gather(1, own.unsqueeze(1)).sum() / len(answers)
+            chosen = own.to(logp.device).unsqueeze(1)  # [n, 1]; a tied head may be on another device than the last layer
+            total -= logp.gather(1, chosen).sum().to(total.device) / len(answers)
             if needed:
-                slope = logp.exp_().scatter_add_(1, own.unsqueeze(1), -torch.ones_like(logp[:, :1]))  # of the sum of losses
-                gradients.append(torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0] / len(answers))
+                slope = logp.exp_().scatter_add_(1, chosen, -torch.ones_like(logp[:, :1]))  # of the sum of losses
+                gradients.append(torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0])
         if needed:
             ctx.save_for_backward(torch.cat(gradients))
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (states,) = ctx.saved_tensors
-        return states * gradient.to(states.dtype), None, None
+        (states,) = ctx.saved_tensors  # of the sum; divided in fp32, since float16 has no room for small numbers
+        return (states.float() * (gradient / len(states))).to(states.dtype), None, None

@@ -39,4 +39,5 @@ def encode(
     hidden = lm.base_model(**inputs).last_hidden_state  # [B, T, D]
     if not mean:
         return hidden[:, -1].float()  # [B, D]
+    real = real.to(hidden.device)
     return (hidden.float() * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)  # [B, D]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from recbole_llm.data.domains import POSITIONS
-from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.forward import lm_loss, loss_scale
 from recbole_llm.llm.lora import attach_lora, save_adapter
 from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
 from recbole_llm.settings import Settings
@@ -146,6 +146,7 @@ def finetune(
                 options=options,
                 learning_rate_key="lora_learning_rate",
                 score_name=score_name,
+                loss_scale=loss_scale(model),
             ).run()
         save_adapter(peft_model, name, work.out)
     finally:

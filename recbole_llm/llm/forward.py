@@ -43,6 +43,11 @@ def lm_loss(model: Any, examples: Sequence[Example], *, soft: Tensor | None = No
     return answer_loss(model, {"inputs_embeds": inputs, "use_cache": False}, targets, tokens[:, 1:][targets])
 
 
+def loss_scale(model: Any) -> float:
+    """The factor of a loss whose gradients pass through ``model``: float16 would round those of a large batch to zero."""
+    return 1024.0 if model.get_input_embeddings().weight.dtype == torch.float16 else 1.0
+
+
 def left_padded(
     model: Any, rows: Sequence[Prompt], pad_token_id: int, soft: Tensor | None
 ) -> tuple[dict[str, Any], Tensor, Tensor]:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
+from recbole_llm.llm.answer_loss import is_bare
 from recbole_llm.llm.forward import check_context, embedded, positions
 from recbole_llm.llm.packing import Branches, common_start, equal_lengths, pad_answers, pad_left, token_batches
 from recbole_llm.store.processes import current
@@ -125,7 +126,10 @@ class Scorer:
             logp = _naive(model, inputs, tokens)  # [B, C, A]
         else:
             several = tokens.shape[-1] > 1
-            first, seen, cache = _read_prompts(model, inputs, tokens[..., 0], shared, use_cache=several)  # [B, C], [B, N + L]
+            labels = tokens[..., 0] if self.strategy == "label" else None
+            with _unrounded(model, labels) as missing:
+                first, seen, cache = _read_prompts(model, inputs, tokens[..., 0], shared, use_cache=several)  # [B, C], [B, N + L]
+            first = first + missing[0].to(first.device) if missing else first
             logp = first.unsqueeze(-1)  # [B, C, 1]
             if several:
                 following = _prefix if self.strategy == "prefix" else _tree
@@ -200,6 +204,38 @@ def _logits_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _unrounded(model: Any, tokens: Tensor | None) -> Iterator[list[Tensor]]:
+    """In this block, ``lm_head`` reads one state a user, and what half precision rounds off the logits of ``tokens`` is kept.
+
+    The logits of labels are near each other: bfloat16, whose steps are .06 to .125 at their size, would tie many of them.
+
+    Args:
+        tokens: [B, C]; None keeps nothing.
+
+    Yields:
+        One tensor [B, C] in fp32 after the forward pass; none in fp32, or if the model changes the logits of its head.
+    """
+    head, found = model.get_output_embeddings(), []  # type: Any, list[Tensor]
+    halves = head is not None and head.weight.dtype in (torch.float16, torch.bfloat16)
+    if tokens is None or not halves or not is_bare(model, head):
+        yield found
+        return
+
+    def keep(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        own = tokens.to(head.weight.device)
+        exact = torch.einsum("bd,bcd->bc", inputs[0][:, -1].to(own.device).float(), head.weight[own].float())
+        if getattr(head, "bias", None) is not None:
+            exact = exact + head.bias[own].float()
+        found.append(exact - logits[:, -1].to(own.device).gather(1, own).float())
+
+    hook = head.register_forward_hook(keep)
+    try:
+        yield found
     finally:
         hook.remove()
 

@@ -126,9 +126,9 @@ def first_tokens_entropies(
     ids, mask = _decode(model, padded, seen.long(), lambda ids: all([done for _, done in places(ids)]))  # [B, L + T]
     rows = [found for found, _ in places(ids)]
     columns = sorted({place for row in rows for place in row})  # k of them, where all rows count the same
-    kept = torch.tensor(columns, device=device) + width - 1
+    kept = torch.tensor(columns) + width - 1  # on the CPU, since it may index states of any device
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=kept).logits  # [B, k, V]
-    return token_entropies(logits, torch.tensor([[c in row for c in columns] for row in rows], device=device))
+    return token_entropies(logits, torch.tensor([[c in row for c in columns] for row in rows], device=logits.device))
 
 
 def mean_over_batches(

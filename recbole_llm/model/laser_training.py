@@ -21,6 +21,7 @@ from recbole_llm.costs.parts import FP32, Training, counted, fitting_tokens, sha
 from recbole_llm.data import domains
 from recbole_llm.data.domains import TrainingExample
 from recbole_llm.llm.backbones import Outline
+from recbole_llm.llm.forward import loss_scale
 from recbole_llm.llm.micro_batches import bounded_memory
 from recbole_llm.model.blank_towers import BlankTowers
 from recbole_llm.model.m_former import WarmUp, load_balance
@@ -227,6 +228,7 @@ class TowerTraining:
                 folder=work.scratch / "loop",
                 options=parts.options,
                 learning_rate_key=f"{phase}_learning_rate",
+                loss_scale=loss_scale(self.reader.causal.model),
             )
             if validation and not refresh:
                 loop.state.best_score = score()

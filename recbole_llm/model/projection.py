@@ -23,7 +23,7 @@ from recbole_llm.data.domains import TrainingExample
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.data.prompts import Example, Prompt, number_soft_tokens
 from recbole_llm.data.templates import PromptSettings
-from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.forward import lm_loss, loss_scale
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
 from recbole_llm.model.alignment import Projector
@@ -141,6 +141,7 @@ class ProjectionTraining:
                 folder=work.scratch / "loop",
                 options=parts.options,
                 learning_rate_key="stage2_learning_rate",
+                loss_scale=loss_scale(causal.model),
             ).run()
         save_tensors(work.out / "projectors.safetensors", parameters)
 

@@ -135,6 +135,7 @@ class TrainingLoop:
         learning_rate_key: the key that the error names if training diverges.
         score_name: what the curve calls the validation score; None: ``valid_metric``.
         trained_before: prefixes of the names of parameters that an earlier stage has trained, and counted.
+        loss_scale: factor of the loss in backward passes; the gradients of the parameters are divided by it.
     """
 
     name: str
@@ -152,6 +153,7 @@ class TrainingLoop:
     learning_rate_key: str = "learning_rate"
     score_name: str | None = None
     trained_before: tuple[str, ...] = ()
+    loss_scale: float = 1.0
     state: LoopState = field(default_factory=LoopState)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -189,7 +191,8 @@ class TrainingLoop:
         for number, part in enumerate(self.loss(self.state.step)):
             if processes.owns(number):
                 with processes.randomness(self.name, self.state.step, number):
-                    total = total + _backward(part)
+                    total = total + _backward(part, self.loss_scale)
+        self._unscale()
         processes.add_gradients(self.parameters.values())
         total = processes.add(total)
         self._check_finite("loss", total.item())
@@ -200,6 +203,19 @@ class TrainingLoop:
             self.scheduler.step()
         self.state.step += 1
         return total
+
+    def _unscale(self) -> None:
+        """Divide the gradients by the scale of the loss.
+
+        Raises:
+            ValueError: a backward pass in float16 has overflowed.
+        """
+        found = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if self.loss_scale == 1 or not found:
+            return
+        torch._foreach_div_(found, self.loss_scale)
+        if not all(bool(gradient.isfinite().all()) for gradient in found):
+            raise ValueError(f"{self.name}: a gradient overflows at step {self.state.step}; give dtype: bfloat16 or float32")
 
     def _record(self, loss: float) -> None:
         """Add the mean loss since the last point to the curve, where the next one is due."""
@@ -287,10 +303,10 @@ class TrainingLoop:
         logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
 
 
-def _backward(part: Part) -> Tensor:
-    """The value of a part, after its backward pass; its graph is dropped."""
+def _backward(part: Part, scale: float) -> Tensor:
+    """The value of a part, after the backward pass of ``scale`` times it; its graph is dropped."""
     loss = part()
-    loss.backward()
+    (loss if scale == 1 else loss * scale).backward()
     return loss.detach().cpu()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -116,6 +118,24 @@ def test_what_domains_share_is_told_and_so_is_a_test_item_in_training_data(
     domains.load(["twin"], twins, target)
     assert "in common with tiny: 40 titles, 60 user ids" in caplog.text
     assert "domain twin: its training data contains the test item of 60 users of tiny" in caplog.text
+
+
+def test_new_items_are_in_no_other_domain_by_title(config: LLMConfig, data_path: Path, tmp_path: Path, caplog: Any) -> None:
+    """``twin`` has the items of ``tiny``, of which the scenario keeps a fifth new."""
+    folder = tmp_path / "data" / "twin"
+    folder.mkdir(parents=True)
+    for suffix in ("inter", "item"):
+        (folder / f"twin.{suffix}").write_text((data_path / "tiny" / f"tiny.{suffix}").read_text())
+    shutil.copytree(data_path / "tiny", tmp_path / "data" / "tiny")
+    given = {**config.external_config_dict, "data_path": str(tmp_path / "data"), "new_items": 0.2}
+    config = LLMConfig("LoRACocktail", "tiny", config_dict=given)
+    dataset = create_dataset(config)
+    tiny, histories = domains.of_dataset(config, dataset), dataset.histories
+    twin = domains.load(["twin"], config, (tiny, histories))[0]
+    new = {tiny.items.titles[item] for item in histories.scenario.new}
+    trained = {twin.items.titles[item] for item in twin.trained_items.tolist()}
+    assert new and trained and not new & trained and len(twin.histories) == 60
+    assert re.search(r"domain twin: \d+ training interactions are left out, .* those of new items of tiny", caplog.text)
 
 
 def test_domains_without_a_held_out_item_in_training_raise_no_alarm(

@@ -1,5 +1,6 @@
 """The loss and its gradient in chunks are those of the model's own logits; models that change their logits are noticed."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Llama
 
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import answer_loss as module
-from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.forward import lm_loss, loss_scale
 
 SIZES: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 GATED: dict[str, Any] = {**SIZES, "intermediate_size": 24, "max_position_embeddings": 64, "pad_token_id": 0}
@@ -78,3 +79,17 @@ def test_trying_the_head_draws_nothing() -> None:
         torch.manual_seed(1)
         losses.append(lm_loss(model, EXAMPLES).item())
     assert losses[0] == losses[1]
+
+
+def test_small_gradients_survive_float16() -> None:
+    """A hundredth of the loss of a step: its gradients are that of the whole in fp32, but for rounding."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"]).requires_grad_(False).eval()
+    found, share = [], 1e-6
+    for dtype in (torch.float32, torch.float16):
+        own = copy.deepcopy(model).to(dtype)
+        soft = torch.zeros(1, 16, requires_grad=True)
+        row = Example(Prompt([0, *EXAMPLES[0].row.ids], {0: 0}), [0, *EXAMPLES[0].mask])
+        (loss_scale(own) * share * lm_loss(own, [row], soft=soft)).backward()
+        found.append(soft.grad / loss_scale(own) / share)
+    assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()

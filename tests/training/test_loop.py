@@ -237,6 +237,12 @@ def test_parts_add_up_and_clipping_limits_the_gradient():
     assert one_step(batches, 1.0).norm() <= 1 + 1e-5
 
 
+def test_a_scaled_loss_trains_alike_and_an_overflow_is_named():
+    torch.testing.assert_close(trained(loss_scale=1024.0), trained())
+    with pytest.raises(ValueError, match="test: a gradient overflows at step 0; give dtype: bfloat16 or float32"):
+        trained(loss_scale=1e39)
+
+
 def test_each_part_is_differentiated_before_the_next_is_asked_for():
     parameter, seen, parts = nn.Parameter(torch.zeros(1)), [], []
 
