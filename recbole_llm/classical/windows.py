@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -107,6 +108,7 @@ class WindowLoader:
         return -(-self._count // self.batch_size)
 
     def __iter__(self) -> Iterator[Interaction]:
-        generator = torch.Generator().manual_seed(self._seed + self.epoch)
+        own = np.random.SeedSequence([self._seed, self.epoch]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(own))
         for rows in torch.randperm(self._count, generator=generator).split(self.batch_size):
             yield self._batch(rows, generator)

@@ -214,6 +214,8 @@ def test_order_depends_on_seed_and_epoch_alone():
 
     first, second = order(0), order(1)
     assert first == order(0) != second
+    neighbour = SequenceLoader(data, model_stub(), pairs_per_batch=20, seed=4)
+    assert [batch["items"].tolist() for batch in neighbour] not in (first, second)
     assert len(loader) == len(first)
     assert sorted(row for batch in first for row in batch) == sorted(data.items.tolist())
 
