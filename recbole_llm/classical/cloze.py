@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from recbole_llm.classical.averaging import SteadyTraining
+from recbole_llm.classical.fast_transformer import make_fast
 from recbole_llm.classical.losses import SequenceLoss
+from recbole_llm.classical.sequence import looked_up_once, of_similar_length
 from recbole_llm.classical.windows import WindowLoader, training_histories, window_ends
 
 if TYPE_CHECKING:
@@ -45,13 +47,18 @@ class MaskedLoader(WindowLoader):
 
 
 def masked_loss(model: Any, loss: SequenceLoss, interaction: Interaction) -> Tensor:
-    """``loss`` over the masked items of a batch, at the places that BERT4Rec's own loss counts; a scalar."""
-    index = interaction[model.MASK_INDEX]  # [B, M], 0 for none, so a mask at place 0 does not count
-    rows, columns = index.nonzero(as_tuple=True)  # [T], [T]
-    states = model(interaction[model.MASK_ITEM_SEQ])[rows, index[rows, columns]]  # [T, H]
-    return loss(
-        states, model.item_embedding.weight[: model.n_items], model.output_bias, interaction[model.POS_ITEMS][rows, columns]
-    )
+    """``loss`` over the masked items of a batch, at the places that BERT4Rec's own loss counts; a scalar.
+
+    The model reads windows of similar length together, without the padding behind the longest of them.
+    """
+    masked, states, targets = interaction[model.MASK_ITEM_SEQ], [], []  # [B, L]
+    with looked_up_once(model.item_embedding, masked):
+        for rows, width in of_similar_length(model, interaction[model.ITEM_SEQ_LEN], masked.shape[1]):
+            index = interaction[model.MASK_INDEX][rows]  # [b, M], 0 for none, so a mask at place 0 does not count
+            row, column = index.nonzero(as_tuple=True)  # [T], [T]
+            states.append(model(masked[rows][:, :width])[row, index[row, column]])  # [T, H]
+            targets.append(interaction[model.POS_ITEMS][rows][row, column])
+    return loss(torch.cat(states), model.item_embedding.weight[: model.n_items], model.output_bias, torch.cat(targets))
 
 
 class MaskedTraining(SteadyTraining):
@@ -59,7 +66,7 @@ class MaskedTraining(SteadyTraining):
 
     def __init__(self, config: Any, model: Any):
         SequenceLoss.of(config).check(model)
-        super().__init__(config, model)
+        super().__init__(config, make_fast(model, causal=False))
 
     def targets_of(self, interaction: Any) -> Tensor:
         return (interaction[self.model.MASK_INDEX] > 0).sum(1)

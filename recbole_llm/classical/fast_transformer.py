@@ -20,14 +20,14 @@ BLOCK = 64
 """Positions whose attention is computed at a time on a CPU."""
 
 
-def make_fast(model: nn.Module) -> nn.Module:
-    """Replace the computation of a causal model's Transformer layers; returns ``model``.
+def make_fast(model: nn.Module, *, causal: bool = True) -> nn.Module:
+    """Replace the computation of a model's Transformer layers; returns ``model``. Attention that is not causal stays.
 
     States of items are those of RecBole within rounding; those of padding are others, and of a history without items.
     Dropout draws other random numbers.
     """
     for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
+        if causal and isinstance(module, MultiHeadAttention):
             vars(module)["forward"] = MethodType(_attend, module)
         elif isinstance(module, FeedForward) and getattr(module.intermediate_act_fn, "__func__", None) is FeedForward.gelu:
             vars(module)["intermediate_act_fn"] = gelu

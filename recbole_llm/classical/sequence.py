@@ -131,8 +131,8 @@ def sequence_loss(model: Any, interaction: Interaction, loss: SequenceLoss = REC
     """
     fields = [field for field in (model.POS_ITEM_ID, model.NEG_ITEM_ID) if field in interaction]
     states, picked = [], {field: [] for field in fields}  # type: ignore[var-annotated]
-    groups = _of_similar_length(model, interaction[model.ITEM_SEQ_LEN], interaction[model.ITEM_SEQ].shape[1])
-    with _looked_up_once(model.item_embedding, interaction[model.ITEM_SEQ]):
+    groups = of_similar_length(model, interaction[model.ITEM_SEQ_LEN], interaction[model.ITEM_SEQ].shape[1])
+    with looked_up_once(model.item_embedding, interaction[model.ITEM_SEQ]):
         for rows, width in groups:
             part = {field: interaction[field][rows][:, :width] for field in (model.ITEM_SEQ, *fields)}
             trained = part[model.POS_ITEM_ID] != 0  # [rows, width]
@@ -149,7 +149,7 @@ def sequence_loss(model: Any, interaction: Interaction, loss: SequenceLoss = REC
 
 
 @contextmanager
-def _looked_up_once(embedding: nn.Module, items: Tensor) -> Iterator[None]:
+def looked_up_once(embedding: nn.Module, items: Tensor) -> Iterator[None]:
     """Let a batch's groups share one lookup of its items: the gradient of a lookup is as large as the catalogue."""
     looked_up = items.unique()  # [U], in order
     vectors = embedding(looked_up)  # [U, H]
@@ -161,7 +161,7 @@ def _looked_up_once(embedding: nn.Module, items: Tensor) -> Iterator[None]:
         yield
 
 
-def _of_similar_length(model: nn.Module, lengths: Tensor, width: int) -> Iterator[tuple[Tensor | slice, int]]:
+def of_similar_length(model: nn.Module, lengths: Tensor, width: int) -> Iterator[tuple[Tensor | slice, int]]:
     """Rows of a batch in groups, with the width of each, so that attention on a CPU runs over little padding."""
     if lengths.device.type != "cpu" or not has_attention(model):
         yield slice(None), width

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_llm.classical.cloze import MaskedLoader, MaskedTraining
+from recbole_llm.classical import building
+from recbole_llm.classical.cloze import MaskedLoader, MaskedTraining, masked_loss
+from recbole_llm.classical.fast_transformer import make_fast
+from recbole_llm.classical.losses import SequenceLoss
 from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.classical.windows import training_histories
 from recbole_llm.config import LLMConfig
@@ -49,6 +52,27 @@ def test_a_batch_is_masked_as_recbole_masks_and_the_order_is_the_epochs(prepared
     loader.epoch = 1
     other = torch.cat([batch["item_id_list"] for batch in loader])
     assert not torch.equal(other, first) and torch.equal(other.sort(0).values, first.sort(0).values)
+
+
+def test_without_padding_the_loss_and_its_gradients_are_those_of_whole_windows(
+    prepared: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recbole_llm.classical.sequence.POSITIONS", 20)  # several groups
+    config, train_data = prepared
+    for key in ("hidden_dropout_prob", "attn_dropout_prob"):
+        config[key] = 0.0
+    loader = MaskedLoader(training_histories(train_data.dataset), train_data.transform, train_data.dataset, config)
+    batch, model = next(iter(loader)), building.build(config, train_data.dataset)
+    assert (batch["item_id_list"] == 0).sum() > 0, "some windows are padded"
+    index = batch[model.MASK_INDEX]
+    row, column = index.nonzero(as_tuple=True)
+    logits = model(batch[model.MASK_ITEM_SEQ])[row, index[row, column]] @ model.item_embedding.weight[: model.n_items].T
+    expected = torch.nn.functional.cross_entropy(logits + model.output_bias, batch[model.POS_ITEMS][row, column])
+    weights = [part for part in model.parameters() if part.requires_grad]
+    gradients = torch.autograd.grad(expected, weights)
+    found = masked_loss(make_fast(model, causal=False), SequenceLoss(name="softmax"), batch)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, weights), gradients, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.slow
