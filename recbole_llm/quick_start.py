@@ -17,7 +17,7 @@ from recbole.utils import init_seed
 from recbole_llm import logs
 from recbole_llm.classical import building
 from recbole_llm.classical.record_code import record_code
-from recbole_llm.classical.record_inputs import record_inputs
+from recbole_llm.classical.record_inputs import keep_aside, record_inputs
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.shared import check_shared
 from recbole_llm.classical.train_modes import trainer_class
@@ -75,12 +75,15 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     """The run of a configuration in one of several processes, or in the only one."""
     began = time.monotonic()
     _check_processes(config, processes)
-    made_of = {"code": record_code(config), "inputs": record_inputs(config)}  # of now: files may change while it runs
+    inputs = record_inputs(config)
+    made_of: dict[str, Any] = {"code": record_code(config), "inputs": inputs}  # of now: files may change while it runs
     names = trackers.chosen(config["report_to"], log_wandb=config["log_wandb"])  # in all processes, for its errors
     log_file = logs.init_logging(config, silent=not processes.main)
     logger.info(logs.configuration_line(config))
     if processes.size > 1:
         logger.info(f"{processes.size} processes: each has its share of every training step and of the LM's batches")
+    if processes.main and (aside := keep_aside(config.record_file, inputs)):
+        logger.warning(f"{config.record_file.parent} was a run on other data of the same name; it is {aside} now")
     for leftover in temporaries(Path(config["checkpoint_dir"])) if processes.main else ():
         leftover.remove()
     run = assemble(config)

@@ -23,12 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from recbole_llm import registry
 from recbole_llm.classical import building
 from recbole_llm.classical.imported_checkpoint import ImportedCheckpoint, read_checkpoint
 from recbole_llm.classical.inner_config import check_split, inner_config
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
 from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.classical.trial import training_cost
+from recbole_llm.config.property_files import read_yaml
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.candidate_scores import CandidateScores
 from recbole_llm.store.costs import Cost
@@ -71,8 +73,21 @@ class CollaborativeModel:
         self.model = self._fresh_model().requires_grad_(False).eval()
         depends = {"config": self.config.recbole_fingerprint, "histories": self.histories.fingerprint}
         depends |= {"checkpoint": sha256_file(self._checkpoint)} if self._checkpoint else {}
+        depends |= self._further(values or {})
         build = self._import if checkpoint else self._train
-        self.stage = Stage(f"cf-{name}", depends, build, cost=self._cost, role=self.KEYS[0])
+        own = self.config.model_class.__module__
+        code = () if own.startswith("recbole.") else (own,)  # of a model of the user
+        self.stage = Stage(f"cf-{name}", depends, build, code=code, cost=self._cost, role=self.KEYS[0])
+
+    def _further(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What else its training depends on: settings without a default of RecBole, and the other tables that it loads."""
+        file = registry.own_property_file(self.config.model_class)
+        own = {**(read_yaml(file) if file else {}), **values}
+        others = {key: value for key, value in own.items() if key not in self.config.known_to_recbole}
+        tables = [suffix for suffix in self.config["load_col"] or () if suffix != "inter"]
+        files = {suffix: Path(self.config["data_path"]) / f"{self.config['dataset']}.{suffix}" for suffix in tables}
+        hashes = {suffix: sha256_file(path) for suffix, path in files.items() if path.is_file()}
+        return {key: found for key, found in (("settings", others), ("tables", hashes)) if found}
 
     @classmethod
     def of(cls, config: Any, histories: Histories, max_seq_length: int) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recbole_llm import registry
-from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.code import code_fingerprint, has_code
 
 _ANY_RUN = (
     "recbole_llm.classical.building",
@@ -33,5 +33,6 @@ def record_code(config: Any) -> str:
     kinds += [registry.get_model(name) for name in named if ":" in name]  # a user's own
     beside = [own.get("merge") if isinstance(own, dict) else own for own in (config["merge_beside"] or {}).values()]
     merges = [str(name).replace(":", ".").rpartition(".")[0] for name in (config["merge"], *beside)]  # '' for known methods
+    merges = [name for name in merges if name and has_code(name)]  # the merge says what is wrong with others
     retriever = ["recbole_llm.classical.retriever"] if config["candidates"]["source"] == "retriever" else []
-    return code_fingerprint(*_ANY_RUN, *retriever, *(kind.__module__ for kind in kinds), *filter(None, merges))
+    return code_fingerprint(*_ANY_RUN, *retriever, *(kind.__module__ for kind in kinds), *merges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.llm.adapter_folders import CONFIG_FILE, WEIGHTS_FILE
 from recbole_llm.llm.identity import fingerprint
 from recbole_llm.store.files import sha256_file
+from recbole_llm.store.json_files import read_object
 
 TABLES = (".inter", ".item", ".user", ".kg", ".link", ".net")
 _CHECKPOINTS = ("cf_checkpoint", "cheap_checkpoint")
@@ -36,6 +38,28 @@ def changed(record: Mapping[str, Any], config: Any) -> list[str]:
     before, now = record.get("inputs"), record_inputs(config)
     before = before if isinstance(before, Mapping) else {}
     return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
+
+
+def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
+    """Rename the folder of a finished run of other data, whose place a run is about to take; returns the new folder, if any.
+
+    The name of a run does not say where its data are, so that two datasets of one name would share it.
+
+    Args:
+        file: of the record that is to be written.
+        inputs: of the run, as :func:`record_inputs` gives them.
+    """
+    try:
+        before = read_object(file).get("inputs") or {}
+    except (OSError, ValueError):
+        return None
+    tables = [name for name in {**before, **inputs} if name.endswith(TABLES)]
+    if all(before.get(name) == inputs.get(name) for name in tables):
+        return None
+    folder = file.parent
+    aside = next(place for number in count(2) if not (place := folder.with_name(f"{folder.name}-{number}")).exists())
+    folder.rename(aside)
+    return aside
 
 
 def _inputs(config: Any) -> Iterator[tuple[str, Path]]:

@@ -316,6 +316,11 @@ class LLMConfig(Config):
         return Path(self["checkpoint_dir"]) / "runs" / name / "record.json"
 
     @property
+    def known_to_recbole(self) -> frozenset[str]:
+        """The keys that RecBole's own files and lists have, with those of ours that its trainer reads."""
+        return frozenset(self._recbole_knows)
+
+    @property
     def recbole_fingerprint(self) -> str:
         """SHA-256 of every value that can change what RecBole trains, without the keys of LLMs."""
         known = self._recbole_knows - BOOKKEEPING

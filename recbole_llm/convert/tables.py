@@ -58,8 +58,9 @@ class Delimited(Table):
         self._separator = separator or max("\t,;|", key=first.count)
         self.decimal_commas = self._separator != ","
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=self._separator))]
-        self._header = not names and not any(map(_is_number, cells))
-        self.names = [*names] or (cells if self._header else [str(place) for place in range(1, len(cells) + 1)])
+        self._header = not names and not any(_is_number(cell) for cell in cells if cell)
+        headings = [cell or f"column {place}" for place, cell in enumerate(cells, start=1)]
+        self.names = [*names] or (headings if self._header else [str(place) for place in range(1, len(cells) + 1)])
         twice = next((one for one in self.names if self.names.count(one) > 1), None)
         if twice is not None:
             raise ConversionError(f"{self.shown}, line 1: two columns are called {twice!r}; rename one")

@@ -12,6 +12,7 @@ from typing import Any
 SEPARATOR = "|"
 """Between the values of a list, the ``seq_separator`` of converted datasets."""
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2028\u2029\ufeff]+")
+_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters that were cut, which no file can hold
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->")
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 _DECIMAL_POINT = re.compile(r"\s*[-+]?\d*\.\d*(?:[eE][-+]?\d+)?\s*")
@@ -106,7 +107,7 @@ def clean(value: Any) -> str:
         text = html.unescape(html.unescape(text))  # releases have "&amp;amp;"
     if "<" in text:
         text = _TAG.sub(" ", text)
-    text = _BLANK.sub(" ", text).strip()
+    text = _BLANK.sub(" ", _SURROGATES.sub("", text)).strip()
     return "" if _PROGRAM.search(text) else text
 
 

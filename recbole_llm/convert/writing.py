@@ -65,7 +65,7 @@ def _write_interactions(file: TextIO, data: Interactions) -> None:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f}" if seconds.is_integer() else f"{seconds:.6f}".rstrip("0")
+    return f"{seconds:.0f}" if seconds.is_integer() else repr(float(seconds))
 
 
 def used(data: Interactions) -> set[str]:

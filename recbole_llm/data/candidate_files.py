@@ -160,7 +160,7 @@ def read_candidates(
     try:
         return _parse(read_regular(path, _LARGEST), user_ids, item_ids, target_required)
     except ValueError as error:
-        raise ValueError(f"candidates: {path}, {error}; correct the file, or delete it to regenerate it") from None
+        raise ValueError(f"candidates: {path}, {error}; correct the file") from None
 
 
 def _escape(token: str) -> str:

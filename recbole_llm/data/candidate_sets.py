@@ -134,7 +134,12 @@ def _from_file(phase: EvalPhase) -> CandidateSet:
     if not covered.any():
         raise ValueError(f"candidates: {files[phase.name]} has no user of this dataset's {phase.name} split")
     found.lookup(phase.users[covered], phase.targets[covered])  # raises if the file has other targets
-    evaluated = torch.isin(found.users, phase.users)  # [N]; early stopping and merging draw from all users of a set
+    # early stopping and merging draw from all lines of a set, so those of other users and of another phase's targets are left out
+    pairs = [
+        users * len(phase.histories.item_ids) + targets
+        for users, targets in ((found.users, found.targets), (phase.users, phase.targets))
+    ]
+    evaluated = torch.isin(*pairs)  # [N]
     return found if evaluated.all() else found.subset(evaluated.nonzero().flatten())
 
 

@@ -47,13 +47,17 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
     read_counts = (0, 0, 0)  # users, items and interactions of the files, before the filters
 
     def _data_filtering(self: Any) -> None:
+        self._count()
+        super()._data_filtering()  # type: ignore[misc]
+
+    def _count(self: Any) -> None:
         frame = self.inter_feat
         self.read_counts = (frame[self.uid_field].nunique(), frame[self.iid_field].nunique(), len(frame))
-        super()._data_filtering()  # type: ignore[misc]
 
     def _data_processing(self: Any) -> None:
         """Remove what the scenario holds out, after RecBole's filters and numbering of tokens: ids do not change."""
         if self.benchmark_filename_list is not None:  # which RecBole does not filter
+            self._count()
             self._remove_duplication()
             self._leave_out_unknown()
             self.inter_feat.reset_index(drop=True, inplace=True)

@@ -32,9 +32,10 @@ KEYS = ("new_items", "cold_users", "train_users", "train_dataset")
 SETTINGS = (*KEYS, "cold_user_length")
 TEXTS = {f"{name}_field": name for name in ("title", "year", "brand", "category", "description")}
 # settings for the files that `unite` writes: their texts are clean, and each dataset has been filtered
+SEPARATOR = "|"
 UNITED: dict[str, Any] = {
     **TEXTS,
-    **AtomicFormat().as_dict(),
+    **AtomicFormat(seq_separator=SEPARATOR).as_dict(),
     "no_value": [],
     "article_suffix": False,
     "val_interval": None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.data.atomic_files import AtomicFileError
-from recbole_llm.data.scenarios import TEXTS, token_prefix
+from recbole_llm.data.scenarios import SEPARATOR, TEXTS, token_prefix
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, verify
 from recbole_llm.store.locks import locked
 
@@ -50,9 +50,7 @@ def _interactions(config: Any, parts: Mapping[str, Any]) -> list[str]:
 
 def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
     """Lines of the ``.item`` file; none if a dataset has no titles, which classical models do not need."""
-    lines = [
-        f"{config['ITEM_ID_FIELD']}:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq\tdescription:token_seq"
-    ]
+    lines = [f"{config['ITEM_ID_FIELD']}:token\ttitle:token\tyear:token\tbrand:token\tcategory:token_seq\tdescription:token"]
     for name, dataset in parts.items():
         try:
             texts = dataset.item_texts
@@ -65,6 +63,9 @@ def _texts(config: Any, parts: Mapping[str, Any]) -> list[str]:
         columns = [texts.columns.get(key) for key in TEXTS if key != "title_field"]
         known = texts.known([name for name in columns if name])
         fields = [[own.get(name, "") for own in known] if name else blank for name in columns]
+        if category := texts.columns.get("category_field"):  # whose values are separated, by a sign that none of them has
+            values = [[value.replace(SEPARATOR, "/") for value in own] for own in texts.values(category)]
+            fields[columns.index(category)] = [SEPARATOR.join(own) for own in values]
         rows = list(zip(dataset.histories.item_ids, texts.titles, *fields, strict=True))[1:]
         lines += [token_prefix(name) + "\t".join(row) for row in rows]
     return lines

@@ -144,7 +144,8 @@ def _of_the_split(dataset: str, config_files: Sequence[str] | None, cmd_line: Se
 
 def _of_model(model: str, config: LLMConfig) -> LLMConfig:
     """The configuration of a model with what was given; a split that its family refuses does not matter here."""
-    given = {key: value for key, value in config.external_config_dict.items() if key not in ("model", "dataset", "eval_args")}
+    other = ("model", "dataset", "eval_args", "metrics", "valid_metric", "topk")  # metrics fit the family of eval_args
+    given = {key: value for key, value in config.external_config_dict.items() if key not in other}
     return LLMConfig(model, config["dataset"], config_dict=as_literals(given))
 
 

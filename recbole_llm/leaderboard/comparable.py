@@ -54,12 +54,11 @@ def check(what: str, cells: Sequence[Cell], apart: str = APART) -> None:
 
 
 def _by_candidates(runs: Sequence[_Run]) -> dict[Hashable, list[_Run]]:
-    """The runs that rank the same items: all of them, or of each seed its own if the split or the retriever depends on it."""
+    """The runs that rank the same items: all of them, or those of a seed if the split or all candidates depend on it."""
+    retrieved = all(((record.get("config") or {}).get("candidates") or {}).get("source") == "retriever" for _, record in runs)
     found: dict[Hashable, list[_Run]] = {}
     for cell, record in runs:
-        retrieved = ((record.get("config") or {}).get("candidates") or {}).get("source") == "retriever"
-        key = record["passport"]["filters"].get("seed"), cell.seed if retrieved else None
-        found.setdefault(key, []).append((cell, record))
+        found.setdefault((record["passport"]["filters"].get("seed"), retrieved and cell.seed), []).append((cell, record))
     return found
 
 
@@ -76,6 +75,17 @@ def same_users(what: str, users: Mapping[str, Sequence[str]], apart: str = APART
                 f"({odd[0]!r} is in one only); run them on the same data, or {apart}"
             )
     return len(one)
+
+
+def same_candidates(what: str, digests: Mapping[str, Sequence[str | None]], apart: str = APART) -> None:
+    """Refuse names with other candidates, which seeds that draw their own have; arguments as :func:`check`."""
+    (name, one), *others = digests.items()
+    for other_name, other in others:
+        if {*other} != {*one}:
+            raise ValueError(
+                f"{what}: {name} and {other_name} ranked other candidates, since these depend on the seed; compare the same "
+                f"seeds, or {apart}"
+            )
 
 
 def candidates(record: Mapping[str, Any] | None) -> str | None:

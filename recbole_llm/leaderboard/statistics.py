@@ -26,12 +26,31 @@ from recbole_llm.leaderboard.per_user import PerUser, mean_over_seeds, per_user
 from recbole_llm.leaderboard.protocol import measured
 from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table, smaller_is_better
 
+_BETWEEN = ", "  # the candidates of several seeds, if they are not the same
+
 
 @dataclass(frozen=True)
 class _Pair:
     first: Row
     second: Row
     found: significance.Comparison
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The per-user values of a row: their mean over seeds, and of each seed, with the SHA-256 of its candidates."""
+
+    mean: PerUser
+    by_seed: Mapping[int, PerUser]
+    candidates: Mapping[int, str | None]
+
+    def beside(self, other: _Scores) -> tuple[np.ndarray, np.ndarray] | None:
+        """Values [N] of both rows on the same candidates: the means, or if seeds have their own, those of common seeds."""
+        if len({*self.candidates.values(), *other.candidates.values()}) == 1:
+            return self.mean.values, other.mean.values
+        common = [seed for seed, drawn in self.candidates.items() if seed in other.by_seed and other.candidates[seed] == drawn]
+        both = [np.mean([row.by_seed[seed].values for seed in common], axis=0) for row in (self, other) if common]
+        return (both[0], both[1]) if both else None
 
 
 def build(
@@ -48,7 +67,7 @@ def build(
     for protocol, own in _by("protocol", cells).items():
         table, scores = _table(protocol, own, metric, costs)
         tables.append(table)
-        pairs += _pairs(table, scores, flips)
+        pairs += _pairs(table.rows, scores, flips)
     for pair, p in zip(pairs, significance.adjusted([pair.found.p_value for pair in pairs]).tolist(), strict=True):
         _judge(pair, p, alpha)
     for table in tables:
@@ -82,7 +101,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
 def _table(
     protocol: str, cells: Sequence[Cell], metric: str | None, costs: Mapping[str, float]
-) -> tuple[Table, dict[str, PerUser]]:
+) -> tuple[Table, dict[str, _Scores]]:
     """The table of a protocol without tests, and the per-user values by label."""
     by_label = _by("label", cells)
     rows = [_row(own, costs) for own in by_label.values()]
@@ -93,13 +112,14 @@ def _table(
     for place, row in enumerate(row for row in rows if row.metrics):
         row.mark = _mark(place)
     scores = {label: found for label, own in by_label.items() if first and (found := _scores(own, first))}
-    users = comparable.same_users(f"leaderboard: {protocol}", {label: own.users for label, own in scores.items()})
+    users = comparable.same_users(f"leaderboard: {protocol}", {label: own.mean.users for label, own in scores.items()})
     for row in rows:
         if row.label in scores and users and users > 1:
-            row.interval = list(significance.interval(scores[row.label].values))
+            row.interval = list(significance.interval(scores[row.label].mean.values))
     names = list(dict.fromkeys(name for row in rows for name in row.slices))
     how = measured([cell.record for cell in cells if cell.status == DONE and cell.record is not None])
-    return Table(protocol, first, metrics, names, users, _first(row.candidates for row in rows), how, None, rows), scores
+    drawn = _joined(digest for row in rows for digest in (row.candidates or "").split(_BETWEEN))
+    return Table(protocol, first, metrics, names, users, drawn, how, None, rows), scores
 
 
 def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
@@ -125,7 +145,7 @@ def _row(cells: Sequence[Cell], costs: Mapping[str, float]) -> Row:
         training_at_least=any(at_least for _, at_least in training),
         users_per_second=float(facts["users_per_second"].mean()) if "users_per_second" in facts else None,
         peak_memory_bytes=float(facts["peak_memory_bytes"].max()) if "peak_memory_bytes" in facts else None,
-        candidates=", ".join(dict.fromkeys(filter(None, map(comparable.candidates, records)))) or None,
+        candidates=_joined(map(comparable.candidates, records)),
         note=_note(cells),
         shortcut=any(record.get("shortcut") is True for record in records),
         memorisation=_first(record.get("memorisation") for record in records),
@@ -187,19 +207,26 @@ def _training(record: Mapping[str, Any], costs: Mapping[str, float]) -> tuple[fl
     return outside + sum(full.values()), any(seconds == 0 for seconds in full.values())
 
 
-def _scores(cells: Sequence[Cell], metric: str) -> PerUser | None:
+def _joined(digests: Iterable[str | None]) -> str | None:
+    """Each SHA-256 once; None without any."""
+    return _BETWEEN.join(dict.fromkeys(filter(None, digests))) or None
+
+
+def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
     """Per-user values of a row; None unless every finished cell has ranks that agree with its recorded metric."""
     done = [cell for cell in cells if cell.status == DONE and cell.record is not None]
     found = {cell.seed: per_user(cell.record or {}, cell.model, metric) for cell in done}
-    return mean_over_seeds(f"{cells[0].protocol}: {cells[0].label}", found)
+    mean = mean_over_seeds(f"{cells[0].protocol}: {cells[0].label}", found)
+    known = {seed: values for seed, values in found.items() if values is not None}
+    drawn = {cell.seed: comparable.candidates(cell.record) for cell in done}
+    return None if mean is None else _Scores(mean, known, drawn)
 
 
-def _pairs(table: Table, scores: Mapping[str, PerUser], flips: int) -> list[_Pair]:
+def _pairs(rows: Sequence[Row], scores: Mapping[str, _Scores], flips: int) -> list[_Pair]:
     """Test every pair of rows with the same candidates."""
     found = []
-    for one, other in combinations([row for row in table.rows if row.label in scores], 2):
-        if one.candidates == other.candidates:
-            values = scores[one.label].values, scores[other.label].values
+    for one, other in combinations([row for row in rows if row.label in scores], 2):
+        if values := scores[one.label].beside(scores[other.label]):
             found.append(_Pair(one, other, significance.compare(*values, flips=flips)))
     return found
 

@@ -292,5 +292,5 @@ class Search:
         """The settings of the model that were given, in files and beside them, the best settings, and the note."""
         files = [read_yaml(property_file(file)) for file in self.task.config_files]
         layers = PropertyFiles().merge(*files, self.task.settings)
-        given = {key: value for key, value in layers.items() if key not in ABOUT_DATA and key not in ("model", "dataset")}
-        return {**given, **self.trials[0].settings, "note": self.note}
+        given = {key: value for key, value in layers.items() if key not in ABOUT_DATA and key not in ("model", "dataset", "seed")}
+        return {**PropertyFiles().merge(given, self.trials[0].settings), "note": self.note}

@@ -100,12 +100,8 @@ def load_causal_lm(
         model = shard(model, current(), device)
     elif not device_map:
         model = model.to(device)
-    elif off := [name for name, weights in model.named_parameters() if weights.device.type == "meta"]:
-        raise ValueError(
-            f"device_map: {device_map} and max_memory: {max_memory} leave no memory for {len(off)} weights of "
-            f"{source}, such as {off[0]}, and nothing can be trained through offloaded ones; give more max_memory, "
-            "load_in_4bit: True, or fsdp: True with several processes"
-        )
+    elif model.get_input_embeddings().weight.device.type == "meta":
+        raise ValueError(f"device_map: {device_map} and max_memory: {max_memory} leave no device for the embeddings of {source}")
     return CausalLM(model, tokenizer)
 
 

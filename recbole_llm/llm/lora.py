@@ -22,6 +22,7 @@ from recbole_llm.llm.folding import Folding
 from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.lora_inputs import share_inputs
 from recbole_llm.llm.lora_targets import check_targets
+from recbole_llm.llm.memory import check_in_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,6 +64,7 @@ def attach_lora(
         target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
         use_rslora=use_rslora,
     )
+    check_in_memory(model)
     check_targets(model.get_base_model() if isinstance(model, PeftModel) else model, target_modules)
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -115,6 +117,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
     """
     from peft import PeftModel, get_peft_model_state_dict
 
+    check_in_memory(model)
     keys = _checked_keys(folders)
     for name, folder in folders.items():
         if isinstance(model, PeftModel):

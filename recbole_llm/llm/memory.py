@@ -156,6 +156,20 @@ def size_in_bytes(size: int | str) -> int:
     raise ValueError(f"max_memory: {size!r} is not a size; give bytes or text such as 20GiB")
 
 
+def check_in_memory(model: Any) -> None:
+    """Refuse to train through an LM of which accelerate keeps weights elsewhere, or to add adapters to it.
+
+    Raises:
+        ValueError: names the key, and one of the weights.
+    """
+    off = {name: weights.device.type == "meta" for name, weights in model.named_parameters()}
+    if any(off.values()) and not all(off.values()):  # all: a blank model, of a plan
+        raise ValueError(
+            f"max_memory: {sum(off.values())} weights of the LM are offloaded, such as {max(off, key=off.__getitem__)}: it can be read, but not be trained "
+            "through, nor take adapters; give more max_memory, load_in_4bit: True, or fsdp: True with several processes"
+        )
+
+
 def check_max_memory(max_memory: Mapping[Any, int | str] | None) -> None:
     """Check the devices and sizes of ``max_memory``.
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_llm.data.prompts import Example
 from recbole_llm.llm.lora_inputs import SharedInputs
-from recbole_llm.llm.memory import TrainingMemory, checkpoints, micro_batch_tokens, training_memory
+from recbole_llm.llm.memory import TrainingMemory, check_in_memory, checkpoints, micro_batch_tokens, training_memory
 from recbole_llm.llm.packing import shared_batches
 from recbole_llm.llm.sharding import whole
 from recbole_llm.store.files import atomic_write
@@ -82,6 +82,7 @@ def bounded_memory(lm: Any, options: LoopOptions, folder: Path, *, r: int | None
     Args:
         r, dropout: of the LoRA that is trained; None if gradients go to the input alone.
     """
+    check_in_memory(lm)
     on = checkpoints(options.gradient_checkpointing, int(lm.num_parameters()))
     file = folder / "micro_batch.json"
     if options.batch_tokens is not None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -126,10 +126,7 @@ class Scorer:
             logp = _naive(model, inputs, tokens)  # [B, C, A]
         else:
             several = tokens.shape[-1] > 1
-            labels = tokens[..., 0] if self.strategy == "label" else None
-            with _unrounded(model, labels) as missing:
-                first, seen, cache = _read_prompts(model, inputs, tokens[..., 0], shared, use_cache=several)  # [B, C], [B, N + L]
-            first = first + missing[0].to(first.device) if missing else first
+            first, seen, cache = _read_prompts(model, inputs, tokens[..., 0], shared, use_cache=several)  # [B, C], [B, N + L]
             logp = first.unsqueeze(-1)  # [B, C, 1]
             if several:
                 following = _prefix if self.strategy == "prefix" else _tree
@@ -208,49 +205,65 @@ def _logits_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-@contextmanager
-def _unrounded(model: Any, tokens: Tensor | None) -> Iterator[list[Tensor]]:
-    """In this block, ``lm_head`` reads one state a user, and what half precision rounds off the logits of ``tokens`` is kept.
+@dataclass
+class _Head:
+    """``lm_head`` and the states [N, T, D] that it read in a forward pass; without states its logits are taken as they are.
 
-    The logits of labels are near each other: bfloat16, whose steps are .06 to .125 at their size, would tie many of them.
-
-    Args:
-        tokens: [B, C]; None keeps nothing.
-
-    Yields:
-        One tensor [B, C] in fp32 after the forward pass; none in fp32, or if the model changes the logits of its head.
+    bfloat16 has steps of .06 to .125 at the size of logits, which would tie many labels. So the logits of answers are computed
+    again in fp32, where the model leaves those of its head as they are. The sum over the vocabulary is not.
     """
-    head, found = model.get_output_embeddings(), []  # type: Any, list[Tensor]
-    halves = head is not None and head.weight.dtype in (torch.float16, torch.bfloat16)
-    if tokens is None or not halves or not is_bare(model, head):
-        yield found
+
+    module: Any = None
+    states: list[Tensor] = field(default_factory=list)
+
+    def keep(self, _: Any, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        """A forward hook of the head."""
+        self.states.extend(inputs)
+
+    def logits(self, rows: Tensor, columns: Tensor, tokens: Tensor) -> Tensor:
+        """fp32 logits of ``tokens``, each at its row and column of the states; has the shape of ``tokens``."""
+        (states,), weight, bias = self.states, self.module.weight, self.module.bias
+        device = states.device
+        places = [part.to(device).flatten() for part in torch.broadcast_tensors(rows, columns, tokens)]
+        step = max(1, LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE_ELSEWHERE) // states.shape[-1])
+        found = [
+            (states[row, column].float() * weight[token].float()).sum(-1)
+            for row, column, token in zip(*(part.split(step) for part in places), strict=True)
+        ]
+        logits = torch.cat(found).view(tokens.shape)
+        return logits if bias is None else logits + bias[tokens.to(device)].float()
+
+
+@contextmanager
+def _head(model: Any) -> Iterator[_Head]:
+    """In half precision, what ``lm_head`` reads in the forward pass in this block; an adapted head is not read."""
+    module = model.get_output_embeddings()
+    halves = type(module) is torch.nn.Linear and module.weight.dtype in (torch.float16, torch.bfloat16)
+    if not halves or not is_bare(model, module):
+        yield _Head()
         return
-
-    def keep(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
-        own = tokens.to(head.weight.device)
-        exact = torch.einsum("bd,bcd->bc", inputs[0][:, -1].to(own.device).float(), head.weight[own].float())
-        if getattr(head, "bias", None) is not None:
-            exact = exact + head.bias[own].float()
-        found.append(exact - logits[:, -1].to(own.device).gather(1, own).float())
-
-    hook = head.register_forward_hook(keep)
+    found = _Head(module)
+    hook = module.register_forward_hook(found.keep)
     try:
         yield found
     finally:
         hook.remove()
 
 
-def _log_prob(logits: Tensor, rows: Tensor, columns: Tensor, tokens: Tensor) -> Tensor:
+def _log_prob(logits: Tensor, rows: Tensor, columns: Tensor, tokens: Tensor, head: _Head) -> Tensor:
     """fp32 log P of ``tokens``, each at its row and column of logits [N, T, V]; has the shape of ``tokens``."""
     step = max(1, LOGITS_AT_ONCE.get(logits.device.type, LOGITS_AT_ONCE_ELSEWHERE) // logits.shape[-1])
     norm = torch.cat([some.float().logsumexp(-1) for some in logits.flatten(0, 1).split(step)])  # [N * T]
-    return logits[rows, columns, tokens].float() - norm.view(logits.shape[:2])[rows, columns]
+    exact = head.logits(rows, columns, tokens).to(logits.device) if head.states else None
+    chosen = logits[rows, columns, tokens].float() if exact is None else exact
+    return chosen - norm.view(logits.shape[:2])[rows, columns]
 
 
-def _log_prob_at(logits: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+def _log_prob_at(logits: Tensor, tokens: Tensor, real: Tensor, head: _Head) -> Tensor:
     """fp32 log P of ``tokens`` where ``real``, from the logits [1, M, V] of these in their order; 0 elsewhere."""
     targets = tokens[real]  # [M]
-    return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(real, _log_prob(logits, *_grid(targets[None]), targets))
+    found = _log_prob(logits, *_grid(targets[None]), targets, head)
+    return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(real, found)
 
 
 def _grid(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,8 +285,9 @@ def _naive(model: Any, prompts: Sequence[Tensor], tokens: Tensor) -> Tensor:
     for prompt, answers in zip(prompts, tokens, strict=True):  # [L, D], [C, A]
         following = model.get_input_embeddings()(answers[:, :-1])  # [C, A - 1, D]
         rows = torch.cat([prompt.expand(len(following), -1, -1), following], dim=1)  # [C, L + A - 1, D]
-        logits = model(inputs_embeds=rows, use_cache=False, logits_to_keep=answers.shape[1]).logits  # [C, A, V]
-        logp.append(_log_prob(logits, *_grid(answers), answers))  # [C, A]
+        with _head(model) as head:
+            logits = model(inputs_embeds=rows, use_cache=False, logits_to_keep=answers.shape[1]).logits  # [C, A, V]
+        logp.append(_log_prob(logits, *_grid(answers), answers, head))  # [C, A]
     return torch.stack(logp)  # [B, C, A]
 
 
@@ -286,16 +300,17 @@ def _read_prompts(
     """
     inputs, own = pad_left(prompts)  # [B, L, D], [B, L]
     seen = torch.cat([own.new_ones(len(own), shared.tokens), own], dim=-1)  # [B, N + L]
-    output = model(
-        inputs_embeds=inputs,
-        attention_mask=seen.long(),
-        position_ids=shared.tokens + positions(own),
-        past_key_values=shared.copies(len(own)),
-        use_cache=use_cache or shared.tokens > 0,
-        logits_to_keep=1,
-    )
+    with _head(model) as head:
+        output = model(
+            inputs_embeds=inputs,
+            attention_mask=seen.long(),
+            position_ids=shared.tokens + positions(own),
+            past_key_values=shared.copies(len(own)),
+            use_cache=use_cache or shared.tokens > 0,
+            logits_to_keep=1,
+        )
     users = torch.arange(len(tokens), device=tokens.device).unsqueeze(-1)  # [B, 1]
-    first = _log_prob(output.logits, users, torch.zeros_like(users), tokens)  # [B, C]
+    first = _log_prob(output.logits, users, torch.zeros_like(users), tokens, head)  # [B, C]
     return first, seen, output.past_key_values if use_cache else None
 
 
@@ -306,7 +321,7 @@ def _prefix(model: Any, seen: Tensor, cache: Any, tokens: Tensor, real: Tensor) 
     mask = torch.cat([seen.repeat_interleave(candidates, 0), torch.ones_like(inputs, dtype=torch.bool)], -1)
     start = seen.sum(-1).repeat_interleave(candidates).unsqueeze(-1)  # [B * C, 1]
     cache.batch_repeat_interleave(candidates)
-    with _logits_at(model, *real[..., 1:].flatten(0, 1).nonzero(as_tuple=True)):
+    with _logits_at(model, *real[..., 1:].flatten(0, 1).nonzero(as_tuple=True)), _head(model) as head:
         logits = model(
             input_ids=inputs,
             attention_mask=mask.long(),
@@ -314,7 +329,7 @@ def _prefix(model: Any, seen: Tensor, cache: Any, tokens: Tensor, real: Tensor) 
             use_cache=True,
             position_ids=start + torch.arange(width - 1, device=inputs.device),
         ).logits  # [1, M, V]
-    return _log_prob_at(logits, tokens[..., 1:], real[..., 1:])  # [B, C, A - 1]
+    return _log_prob_at(logits, tokens[..., 1:], real[..., 1:], head)  # [B, C, A - 1]
 
 
 def _tree(model: Any, seen: Tensor, cache: Any, tokens: Tensor, real: Tensor) -> Tensor:
@@ -323,7 +338,7 @@ def _tree(model: Any, seen: Tensor, cache: Any, tokens: Tensor, real: Tensor) ->
     visible = branches.visible(seen).unsqueeze(1)  # [B, 1, S, N + L + S]
     dtype = model.get_input_embeddings().weight.dtype
     mask = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-    with _logits_at(model, fed.nonzero(as_tuple=True)[0], branches.slots[fed]):
+    with _logits_at(model, fed.nonzero(as_tuple=True)[0], branches.slots[fed]), _head(model) as head:
         logits = model(
             input_ids=branches.tokens,
             attention_mask=mask,
@@ -331,4 +346,4 @@ def _tree(model: Any, seen: Tensor, cache: Any, tokens: Tensor, real: Tensor) ->
             use_cache=True,
             position_ids=seen.sum(-1, keepdim=True) + branches.depth,
         ).logits  # [1, M, V]
-    return _log_prob_at(logits, tokens[..., 1:], fed)  # [B, C, A - 1]
+    return _log_prob_at(logits, tokens[..., 1:], fed, head)  # [B, C, A - 1]

@@ -132,7 +132,11 @@ def first_tokens_entropies(
 
 
 def mean_over_batches(
-    term: Callable[[Tensor, Batch], Tensor], batches: Sequence[Batch], *, measured: Sequence[Batch] | None = None
+    term: Callable[[Tensor, Batch], Tensor],
+    batches: Sequence[Batch],
+    *,
+    measured: Sequence[Batch] | None = None,
+    scale: float = 1.0,
 ) -> Callable[[Tensor], Tensor]:
     """The mean of ``term(weights, batch)`` over all users, with the memory of one batch.
 
@@ -143,6 +147,7 @@ def mean_over_batches(
         term: the mean over the users of one batch.
         batches: sized collections of users; each batch is weighted by its size.
         measured: the same users in the batches for evaluations without gradients, which need less memory; default ``batches``.
+        scale: of the backward passes, see :func:`recbole_llm.llm.forward.loss_scale`.
     """
     users = sum(map(len, batches))  # type: ignore[arg-type]
 
@@ -153,7 +158,7 @@ def mean_over_batches(
         value, gradient = torch.zeros_like(weights[..., 0].sum()).detach(), torch.zeros_like(leaf)
         for batch in batches:
             part = term(leaf, batch) * (len(batch) / users)  # type: ignore[arg-type]
-            gradient += torch.autograd.grad(part, leaf)[0]
+            gradient += torch.autograd.grad(part * scale, leaf)[0] / scale
             value += part.detach().to(value.device)
         linear = (weights * gradient).sum()
         return value + linear - linear.detach()

@@ -52,7 +52,7 @@ class MergeSettings(Settings):
         for row, changes in (config["merge_beside"] or {}).items():
             if not isinstance(row, str) or "." in row:  # it names an adapter, and peft takes no dots
                 raise ValueError(f"merge_beside: {row!r} cannot name a row; give text without a dot")
-            if hasattr(nn.ModuleDict, row):  # where peft keeps it
+            if not row or hasattr(nn.ModuleDict(), row):  # where peft keeps it
                 raise ValueError(f"merge_beside: {row!r} cannot name a row, torch has a use for it; give another name")
             if not isinstance(changes, dict):
                 raise ValueError(f"merge_beside: {row}: {changes!r} is not a dictionary of the keys that differ")

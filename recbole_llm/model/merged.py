@@ -23,6 +23,7 @@ from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.merging import merge_cost
 from recbole_llm.costs.parts import blank, remembered
 from recbole_llm.llm.causal_lm import blank_model
+from recbole_llm.llm.forward import loss_scale
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unload
 from recbole_llm.llm.packing import token_batches
@@ -230,7 +231,7 @@ class AdapterMerging:
             names=names,
             modules=modules,
             granularity=self.settings.granularity,
-            objective=mean_over_batches(compute(entropy), batches, measured=measured),
+            objective=mean_over_batches(compute(entropy), batches, measured=measured, scale=loss_scale(causal.model)),
             valid_score=compute(valid_score),
             labelled=labelled,
             settings=dict(self.settings.options),

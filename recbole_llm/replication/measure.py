@@ -58,6 +58,10 @@ class _Runs:
                 found |= {f"{label}, seed {cell.seed}": values.users} if values else {}
         return found
 
+    def candidates(self) -> dict[str, list[str | None]]:
+        """The SHA-256 of the candidates of each row, by seed."""
+        return {label: [comparable.candidates(cell.record) for cell in self.used(label).values()] for label in self.cells}
+
     def expected(self, first: int) -> float:
         """Expected value of the metric for a target whose rank is random from ``first`` on."""
         record = next(cell.record for own in self.cells.values() for cell in own.values()) or {}
@@ -94,6 +98,7 @@ def measure(board: Board, claim: Claim, cells: Mapping[Task, Cell], changes: Map
     try:
         comparable.check(f"leaderboard: {claim.protocol}", list(used.values()))
         comparable.same_users(f"leaderboard: {claim.protocol}", runs.users())
+        comparable.same_candidates(f"leaderboard: {claim.protocol}", runs.candidates())
         tests = [_recorded(cells, runs, *pair) if any(side.path for side in pair) else _test(runs, *pair) for pair in claim.pairs]
     except ValueError as error:  # such runs are the claim's alone
         raise NotMeasuredError(str(error)) from error

@@ -32,6 +32,12 @@ def code_fingerprint(*modules: str, alone: Iterable[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def has_code(module: str) -> bool:
+    """Whether there is a file of Python code of that module (a dotted name)."""
+    file = _file(module)
+    return file is not None and file.suffix == ".py"
+
+
 def _closure(*modules: str) -> set[str]:
     found: set[str] = set()
     waiting = list(modules)

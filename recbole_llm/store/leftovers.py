@@ -18,6 +18,7 @@ from recbole_llm.store.json_files import read_object
 
 DAY = 24 * 3600.0
 MONTH = 30 * DAY
+FRESH = DAY
 KINDS = {
     "stages": "trained parts, by what they depend on",
     "scores": "scores of evaluated rows",
@@ -62,7 +63,7 @@ def temporaries(root: Path) -> list[Leftover]:
     found = []
     for path in sorted(root.rglob(".*.tmp")):
         match = TEMPORARY.fullmatch(path.name)
-        if _has_ended(path, match, DAY) if match else _age(path) > DAY:  # else named by an earlier state of this package
+        if match and _has_ended(path, match, DAY):
             found.append(Leftover(path, "written by a process that has ended"))
     return found
 
@@ -93,19 +94,20 @@ def weights(root: Path) -> list[Leftover]:
 
 
 def unused(root: Path) -> list[Leftover]:
-    """Stages that no run record names, such as those of earlier code."""
+    """Stages that no run record names, such as those of earlier code; none while a run computes a stage or one is unreadable.
+
+    Those of a day are spared: a run writes its record at its end, and may be between two stages.
+    """
+    if any(map(_is_locked, root.glob("stages/.*.lock"))):
+        return []
     used = set()
     for record in root.glob("runs/*/record.json"):
         try:
             used |= set(read_object(record)["stages"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # a leaderboard names it as damaged
+            return []  # it may name any; a leaderboard names it as damaged
     stages = (path for path in sorted(root.glob("stages/*")) if path.is_dir() and not path.name.startswith("."))
-    return [
-        Leftover(path, "no run record names it")
-        for path in stages
-        if path.name not in used and not _is_locked(path.with_name(f".{path.name}.lock"))
-    ]
+    return [Leftover(path, "no run record names it") for path in stages if path.name not in used and _age(path) > FRESH]
 
 
 def contents(root: Path) -> str:

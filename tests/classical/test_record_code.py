@@ -31,3 +31,10 @@ def test_a_merge_function_of_the_user_is_part_of_it(
         config = LLMConfig("LoRACocktail", "tiny", config_dict={"data_path": str(data_path), **given})
         found.append(record_code(config))
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("merge", ["my_mergez:mine", "ties:", "math.sqrt"])
+def test_a_merge_without_code_is_for_the_merge_to_refuse(merge: str, data_path: Path) -> None:
+    plain, given = ({"data_path": str(data_path), **own} for own in ({}, {"merge": merge}))
+    codes = [record_code(LLMConfig("LoRACocktail", "tiny", config_dict=settings)) for settings in (plain, given)]
+    assert codes[0] == codes[1]

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from recbole_llm.classical.record_inputs import changed, record_inputs
+from recbole_llm.classical.record_inputs import changed, keep_aside, record_inputs
 from recbole_llm.config import LLMConfig
+from recbole_llm.store.json_files import sealed
 
 FILES = {
     "tiny.inter": "data/tiny/tiny.inter",
@@ -49,6 +50,17 @@ def test_a_file_that_changes_is_named(name: str, given: dict[str, Any], tmp_path
     assert changed(record, config) == [], "its content counts"
     (tmp_path / FILES[name]).write_text((tmp_path / FILES[name]).read_text() + " ")
     assert changed(record, config) == [name]
+
+
+def test_a_run_on_other_data_of_the_same_name_is_kept_aside(tmp_path: Path) -> None:
+    file = tmp_path / "runs" / "Pop-toy-1" / "record.json"
+    assert keep_aside(file, {"toy.inter": "a"}) is None, "there is none"
+    for number, inter in enumerate("ab", start=2):
+        file.parent.mkdir(parents=True)
+        file.write_text(sealed({"inputs": {"toy.inter": inter, "cf_checkpoint": "c"}}))
+        assert keep_aside(file, {"toy.inter": inter}) is None, "the same tables"
+        assert keep_aside(file, {"toy.inter": "c"}) == tmp_path / "runs" / f"Pop-toy-1-{number}"
+    assert sorted(path.name for path in file.parents[1].iterdir()) == ["Pop-toy-1-2", "Pop-toy-1-3"]
 
 
 def test_a_classical_model_reads_no_language_model(given: dict[str, Any]) -> None:

@@ -159,3 +159,8 @@ def test_repeats_that_stay_are_counted(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_core_counts_different_partners_after_the_ratings() -> None:
     assert rows(min_rating=3, k_core=2) == ["a11", "a24", "b15", "b26"]
     assert "--k_core=2 removes 2 interactions" in Path("dataset/mine/mine.yaml").read_text()
+
+
+def test_the_index_that_pandas_writes_is_a_column_without_a_name() -> None:
+    found = convert(write("a.csv", ",user,song,timestamp\n0,ann,x,1\n1,bo,y,2\n2,ann,y,3\n"))
+    assert [row[:2] for row in found[".inter"][1:]] == [["ann", "x"], ["bo", "y"], ["ann", "y"]]

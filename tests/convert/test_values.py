@@ -155,3 +155,14 @@ def test_empty_titles_count_where_they_tell_items_apart() -> None:
     assert "(item: 1; the first is line 2)" in refused("b.parquet")
     write("c.jsonl", '{"user": "a", "item": null}\n')
     assert "no interactions without an empty cell" in refused("c.jsonl", drop_incomplete=True)
+
+
+def test_times_between_which_there_is_little_keep_their_order() -> None:
+    cells = [".12345611", ".12345614", ".12345613", ".12345612"]
+    rows = "".join(f"u,i{place},{time}\n" for place, time in enumerate(cells))
+    found = convert(write("a.csv", "user,item,timestamp\n" + rows))[".inter"][1:]
+    assert {item: float(time) for _, item, time in found} == {f"i{place}": float(time) for place, time in enumerate(cells)}
+
+
+def test_half_of_a_character_is_dropped() -> None:
+    assert values.clean("Good \ud83d") == "Good"

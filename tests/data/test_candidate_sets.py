@@ -120,6 +120,22 @@ def test_users_of_a_file_who_are_not_evaluated_are_left_out(settings: dict[str, 
     assert sorted(candidates(settings, "valid", **values).users.tolist()) == sorted(evaluated)
 
 
+def test_lines_of_another_phase_are_left_out_so_that_validation_knows_no_test_item(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    for phase in ("valid", "test"):
+        candidates(settings, phase)
+    test, valid = (file.read_text().splitlines(keepends=True) for file in files(tmp_path / "saved"))
+    both = tmp_path / "both.candidates"
+    both.write_text("".join([*valid, *test[1:]]))
+    source = {"source": "file", "file": dict.fromkeys(("valid", "test"), str(both))}
+    for phase in ("valid", "test"):
+        drawn, found = candidates(settings, phase), candidates({**settings, "candidates": source}, phase)
+        assert sorted(zip(found.users.tolist(), found.targets.tolist(), strict=True)) == sorted(
+            zip(drawn.users.tolist(), drawn.targets.tolist(), strict=True)
+        )
+
+
 def test_unknown_source(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="candidates.source: 'bm25' in .* is not one of uniform, popularity, retriever, file"):
         candidates({**settings, "candidates": {"source": "bm25"}})

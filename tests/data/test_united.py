@@ -24,9 +24,9 @@ def test_two_datasets_are_written_as_one_once(settings: dict[str, Any], data_pat
     folder = united(tmp_path)
     assert re.fullmatch(r"other\+tiny-[0-9a-f]{12}", folder.name)
     texts = (folder / "other+tiny.item").read_text().splitlines()
-    assert texts[0] == "item_id:token\ttitle:token_seq\tyear:token\tbrand:token_seq\tcategory:token_seq\tdescription:token_seq"
-    assert "tiny/i3\tThe old river\t1983\t\tdrama film\t" in texts  # year and category fields were given for this run
-    assert "other/i3\tThe old river\t1983\t\tdrama film\t" in texts  # of the other one, its columns have known names
+    assert texts[0] == "item_id:token\ttitle:token\tyear:token\tbrand:token\tcategory:token_seq\tdescription:token"
+    assert "tiny/i3\tThe old river\t1983\t\tdrama|film\t" in texts  # year and category fields were given for this run
+    assert "other/i3\tThe old river\t1983\t\tdrama|film\t" in texts  # of the other one, its columns have known names
     rows = [line.split("\t") for line in (folder / "other+tiny.inter").read_text().splitlines()[1:]]
     for dataset in ("other", "tiny"):
         source = [line.split("\t")[:2] for line in (data_path / dataset / f"{dataset}.inter").read_text().splitlines()[1:]]
@@ -64,3 +64,14 @@ def test_a_dataset_without_titles_will_do_for_classical_models(
     assert re.search(r"other\+tiny has no titles, because other has none: .*other\.item", caplog.text)
     with pytest.raises(FileNotFoundError, match=r"the file of item texts, .*other\+tiny\.item, does not exist"):
         run_recbole_llm("TALLRec", "tiny", config_dict=bare)
+
+
+def test_a_category_of_several_words_stays_one(settings: dict[str, Any], data_path: Path, tmp_path: Path) -> None:
+    folder = Path(own_data(data_path, tmp_path / "own", lambda rows: rows))
+    for name in ("tiny", "other"):
+        file = folder / name / f"{name}.item"
+        file.write_text(file.read_text().replace("drama film", "drama|film noir"))
+        (folder / name / f"{name}.yaml").write_text("seq_separator: '|'\n")
+    texts = build("SASRec", {**settings, "data_path": str(folder)}, train_dataset="other").splits[0].item_texts
+    found = {value for values in texts.values("category") for value in values}
+    assert "film noir" in found and not any("," in value or value == "noir" for value in found)

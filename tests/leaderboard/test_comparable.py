@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recbole_llm.data.sketches import sketch
-from recbole_llm.leaderboard.comparable import candidates, check, same_users
+from recbole_llm.leaderboard.comparable import candidates, check, same_candidates, same_users
 from recbole_llm.leaderboard.table import Cell
 
 
@@ -61,6 +61,19 @@ def test_candidates_that_depend_on_the_seed_are_compared_seed_by_seed(filters: d
     alike = [run(label, seed, f"of seed {seed}") for label in ("TALLRec", "LlamaRec") for seed in (1, 2)]
     check("leaderboard: full", alike)
     assert "ranked the candidates other" in refusal(*alike, run("BPR", 2, "other"))
+    with pytest.raises(
+        ValueError, match="TALLRec and Pop ranked other candidates, since these depend on the seed; compare the same"
+    ):
+        same_candidates("leaderboard: full", {"TALLRec": ["of seed 1", "of seed 2"], "Pop": ["of seed 1"]})
+    same_candidates("leaderboard: full", {"TALLRec": ["one", "one"], "Pop": ["one"]})
+
+
+def test_a_retriever_s_candidates_are_not_those_of_a_draw() -> None:
+    runs = [
+        cell(label, mask=None, candidates_sha256={"test": digest}, config={"candidates": {"source": digest}})
+        for label, digest in (("TALLRec", "retriever"), ("BPR", "uniform"))
+    ]
+    assert "ranked the candidates" in refusal(*runs)
 
 
 def test_other_counts_and_filters_are_named() -> None:

@@ -157,6 +157,19 @@ def test_a_record_that_lacks_something_has_empty_cells(facts: dict[str, Any]) ->
     assert row(build([empty]), "A").metrics == {} and build([]).tables == []
 
 
+def test_seeds_with_their_own_candidates_are_tested_on_those_that_both_rows_have() -> None:
+    def own(label: str, ranks: Sequence[int], seed: int) -> Cell:
+        facts = {"candidates_sha256": {"test": f"of {seed}"}, "config": {"candidates": {"source": "retriever"}}}
+        return cell(label, ranks, seed=seed, facts=facts)
+
+    both = [own("A", [1] * 9, 1), own("A", [2] * 9, 2)]
+    board = build([*both, own("B", [2] * 9, 1)])
+    assert board.tests == 1 and board.tables[0].candidates == "of 1, of 2"
+    assert row(board, "A").p_values["B"] == pytest.approx(2 / 2**9), "of seed 1, where A has all hits"
+    assert build([*both, own("B", [2] * 9, 3)]).tests == 0
+    assert "candidates (others for each seed)" in caption(board, board.tables[0])
+
+
 def test_metrics_that_are_rounded_to_two_places_are_those_of_their_ranks() -> None:
     ranks = [1, 2, 2, 2, 2, 2, 2]  # hit@1 is .142857
     facts = {"results": {"A": {"hit@1": 0.14}}, "config": {"metric_decimal_place": 2}}

@@ -146,7 +146,7 @@ def test_a_choice_of_lists_stays_one(runs: Callable[..., Any]) -> None:
 def test_the_file_of_the_best_settings_has_those_of_given_files(runs: Callable[..., Any], tmp_path: Path) -> None:
     search, _ = runs(score)
     file = tmp_path / "base.yaml"
-    file.write_text("n_layers: 4\nepochs: 3\nlearning_rate: 1\neval_batch_size: 9\n")
+    file.write_text("n_layers: 4\nepochs: 3\nlearning_rate: 1\neval_batch_size: 9\nseed: 7\n")
     search.run()
     search.task = replace(search.task, config_files=(str(file),))
     best = {"n_layers": 4, "epochs": 7, "embedding_size": 8, "learning_rate": 0.001}

@@ -6,7 +6,7 @@ import torch
 from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import scoring
 from recbole_llm.llm.forward import lm_loss
-from recbole_llm.llm.lora import AdapterView
+from recbole_llm.llm.lora import AdapterView, attach_lora
 from recbole_llm.llm.packing import Branches, shared_batches, token_batches
 from recbole_llm.llm.scoring import STRATEGIES, Scorer
 from tests.llm.conftest import FAMILIES, VOCABULARY
@@ -71,7 +71,8 @@ def test_mean_divides_by_the_answers_length(build_model, strategy):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_labels_that_bfloat16_would_tie_keep_their_order(build_model, biased):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_answers_that_bfloat16_would_tie_keep_their_order(build_model, strategy, biased):
     model, labels, (prompts, _) = build_model("llama").bfloat16(), list(range(5, 25)), users()
     head, states = model.get_output_embeddings(), []
     with torch.no_grad():
@@ -83,9 +84,24 @@ def test_labels_that_bfloat16_would_tie_keep_their_order(build_model, biased):
     hook.remove()
     exact = torch.cat(states) @ head.weight.float().T + (head.bias.float() if biased else 0)  # [B, V]
     assert min(len({*row}) for row in logits[:, labels].tolist()) < len(labels), "bfloat16 ties some"
-    scores = Scorer("label", batch_tokens=1)(model, prompts, [[[label] for label in labels]] * len(prompts))
+    scores = Scorer(strategy, batch_tokens=1)(model, prompts, [[[label] for label in labels]] * len(prompts))
     differences = exact[:, labels] - exact[:, labels[:1]]
     torch.testing.assert_close(scores - scores[:, :1], differences, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("target_modules", [["lm_head"], ["q_proj"]])
+def test_an_adapted_head_counts_in_bfloat16(build_model, target_modules):
+    model, (prompts, answers) = build_model("llama").bfloat16(), users()
+    adapted = attach_lora(model, name="a", r=2, lora_alpha=64, lora_dropout=0.0, target_modules=target_modules, seed=0)
+    with torch.no_grad():
+        for name, weights in adapted.named_parameters():
+            if "lora_B" in name:
+                weights.normal_(std=0.3)
+    answers = answers_for("label", answers)
+    found = Scorer("label", batch_tokens=1)(adapted, prompts, answers)
+    row = [adapted(torch.tensor([prompt.ids])).logits[0, -1].float().log_softmax(-1) for prompt in prompts]
+    expected = [[float(values[answer]) for (answer,) in own] for values, own in zip(row, answers, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=0.15, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -142,8 +158,7 @@ def test_a_bf16_model_is_normalised_in_fp32(build_model, strategy, attention):
     scores = Scorer(strategy, batch_tokens=1)(model, prompts, [[[4], [30]]] * 2)  # no padding: the very same logits
     for prompt, score in zip(prompts, scores, strict=True):
         exact = model(torch.tensor([prompt.ids])).logits[0, -1].float().log_softmax(-1)[[4, 30]]
-        # the logits of labels are computed in fp32, too
-        torch.testing.assert_close(score, exact, atol=4e-3 if strategy == "label" else 1e-4, rtol=0)
+        torch.testing.assert_close(score, exact, atol=4e-3, rtol=0)  # the logits of answers are computed in fp32, too
     _, answers = users(2)
     if strategy != "label":  # the mask of the tree has the model's dtype
         oracle = Scorer("naive", "mean")(model, prompts, answers)

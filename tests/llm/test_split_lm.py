@@ -17,6 +17,7 @@ from recbole_llm.llm.causal_lm import load_causal_lm
 from recbole_llm.llm.exactness import exact_reading
 from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import attach_lora
+from recbole_llm.llm.scoring import Scorer
 from recbole_llm.merging.objectives import Counted, first_tokens_entropy
 
 FIRST, SECOND = "cuda:0", "cuda:1"
@@ -59,7 +60,12 @@ def test_an_adapter_is_trained_and_the_entropy_of_the_first_tokens_is_read(model
     assert first_tokens_entropy(adapted, [[1, 2, 3], [4, 5]], Counted(3), 0, 0).item() > 0
 
 
-def test_one_whose_layers_would_be_offloaded_is_refused(tiny_lm: Path) -> None:
+def test_one_whose_layers_are_offloaded_is_read_but_not_trained(tiny_lm: Path) -> None:
     weights = sum(file.stat().st_size for file in tiny_lm.glob("*.safetensors"))
-    with pytest.raises(ValueError, match=r"max_memory: .* leave no memory for \d+ weights of .*give more max_memory"):
-        load_causal_lm(tiny_lm, device_map="auto", max_memory={"cpu": weights // 2})
+    part, whole = (
+        load_causal_lm(tiny_lm, **given) for given in ({"device_map": "auto", "max_memory": {"cpu": weights * 4 // 5}}, {})
+    )
+    prompts, answers = [Prompt([5, 6, 7])], [[[8], [9]]]
+    torch.testing.assert_close(Scorer()(part.model, prompts, answers), Scorer()(whole.model, prompts, answers))
+    with pytest.raises(ValueError, match=r"max_memory: \d+ weights of the LM are offloaded, .* give more max_memory"):
+        attach_lora(part.model, name="one", r=2, lora_alpha=4, lora_dropout=0.0, seed=0)

@@ -222,7 +222,10 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ({"merge_beside": {"x": {"merge_steps": "four"}}}, r"merge_steps: 'four' in merge_beside\['x'\] of config_dict is not a"),
         ({"merge_beside": {"x": None}}, "merge_beside: {'x': None} in .* is not a dictionary of dictionaries .*; change x: None"),
         ({"merge_beside": {"lr 0.5": {"merge": "uniform"}}}, "merge_beside: 'lr 0.5' cannot name a row"),
-        ({"merge_beside": {"values": {"merge": "uniform"}}}, "merge_beside: 'values' cannot name a row, torch has a use for it"),
+        *(
+            ({"merge_beside": {name: {"merge": "uniform"}}}, f"merge_beside: '{name}' cannot name a row, torch has a use for it")
+            for name in ("values", "training", "_modules", "")
+        ),
         ({"merge_beside": {"merged": {"merge": "uniform"}}}, "merge_beside: 'merged' is the name of a row or an adapter"),
         ({"merge_beside": {"ingredient": {"merge": "uniform"}}}, "merge_beside: 'ingredient' is the name of a row or an adapter"),
         ({"merge_beside": {"uniform mix": {"merge": "uniform"}}}, "merge_beside: 'uniform mix' is the name of a row or an"),
