@@ -162,10 +162,11 @@ def check_in_memory(model: Any) -> None:
     Raises:
         ValueError: names the key, and one of the weights.
     """
-    off = {name: weights.device.type == "meta" for name, weights in model.named_parameters()}
-    if any(off.values()) and not all(off.values()):  # all: a blank model, of a plan
+    names = [name for name, _ in model.named_parameters()]
+    off = [name for name, weights in model.named_parameters() if weights.device.type == "meta"]
+    if 0 < len(off) < len(names):  # all: a blank model, of a plan
         raise ValueError(
-            f"max_memory: {sum(off.values())} weights of the LM are offloaded, such as {max(off, key=off.__getitem__)}: it can be read, but not be trained "
+            f"max_memory: {len(off)} weights of the LM are offloaded, such as {off[0]}: it can be read, but not be trained "
             "through, nor take adapters; give more max_memory, load_in_4bit: True, or fsdp: True with several processes"
         )
 

@@ -131,7 +131,7 @@ def damage(path: Path, line: int, old: str, new: str) -> None:
 def test_damaged_file(stored: tuple[Path, CandidateSet], change: Any, message: str) -> None:
     path, found = stored
     change(path)
-    with pytest.raises(ValueError, match=f"{path.name}, {message}.*delete it"):
+    with pytest.raises(ValueError, match=f"{path.name}, {message}.*correct the file"):
         read_candidates(path, USER_IDS, IDS)
     rebuilt = load_or_draw(path, found.users, found.targets, USER_IDS, IDS, lambda: found.items, ORIGIN)
     assert rebuilt.sha256 == found.sha256
