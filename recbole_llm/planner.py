@@ -32,7 +32,7 @@ SHORTEST = 0.5  # seconds of a measurement that tells anything
 
 def on_card(config: Any, card: Card) -> dict[str, Any]:
     """The settings that a run on an accelerator chooses by itself, for a plan on another machine."""
-    chosen: dict[str, Any] = {} if config["dtype"] != "auto" else {"dtype": "bfloat16"}
+    chosen: dict[str, Any] = {} if config["dtype"] != "auto" else {"dtype": "bfloat16" if card.has_bf16 else "float32"}
     if config["score_batch_tokens"] is None:
         chosen["score_batch_tokens"] = 16384
     if config["train_batch_tokens"] is None and config["llm_path"] != BUILTIN:
@@ -100,4 +100,10 @@ def _speed(plan: Plan, backbone: Backbone | None, config: Any, named: Card | Non
         return None
     memory = free_memory(torch.device(outline.device), config["max_memory"])
     seconds = min(config["probe_seconds"], max(SHORTEST, seconds))
-    return probe(outline.config, outline.dtype, outline.device, seconds, memory)
+    try:
+        return probe(outline.config, outline.dtype, outline.device, seconds, memory)
+    except torch.OutOfMemoryError as error:
+        logger.warning(
+            f"plan: the speed of this machine cannot be measured ({str(error).splitlines()[0]}); no times are predicted"
+        )
+        return None

@@ -66,7 +66,11 @@ def run_recbole_llm(
         ``variants`` (test results by name), ``published`` (results of ``scoring: published`` by name) and ``record`` (path of
         the run record).
     """
-    with joined() as processes:
+    given = [
+        str((config_dict or {}).get("use_gpu")),
+        *(text.removeprefix("--use_gpu=") for text in cmd_line if "use_gpu=" in text),
+    ]
+    with joined(on_cpu=given[-1].lower() == "false") as processes:
         config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
         return _run(config, saved, processes)
 

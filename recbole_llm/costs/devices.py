@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.lora import attach_lora
+from recbole_llm.llm.memory import tokens_in, training_memory
 from recbole_llm.store.costs import Cost, Tokens
 from recbole_llm.store.files import preserved_random_state
 
@@ -32,10 +33,11 @@ class Card:
     fp32: float
     memory: int
     source: str
+    has_bf16: bool = True  # else a run with dtype: auto takes float32
 
 
 GIB = 2**30
-LAYERS = 2  # of the LM that a probe measures
+LAYERS, LENGTH = 2, 128  # of the LM that a probe measures, and tokens of its rows
 CARDS = {
     # tensor cores, dense: half of the figures "with sparsity" of the data sheets
     "h200": Card("NVIDIA H200 SXM", 989e12, 67e12, 141 * 10**9, "NVIDIA H200 data sheet"),
@@ -44,8 +46,10 @@ CARDS = {
     "l40s": Card("NVIDIA L40S", 362e12, 91.6e12, 48 * GIB, "NVIDIA L40S data sheet"),
     "l4": Card("NVIDIA L4", 121e12, 30.3e12, 24 * GIB, "NVIDIA L4 data sheet"),
     "a10": Card("NVIDIA A10", 125e12, 31.2e12, 24 * GIB, "NVIDIA A10 data sheet"),
-    "v100": Card("NVIDIA V100 32GB SXM2 (no bf16: figure of fp16)", 125e12, 15.7e12, 32 * GIB, "NVIDIA V100 data sheet"),
-    "t4": Card("NVIDIA T4 (no bf16: figure of fp16)", 65e12, 8.1e12, 16 * GIB, "NVIDIA T4 data sheet"),
+    "v100": Card(
+        "NVIDIA V100 32GB SXM2 (no bf16: figure of fp16)", 125e12, 15.7e12, 32 * GIB, "NVIDIA V100 data sheet", has_bf16=False
+    ),
+    "t4": Card("NVIDIA T4 (no bf16: figure of fp16)", 65e12, 8.1e12, 16 * GIB, "NVIDIA T4 data sheet", has_bf16=False),
     # with accumulation in fp32
     "4090": Card("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12, 24 * GIB, "NVIDIA Ada GPU architecture white paper, appendix A"),
     "3090": Card("NVIDIA GeForce RTX 3090", 71e12, 35.6e12, 24 * GIB, "NVIDIA Ampere GA102 white paper, appendix A"),
@@ -100,7 +104,10 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
 
     small = _of_layers(config, LAYERS)
     shape, layers = LMShape.of(small, dtype), config.get_text_config().num_hidden_layers
-    long, short = (8 if device == "cpu" else 128, 128), (1, 16)  # rows and tokens: a micro-batch of a run, and a short pass
+    training = training_memory(small, dtype=dtype, r=16, dropout=0.05)
+    fitting = tokens_in(training, memory - 2 * shape.weight_bytes, "other") if memory and device != "cpu" else 8 * LENGTH
+    rows = max(1, min(128, fitting // LENGTH))
+    long, short = (rows, LENGTH), (1, 16)  # rows and tokens: a micro-batch of a run, and a short pass
     with preserved_random_state():
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device).requires_grad_(False)
@@ -119,7 +126,7 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
         model = attach_lora(model, name="probe", r=16, lora_alpha=32, lora_dropout=0.05, seed=0).train()
         adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
         with torch.enable_grad():
-            training = timed(lambda ids: read(ids).backward(), (0.4, 0.2))
+            trained = timed(lambda ids: read(ids).backward(), (0.4, 0.2))
 
     def speed(times: tuple[float, float], factor: int, beside: int) -> tuple[float, float]:
         """FLOP/s of a long pass, and the seconds that a short one takes more, for all layers."""
@@ -127,7 +134,7 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
         rate = work[0] / times[0]
         return rate, max(0.0, times[1] - work[1] / rate) * layers / LAYERS
 
-    (train, train_pass), (read_rate, read_pass) = speed(training, 2, 6 * adapter), speed(reading, 1, 0)
+    (train, train_pass), (read_rate, read_pass) = speed(trained, 2, 6 * adapter), speed(reading, 1, 0)
     source = f"this machine: {device}, {torch.get_num_threads()} threads, two layers of the LM measured"
     return Speed(train, read_rate, memory, source, train_pass, read_pass)
 

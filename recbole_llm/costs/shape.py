@@ -54,14 +54,15 @@ class LMShape:
         sizes = {id(p): round(p.numel() * (chosen if p.dim() == 3 else 1)) for p in model.parameters() if p.dim() > 1}
         parameters = sum(p.numel() for p in model.parameters())
         linear = sum(size for key, size in sizes.items() if key not in apart)
+        stored = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in apart)  # with all experts
         heads, layers = text.num_attention_heads, text.num_hidden_layers
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         shared = getattr(text, "num_key_value_heads", None) or heads
         width = dtype.itemsize
         # NF4 with double quantization: half a byte and 0.127 bits for the scales (QLoRA, arXiv 2305.14314, section 3)
-        quantised = round(linear * (4.127 / 8)) + (parameters - linear) * width
+        quantised = round(stored * (4.127 / 8)) + (parameters - stored) * width
         # a process holds its share of the layers, one of them whole, and a second one while it gathers that for another process
-        held = parameters if shards == 1 else parameters - linear + linear // shards + min(2, layers) * (linear // layers)
+        held = parameters if shards == 1 else parameters - stored + stored // shards + min(2, layers) * (stored // layers)
         return cls(
             parameters=parameters,
             matrices=linear,

@@ -190,7 +190,8 @@ class RunRecommender:
         if not all(histories):
             raise ValueError(f"{people[histories.index([])].name}: the history is empty, so nothing is known to recommend from")
         interaction = self._readers.users(users, request.until) if users[0] else self._readers.unknown(histories)
-        left_out = [] if request.seen or self._readers.histories.repeats_kept else histories
+        unmasked = request.until != "now" and (self.run.record.get("protocol") or {}).get("mask_history") is False  # as evaluated
+        left_out = [] if request.seen or unmasked or self._readers.histories.repeats_kept else histories
         try:
             if given is None:
                 items, scores = self._ranking.of_catalogue(interaction, users, left_out, variant, request.k, index)

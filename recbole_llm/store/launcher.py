@@ -49,13 +49,16 @@ def asks_for_fsdp(environment: Mapping[str, str]) -> bool:
     return environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def choose_accelerator(environment: dict[str, str] | os._Environ[str]) -> None:
+def choose_accelerator(environment: dict[str, str] | os._Environ[str], *, none: bool = False) -> None:
     """Let this process see its own accelerator alone, so that it is ``cuda`` everywhere; none with ``accelerate launch --cpu``.
+
+    Args:
+        none: the run uses no accelerator.
 
     Raises:
         ValueError: there are fewer accelerators than processes.
     """
-    if environment.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+    if none or environment.get("ACCELERATE_USE_CPU", "false").lower() == "true":
         environment["CUDA_VISIBLE_DEVICES"] = ""
         return
     local, visible = int(environment.get("LOCAL_RANK", "0")), environment.get("CUDA_VISIBLE_DEVICES")

@@ -239,8 +239,11 @@ def _as(processes: Processes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
+def joined(*, on_cpu: bool = False) -> Iterator[Processes]:
     """Join the other processes of the run, if a launcher started several; each then sees one accelerator, its own.
+
+    Args:
+        on_cpu: the run uses no accelerator (``use_gpu: False``).
 
     Raises:
         ValueError: the launcher asks for what is not supported, or only some processes have an accelerator.
@@ -252,13 +255,14 @@ def joined() -> Iterator[Processes]:
         yield current()
         return
     if _store is None:
-        choose_accelerator(os.environ)
+        choose_accelerator(os.environ, none=on_cpu)
         _store = _join(rank, size)
     processes = Processes(rank, size)
     with _as(processes):
         if len(set(processes.gather(torch.cuda.is_available()))) > 1:
             raise ValueError(
-                f"{size} processes: some have an accelerator and others none; start as many on a machine as it has accelerators"
+                f"{size} processes: some have an accelerator and others none; start as many on a machine as it has "
+                "accelerators, or give --use_gpu=False"
             )
         yield processes
         processes.wait()  # until process 0 has written its last file

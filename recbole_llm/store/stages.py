@@ -179,7 +179,7 @@ class StageCache:
                 logger.info(f"stage {stage.name}: reused from {folder}")
                 self.seconds.setdefault(name, 0.0)
             else:
-                measured = self._build(stage, folder)
+                measured = self._build(stage, folder, name)
                 self.seconds[name], self.measured[name] = measured.seconds, measured
                 processes.wait()  # for the result of process 0
         self.folders[name] = folder
@@ -211,8 +211,8 @@ class StageCache:
             return False
         return True
 
-    def _build(self, stage: Stage, folder: Path) -> Measured:
-        """Compute a stage; returns what it took."""
+    def _build(self, stage: Stage, folder: Path, name: str) -> Measured:
+        """Compute a stage, whose curve is called ``name``; returns what it took."""
         logger.info(f"stage {stage.name}: started")
         init_seed(self.seed, True)  # the result must not depend on which earlier stages were cached
         scratch = folder.with_name(f".{folder.name}.unfinished")
@@ -220,7 +220,7 @@ class StageCache:
         with metered() as measured, torch.enable_grad(), _written(folder) as out:
             token = _trained.set([])
             try:
-                with curves.recording(stage.name, scratch / "curve.jsonl") as curve:
+                with curves.recording(name, scratch / "curve.jsonl") as curve:
                     stage.build(Work(out, scratch, self))
                 curve.write(out)
                 (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,17 +57,21 @@ class TrackedRun:
 
 
 class _TensorBoard:
-    """Event files in the folder ``tensorboard`` of the run, or in a folder with the run's name in TENSORBOARD_LOGGING_DIR."""
+    """Event files in the folder ``tensorboard`` of the run, or in a folder with the run's name in TENSORBOARD_LOGGING_DIR.
 
-    identity: str | None = None
+    A run that is made again has a folder beside the earlier one, ``tensorboard-2``, since it reports no reused stages.
+    """
 
     def __init__(self, run: TrackedRun, previous: str | None, *, resumed: bool):
         from torch.utils.tensorboard import SummaryWriter
 
         chosen = os.environ.get("TENSORBOARD_LOGGING_DIR")
         folder = Path(chosen).expanduser() / run.folder.name if chosen else run.folder / "tensorboard"
-        for old in () if resumed else folder.glob("events.out.tfevents.*"):  # of an earlier, complete run
-            old.unlink()
+        taken = (folder.with_name(f"{folder.name}-{number}" if number > 1 else folder.name) for number in count(1))
+        folder = (
+            folder.with_name(previous) if previous else next(one for one in taken if not [*one.glob("events.out.tfevents.*")])
+        )
+        self.identity: str | None = folder.name
         self._writer = SummaryWriter(str(folder))
         if not resumed:
             self._writer.add_text("settings", f"```\n{json.dumps(run.settings, indent=1)}\n```")
@@ -121,7 +126,7 @@ class _MLflow:
             mlflow.start_run(**named)
         longest, most = mlflow.utils.validation.MAX_PARAM_VAL_LENGTH, mlflow.utils.validation.MAX_PARAMS_TAGS_PER_BATCH
         shown = [(key, value) for key, value in run.settings.items() if len(str(value)) <= longest]
-        for start in () if resumed else range(0, len(shown), most):
+        for start in range(0, len(shown), most) if self._own and not resumed else ():  # a run of the caller may have others
             mlflow.log_params(dict(shown[start : start + most]))
         self.identity = mlflow.active_run().info.run_id if self._own else None
 

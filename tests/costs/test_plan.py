@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
 from recbole_llm import cli, quick_start
 from recbole_llm.config import LLMConfig
@@ -24,7 +24,7 @@ from recbole_llm.costs.plan import TO_RUN, Line, Plan
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.model.parts import default_batch_tokens
-from recbole_llm.planner import plan_of
+from recbole_llm.planner import on_card, plan_of
 from recbole_llm.quick_start import plan_run, run_recbole_llm
 from recbole_llm.store.costs import Cost, Measured, Tokens
 from recbole_llm.store.trials import trials
@@ -140,6 +140,22 @@ def test_the_shape_of_an_lm_is_that_of_its_weights(tied: bool, tiny_lm: Path) ->
         model(input_ids=torch.zeros(3, 10, dtype=torch.long), logits_to_keep=1)
     planned = shape.flops(Tokens(real=30, fed=30, pairs=300, logits=3))
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_process_holds_its_share_of_all_experts() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_hidden_layers": 8, "vocab_size": 100}
+    config = Qwen3MoeConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_experts=16, num_experts_per_tok=2)
+    one, four = (LMShape.of(config, torch.bfloat16, shards=shards) for shards in (1, 4))
+    apart = 2 * 2 * 100 * 32  # bytes of the embeddings and of the head, which each process has whole
+    layers = one.weight_bytes - apart
+    assert four.weight_bytes == pytest.approx(apart + layers / 4 + 2 * layers / 8, rel=0.02)
+    assert one.matrices < layers / 4, "two of sixteen experts are computed"
+
+
+@pytest.mark.parametrize(("card", "dtype"), [("t4", "float32"), ("v100", "float32"), ("a100", "bfloat16")])
+def test_a_plan_for_a_card_has_the_dtype_of_a_run_there(card: str, dtype: str, settings: dict[str, Any]) -> None:
+    config = LLMConfig("TALLRec", "tiny", config_dict={**settings, "dtype": "auto"})
+    assert on_card(config, CARDS[card])["dtype"] == dtype
 
 
 def test_the_speed_of_this_machine_is_measured(tiny_lm: Path) -> None:

@@ -56,6 +56,7 @@ def last_items(data_path: Path) -> dict[str, list[str]]:
         ("BPR", FULL, True),
         ("SASRec", FULL, True),
         ("Pop", FULL, False),  # equal scores
+        ("SASRec", {**FULL, "mask_history": False}, True),  # items of the history are ranked, too
         ("TALLRec", RERANKED, True),  # its retriever
         pytest.param("BERT4Rec", FULL, True, marks=pytest.mark.slow),  # with biases of the items
         pytest.param("GRU4Rec", FULL, True, marks=pytest.mark.slow),

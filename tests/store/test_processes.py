@@ -158,6 +158,11 @@ def test_each_process_sees_its_own_accelerator(environment, seen):
     assert environment["CUDA_VISIBLE_DEVICES"] == seen
 
 
+def test_a_run_on_the_cpu_sees_none():
+    choose_accelerator(environment := {"LOCAL_RANK": "1"}, none=True)
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
 def test_more_processes_than_accelerators_are_refused():
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=3: process 1 of this machine has no accelerator"):
         choose_accelerator({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "3"})

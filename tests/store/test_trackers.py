@@ -146,7 +146,13 @@ def test_a_complete_run_that_is_repeated_begins_its_curve_anew(tmp_path: Path) -
     for value in (3.0, 2.0):
         with reports(["tensorboard"], run) as report:
             report("SASRec", "loss", 0, value, "epoch")
-    assert scalars(run.folder / "tensorboard") == {"SASRec/loss": [(0, 2.0)]}
+    assert scalars(run.folder / "tensorboard") == {"SASRec/loss": [(0, 3.0)]}, "the stages of the second one may be reused"
+    assert scalars(run.folder / "tensorboard-2") == {"SASRec/loss": [(0, 2.0)]}
+    with pytest.raises(KeyError), reports(["tensorboard"], run) as report:
+        raise KeyError
+    with reports(["tensorboard"], run) as report:
+        report("SASRec", "loss", 0, 1.0, "epoch")
+    assert scalars(run.folder / "tensorboard-3") == {"SASRec/loss": [(0, 1.0)]}, "killed and continued, it is one"
 
 
 def test_the_folder_of_transformers_variable_has_one_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
