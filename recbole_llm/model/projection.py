@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.forward import lm_loss, loss_scale
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
-from recbole_llm.model.alignment import Projector
+from recbole_llm.model.alignment import Projector, spread
+from recbole_llm.model.alignment_training import ALIKE, COMPARED
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import preserved_random_state, save_tensors
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from recbole_llm.llm.causal_lm import CausalLM
     from recbole_llm.model.eval_users import EvalUsers
     from recbole_llm.store.costs import Cost
+
+logger = getLogger()
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,20 @@ class ProjectionTraining:
                 learning_rate_key="stage2_learning_rate",
                 loss_scale=loss_scale(causal.model),
             ).run()
+        if parts.prompts.item_tokens:
+            self._report(soft)
         save_tensors(work.out / "projectors.safetensors", parameters)
+
+    def _report(self, soft: SoftTokens) -> None:
+        """Log how far the soft tokens of items differ, which the loss does not tell."""
+        trained = self.parts.domain.trained_items
+        with torch.no_grad():
+            varied = spread(soft.of_items(trained[:: -(-len(trained) // COMPARED)].tolist()))
+        found = f"soft tokens of items differ by {varied:.1%} of their size"
+        if varied < ALIKE:
+            logger.warning(f"projection: the LM hardly tells items apart: {found}; lower stage2_learning_rate")
+        else:
+            logger.info(f"projection: {found}")
 
     def _examples(self, tokenizer: Any, user_key: Callable[[int], int]) -> tuple[list[TrainingExample], Encode]:
         """The training examples and their encoding; ``user_key`` maps a row of them to the key of its user's soft token."""
@@ -250,11 +267,15 @@ class SoftTokens(nn.Module):
         """As :meth:`forward`, with (user, history) by the row of :meth:`user_key`. Each soft token is computed once."""
         numbered, keys = number_soft_tokens(prompts)
         items = [key for key in keys if key < len(self._codes)]  # the other keys are those of users
-        tokens = [self.project_item(self._codes[items])] if items else []
+        tokens = [self.of_items(items)] if items else []
         if keys[len(items) :]:
             ids, histories = zip(*(users[key - len(self._codes)] for key in keys[len(items) :]), strict=True)
             tokens.append(self.project_user(self._cf.user_states(ids, histories)))
         return numbered, torch.cat(tokens) if tokens else None
+
+    def of_items(self, items: Sequence[int]) -> Tensor:
+        """The soft tokens [N, D] of N items."""
+        return self.project_item(self._codes[list(items)])
 
     def with_new_items(self, codes: Tensor) -> SoftTokens:
         """The same projectors with the text codes [N, Z] of more items after those of the catalogue."""

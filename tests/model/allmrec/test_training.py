@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -252,6 +253,21 @@ def test_a_stage_1_that_is_hardly_trained_is_told(
 ) -> None:
     projection(checkpoint_dir=str(tmp_path), all_positions=True, **changes)
     assert "vectors of items differ by" in caplog.text and ("raise stage1_epochs" in caplog.text) == told
+
+
+@pytest.mark.parametrize(("bias", "told"), [(0.0, False), (50.0, True)])
+def test_a_stage_2_that_makes_one_vector_of_all_items_is_told(
+    trained: Any, caplog: pytest.LogCaptureFixture, bias: float, told: bool
+) -> None:
+    made = trained()
+    soft = copy.deepcopy(made.soft)
+    with torch.no_grad():
+        soft._codes = torch.randn_like(soft._codes)  # as different as codes can be
+        soft.project_item[-1].bias += bias
+    caplog.set_level("INFO")
+    caplog.clear()
+    made.model.projection._report(soft)
+    assert "soft tokens of items differ by" in caplog.text and ("lower stage2_learning_rate" in caplog.text) == told
 
 
 @pytest.mark.parametrize(("more", "beta"), [(0, 0.5), (1, 0.2)])
