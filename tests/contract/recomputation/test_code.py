@@ -54,7 +54,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
         },
     ),
     "a flipped gradient": (
-        ("training.loop", "    loss.backward()", "    (-loss).backward()"),
+        ("training.loop", "(loss if scale == 1 else loss * scale).backward()", "(-loss * scale).backward()"),
         {
             "TALLRec": ("ingredient", {"TALLRec"}),
             "LoRACocktail": (ALL, ADAPTED),
