@@ -68,7 +68,7 @@ def run_recbole_llm(
     """
     given = [
         str((config_dict or {}).get("use_gpu")),
-        *(text.removeprefix("--use_gpu=") for text in cmd_line if "use_gpu=" in text),
+        *(text.removeprefix("--use_gpu=") for text in cmd_line if text.startswith("--use_gpu=")),
     ]
     with joined(on_cpu=given[-1].lower() == "false") as processes:
         config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)

@@ -50,8 +50,10 @@ def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
         inputs: of the run, as :func:`record_inputs` gives them.
     """
     try:
-        before = read_object(file).get("inputs") or {}
+        before = read_object(file).get("inputs")
     except (OSError, ValueError):
+        return None
+    if not isinstance(before, Mapping):  # a record of an earlier state, which does not say
         return None
     tables = [name for name in {**before, **inputs} if name.endswith(TABLES)]
     if all(before.get(name) == inputs.get(name) for name in tables):

@@ -60,6 +60,11 @@ def test_a_run_on_other_data_of_the_same_name_is_kept_aside(tmp_path: Path) -> N
         file.write_text(sealed({"inputs": {"toy.inter": inter, "cf_checkpoint": "c"}}))
         assert keep_aside(file, {"toy.inter": inter}) is None, "the same tables"
         assert keep_aside(file, {"toy.inter": "c"}) == tmp_path / "runs" / f"Pop-toy-1-{number}"
+    file.parent.mkdir(parents=True)
+    file.write_text(sealed({}))
+    assert keep_aside(file, {"toy.inter": "a"}) is None, "a record of an earlier state"
+    file.unlink()
+    file.parent.rmdir()
     assert sorted(path.name for path in file.parents[1].iterdir()) == ["Pop-toy-1-2", "Pop-toy-1-3"]
 
 
