@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,26 @@ def test_only_what_recbole_reads_trains_it_anew(shared_settings: dict[str, Any])
     assert len(set(found)) == len(found)
     ours = {"alpha": 0.1, "epochs": 7, "eval_batch_size": 9, "max_history": 3, "noun": "film", "checkpoint_dir": "elsewhere"}
     assert fingerprint({}, **ours) == found[0]
+
+
+def test_a_setting_without_a_default_of_recbole_and_a_table_of_features_train_it_anew(
+    shared_settings: dict[str, Any], data_path: Path, tmp_path: Path
+) -> None:
+    def fingerprint(name: str, values: dict[str, Any], **changes: Any) -> str:
+        config = LLMConfig("ALLMRec", "tiny", config_dict={**shared_settings, **changes})
+        return CollaborativeModel(config, name, {**SMALL, **values}).stage.fingerprint
+
+    assert fingerprint("FEARec", {"tau": 0.5}) != fingerprint("FEARec", {"tau": 1.0})
+    shutil.copytree(data_path, tmp_path / "data")
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "genre"]}
+    read, found = {"load_col": columns, "selected_features": ["genre"], "pooling_mode": "sum"}, []
+    for genre in ("drama", "crime"):
+        file = tmp_path / "data" / "tiny" / "tiny.item"
+        file.write_text(file.read_text().replace("drama", genre))
+        found.append(
+            [fingerprint(name, given, data_path=str(tmp_path / "data")) for name, given in (("SASRecF", read), ("SASRec", {}))]
+        )
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1], "which SASRec does not read"
 
 
 def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(shared_settings: dict[str, Any], tmp_path: Path) -> None:
