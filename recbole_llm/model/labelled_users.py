@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.llm.forward import loss_scale
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging.calibration import cross_entropies
@@ -50,7 +51,7 @@ class LabelledUsers(ScoredUsers):
         """Mean cross-entropy (nats) of the targets of these users, by weights; differentiable, with the memory of one batch."""
         lengths = self.likelihood.tokens([self.histories[user] for user in users], self.candidates[list(users)])
         batches = [[users[i] for i in batch] for batch in token_batches(*lengths, self._batch_tokens)]
-        return mean_over_batches(self._loss, batches)
+        return mean_over_batches(self._loss, batches, scale=loss_scale(self.likelihood.lm))
 
     def _batch_loss(self, weights: Tensor, users: Sequence[int]) -> Tensor:
         rows = torch.tensor(users)

@@ -158,7 +158,10 @@ class ProjectionTraining:
             varied = spread(soft.of_items(trained[:: -(-len(trained) // COMPARED)].tolist()))
         found = f"soft tokens of items differ by {varied:.1%} of their size"
         if varied < ALIKE:
-            logger.warning(f"projection: the LM hardly tells items apart: {found}; lower stage2_learning_rate")
+            logger.warning(
+                f"projection: the LM hardly tells items apart: {found}; a lower stage2_learning_rate keeps "
+                "them apart, which need not rank better"
+            )
         else:
             logger.info(f"projection: {found}")
 

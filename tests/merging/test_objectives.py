@@ -124,6 +124,16 @@ def test_mean_over_batches_has_the_value_and_gradient_of_the_mean():
         torch.testing.assert_close(batched(weights), expected)
 
 
+def test_gradients_that_float16_would_round_to_zero_survive_a_scale():
+    def term(weights, _):
+        return 1e-8 * weights.half().float().sum()  # as through a model in float16
+
+    for scale, expected in ((1.0, 0.0), (1024.0, 1e-8)):
+        weights = torch.tensor([0.3, 0.7], requires_grad=True)
+        mean_over_batches(term, [[0], [1]], scale=scale)(weights).backward()
+        torch.testing.assert_close(weights.grad, torch.full((2,), expected), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize(("family", "pad"), [("mamba", 0), ("lfm2", 0), ("bart", None)])
 def test_entropy_of_first_tokens_of_models_without_a_cache_or_padding(family: str, pad: int | None) -> None:
     model, draw = families.build(family), torch.Generator().manual_seed(0)

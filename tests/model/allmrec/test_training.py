@@ -267,7 +267,7 @@ def test_a_stage_2_that_makes_one_vector_of_all_items_is_told(
     caplog.set_level("INFO")
     caplog.clear()
     made.model.projection._report(soft)
-    assert "soft tokens of items differ by" in caplog.text and ("lower stage2_learning_rate" in caplog.text) == told
+    assert "soft tokens of items differ by" in caplog.text and ("a lower stage2_learning_rate" in caplog.text) == told
 
 
 @pytest.mark.parametrize(("more", "beta"), [(0, 0.5), (1, 0.2)])
