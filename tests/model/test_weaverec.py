@@ -237,7 +237,7 @@ def test_controls_that_are_not_asked_for_are_not_trained(run: Run, trained: list
 
 @pytest.mark.parametrize("method", ["ties", "dare", "magnitude_prune", "grid", "factors"])
 @pytest.mark.slow
-def test_every_merge_of_the_hook_is_available(run: Run, trained: list[str], method: str) -> None:
+def test_every_merge_of_the_hook_is_available(woven: Any, run: Run, trained: list[str], method: str) -> None:
     record = run(merge=method, merge_density=0.7, weave_controls=["target_only"])
     assert not trained and record["merge"]["method"] == method
     assert set(record["results"]) == {"WeaveRec", "uniform mix", "target only", "hybrid other", "no adapter"}
