@@ -18,11 +18,20 @@ def say(**what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
+def has_bf16() -> bool:
+    """Whether the CPU has instructions for products in bfloat16 (AVX512-BF16 or AMX), as torch sees it."""
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public; absent from some builds
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
 def devices() -> dict[str, object]:
-    """What torch computes with: threads, and the name, memory in bytes and precision of each accelerator."""
+    """What torch computes with: threads, whether the CPU has bfloat16, and name, memory (bytes), bfloat16 of each accelerator."""
     import torch
 
     found: dict[str, object] = {"threads": torch.get_num_threads(), "cuda": torch.version.cuda, "accelerators": []}
+    found["bf16"] = has_bf16()
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         found["accelerators"] = [[card.name, card.total_memory, torch.cuda.is_bf16_supported()] for card in cards]

@@ -163,6 +163,8 @@ def _machine(report: Report, devices: Mapping[str, Any]) -> None:
         rows.append(["accelerator", f"{name}, {_size(memory)}, {'bfloat16' if bf16 else 'no bfloat16'}"])
     if devices and not devices["accelerators"]:
         rows.append(["accelerator", "none that torch sees"])
+        if devices.get("bf16"):
+            rows.append(["bfloat16", "in this CPU's instructions: with a pretrained LLM, --dtype=bfloat16 is faster"])
         if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             why = "is built without CUDA" if devices["cuda"] is None else f"(CUDA {devices['cuda']}) does not see it"
             remedy = "install the build of torch for your CUDA driver, see pytorch.org; nvidia-smi shows the driver"

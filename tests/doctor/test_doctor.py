@@ -107,8 +107,11 @@ def test_accelerators_and_the_wrong_build_of_torch(examined: Callable[..., Repor
     assert "NVIDIA H100, 80.0 GiB, bfloat16" in str(examined({}, card))
     monkeypatch.setattr(report.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "--dtype=bfloat16 is faster" in str(examined({}, {**NO_DEVICES, "bf16": True}))
+    assert "--dtype=bfloat16" not in str(examined({}, {**card, "bf16": True})), "auto is bfloat16 there"
     found = examined({})
-    assert found.healthy and "so probably a GPU, and torch is built without CUDA: install" in str(found)
+    assert found.healthy and "bfloat16" not in str(found)
+    assert "so probably a GPU, and torch is built without CUDA: install" in str(found)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "probably a GPU" not in str(examined({}))
 
