@@ -28,6 +28,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "Laser": ("Laser", {}),
     "AlphaRec": ("AlphaRec", {}),
     "Cascade": ("Cascade", {"llm_ranker": "TALLRec"}),
+    "WeaveRec": ("WeaveRec", {"source_datasets": ["other"]}),
 }
 STAGES = {
     "TALLRec": "ingredient",
@@ -37,7 +38,9 @@ STAGES = {
     "Laser": "cf-SASRec phase-1 phase-2",
     "AlphaRec": "builtin-text-encoder",
     "Cascade": "ingredient cf-SASRec routing",
+    "WeaveRec": "lora-tiny lora-other+tiny weave lora-other",
 }
+WOVEN = {"WeaveRec", "data merging", "hybrid other", "naive merging", "other only", "target only"}
 COCKTAIL = {"LoRACocktail", "uniform mix", "base spirit", "ingredient", "no adapter"}
 ROWS = {  # those whose scores are cached
     "TALLRec": {"TALLRec", "no adapter"},
@@ -47,6 +50,7 @@ ROWS = {  # those whose scores are cached
     "Laser": set(),
     "AlphaRec": set(),
     "Cascade": {"Cascade", "TALLRec", "random routing"},
+    "WeaveRec": {*WOVEN, "no adapter"},
 }
 ALL = "all"
 """All rows of a run; a run that a case leaves out recomputes nothing."""
@@ -168,4 +172,5 @@ CANDIDATES: dict[str, tuple[str, Any]] = {
     "builtin": ("ingredient cocktail", ALL),
     "ALLMRec": ("projection", ALL),
     "Cascade": ("ingredient routing", ALL),
+    "WeaveRec": ("weave", ALL),
 }

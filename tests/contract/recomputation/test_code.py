@@ -25,6 +25,7 @@ from tests.contract.recomputation.conftest import (
     PROJECTED,
     ROUTED,
     VALIDATED,
+    WOVEN,
     Trained,
     _check,
     every_run,
@@ -40,6 +41,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
             "builtin": ("ingredient cocktail", ALL),
             "ALLMRec": ("projection", ALL),
             "Cascade": ("ingredient routing", ALL),
+            "WeaveRec": ("weave", ALL),
         },
     ),
     "another order in the prompt": (
@@ -51,6 +53,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
             "ALLMRec": ("projection", ALL),
             "Laser": ("phase-1 phase-2", ()),
             "Cascade": ("ingredient routing", ALL),
+            "WeaveRec": (ALL, ALL),
         },
     ),
     "a flipped gradient": (
@@ -62,6 +65,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
             "ALLMRec": ("alignment projection", PROJECTED),
             "Laser": ("phase-1 phase-2", ()),
             "Cascade": ("ingredient routing", ALL),
+            "WeaveRec": (ALL, WOVEN),
         },
     ),
     "the builtin LM": (("llm.builtin_lm",), {"builtin": (ALL, ALL)}),
@@ -75,7 +79,11 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
     ),
     "coefficients of merges": (
         ("merging.coefficients",),
-        {"LoRACocktail": ("cocktail", {"LoRACocktail"}), "builtin": ("cocktail", {"LoRACocktail"})},
+        {
+            "LoRACocktail": ("cocktail", {"LoRACocktail"}),
+            "builtin": ("cocktail", {"LoRACocktail"}),
+            "WeaveRec": ("weave", {"WeaveRec"}),
+        },
     ),
     "ranks": (
         ("evaluation.ranks",),
@@ -86,6 +94,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
             "ALLMRec": ("cf-SASRec alignment projection", PROJECTED),
             "Laser": (ALL, ()),
             "Cascade": (ALL, ALL),
+            "WeaveRec": ("weave", {"WeaveRec"}),
         },
     ),
     "candidates, drawn as before": (("data.candidates",), {}),

@@ -11,8 +11,20 @@ import pytest
 
 from recbole_llm.llm import backbones
 from tests.conftest import assembled
-from tests.contract.recomputation.conftest import ADAPTED, ALL, CANDIDATES, PROJECTED, ROWS, VALIDATED, Trained, _check, every_run
+from tests.contract.recomputation.conftest import (
+    ADAPTED,
+    ALL,
+    CANDIDATES,
+    PROJECTED,
+    ROWS,
+    VALIDATED,
+    WOVEN,
+    Trained,
+    _check,
+    every_run,
+)
 
+TARGET = "lora-tiny lora-other+tiny weave"  # WeaveRec's stages that read its target
 BACKBONE: dict[str, tuple[str, Any]] = {
     "TALLRec": (ALL, ALL),
     "LoRACocktail": (ALL, ALL),
@@ -20,6 +32,7 @@ BACKBONE: dict[str, tuple[str, Any]] = {
     "ALLMRec": ("projection", ALL),
     "Laser": ("phase-1 phase-2", ()),
     "Cascade": ("ingredient routing", ALL),
+    "WeaveRec": (ALL, ALL),
 }
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
     "nothing": ({}, {}),
@@ -33,6 +46,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
             "builtin": ("base-spirit ingredient cocktail", ALL),
             "Laser": ("phase-1 phase-2", ()),
             "Cascade": ("ingredient routing", ALL),
+            "WeaveRec": (ALL, ALL),
         },
     ),
     "soft prompt template": (
@@ -48,6 +62,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
             "ALLMRec": ("projection", PROJECTED),
             "Laser": ("phase-1 phase-2", ()),
             "Cascade": ("ingredient routing", ALL),
+            "WeaveRec": ("weave", {"WeaveRec"}),
         },
     ),
     "seed": (
@@ -60,6 +75,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, Any]]]] = {
             "Laser": (ALL, ()),
             "AlphaRec": (ALL, ()),
             "Cascade": (ALL, ALL),
+            "WeaveRec": (ALL, WOVEN),
         },
     ),
 }
@@ -93,11 +109,11 @@ def test_a_copied_backbone_is_the_same_and_another_chat_template_is_not(
 
 @pytest.fixture
 def rewrite(data: Path) -> Iterator[Callable[..., None]]:
-    """Changes lines of a file of ``tiny``, which is as before after the test."""
-    before = {file: file.read_text() for file in (data / "tiny").iterdir()}
+    """Changes lines of a file of a dataset, which is as before after the test."""
+    before = {file: file.read_text() for name in ("tiny", "other") for file in (data / name).iterdir()}
 
-    def change(suffix: str, edit: Callable[[list[str]], None]) -> None:
-        file = data / "tiny" / f"tiny.{suffix}"
+    def change(suffix: str, edit: Callable[[list[str]], None], name: str = "tiny") -> None:
+        file = data / name / f"{name}.{suffix}"
         lines = file.read_text().splitlines()
         edit(lines)
         file.write_text("\n".join(lines) + "\n")
@@ -107,15 +123,16 @@ def rewrite(data: Path) -> Iterator[Callable[..., None]]:
         file.write_text(text)
 
 
+def _title(lines: list[str]) -> None:
+    lines[6] = lines[6].replace("The ", "A ")
+
+
 @every_run
 def test_a_changed_title_recomputes_what_reads_titles(
     name: str, trained: Callable[[str], Trained], rewrite: Callable[..., None]
 ) -> None:
-    def title(lines: list[str]) -> None:
-        lines[6] = lines[6].replace("The ", "A ")
-
     run = trained(name)
-    rewrite("item", title)
+    rewrite("item", _title)
     expected = {
         "TALLRec": (ALL, ALL),
         "LoRACocktail": (ALL, ALL),
@@ -124,8 +141,17 @@ def test_a_changed_title_recomputes_what_reads_titles(
         "Laser": ("phase-1 phase-2", ()),
         "AlphaRec": (ALL, ()),
         "Cascade": ("ingredient routing", ALL),
+        "WeaveRec": (TARGET, ALL),
     }
     _check(run.changed(), expected, name)
+
+
+def test_a_changed_title_of_a_source_recomputes_what_reads_the_source(
+    trained: Callable[[str], Trained], rewrite: Callable[..., None]
+) -> None:
+    run = trained("WeaveRec")
+    rewrite("item", _title, "other")
+    assert run.changed() == ({"lora-other", "lora-other+tiny", "weave"}, ROWS["WeaveRec"] - {"target only", "no adapter"})
 
 
 def _swap(lines: list[str], first: int, second: int) -> None:
@@ -153,6 +179,7 @@ def test_another_order_in_training_recomputes_what_reads_histories(
         "ALLMRec": ("cf-SASRec alignment projection", ALL),
         "Laser": (ALL, ()),
         "Cascade": (ALL, ALL),
+        "WeaveRec": (TARGET, ALL),
     }
     _check(run.changed(), expected, name)
 
@@ -178,6 +205,7 @@ def test_another_test_item_recomputes_no_adapter(
         "ALLMRec": ("cf-SASRec alignment projection", ALL),
         "Laser": (ALL, ()),
         "Cascade": ("cf-SASRec routing", ALL),
+        "WeaveRec": ("", ALL),
     }
     _check(run.changed(), expected, name)
 
