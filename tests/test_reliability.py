@@ -69,11 +69,11 @@ def test_a_command_that_is_killed_while_it_writes_a_line_stops_no_later_one(worl
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert world.run(["--version"], tmp_path, killed).code == -signal.SIGKILL
-    assert world.start(["--version"], tmp_path, lambda: tqdm.get_lock().acquire()).wait(10).code == 0
+    assert world.start(["--version"], tmp_path, lambda: tqdm.get_lock().acquire()).wait(60).code == 0
 
 
 def test_what_a_command_writes_is_read_while_it_runs(world: World, tmp_path: Path) -> None:
-    ended = world.start(["--version"], tmp_path, lambda: print("x" * 2**22)).wait(10)
+    ended = world.start(["--version"], tmp_path, lambda: print("x" * 2**22)).wait(60)
     assert ended.code == 0 and len(ended.text) > 2**22
 
 

@@ -226,7 +226,7 @@ def test_a_journal_of_other_code_is_not_gone_on_with(runs: Callable[..., Any], m
 
 
 def test_two_processes_share_a_study(runs: Callable[..., Any], tmp_path: Path) -> None:
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=60)
 
     def together(values: dict[str, Any]) -> float:
         if len(ran) <= 2:

@@ -17,7 +17,7 @@ fork = multiprocessing.get_context("fork")
 def hold(path: Path, inside, end) -> None:
     with locked(path, "held"):
         inside.set()
-        end.wait(20)
+        end.wait(60)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def held(tmp_path):
     inside, end = fork.Event(), fork.Event()
     process = fork.Process(target=hold, args=(tmp_path / "new" / "folder", inside, end))
     process.start()
-    assert inside.wait(20)
+    assert inside.wait(60)
     yield tmp_path / "new" / "folder", process, end
     if process.is_alive():  # an event waits for the answer of whom it wakes
         end.set()

@@ -271,7 +271,7 @@ def test_of_two_processes_that_need_a_stage_one_builds_and_one_waits(cache, buil
 
     def slowly(work: Work) -> None:
         inside.set()
-        waiting.wait(10)
+        waiting.wait(60)
         build(work)
 
     class Lock(locks.FileLock):
@@ -284,7 +284,7 @@ def test_of_two_processes_that_need_a_stage_one_builds_and_one_waits(cache, buil
     stage = Stage("a", {}, slowly)
     children = [fork.Process(target=cache.run, args=(stage,)) for _ in range(2)]
     children[0].start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     children[1].start()
     for child in children:
         child.join()
