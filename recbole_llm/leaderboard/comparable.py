@@ -77,14 +77,14 @@ def same_users(what: str, users: Mapping[str, Sequence[str]], apart: str = APART
     return len(one)
 
 
-def same_candidates(what: str, digests: Mapping[str, Sequence[str | None]], apart: str = APART) -> None:
-    """Refuse names with other candidates, which seeds that draw their own have; arguments as :func:`check`."""
-    (name, one), *others = digests.items()
+def same_items(what: str, ranked: Mapping[str, Sequence[tuple[str | None, ...]]], apart: str = APART) -> None:
+    """Refuse names with other :func:`ranked_items`, which seeds that draw their own have; arguments as :func:`check`."""
+    (name, one), *others = ranked.items()
     for other_name, other in others:
         if {*other} != {*one}:
             raise ValueError(
-                f"{what}: {name} and {other_name} ranked other candidates, since these depend on the seed; compare the same "
-                f"seeds, or {apart}"
+                f"{what}: {name} and {other_name} ranked other targets or candidates, since these depend on the seed; compare "
+                f"the same seeds, or {apart}"
             )
 
 
@@ -93,6 +93,12 @@ def candidates(record: Mapping[str, Any] | None) -> str | None:
     digests = (record or {}).get("candidates_sha256")
     digest = digests.get("test") if isinstance(digests, Mapping) else None
     return digest if isinstance(digest, str) else None
+
+
+def ranked_items(record: Mapping[str, Any] | None) -> tuple[str | None, ...]:
+    """Identifies targets and candidates of a run that has passed :func:`check`; seeds may have their own."""
+    passport = (record or {}).get("passport") or {}
+    return candidates(record), *passports.identity(passport)
 
 
 def sizes(record: Mapping[str, Any]) -> dict[str, int]:

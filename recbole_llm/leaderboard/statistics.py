@@ -38,17 +38,17 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Scores:
-    """The per-user values of a row: their mean over seeds, and of each seed, with the SHA-256 of its candidates."""
+    """The per-user values of a row: their mean over seeds, and of each seed, with its targets and candidates."""
 
     mean: PerUser
     by_seed: Mapping[int, PerUser]
-    candidates: Mapping[int, str | None]
+    ranked: Mapping[int, tuple[str | None, ...]]
 
     def beside(self, other: _Scores) -> tuple[np.ndarray, np.ndarray] | None:
-        """Values [N] of both rows on the same candidates: the means, or if seeds have their own, those of common seeds."""
-        if len({*self.candidates.values(), *other.candidates.values()}) == 1:
+        """Values [N] of both rows on the same items: the means, or if seeds have their own, those of common seeds."""
+        if len({*self.ranked.values(), *other.ranked.values()}) == 1:
             return self.mean.values, other.mean.values
-        common = [seed for seed, drawn in self.candidates.items() if seed in other.by_seed and other.candidates[seed] == drawn]
+        common = [seed for seed, items in self.ranked.items() if seed in other.by_seed and other.ranked[seed] == items]
         both = [np.mean([row.by_seed[seed].values for seed in common], axis=0) for row in (self, other) if common]
         return (both[0], both[1]) if both else None
 
@@ -218,8 +218,8 @@ def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
     found = {cell.seed: per_user(cell.record or {}, cell.model, metric) for cell in done}
     mean = mean_over_seeds(f"{cells[0].protocol}: {cells[0].label}", found)
     known = {seed: values for seed, values in found.items() if values is not None}
-    drawn = {cell.seed: comparable.candidates(cell.record) for cell in done}
-    return None if mean is None else _Scores(mean, known, drawn)
+    ranked = {cell.seed: comparable.ranked_items(cell.record) for cell in done}
+    return None if mean is None else _Scores(mean, known, ranked)
 
 
 def _pairs(rows: Sequence[Row], scores: Mapping[str, _Scores], flips: int) -> list[_Pair]:

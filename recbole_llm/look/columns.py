@@ -123,7 +123,7 @@ def check(columns: Sequence[Column]) -> None:
         if passports.identity(one) != passports.identity(two):
             how = "; ".join(passports.differences(one, two))
             raise ValueError(f"look: the split of {other.name} is not that of {first.name}: {how}; {_APART}")
-    comparable.same_candidates("look", {cell.label: [comparable.candidates(cell.record)] for cell in cells}, _APART)
+    comparable.same_items("look", {cell.label: [comparable.ranked_items(cell.record)] for cell in cells}, _APART)
     comparable.same_users("look", {column.name: sorted(column.ranks) for column in columns}, _APART)
 
 

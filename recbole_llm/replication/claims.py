@@ -158,15 +158,18 @@ def read_boards(names: Iterable[str] = ()) -> list[Board]:
     """The boards of ``names``, stems of ``properties/claims`` or paths of files; all without names.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`read_board`, or there is no such name.
+        ValueError, FileNotFoundError: as :func:`read_board`, there is no such name, or two files have one name.
     """
     known = {file.stem: file for file in claim_files()}
-    files = []
+    files: dict[str, Path] = {}
     for name in names:
         if name not in known and not name.endswith((".yaml", ".yml")):
             raise ValueError(f"replicate: there are no claims {name!r}; known: {', '.join(known)}, or give a .yaml file")
-        files.append(known[name] if name in known else property_file(name, "replicate"))
-    return [read_board(file) for file in files or known.values()]
+        file = known[name] if name in known else property_file(name, "replicate")
+        same = files.setdefault(file.stem, known.get(file.stem, file))
+        if same.resolve() != file.resolve():
+            raise ValueError(f"replicate: {file} has the name of {same}, under which its results would be stored; rename it")
+    return [read_board(file) for file in (files or known).values()]
 
 
 def with_claims(boards: Sequence[Board], names: Sequence[str]) -> list[Board]:

@@ -58,9 +58,9 @@ class _Runs:
                 found |= {f"{label}, seed {cell.seed}": values.users} if values else {}
         return found
 
-    def candidates(self) -> dict[str, list[str | None]]:
-        """The SHA-256 of the candidates of each row, by seed."""
-        return {label: [comparable.candidates(cell.record) for cell in self.used(label).values()] for label in self.cells}
+    def ranked_items(self) -> dict[str, list[tuple[str | None, ...]]]:
+        """The targets and candidates of each row, by seed."""
+        return {label: [comparable.ranked_items(cell.record) for cell in self.used(label).values()] for label in self.cells}
 
     def expected(self, first: int) -> float:
         """Expected value of the metric for a target whose rank is random from ``first`` on."""
@@ -98,7 +98,7 @@ def measure(board: Board, claim: Claim, cells: Mapping[Task, Cell], changes: Map
     try:
         comparable.check(f"leaderboard: {claim.protocol}", list(used.values()))
         comparable.same_users(f"leaderboard: {claim.protocol}", runs.users())
-        comparable.same_candidates(f"leaderboard: {claim.protocol}", runs.candidates())
+        comparable.same_items(f"leaderboard: {claim.protocol}", runs.ranked_items())
         tests = [_recorded(cells, runs, *pair) if any(side.path for side in pair) else _test(runs, *pair) for pair in claim.pairs]
     except ValueError as error:  # such runs are the claim's alone
         raise NotMeasuredError(str(error)) from error
@@ -209,9 +209,9 @@ def _fact(path: Sequence[Any], cells: Mapping[Task, Cell], runs: _Runs) -> float
     label, *keys = path
     seeds = runs.used(label) if label in runs.cells else runs.seeds
     found = []
-    for task in cells:
+    for task, cell in cells.items():
         if task.label == label and task.protocol == runs.claim.protocol and task.seed in seeds:
-            value: Any = task.read()
+            value: Any = task.read() if cell.status == DONE else None
             for key in keys:
                 fits = isinstance(value, Mapping) or (isinstance(value, list) and key in range(len(value)))
                 value = (value.get(key) if isinstance(value, Mapping) else value[key]) if fits else None

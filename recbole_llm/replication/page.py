@@ -90,11 +90,18 @@ def _pair(test: Mapping[str, Any], p: float | None) -> str:
 def _said(one: Judged) -> str:
     said = f"**{one.verdict}**"
     if one.verdict == OPEN and one.result:
-        needed = [users_needed(test, one.claim.margin) for test in one.result["tests"] if test["users"]]
+        needed = _needed(one, one.result["tests"])
         said += f"; {max(needed):,} users would decide" if needed else ""
     if one.verdict in (OPEN, NOT_RUN, CHANGED):
         said += f"<br>`{command(one.board, one.claim)}`"
     return said
+
+
+def _needed(one: Judged, tests: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The users that each comparison needs which is not decided yet; a number that did not decide it is none."""
+    rows = [(test, p) for test, p in zip(tests, one.p_values, strict=True) if test["users"]]
+    is_open = [test for test, p in rows if verdict([test], one.claim.margin, one.claim.kind, [p]) == OPEN]
+    return [number for test in is_open if (number := users_needed(test, one.claim.margin)) > test["users"]]
 
 
 def command(board: Board, claim: Claim) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recbole_llm.data.sketches import sketch
-from recbole_llm.leaderboard.comparable import candidates, check, same_candidates, same_users
+from recbole_llm.leaderboard.comparable import candidates, check, same_items, same_users
 from recbole_llm.leaderboard.table import Cell
 
 
@@ -62,10 +62,10 @@ def test_candidates_that_depend_on_the_seed_are_compared_seed_by_seed(filters: d
     check("leaderboard: full", alike)
     assert "ranked the candidates other" in refusal(*alike, run("BPR", 2, "other"))
     with pytest.raises(
-        ValueError, match="TALLRec and Pop ranked other candidates, since these depend on the seed; compare the same"
+        ValueError, match="TALLRec and Pop ranked other targets or candidates, since these depend on the seed; compare the same"
     ):
-        same_candidates("leaderboard: full", {"TALLRec": ["of seed 1", "of seed 2"], "Pop": ["of seed 1"]})
-    same_candidates("leaderboard: full", {"TALLRec": ["one", "one"], "Pop": ["one"]})
+        same_items("leaderboard: full", {"TALLRec": [("of seed 1",), ("of seed 2",)], "Pop": [("of seed 1",)]})
+    same_items("leaderboard: full", {"TALLRec": [("one",), ("one",)], "Pop": [("one",)]})
 
 
 def test_a_retriever_s_candidates_are_not_those_of_a_draw() -> None:

@@ -170,6 +170,19 @@ def test_seeds_with_their_own_candidates_are_tested_on_those_that_both_rows_have
     assert "candidates (others for each seed)" in caption(board, board.tables[0])
 
 
+def test_seeds_with_their_own_targets_are_tested_on_those_that_both_rows_have() -> None:
+    """A random split of each seed, ranked in full; one seed of the second row has failed."""
+
+    def own(seed: int) -> dict[str, Any]:
+        split = {"filters": {"seed": seed}, "sha256": dict.fromkeys(SPLIT["sha256"], str(seed))}
+        return {"candidates_sha256": {}, "passport": split, "protocol": {"mask_history": True}}
+
+    cells = [cell("First", ranks_of(0.2 * seed, seed), seed=seed, facts=own(seed)) for seed in (1, 2)]
+    board = build([*cells, cell("Second", ranks_of(0.3, 7), seed=1, facts=own(1))])
+    alone = build([cells[0], cell("Second", ranks_of(0.3, 7), seed=1, facts=own(1))])
+    assert row(board, "Second").p_values == row(alone, "Second").p_values
+
+
 def test_metrics_that_are_rounded_to_two_places_are_those_of_their_ranks() -> None:
     ranks = [1, 2, 2, 2, 2, 2, 2]  # hit@1 is .142857
     facts = {"results": {"A": {"hit@1": 0.14}}, "config": {"metric_decimal_place": 2}}

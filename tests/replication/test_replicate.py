@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from matplotlib.image import imread
 import recbole_llm
 from recbole_llm import cli
 from recbole_llm.leaderboard import runner
+from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.replication.claims import read_board, read_boards
 from recbole_llm.replication.digest import BEGIN, END, digest, with_digest
 from recbole_llm.replication.judged import judge
@@ -24,6 +26,7 @@ from recbole_llm.replication.page import page
 from recbole_llm.replication.picture import rows
 from recbole_llm.replication.replicate import replicate
 from recbole_llm.replication.results import add, read_results
+from recbole_llm.replication.verdicts import users_needed
 from tests.replication.conftest import CLAIM, USERS, ranks
 
 ROOT = Path(recbole_llm.__file__).parents[1]
@@ -119,7 +122,7 @@ def test_verdicts(shares: tuple[float, float], said: str, board: Write, finish: 
     finish(file, dict(zip(("new", "old"), shares, strict=True)))
     line, command = shown(file, tmp_path)[1], "recbole-llm replicate mine --claim=better --train_batch_size=64"
     assert f"**{said}**" in line
-    assert ("users would decide" in line and command in line) == ("not dec" in said)
+    assert (command in line) == ("not dec" in said) and "users would decide" not in line  # the interval is wide, as few differ
 
 
 def test_a_slice_is_tested_on_its_own_users(board: Write, finish: Write, tmp_path: Path) -> None:
@@ -300,6 +303,63 @@ def test_a_row_of_one_seed_is_compared_whatever_seed_has_failed_beside_it(board:
         finish(file, {"RecentPop": 0.2}, seeds=(1,), candidates_sha256={"test": candidates}, shortcut=True)
         (tmp_path / "replication.json").unlink(missing_ok=True)
         assert bool(shown(file, tmp_path)[0]) == measured
+
+
+def test_a_row_of_one_seed_is_not_compared_with_seeds_that_have_other_targets(
+    board: Write, finish: Write, tmp_path: Path
+) -> None:
+    file = board({"shortcuts": True, "models": {"new": {"model": "SASRec"}}}, compare={"better": "new", "worse": "RecentPop"})
+    for label, seeds in (("new", (1, 2)), ("RecentPop", (1,))):
+        for seed in seeds:  # a random split of each seed, ranked in full
+            split = {"filters": {"seed": seed}, "sha256": dict.fromkeys(("interactions", "valid", "test"), str(seed))}
+            full = {"candidates_sha256": {}, "protocol": {"mask_history": True}, "passport": split}
+            finish(file, {label: 0.5}, seeds=(seed,), **full)
+    assert shown(file, tmp_path)[0] == {}
+
+
+def test_a_fact_of_a_run_without_a_sound_record_is_not_shown(
+    board: Write, finish: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"new": {"model": "SASRec"}, "old": {"model": "GRU4Rec"}, "third": {"model": "BPR"}}
+    file = board({"models": models}, facts={"time": ["third", "seconds", "train"]})
+    finish(file, {"new": 0.5, "old": 0.2, "third": 0.1})
+    assert "<br>time: 30.0 |" in shown(file, tmp_path)[1]
+    finish(file, {"third": 0.1}, code="of another state")
+    monkeypatch.setattr(runner, "run_process", lambda *_: "out of memory")
+    replicate([str(file)], {}, out=tmp_path)
+    assert read_results(tmp_path / "replication.json")["mine"]["better"]["facts"] == {"time": None}
+    for task in read_plan(file, {}):
+        task.record.write_text(
+            task.record.read_text().replace("30.0", "31.0") if task.label == "third" else task.record.read_text()
+        )
+    assert "time:" not in shown(file, tmp_path)[1]
+
+
+def test_the_users_that_decide_are_those_of_the_comparisons_that_are_open(board: Write, finish: Write, tmp_path: Path) -> None:
+    models = {"new": {"model": "SASRec"}, "old": {"model": "GRU4Rec"}, "third": {"model": "BPR"}}
+    compared = {"better": "new", "worse": ["third", "old"]}
+    file = board({"models": models, "seeds": [1]}, compare=compared, margin=0.01)
+    finish(file, {"new": 0.51, "old": 0.5, "third": 0.1})
+    found, line = shown(file, tmp_path)
+    decided, still_open = (users_needed(test, 0.01) for test in found["tests"])
+    assert decided > still_open > USERS and f"{still_open:,} users would decide" in line
+    file = board({"models": models, "seeds": [1]}, compare=compared, margin=0.9)  # fewer than there are
+    few = {"users": 4, "differing": 4, "interval": [1.0, 1.0], "p_value": 0.125, "difference": 1.0, "deviation": 0.0}
+    finish(file, {"new": 0.5, "old": 0.2, "third": 0.1})
+    shown(file, tmp_path)
+    results = read_results(tmp_path / "replication.json")
+    results["mine"]["better"]["tests"] = [{"better": "new", "worse": worse, "means": [1, 0], **few} for worse in ("third", "old")]
+    text = page(judge(results, [read_board(file)]), results, [read_board(file)])
+    assert "**not decidable here**<br>`" in text
+
+
+def test_a_board_of_the_package_that_is_given_by_its_file_is_the_same_board(tmp_path: Path) -> None:
+    known = read_boards(["zero-shot-ml-100k"])
+    given = os.path.relpath(known[0].file)
+    assert read_boards([given]) == read_boards([given, "zero-shot-ml-100k"]) == known
+    (tmp_path / known[0].file.name).write_text(known[0].file.read_text())
+    with pytest.raises(ValueError, match=f"replicate: {tmp_path}.* has the name of .* rename it"):
+        read_boards([str(tmp_path / known[0].file.name)])
 
 
 def test_runs_are_made_once_and_failures_are_counted(board: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
