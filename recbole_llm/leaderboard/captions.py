@@ -43,6 +43,7 @@ def _about_shortcuts(table: Table) -> list[str]:
     rows += ", ".join(row.label for row in table.shortcuts)
     own, best = str(table.metric), f"that of the best shortcut, {table.shortcuts[0].label}"
     best = f"{HEADROOM}: {f'{best}, less {own}' if smaller_is_better(table.metric) else f'{own} less {best}'}"
+    best += ", on common seeds" * table.candidates_differ
     tests = "p: the largest adjusted p-value against any shortcut, or of a headroom below 0 that against the best one"
     missing = set(SHORTCUTS) - {row.model for row in table.shortcuts}
     return [rows, best, tests] + [f"shortcuts without a result: {', '.join(sorted(missing))}"] * bool(missing)

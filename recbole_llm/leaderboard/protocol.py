@@ -42,7 +42,7 @@ def protocol_words(table: Table) -> list[str]:
 def _ranked(table: Table) -> str:
     number = table.measured["candidates"]
     if table.candidates:
-        which = "others for each seed" if ", " in table.candidates else f"SHA-256 {table.candidates[:12]}"
+        which = "others for each seed" if table.candidates_differ else f"SHA-256 {table.candidates[:12]}"
         return (f"{number:,} candidates each" if number else "candidates") + f" ({which})"
     masked = table.measured.get("mask_history")
     if masked is None:

@@ -24,9 +24,7 @@ from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.headroom import add_headroom
 from recbole_llm.leaderboard.per_user import PerUser, mean_over_seeds, per_user
 from recbole_llm.leaderboard.protocol import measured
-from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Outcome, Row, Slice, Table, smaller_is_better
-
-_BETWEEN = ", "  # the candidates of several seeds, if they are not the same
+from recbole_llm.leaderboard.table import BETWEEN, DONE, Cell, Leaderboard, Outcome, Row, Slice, Table, smaller_is_better
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def build(
         _judge(pair, p, alpha)
     for table in tables:
         _compare_with_best(table, pairs, alpha)
-        add_headroom(table)
+        add_headroom(table, _differences(table, pairs))
     return Leaderboard(title, alpha, len(pairs), tables)
 
 
@@ -118,7 +116,7 @@ def _table(
             row.interval = list(significance.interval(scores[row.label].mean.values))
     names = list(dict.fromkeys(name for row in rows for name in row.slices))
     how = measured([cell.record for cell in cells if cell.status == DONE and cell.record is not None])
-    drawn = _joined(digest for row in rows for digest in (row.candidates or "").split(_BETWEEN))
+    drawn = _joined(digest for row in rows for digest in (row.candidates or "").split(BETWEEN))
     return Table(protocol, first, metrics, names, users, drawn, how, None, rows), scores
 
 
@@ -209,7 +207,7 @@ def _training(record: Mapping[str, Any], costs: Mapping[str, float]) -> tuple[fl
 
 def _joined(digests: Iterable[str | None]) -> str | None:
     """Each SHA-256 once; None without any."""
-    return _BETWEEN.join(dict.fromkeys(filter(None, digests))) or None
+    return BETWEEN.join(dict.fromkeys(filter(None, digests))) or None
 
 
 def _scores(cells: Sequence[Cell], metric: str) -> _Scores | None:
@@ -229,6 +227,13 @@ def _pairs(rows: Sequence[Row], scores: Mapping[str, _Scores], flips: int) -> li
         if values := scores[one.label].beside(scores[other.label]):
             found.append(_Pair(one, other, significance.compare(*values, flips=flips)))
     return found
+
+
+def _differences(table: Table, pairs: Sequence[_Pair]) -> dict[tuple[str, str], float]:
+    """The first metric of a row minus that of another one as they are tested, by both labels."""
+    own = [pair for pair in pairs if any(pair.first is row for row in table.rows)]
+    found = {(pair.first.label, pair.second.label): pair.found.difference for pair in own}
+    return found | {(second, first): -difference for (first, second), difference in found.items()}
 
 
 def _judge(pair: _Pair, p: float, alpha: float) -> None:

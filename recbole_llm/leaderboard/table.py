@@ -9,6 +9,7 @@ from typing import Any
 from recbole.evaluator import smaller_metrics
 
 DONE, FAILED, WAITING = "done", "failed", "not run"
+BETWEEN = ", "  # the candidates of several seeds, if they are not the same
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,11 @@ class Table:
     measured: dict[str, Any]
     detectable: float | None
     rows: list[Row]
+
+    @property
+    def candidates_differ(self) -> bool:
+        """Whether each seed has its own candidates."""
+        return BETWEEN in (self.candidates or "")
 
     @property
     def shortcuts(self) -> list[Row]:

@@ -76,6 +76,20 @@ def test_its_p_value_is_the_largest_against_any_shortcut_in_the_family_of_all_te
     assert row(board, "RecentPop").headroom_p is None
 
 
+def test_it_is_that_of_common_seeds_where_each_seed_has_its_own_candidates() -> None:
+    """The shortcut has the first seed, on whose candidates the model is far below it; on those of the others it is above."""
+
+    def own(seed: int) -> dict[str, Any]:
+        return {"candidates_sha256": {"test": f"of {seed}"}, "config": {"candidates": {"source": "retriever"}}}
+
+    model = [cell("Model", range(hits), seed=seed, **own(seed)) for seed, hits in ((1, 10), (2, 90), (3, 90))]
+    cells = [cell("Pop", range(50), shortcut=True, **own(1)), *model, cell("Other", range(90), seed=2, **own(2))]
+    board = build(cells)
+    assert row(board, "Model").headroom == pytest.approx(-0.4) and (row(board, "Model").headroom_p or 1) < 0.001
+    assert row(board, "Other").headroom is None and row(board, "Other").headroom_p is None, "no common seed"
+    assert "the best shortcut, Pop, on common seeds" in caption(board, board.tables[0])
+
+
 def test_every_format_marks_the_shortcuts_and_shows_the_headroom(board: Leaderboard) -> None:
     p = f"{row(board, 'Model').headroom_p:.3f}"
     assert from_json(to_json(board)) == board
