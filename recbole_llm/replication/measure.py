@@ -148,6 +148,8 @@ def _test(runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
     first, second = (np.broadcast_to(side, users) for side in (one, other))
     found = significance.compare(first, second, flips=FLIPS)
     interval, p = significance.interval(first - second), found.p_value
+    number = other if isinstance(other, float) else one
+    exact = isinstance(number, float) and _are_hits(first if number is other else second)
     if isinstance(other, float):
         interval, p = _against_number(first, other)
     elif isinstance(one, float):
@@ -164,8 +166,14 @@ def _test(runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
         "p_value": p,
         "deviation": found.deviation,
         "users": users,
-        "differing": int(np.sum(first != second)) if better.is_row and worse.is_row else None,
+        "differing": None if exact else _differing(first - second),
     }
+
+
+def _differing(differences: np.ndarray) -> int:
+    """Number of users whose difference [N] is not the most frequent one, which mostly is 0."""
+    _, counts = np.unique(np.round(differences, 12), return_counts=True)
+    return len(differences) - int(counts.max())
 
 
 def _recorded(cells: Mapping[Task, Cell], runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
@@ -192,16 +200,22 @@ def _recorded(cells: Mapping[Task, Cell], runs: _Runs, better: Side, worse: Side
 
 def _against_number(values: np.ndarray, number: float) -> tuple[tuple[float, float], float]:
     """95 % interval and p-value of the mean of values [N] minus a number; exact for hits."""
-    if not np.isin(values, (0, 1)).all():
+    if not _are_hits(values):
         return significance.interval(values - number), _t_test(values - number)
     found = stats.binomtest(int(np.sum(values)), len(values), number)
     low, high = found.proportion_ci(0.95)
     return (float(low) - number, float(high) - number), float(found.pvalue)
 
 
+def _are_hits(values: np.ndarray) -> bool:
+    return bool(np.isin(values, (0, 1)).all())
+
+
 def _t_test(differences: np.ndarray) -> float:
-    """Two-sided p-value of a mean that is not 0."""
-    return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.ptp(differences) else float(differences[0] == 0)
+    """Two-sided p-value of a mean that is not 0; of equal differences [N], which have no deviation, that of their signs."""
+    if np.ptp(differences):
+        return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return min(1.0, 2.0 ** (1 - len(differences))) if differences[0] else 1.0
 
 
 def _fact(path: Sequence[Any], cells: Mapping[Task, Cell], runs: _Runs) -> float | str | None:

@@ -24,12 +24,13 @@ This page is written by `recbole-llm replicate` from [replication.json](replicat
 file before it is run. A claim that was changed after its run is marked, and its earlier form stays on the page.
 
 - **Test.** The difference of two rows, user by user and averaged over seeds, with a 95 % bootstrap interval over users, given
-  the trained models; if fewer than five users differ, it is wider by the share of users who may differ unseen. The p-values of
-  paired permutation tests are adjusted over the whole page (Benjamini-Hochberg). A row is compared with chance, a number or a
-  formula by an exact binomial test of its hits, or by a t test.
+  the trained models; if fewer than five users have another difference than most (0, mostly), it is wider by the share of users
+  who may differ unseen. The p-values of paired permutation tests are adjusted over the whole page (Benjamini-Hochberg). A row is
+  compared with chance, a number or a formula by an exact binomial test of its hits, or by a t test.
 - **Verdict.** *{HOLDS}*: the interval lies above 0, and the adjusted p-value is below {ALPHA:g}. *{FAILS}*: the interval lies
   below the margin, the smallest difference that would support the claim. *{OPEN}*: neither; the number of users that would decide
-  is that of a test with a power of 80 % to detect a difference of the margin, and the command is meant for an accelerator.
+  is that of a test with a power of 80 % to detect a difference of the margin in all comparisons that are open,
+  and the command is meant for an accelerator.
 - **Several comparisons.** A claim holds if all of its comparisons do, and does not hold if one does not. A claim that two sides
   are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside. A claim that a
   row is not worse holds if the interval lies above minus the margin, and does not hold if it lies below.

@@ -10,8 +10,8 @@ Of a claim that two sides are equal: it holds if the interval lies within the ma
 outside. That a side is not worse holds if the interval lies above minus the margin, and does not if it lies below. A claim of
 several pairs holds if it holds for all of them, and does not hold if it does not for one.
 
-A bootstrap draws from the users that there are. If few of them differ, or none, it does not know of those who would: the interval
-is then wider by the share of users who may differ unseen (:func:`interval`).
+A bootstrap draws from the users that there are. If few of them differ from most others, or none, it does not know of those who
+would: the interval is then wider by the share of users who may differ unseen (:func:`interval`).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def verdict(tests: Sequence[Mapping[str, Any]], margin: float, kind: str, p_valu
 
 
 def interval(test: Mapping[str, Any]) -> tuple[float, float]:
-    """The 95 % interval of a difference of two rows whose values lie in [0, 1].
+    """The 95 % interval of a difference of two rows, or of a row and a number, whose values lie in [0, 1].
 
-    If fewer than five users differ, each end is moved outwards by the largest difference, 1, times the share of users who may
-    differ beyond those seen: the upper 97.5 % bound of Clopper and Pearson minus the seen share.
+    If all users but four at most have the same difference, mostly 0, each end is moved outwards by 1 times the share of users who
+    may have another one beyond those seen: the upper 97.5 % bound of Clopper and Pearson minus the seen share.
     """
     low, high = test["interval"]
     users, differing = test.get("users"), test.get("differing")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from recbole_llm.evaluation import significance
-from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE
+from recbole_llm.replication.claims import BETTER, EQUAL, NOT_WORSE, Side
+from recbole_llm.replication.measure import _test
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN, adjusted, interval, users_needed, verdict
 
 
@@ -39,6 +41,24 @@ def test_few_users_who_differ_make_the_interval_wider_and_many_do_not() -> None:
     assert interval(few) == pytest.approx((0.01 - 0.0593, 0.05 + 0.0593), abs=1e-3)
     chance = {"interval": [0.013, 0.05], "users": 100, "deviation": 0.0, "difference": 0.05, "differing": None}
     assert interval(chance) == (0.013, 0.05)  # against a number: exact already
+
+
+@pytest.mark.parametrize("kind", [BETTER, NOT_WORSE, EQUAL])
+def test_a_few_users_with_equal_differences_decide_nothing(kind: str) -> None:
+    """Three targets at rank 2, beside chance and beside rank 1; of many users, one difference is enough."""
+
+    def said(value: float, other: float, users: int) -> str:
+        found = set[str]()
+        for number in (True, False):
+            sides = {"new": np.full(users, value), "old": other if number else np.full(users, other)}
+            runs: Any = SimpleNamespace(side=lambda side, own=sides: own[side.label or "old"])
+            test = _test(runs, Side("new"), Side(number=other) if number else Side("old"))
+            found.add(verdict([test], 0.02, kind, [test["p_value"]]))
+        (one,) = found
+        return one
+
+    assert said(0.63, 0.23, 3) == said(0.63, 0.97, 3) == OPEN
+    assert said(0.63, 0.23, 500) == (FAILS if kind == EQUAL else HOLDS) and said(0.63, 0.97, 500) == FAILS
 
 
 @pytest.mark.parametrize(
