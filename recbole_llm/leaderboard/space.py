@@ -39,7 +39,7 @@ def read_space(file: Path) -> Space:
         values = _values(kind, text)
         if values is None:
             raise ValueError(f"{file}, line {number}: {line!r} has none of the forms: {_FORMS}")
-        if key in ABOUT_DATA or key == "seed":
+        if key in {*ABOUT_DATA, "seed", "valid_users"}:
             raise ValueError(f"{file}, line {number}: scores with another `{key}` cannot be compared; remove it")
         if key in space:
             raise ValueError(f"{file}, line {number}: `{key}` is given twice; keep one line")

@@ -62,7 +62,7 @@ def test_a_line_that_is_no_search_is_shown_and_nothing_is_executed(tmp_path: Pat
     assert not Path("owned").exists()
 
 
-@pytest.mark.parametrize("key", ["seed", "candidates", "eval_args", "eval_users", "new_items", "topk"])
+@pytest.mark.parametrize("key", ["seed", "candidates", "eval_args", "eval_users", "new_items", "topk", "valid_users"])
 def test_what_is_measured_is_not_searched(tmp_path: Path, key: str) -> None:
     (tmp_path / "x.hyper").write_text(f"{key} choice [1, 2]\n")
     with pytest.raises(ValueError, match=f"`{key}` cannot be compared"):
