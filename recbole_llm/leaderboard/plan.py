@@ -60,6 +60,11 @@ _ENTRY = {
     "settings": "(settings)",
     "protocols": "(list of str)",
 }
+_OF_THE_FILE = {
+    "model": "models",
+    "dataset": "dataset",
+    "seed": "seeds",
+}  # a key of a run -> that of the file, which names the runs
 _COSTS = ("trained_parameters", "stage_seconds", "seconds", "users_per_second", "peak_memory_bytes")
 
 
@@ -195,10 +200,17 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
     plan = read_yaml(property_file(file))
     check_form(str(file), plan, _FILE, needed=("dataset", "seeds", "models"))
     protocols, merge = plan.get("protocols") or {"candidates": {}}, PropertyFiles().merge
+    _check_keys("command line", changes, file)
+    for where, keys in {
+        "settings": plan.get("settings"),
+        **{f"protocols: `{name}`": own for name, own in protocols.items()},
+    }.items():
+        _check_keys(f"{file}: {where}", keys, file)
     tasks = []
     for label, given in plan["models"].items():
         check_form(f"{file}: `{label}`", given or {}, _ENTRY)
         entry = {"model": str(label), **(given or {})}
+        _check_keys(f"{file}: `{label}`: settings", entry.get("settings"), file)
         for protocol in entry.get("protocols") or protocols:
             if protocol not in protocols:
                 raise ValueError(f"{file}: `{label}` has an unknown protocol {protocol!r}; known: {', '.join(protocols)}")
@@ -218,6 +230,15 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             else:
                 tasks.append(task)
     return tasks
+
+
+def _check_keys(where: str, keys: Mapping[str, Any] | None, file: Path) -> None:
+    """Refuse keys that would name other runs than those whose records are read."""
+    for key, own in _OF_THE_FILE.items():
+        if key in (keys or {}):
+            raise ValueError(
+                f"{where}: {key}: {(keys or {})[key]!r} is no key of every run; change `{own}` in {file}, or in a copy"
+            )
 
 
 def _is_one_file(model: str, settings: Mapping[str, Any]) -> bool:

@@ -100,6 +100,17 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, A
         read_plan(write(tmp_path / "plan.yaml", **plan))
 
 
+@pytest.mark.parametrize(("key", "own"), [("seed", "seeds"), ("dataset", "dataset"), ("model", "models")])
+def test_what_names_the_runs_is_changed_in_the_file_alone(tmp_path: Path, key: str, own: str) -> None:
+    file, keys = tmp_path / "plan.yaml", {key: "other"}
+    write(file, **PLAN)
+    with pytest.raises(ValueError, match=rf"^command line: {key}: 'other' is no key of every run; change `{own}` in {file}"):
+        read_plan(file, keys)
+    for changed in ({"settings": keys}, {"protocols": {"full": keys}}, {"models": {"Pop": {"settings": keys}}}):
+        with pytest.raises(ValueError, match=f"{file}: .*{key}: 'other'"):
+            read_plan(write(file, **{**PLAN, **changed}))
+
+
 def test_every_leaderboard_has_the_shortcuts_with_one_seed_under_each_protocol(tmp_path: Path) -> None:
     plan = {key: value for key, value in PLAN.items() if key != "shortcuts"}
     models = {"Pop": {}, "RepeatRule": {"settings": {"eval_batch_size": 64}}, "graph": {"model": "TransitionGraph"}}
