@@ -167,7 +167,7 @@ def _of_tuning_and_merging(commands: _Group) -> None:
         texts.FORECAST,
         texts.FORECAST_KEYS,
     )
-    add("runs", nargs="+", type=Path, metavar="RUN", help="records, folders of runs, or folders that contain them: saved/runs")
+    add("runs", nargs="+", metavar="RUN", help="runs, shared folders, hub:user/name, or folders that contain runs: saved/runs")
     add("--out", type=Path, default=Path("forecast"), metavar="DIR", help="output folder (default: forecast)")
     add("--metric", help="metric of the gain, such as ndcg@10 (default: the first metric of the runs)")
 

@@ -75,7 +75,7 @@ class Forecast:
         return "\n".join(["\n\n".join(tables), "", *left_out, f"forecast: {self.verdict}"])
 
 
-def write_forecast(given: Sequence[Path], out: Path, *, metric: str | None = None) -> tuple[Forecast, list[Path]]:
+def write_forecast(given: Sequence[str | Path], out: Path, *, metric: str | None = None) -> tuple[Forecast, list[Path]]:
     """Make the forecast of the runs, and write ``forecast.json`` and ``forecast.png`` into ``out``; also returns the files."""
     found = forecast(given, metric=metric)
     out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def write_forecast(given: Sequence[Path], out: Path, *, metric: str | None = Non
     return found, files
 
 
-def forecast(given: Sequence[Path], *, metric: str | None = None) -> Forecast:
+def forecast(given: Sequence[str | Path], *, metric: str | None = None) -> Forecast:
     """The merges of runs, and the correlation of each feature with each gain; arguments and errors as :func:`read_merges`."""
     merges, chosen, passed_over = read_merges(given, metric)
     return Forecast(chosen, merges, _correlations(merges), passed_over)

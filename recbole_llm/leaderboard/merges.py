@@ -7,6 +7,7 @@ same users. This adapter is the better one on these very users, so the gain is r
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, read_adapter
 from recbole_llm.llm.backbones import BUILTIN
 from recbole_llm.merging.geometry import pairs
 from recbole_llm.store.files import DamagedError, fingerprint, sha256_file
+from recbole_llm.store.shared_runs import shared_record
 
 
 def _size(value: float) -> float:
@@ -70,16 +72,17 @@ class Merge:
     gains: dict[str, Gain]
 
 
-def read_merges(given: Sequence[Path], metric: str | None) -> tuple[list[Merge], str, dict[str, str]]:
+def read_merges(given: Sequence[str | Path], metric: str | None) -> tuple[list[Merge], str, dict[str, str]]:
     """The merges of runs, the metric of their gains, and each record of a merge that is passed over, with the reason.
 
     Args:
-        given: records, folders of runs, or folders that contain such.
+        given: records, folders of runs or of shared runs, ``hub:user/name``, or folders that contain such.
         metric: None: the first of the first merge.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: no record is that of a merge that can be used; says why the first one cannot.
+        ValueError: no record is that of a merge that can be used; says why the first one cannot. Or a shared run is damaged or
+            cannot be read.
     """
     records: list[dict[str, Any]] = []
     passed_over: dict[str, str] = {}
@@ -113,13 +116,19 @@ def _measured_now(record: Mapping[str, Any], path: Path) -> list[dict[str, Any]]
     return pairs(adapters, record["merge"]["trace"]) if len(adapters) == len(sources) else None
 
 
-def _files(given: Sequence[Path]) -> list[Path]:
+def _files(given: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
-    for path in given:
+    for where in given:
+        if (shared := shared_record(str(where), "forecast")) is not None:
+            found[shared] = None
+            continue
+        path = Path(where)
         files = sorted(path.rglob("record.json")) if path.is_dir() else [path]
         if not files or not files[0].is_file():
-            raise FileNotFoundError(f"forecast: there is no record of a run at {path}; give folders of runs, such as saved/runs")
-        found |= dict.fromkeys(file.resolve() for file in files)
+            raise FileNotFoundError(
+                f"forecast: there is no record of a run at {path}; give folders of runs, such as saved/runs, or hub:user/name"
+            )
+        found |= dict.fromkeys(Path(os.path.abspath(file)) for file in files)  # links stay: the hub's cache has one for each file
     return list(found)
 
 
@@ -155,7 +164,10 @@ def _by_settings(records: Iterable[Mapping[str, Any]]) -> list[dict[int, Mapping
             config,
             sorted(record["ranks"][record["model"]]),
         )
-        groups.setdefault(fingerprint(about), {})[record["seed"]] = record
+        group = groups.setdefault(fingerprint(about), {})
+        if record.get("user_ids") is False:
+            group.clear()  # each shared record numbers its users anew, so that seeds cannot be averaged by user
+        group[record["seed"]] = record
     return list(groups.values())
 
 

@@ -112,6 +112,14 @@ def test_the_seeds_of_a_builtin_lm_which_is_another_one_with_each_are_one_point(
     assert [merge.seeds for merge in forecast([tmp_path]).merges] == [[1, 2]]
 
 
+def test_seeds_shared_without_ids_of_users_are_not_averaged_by_user(tmp_path: Path) -> None:
+    for seed, hits in ((1, 30), (2, 24)):
+        own = {"seed": seed, "dataset": "d", "written": f"{seed}", "user_ids": False}
+        record(tmp_path, 0, {"LoRACocktail": hits}, {"cosine": 0.1}, **own)
+    (merge,) = forecast([tmp_path]).merges
+    assert merge.seeds == [2] and merge.gains[OWN].value == pytest.approx(4 / USERS)
+
+
 def test_the_even_mix_of_the_same_adapters_is_one_point(tmp_path: Path) -> None:
     many(tmp_path, [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4])
     record(

@@ -11,9 +11,15 @@ import pytest
 from huggingface_hub import constants
 
 import recbole_llm
+from recbole_llm.leaderboard.forecast import forecast
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
+from recbole_llm.merging.arithmetic import write_adapter
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.share.sharing import share
 from recbole_llm.store import hub as hub_module
+from recbole_llm.store.files import MANIFEST, sha256_file
+from tests.leaderboard.test_forecast import record
+from tests.merging.test_arithmetic import UNEQUAL
 from tests.share.hub_server import TOKEN, Hub, serving
 
 
@@ -66,6 +72,28 @@ def test_a_second_run_takes_the_place_of_the_first(run: Path, hub: Hub, module_s
     share(other, "hub:me/films")
     assert [name for name in hub.files["me/films"] if name.endswith("record.json")] == [f"runs/{other.name}/record.json"]
     assert "curves.png" not in hub.files["me/films"]  # of the first
+
+
+def test_a_merge_on_the_hub_is_a_point_of_a_forecast(hub: Hub, tmp_path: Path) -> None:
+    folders = [tmp_path / "shared" / "stages" / name for name in ("a-1", "b-1")]
+    for one, folder in zip(UNEQUAL, folders, strict=False):
+        write_adapter(one, folder, {})
+    names = {"base spirit": folders[0], "ingredient": folders[1]}
+    sources = [{"name": name, "sha256": sha256_file(folder / WEIGHTS_FILE)} for name, folder in names.items()]
+    merge = {"method": "entropy", "sources": sources, "trace": []}  # without features, so the adapters beside it are read
+    stages = {name: folder.name for name, folder in names.items()}
+    made = record(tmp_path, 0, {"LoRACocktail": 26}, merge=merge, stages=stages)
+    made.parent.rename(tmp_path / "shared" / "runs")
+    files = {
+        file.relative_to(tmp_path / "shared").as_posix(): file for file in (tmp_path / "shared").rglob("*.*") if file.is_file()
+    }
+    manifest = json.dumps({name: sha256_file(file) for name, file in files.items()})
+    hub.files["me/mix"] = {MANIFEST: manifest.encode()} | {name: file.read_bytes() for name, file in files.items()}
+    (merged,) = forecast(["hub:me/mix"]).merges
+    assert merged.adapters == sorted(source["sha256"] for source in sources) and merged.features["cosine of the updates"]
+    hub.files["me/mix"]["runs/0-1/record.json"] += b" "
+    with pytest.raises(ValueError, match=r"^forecast=hub:me/mix is not a shared run as it was written: .*record.json"):
+        forecast(["hub:me/mix"])
 
 
 def test_a_repository_with_something_else_stays_as_it_is(run: Path, hub: Hub) -> None:
