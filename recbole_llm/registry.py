@@ -107,10 +107,22 @@ def contained(model: type[Any], given: Mapping[str, Any], defaults: Mapping[str,
         ValueError: as :func:`get_model`, with the key.
     """
     key = getattr(model, "contains", None)
-    if key is None:
-        return None
+    return None if key is None else _named_by(key, str(given.get(key) or defaults[key]))
+
+
+def inner_model(key: str, name: Any) -> type[Any] | None:
+    """The class of a user's model that ``key`` names; None for any other value.
+
+    Raises:
+        ValueError: as :func:`get_model`, with the key.
+    """
+    own = isinstance(name, str) and (":" in name or name in _own)
+    return _named_by(key, name) if own else None
+
+
+def _named_by(key: str, name: str) -> type[Any]:
     try:
-        return get_model(str(given.get(key) or defaults[key]))
+        return get_model(name)
     except ValueError as error:
         raise ValueError(str(error).replace("--model", f"--{key}")) from error
 

@@ -26,6 +26,7 @@ def check(
     defaults: Mapping[str, Any],
     *,
     near: Collection[str] | None = None,
+    inner: Mapping[str, PropertyFiles] | None = None,
 ) -> None:
     """Check keys and values of a user, inner ones of dictionaries included.
 
@@ -35,6 +36,7 @@ def check(
         source: the file or argument that the values come from.
         defaults: the run's default values, RecBole's included.
         near: keys among which a misspelt one is sought first; None for those of the run.
+        inner: by key with settings of a user's model, the files that define them.
 
     Raises:
         ValueError: names key, value, source, what is allowed and the nearest key, or the default.
@@ -45,7 +47,7 @@ def check(
             _check_value(key, value, source, definitions, defaults.get(key))
             for name, settings in _settings_in(key, value, definitions[key]):
                 of_recbole = RECBOLE_DEFINITIONS if name == key else near  # cf_config: keys of another model
-                check(settings, f"{name} of {source}", files, defaults, near=of_recbole)
+                check(settings, f"{name} of {source}", (inner or {}).get(key, files), defaults, near=of_recbole)
         elif key not in own:
             nearest = _nearest(str(key), definitions, defaults if near is None else near)
             raise ValueError(f"unknown key `{key}` in {source}; {nearest}")

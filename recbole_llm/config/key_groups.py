@@ -27,6 +27,8 @@ ABOUT_FEATURES = {
     *("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"),
     *("normalize_field", "numerical_features", "discretization"),
 }
+# keys with the settings of a model inside a run, and those that name it
+INNER_MODELS = {"cf_config": "cf_model", "cheap_config": "cheap_model", "retriever_config": "retriever"}
 # keys whose values a model inside a run has from the run
 OF_THE_RUN = {
     *("data_path", "checkpoint_dir", "seed", "gpu_id", "use_gpu", "show_progress", "state", "load_col", "encoding"),

@@ -24,7 +24,7 @@ from recbole_llm import compat, registry
 from recbole_llm.config.checks import check, naming_source, of_other_training, source_of, unread
 from recbole_llm.config.contents import contents, pretrained
 from recbole_llm.config.evaluation import settle_metrics, settle_mode
-from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, OF_THE_RUN, SEQUENCE_TRAINING
+from recbole_llm.config.key_groups import ABOUT_DATA, ABOUT_FEATURES, BOOKKEEPING, INNER_MODELS, OF_THE_RUN, SEQUENCE_TRAINING
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.config.values import as_literals, parse_value, plain, read_arguments
 from recbole_llm.data import forms, scenarios
@@ -114,6 +114,16 @@ class LLMConfig(Config):
             self._merge_external_config_dict()  # its comments say which dictionaries are replaced as a whole
         return [model_class.__name__] if model_class else []
 
+    def _inner_files(self) -> dict[str, PropertyFiles]:
+        """By key with settings of a model inside the run that is one of the user: the property files, with that of this model."""
+        found = {}
+        for key, naming in INNER_MODELS.items():
+            name = self.external_config_dict.get(naming) if self.external_config_dict.get(key) else None
+            if (model := registry.inner_model(naming, name)) and (own := registry.own_property_file(model)):
+                found[key] = PropertyFiles(self.properties.folder)
+                found[key].own = {**self.properties.own, f"model/{model.__name__}": own}
+        return found
+
     def _update_internal_config_dict(self, file: str) -> dict[str, Any]:
         values = read_yaml(file)  # RecBole would parse its files again in every Config, four fifths of the time of one
         self.internal_config_dict.update(values)
@@ -143,8 +153,9 @@ class LLMConfig(Config):
         for file in files.own.values():
             values = {key: value for key, value in read_yaml(file).items() if key != "extends"}
             check(values, str(file), files, self.internal_config_dict)
+        of_inner = self._inner_files()
         for source, values in self._given:
-            check(values, source, files, self.internal_config_dict)
+            check(values, source, files, self.internal_config_dict, inner=of_inner)
             compat.refuse_options(values, source)
         of_lms = {*overall} - ABOUT_DATA - self._recbole_knows - self.dataset_keys() - {"float32_matmul_precision"}
         self.unread = unread(self._given, files, self.internal_config_dict, model_class, of_lms)

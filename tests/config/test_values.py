@@ -12,6 +12,7 @@ import pytest
 import recbole
 
 from recbole_llm import registry
+from recbole_llm.classical.inner_config import inner_config
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.checks import unread
 from recbole_llm.config.property_files import PropertyFiles, properties_folder, read_yaml
@@ -95,6 +96,43 @@ def test_unknown_keys_name_key_source_and_nearest(tmp_path: Path) -> None:
             LLMConfig("Pop", "tiny", cmd_line=[f"--{key}=cuda"])
     with pytest.raises(ValueError, match="unknown key `xyzzy` in the command line; see properties/"):
         LLMConfig("Pop", "tiny", cmd_line=["--xyzzy=1"])
+
+
+@pytest.mark.parametrize(
+    ("model", "naming", "key"),
+    [
+        ("TALLRec", "retriever", "retriever_config"),
+        ("ALLMRec", "cf_model", "cf_config"),
+        ("Cascade", "cheap_model", "cheap_config"),
+    ],
+)
+def test_a_users_model_inside_a_run_brings_its_own_keys(
+    model: str, naming: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_inside.py").write_text(
+        "from recbole.model.general_recommender.bpr import BPR\n\n\nclass MyRec(BPR):\n    pass\n"
+    )
+    write(tmp_path / "MyRec.yaml", embedding_size=8, plain_key=1)
+    with (tmp_path / "MyRec.yaml").open("a") as file:
+        file.write("boldness: 0.5  # (float in [0, 1]) of the retriever\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_own", {})
+    monkeypatch.delitem(sys.modules, "mine_inside", raising=False)
+
+    def given(**settings: Any) -> LLMConfig:
+        return LLMConfig(model, "tiny", config_dict={naming: "mine_inside:MyRec", key: settings})
+
+    config = given(boldness=0.25, plain_key=2)
+    inner = inner_config(config, config[naming], config[key], (naming, key))
+    assert (inner["boldness"], inner["plain_key"], inner["embedding_size"]) == (0.25, 2, 8)
+    with pytest.raises(ValueError, match=f"boldness: 'much' in {key} of config_dict is not a number in"):
+        given(boldness="much")
+    with pytest.raises(ValueError, match="unknown key `boldness` in config_dict"):  # the run's own model has no such key
+        LLMConfig(model, "tiny", config_dict={naming: "mine_inside:MyRec", key: {"boldness": 0.25}, "boldness": 0.25})
+    with pytest.raises(ValueError, match=f"unknown key `boldness` in {key} of config_dict"):
+        LLMConfig(model, "tiny", config_dict={key: {"boldness": 0.25}})
+    with pytest.raises(ValueError, match=f"--{naming}=mine_inside:Other: "):
+        LLMConfig(model, "tiny", config_dict={naming: "mine_inside:Other", key: {"boldness": 0.25}})
 
 
 def test_one_file_may_serve_several_models(tmp_path: Path) -> None:
