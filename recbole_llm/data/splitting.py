@@ -29,6 +29,7 @@ logger = getLogger()
 
 TRAIN, VALID, TEST = range(3)
 _ROW = "row of the file"
+_PLACE = "place in the history"  # the column of times with TIME_FIELD: ~
 
 
 class Split:
@@ -170,6 +171,7 @@ class Split:
         users = self.inter_feat[self.uid_field].to_numpy()[order]
         places = np.empty(len(order))
         places[order] = np.arange(len(order)) - np.searchsorted(users, users)  # in the user's rows, since float32 has 24 bits
+        self.time_field = self.time_field or _PLACE
         self.set_field_property(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         self.inter_feat[self.time_field] = places
 

@@ -223,6 +223,19 @@ def test_no_history_holds_an_item_of_a_later_file(tmp_path: Path, module_setting
         assert not {valid, test} & {*histories.train(user).tolist()} and histories.before(user, "test")[-1] == valid
 
 
+@pytest.mark.parametrize("times", [True, False])
+def test_files_without_a_time_field_are_in_their_own_order(
+    times: bool, tmp_path: Path, module_settings: dict[str, Any], assemble: Any
+) -> None:
+    files(1, 1, times=times)(write_dataset(tmp_path) / "tiny")
+    settings = module_settings | THREE | {"data_path": str(tmp_path), "load_col": None}
+    named, unnamed = (assemble("SASRec", settings | given) for given in ({}, {"TIME_FIELD": None}))
+    for one, other in ((named.train, unnamed.train), (named.valid, unnamed.valid), (named.test, unnamed.test)):
+        for column in ("user_id", "item_id_list", "item_id"):
+            assert one._dataset.inter_feat[column].equal(other._dataset.inter_feat[column])
+    unnamed.trainer.fit(unnamed.train, unnamed.valid)
+
+
 def test_without_validation_a_training_runs_to_its_last_epoch(of_form: Any, assemble: Any, caplog: Any) -> None:
     run = assemble("BPR", of_form("two files") | {"epochs": 3, "stopping_step": 1})
     assert "benchmark_filename: ['train', 'test']: no validation data, so a training ends with its last epoch" in caplog.text
