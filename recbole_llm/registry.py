@@ -9,9 +9,12 @@ import difflib
 import importlib
 import importlib.resources
 import inspect
+import sysconfig
+import traceback
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 MODELS = {
@@ -87,17 +90,36 @@ def _own_model(name: str) -> type[Any]:
     """Import a model of the user and register it by the name of its class.
 
     Raises:
-        ValueError: there is no such module or class, or a model of this package or of RecBole has the same name.
+        ValueError: there is no such class, a model of this package or of RecBole has the same name, or as :func:`own_module`.
     """
     module_name, _, class_name = name.partition(":")
     if class_name in MODELS or class_name in _recbole_class_names():
         raise ValueError(f"--model={name}: {class_name} is a model of this package or of RecBole; give yours another name")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"--model={name}: {error}; the module must be on the Python path or in the current folder") from error
+    found = getattr(own_module(module_name, f"--model={name}"), class_name, None)
+    if not isinstance(found, type):
+        raise ValueError(f"--model={name}: the module {module_name!r} has no class {class_name!r}")
     _own[class_name] = found
     return found
+
+
+def own_module(name: str, given: str) -> ModuleType:
+    """Import a module of the user.
+
+    Args:
+        given: key and value that name it, for errors.
+
+    Raises:
+        ValueError: there is no such module, or its code raises an error, which is named with its line.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):  # not one that it imports
+            raise ValueError(f"{given}: {error}; the module must be on the Python path or in the current folder") from error
+        others = ("<frozen", *(sysconfig.get_path(one) for one in ("stdlib", "purelib", "platlib")))
+        own = [line for line in traceback.extract_tb(error.__traceback__)[1:] if not line.filename.startswith(others)]
+        where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""  # a SyntaxError says it itself
+        raise ValueError(f"{given}: {name} cannot be imported: {type(error).__name__}: {error}{where}") from error
 
 
 def contained(model: type[Any], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> type[Any] | None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import recbole_llm
 from recbole_llm import registry
+from recbole_llm.merging.stage import resolve
 
 
 def modules_after(code: str) -> set[str]:
@@ -92,3 +94,40 @@ def test_every_model_of_recbole_has_a_name_that_passes() -> None:
     packages = [f"recbole.model.{kind}_recommender" for kind in ("general", "context_aware", "sequential", "knowledge_aware")]
     modules = [pkgutil.iter_modules(importlib.import_module(package).__path__) for package in packages]
     assert known == {module.name for found in modules for module in found}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import torch\n\ntorch.no_such", "AttributeError: module 'torch' has no attribute 'no_such' .FILE, line 3.$"),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package' .FILE, line 1.$"),
+        ("from json import no_such", "ImportError: cannot import name 'no_such' from 'json' .* .FILE, line 1.$"),
+        ("def broken(:", "SyntaxError: invalid syntax .broken_model.py, line 1.$"),
+        ("import json\njson.loads('')", "JSONDecodeError: Expecting value: .* .FILE, line 2.$"),
+    ],
+)
+def test_an_error_within_a_users_module_is_shown_with_its_line(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_model.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = message.replace("FILE", re.escape(str(tmp_path / "broken_model.py")))
+    for ask, given in (
+        (lambda: registry.get_model("broken_model:Mine"), "--model=broken_model:Mine"),
+        (lambda: resolve("broken_model:merge"), "merge: 'broken_model:merge'"),
+    ):
+        with pytest.raises(ValueError, match=f"^{given}: broken_model cannot be imported: {expected}"):
+            ask()
+
+
+def test_a_users_module_or_class_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole_model.py").write_text("Mine = 3")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("nowhere:Mine", "nowhere.model:Mine", "whole_model.inside:Mine"):
+        with pytest.raises(
+            ValueError, match=rf"^--model={name}: No module named .* must be on the Python path or in the current"
+        ):
+            registry.get_model(name)
+    for name in ("whole_model:Mine", "whole_model:Other"):
+        with pytest.raises(ValueError, match=rf"^--model={name}: the module 'whole_model' has no class '{name[12:]}'$"):
+            registry.get_model(name)

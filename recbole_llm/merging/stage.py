@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from logging import getLogger
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from recbole_llm import registry
 from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, Adapter, check_exact, read_adapter
 from recbole_llm.merging import coefficients, methods, rules
 from recbole_llm.merging.arithmetic import (
@@ -48,7 +48,7 @@ def resolve(name: str) -> MergeMethod:
     """The method of that name, ``package.module:function`` or ``package.module.function``.
 
     Raises:
-        ValueError: unknown name (the error has the nearest known one), module or function.
+        ValueError: unknown name (the error has the nearest known one) or function, or as :func:`registry.own_module`.
     """
     if name in _METHODS:
         return _METHODS[name]
@@ -59,11 +59,7 @@ def resolve(name: str) -> MergeMethod:
             f"merge: {name!r} is unknown; did you mean {near[0]!r}? Choose one of {sorted(_METHODS)}, "
             "or your own function as 'package.module:function'"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"merge: {name!r}: {error}; the module must be on the Python path") from error
-    method = getattr(module, function, None)
+    method = getattr(registry.own_module(module_name, f"merge: {name!r}"), function, None)
     if not callable(method):
         raise ValueError(f"merge: the module {module_name!r} has no function {function!r}")
     return method
