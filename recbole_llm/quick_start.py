@@ -22,6 +22,7 @@ from recbole_llm.classical.retriever import Retriever
 from recbole_llm.classical.shared import check_shared
 from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.config import LLMConfig
+from recbole_llm.config.run_config import given_value
 from recbole_llm.costs.devices import Card, card
 from recbole_llm.costs.parts import EXACT, counting
 from recbole_llm.costs.plan import Plan
@@ -66,11 +67,8 @@ def run_recbole_llm(
         ``variants`` (test results by name), ``published`` (results of ``scoring: published`` by name) and ``record`` (path of
         the run record).
     """
-    given = [
-        str((config_dict or {}).get("use_gpu")),
-        *(text.removeprefix("--use_gpu=") for text in cmd_line if text.startswith("--use_gpu=")),
-    ]
-    with joined(on_cpu=given[-1].lower() == "false") as processes:
+    on_cpu = given_value("use_gpu", config_file_list, config_dict, cmd_line) is False
+    with joined(on_cpu=on_cpu) as processes:  # before the configuration, which looks for the accelerator
         config = LLMConfig(model, dataset, config_file_list, config_dict, cmd_line)
         return _run(config, saved, processes)
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from recbole_llm import quick_start
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.checks import check
 from recbole_llm.config.definitions import Interval, Type
@@ -343,6 +344,34 @@ def test_use_gpu_is_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert LLMConfig("Pop", "tiny", config_dict={"gpu_id": 0})["device"].type == "cuda"
     assert LLMConfig("Pop", "tiny", config_dict={"gpu_id": 0, "use_gpu": False})["device"].type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_dict", "in_line", "on_cpu"),
+    [
+        (None, {}, [], False),
+        ("False", {}, [], True),
+        ("True", {"use_gpu": "False"}, [], True),
+        ("False", {"use_gpu": True}, [], False),
+        ("False", {}, ["--use_gpu=True"], False),
+        ("True", {}, ["--use_gpu=false"], True),
+    ],
+)
+def test_processes_that_join_before_the_configuration_know_use_gpu_of_any_source(
+    in_file: str | None, in_dict: dict[str, Any], in_line: list[str], on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def joined(*, on_cpu: bool) -> Any:
+        asked.append(on_cpu)
+        raise InterruptedError
+
+    monkeypatch.setattr(quick_start, "joined", joined)
+    Path("own.yaml").write_text(f"use_gpu: {in_file}\n" if in_file else "epochs: 1\n")
+    for files in (["own.yaml"], "own.yaml"):
+        with pytest.raises(InterruptedError):
+            quick_start.run_recbole_llm("Pop", "tiny", files, in_dict, cmd_line=in_line)
+    assert asked == [on_cpu, on_cpu]
 
 
 # -- a model of the user -----------------------------------------------------------------------------------------------

@@ -32,6 +32,29 @@ from recbole_llm.store.files import fingerprint
 from recbole_llm.store.runs import SavedRun
 
 
+def given_value(
+    key: str,
+    config_file_list: Sequence[str] | str | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    cmd_line: Sequence[str] = (),
+) -> Any:
+    """The value that the user gives for a key that is needed before the configuration; None if there is none.
+
+    Other arguments and errors as :class:`LLMConfig`.
+    """
+    sources = [*(values for _, values in _of_files(config_file_list)), _parsed(config_dict or {}), read_arguments(cmd_line)]
+    return next((values[key] for values in reversed(sources) if key in values), None)
+
+
+def _of_files(file_list: Sequence[str] | str | None) -> list[tuple[str, dict[str, Any]]]:
+    files = file_list.split() if isinstance(file_list, str) else file_list or []
+    return [(str(file), read_yaml(property_file(file))) for file in files]
+
+
+def _parsed(config_dict: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: parse_value(value) if isinstance(value, str) else value for key, value in config_dict.items()}
+
+
 class LLMConfig(Config):
     """Configuration of one run; a drop-in for RecBole's ``Config``.
 
@@ -80,13 +103,11 @@ class LLMConfig(Config):
         _ = self.fingerprint  # computed now, because some models (BERT4Rec) add keys while they run
 
     def _load_config_files(self, file_list: Sequence[str] | str | None) -> dict[str, Any]:
-        files = file_list.split() if isinstance(file_list, str) else file_list or []
-        self._given += [(str(file), read_yaml(property_file(file))) for file in files]
+        self._given += _of_files(file_list)
         return {}
 
     def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
-        values = {key: parse_value(value) if isinstance(value, str) else value for key, value in config_dict.items()}
-        self._given.append(("config_dict", values))
+        self._given.append(("config_dict", _parsed(config_dict)))
         return {}
 
     def _load_cmd_line(self) -> dict[str, Any]:
