@@ -418,6 +418,12 @@ def test_the_keys_of_a_users_model_are_checked_as_its_file_says(own_model: Any) 
         ("epochs: ten\n", r"epochs: 'ten' in .*OwnSettings\.yaml is not a whole number"),
         ("extends: parts/lm\n", r"OwnSettings\.yaml: extends: 'parts/lm' is no file of"),
         ("share: 2  # (share) of mine\n", r"\(share\): there is no type 'share'; known: int, float"),
+        (
+            "llm: smollm2-135m\n",
+            r"OwnSettings\.yaml: `llm` is needed before .*; give --llm=smollm2-135m, or set it in a file of --con",
+        ),
+        ("text_encoder_path: some/folder\n", r"OwnSettings\.yaml: `text_encoder_path` is needed before"),
+        ("data_path: elsewhere\n", r"OwnSettings\.yaml: `data_path` is needed before"),
         ("share: 2  # (float) mine\nshare: 3\n", r"OwnSettings\.yaml: not a YAML file .*`share` is given twice"),
     ],
 )

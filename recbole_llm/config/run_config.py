@@ -31,6 +31,9 @@ from recbole_llm.data import forms, scenarios
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.runs import SavedRun
 
+_BEFORE_A_MODEL = ("llm", "llm_path", "text_encoder", "text_encoder_path", "init_from", "data_path", "use_gpu")
+"""Keys that decide which files are read, or on what the run is, so that a model's own file comes too late for them."""
+
 
 def given_value(
     key: str,
@@ -174,6 +177,12 @@ class LLMConfig(Config):
         for file in files.own.values():
             values = {key: value for key, value in read_yaml(file).items() if key != "extends"}
             check(values, str(file), files, self.internal_config_dict)
+            for key in _BEFORE_A_MODEL:
+                if values.get(key) is not None:
+                    raise ValueError(
+                        f"{file}: `{key}` is needed before the file of a model is read; give --{key}={values[key]}, or set it in "
+                        "a file of --config_files"
+                    )
         of_inner = self._inner_files()
         for source, values in self._given:
             check(values, source, files, self.internal_config_dict, inner=of_inner)
