@@ -218,7 +218,7 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             files = entry.get("config_files") or ()
             files = tuple(files.split() if isinstance(files, str) else files)
             own = merge(*(part or {} for part in parts)), entry.get("row"), files
-            seeds = plan["seeds"][:1] if _is_one_file(entry["model"], own[0]) else plan["seeds"]
+            seeds = plan["seeds"][:1] if _is_one_file(entry["model"], own[0], files) else plan["seeds"]
             tasks += [Task(str(label), entry["model"], plan["dataset"], seed, protocol, *own) for seed in seeds]
     listed = {task.label for task in tasks} | {task.model for task in tasks}
     for name in SHORTCUTS if plan.get("shortcuts") in (None, True) else ():
@@ -241,9 +241,15 @@ def _check_keys(where: str, keys: Mapping[str, Any] | None, file: Path) -> None:
             )
 
 
-def _is_one_file(model: str, settings: Mapping[str, Any]) -> bool:
+def _is_one_file(model: str, settings: Mapping[str, Any], files: Sequence[str]) -> bool:
     """Whether all seeds would read one file of predictions, whose interval over seeds would be 0."""
-    return model == "Imported" and "{seed}" not in str(settings.get("predictions"))
+    if model != "Imported":
+        return False
+    try:
+        given = {key: value for file in files for key, value in read_yaml(property_file(file)).items()}
+    except (ValueError, FileNotFoundError):
+        return True  # no seed can run, which the first one reports
+    return "{seed}" not in str({**given, **settings}.get("predictions"))
 
 
 def _unsuited(task: Task, others: Sequence[Task]) -> str | None:

@@ -207,14 +207,14 @@ def test_a_leaderboard_has_a_row_for_a_file_and_evaluates_a_changed_one_again(
     assert {row.label: [cell.status for cell in row.cells] for row in board.tables[0].rows}["theirs"] == ["not run"]
 
 
-def test_a_file_for_each_seed(settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_file_for_each_seed(in_file: bool, settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path) -> None:
     for seed in (1, 2):
         table.assign(score=table["score"] * seed).to_csv(tmp_path / f"scores-{seed}.csv", index=False)
-    plan = {
-        "dataset": "tiny",
-        "seeds": [1, 2],
-        "models": {"Imported": {"settings": {"predictions": str(tmp_path / "scores-{seed}.csv")}}},
-    }
+    given = {"predictions": str(tmp_path / "scores-{seed}.csv")}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(given))
+    entry = {"config_files": str(tmp_path / "own.yaml")} if in_file else {"settings": given}
+    plan = {"dataset": "tiny", "seeds": [1, 2], "models": {"Imported": entry}}
     (tmp_path / "board.yaml").write_text(yaml.safe_dump(plan))
     tasks = [
         task for task in read_plan(tmp_path / "board.yaml", {"data_path": settings["data_path"]}) if task.model == "Imported"
