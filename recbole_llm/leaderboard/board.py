@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.config.property_files import property_file, read_yaml
 from recbole_llm.leaderboard.formats import to_csv, to_latex, to_markdown
 from recbole_llm.leaderboard.page import to_html
 from recbole_llm.leaderboard.plan import Task, read_plan
@@ -43,8 +44,8 @@ def make_leaderboard(
         ValueError, FileNotFoundError: the file or an option is invalid; or there is nothing to show.
         ImportError: the engine needs submitit, which is not installed.
     """
-    out = out or folder_of(file, changes)
-    cells = run_cells(read_plan(file, changes), out, jobs=jobs, engine=engine, show=show)
+    tasks, out = read_plan(file, changes), out or folder_of(file, changes)
+    cells = run_cells(tasks, out, jobs=jobs, engine=engine, show=show)
     if show and not any(cell.record or cell.error for cell in cells.values()):  # an earlier table stays
         raise ValueError(f"{file}: with these keys, no run has a record below checkpoint_dir; leave --show out to run them")
     leaderboard = build(list(cells.values()), f"Leaderboard {file.stem}")
@@ -56,8 +57,9 @@ def make_leaderboard(
 
 
 def folder_of(file: Path, changes: Mapping[str, Any]) -> Path:
-    """The default folder of the files of a leaderboard."""
-    return Path(str(changes.get("checkpoint_dir", "saved"))) / "leaderboard" / file.stem
+    """The default folder of the files of a leaderboard, below the ``checkpoint_dir`` of all its runs."""
+    settings = {**(read_yaml(property_file(file)).get("settings") or {}), **changes}
+    return Path(str(settings.get("checkpoint_dir", "saved"))) / "leaderboard" / file.stem
 
 
 def run_cells(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from recbole_llm.config.property_files import properties_folder
+from recbole_llm.leaderboard.board import folder_of
 from recbole_llm.leaderboard.plan import Task, read_plan
 from recbole_llm.leaderboard.statistics import build
 from recbole_llm.quick_start import run_recbole_llm
@@ -69,6 +70,13 @@ def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str,
     (task,) = read_plan(write(tmp_path / "plan.yaml", **plan))
     result = run_recbole_llm(model, "tiny", cmd_line=[*task.arguments[2:], "--show_progress=False"])
     assert Path(result["record"]) == task.record
+
+
+def test_the_files_of_a_leaderboard_are_below_the_checkpoint_dir_of_its_runs(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plan.yaml", **PLAN)
+    own = write(tmp_path / "own.yaml", **{**PLAN, "settings": {"checkpoint_dir": "here"}})
+    assert folder_of(plain, {}) == Path("saved/leaderboard/plan") and folder_of(own, {}) == Path("here/leaderboard/own")
+    assert folder_of(own, {"checkpoint_dir": "there"}) == Path("there/leaderboard/own")
 
 
 @pytest.mark.parametrize(
