@@ -9,6 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from recbole_llm import registry
+from recbole_llm.config.key_groups import INNER_MODELS
 from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.llm.adapter_folders import CONFIG_FILE, WEIGHTS_FILE
 from recbole_llm.llm.identity import fingerprint
@@ -40,7 +42,7 @@ def changed(record: Mapping[str, Any], config: Any) -> list[str]:
     return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
 
 
-def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
+def keep_aside(file: Path, inputs: Mapping[str, str], config: Any) -> Path | None:
     """Rename the folder of a finished run of other data, whose place a run is about to take; returns the new folder, if any.
 
     The name of a run does not say where its data are, so that two datasets of one name would share it.
@@ -48,6 +50,7 @@ def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
     Args:
         file: of the record that is to be written.
         inputs: of the run, as :func:`record_inputs` gives them.
+        config: of the run.
     """
     try:
         before = read_object(file).get("inputs")
@@ -55,7 +58,8 @@ def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
         return None
     if not isinstance(before, Mapping):  # a record of an earlier state, which does not say
         return None
-    tables = [name for name in {**before, **inputs} if name.endswith(TABLES)]
+    # a record of an earlier state also names tables that its run did not read
+    tables = [name for name in {**before, **inputs} if name.endswith(TABLES) and (name in inputs or _is_read(name, config))]
     if all(before.get(name) == inputs.get(name) for name in tables):
         return None
     folder = file.parent
@@ -64,18 +68,35 @@ def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
     return aside
 
 
+def _is_read(name: str, config: Any) -> bool:
+    """Whether a run may read a file of that name, which is not one of a table that ``load_col`` leaves out.
+
+    ``.inter`` and ``.item`` are read by all: candidates are unique by title.
+    """
+    table = next((suffix for suffix in TABLES[2:] if name.endswith(suffix)), None)
+    if table is None:
+        return True
+    chosen = [config["load_col"]]
+    for key, naming in INNER_MODELS.items():
+        if registry.inner_model(naming, config[naming]):  # whose own file may choose others
+            return True
+        chosen += [settings["load_col"]] if "load_col" in (settings := config[key] or {}) else []
+    return any(columns is None or table[1:] in columns for columns in chosen)
+
+
 def _inputs(config: Any) -> Iterator[tuple[str, Path]]:
-    others = [config["train_dataset"], *(config["general_datasets"] or ()), *(config["source_datasets"] or ())]
-    folders = {config["dataset"]: config["data_path"]}
-    folders |= {name: config.for_dataset(name, whole=True)["data_path"] for name in others if name}
-    for name, folder in folders.items():
-        for file in sorted(Path(folder).glob("*")):
+    given = {key: config[key] for key in ("general_datasets", "source_datasets") if key not in config.unread}
+    others = [config["train_dataset"], *(name for names in given.values() for name in names or ())]
+    configs = {config["dataset"]: config} | {name: config.for_dataset(name, whole=True) for name in others if name}
+    for name, own in configs.items():
+        for file in sorted(Path(own["data_path"]).glob("*")):
             # the settings of the run's own dataset count by their values
             read = (*TABLES, *_suffixes(config), *([".yaml"] if name != config["dataset"] else []))
-            if file.name.startswith(f"{name}.") and file.suffix in read and file.is_file():
+            if file.name.startswith(f"{name}.") and file.suffix in read and file.is_file() and _is_read(file.name, own):
                 yield file.name, file
-    files = {f"candidates.{phase}": path for phase, path in (config["candidates"]["file"] or {}).items()}
-    files |= {key: config[key] for key in _CHECKPOINTS}
+    listed = (config["candidates"]["file"] or {}) if config["candidates"]["source"] == "file" else {}
+    files = {f"candidates.{phase}": path for phase, path in listed.items() if phase in config["candidate_phases"]}
+    files |= {key: config[key] for key in _CHECKPOINTS if key not in config.unread}
     if issubclass(config.model_class, Recommender):
         files |= {key: config[key] for key in _PRETRAINED}
         for name, folder in (config["adapters"] or {}).items():

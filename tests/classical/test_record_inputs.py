@@ -53,16 +53,16 @@ def test_a_file_that_changes_is_named(name: str, given: dict[str, Any], tmp_path
 
 
 def test_a_run_on_other_data_of_the_same_name_is_kept_aside(tmp_path: Path) -> None:
-    file = tmp_path / "runs" / "Pop-toy-1" / "record.json"
-    assert keep_aside(file, {"toy.inter": "a"}) is None, "there is none"
+    file, config = tmp_path / "runs" / "Pop-toy-1" / "record.json", LLMConfig("Pop", "toy")
+    assert keep_aside(file, {"toy.inter": "a"}, config) is None, "there is none"
     for number, inter in enumerate("ab", start=2):
         file.parent.mkdir(parents=True)
-        file.write_text(sealed({"inputs": {"toy.inter": inter, "cf_checkpoint": "c"}}))
-        assert keep_aside(file, {"toy.inter": inter}) is None, "the same tables"
-        assert keep_aside(file, {"toy.inter": "c"}) == tmp_path / "runs" / f"Pop-toy-1-{number}"
+        file.write_text(sealed({"inputs": {"toy.inter": inter, "toy.user": "not read", "cf_checkpoint": "c"}}))
+        assert keep_aside(file, {"toy.inter": inter}, config) is None, "the same tables"
+        assert keep_aside(file, {"toy.inter": "c"}, config) == tmp_path / "runs" / f"Pop-toy-1-{number}"
     file.parent.mkdir(parents=True)
     file.write_text(sealed({}))
-    assert keep_aside(file, {"toy.inter": "a"}) is None, "a record of an earlier state"
+    assert keep_aside(file, {"toy.inter": "a"}, config) is None, "a record of an earlier state"
     file.unlink()
     file.parent.rmdir()
     assert sorted(path.name for path in file.parents[1].iterdir()) == ["Pop-toy-1-2", "Pop-toy-1-3"]
@@ -72,3 +72,34 @@ def test_a_classical_model_reads_no_language_model(given: dict[str, Any]) -> Non
     config = LLMConfig("BPR", "tiny", config_dict={key: given[key] for key in ("data_path", "llm_path")})
     assert [*record_inputs(config)] == ["tiny.inter", "tiny.item"]
     assert changed({}, config) == ["tiny.inter", "tiny.item"], "a record of an earlier state names none"
+
+
+def test_a_table_counts_for_the_models_that_load_it(given: dict[str, Any], tmp_path: Path) -> None:
+    for suffix in ("user", "kg", "link"):
+        (tmp_path / f"data/tiny/tiny.{suffix}").write_text("")
+
+    def read(model: str, **settings: Any) -> list[str]:
+        config = LLMConfig(model, "tiny", config_dict={"data_path": given["data_path"], **settings})
+        return sorted(Path(name).suffix[1:] for name in record_inputs(config) if name.startswith("tiny."))
+
+    inter, graph = ["user_id", "item_id", "timestamp"], {"kg": ["head_id"], "link": "*"}
+    assert read("Pop") == read("TALLRec") == read("Pop", load_col={"inter": inter}) == ["inter", "item"]
+    assert read("Pop", load_col={"inter": inter, "user": ["user_id"]}) == ["inter", "item", "user"]
+    assert read("Pop", unload_col={"user": ["age"]}) == ["inter", "item", "user"]
+    assert read("Pop", load_col=None) == ["inter", "item", "kg", "link", "user"]
+    within = {"retriever": "KGAT", "retriever_config": {"load_col": {"inter": inter, **graph}}}
+    assert read("Pop", **within) == ["inter", "item", "kg", "link"]
+
+
+def test_files_that_only_other_rows_of_a_leaderboard_read_do_not_count(given: dict[str, Any]) -> None:
+    files = given["candidates"] | {"source": "uniform"}
+    data = {"data_path": given["data_path"], "general_datasets": ["other"], "cf_checkpoint": "weights.pth"}
+    for model, settings in (
+        ("Pop", data),
+        ("Pop", data | {"candidates": files}),
+        ("Pop", data | {"candidates": given["candidates"], "eval_args": {"mode": "full"}}),
+        ("RecentPop", data),
+    ):
+        assert [*record_inputs(LLMConfig(model, "tiny", config_dict=settings))] == ["tiny.inter", "tiny.item"]
+    assert "other.inter" in record_inputs(LLMConfig("LoRACocktail", "tiny", config_dict=data))
+    assert "candidates.test" in record_inputs(LLMConfig("Pop", "tiny", config_dict=data | {"candidates": given["candidates"]}))
