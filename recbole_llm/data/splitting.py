@@ -167,13 +167,22 @@ class Split:
         super()._set_alias(alias_name, [*default_value, *lists])  # type: ignore[misc]
 
     def _set_time(self: Any, order: np.ndarray) -> None:
-        """Replace the times, by which RecBole orders histories, by the place in ``order``."""
-        users = self.inter_feat[self.uid_field].to_numpy()[order]
-        places = np.empty(len(order))
-        places[order] = np.arange(len(order)) - np.searchsorted(users, users)  # in the user's rows, since float32 has 24 bits
+        """Sort the rows, and replace the times, by which RecBole orders histories, by numbers that never fall within a user.
+
+        They are ranks of the times, which users have in common, or without times the place in the user's rows. RecBole's sort is
+        stable, so float32, which has 24 bits, may make some equal. In a later file, a rank is at least the one before it.
+        """
+        users = self.inter_feat[self.uid_field].to_numpy()[order].astype(np.int64)
+        if self.time_field in self.inter_feat:
+            ranks = np.unique(self._times, return_inverse=True)[1][order]  # [R]
+            each = len(order) * users
+            places = np.maximum.accumulate(each + ranks) - each
+        else:
+            places = np.arange(len(order)) - np.searchsorted(users, users)
         self.time_field = self.time_field or _PLACE
         self.set_field_property(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
-        self.inter_feat[self.time_field] = places
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        self.inter_feat[self.time_field] = places.astype(np.float64)
 
     def _before_first_row(self: Any, users: np.ndarray, items: np.ndarray, order: np.ndarray) -> dict[int, list[int]]:
         """User -> the items in the list of the user's first row, which have no rows of their own; nothing without lists.

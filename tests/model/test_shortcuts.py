@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from scipy.stats import rankdata
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_llm.evaluation.ranks import target_ranks
@@ -21,6 +22,8 @@ from recbole_llm.model.recentpop import counts_between
 from recbole_llm.model.shortcut import LatestItems
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import SHORTCUTS
+from tests.conftest import write_dataset
+from tests.contract.forms import THREE, files, inter
 
 
 @pytest.fixture
@@ -236,3 +239,22 @@ def test_transitions_find_the_next_item_of_tiny(settings: dict[str, Any]) -> Non
         for name in ("TransitionGraph", "RepeatRule")
     }
     assert hits["TransitionGraph"] > 0.5 > hits["RepeatRule"]
+
+
+@pytest.mark.parametrize("form", ["three files", "three files, first", "ratio", "time"])
+def test_the_recent_past_is_one_of_times_that_users_have_in_common(
+    form: str, assemble: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    _, rows = inter(write_dataset(tmp_path) / "tiny")
+    times = {(user, item): float(time) for user, item, time, *_ in rows}
+    if form.startswith("three files"):
+        files(1, 1, first=form.endswith("first"))(tmp_path / "tiny")
+    split = {"ratio": {"RS": [0.7, 0.1, 0.2]}, "time": {"TS": [0.8, 0.1, 0.1]}}.get(form)
+    given: dict[str, Any] = THREE if form.startswith("three files") else {}
+    given = {**given, "data_path": str(tmp_path)} | ({"eval_args": {"split": split, "mode": "full"}} if split else {})
+    train = assemble("RecentPop", settings, **given).train._dataset
+    tokens = [train.id2token(name, train.inter_feat[name].tolist()) for name in ("user_id", "item_id")]
+    expected = [times[user, item] for user, item in zip(*tokens, strict=True)]
+    assert rankdata(train.inter_feat["timestamp"].numpy()).tolist() == rankdata(expected).tolist()
+    lists, lengths = train.inter_feat["timestamp_list"], train.inter_feat["item_length"].tolist()
+    assert all((own[:length].diff() >= 0).all() for own, length in zip(lists, lengths, strict=True))
