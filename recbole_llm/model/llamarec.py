@@ -48,7 +48,8 @@ class LlamaRec(LLMRanker):
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
         for phase, file in self.candidate_files.items():
-            self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
+            if phase in candidates:  # a full ranking reads none
+                self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
         return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}
 
     def findings(self, rows: Sequence[Row]) -> Mapping[str, Any]:

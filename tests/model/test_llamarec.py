@@ -50,6 +50,15 @@ def test_the_training_answer_is_the_targets_label(made: Any) -> None:
     assert listed.endswith("\n\n### Response:\n")
 
 
+def test_a_full_ranking_reads_no_candidate_files(settings: dict[str, Any], assemble: Any) -> None:
+    files = {"source": "file", "file": {"valid": "none", "test": "none"}}
+    whole, given = (
+        assemble("LlamaRec", settings | {"lora_valid": "loss", "eval_args": {"mode": "full"}, "candidates": one})
+        for one in (settings["candidates"], settings["candidates"] | files)
+    )
+    assert [stage.fingerprint for stage in given.stages] == [stage.fingerprint for stage in whole.stages]
+
+
 def test_scores_are_the_logits_of_the_labels_behind_the_prompt(made: Any, tiny_lm: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
