@@ -147,7 +147,7 @@ def _of_tuning_and_merging(commands: _Group) -> None:
     add("--output_file", type=Path, metavar="FILE", help="default: <checkpoint_dir>/tuning/<dataset>/<Model>.yaml")
 
     add = _command(commands, "merge", do.merge, "merge LoRA adapters into one", texts.MERGE, texts.MERGE_KEYS)
-    add("--adapters", type=shlex.split, required=True, metavar="FOLDERS", help='"[NAME=]FOLDER [NAME=]FOLDER ..."')
+    add("--adapters", type=shlex.split, required=True, metavar="FOLDERS", help='"[NAME=]FOLDER [NAME=]HUB_ID ..."')
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the merged adapter, which must not exist")
     add("--merge", default="uniform", metavar="METHOD", help=f"{', '.join(METHODS)}, package.module:function (default: uniform)")
     add("--weights", type=list_of(int, float), metavar="LIST", help=f"one for each adapter; for {', '.join(READERS['weights'])}")

@@ -44,7 +44,7 @@ def merge_folders(
     """Merge PEFT folders into ``out`` and return what was written; after an error, ``out`` does not exist.
 
     Args:
-        adapters: ``FOLDER`` or ``NAME=FOLDER``; the default name is the folder's.
+        adapters: ``FOLDER`` or ``NAME=FOLDER``, or hub ids in place of folders; the default name is the last part of either.
         out: a new folder for the merged adapter, ``merge.json`` and a README with the SHA-256 of each source.
         merge: a method of docs/merging.md that needs no prompts, or ``package.module:function``.
         weights: one for each adapter, in [0, 1] unless ``extrapolate``.
@@ -59,9 +59,9 @@ def merge_folders(
         FileNotFoundError: a folder or the base model is missing.
         ValueError: incompatible adapters, one that changes nothing, an option that the method does not use, an invalid value.
     """
-    folders = _folders(adapters)
     given = {"weights": weights, "density": density, "residual": residual, "seed": seed}
     _check(merge, out, given, extrapolate)
+    folders = _folders(adapters)
     if base_model is not None and full_model is None:
         raise ValueError("--base_model has no effect without --full_model")
 
@@ -123,12 +123,21 @@ def _folders(given: Sequence[str]) -> dict[str, Path]:
             raise ValueError(
                 f"two adapters are named {name!r}: {folders[name]} and {folder}; give different names as NAME=FOLDER"
             )
-        if not folder.is_dir():
-            raise ValueError(f"--adapters: there is no folder {folder}")
-        folders[name] = folder
+        folders[name] = folder if folder.is_dir() else _on_hub(str(folder))
     if not folders:
         raise ValueError("--adapters: give at least one PEFT folder")
     return folders
+
+
+def _on_hub(given: str) -> Path:
+    if "/" not in given:  # known without torch
+        raise FileNotFoundError(f"--adapters: there is no folder {given}; give a PEFT folder or a hub id such as owner/name")
+    from recbole_llm.llm.adapter_fit import adapter_folder
+
+    try:
+        return adapter_folder(given)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--adapters: {error}") from error
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

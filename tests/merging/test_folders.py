@@ -100,6 +100,22 @@ def test_names_tell_equal_folder_names_apart(tmp_path, capsys):
     assert list(json.loads((tmp_path / "out" / "merge.json").read_text())["weights"]) == ["a.b", "c"]
 
 
+def test_an_adapter_of_the_hub_is_read_as_the_key_adapters_reads_it(adapters, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def download(repo, file, revision):
+        asked.append((repo, revision))
+        return str(Path(adapters[1]) / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    merge([adapters[0], "me/lora@v1", "theirs=me/other"], tmp_path / "out")
+    assert {*asked} == {("me/lora", "v1"), ("me/other", None)}
+    assert list(json.loads((tmp_path / "out" / "merge.json").read_text())["weights"]) == ["base", "lora@v1", "theirs"]
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert "--adapters: cannot load the adapter me/lora (" in failing(capsys, [adapters[0], "me/lora"], tmp_path / "more")
+
+
 def test_folder_with_an_equals_sign_is_a_folder(tmp_path):
     merge([write(tmp_path / "lr=1", 0), write(tmp_path / "own", 1)], tmp_path / "out")
     assert list(json.loads((tmp_path / "out" / "merge.json").read_text())["weights"]) == ["lr=1", "own"]
