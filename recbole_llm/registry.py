@@ -129,7 +129,20 @@ def contained(model: type[Any], given: Mapping[str, Any], defaults: Mapping[str,
         ValueError: as :func:`get_model`, with the key.
     """
     key = getattr(model, "contains", None)
-    return None if key is None else _named_by(key, str(given.get(key) or defaults[key]))
+    if key is None:
+        return None
+    if (name := given.get(key) or defaults.get(key)) is None:
+        raise ValueError(f"{key}: {model.__name__} has none{extending(model)}; give --{key}=MODEL")
+    return _named_by(key, str(name))
+
+
+def extending(model: type[Any]) -> str:
+    """How a user's model that extends one of ours gets its settings, for errors; empty for other models."""
+    base = next((one.__name__ for one in model.__mro__[1:] if MODELS.get(one.__name__) == one.__module__), None)
+    if model not in _own.values() or base is None:
+        return ""
+    file = Path(inspect.getfile(model)).with_name(f"{model.__name__}.yaml")
+    return f"; it extends {base}, whose settings it has with the line `extends: model/{base}` in {file}"
 
 
 def inner_model(key: str, name: Any) -> type[Any] | None:

@@ -72,6 +72,24 @@ def test_a_model_of_recboles_kind_is_trained_by_its_trainer(own_models: Path, se
     assert list(record["results"]) == ["Mine"] and record["candidates_sha256"]["test"]
 
 
+@pytest.mark.parametrize(
+    ("module", "base", "message"),
+    [
+        ("allmrec", "ALLMRec", r"OwnChild cannot be built \(.*\)\. It lacks .*, \.\.\.; it extends ALLMRec"),
+        ("alpharec", "AlphaRec", r"OwnChild cannot be built \(.*\)\. It lacks embedding_size, .*; it extends AlphaRec"),
+        ("cascade", "Cascade", "llm_ranker: OwnChild has none; it extends Cascade"),
+    ],
+)
+def test_a_model_that_extends_ours_without_its_settings_is_told_the_line(
+    module: str, base: str, message: str, own_models: Path, settings: dict[str, Any]
+) -> None:
+    (own_models / f"child_{module}.py").write_text(
+        f"from recbole_llm.model.{module} import {base}\n\n\nclass OwnChild({base}):\n    pass\n"
+    )
+    with pytest.raises(ValueError, match=f"{message}, whose .* the line `extends: model/{base}` in .*OwnChild.yaml"):
+        run_recbole_llm(f"child_{module}:OwnChild", "tiny", config_dict=settings)
+
+
 def test_a_model_cannot_take_the_name_of_another(own_models: Path) -> None:
     (own_models / "theirs.py").write_text("class SASRec: pass\n")
     with pytest.raises(ValueError, match="--model=theirs:SASRec: SASRec is a model of .* give yours another name"):
