@@ -36,6 +36,7 @@ class LlamaRec(LLMRanker):
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
         self.labels: dict[str, dict[str, Any]] = {}
+        self.listed = len(self.parts.prompts.labels or ())
         self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
 
     def _check_labels(self, what: str, candidates: int) -> None:
@@ -50,6 +51,8 @@ class LlamaRec(LLMRanker):
         for phase, file in self.candidate_files.items():
             if phase in candidates:  # a full ranking reads none
                 self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
+        if "test" in candidates:
+            self.listed = candidates["test"].items.size(1)
         return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}
 
     def findings(self, rows: Sequence[Row]) -> Mapping[str, Any]:
@@ -60,9 +63,9 @@ class LlamaRec(LLMRanker):
         """
         self.labels = {}
         for row in () if self.reranks else rows:
-            names = list(self.parts.prompts.labels or ())[: max([*row.ranks.slots, *row.ranks.first], default=-1) + 1]
+            names = list(self.parts.prompts.labels or ())[: self.listed]
             first, target = (np.bincount(slots, minlength=len(names)) for slots in (row.ranks.first, row.ranks.slots))
-            if names:
+            if row.ranks.first:
                 p = float(chisquare(first).pvalue)
                 self.labels[row.name] = {"labels": names, "first": first.tolist(), "target": target.tolist(), "p": p}
         return {"labels": self.labels} if self.labels else {}

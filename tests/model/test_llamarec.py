@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import gammaincc
+from scipy.stats import chisquare
 
 from recbole_llm.data.examples import ExampleEncoder
 from recbole_llm.evaluation.ranks import Ranks
@@ -102,7 +103,11 @@ def test_first_places_are_those_of_the_labels(made: Any) -> None:
     assert found["first"] == [0, 0, 4, 0, 0, 0, 0, 0, 0, 0]
     assert found["target"] == [1, 0, 1, 0, 0, 1, 0, 0, 0, 1]
     assert found["p"] < 1e-4
-    made.model.findings([])
+    few = Ranks()
+    few.add(torch.arange(2), scores[:2], torch.tensor([2, 0]))
+    found = made.model.findings([Row("of two users", {}, few)])["labels"]["of two users"]
+    assert len(found["first"]) == 10 and found["p"] == pytest.approx(chisquare([2, *[0] * 9]).pvalue), "labels of no user count"
+    assert not made.model.findings([])
 
 
 def test_a_full_ranking_puts_the_retrievers_top_in_the_order_of_the_labels(
