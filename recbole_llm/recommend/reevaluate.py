@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm import compat, quick_start
+from recbole_llm.config import checks
+from recbole_llm.config.property_files import PropertyFiles
 from recbole_llm.config.recorded import given_mode
 from recbole_llm.evaluation import generated, predictions
 from recbole_llm.evaluation.record import RunRecord, table
@@ -74,8 +76,11 @@ def evaluate_run(given: str | Path, keys: Mapping[str, Any], data_path: str | No
 
 
 def _check(keys: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    for key in keys:
+    files, defaults = PropertyFiles(), dict.fromkeys(KEYS)
+    for key, value in keys.items():
         if key not in KEYS:
+            if key not in record["config"]:  # which has the keys of a model of the user, too
+                checks.check({key: value}, "evaluate", files, defaults)
             names = f"--model={record['model']} --dataset={record['dataset']}"
             raise ValueError(
                 f"{key} is no setting of the evaluation alone, and the weights of a finished run stay as they are; give it to a "

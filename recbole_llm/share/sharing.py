@@ -36,7 +36,7 @@ LEFT_OUT = (
 _NAMING = ("config.json", MERGE_FILE)
 """Endings of the files of stages that may name folders of this machine; others, such as vocabularies, are copied as they are."""
 _USERS = "ids of users: ranks are numbered in an order that does not depend on them (--user_ids keeps them)"
-_SKETCHES = "the passport's sketches, from which it could be tried whether a user has met an item"
+_SKETCHES = "the passport's sketches, with which one could test whether a user has interacted with an item"
 
 
 def share(run: str | Path, to: str, *, user_ids: bool = False, licence: str | None = None, private: bool = False) -> list[str]:

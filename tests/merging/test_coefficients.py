@@ -61,7 +61,7 @@ def test_fixed_by_list_and_by_name():
         (None, "give one weight for each of"),
         ([0.5], "give one weight for each of"),
         ({"a": 1.0, "c": 0.0}, r"name \['a', 'c'\]"),
-        ([1.5, -0.5], r"outside \[0, 1\].*merge_extrapolate"),
+        ([1.7, -0.7], r"outside \[0, 1\]: \[1\.7, -0\.7\]; .*merge_extrapolate"),
         ([float("nan"), 1.0], "finite"),
     ],
 )

@@ -86,6 +86,7 @@ def test_without_a_change_it_is_the_same_result_in_another_folder(sasrec: Path) 
         ),
         ("--eval_args={'mode': {'valid': 'full', 'test': 'full'}}", "eval_args: .* would change the split or the validation"),
         ("--topk=[0]", "topk"),
+        ("--topkk=[5]", "unknown key `topkk` in evaluate; did you mean `topk`"),
     ],
 )
 def test_what_would_need_a_training_is_refused(
