@@ -199,8 +199,8 @@ def check_weights(problem: MergeProblem, weights: Tensor, bounded: bool = True) 
         raise ValueError(f"merge weights must be finite, got {weights.tolist()}")
     if bounded and not problem.settings.get("extrapolate") and ((weights < 0) | (weights > 1)).any():
         raise ValueError(
-            f"merge weights outside [0, 1]: {weights.double().round(decimals=6).tolist()}; allow them with merge_extrapolate: True "
-            "(recbole-llm merge: --extrapolate)"
+            f"merge weights outside [0, 1]: {weights.double().round(decimals=6).tolist()}; allow them with "
+            "merge_extrapolate: True (recbole-llm merge: --extrapolate)"
         )
 
 

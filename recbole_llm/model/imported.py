@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger = getLogger()
 
+FEW_USERS = 20
+"""Of fewer users, a good model may find every target in short lists."""
+
 
 @dataclass(frozen=True)
 class ImportSettings(Settings):
@@ -115,9 +118,10 @@ class Imported(Recommender, GeneralRecommender):
                 f"predictions: the lists of {self.file} have at most {longest} items, but topk goes to {self.topk}; give at "
                 f"least {self.topk} items of each user, or give --topk with numbers up to {longest}"
             )
-        dropped = short = 0
-        for user in users.tolist():
+        dropped = short = found = 0
+        for user, target in zip(users.tolist(), self.histories.targets(users.tolist(), "test"), strict=True):
             listed = self.predictions.listed(user)
+            found += target in listed
             known = self.histories.before(user, "test") if self.masked else listed[:0]
             own = int(np.isin(listed, known).sum())
             dropped += own
@@ -125,6 +129,11 @@ class Imported(Recommender, GeneralRecommender):
         self.gaps |= {"known items": dropped, "short lists": short}
         if dropped:
             logger.info(f"predictions: {dropped} items of the lists of {self.file} are in the user's history and are left out")
+        if found == len(users) >= FEW_USERS and longest <= items // 2:
+            logger.warning(
+                f"predictions: in {self.file}, each of the {found} users has the target among at most {longest} of {items:,} "
+                "items. If these are drawn candidates, this is not a full ranking; give --eval_args=\"{'mode': 'candidates'}\""
+            )
         if self.of_lists and (lacking := short + self.gaps["missing users"]):
             raise ValueError(
                 f"metrics: {', '.join(self.of_lists)} describe lists of {self.topk} items, and those of {lacking} users in "

@@ -125,6 +125,18 @@ def test_a_short_list_gains_nothing_from_what_fills_it_up(settings: dict[str, An
     assert set(results.values()) == {0}
 
 
+def test_scores_of_drawn_candidates_are_no_full_ranking(
+    settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = table.sort_values("score", ascending=False).groupby("user_id").head(6)
+    run(settings, best[(best["user_id"] != "u5") | (best["score"] < 2.0)], tmp_path, **FULL)
+    assert "this is not a full ranking" not in caplog.text  # one target is missed, as by a model
+    run(settings, best, tmp_path)
+    assert "this is not a full ranking" not in caplog.text
+    run(settings, best, tmp_path, **FULL)
+    assert "each of the 60 users has the target among at most 6 of" in caplog.text
+
+
 def test_metrics_of_the_lists_are_refused_where_a_list_is_short(
     settings: dict[str, Any], table: pd.DataFrame, tmp_path: Path
 ) -> None:
