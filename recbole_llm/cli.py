@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from recbole_llm import cli_commands, cli_options, compat
-from recbole_llm.cli_errors import fail, of_process, quiet_streams, reason, tells
+from recbole_llm.cli_errors import fail, no_reader, of_process, quiet_streams, reason, tells
 
 
 class _Terminated(KeyboardInterrupt):
@@ -42,7 +42,7 @@ def _terminable() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and run the command; a failure ends the process.
 
-    Exit codes: 0; 1 if runs failed; 2 for an error; 130 after Ctrl-C, 143 after SIGTERM.
+    Exit codes: 0; 1 if runs failed; 2 for an error; 130 after Ctrl-C, 141 if nothing reads the output, 143 after SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_processes(options)
         with _terminable(), quiet_streams():
             failed = options.function(options, _keys(others))
+            print(end="", flush=True)
     except KeyboardInterrupt as interruption:
         if tells():
             print("interrupted: finished stages and runs are kept, and the same command reuses them", file=sys.stderr)
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("RECBOLE_LLM_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError) and no_reader():
+            sys.exit(141)
         fail(of_process(reason(error)))
     if failed:
         sys.exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import linecache
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -38,6 +39,16 @@ def quiet_streams() -> Iterator[None]:
         yield
     finally:
         logging.raiseExceptions = before
+
+
+def no_reader() -> bool:
+    """Whether nothing reads standard output any more, as after ``| head``; the rest of the output is then dropped in silence."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return True
+    return False
 
 
 def fail(message: str) -> NoReturn:

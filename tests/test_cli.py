@@ -370,3 +370,15 @@ def test_tune_leaves_a_property_file(settings: dict[str, Any], tmp_path: Path, c
     assert "embedding_size" in capsys.readouterr().out
     assert "seeds 1, 2" in out.read_text() and yaml.safe_load(out.read_text())["embedding_size"] in (4, 8)
     assert "unknown key `epoch`" in refused(capsys, *command, "--epoch=3", f"--data_path={settings['data_path']}")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nothing_reads_is_no_error(unbuffered: str, tmp_path: Path) -> None:
+    """As with ``| head``, which ends after its last line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-m", "recbole_llm.cli", "cache", "list", f"--checkpoint_dir={tmp_path}"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

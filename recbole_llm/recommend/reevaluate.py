@@ -83,8 +83,8 @@ def _check(keys: Mapping[str, Any], record: Mapping[str, Any]) -> None:
                 checks.check({key: value}, "evaluate", files, defaults)
             names = f"--model={record['model']} --dataset={record['dataset']}"
             raise ValueError(
-                f"{key} is no setting of the evaluation alone, and the weights of a finished run stay as they are; give it to a "
-                f"new run ({names}), or one of: {', '.join(sorted(KEYS))}"
+                f"{key} is not a setting of the evaluation, and the weights of a finished run are not changed; give it to a new "
+                f"run ({names}), or give one of: {', '.join(sorted(KEYS))}"
             )
 
 

@@ -78,8 +78,8 @@ def test_without_a_change_it_is_the_same_result_in_another_folder(sasrec: Path) 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--epochs=3", "epochs is no setting of the evaluation alone, .* give it to a new run .--model=SASRec --dataset=tiny"),
-        ("--valid_metric=NDCG@10", "valid_metric is no setting of the evaluation alone"),
+        ("--epochs=3", "epochs is not a setting of the evaluation, .* give it to a new run .--model=SASRec --dataset=tiny"),
+        ("--valid_metric=NDCG@10", "valid_metric is not a setting of the evaluation"),
         (
             "--eval_args={'split': {'LS': 'test_only'}}",
             "eval_args: .* would change the split or the validation",
