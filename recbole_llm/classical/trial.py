@@ -45,7 +45,7 @@ def training_cost(config: Any, make_copy: MakeCopy, trainer: type[Any], train: A
     if issubclass(trainer, _OWN_EPOCHS):
         return Cost(samples=samples, note=f"RecBole's trainer of {config['model']}, not estimated")
     if not worth_a_trial(SAMPLE * samples * epochs):
-        return Cost(samples=samples, note=f"RecBole's trainer, at most {epochs} epochs, not estimated")
+        return Cost(samples=samples, note=f"RecBole's trainer, at most {epochs} epoch{'s' * (epochs > 1)}, not estimated")
     model, before = make_copy()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:

@@ -178,6 +178,8 @@ def test_a_model_of_recbole_is_timed(settings: dict[str, Any]) -> None:
     elsewhere = plan_run("SASRec", "tiny", config_dict=given, device="h100")
     assert all(line.cost is not None and line.cost.seconds is None for line in elsewhere.lines)
     assert str(elsewhere).count("not estimated") == 2
+    once = plan_run("SASRec", "tiny", config_dict={**given, "epochs": 1}, device="h100")
+    assert "at most 1 epoch, not estimated" in str(once)
 
 
 def test_a_model_that_counts_is_planned_for_one_epoch(settings: dict[str, Any]) -> None:
