@@ -72,6 +72,18 @@ class _Runs:
         name = in_recbole(self.claim.metric)
         return metrics.metrics(range(first, drawn["num_negatives"] + 2), [name])[name]
 
+    def chance(self) -> float | None:
+        """Expected value of the metric of a random ranking, a little too low for a full one without the history; or None."""
+        record = next(cell.record for own in self.cells.values() for cell in own.values()) or {}
+        items = ((record.get("passport") or {}).get("counts") or {}).get("items")
+        if comparable.candidates(record) is None and isinstance(items, int):
+            name = in_recbole(self.claim.metric)
+            return metrics.metrics(range(1, items + 1), [name])[name]
+        try:
+            return self.expected(1)
+        except NotMeasuredError:
+            return None
+
     def side(self, side: Side) -> np.ndarray | float:
         """Values [N] of a side, or the number that holds for all users."""
         if side.label is None:
@@ -167,7 +179,13 @@ def _test(runs: _Runs, better: Side, worse: Side) -> dict[str, Any]:
         "deviation": found.deviation,
         "users": users,
         "differing": None if exact else _differing(first - second),
+        "at_chance": better.is_row and worse.is_row and _at_chance(runs.chance(), first, second),
     }
+
+
+def _at_chance(chance: float | None, *rows: np.ndarray) -> bool:
+    """Whether no row [N] is above a random ranking by more than its 95 % interval."""
+    return chance is not None and all(significance.interval(row)[0] <= chance for row in rows)
 
 
 def _differing(differences: np.ndarray) -> int:

@@ -30,7 +30,8 @@ file before it is run. A claim that was changed after its run is marked, and its
 - **Verdict.** *{HOLDS}*: the interval lies above 0, and the adjusted p-value is below {ALPHA:g}. *{FAILS}*: the interval lies
   below the margin, the smallest difference that would support the claim. *{OPEN}*: neither; the number of users that would decide
   is that of a test with a power of 80 % to detect a difference of the margin in all comparisons that are open,
-  and the command is meant for an accelerator.
+  and the command is meant for an accelerator. It is the verdict, too, if neither row is above a random ranking (*both at
+  chance*), since models that have learnt nothing do not differ.
 - **Several comparisons.** A claim holds if all of its comparisons do, and does not hold if one does not. A claim that two sides
   are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside. A claim that a
   row is not worse holds if the interval lies above minus the margin, and does not hold if it lies below.
@@ -85,7 +86,8 @@ def _pair(test: Mapping[str, Any], p: float | None) -> str:
     shown = "" if p is None else f", p {p_value(p)}"
     difference = f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{shown}"
     users = "" if test["users"] is None else f", n={test['users']:,}"
-    return f"{test['better']} {first}, {test['worse']} {second}: {difference}{users}"
+    floor = ", both at chance" * bool(test.get("at_chance"))
+    return f"{test['better']} {first}, {test['worse']} {second}: {difference}{users}{floor}"
 
 
 def _said(one: Judged) -> str:
@@ -100,7 +102,7 @@ def _said(one: Judged) -> str:
 
 def _needed(one: Judged, tests: Sequence[Mapping[str, Any]]) -> list[int]:
     """The users that each comparison needs which is not decided yet; a number that did not decide it is none."""
-    rows = [(test, p) for test, p in zip(tests, one.p_values, strict=True) if test["users"]]
+    rows = [(test, p) for test, p in zip(tests, one.p_values, strict=True) if test["users"] and not test.get("at_chance")]
     is_open = [test for test, p in rows if verdict([test], one.claim.margin, one.claim.kind, [p]) == OPEN]
     return [number for test in is_open if (number := users_needed(test, one.claim.margin)) > test["users"]]
 

@@ -10,6 +10,8 @@ Of a claim that two sides are equal: it holds if the interval lies within the ma
 outside. That a side is not worse holds if the interval lies above minus the margin, and does not if it lies below. A claim of
 several pairs holds if it holds for all of them, and does not hold if it does not for one.
 
+Two rows of which neither is above a random ranking decide nothing: models that have learnt nothing do not differ.
+
 A bootstrap draws from the users that there are. If few of them differ from most others, or none, it does not know of those who
 would: the interval is then wider by the share of users who may differ unseen (:func:`interval`).
 """
@@ -37,7 +39,10 @@ def verdict(tests: Sequence[Mapping[str, Any]], margin: float, kind: str, p_valu
         tests: the measured pairs, see :mod:`recbole_llm.replication.measure`.
         p_values: of the pairs, adjusted; None where there is no test of a difference.
     """
-    found = {_RULES[kind](interval(test), margin, p) for test, p in zip(tests, p_values, strict=True)}
+    found = {
+        OPEN if test.get("at_chance") else _RULES[kind](interval(test), margin, p)
+        for test, p in zip(tests, p_values, strict=True)
+    }
     return FAILS if FAILS in found else HOLDS if found == {HOLDS} else OPEN
 
 

@@ -25,6 +25,7 @@ CLAIM = {
     "metric": "Hit@1",
     "margin": 0.02,
 }
+PASSPORT = {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)}
 _METRICS = ("hit@1", "ndcg@3")
 USERS = 200
 
@@ -75,7 +76,7 @@ def finish(tmp_path: Path) -> Callable[..., None]:
                 "slice_users": {"cold": [f"u{user}" for user in range(len(cold))]},
                 "candidates_sha256": {"test": "c" * 64},
                 "config": task.config.plain(),
-                "passport": {"filters": {}, "sha256": dict.fromkeys(("interactions", "valid", "test"), "d" * 64)},
+                "passport": PASSPORT,
                 "protocol": {"mask_history": None},
                 "seconds": {"train": 30.0, "evaluate": 10.0},
                 "stage_seconds": {},

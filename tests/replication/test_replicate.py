@@ -27,7 +27,7 @@ from recbole_llm.replication.picture import rows
 from recbole_llm.replication.replicate import replicate
 from recbole_llm.replication.results import add, read_results
 from recbole_llm.replication.verdicts import users_needed
-from tests.replication.conftest import CLAIM, USERS, ranks
+from tests.replication.conftest import CLAIM, PASSPORT, USERS, ranks
 
 ROOT = Path(recbole_llm.__file__).parents[1]
 Write = Callable[..., Any]
@@ -123,6 +123,20 @@ def test_verdicts(shares: tuple[float, float], said: str, board: Write, finish: 
     line, command = shown(file, tmp_path)[1], "recbole-llm replicate mine --claim=better --train_batch_size=64"
     assert f"**{said}**" in line
     assert (command in line) == ("not dec" in said) and "users would decide" not in line  # the interval is wide, as few differ
+
+
+@pytest.mark.parametrize("ranking", ["candidates", "full"])
+def test_rows_at_chance_decide_nothing(ranking: str, board: Write, finish: Write, tmp_path: Path) -> None:
+    """Both have one hit of 200, and 20 candidates or a catalogue of 20 items: less than the .05 of a random ranking."""
+    facts = {"candidates_sha256": {}, "passport": PASSPORT | {"counts": {"items": 20}}} if ranking == "full" else {}
+    file = board(margin=0.2)
+    finish(file, {"new": 0.005, "old": 0.005}, **facts)
+    found, line = shown(file, tmp_path)
+    assert found["tests"][0]["at_chance"] and "both at chance" in line
+    assert "**not decidable here**" in line and "would decide" not in line
+    finish(file, {"old": 0.5}, **facts)  # one that has learnt something
+    found, line = shown(file, tmp_path)
+    assert not found["tests"][0]["at_chance"] and "at chance" not in line and "**does not hold**" in line
 
 
 def test_a_slice_is_tested_on_its_own_users(board: Write, finish: Write, tmp_path: Path) -> None:

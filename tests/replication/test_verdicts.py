@@ -51,7 +51,7 @@ def test_a_few_users_with_equal_differences_decide_nothing(kind: str) -> None:
         found = set[str]()
         for number in (True, False):
             sides = {"new": np.full(users, value), "old": other if number else np.full(users, other)}
-            runs: Any = SimpleNamespace(side=lambda side, own=sides: own[side.label or "old"])
+            runs: Any = SimpleNamespace(side=lambda side, own=sides: own[side.label or "old"], chance=lambda: None)
             test = _test(runs, Side("new"), Side(number=other) if number else Side("old"))
             found.add(verdict([test], 0.02, kind, [test["p_value"]]))
         (one,) = found
