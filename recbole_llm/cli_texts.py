@@ -9,7 +9,7 @@ of properties/*.yaml. Command-line values override property files, and later fil
 
 END = """
 exit codes: 0 (success), 1 (runs of a leaderboard failed, claims have no result, or the doctor found a problem),
-2 (error), 130 (Ctrl-C), 143 (SIGTERM). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
+2 (error), 130 (Ctrl-C), 141 (nothing reads the output any more), 143 (SIGTERM). RECBOLE_LLM_TRACEBACK=1 shows the traceback.
 """
 
 RUN = """

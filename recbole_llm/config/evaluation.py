@@ -8,7 +8,7 @@ from typing import Any
 from recbole.evaluator import metric_types, smaller_metrics
 from recbole.utils import EvaluatorType
 
-from recbole_llm.config.metrics import check_lists
+from recbole_llm.config.metrics import check_lists, describes_lists
 from recbole_llm.data import forms
 
 Source = Callable[[str], str]
@@ -79,9 +79,10 @@ def settle_metrics(final: dict[str, Any], source: Source) -> None:
             "not have; give eval_args: {'mode': 'labeled'} for data with labels, or {'mode': 'uni99'}"
         )
     if given.lower() not in map(str.lower, known):
+        ranking = [name for name in known if not describes_lists(name)]  # others are refused below, but for full rankings
         raise ValueError(
             f"valid_metric: {given} is not computed{source('valid_metric')}; metrics are {metrics}, topk is {topk}; "
-            f"give one of {', '.join(known)}"
+            f"give one of {', '.join(ranking or known)}"
         )
     check_lists(metrics, given, final)
     bigger = given.split("@")[0].lower() not in smaller_metrics

@@ -135,7 +135,8 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
         return rate, max(0.0, times[1] - work[1] / rate) * layers / LAYERS
 
     (train, train_pass), (read_rate, read_pass) = speed(trained, 2, 6 * adapter), speed(reading, 1, 0)
-    source = f"this machine: {device}, {torch.get_num_threads()} threads, two layers of the LM measured"
+    threads = torch.get_num_threads()
+    source = f"this machine: {device}, {threads} {'thread' if threads == 1 else 'threads'}, two layers of the LM measured"
     return Speed(train, read_rate, memory, source, train_pass, read_pass)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,7 +93,9 @@ class ItemTexts:
         years, brands, categories = map(shown, (year_field, brand_field, category_field))
         untitled = raw_titles[1:].count("")
         if untitled:
-            logger.warning(f"{untitled} of {len(item_ids) - 1} items have no title in {file.path}; their other texts replace it")
+            shown_path = os.path.normpath(file.path)  # RecBole's own data sets have ".." in theirs
+            have = "has" if untitled == 1 else "have"
+            logger.warning(f"{untitled} of {len(item_ids) - 1:,} items {have} no title in {shown_path}; other texts replace it")
         _warn_of_spoiled(raw_titles, title_field, file.path)
         others = zip(raw_titles, brands, categories, years, item_ids, strict=True)
         titles = [title or ", ".join(filter(None, texts)) or f"item {token}" for title, *texts, token in others]

@@ -56,7 +56,8 @@ class Forecast:
         """One sentence."""
         tested = [(found.adjusted, found) for found in self.correlations if found.adjusted is not None]
         if not tested:
-            return f"not decidable: {len(self.merges)} merges, and a test needs {FEWEST} with different features and gains"
+            merges = f"{len(self.merges)} {'merge' if len(self.merges) == 1 else 'merges'}"
+            return f"not decidable: {merges}, and a test needs {FEWEST} with different features and gains"
         p, best = min(tested, key=lambda pair: pair[0])
         what = f"{best.feature} with the gain of {best.mixture}: rho {best.rho:+.2f}, adjusted p {p_value(p)}, n = {best.points}"
         return f"{'yes' if p < LEVEL else 'no'}: the nearest is {what}"

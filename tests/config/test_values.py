@@ -233,6 +233,7 @@ def test_a_valid_metric_that_is_not_measured_is_refused() -> None:
     [
         ({"valid_metric": "NDCG"}, "valid_metric: NDCG is not computed in config_dict; .*give one of .*NDCG@5, NDCG@10"),
         ({"valid_metric": "NDCG@x"}, "valid_metric: NDCG@x is not computed"),
+        ({"metrics": ["Hit", "ItemCoverage"], "topk": [5], "valid_metric": "NDCG@5"}, "give one of Hit@5$"),
         ({"valid_metric": "NDCG@7"}, r"valid_metric: NDCG@7 is not computed .*topk is \[1, 3, 5, 10\]"),
         ({"metrics": ["NGCD"]}, "metrics: unknown metric 'NGCD' in config_dict; known: .*ndcg"),
         ({"metrics": ["Hit@10"]}, "metrics: unknown metric 'Hit@10' in config_dict; numbers stand in topk; known: "),

@@ -86,6 +86,8 @@ def test_items_without_a_title(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert items.titles == ["", "OPI, Nail polish, 1999", "Nail polish", "item c", "Dune", "item e"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1 and warnings[0].startswith("4 of 5 items have no title")
+    read(tmp_path, ["a", "b\tDune"])
+    assert "1 of 2 items has no title" in caplog.text
 
 
 def test_duplicate_titles_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
