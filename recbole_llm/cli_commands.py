@@ -6,7 +6,10 @@ A function returns True if runs failed, claims have no result, or the doctor fou
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recbole_llm import registry
@@ -14,10 +17,28 @@ from recbole_llm.cli_values import paths
 from recbole_llm.merging.folders import READERS, merge_folders
 
 
+@contextlib.contextmanager
+def _large_imports() -> Iterator[None]:
+    """Import large libraries without a search for garbage in what they leave, which stays until the process ends.
+
+    They make hundreds of thousands of objects, through which Python would look during the imports, in the run and at its end.
+    """
+    if "torch" in sys.modules or not gc.isenabled():  # a caller's process, whose garbage would be kept
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def run(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm run``."""
     _check_model(options)
-    from recbole_llm.quick_start import run_recbole_llm
+    with _large_imports():
+        from recbole_llm.quick_start import run_recbole_llm
 
     run_recbole_llm(options.model, options.dataset, options.config_files or None, cmd_line=keys)
 
@@ -25,7 +46,8 @@ def run(options: argparse.Namespace, keys: list[str]) -> None:
 def plan(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm plan``."""
     _check_model(options)
-    from recbole_llm.quick_start import plan_run
+    with _large_imports():
+        from recbole_llm.quick_start import plan_run
 
     print(plan_run(options.model, options.dataset, options.config_files or None, cmd_line=keys, device=options.device))
 
@@ -39,10 +61,11 @@ def _check_model(options: argparse.Namespace) -> None:
 
 def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
     """``recbole-llm leaderboard``."""
-    from recbole_llm import logs
-    from recbole_llm.config.values import read_arguments
-    from recbole_llm.leaderboard.board import make_leaderboard
-    from recbole_llm.leaderboard.formats import to_markdown
+    with _large_imports():
+        from recbole_llm import logs
+        from recbole_llm.config.values import read_arguments
+        from recbole_llm.leaderboard.board import make_leaderboard
+        from recbole_llm.leaderboard.formats import to_markdown
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
@@ -57,9 +80,10 @@ def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
 
 def replicate(options: argparse.Namespace, keys: list[str]) -> bool:
     """``recbole-llm replicate``."""
-    from recbole_llm import logs
-    from recbole_llm.config.values import read_arguments
-    from recbole_llm.replication.replicate import replicate
+    with _large_imports():
+        from recbole_llm import logs
+        from recbole_llm.config.values import read_arguments
+        from recbole_llm.replication.replicate import replicate
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
@@ -77,10 +101,11 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
         raise ValueError("give one of --user=ID, --history='TITLE|TITLE' and --users=FILE")
     if options.history is not None and not options.history.strip("| "):
         raise ValueError("--history is empty; give titles or ids, --history='TITLE|TITLE'")
-    from recbole_llm import logs
-    from recbole_llm.recommend import output
-    from recbole_llm.recommend.recommender import load
-    from recbole_llm.recommend.request import Person, Request
+    with _large_imports():
+        from recbole_llm import logs
+        from recbole_llm.recommend import output
+        from recbole_llm.recommend.recommender import load
+        from recbole_llm.recommend.request import Person, Request
 
     if options.out is not None:
         output.check_ending(options.out)
@@ -107,9 +132,10 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
 
 def evaluate(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm evaluate``."""
-    from recbole_llm import logs
-    from recbole_llm.config.values import read_arguments
-    from recbole_llm.recommend.reevaluate import evaluate_run
+    with _large_imports():
+        from recbole_llm import logs
+        from recbole_llm.config.values import read_arguments
+        from recbole_llm.recommend.reevaluate import evaluate_run
 
     logs.init_console()
     evaluate_run(options.run, read_arguments(keys), options.data_path, options.model)
@@ -120,12 +146,13 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
     _check_no_keys(keys, "look")
     if options.out.suffix != ".html":
         raise ValueError(f"--out={options.out}: give the name of an .html file")
-    from recbole_llm import logs
-    from recbole_llm.look.columns import read_columns
-    from recbole_llm.look.content import page_content
-    from recbole_llm.look.page import to_html
-    from recbole_llm.recommend.output import read_lines
-    from recbole_llm.store.files import atomic_write
+    with _large_imports():
+        from recbole_llm import logs
+        from recbole_llm.look.columns import read_columns
+        from recbole_llm.look.content import page_content
+        from recbole_llm.look.page import to_html
+        from recbole_llm.recommend.output import read_lines
+        from recbole_llm.store.files import atomic_write
 
     given = options.users
     users = int(given) if given.isdecimal() else [*dict.fromkeys(read_lines(Path(given), "--users"))]
@@ -139,8 +166,9 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
 def share(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm share``."""
     _check_no_keys(keys, "share")
-    from recbole_llm import logs
-    from recbole_llm.share.sharing import share
+    with _large_imports():
+        from recbole_llm import logs
+        from recbole_llm.share.sharing import share
 
     logs.init_console(warnings_alone=True)
     switches = {"user_ids": options.user_ids == "True", "private": options.private == "True"}
@@ -150,8 +178,9 @@ def share(options: argparse.Namespace, keys: list[str]) -> None:
 def tune(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm tune``."""
     registry.check_name(options.model)
-    from recbole_llm import logs
-    from recbole_llm.leaderboard.tuning import tune
+    with _large_imports():
+        from recbole_llm import logs
+        from recbole_llm.leaderboard.tuning import tune
 
     logs.init_console()
     own = ("config_files", "params_file", "algo", "max_evals", "seeds", "output_file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -67,6 +68,33 @@ print(*({HEAVY} & set(sys.modules)), file=sys.stderr)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.slow
+def test_a_command_imports_large_libraries_without_searches_for_garbage(tmp_path: Path) -> None:
+    code = """
+import gc, sys
+searches = []
+from recbole_llm.cli import main
+gc.callbacks.append(lambda *_: searches.append("torch" in sys.modules and not gc.get_freeze_count()))
+try:
+    main(["run", "--model=Pop", "--dataset=none", "--data_path=."])
+except SystemExit:
+    pass
+print(sum(searches), gc.get_freeze_count(), gc.isenabled(), file=sys.stderr)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    *_, error, told = done.stderr.splitlines()
+    searches, kept, enabled = told.split()
+    assert error.startswith("error: ") and "none" in error
+    assert searches == "0" and int(kept) > 100_000 and enabled == "True"
+
+
+def test_a_command_in_a_process_that_has_torch_leaves_the_collector_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before = gc.get_freeze_count(), gc.isenabled()
+    refused(capsys, "run", "--model=Pop", "--dataset=none", "--data_path=.")
+    assert (gc.get_freeze_count(), gc.isenabled()) == before
 
 
 # -- help ----------------------------------------------------------------------------------------------------------------------
