@@ -6,6 +6,7 @@ Everything is made on the fly under a temporary folder; nothing is downloaded, a
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -25,6 +26,7 @@ import torch
 from recbole_llm import compat
 
 torch.set_num_threads(1)
+gc.set_threshold(10_000)  # by default, a tenth of the time goes to searches in the half million objects of the imported libraries
 compat.apply()  # for tests that use RecBole's own Config
 
 
