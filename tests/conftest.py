@@ -30,6 +30,11 @@ gc.set_threshold(10_000)  # by default, a tenth of the time goes to searches in 
 compat.apply()  # for tests that use RecBole's own Config
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported until now out of searches for garbage."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect

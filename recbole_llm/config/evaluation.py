@@ -79,10 +79,10 @@ def settle_metrics(final: dict[str, Any], source: Source) -> None:
             "not have; give eval_args: {'mode': 'labeled'} for data with labels, or {'mode': 'uni99'}"
         )
     if given.lower() not in map(str.lower, known):
-        ranking = [name for name in known if not describes_lists(name)]  # others are refused below, but for full rankings
+        of_targets = [name for name in known if not describes_lists(name)]  # others are refused below, but for full rankings
         raise ValueError(
             f"valid_metric: {given} is not computed{source('valid_metric')}; metrics are {metrics}, topk is {topk}; "
-            f"give one of {', '.join(ranking or known)}"
+            f"give one of {', '.join(of_targets or known)}"
         )
     check_lists(metrics, given, final)
     bigger = given.split("@")[0].lower() not in smaller_metrics
