@@ -82,7 +82,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _convert(file: Path, dtype: torch.dtype, out: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     hide_progress_bars()
     auto: Any = AutoModelForCausalLM  # its return type does not know output_loading_info
@@ -90,15 +90,14 @@ def _convert(file: Path, dtype: torch.dtype, out: Path) -> None:
     try:
         with redirect_stderr(StringIO()):  # a progress bar of transformers that has no switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
-            model, loading = auto.from_pretrained(str(file.parent), dtype=dtype, output_loading_info=True, **options)
+            options |= {"dtype": dtype, "output_loading_info": True}
+            options["quantization_config"] = GgufConfig(dequantize=True)  # else blocks stay packed where the package kernels is
+            model, loading = auto.from_pretrained(str(file.parent), **options)
         check_complete(loading)
     except Exception as error:  # gguf and transformers raise many kinds for a damaged file
         raise ValueError(
             f"llm_path: {file} cannot be read ({first_line(error)}). It must be a whole GGUF file of a family that transformers "
             "reads (Llama, Qwen2, Mistral, Gemma, Phi-3, ...); download it again, or give a folder of safetensors"
         ) from error
-    # the weights are ordinary tensors now, but the model still calls itself quantised and would refuse to be saved
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
     model.save_pretrained(str(out))
     tokenizer.save_pretrained(str(out))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers.quantizers import quantizer_gguf
 
 from recbole_llm.llm import backbones, gguf_file
 from recbole_llm.llm.backbones import Backbone, BackboneSettings
@@ -128,6 +130,17 @@ def test_a_backbone_is_a_gguf_file_named_in_tables_and_dequantised_once(
     assert again.fingerprint == backbone.fingerprint and torch.equal(
         again.load(StageCache(tmp_path)).model.get_input_embeddings().weight, causal.model.get_input_embeddings().weight
     )
+
+
+def test_every_weight_is_dequantised_whatever_kernels_there_are(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the package ``kernels``, transformers would leave blocks packed, which cannot be saved; it warned of either."""
+    monkeypatch.setattr(quantizer_gguf, "get_gguf_kernel", lambda: pytest.fail("a kernel for packed blocks was asked for"))
+    monkeypatch.setattr(quantizer_gguf.logger, "warning", lambda text, *_: pytest.fail(text))
+    exact = load_file(dequantised(file, torch.float32, tmp_path / "llm") / "model.safetensors")
+    half = load_file(dequantised(file, torch.bfloat16, tmp_path / "llm") / "model.safetensors")
+    assert half.keys() == exact.keys() and all(torch.equal(half[name], exact[name].bfloat16()) for name in exact)
 
 
 def test_another_file_or_precision_is_another_folder(file: Path, tmp_path: Path) -> None:
