@@ -61,6 +61,7 @@ def test_a_subset_of_users_is_refused_where_recbole_evaluates_all(run: Run) -> N
 def test_llm_models_rank_the_catalogue_for_the_subset_alone(model: str, run: Run) -> None:
     changes = {"eval_args": {"mode": {"valid": "candidates" if model == "TALLRec" else "full", "test": "full"}}}
     small = {"m_former_hidden_size": 16, "m_former_num_layers": 2, "m_former_num_heads": 2, "num_experts": 2, "prefix_length": 2}
+    small |= {"train_samples": 16, "phase1_epochs": 1, "phase2_epochs": 1, "cf_config": {"epochs": 1}}
     changes |= {"history_label": "", **small} if model == "Laser" else {"retriever_config": {"epochs": 1}}
     record = run(model, eval_users=7, **changes)[1]
     assert record["ranks"][model].keys() == run("BPR", eval_users=7)[1]["ranks"]["BPR"].keys()
