@@ -40,7 +40,7 @@ from recbole_llm.model.encoder import LLMEncoder
 from recbole_llm.model.laser_training import ITEM, MATRIX, PHASES, USER, LaserConfig, TowerTraining, load_towers
 from recbole_llm.model.m_former import WarmUp
 from recbole_llm.model.parts import histories_of
-from recbole_llm.model.towers import TowerConfig, TowerReader, Towers
+from recbole_llm.model.towers import TowerConfig, TowerReader, Towers, warn_if_untrained
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint, save_tensors
 from recbole_llm.store.stages import Folders, Stage, StageCache, Work
@@ -231,8 +231,11 @@ class Laser(LLMEncoder):
             return
         self.towers = load_towers(self.reader, cache.folder(self.phase1)).eval()
         self.item_matrix = self.reader.item_matrix(self.towers)
+        name, last = "phase1", cache.folder(self.phase1)
         if self.training_config.epochs["phase2"]:
-            self.towers.user.load_state_dict(load_file(cache.folder(self.phase2) / USER))
+            name, last = "phase2", cache.folder(self.phase2)
+            self.towers.user.load_state_dict(load_file(last / USER))
+        warn_if_untrained(name, last, self.n_items - 1)
         self._log_experts(type(self).__name__, self.reader, self.towers)
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:

@@ -12,10 +12,14 @@ model, D of the LM.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
+from logging import getLogger
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -31,11 +35,34 @@ from recbole_llm.llm.packing import shared_batches
 from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing
 from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.settings import Settings
+from recbole_llm.store.curves import Curve
 from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
 
 POOLINGS = ("suffix", "eos", "mean")
 STATES = ("states", "items", "none")
+
+
+logger = getLogger()
+
+LEARNT = 0.05
+"""Nats by which the loss of a trained tower is below that of equal scores."""
+
+
+def warn_if_untrained(name: str, folder: Path, items: int) -> None:
+    """Warn if the last quarter of the losses of a phase is that of equal scores for all items.
+
+    Args:
+        folder: of the result of the phase, which has its curve.
+    """
+    curve = Curve.read(folder, name)
+    losses = [loss for _, loss in curve.points.get("loss", ())] if curve else []
+    equal = math.log(items)
+    if losses and (last := fmean(losses[3 * len(losses) // 4 :])) > equal - LEARNT:
+        logger.warning(
+            f"{name}: nothing has been learnt: the loss, {last:.2f}, is that of equal scores for all {items:,} items, "
+            f"{equal:.2f}; raise train_samples, {name}_epochs or {name}_learning_rate"
+        )
 
 
 @dataclass(frozen=True)

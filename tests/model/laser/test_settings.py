@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_llm.model.towers import Tower
+from recbole_llm.model.towers import Tower, warn_if_untrained
+from recbole_llm.store.curves import Curve
 from recbole_llm.store.runs import SavedRun
 from recbole_llm.store.stages import in_order
 
@@ -168,6 +169,27 @@ def test_a_second_run_trains_nothing_however_it_is_measured(run: Any, standard: 
     assert not any(again.trainer.cache.seconds.values()) and torch.equal(again.scores, standard.scores)
     other = run(phase2_learning_rate=0.2)
     assert [name for name, seconds in other.trainer.cache.seconds.items() if seconds] == ["phase-2"]
+
+
+@pytest.mark.parametrize(("losses", "told"), [([3.8, 3.7, 3.66, 3.67], True), ([3.8, 3.7, 3.69, 3.5], False), ([], False)])
+def test_a_phase_that_has_learnt_nothing_is_told(
+    losses: list[float], told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ln 40 is 3.69; the last quarter of the losses counts."""
+    curve = Curve("phase-2", points={"loss": list(enumerate(losses, 1))})
+    curve.write(tmp_path)
+    warn_if_untrained("phase2", tmp_path, 40)
+    assert ("phase2: nothing has been learnt: the loss, 3.67" in caplog.text) == told
+    assert ("raise train_samples, phase2_epochs or phase2_learning_rate" in caplog.text) == told
+
+
+def test_a_run_says_so_of_its_last_phase(
+    module_settings: dict[str, Any], assemble: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = assemble("Laser", module_settings, phase1_learning_rate=1e-9, phase2_epochs=0)
+    made.trainer._run_stages()
+    made.model.load(made.trainer.cache)
+    assert "phase1: nothing has been learnt" in caplog.text
 
 
 # -- experts and variants ----------------------------------------------------------------------------------------------
