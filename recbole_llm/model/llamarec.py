@@ -29,6 +29,7 @@ class LlamaRec(LLMRanker):
 
     Attributes:
         labels: see :meth:`findings`.
+        listed: the test candidates, each of which has a label; None in a full ranking.
     """
 
     def __init__(self, config: Any, dataset: Any):
@@ -36,7 +37,7 @@ class LlamaRec(LLMRanker):
         if not self.parts.scoring.reads_labels:
             raise ValueError(f"scorer: LlamaRec reads the logits of labels, not {config['scorer']}; leave out scorer")
         self.labels: dict[str, dict[str, Any]] = {}
-        self.listed = len(self.parts.prompts.labels or ())
+        self.listed: CandidateSet | None = None  # a retriever's are known after its training
         self.candidate_files = config["candidates"]["file"] if config["candidates"]["source"] == "file" else {}
 
     def _check_labels(self, what: str, candidates: int) -> None:
@@ -51,8 +52,7 @@ class LlamaRec(LLMRanker):
         for phase, file in self.candidate_files.items():
             if phase in candidates:  # a full ranking reads none
                 self._check_labels(f"candidates.file: {file}", candidates[phase].items.size(1))
-        if "test" in candidates:
-            self.listed = candidates["test"].items.size(1)
+        self.listed = candidates.get("test")
         return {"tuned": AdapterSpec("verbalizer", [self.parts.domain], self.adapter_training.valid(candidates))}
 
     def findings(self, rows: Sequence[Row]) -> Mapping[str, Any]:
@@ -63,7 +63,7 @@ class LlamaRec(LLMRanker):
         """
         self.labels = {}
         for row in () if self.reranks else rows:
-            names = list(self.parts.prompts.labels or ())[: self.listed]
+            names = list(self.parts.prompts.labels or ())[: self.listed.items.size(1) if self.listed else None]
             first, target = (np.bincount(slots, minlength=len(names)) for slots in (row.ranks.first, row.ranks.slots))
             if row.ranks.first:
                 p = float(chisquare(first).pvalue)
