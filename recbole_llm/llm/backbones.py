@@ -158,7 +158,7 @@ class Backbone:
         """The folder or hub id to load; a GGUF file is dequantised into a folder at the first call."""
         if not is_gguf(self._named):
             return self._named
-        return dequantised(Path(self._named).expanduser(), self._settings.torch_dtype, Path(self._settings.saved) / "llm")
+        return dequantised(Path(self._named).expanduser(), Path(self._settings.saved) / "llm")
 
     @cached_property
     def identity(self) -> str:

@@ -1,7 +1,9 @@
 """Causal LMs in GGUF files, as llama.cpp reads them.
 
 ``transformers`` reads the architecture, the tokenizer with its chat template, and the weights, which it dequantises. This is slow
-and needs the package ``gguf``, so it is done once: the result is an ordinary folder of safetensors, named by the file's hash.
+and needs the package ``gguf``, so it is done once: the result is an ordinary folder of safetensors, named by the file's hash. Its
+weights are in float32, in which every value of a block is exact, whatever dtype a run loads them in: runs in another one
+have the same base model.
 """
 
 from __future__ import annotations
@@ -41,11 +43,8 @@ def gguf_name(file: Path) -> str:
     return _QUANTISATION.sub(r" \1", file.stem)
 
 
-def dequantised(file: Path, dtype: torch.dtype, root: Path) -> Path:
+def dequantised(file: Path, root: Path) -> Path:
     """A folder in the ``save_pretrained`` layout with the dequantised weights and the tokenizer, written once under ``root``.
-
-    Args:
-        dtype: of the written weights; every value of a 4-bit or 8-bit block is exact in float32.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,7 +56,7 @@ def dequantised(file: Path, dtype: torch.dtype, root: Path) -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise ImportError(f"llm_path: {file.name} is read with the package gguf; run `pip install gguf`")
     sha = sha256_file(file)
-    made_by = [sha, str(dtype), code_fingerprint(__name__), version("transformers"), version("gguf")]
+    made_by = [sha, code_fingerprint(__name__), version("transformers"), version("gguf")]
     folder = root / f"{file.stem}-{fingerprint(made_by)[:12]}"
     with locked(folder, "llm_path"):
         for leftover in root.glob(f".{folder.name}.*tmp"):  # of a process that was killed
@@ -65,7 +64,7 @@ def dequantised(file: Path, dtype: torch.dtype, root: Path) -> Path:
         if not _is_whole(folder):
             logger.info(f"dequantising {file.name} into {folder}, once")
             with atomic_folder(folder) as out:
-                _convert(file, dtype, out)
+                _convert(file, out)
                 (out / SOURCE).write_text(json.dumps({"file": file.name, "sha256": sha}))
     return folder
 
@@ -81,7 +80,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _convert(file: Path, dtype: torch.dtype, out: Path) -> None:
+def _convert(file: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     hide_progress_bars()
@@ -90,7 +89,7 @@ def _convert(file: Path, dtype: torch.dtype, out: Path) -> None:
     try:
         with redirect_stderr(StringIO()):  # a progress bar of transformers that has no switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
-            options |= {"dtype": dtype, "output_loading_info": True}
+            options |= {"dtype": torch.float32, "output_loading_info": True}
             options["quantization_config"] = GgufConfig(dequantize=True)  # else blocks stay packed where the package kernels is
             model, loading = auto.from_pretrained(str(file.parent), **options)
         check_complete(loading)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers.quantizers import quantizer_gguf
 
 from recbole_llm.llm import backbones, gguf_file
@@ -100,7 +99,7 @@ def test_tables_show_the_model_and_its_quantisation(name: str, shown: str) -> No
 
 def test_the_weights_are_those_of_the_blocks(tmp_path: Path) -> None:
     exact = write_gguf(tmp_path / "tiny.gguf")
-    folder = dequantised(tmp_path / "tiny.gguf", torch.float32, tmp_path / "llm")
+    folder = dequantised(tmp_path / "tiny.gguf", tmp_path / "llm")
     causal = backbones.load_causal_lm(folder, device="cpu")
     layer = causal.model.model.layers[1]
     found = {
@@ -138,32 +137,38 @@ def test_every_weight_is_dequantised_whatever_kernels_there_are(
     """With the package ``kernels``, transformers would leave blocks packed, which cannot be saved; it warned of either."""
     monkeypatch.setattr(quantizer_gguf, "get_gguf_kernel", lambda: pytest.fail("a kernel for packed blocks was asked for"))
     monkeypatch.setattr(quantizer_gguf.logger, "warning", lambda text, *_: pytest.fail(text))
-    exact = load_file(dequantised(file, torch.float32, tmp_path / "llm") / "model.safetensors")
-    half = load_file(dequantised(file, torch.bfloat16, tmp_path / "llm") / "model.safetensors")
-    assert half.keys() == exact.keys() and all(torch.equal(half[name], exact[name].bfloat16()) for name in exact)
+    dequantised(file, tmp_path / "llm")
 
 
-def test_another_file_or_precision_is_another_folder(file: Path, tmp_path: Path) -> None:
-    first = dequantised(file, torch.float32, tmp_path / "llm")
-    assert dequantised(file, torch.bfloat16, tmp_path / "llm") != first
+def test_every_dtype_is_loaded_from_the_same_folder(file: Path, tmp_path: Path) -> None:
+    """So a shared run that was trained in bfloat16 can be read in float32; the fingerprints of stages differ."""
+    exact, half = (Backbone(settings_of(file, tmp_path / "saved", dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert half.identity == exact.identity and half.base_name == exact.base_name and half.fingerprint != exact.fingerprint
+    models = [backbone.load(StageCache(tmp_path)).model for backbone in (exact, half)]
+    for own, rounded in zip(*(model.parameters() for model in models), strict=True):
+        assert rounded.dtype == torch.bfloat16 and torch.equal(rounded, own.bfloat16())
+
+
+def test_another_file_is_another_folder(file: Path, tmp_path: Path) -> None:
+    first = dequantised(file, tmp_path / "llm")
     write_gguf(file, kind=gguf.GGMLQuantizationType.Q8_0)
-    assert dequantised(file, torch.float32, tmp_path / "llm") != first
+    assert dequantised(file, tmp_path / "llm") != first
 
 
 def test_a_damaged_folder_is_made_again(file: Path, tmp_path: Path) -> None:
-    folder = dequantised(file, torch.float32, tmp_path / "llm")
+    folder = dequantised(file, tmp_path / "llm")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert dequantised(file, torch.float32, tmp_path / "llm") == folder
+    assert dequantised(file, tmp_path / "llm") == folder
     assert (folder / "model.safetensors").read_bytes() == content
 
 
 def test_what_a_killed_process_left_is_removed(file: Path, tmp_path: Path) -> None:
-    folder = dequantised(file, torch.float32, tmp_path / "llm")
+    folder = dequantised(file, tmp_path / "llm")
     left = folder.with_name(f".{folder.name}.x.tmp")
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
-    assert dequantised(file, torch.float32, tmp_path / "llm") == folder and not left.exists()
+    assert dequantised(file, tmp_path / "llm") == folder and not left.exists()
 
 
 def test_the_chat_template_of_the_file_is_kept(tmp_path: Path) -> None:
@@ -182,8 +187,8 @@ def test_what_cannot_be_read_is_refused_by_name(file: Path, tmp_path: Path, monk
         (tmp_path / name).write_bytes(content)
     for name in ("cut.gguf", "short.gguf", "text.gguf", "odd.gguf", "half.gguf"):
         with pytest.raises(ValueError, match=rf"llm_path: .*{name} cannot be read \(.+\).*a family that transformers reads"):
-            dequantised(tmp_path / name, torch.float32, tmp_path / "llm")
+            dequantised(tmp_path / name, tmp_path / "llm")
     assert not any(path.is_dir() for path in (tmp_path / "llm").iterdir())
     monkeypatch.setattr(gguf_file.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"llm_path: Tiny-Chat\.Q4_1\.gguf is read with .*; run `pip install gguf`"):
-        dequantised(file, torch.float32, tmp_path / "llm")
+        dequantised(file, tmp_path / "llm")
