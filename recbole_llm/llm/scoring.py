@@ -41,6 +41,7 @@ LOGITS_ELSEWHERE = 2**30  # 2 GB in bf16
 PADDING = {"cpu": 0.05}  # share of a batch that may be padding, by device; others prefer few batches
 LOGITS_AT_ONCE = {"cpu": 2**18}  # logits upcast at a time: 1 MB in fp32, which fits into a CPU's cache
 LOGITS_AT_ONCE_ELSEWHERE = 2**27  # 512 MB
+LARGEST = 8  # logits of a position that are computed again in fp32 for the sum over the vocabulary
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ class _Head:
     """``lm_head`` and the states [N, T, D] that it read in a forward pass; without states its logits are taken as they are.
 
     bfloat16 has steps of .06 to .125 at the size of logits, which would tie many labels. So the logits of answers are computed
-    again in fp32, where the model leaves those of its head as they are. The sum over the vocabulary is not.
+    again in fp32, where the model leaves those of its head as they are, and so are the largest of each position, which
+    make up nearly all of the sum over the vocabulary.
     """
 
     module: Any = None
@@ -233,6 +235,14 @@ class _Head:
         logits = torch.cat(found).view(tokens.shape)
         return logits if bias is None else logits + bias[tokens.to(device)].float()
 
+    def corrected(self, norm: Tensor, logits: Tensor) -> Tensor:
+        """``norm`` [N * T], the log of the sum of exponentials of ``logits`` [N, T, V], with the largest of these in fp32."""
+        rounded, tokens = logits.topk(min(LARGEST, logits.shape[-1]), sorted=False)  # [N, T, K]
+        exact = self.logits(*(part.unsqueeze(-1) for part in _grid(logits[..., 0])), tokens).to(norm.device)  # [N, T, K]
+        share = (rounded.float().flatten(0, 1) - norm.unsqueeze(-1)).exp().sum(-1)  # [N * T]
+        others = norm + torch.log1p(-share.clamp(max=1 - 1e-6))
+        return torch.cat([exact.flatten(0, 1), others.unsqueeze(-1)], -1).logsumexp(-1)
+
 
 @contextmanager
 def _head(model: Any) -> Iterator[_Head]:
@@ -254,8 +264,11 @@ def _log_prob(logits: Tensor, rows: Tensor, columns: Tensor, tokens: Tensor, hea
     """fp32 log P of ``tokens``, each at its row and column of logits [N, T, V]; has the shape of ``tokens``."""
     step = max(1, LOGITS_AT_ONCE.get(logits.device.type, LOGITS_AT_ONCE_ELSEWHERE) // logits.shape[-1])
     norm = torch.cat([some.float().logsumexp(-1) for some in logits.flatten(0, 1).split(step)])  # [N * T]
-    exact = head.logits(rows, columns, tokens).to(logits.device) if head.states else None
-    chosen = logits[rows, columns, tokens].float() if exact is None else exact
+    if head.states:
+        norm = head.corrected(norm, logits)
+        chosen = head.logits(rows, columns, tokens).to(logits.device)
+    else:
+        chosen = logits[rows, columns, tokens].float()
     return chosen - norm.view(logits.shape[:2])[rows, columns]
 
 

@@ -89,6 +89,23 @@ def test_answers_that_bfloat16_would_tie_keep_their_order(build_model, strategy,
     torch.testing.assert_close(scores - scores[:, :1], differences, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_bfloat16_is_sure_of_is_not_rounded(build_model, strategy):
+    """The sum over the vocabulary of rounded logits may be below the largest of them: that likelihood would exceed 1."""
+    model, (prompts, _) = build_model("llama").bfloat16(), users(20)
+    head, states = model.get_output_embeddings(), []
+    with torch.no_grad():
+        head.weight *= 20
+    with head.register_forward_pre_hook(lambda _, given: states.append(given[0][:, -1].float())):
+        for prompt in prompts:
+            model(torch.tensor([prompt.ids]))
+    exact = (torch.cat(states) @ head.weight.float().T).log_softmax(-1)  # [B, V]
+    best = exact.topk(3).indices
+    scores = Scorer(strategy, batch_tokens=1)(model, prompts, [[[token] for token in row] for row in best.tolist()])
+    torch.testing.assert_close(scores, exact.gather(1, best), atol=1e-3, rtol=1e-3)
+    assert (scores <= 0).all()
+
+
 @pytest.mark.parametrize("target_modules", [["lm_head"], ["q_proj"]])
 def test_an_adapted_head_counts_in_bfloat16(build_model, target_modules):
     model, (prompts, answers) = build_model("llama").bfloat16(), users()
