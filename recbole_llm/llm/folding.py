@@ -21,6 +21,8 @@ from recbole_llm.llm.sharding import sharded_layer
 logger = getLogger()
 
 HOST_MEMORY_SHARE = 0.5  # the copies may take this share of the free host memory
+_DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # bits of a float32 that the dtype has no room for
+_GOLDEN = 40503  # 2**16 times the golden ratio: its multiples are spread evenly, whichever of them are next to each other
 
 
 class Folding:
@@ -81,7 +83,21 @@ def _fold(layer: Any, names: Iterable[str], original: Tensor | None = None) -> N
     weight = _weight(layer)
     original = weight if original is None else original
     updates = [layer.get_delta_weight(adapter).float() for adapter in names if adapter in layer.scaling]
-    weight.copy_(sum(updates, start=original.to(weight.device).float()))  # summed in fp32, rounded once
+    weight.copy_(rounded(sum(updates, start=original.to(weight.device).float()), weight.dtype))  # summed in fp32
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 values of the size of ``values``, all of which ``dtype`` has: unbiased, and the same at every call.
+
+    The nearest ones would lose most of an adapter: weights of an LM are values of ``dtype``, and an update of less than half of
+    the step to the next one leaves them as they are. So a value goes up or down as often as it is near, and those that an
+    update leaves alone stay.
+    """
+    if (bits := _DROPPED.get(dtype)) is None:
+        return values
+    spread = (torch.arange(values.numel(), dtype=torch.int32, device=values.device) * _GOLDEN & 0xFFFF) >> (16 - bits)
+    raised = values.contiguous().view(torch.int32) + spread.view(values.shape)
+    return raised.bitwise_and_(-1 << bits).view(torch.float32)
 
 
 def _weight(layer: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The base model with an adapter folded into its weights: an ordinary ``transformers`` folder that needs no peft.
 
-``W + s B A`` is computed in fp32, one matrix at a time, and rounded once to the dtype of the base model's files.
+``W + s B A`` is computed in fp32, one matrix at a time, and rounded once, without bias, to the dtype of the base model's files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from recbole_llm.llm.adapter_fit import check_fit
 from recbole_llm.llm.adapter_folders import Adapter, adapter_fingerprint, read_adapter
 from recbole_llm.llm.causal_lm import blank_model, identity, load_causal_lm, load_config
+from recbole_llm.llm.folding import rounded
 from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.store.files import DamagedError, atomic_folder, is_complete, verify
 from recbole_llm.store.json_files import read_object
@@ -115,7 +116,7 @@ def fold(model: Any, adapter: Adapter) -> None:
         layer = model.get_submodule(module)
         a, b = adapter.factors(module)
         delta = (b @ a).T if isinstance(layer, Conv1D) else b @ a  # Conv1D stores [D_in, D_out]
-        layer.weight.copy_(layer.weight.float() + delta)  # rounds to the weight's dtype
+        layer.weight.copy_(rounded(layer.weight.float() + delta, layer.weight.dtype))
 
 
 def _save_tokenizer(base: str | Path, revision: str | None, folder: Path) -> None:

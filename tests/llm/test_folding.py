@@ -100,6 +100,26 @@ def test_a_hundred_foldings_do_not_drift(build_model, family, folders, dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
+def test_an_update_smaller_than_a_step_of_the_weights_is_not_lost(build_model, family, folders, dtype):
+    """Most entries of an adapter are; rounded to the nearest weight, none of these would change any."""
+    model = load_adapters(build_model(family).to(dtype), folders)
+    own, scale = state(model), 0.02 * torch.finfo(dtype).eps
+    AdapterView(model, {"x": scale}, fold=True).select()
+    sizes, kept = [], []
+    for name, layer in lora_modules(model).items():
+        before = own[f"base_model.model.{name}.base_layer.weight"].float()
+        change, update = layer.get_base_layer().weight.float() - before, layer.get_delta_weight("x").float()
+        step = torch.finfo(dtype).eps * 2 ** before.abs().log2().floor()
+        small = update.abs() < step / 4
+        assert (change.abs() <= step)[small].all()
+        sizes.append(float(update[small].square().sum()))
+        kept.append(float((change * update)[small].sum()))
+    assert sum(kept) / sum(sizes) == pytest.approx(1, abs=0.1)
+
+
+@torch.no_grad()
 def test_a_folded_view_costs_what_the_base_model_costs(build_model, family, folders):
     def flops(run) -> int:
         with FlopCounterMode(display=False) as counter:
