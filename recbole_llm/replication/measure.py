@@ -62,9 +62,14 @@ class _Runs:
         """The targets and candidates of each row, by seed."""
         return {label: [comparable.ranked_items(cell.record) for cell in self.used(label).values()] for label in self.cells}
 
+    @property
+    def _record(self) -> Mapping[str, Any]:
+        """One of them: all rank the same items."""
+        return next(cell.record for own in self.cells.values() for cell in own.values()) or {}
+
     def expected(self, first: int) -> float:
         """Expected value of the metric for a target whose rank is random from ``first`` on."""
-        record = next(cell.record for own in self.cells.values() for cell in own.values()) or {}
+        record = self._record
         drawn = (record.get("config") or {}).get("candidates") or {}
         known = drawn.get("source") in ("uniform", "popularity") and isinstance(drawn.get("num_negatives"), int)
         if comparable.candidates(record) is None or not known:  # a retriever may miss the target, a file may have any number
@@ -74,9 +79,8 @@ class _Runs:
 
     def chance(self) -> float | None:
         """Expected value of the metric of a random ranking, a little too low for a full one without the history; or None."""
-        record = next(cell.record for own in self.cells.values() for cell in own.values()) or {}
-        items = ((record.get("passport") or {}).get("counts") or {}).get("items")
-        if comparable.candidates(record) is None and isinstance(items, int):
+        items = ((self._record.get("passport") or {}).get("counts") or {}).get("items")
+        if comparable.candidates(self._record) is None and isinstance(items, int):
             name = in_recbole(self.claim.metric)
             return metrics.metrics(range(1, items + 1), [name])[name]
         try:
