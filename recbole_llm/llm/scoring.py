@@ -238,7 +238,8 @@ class _Head:
     def corrected(self, norm: Tensor, logits: Tensor) -> Tensor:
         """``norm`` [N * T], the log of the sum of exponentials of ``logits`` [N, T, V], with the largest of these in fp32."""
         rounded, tokens = logits.topk(min(LARGEST, logits.shape[-1]), sorted=False)  # [N, T, K]
-        exact = self.logits(*(part.unsqueeze(-1) for part in _grid(logits[..., 0])), tokens).to(norm.device)  # [N, T, K]
+        rows, columns = _grid(logits[..., 0])
+        exact = self.logits(rows.unsqueeze(-1), columns.unsqueeze(-1), tokens).to(norm.device)  # [N, T, K]
         share = (rounded.float().flatten(0, 1) - norm.unsqueeze(-1)).exp().sum(-1)  # [N * T]
         others = norm + torch.log1p(-share.clamp(max=1 - 1e-6))
         return torch.cat([exact.flatten(0, 1), others.unsqueeze(-1)], -1).logsumexp(-1)
