@@ -49,7 +49,7 @@ def answer_loss(model: Any, inputs: Mapping[str, Any], before: Tensor, answers: 
 
     def keep(states: Tensor) -> Tensor:
         found.append(states[before.to(states.device)])  # [N, D]
-        return states[:1, :1]
+        return found[0][:1].unsqueeze(0)  # [1, 1, D]; of a slice, torch would copy the matrix of the head
 
     with _reading(head, keep):
         model(**inputs)

@@ -102,7 +102,15 @@ def load_causal_lm(
         model = model.to(device)
     elif model.get_input_embeddings().weight.device.type == "meta":
         raise ValueError(f"device_map: {device_map} and max_memory: {max_memory} leave no device for the embeddings of {source}")
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_contiguous)
     return CausalLM(model, tokenizer)
+
+
+def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """On a CPU, torch copies the matrix of ``lm_head`` for each row of states [B, T, D] that are a slice of more tokens."""
+    states, *others = inputs
+    return states.contiguous().flatten(0, -2).view(states.shape), *others  # a slice of one row keeps its strides until here
 
 
 def _from_pretrained(auto: Any, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -6,9 +6,12 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm import causal_lm, identity
 from recbole_llm.llm.causal_lm import fingerprint, load_causal_lm, load_tokenizer
+from recbole_llm.llm.forward import lm_loss
 from tests.llm import families
 from tests.llm.conftest import FAMILIES, tiny_tokenizer
 
@@ -32,6 +35,23 @@ def test_every_family_loads_frozen_with_equal_logits(folder, build_model, family
     assert not lm.model.training and not any(p.requires_grad for p in lm.model.parameters())
     assert lm.model.dtype == torch.float32
     assert lm.tokenizer("ab c", add_special_tokens=False).input_ids == [4, 5, 3, 6]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_matrix_of_the_head_is_not_copied_for_a_slice_of_states(folder, rows):
+    model, sizes = load_causal_lm(folder(), device="cpu", dtype="bfloat16").model, []
+    ids = torch.arange(5, 15).repeat(rows, 1)
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.bmm.default:
+                sizes.append(args[1].numel())
+            return func(*args, **(kwargs or {}))
+
+    with Products():
+        assert model(ids, logits_to_keep=1).logits.shape[:2] == (rows, 1)
+        assert lm_loss(model, [Example.of(Prompt([5, 6]), [7, 8])] * rows) > 0
+    assert max(sizes, default=0) < model.lm_head.weight.numel()
 
 
 def test_tied_embeddings_stay_tied(folder):
