@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.costs.shape import LMShape
+from recbole_llm.llm.causal_lm import read_slices
 from recbole_llm.llm.lora import attach_lora
 from recbole_llm.llm.memory import tokens_in, training_memory
 from recbole_llm.store.costs import Cost, Tokens
@@ -111,6 +112,7 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
     with preserved_random_state():
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device).requires_grad_(False)
+        read_slices(model)
 
         def timed(step: Callable[[Tensor], Any], shares: tuple[float, float]) -> tuple[float, float]:
             ids = [torch.randint(0, shape.vocabulary, size, device=device) for size in (long, short)]

@@ -102,15 +102,19 @@ def load_causal_lm(
         model = model.to(device)
     elif model.get_input_embeddings().weight.device.type == "meta":
         raise ValueError(f"device_map: {device_map} and max_memory: {max_memory} leave no device for the embeddings of {source}")
-    if (head := model.get_output_embeddings()) is not None:
-        head.register_forward_pre_hook(_contiguous)
+    read_slices(model)
     return CausalLM(model, tokenizer)
 
 
-def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """On a CPU, torch copies the matrix of ``lm_head`` for each row of states [B, T, D] that are a slice of more tokens."""
-    states, *others = inputs
-    return states.contiguous().flatten(0, -2).view(states.shape), *others  # a slice of one row keeps its strides until here
+def read_slices(model: Any) -> None:
+    """Have ``lm_head`` read slices of states [B, T, D], such as the last ones; on a CPU, torch copies its matrix for each row."""
+
+    def contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        states, *others = inputs
+        return states.contiguous().flatten(0, -2).view(states.shape), *others  # a slice of one row keeps its strides until here
+
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(contiguous)
 
 
 def _from_pretrained(auto: Any, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:

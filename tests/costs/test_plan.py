@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
 from recbole_llm import cli, quick_start
 from recbole_llm.config import LLMConfig
-from recbole_llm.costs import parts
+from recbole_llm.costs import devices, parts
 from recbole_llm.costs.devices import CARDS, Speed, card, of_card, probe
 from recbole_llm.costs.plan import TO_RUN, Line, Plan
 from recbole_llm.costs.shape import LMShape
@@ -158,10 +158,12 @@ def test_a_plan_for_a_card_has_the_dtype_of_a_run_there(card: str, dtype: str, s
     assert on_card(config, CARDS[card])["dtype"] == dtype
 
 
-def test_the_speed_of_this_machine_is_measured(tiny_lm: Path) -> None:
-    state = torch.get_rng_state()
+def test_the_speed_of_this_machine_is_measured(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, probed = torch.get_rng_state(), []
+    monkeypatch.setattr(devices, "read_slices", lambda model: probed.append(type(model).__name__))
     found = probe(AutoConfig.from_pretrained(tiny_lm), torch.float32, "cpu", 0.1, 7)
     assert found.train > 0 and found.read > 0 and found.memory == 7 and "this machine" in found.source
+    assert probed == ["LlamaForCausalLM"], "it reads the last states as a run does"
     assert torch.equal(state, torch.get_rng_state())
 
 
