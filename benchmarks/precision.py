@@ -26,6 +26,7 @@ from scoring import CLOCKS, report, seconds  # noqa: E402
 
 from recbole_llm.data.prompts import Prompt  # noqa: E402
 from recbole_llm.doctor.probe import has_bf16  # noqa: E402
+from recbole_llm.llm.causal_lm import read_slices  # noqa: E402
 from recbole_llm.llm.lora import attach_lora  # noqa: E402
 from recbole_llm.llm.scoring import Scorer  # noqa: E402
 from recbole_llm.training.float32 import onednn_is_exact  # noqa: E402
@@ -73,6 +74,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("medium" if exact else "highest")
     full = build(options.shape, options.layers)
     models = {"float32": full, "bfloat16": copy.deepcopy(full).bfloat16()}
+    for model in models.values():
+        read_slices(model)  # as in a run
     vocabulary = SHAPES[options.shape]["vocab_size"]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, vocabulary, (USERS, PROMPT + CANDIDATES * ANSWER), generator=generator).tolist()
