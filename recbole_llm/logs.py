@@ -52,13 +52,28 @@ class _Terminal(logging.StreamHandler):
         self.setFormatter(_Formatter(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
 
     def filter(self, record: logging.LogRecord) -> bool:  # type: ignore[override]
-        if record.name == "py.warnings":
-            return not record.getMessage().startswith(_CODE)
-        return _is_ours(record)
+        if not _is_ours(record) or (record.name == "py.warnings" and record.getMessage().startswith(_CODE)):
+            return False
+        return bool(super().filter(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+
+class _Once(logging.Filter):
+    """Pass a warning when it is first given: several parts of a run may read the same titles, or the same file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        text, known = record.getMessage(), len(self._given)
+        self._given.add(text)
+        return len(self._given) > known
 
 
 class _File(logging.FileHandler):
@@ -141,6 +156,7 @@ def _install(handlers: Sequence[logging.Handler], level: int) -> None:
             root.removeHandler(handler)
             handler.close()
     for handler in handlers:
+        handler.addFilter(_Once())
         root.addHandler(handler)
     root.setLevel(level)
 

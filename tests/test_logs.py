@@ -106,6 +106,20 @@ def test_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixture[str])
     assert "Loading faiss" not in shown and "something is wrong" in shown
 
 
+def test_a_warning_is_given_once_in_each_log(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = list(logging.getLogger().handlers)  # pytest's
+    try:
+        for _ in range(2):
+            logs.init_console()
+            for text in ("6 titles are alike", "7 titles are alike", "6 titles are alike"):
+                logging.getLogger().warning(text)
+                logging.getLogger().info("a step")
+            shown = capsys.readouterr().err
+            assert [shown.count(text) for text in ("6 titles", "7 titles", "a step")] == [1, 1, 3]
+    finally:
+        logging.getLogger().handlers[:] = kept
+
+
 def test_python_warnings_are_shown_of_the_users_code_alone(settings: dict[str, Any]) -> None:
     code = f"""
 import logging, sys, warnings

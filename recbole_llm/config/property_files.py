@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -172,6 +173,23 @@ class PropertyFiles:
                 else:
                     merged[name] = value
         return merged
+
+    def as_collections(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the texts that are lists or dictionaries in YAML, of keys that have such: a shell removes inner quotes.
+
+        So ``--metrics=['NDCG','MRR']``, which arrives as ``[NDCG,MRR]``, is a list.
+        """
+        found = {}
+        for key, text in values.items():
+            definition = self.definitions.get(key)
+            if not definition or not isinstance(text, str) or (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")):
+                continue
+            if any(definition.has(kind) for kind in ("list", "dict", "settings")):
+                with suppress(yaml.YAMLError, ValueError, RecursionError):
+                    value = deepcopy(_parsed(text))
+                    if definition.accepts(value):
+                        found[key] = value
+        return found
 
     def _whole(self, key: str) -> bool:
         return key in self.definitions and self.definitions[key].whole

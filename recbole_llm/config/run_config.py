@@ -118,6 +118,8 @@ class LLMConfig(Config):
         return {}
 
     def _merge_external_config_dict(self) -> None:
+        for _, values in self._given:
+            values.update(self.properties.as_collections(values))
         self.external_config_dict = self.properties.merge(*(values for _, values in self._given))
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:

@@ -42,6 +42,26 @@ def test_values_are_read_as_literals(text: str, value: Any) -> None:
     assert parse_value(text) == value and type(parse_value(text)) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("general_datasets", "[amazon-toys, amazon-games14]", ["amazon-toys", "amazon-games14"]),
+        ("metrics", "[NDCG,MRR]", ["NDCG", "MRR"]),
+        ("target_modules", "[q_proj,v_proj]", ["q_proj", "v_proj"]),
+        ("eval_args", "{mode: full}", {"mode": {"valid": "full", "test": "full"}}),
+        ("merge_beside", "{even: {merge: uniform}}", {"even": {"merge": "uniform"}}),
+        ("item_inter_num_interval", "[5,inf]", "[5,inf]"),
+        ("noun", "[film]", "[film]"),  # a text, whose brackets are the user's
+        ("target_modules", "[qv]_proj", "[qv]_proj"),
+    ],
+)
+def test_lists_and_dictionaries_may_lack_quotes(key: str, text: str, value: Any) -> None:
+    """A shell removes the quotes of --metrics=['NDCG','MRR']."""
+    for given in ({"cmd_line": [f"--{key}={text}"]}, {"config_dict": {key: text}}):
+        found = LLMConfig("LoRACocktail", "tiny", **given)[key]
+        assert (found if not isinstance(value, dict) else {name: found[name] for name in value}) == value
+
+
 def test_nothing_is_evaluated() -> None:
     code = "__import__('os').system('touch x')"
     assert LLMConfig("Pop", "tiny", config_dict={"system": code})["system"] == code
