@@ -39,6 +39,7 @@ from recbole_llm.model.two_models import CheapModel, Spent, TwoModels
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint
+from recbole_llm.store.processes import current
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
 if TYPE_CHECKING:
@@ -163,10 +164,10 @@ class Cascade(Recommender, SequentialRecommender):
 
     @property
     def cpu_seconds(self) -> tuple[float, float] | None:
-        """CPU seconds for a user, of the cheap model and of the LLM; None if one of them is on an accelerator."""
+        """CPU seconds for a user, of the cheap model and of the LLM; None on an accelerator or in several processes."""
         devices = torch.device(self.device).type, torch.device(self.backbone.outline.device).type
         cheap, llm = (self.spent[name].cpu_seconds / max(self.spent[name].users, 1) for name in ("cheap", "llm"))
-        return (cheap, llm) if devices == ("cpu", "cpu") else None
+        return (cheap, llm) if devices == ("cpu", "cpu") and current().size == 1 else None
 
     @torch.no_grad()
     def findings(self, rows: Sequence[Row]) -> Mapping[str, Any]:

@@ -65,6 +65,6 @@ class PublishedAnswers:
             rows, soft = self.inputs(likelihood, users, candidates)
             return generator(likelihood.lm, rows, soft, complete)
 
-        decoding = [generator.settings, generator.end_tokens(likelihood.lm)]
+        decoding = [generator.settings, generator.end_tokens(likelihood.lm), self.protocol.exact, self.protocol.depth]
         what = [self.parts.prompts_depend_on(), self.parts.histories.fingerprint, self.longest, *decoding, *depends]
         return Answers(generate, titles, separator, fingerprint(what))

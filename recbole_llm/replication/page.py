@@ -165,15 +165,15 @@ def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:
 
 
 def _withdrawn(results: Results, boards: Sequence[Board]) -> list[str]:
-    """Measured claims that no file has any more: they stay on the page."""
-    listed = {(board.name, claim.name) for board in boards for claim in board.claims}
-    gone = [
-        f"- {_cell(f'{board}: *{name}*: {_before(result)}')}"
-        for board, own in sorted(results.items())
-        for name, result in sorted(own.items())
-        if (board, name) not in listed
-    ]
-    return ["## Measured and withdrawn\n", "\n".join(gone) + "\n"] if gone else []
+    """Measured claims that their file does not have any more, or whose file was not named: they stay on the page."""
+    listed, read = {(board.name, claim.name) for board in boards for claim in board.claims}, {board.name for board in boards}
+    gone: dict[bool, list[str]] = {True: [], False: []}
+    for board, own in sorted(results.items()):
+        for name, result in sorted(own.items()):
+            if (board, name) not in listed:
+                gone[board in read].append(f"- {_cell(f'{board}: *{name}*: {_before(result)}')}")
+    titles = {True: "Measured and withdrawn", False: "Measured, of files that were not named"}
+    return [part for known, lines in gone.items() if lines for part in (f"## {titles[known]}\n", "\n".join(lines) + "\n")]
 
 
 def _keys(values: Mapping[str, Any]) -> str:

@@ -139,13 +139,16 @@ def test_answers_are_cached_and_a_killed_generation_resumes(
         ({"scorer": "prefix"}, False),
         ({"published_max_new_tokens": 41}, True),
         ({"max_history": 4}, True),
+        ({"metrics": ("hr@1", "ndcg@3")}, False),
+        ({"metrics": ("hr@1", "ndcg@5")}, True),  # of a protocol that reads five titles of an answer
     ],
 )
 def test_cached_answers_are_named_by_what_they_depend_on(run: dict[str, Any], changes: dict[str, Any], changed: bool) -> None:
-    def names(**changes: Any) -> list[str]:
+    def names(metrics: Any = None, **changes: Any) -> list[str]:
         made = assembled("TALLRec", run["settings"] | changes)
         folders = {stage.name: folder for stage, folder in zip(first.trainer._stages, kept, strict=True)}
         made.model.adapters = lambda results: {"tuned": folders["ingredient"]}
+        made.model.published = replace(made.model.published, metrics=metrics or made.model.published.metrics)
         made.trainer.cache.run(*made.model.parts.backbone.stages)
         made.model.load(made.trainer.cache)
         return [variant.answers.fingerprint for variant in made.model.variants().values()]

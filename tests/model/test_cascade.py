@@ -17,10 +17,11 @@ from recbole.data.interaction import Interaction
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
-from recbole_llm.model import routing
+from recbole_llm.model import cascade, routing
 from recbole_llm.planner import TEST, VALIDATION, plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.costs import metered
+from recbole_llm.store.processes import Processes
 from recbole_llm.store.stages import in_order
 from tests.conftest import assembled, dealt_anew
 
@@ -104,6 +105,14 @@ def test_histories_of_one_length_have_scores_of_their_own(made: SimpleNamespace,
     assert not torch.equal(*expected)
     torch.testing.assert_close(model.models.llm_scores(interaction, candidates), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(model.models.llm_scores(interaction[1:], candidates[1:]), expected[1:], atol=1e-4, rtol=0)
+
+
+def test_cpu_seconds_of_one_of_several_processes_are_not_those_of_the_run(
+    made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made.model.cpu_seconds is not None
+    monkeypatch.setattr(cascade, "current", lambda: Processes(rank=0, size=2))
+    assert made.model.cpu_seconds is None
 
 
 def test_the_record_has_the_rule_the_curve_and_its_files(settings: dict[str, Any]) -> None:
