@@ -3,7 +3,7 @@
 Each record is that of a run whose rows are rules of merging, as in ``properties/leaderboard/merge-rules-*.yaml``. The table has
 a line for each row and a column for each record: the mean difference of a metric to the single adapter that is better on the
 same test users, with the 95 % bootstrap interval of the paired differences. The better adapter is known only after the test, so
-a rule that always finds it has 0.
+a rule that always finds it has 0. With ``--out``, the columns of other pairs that the page already has are kept.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from recbole_llm.evaluation import metrics  # noqa: E402
 from recbole_llm.evaluation.record_files import ranks_of, read_record  # noqa: E402
 from recbole_llm.evaluation.significance import interval  # noqa: E402
 from recbole_llm.store.files import atomic_write  # noqa: E402
+
+Columns = dict[str, dict[str, str]]  # pair -> row -> cell
 
 
 def by_user(record: dict[str, Any], row: str, metric: str) -> np.ndarray:
@@ -62,28 +64,49 @@ def differences(rows: dict[str, np.ndarray], adapters: list[str]) -> dict[str, t
     return {row: (float((own - better).mean()), *interval(own - better)) for row, own in rows.items()}
 
 
-def table(records: list[dict[str, Any]], metric: str) -> str:
-    """The table as Markdown; the first lines are the better adapter's own metric and the number of users.
+def columns(records: list[dict[str, Any]], metric: str) -> Columns:
+    """The columns; their first cells are the number of users and the metric of both adapters, the better one first."""
+    found, adapters = {}, {pair(record): singles(record) for record in records}
+    for name, rows in joined(records, metric).items():
+        means = [float(rows[row].mean()) for row in adapters[name]]
+        heads = str(len(next(iter(rows.values())))), f"{max(means):.4f}", f"{min(means):.4f}"
+        found[name] = dict(zip(_heads(metric), heads, strict=True))
+        for row, (mean, low, high) in differences(rows, adapters[name]).items():
+            found[name][row] = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return found
 
-    The last column counts the pairs in which the interval lies below 0, contains it, and lies above it.
+
+def read_columns(page: str, metric: str) -> Columns:
+    """The columns of the table of a page.
+
+    Raises:
+        ValueError: the page has no such table of this metric.
     """
-    pairs = joined(records, metric)
-    adapters = {pair(record): singles(record) for record in records}
-    found = {name: differences(rows, adapters[name]) for name, rows in pairs.items()}
-    lines = [["test users", *(str(len(next(iter(rows.values())))) for rows in pairs.values()), ""]]
-    for place, name in ((-1, "better"), (0, "other")):
-        means = [sorted(float(rows[row].mean()) for row in adapters[name])[place] for name, rows in pairs.items()]
-        lines.append([f"{name} adapter, {metric}", *(f"{mean:.4f}" for mean in means), ""])
-    for row in dict.fromkeys(row for part in found.values() for row in part):
-        cells = [part.get(row) for part in found.values()]
-        known = [cell for cell in cells if cell]
-        counts = sum(high < 0 for *_, high in known), sum(low > 0 for _, low, _ in known)
-        shown = ["" if cell is None else f"{cell[0]:+.4f} [{cell[1]:+.4f}, {cell[2]:+.4f}]" for cell in cells]
-        lines.append([row, *shown, f"{counts[0]}, {len(known) - sum(counts)}, {counts[1]}"])
-    return str(tabulate(lines, headers=["", *pairs, "below, neither, above"], tablefmt="github", disable_numparse=True))
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    if [line[0] for line in lines[2:5]] != _heads(metric):
+        raise ValueError(f"the page has no table of {metric}; give another --out")
+    rows = {row: dict(zip(lines[0][1:-1], cells, strict=False)) for row, *cells in lines[2:]}
+    return {name: {row: cells[name] for row, cells in rows.items() if cells[name]} for name in lines[0][1:-1]}
 
 
-def page(records: list[dict[str, Any]], metric: str) -> str:
+def table(found: Columns, metric: str) -> str:
+    """The table as Markdown; the last column counts the pairs in which the interval lies below 0, contains it, lies above it."""
+    lines = []
+    for row in dict.fromkeys(row for cells in found.values() for row in cells):
+        cells, counts = [column.get(row, "") for column in found.values()], ""
+        if row not in _heads(metric):
+            ends = [[float(end) for end in cell.partition("[")[2].strip("]").split(",")] for cell in cells if cell]
+            below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
+            counts = f"{below}, {len(ends) - below - above}, {above}"
+        lines.append([row, *cells, counts])
+    return str(tabulate(lines, headers=["", *found, "below, neither, above"], tablefmt="github", disable_numparse=True))
+
+
+def _heads(metric: str) -> list[str]:
+    return ["test users", f"better adapter, {metric}", f"other adapter, {metric}"]
+
+
+def page(found: Columns, metric: str) -> str:
     """A page with the table; the boards' files say how the runs are repeated."""
     return f"""# Rules of merging
 
@@ -97,7 +120,7 @@ column counts the pairs in which the interval lies below 0, contains it, and lie
 misses the true value. On the pretrained LLM, `auto` compares the points of its lattice alone, without steps of Adam. For the
 rules see [Merging adapters](../merging.md).
 
-{table(records, metric)}
+{table(found, metric)}
 """
 
 
@@ -107,11 +130,12 @@ def main() -> None:
     parser.add_argument("--metric", default="ndcg@10", help="in lower case, such as hit@1 (default: ndcg@10)")
     parser.add_argument("--out", type=Path, help="write a page")
     given = parser.parse_args()
-    records = [read_record(path) for path in given.records]
+    found = columns([read_record(path) for path in given.records], given.metric)
     if given.out is None:
-        print(table(records, given.metric))
+        print(table(found, given.metric))
     else:
-        atomic_write(given.out, page(records, given.metric))
+        kept = read_columns(given.out.read_text(encoding="utf-8"), given.metric) if given.out.is_file() else {}
+        atomic_write(given.out, page(kept | found, given.metric))
 
 
 if __name__ == "__main__":

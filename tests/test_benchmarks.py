@@ -205,13 +205,30 @@ def test_rules_of_merging_are_compared_with_the_better_single_adapter() -> None:
     assert all(low <= mean <= high for mean, low, high in found.values())
     # another run of the same adapters and users, with another rule, joins the same pair
     other = {**record, "merge": {**record["merge"], "method": "entropy"}, "config": {"merge_start": "uniform"}}
-    lines = merge_rules.table([record, other], "hit@1").splitlines()
+    lines = merge_rules.table(merge_rules.columns([record, other], "hit@1"), "hit@1").splitlines()
     names = [line.split("|")[1].strip() for line in lines[2:]]
     assert names[-5:] == ["auto", "a", "b", "mix", "published entropy"] and "0.5000" in lines[3]
     assert "d, lm" in lines[0] and lines[0].count("d, lm") == 1 and "| 0, 1, 0 " in lines[-2]
     moved = {**other, "ranks": {**other["ranks"], "a": dict.fromkeys("0123", 1)}}
     with pytest.raises(ValueError, match=r"d, lm: the records have other adapters or users \(a\)"):
         merge_rules.joined([record, moved], "hit@1")
+
+
+def test_the_page_of_rules_of_merging_keeps_the_columns_of_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "results" / "merge-rules.md").read_text(encoding="utf-8")
+    known = merge_rules.read_columns(text, "ndcg@10")
+    assert len(known) > 6 and merge_rules.page(known, "ndcg@10") == text
+    with pytest.raises(ValueError, match="no table of hit@1"):
+        merge_rules.read_columns(text, "hit@1")
+    page, name = tmp_path / "rules.md", next(iter(known))
+    page.write_text(text, encoding="utf-8")
+    new = {name: {**known[name], "auto": "+0.2000 [+0.1000, +0.3000]"}}
+    monkeypatch.setattr(merge_rules, "read_record", lambda path: path)
+    monkeypatch.setattr(merge_rules, "columns", lambda records, metric: new)
+    monkeypatch.setattr(sys, "argv", ["merge_rules.py", "record.json", f"--out={page}"])
+    merge_rules.main()
+    after = merge_rules.read_columns(page.read_text(encoding="utf-8"), "ndcg@10")
+    assert after == known | new and list(after) == list(known)
 
 
 @pytest.mark.slow
