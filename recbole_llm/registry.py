@@ -103,7 +103,7 @@ def _own_model(name: str) -> type[Any]:
 
 
 def own_module(name: str, given: str) -> ModuleType:
-    """Import a module of the user.
+    """Import a module of the user, ``my.model`` or ``my/model.py``.
 
     Args:
         given: key and value that name it, for errors.
@@ -111,6 +111,8 @@ def own_module(name: str, given: str) -> ModuleType:
     Raises:
         ValueError: there is no such module, or its code raises an error, which is named with its line.
     """
+    if name.endswith(".py") and not Path(name).is_absolute():
+        name = ".".join(Path(name).with_suffix("").parts)
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -132,17 +134,18 @@ def contained(model: type[Any], given: Mapping[str, Any], defaults: Mapping[str,
     if key is None:
         return None
     if (name := given.get(key) or defaults.get(key)) is None:
-        raise ValueError(f"{key}: {model.__name__} has none{extending(model)}; give --{key}=MODEL")
+        raise ValueError(f"{key}: {model.__name__} has none; give --{key}=MODEL")
     return _named_by(key, str(name))
 
 
-def extending(model: type[Any]) -> str:
-    """How a user's model that extends one of ours gets its settings, for errors; empty for other models."""
-    base = next((one.__name__ for one in model.__mro__[1:] if MODELS.get(one.__name__) == one.__module__), None)
-    if model not in _own.values() or base is None:
-        return ""
-    file = Path(inspect.getfile(model)).with_name(f"{model.__name__}.yaml")
-    return f"; it extends {base}, whose settings it has with the line `extends: model/{base}` in {file}"
+def extended(model: type[Any] | None) -> list[str]:
+    """The models of this package or of RecBole that a user's model extends and whose settings it so has, the nearest last."""
+    if model not in _own.values() or model is None:
+        return []
+    theirs = [one.__name__ for one in model.__mro__ if one.__module__.startswith("recbole.model.")]
+    known = {name for name in theirs if name in _recbole_class_names()}
+    known |= {one.__name__ for one in model.__mro__ if MODELS.get(one.__name__) == one.__module__}
+    return [one.__name__ for one in reversed(model.__mro__) if one.__name__ in known]
 
 
 def inner_model(key: str, name: Any) -> type[Any] | None:

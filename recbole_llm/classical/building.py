@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from recbole_llm import registry
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
 from recbole_llm.classical.kgat import without_dgl
 from recbole_llm.classical.popularity import with_right_counts
@@ -50,23 +49,12 @@ def build(config: Any, dataset: Any) -> Any:
         with _safe_reading(config), graph:
             return with_right_counts(config.model_class(config, dataset).to(config["device"]), config["LABEL_FIELD"])
     except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, ZeroDivisionError) as error:
-        if lacking := _lacking(config):
-            raise ValueError(f"{name} cannot be built ({' '.join(str(error).split())}). It lacks {lacking}") from error
         settings = ", ".join(f"{key}={value}" for key, value in config.given_of_model().items())
         if not settings or type(error).__module__ != "builtins" or not config.model_class.__module__.startswith("recbole."):
             raise
         raise ValueError(f"{name} cannot be built with {settings} ({' '.join(str(error).split())})") from error
     except SystemExit:  # RecBole's CPR models end the process, as if all were well
         raise ValueError(f"loss_type: {config['loss_type']}: RecBole's {name} has no such loss; give --loss_type=CE") from None
-
-
-def _lacking(config: Any) -> str:
-    """The settings of our model that a user's model extends, if it lacks some, with the remedy; else empty."""
-    if not (remedy := registry.extending(config.model_class)):
-        return ""
-    ours = {key for base in config.model_class.__mro__[1:] for key in config.properties.read(f"model/{base.__name__}")}
-    missing = sorted(key for key in ours if key not in config)
-    return f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}{remedy}" if missing else ""
 
 
 @contextlib.contextmanager

@@ -156,7 +156,9 @@ class LLMConfig(Config):
         return values
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
+        bases = registry.extended(model_class)
+        theirs = next((name for name in reversed(bases) if name not in registry.MODELS), model)
+        super()._load_internal_config_dict(theirs, model_class, dataset)
         own = ("train_mode", *SEQUENCE_TRAINING, "mask_history")  # keys of ours that change what RecBole's trainer selects
         self._recbole_knows = {*self.internal_config_dict, *training_arguments, *dataset_arguments, *own}
         files, overall, evaluation = self.properties, self.properties.read("overall"), self.properties.read("evaluation")
@@ -168,8 +170,11 @@ class LLMConfig(Config):
         beside = self._beside_the_data(dataset, overall)
         self._beside = str(self._own_data(dataset) / f"{dataset}.yaml"), beside
         parts = [part for part in (self._part("llm"), self._part("text_encoder")) if part]  # the pretrained parts
-        inner = registry.contained(model_class, self.external_config_dict, files.read(f"model/{model}"))
-        models = [*self._add_own_file(inner), model]  # it has the settings of the model that it contains, too
+        inner = registry.contained(
+            model_class, self.external_config_dict, files.read(*(f"model/{one}" for one in (*bases, model)))
+        )
+        # it has the settings of the models that it extends, and of the one that it contains
+        models = [*registry.extended(inner), *self._add_own_file(inner), *bases, model]
         named = [*parts, *(file for one in models for file in (f"model/{one}", *(f"{part}/{one}" for part in parts)))]
         texts = files.read(f"dataset/{dataset}") if beside or dataset in files.names("dataset") else files.read("parts/columns")
         ours = files.merge(overall, evaluation, texts, beside, files.read(*named))

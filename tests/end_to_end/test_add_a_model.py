@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from recbole_llm import registry
+from recbole_llm.config import LLMConfig
 from recbole_llm.quick_start import run_recbole_llm
 
 ROOT = Path(__file__).parents[2]
@@ -65,29 +66,35 @@ def test_a_model_of_recboles_kind_is_trained_by_its_trainer(own_models: Path, se
     (own_models / "plain.py").write_text(
         "from recbole.model.sequential_recommender.sasrec import SASRec\n\n\nclass Mine(SASRec):\n    pass\n"
     )
-    sizes = {"n_layers": 1, "n_heads": 1, "hidden_size": 8, "inner_size": 8, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1}
-    sizes |= {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02, "loss_type": "CE"}
-    result = run_recbole_llm("plain:Mine", "tiny", config_dict={**settings, **sizes})
-    record = json.loads(Path(result["record"]).read_text())
-    assert list(record["results"]) == ["Mine"] and record["candidates_sha256"]["test"]
+    given = {**settings, "n_layers": 1, "hidden_size": 8, "inner_size": 8, "loss_type": "CE", "train_mode": "prefix"}
+    ours, theirs = (
+        json.loads(Path(run_recbole_llm(name, "tiny", config_dict=given)["record"]).read_text())
+        for name in ("plain.py:Mine", "SASRec")
+    )
+    assert list(ours["results"]) == ["Mine"] and ours["candidates_sha256"]["test"]
+    assert ours["ranks"]["Mine"] == theirs["ranks"]["SASRec"], "it has the settings of the model that it extends"
 
 
 @pytest.mark.parametrize(
-    ("module", "base", "message"),
+    ("module", "base"),
     [
-        ("allmrec", "ALLMRec", r"OwnChild cannot be built \(.*\)\. It lacks .*, \.\.\.; it extends ALLMRec"),
-        ("alpharec", "AlphaRec", r"OwnChild cannot be built \(.*\)\. It lacks embedding_size, .*; it extends AlphaRec"),
-        ("cascade", "Cascade", "llm_ranker: OwnChild has none; it extends Cascade"),
+        ("recbole_llm.model.allmrec", "ALLMRec"),
+        ("recbole_llm.model.cascade", "Cascade"),
+        ("recbole_llm.model.molorec", "MoLoRec"),
+        ("recbole.model.general_recommender", "LightGCN"),
     ],
 )
-def test_a_model_that_extends_ours_without_its_settings_is_told_the_line(
-    module: str, base: str, message: str, own_models: Path, settings: dict[str, Any]
-) -> None:
-    (own_models / f"child_{module}.py").write_text(
-        f"from recbole_llm.model.{module} import {base}\n\n\nclass OwnChild({base}):\n    pass\n"
-    )
-    with pytest.raises(ValueError, match=f"{message}, whose .* the line `extends: model/{base}` in .*OwnChild.yaml"):
-        run_recbole_llm(f"child_{module}:OwnChild", "tiny", config_dict=settings)
+@pytest.mark.parametrize("own", ["", "# own file\nown_weight: 0.5  # (float) of the child\nlearning_rate: 0.125\n"])
+def test_a_model_has_the_settings_of_the_model_that_it_extends(own: str, module: str, base: str, own_models: Path) -> None:
+    (own_models / "child.py").write_text(f"from {module} import {base}\n\n\nclass Child({base}):\n    pass\n")
+    if own:
+        (own_models / "Child.yaml").write_text(own)
+    sys.modules.pop("child", None)
+    given = {"llm": "smollm2-135m"}
+    child, parent = (LLMConfig(name, "ml-100k", config_dict=given).final_config_dict for name in ("child:Child", base))
+    changed = {key: child[key] for key in child if key not in parent or child[key] != parent[key]}
+    assert changed == {"model": "Child", **({"own_weight": 0.5, "learning_rate": 0.125} if own else {})}
+    assert {*parent} <= {*child}
 
 
 def test_a_model_cannot_take_the_name_of_another(own_models: Path) -> None:
