@@ -177,7 +177,7 @@ class PropertyFiles:
     def as_collections(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the texts that are lists or dictionaries in YAML, of keys that have such: a shell removes inner quotes.
 
-        So ``--metrics=['NDCG','MRR']``, which arrives as ``[NDCG,MRR]``, is a list.
+        So ``--metrics=['NDCG','MRR']``, which arrives as ``[NDCG,MRR]``, is a list, and ``{mode:full}`` is a dictionary.
         """
         found = {}
         for key, text in values.items():
@@ -187,6 +187,8 @@ class PropertyFiles:
             if any(definition.has(kind) for kind in ("list", "dict", "settings")):
                 with suppress(yaml.YAMLError, ValueError, RecursionError):
                     value = deepcopy(_parsed(text))
+                    if isinstance(value, dict) and any(entry is None and ":" in str(name) for name, entry in value.items()):
+                        value = deepcopy(_parsed(text.replace(":", ": ")))
                     if definition.accepts(value):
                         found[key] = value
         return found

@@ -49,6 +49,7 @@ def test_values_are_read_as_literals(text: str, value: Any) -> None:
         ("metrics", "[NDCG,MRR]", ["NDCG", "MRR"]),
         ("target_modules", "[q_proj,v_proj]", ["q_proj", "v_proj"]),
         ("eval_args", "{mode: full}", {"mode": {"valid": "full", "test": "full"}}),
+        ("eval_args", "{mode:full}", {"mode": {"valid": "full", "test": "full"}}),
         ("merge_beside", "{even: {merge: uniform}}", {"even": {"merge": "uniform"}}),
         ("item_inter_num_interval", "[5,inf]", "[5,inf]"),
         ("noun", "[film]", "[film]"),  # a text, whose brackets are the user's
