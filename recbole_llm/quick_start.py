@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -37,9 +38,10 @@ from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, pl
 from recbole_llm.run_results import RunResults
 from recbole_llm.store import curves, trackers
 from recbole_llm.store.costs import Measured, metered
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.files import fingerprint, preserved_random_state
 from recbole_llm.store.launcher import asks_for_fsdp
 from recbole_llm.store.leftovers import temporaries
+from recbole_llm.store.locks import only_one
 from recbole_llm.store.processes import Processes, alone, joined
 from recbole_llm.store.stages import Stage
 from recbole_llm.store.trials import trials
@@ -94,7 +96,10 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     planned = run.plan() if processes.main else None
     logger.info(str(planned))
     tracked = trackers.TrackedRun(config.record_file.parent, config.plain(), config["wandb_project"])
-    with trackers.reports(names if processes.main else (), tracked) as report:
+    with (
+        trackers.reports(names if processes.main else (), tracked) as report,
+        _unfinished(run, fingerprint(made_of), saved=saved),
+    ):
         results = _fit_and_evaluate(run, report, began, saved=saved, main=processes.main)
         if planned is not None:  # process 0 writes
             made_of |= {"passport": run.passport, "histories_sha256": run.test._dataset.histories.fingerprint}
@@ -104,6 +109,28 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
                 report("test", metric, 0, float(value), "step")
             results.log_reports()
     return results.as_dict()
+
+
+@contextlib.contextmanager
+def _unfinished(run: Run, made_of: str, *, saved: bool) -> Iterator[None]:
+    """Let RecBole's trainer save its state between epochs, from which the same run goes on if it is killed before the end.
+
+    Args:
+        made_of: names the code and the data.
+        saved: whether anything is saved.
+    """
+    trainer, config = run.trainer, run.config
+    if not saved or trainer.recommender.trained_in_stages or not trainer.is_resumable:
+        yield
+        return
+    folder = Path(config["checkpoint_dir"]) / "unfinished" / f"{config.record_file.parent.name}-{made_of[:8]}"
+    with only_one(folder) as held:  # the same run in another process has it else
+        if held:
+            folder.mkdir(exist_ok=True)
+            trainer.scratch = folder
+        yield
+        if held:
+            shutil.rmtree(folder)
 
 
 def _check_processes(config: LLMConfig, processes: Processes) -> None:
@@ -125,7 +152,8 @@ def _check_processes(config: LLMConfig, processes: Processes) -> None:
 def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved: bool, main: bool) -> RunResults:
     """Train an assembled run, evaluate all variants and generate answers; ``began`` is a time of the monotonic clock."""
     config, trainer = run.config, run.trainer
-    with curves.reporting(report, config["valid_metric"]), curves.recording(config["model"]) as curve:
+    journal = trainer.scratch and trainer.scratch / "curve.jsonl"
+    with curves.reporting(report, config["valid_metric"]), curves.recording(config["model"], journal) as curve:
         best_valid_score, best_valid_result = trainer.fit(
             run.train, run.valid, saved=saved, show_progress=config["show_progress"]
         )
@@ -134,7 +162,7 @@ def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved
 
     record = RunRecord(config, trainer, run.valid, run.test)
     testing = evaluate_variants(run, record, saved=saved, main=main)
-    seconds = {"train": trained - began, "evaluate": time.monotonic() - waited - trained, "waited": waited}
+    seconds = {"train": trained - began + trainer.earlier, "evaluate": time.monotonic() - waited - trained, "waited": waited}
 
     ranks = {row.name: row.ranks for row in record.rows}
     with metered() as generating:

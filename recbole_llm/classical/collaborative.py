@@ -142,6 +142,7 @@ class CollaborativeModel:
         self.model = self._fresh_model()
         trainer = self._trainer_class(self.config, self.model)
         train, valid, _ = self.loaders
+        trainer.scratch = work.scratch if trainer.is_resumable else None
         count_trained(trainer.model.parameters())
         score, _ = trainer.fit(train, valid, show_progress=self.config["show_progress"])
         trainer.load_best()

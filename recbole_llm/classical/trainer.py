@@ -17,7 +17,7 @@ import torch
 from recbole.utils import calculate_valid_score, init_seed
 from torch import Tensor
 
-from recbole_llm.classical.checkpoints import SafeCheckpoints
+from recbole_llm.classical.resuming import ResumableTraining
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = getLogger()
 
 
-class ProtocolTrainer(SafeCheckpoints):
+class ProtocolTrainer(ResumableTraining):
     """Stages before training, evaluation of variants on fixed candidates, and safe checkpoints, for any RecBole trainer.
 
     Attributes:
@@ -131,7 +131,9 @@ class ProtocolTrainer(SafeCheckpoints):
             if not self.config["epochs"]:
                 logger.warning("epochs: 0: nothing is trained, and the initial weights are evaluated")
             with metered() as self.training:
-                return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+                best = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+            self.training.seconds += self.earlier
+            return best
         if not valid_data or not self.recommender.has_validation:
             return -1, None
         self._users = early_stopping_users(valid_data, self.config["seed"], self.config["valid_users"])

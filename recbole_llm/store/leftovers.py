@@ -30,6 +30,7 @@ KINDS = {
     "datasets": "united datasets",
     "passports": "identities of splits",
     "runs": "run records",
+    "unfinished": "trainings of classical models that were killed",
     "leaderboard": "leaderboards",
     "tuning": "searches",
 }
@@ -69,12 +70,10 @@ def temporaries(root: Path) -> list[Leftover]:
 
 
 def unfinished(root: Path) -> list[Leftover]:
-    """Checkpoints of stages that nobody computes; the same run would go on from them."""
-    found = []
-    for path in sorted(root.glob("stages/.*.unfinished")):
-        if not _is_locked(path.with_suffix(".lock")):
-            found.append(Leftover(path, "checkpoints of a run that was killed"))
-    return found
+    """Checkpoints of stages and of classical models that nobody computes; the same run would go on from them."""
+    locks = {path: path.with_suffix(".lock") for path in root.glob("stages/.*.unfinished")}
+    locks |= {path: path.with_name(f".{path.name}.lock") for path in root.glob("unfinished/[!.]*")}
+    return [Leftover(path, "checkpoints of a run that was killed") for path in sorted(locks) if not _is_locked(locks[path])]
 
 
 def weights(root: Path) -> list[Leftover]:

@@ -43,6 +43,22 @@ def locked(path: Path, what: str) -> Iterator[float]:
         lock.release()
 
 
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[bool]:
+    """Try to hold the lock of ``path``, as :func:`locked`, without waiting; yields whether this process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def _read(owner: Path) -> str:
     try:
         return " ".join(owner.read_text(encoding="utf-8", errors="replace").split())[:200] or "another process"

@@ -102,6 +102,13 @@ DEFAULT_OPTIONS = LoopOptions()
 SAVING = 0.05  # largest share of the time that saves may take
 
 
+def next_save(began: float, least: float) -> float:
+    """When to save next, after a save that began at ``began``: ``least`` seconds later, and so late that saves take at most
+    ``SAVING`` of the time; at once if ``least`` is 0. Times are of the monotonic clock."""
+    ended = time.monotonic()
+    return ended + max(least, (ended - began) * (1 / SAVING - 1)) if least else ended
+
+
 @dataclass
 class LoopState:
     """Progress of a loop."""
@@ -170,15 +177,10 @@ class TrainingLoop:
                 self._validate()
                 if self.folder is not None and current().main and (began := time.monotonic()) >= due:
                     self._save(self.folder)
-                    due = self._next_save(began)
+                    due = next_save(began, self.options.save_every)
         if self.best:
             self._load(self.best)
         return self.state
-
-    def _next_save(self, began: float) -> float:
-        """When to save next, after a save that began at ``began``: so late that saves take at most ``SAVING`` of the time."""
-        ended, least = time.monotonic(), self.options.save_every
-        return ended + max(least, (ended - began) * (1 / SAVING - 1)) if least else ended
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

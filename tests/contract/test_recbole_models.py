@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import pickle
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import recbole.model
 import torch
+from recbole.trainer import Trainer
 
 from recbole_llm import registry
 from recbole_llm.classical.building import NEEDS
@@ -111,6 +114,32 @@ def test_a_plan_tells_what_a_model_costs_or_that_it_is_not_estimated(
     monkeypatch.setattr("recbole_llm.quick_start.trials", lambda seconds, worth=0.0: trials(0.0))
     plan = str(plan_run(name, "rich", config_dict=settings(name)))
     assert re.search(r"\d epochs? of", plan) or f"RecBole's trainer of {name}, not estimated" in plan, plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_training_ends_as_an_uninterrupted_one(name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(folder: str) -> dict[str, torch.Tensor]:
+        changes = {"epochs": 3, "eval_step": 0, "save_every_seconds": 0, "learning_rate": 0.01}
+        given = settings(name, **changes, checkpoint_dir=f"{settings(name)['checkpoint_dir']}/{folder}")
+        record = json.loads(Path(run_recbole_llm(name, "rich", config_dict=given)["record"]).read_text())
+        file = Path(given["checkpoint_dir"]) / record["checkpoint"]["file"]
+        return torch.load(file, weights_only=True)["state_dict"]
+
+    train, calls = Trainer._train_epoch, count(1)
+
+    def dying(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments, **keywords)
+
+    whole = weights("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", dying)
+        with contextlib.suppress(KeyboardInterrupt):  # some have fewer epochs, or a loop of their own
+            weights("killed")
+    again = weights("killed")
+    assert again.keys() == whole.keys() and all(torch.equal(again[part], whole[part]) for part in whole)
 
 
 def test_a_package_that_a_model_imports_is_named_before_the_training(
