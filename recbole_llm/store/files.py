@@ -16,6 +16,7 @@ import random
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from recbole_llm.store.json_files import DamagedError, read_object
 
 MANIFEST = "MANIFEST.json"
+SAVING = 0.05  # largest share of the time of a training that its saves may take
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _RUST = re.compile(r"\(os error (\d+)\)")  # safetensors, tokenizers
 _TORCH = re.compile(r"PytorchStreamWriter|inline_container.*(unexpected pos|write)", re.DOTALL)
@@ -247,6 +249,13 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     verify(folder)
     return load_file(folder / "tensors.safetensors"), json.loads((folder / "values.json").read_text())
+
+
+def next_save(began: float, least: float) -> float:
+    """When to save next, after a save that began at ``began``: ``least`` seconds later, and so late that saves take at most
+    ``SAVING`` of the time; at once if ``least`` is 0. Times are of the monotonic clock."""
+    ended = time.monotonic()
+    return ended + max(least, (ended - began) * (1 / SAVING - 1)) if least else ended
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -99,14 +99,6 @@ class LoopOptions(Settings):
 
 
 DEFAULT_OPTIONS = LoopOptions()
-SAVING = 0.05  # largest share of the time that saves may take
-
-
-def next_save(began: float, least: float) -> float:
-    """When to save next, after a save that began at ``began``: ``least`` seconds later, and so late that saves take at most
-    ``SAVING`` of the time; at once if ``least`` is 0. Times are of the monotonic clock."""
-    ended = time.monotonic()
-    return ended + max(least, (ended - began) * (1 / SAVING - 1)) if least else ended
 
 
 @dataclass
@@ -177,7 +169,7 @@ class TrainingLoop:
                 self._validate()
                 if self.folder is not None and current().main and (began := time.monotonic()) >= due:
                     self._save(self.folder)
-                    due = next_save(began, self.options.save_every)
+                    due = files.next_save(began, self.options.save_every)
         if self.best:
             self._load(self.best)
         return self.state
