@@ -115,10 +115,10 @@ class ResumableTraining(SafeCheckpoints):
         self.saved_model_file = own if state["best"] is None else str(best)
         self.best_valid_result, self.earlier = state["best_valid_result"], state["seconds"]
         self.train_loss_dict = {int(epoch): loss for epoch, loss in state["losses"].items()}
-        vars(self.model).update(state["numbers"])
         tensors = load_file(folder / "training.safetensors")
         own_tensors = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        vars(self.model).update({name: value.to(self.device) for name, value in own_tensors.items()})
+        for name, value in (state["numbers"] | {name: value.to(self.device) for name, value in own_tensors.items()}).items():
+            setattr(self.model, name, value)
         self._random = tensors, state["random"]
 
 
