@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, read_adapter, same_base
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, factor_key, read_adapter, same_base
 from recbole_llm.llm.folding import Folding
 from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.lora_inputs import share_inputs
@@ -115,7 +115,7 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
         ValueError: two adapters differ in base model, one does not fit ``model``, or as
             :func:`~recbole_llm.llm.adapter_folders.read_adapter`.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
 
     check_in_memory(model)
     keys = _checked_keys(folders)
@@ -127,7 +127,9 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
             _SELECTIONS.pop(model, None)
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-        expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+        # not peft's get_peft_model_state_dict: it leaves out layers that are named like another adapter, as 0 or model
+        targeted = [module for module, layer in lora_modules(model).items() if name in layer.scaling]  # type: ignore[arg-type]
+        expected = {factor_key(module, factor) for module in targeted for factor in "AB"}
         if expected != keys[name]:
             odd = min(expected ^ keys[name])
             raise ValueError(f"adapter {name!r} in {folder} does not fit this model: only one of them has {odd}")

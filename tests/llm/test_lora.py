@@ -174,6 +174,14 @@ def test_unknown_adapter_is_named(folders):
             AdapterView(model, {"x": 1.0, "c": coefficient})
 
 
+@pytest.mark.parametrize("name", ["model", "0", "q_proj", "weight", "lora_A"])
+def test_an_adapter_may_have_the_name_of_a_part_of_the_model(folders, name):
+    """As a row of ``merge_beside`` may: peft's own list of tensors then lacks those of the other adapters."""
+    model = load_adapters(tiny_llama(), {"z": folders["x"], name: folders["y"], "x": folders["x"]})
+    for one, other in (("x", "x"), ("z", "x"), (name, "y")):
+        assert torch.equal(logits(AdapterView(model, {one: 1.0})), logits(load_adapters(tiny_llama(), {"a": folders[other]})))
+
+
 def test_different_base_models_are_refused(folders):
     file = folders["y"] / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "other"}))
