@@ -51,7 +51,7 @@ def attach_lora(
         seed: of the initial ``A``; the global random state is preserved.
 
     Raises:
-        ValueError: there is an adapter of that name, or peft cannot adapt these modules.
+        ValueError: there is an adapter of that name, or peft cannot adapt these modules, or as no exact ``s B A``.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -75,6 +75,12 @@ def attach_lora(
             except ValueError as error:  # no such modules, or weights of several experts with dropout
                 kinds = f"target_modules: {target_modules} with lora_dropout: {lora_dropout}"
                 raise ValueError(f"{kinds}: peft cannot adapt {type(model).__name__} ({first_line(error)})") from error
+            if config.target_parameters:  # peft's translation of all-linear; read_adapter refuses such an adapter
+                raise ValueError(
+                    f"target_modules: {target_modules}: {type(model).__name__} keeps the weights of its experts in one tensor "
+                    f"({', '.join(sorted(config.target_parameters))}), whose updates cannot be merged; give a list of linear "
+                    f"layers, such as {sorted(config.target_modules or ())}"
+                )
             share_inputs(lora_modules(found).values())
             return found
         if name in model.peft_config:

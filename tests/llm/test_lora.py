@@ -113,6 +113,15 @@ def test_modules_that_peft_cannot_adapt_are_named(family, modules, reason):
         attach_lora(build(family), name="x", target_modules=modules, **recipe)
 
 
+def test_experts_in_one_tensor_are_refused_before_the_training():
+    """peft would train them, and the adapter could be neither evaluated nor merged."""
+    recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "seed": 0}
+    reason = r"target_modules: all-linear: MixtralForCausalLM .* \(down_proj, gate.weight, gate_up_proj\).*'k_proj', 'o_proj'"
+    with pytest.raises(ValueError, match=reason):
+        attach_lora(build("mixtral"), name="x", target_modules="all-linear", **recipe)
+    assert attach_lora(build("mixtral"), name="x", target_modules=["k_proj", "o_proj"], **recipe)
+
+
 @pytest.mark.parametrize(
     ("modules", "adapted"),
     [(["q_proj", "layers.1.mlp.up_proj"], 5), (r".*\.1\..*(q|v)_proj", 2), (["lm_head"], 1), (["self_attn.v_proj"], 4)],
