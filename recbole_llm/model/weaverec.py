@@ -38,7 +38,7 @@ from recbole_llm.store.stages import Folders, Stage
 logger = getLogger()
 
 SCHEMES = {
-    "hybrid": "WeaveRec",
+    "hybrid": "hybrid merging",
     "target_only": "target only",
     "data_merging": "data merging",
     "naive_merging": "naive merging",
@@ -85,7 +85,11 @@ class WeaveRec(LLMRanker):
         return [*self.merge_rows.stages.values(), *stages.values(), *self.other_stages()]
 
     def _specs(self, scheme: str) -> dict[str, AdapterSpec]:
-        """The adapters that a scheme merges, by name; the target's is the first."""
+        """The adapters that a scheme merges, by name; the target's is the first.
+
+        Raises:
+            ValueError: the names of two domains give two adapters one name.
+        """
         target = self.parts.domain
         if scheme == "data_merging":
             return {SCHEMES[scheme]: self._lora([target, *self.others])}
@@ -94,6 +98,11 @@ class WeaveRec(LLMRanker):
             found |= {f"hybrid {_plain(other)}": self._lora([target, other]) for other in self.others}
         if scheme == "naive_merging":
             found |= {f"{_plain(other)} only": self._lora([other]) for other in self.others}
+        if scheme != "target_only" and len(found) <= len(self.others):
+            raise ValueError(
+                f"source_datasets: {', '.join(other.name for other in self.others)} give two adapters of {SCHEMES[scheme]} the same "
+                f"name, one of {', '.join(found)}; rename a dataset (dots and slashes do not count)"
+            )
         return found
 
     def _lora(self, mixture: Iterable[Domain]) -> AdapterSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,23 @@ def test_controls_that_are_not_asked_for_are_not_trained(run: Run, trained: list
     record = run(weave_controls=[], checkpoint_dir=str(tmp_path), lora_epochs=1)
     assert set(record["results"]) == {"WeaveRec", "target only", "hybrid other", "no adapter"}
     assert sorted(trained) == ["lora-other+tiny", "lora-tiny"]
+
+
+@pytest.mark.parametrize("scheme", ["naive_merging", "target_only", "data_merging"])
+def test_the_hybrids_as_a_control_have_a_row_of_their_own(settings: dict[str, Any], assemble: Any, scheme: str) -> None:
+    made = assemble("WeaveRec", settings, source_datasets=["other"], weave=scheme, weave_controls=["hybrid"])
+    made.model.plan(made.candidates)
+    rows = made.model._mixed(dict.fromkeys(["merged", *made.model.sources], Path()))
+    assert rows["WeaveRec"] == {"merged": 1.0}
+    assert rows["hybrid merging"] == {"target only": 0.5, "hybrid other": 0.5}
+
+
+def test_two_adapters_of_one_name_are_refused(settings: dict[str, Any], assemble: Any) -> None:
+    """The second one would take the place of the target's adapter."""
+    made = assemble("WeaveRec", settings, source_datasets=["other"], weave="naive_merging", weave_controls=[])
+    made.model.others = [replace(made.model.others[0], name="target")]
+    with pytest.raises(ValueError, match="source_datasets: target give two adapters of naive merging the same name, one of target o"):
+        made.model.plan(made.candidates)
 
 
 # -- other merges ------------------------------------------------------------------------------------------------------
