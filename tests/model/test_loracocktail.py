@@ -229,6 +229,11 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ({"merge_beside": {"merged": {"merge": "uniform"}}}, "merge_beside: 'merged' is the name of a row or an adapter"),
         ({"merge_beside": {"ingredient": {"merge": "uniform"}}}, "merge_beside: 'ingredient' is the name of a row or an adapter"),
         ({"merge_beside": {"uniform mix": {"merge": "uniform"}}}, "merge_beside: 'uniform mix' is the name of a row or an"),
+        ({"merge": "fixed", "merge_weights": [None, 1]}, r"merge_weights: \[None, 1\] in config_dict is not a list of numbers or a "),
+        (
+            {"merge": "fixed", "merge_weights": {"ingredient": "all", "base spirit": 0}},
+            "merge_weights: .* is not a list of numbers or a dictionary of numbers or ~; change ingredient: 'all'",
+        ),
         ({"merge": "fixed"}, "merge_weights: give one weight for each of .*'base spirit', 'ingredient'"),
         ({"merge_beside": {"x": {"merge": "fixed", "merge_weights": [1, 2, 3]}}}, "merge_weights: give one weight for each of"),
         ({"merge_weights": [0.2, 0.8]}, r"merge_weights: \[0.2, 0.8\] has no effect with merge: .*; it is read by fixed"),
