@@ -91,7 +91,8 @@ def auto(problem: MergeProblem) -> MergeResult:
     users = range(len(labelled.slots))
     if len(users) < 4:
         raise ValueError(
-            f"merge: auto splits the labelled validation users in halves, but there are {len(users)}; give 4 or more"
+            f"merge: auto splits the labelled validation users in halves, but there are {len(users)}; give 4 or more "
+            "(valid_users, eval_users)"
         )
     choose, confirm = users[::2], users[1::2]  # their order is drawn
     losses, path, likeliest = _likeliest(problem, labelled, found, choose)

@@ -222,7 +222,7 @@ def test_the_safeguard_compares_with_the_single_adapter_that_is_better_on_all():
 
 
 def test_auto_needs_users_for_two_halves():
-    with pytest.raises(ValueError, match="halves, but there are 3"):
+    with pytest.raises(ValueError, match=r"halves, but there are 3; give 4 or more \(valid_users"):
         auto(problem(made(users=3)))
 
 
