@@ -178,7 +178,8 @@ class AdapterMerging:
     def counted(self, likelihood: TitleLikelihood) -> Counted:
         """The first answer tokens whose entropy is measured: ``merge_first_tokens`` (or 3) of each of ``merge_titles``."""
         titles, prompts = self.settings.titles, likelihood.prompts
-        return Counted(self.settings.first_tokens or 3, titles, tuple(prompts.gap), prompts.decoded(titles))
+        after = prompts.end if prompts.is_continuation else prompts.gap  # a title of the answer
+        return Counted(self.settings.first_tokens or 3, titles, tuple(after), prompts.decoded(titles))
 
     def problem(
         self,

@@ -298,6 +298,18 @@ def test_test_labels_touch_no_adapter_and_no_weight(settings, data_path, tmp_pat
     assert equal(adapter(found["cocktail"] / "merged"), adapter(made.folders["merged"]))
 
 
+@pytest.mark.parametrize("prompt", ["history", "listwise"])
+def test_no_token_after_the_end_of_an_answer_counts(module_settings, assemble, prompt):
+    """The answer to a bare list of titles ends with the separator of the history, other ones with EOS."""
+    separators = {"history_separator": "; ", "candidate_separator": "\n", "lora_train_mode": "prefix"}
+    made = assemble("LoRACocktail", module_settings, prompt=prompt, merge_first_tokens=50, **separators)
+    causal = made.model.parts.backbone.load(made.trainer.cache)
+    likelihood = made.model.parts.likelihood(causal)
+    answer = likelihood.prompts.answers[1]
+    found = made.model.merging.counted(likelihood).places([*answer, *answer], causal.tokenizer.eos_token_id)
+    assert found == ([*range(len(answer))], True)
+
+
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
