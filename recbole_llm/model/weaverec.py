@@ -100,8 +100,8 @@ class WeaveRec(LLMRanker):
             found |= {f"{_plain(other)} only": self._lora([other]) for other in self.others}
         if scheme != "target_only" and len(found) <= len(self.others):
             raise ValueError(
-                f"source_datasets: {', '.join(other.name for other in self.others)} give two adapters of {SCHEMES[scheme]} the same "
-                f"name, one of {', '.join(found)}; rename a dataset (dots and slashes do not count)"
+                f"source_datasets: {', '.join(other.name for other in self.others)} give two adapters of {SCHEMES[scheme]} "
+                f"one name, of {', '.join(found)}; rename a dataset (dots and slashes do not count)"
             )
         return found
 

@@ -229,7 +229,7 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ({"merge_beside": {"merged": {"merge": "uniform"}}}, "merge_beside: 'merged' is the name of a row or an adapter"),
         ({"merge_beside": {"ingredient": {"merge": "uniform"}}}, "merge_beside: 'ingredient' is the name of a row or an adapter"),
         ({"merge_beside": {"uniform mix": {"merge": "uniform"}}}, "merge_beside: 'uniform mix' is the name of a row or an"),
-        ({"merge": "fixed", "merge_weights": [None, 1]}, r"merge_weights: \[None, 1\] in config_dict is not a list of numbers or a "),
+        ({"merge": "fixed", "merge_weights": [None, 1]}, r"merge_weights: \[None, 1\] in config_dict is not a list of numbers o"),
         (
             {"merge": "fixed", "merge_weights": {"ingredient": "all", "base spirit": 0}},
             "merge_weights: .* is not a list of numbers or a dictionary of numbers or ~; change ingredient: 'all'",
