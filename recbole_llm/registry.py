@@ -102,6 +102,13 @@ def _own_model(name: str) -> type[Any]:
     return found
 
 
+def dotted(module: str) -> str:
+    """The dotted name of a module that may be given by its file, ``my/model.py``."""
+    if module.endswith(".py") and not Path(module).is_absolute():
+        return ".".join(Path(module).with_suffix("").parts)
+    return module
+
+
 def own_module(name: str, given: str) -> ModuleType:
     """Import a module of the user, ``my.model`` or ``my/model.py``.
 
@@ -111,8 +118,7 @@ def own_module(name: str, given: str) -> ModuleType:
     Raises:
         ValueError: there is no such module, or its code raises an error, which is named with its line.
     """
-    if name.endswith(".py") and not Path(name).is_absolute():
-        name = ".".join(Path(name).with_suffix("").parts)
+    name = dotted(name)
     try:
         return importlib.import_module(name)
     except Exception as error:

@@ -32,7 +32,7 @@ def record_code(config: Any) -> str:
     named = (str(config[key]) for key in _INNER)
     kinds += [registry.get_model(name) for name in named if ":" in name]  # a user's own
     beside = [own.get("merge") if isinstance(own, dict) else own for own in (config["merge_beside"] or {}).values()]
-    merges = [str(name).replace(":", ".").rpartition(".")[0] for name in (config["merge"], *beside)]  # '' for known methods
-    merges = [name for name in merges if name and has_code(name)]  # the merge says what is wrong with others
+    merges = [registry.dotted(str(name).replace(":", ".").rpartition(".")[0]) for name in (config["merge"], *beside)]
+    merges = [name for name in merges if name and has_code(name)]  # '' of known methods; the merge says what is wrong with others
     retriever = ["recbole_llm.classical.retriever"] if config["candidates"]["source"] == "retriever" else []
     return code_fingerprint(*_ANY_RUN, *retriever, *(kind.__module__ for kind in kinds), *merges)

@@ -17,6 +17,7 @@ from recbole_llm.store import code
     [
         {"merge": "my_merges:mine"},
         {"merge": "my_merges.mine"},
+        {"merge": "my_merges.py:mine"},
         {"merge_beside": {"mine": {"merge": "my_merges:mine"}}},
     ],
 )
