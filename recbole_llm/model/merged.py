@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from recbole_llm.llm.forward import loss_scale
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unload
 from recbole_llm.llm.packing import token_batches
-from recbole_llm.merging import coefficients, rules
+from recbole_llm.merging import coefficients, methods, rules
 from recbole_llm.merging.coefficients import MergeProblem, given_weights, lattice_points
 from recbole_llm.merging.folders import NOT_WEIGHTED, READERS
 from recbole_llm.merging.full_model import check_foldable
@@ -116,8 +116,11 @@ class AdapterMerging:
             row: of ``merge_beside``; None: the model's own.
 
         Raises:
-            ValueError: ``merge_split`` names a phase without candidates, or ``merge_weights`` do not fit the adapters.
+            ValueError: ``merge_split`` names a phase without candidates, or ``merge_weights`` or the method do not fit the
+                adapters.
         """
+        if resolve(self.settings.method) is methods.factors:
+            self._check_alike(list(sources))
         if self.settings.method == "fixed" or self.settings.options["weights"] is not None:
             given_weights(MergeProblem(list(sources), [], settings=dict(self.settings.options)))
         settings, valid = self.settings, self.parts.eval_users(candidates)
@@ -144,6 +147,17 @@ class AdapterMerging:
         own = name if row is None else "-".join((name, re.sub(r"\W+", "-", row)[:80]))
         inputs = *sources.values(), *([lattice] if lattice else [])
         return Stage(own, depends, build, inputs, cost=cost)
+
+    def _check_alike(self, names: Sequence[str]) -> None:
+        """Refuse, before the others are trained, a given adapter whose factors cannot be added to theirs."""
+        first, *others = [(shape.r, sorted(shape.modules)) for shape in map(self.shape, names)]
+        for name, (rank, modules) in zip(names[1:], others, strict=True):
+            if (rank, modules) != first:
+                raise ValueError(
+                    f"merge: factors needs equal ranks and target modules, but {names[0]!r} has rank {first[0]} in "
+                    f"{len(first[1])} modules, and {name!r} rank {rank} in {len(modules)}; use 'uniform' or 'fixed', or give the "
+                    "run r and target_modules of the given adapter"
+                )
 
     def _merge(
         self, sources: Mapping[str, Stage], lattice: Stage | None, unlabelled: EvalUsers, valid: EvalUsers, work: Work

@@ -209,6 +209,21 @@ def test_a_base_model_that_may_be_the_backbone_is_accepted(
     assert assemble("TALLRec", settings, adapters={"tuned": str(folder)}).model.given.folders["tuned"] == folder
 
 
+def test_factors_of_another_rank_or_of_other_modules_are_refused_before_the_training(
+    settings: dict[str, Any], assemble: Any, tiny_lm: Path, tmp_path: Path
+) -> None:
+    def planned(method: str, **changes: Any) -> Any:
+        given = make(tiny_lm, tmp_path / "given", **changes)
+        made = assemble("LoRACocktail", settings, merge=method, adapters={"base spirit": str(given)})
+        return made.model.plan(made.candidates)
+
+    with pytest.raises(ValueError, match="factors needs .* 'base spirit' has rank 3 in 14 modules, and 'ingredient' rank 4"):
+        planned("factors")
+    with pytest.raises(ValueError, match="'base spirit' has rank 4 in 2 modules, and 'ingredient' rank 4 in 14; use 'uniform'"):
+        planned("factors", r=4, target_modules=["q_proj"])
+    assert planned("factors", r=4) and planned("ties")
+
+
 def test_one_of_another_size_is_refused(settings: dict[str, Any], assemble: Any, tmp_path: Path) -> None:
     wider = write_lm(tmp_path / "tiny-llama", hidden=48)  # the same name
     folder = make(wider, tmp_path / "mine", target_modules=["q_proj"])
