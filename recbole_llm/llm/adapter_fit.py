@@ -80,9 +80,15 @@ def _check_vocabulary(where: str, folder: Path, model_config: Any) -> None:
     """Trainers save the tokenizer beside the adapter: it must not have more tokens than the backbone has embeddings."""
     from tokenizers import Tokenizer
 
-    if not (folder / "tokenizer.json").is_file():
+    if not (file := folder / "tokenizer.json").is_file():
         return
-    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
+    try:
+        size = Tokenizer.from_file(str(file)).get_vocab_size(with_added_tokens=True)
+    except Exception as error:  # the tokenizers raise no narrower one
+        raise ValueError(
+            f"{where}: the tokenizer beside it cannot be read ({first_line(error)}); copy {file} again, or delete it if the "
+            "adapter was trained without new tokens"
+        ) from error
     rows = model_config.get_text_config().vocab_size
     if size > rows:
         raise ValueError(

@@ -181,6 +181,10 @@ def truncated(folder: Path) -> None:
         (damage_nan, "has values that are NaN or infinite"),
         (damage_vocabulary, "holds the whole matrix .*embed_tokens.weight of 999 tokens"),
         (damage_tokenizer, "the tokenizer beside it has 999 tokens, but the backbone has"),
+        (
+            lambda f: (f / "tokenizer.json").write_text("{"),
+            "the tokenizer beside it cannot be read .*; copy .*/mine/tokenizer.json",
+        ),
         (pickled, "has a pickled adapter_model.bin"),
         (truncated, "is damaged"),
         (shutil.rmtree, "there is no folder"),
