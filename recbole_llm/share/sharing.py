@@ -103,11 +103,13 @@ def _write(record: Mapping[str, Any], path: Path, target: Path, name: str, *, us
     with atomic_folder(target) as out:
         bases = base_models(record)
         public = public_record(record, bases, stages=folders, root=root, user_ids=user_ids)
-        adapters = {}
+        adapters, own_merge = {}, ""  # by the name in the card
         for stage, folder in folders.items():
             for adapter in _copy(folder, out / "stages" / folder.name, root):
                 inside = adapter.relative_to(folder).as_posix()
-                adapters[stage if inside == "." else f"{stage} ({inside})"] = adapter.relative_to(root).as_posix()
+                shown = stage if inside == "." else f"{stage} ({inside})"
+                adapters[shown] = adapter.relative_to(root).as_posix()
+                own_merge = shown if _is_own(adapter, record.get("merge")) else own_merge
         if named := record.get("checkpoint"):
             public["checkpoint"] = _weights(root / Path(named["file"]).name, named["sha256"], out / WEIGHTS, again)
         passport = {key: value for key, value in public["passport"].items() if key != "sketches"}
@@ -120,14 +122,22 @@ def _write(record: Mapping[str, Any], path: Path, target: Path, name: str, *, us
         if picture := (path.parent / PICTURE).is_file():
             shutil.copyfile(path.parent / PICTURE, out / PICTURE)
         left_out = [*LEFT_OUT, *([] if user_ids else [_USERS]), _SKETCHES]
-        # merged adapters first: the last stages are the model
-        shown = dict(reversed(adapters.items()))
-        text = card(public, bases, shown, name=name, licence=licence, left_out=left_out, picture=picture)
+        # the model's first: its merge, not those of the rows beside it, or else the last stage
+        listed = dict(sorted(reversed(adapters.items()), key=lambda pair: pair[0] != own_merge))
+        text = card(public, bases, listed, name=name, licence=licence, left_out=left_out, picture=picture)
         (out / CARD).write_text(text, encoding="utf-8")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     parts = ", ".join([*folders, *([WEIGHTS] if named else [])]) or "no weights: the model has none"
     lines = [str(target), f"{size / 1e6:.1f} MB: {parts}", *(f"not shared: {line}" for line in left_out)]
     return lines + [f"licence of {base.name}: {base.licence or 'not found, see its page'}" for base in bases]
+
+
+def _is_own(adapter: Path, merge: Mapping[str, Any] | None) -> bool:
+    """Whether a folder has the adapter of the model's ``merge``."""
+    if merge is None or not (adapter / MERGE_FILE).is_file():
+        return False
+    found = read_object(adapter / MERGE_FILE)
+    return all(found[key] == merge[key] for key in ("method", "settings", "sources", "weights"))
 
 
 def _copy(folder: Path, out: Path, root: Path) -> list[Path]:

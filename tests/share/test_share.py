@@ -110,14 +110,15 @@ def test_the_card_has_the_measured_table(sasrec: Path, shared: Path) -> None:
 
 @pytest.mark.slow
 def test_a_merge(module_settings: dict[str, Any], tiny_lm: Path, tmp_path: Path) -> None:
-    run = trained("LoRACocktail", module_settings, merge="grid", merge_prompts=4, **QUICK)
+    beside = {"merge_beside": {"even": {"merge": "uniform"}}, "placebos": ["zero"]}
+    run = trained("LoRACocktail", module_settings, merge="grid", merge_prompts=4, **beside, **QUICK)
     folder = tmp_path / "shared"
     share(run, str(folder))
     check_private(folder, run, tiny_lm)
     own, record = read_record(run / "record.json"), read_record(next(folder.glob("runs/*/record.json")))
     lattice = [stage for stage in own["stages"] if "lattice" in stage]
     assert lattice and {*own["stages"]} - {*record["stages"]} == {*lattice}  # scores of single users
-    merged = next(folder.glob("stages/cocktail-*/merged"))
+    merged = folder / "stages" / own["stages"]["cocktail"] / "merged"
     assert json.loads((merged / "merge.json").read_text())["weights"] == own["merge"]["weights"]
     text = ModelCard.load(folder / "README.md").text
     assert "The model is a merge of adapters by grid" in text and f"subfolder='{merged.relative_to(folder)}'" in text
