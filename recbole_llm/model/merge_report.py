@@ -65,7 +65,8 @@ class MergeReport:
             (work.out / REPORT_FILE).write_text(json.dumps(self._built(sources, lattice, valid, work), indent=1))
 
         inputs = *sources.values(), lattice
-        return Stage(f"{name}-report", depends, build, inputs, cost=lambda: self._cost(list(sources), valid))
+        cost = partial(self._cost, list(sources), valid)
+        return Stage(f"{name}-report", depends, build, inputs, cost=cost, role="merge_report")
 
     def _built(self, sources: Mapping[str, Stage], lattice: Stage, valid: EvalUsers, work: Work) -> dict[str, Any]:
         causal = self.merging.parts.backbone.load(work)

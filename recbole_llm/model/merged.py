@@ -146,7 +146,7 @@ class AdapterMerging:
 
         own = name if row is None else "-".join((name, re.sub(r"\W+", "-", row)[:80]))
         inputs = *sources.values(), *([lattice] if lattice else [])
-        return Stage(own, depends, build, inputs, cost=cost)
+        return Stage(own, depends, build, inputs, cost=cost, role=row or "")
 
     def _check_alike(self, names: Sequence[str]) -> None:
         """Refuse, before the others are trained, a given adapter whose factors cannot be added to theirs."""

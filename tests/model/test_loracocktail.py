@@ -16,6 +16,7 @@ from recbole_llm.llm.adapter_folders import WEIGHTS_FILE
 from recbole_llm.llm.lora import AdapterView, load_adapters
 from recbole_llm.model.loracocktail import LoRACocktail
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.store.recorded_stages import RecordedStages
 from recbole_llm.store.stages import Work, in_order
 
 
@@ -165,6 +166,21 @@ def test_the_published_merge_and_ours_are_rows_of_one_table(run):
     assert list(record["merge"]["weights"].values()) == pytest.approx(record["merge"]["trace"][-1]["weights"])
     alone, _ = run()  # the row beside it is what it would be as the model
     assert result["variants"]["ours"] == alone["test_result"]
+
+
+def test_rows_whose_names_differ_in_signs_alone_are_found_in_a_record(module_settings, assemble, tmp_path):
+    """Also where the code has changed since, and with it the fingerprints."""
+    beside = {name: {"merge": "fixed", "merge_weights": weights} for name, weights in {"a b": [0, 1], "a-b": [1, 0]}.items()}
+    beside["report"] = {"merge": "uniform"}
+    made = assemble("LoRACocktail", module_settings, merge_beside=beside, merge_report=True)
+    made.model.plan(made.candidates)
+    stages = made.model.merge_rows.stages
+    recorded, ran = {}, [stages["a b"], stages["a-b"], stages["report"], made.model.measures_merges]
+    for number, stage in enumerate(ran):
+        earlier = replace(stage, depends={"code": "of that day"})
+        recorded[earlier.second_name if stage.name in recorded else stage.name] = f"folder-{number}"
+    found = [RecordedStages(tmp_path, recorded=recorded).folder(stage).name for stage in ran]
+    assert found == list(recorded.values()) == [f"folder-{number}" for number in range(4)]
 
 
 def test_each_adapter_has_its_own_training_settings(module_settings, assemble):
