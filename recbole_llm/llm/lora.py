@@ -134,7 +134,8 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         # not peft's get_peft_model_state_dict: it leaves out layers that are named like another adapter, as 0 or model
-        targeted = [module for module, layer in lora_modules(model).items() if name in layer.scaling]  # type: ignore[arg-type]
+        loaded: Any = model
+        targeted = [module for module, layer in lora_modules(loaded).items() if name in layer.scaling]
         expected = {factor_key(module, factor) for module in targeted for factor in "AB"}
         if expected != keys[name]:
             odd = min(expected ^ keys[name])

@@ -103,7 +103,8 @@ def _write(record: Mapping[str, Any], path: Path, target: Path, name: str, *, us
     with atomic_folder(target) as out:
         bases = base_models(record)
         public = public_record(record, bases, stages=folders, root=root, user_ids=user_ids)
-        adapters, own_merge = {}, ""  # by the name in the card
+        adapters: dict[str, str] = {}  # by the name in the card
+        own_merge = ""
         for stage, folder in folders.items():
             for adapter in _copy(folder, out / "stages" / folder.name, root):
                 inside = adapter.relative_to(folder).as_posix()
