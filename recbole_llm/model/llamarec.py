@@ -64,7 +64,9 @@ class LlamaRec(LLMRanker):
         self.labels = {}
         for row in () if self.reranks else rows:
             names = list(self.parts.prompts.labels or ())[: self.listed.items.size(1) if self.listed else None]
-            first, target = (np.bincount(slots, minlength=len(names)) for slots in (row.ranks.first, row.ranks.slots))
+            found = np.isfinite(row.ranks.ranks)  # a target that the retriever has missed has no label
+            slots = row.ranks.first, np.array(row.ranks.slots, dtype=int)[found]
+            first, target = (np.bincount(part, minlength=len(names)) for part in slots)
             if row.ranks.first:
                 p = float(chisquare(first).pvalue)
                 self.labels[row.name] = {"labels": names, "first": first.tolist(), "target": target.tolist(), "p": p}

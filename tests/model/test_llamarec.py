@@ -110,6 +110,14 @@ def test_first_places_are_those_of_the_labels(made: Any) -> None:
     assert not made.model.findings([])
 
 
+def test_a_target_that_is_not_listed_has_no_label(made: Any) -> None:
+    """As with candidates of a retriever; its slot would be that of A."""
+    ranks = Ranks()
+    ranks.add(torch.arange(3), torch.rand(3, 10), torch.tensor([4, 0, 0]), torch.tensor([False, True, True]))
+    found = made.model.findings([Row("of a retriever", {}, ranks)])["labels"]["of a retriever"]
+    assert sum(found["first"]) == 3 and found["target"] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+
+
 def test_a_full_ranking_puts_the_retrievers_top_in_the_order_of_the_labels(
     settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
