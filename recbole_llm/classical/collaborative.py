@@ -122,7 +122,9 @@ class CollaborativeModel:
 
     def load(self, folder: Path) -> None:
         """Read the stage's result."""
-        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        found, weights = load_file(folder / "model.safetensors"), self.model.state_dict()
+        self.model.load_other_parameter({name: found.pop(name).to(self.device) for name in [*found] if name not in weights})
+        self.model.load_state_dict(found)
         if issubclass(self._trainer_class, SequenceTraining):
             make_causal(self.model)  # as in training
         self.model.requires_grad_(False).eval()
@@ -147,7 +149,9 @@ class CollaborativeModel:
         score, _ = trainer.fit(train, valid, show_progress=self.config["show_progress"])
         trainer.load_best()
         logger.info(f"cf-{self.name}: best validation {self.config['valid_metric']} {score:.4f} under full ranking")
-        save_tensors(work.out / "model.safetensors", self.model.state_dict())
+        # beside its weights, Pop has its counts, and KGCN the neighbours that it has drawn; not vectors of the last ranking
+        others = {n: v for n, v in self.model.other_parameter().items() if isinstance(v, Tensor) and not n.startswith("restore_")}
+        save_tensors(work.out / "model.safetensors", others | self.model.state_dict())
 
     def _cost(self) -> Cost:
         if self._checkpoint:

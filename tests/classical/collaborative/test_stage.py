@@ -55,6 +55,19 @@ def test_what_is_trained_does_not_depend_on_what_was_drawn_before(
     assert any(not torch.equal(again.model.state_dict()[key], tensor) for key, tensor in fresh.items())
 
 
+@pytest.mark.parametrize("name", ["Pop", "ItemKNN", "LightGCN"])
+def test_a_later_run_has_the_same_scores_from_the_cached_stage(
+    shared_settings: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    """Also of a model that counts, and so has no weights."""
+    ranked = []
+    for _ in range(2):
+        retriever = Retriever(LLMConfig("TALLRec", "tiny", config_dict={**shared_settings, "retriever": name}))
+        retriever.load(StageCache(tmp_path).run(retriever.stage))
+        ranked.append(retriever.top("test", 5))
+    assert ranked[0] == ranked[1]
+
+
 @pytest.mark.parametrize("name", ["SASRec", "NeuMF"])
 def test_it_is_frozen_and_deterministic(make: Make, name: str) -> None:
     cf = make(name)
