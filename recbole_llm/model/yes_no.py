@@ -103,7 +103,7 @@ class YesNoTraining(AdapterTraining):
         """Encodes the training examples of the target.
 
         With ratings, the answer is whether the user likes the item. Without them every chosen item is liked, so in half of
-        the examples an item that the user did not choose replaces it, and the answer is No.
+        the examples an item that the user did not choose replaces it, if there is any, and the answer is No.
         """
         parts, prompts = self.parts, self.parts.builder(tokenizer)
 
@@ -111,8 +111,9 @@ class YesNoTraining(AdapterTraining):
             history, disliked = parts.domain.histories[example.user], parts.disliked[example.user + 1]
             item = int(history[example.end])
             likes = item not in disliked
-            if parts.histories.disliked is None and rng.random() < 0.5:
-                (item,) = negatives.sample(rng, parts.domain.trained_items, parts.domain.excluded(history, item), 1)
+            pool, known = parts.domain.trained_items, parts.domain.excluded(history, item)
+            if parts.histories.disliked is None and rng.random() < 0.5 and len(known) < len(pool):
+                (item,) = negatives.sample(rng, pool, known, 1)
                 likes = False
             shown = history[: example.end].tolist()
             return prompts.example(shown, disliked, item, likes, train_on_inputs=parts.train_on_inputs)

@@ -164,6 +164,19 @@ def test_without_ratings_sampled_items_are_not_liked(module_settings: dict[str, 
     assert 8 < answers.count("Yes.</s>") < 32
 
 
+def test_somebody_who_has_chosen_every_item_likes_all_of_them(
+    module_settings: dict[str, Any], assemble: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = assemble("TALLRec", module_settings, **FORM, train_on_inputs=False)
+    parts, tokenizer = made.model.parts, made.model.parts.backbone.tokenizer
+    spec = made.model.trained(made.candidates)["tuned"]
+    encode, (example, *_) = made.model.adapter_training.encoder(spec, tokenizer), made.model.adapter_training.examples(spec)[0]
+    monkeypatch.setitem(vars(parts.domain), "trained_items", np.unique(parts.domain.histories[example.user]))
+    for seed in range(8):
+        row, _ = encode(example, np.random.default_rng(seed))
+        assert tokenizer.decode(row.ids).endswith("Yes.</s>")
+
+
 @pytest.mark.slow
 def test_a_run_with_the_papers_file_reports_the_adapter_and_the_lm_without_it(
     settings: dict[str, Any], with_ratings: dict[str, Any]
