@@ -22,12 +22,13 @@ from recbole_llm.classical.collaborative import CollaborativeModel, padded
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.full_ranking import RandomTies, finite, mask
 from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.llm import likelihood, lora
 from recbole_llm.model import routing
 from recbole_llm.model.eval_users import EvalUsers
-from recbole_llm.model.parts import histories_of
+from recbole_llm.model.parts import Parts, histories_of
 from recbole_llm.model.routing import Choice, Features, RoutingSettings, Rule
-from recbole_llm.store.code import PACKAGE, code_fingerprint
+from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Stage, StageCache, Work
 
@@ -182,7 +183,8 @@ class TwoModels:
 
     def stage(self, inputs: Sequence[Stage]) -> Stage:
         """The stage that scores validation users by both models, the results of ``inputs``, and writes the rule."""
-        ranker = {kind.__module__ for kind in (*type(self.llm).__mro__, *type(self.llm.parts).__mro__)}
+        kinds = [*type(self.llm).__mro__, *type(self.llm.parts).__mro__]
+        ranker = {kind.__module__ for kind in kinds if issubclass(kind, Recommender | Parts)}  # the user's own included
         depends = {
             "settings": self.settings.as_dict(),
             "users": [self._eval_users("valid").fingerprint, self.number],
@@ -190,7 +192,7 @@ class TwoModels:
             "masked": self.llm.parts.validation.masked,
             "longest": self.llm.max_seq_length,
             "scores": self.llm.parts.scores_depend_on(),
-            "ranker": code_fingerprint(alone={name for name in ranker if name.startswith(f"{PACKAGE}.model")}),
+            "ranker": code_fingerprint(alone=ranker),
         }
         code = likelihood.__name__, lora.__name__
         return Stage("routing", depends, self._choose, inputs=(*inputs, self.cf.stage), code=code, cost=self._cost)

@@ -20,6 +20,7 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.model import cascade, routing
 from recbole_llm.planner import TEST, VALIDATION, plan_of
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.store import code
 from recbole_llm.store.costs import metered
 from recbole_llm.store.processes import Processes
 from recbole_llm.store.stages import in_order
@@ -256,6 +257,27 @@ def test_a_ranker_of_the_user_brings_its_own_settings(tmp_path: Path, monkeypatc
     assert (found["boldness"], found["lora_epochs"], found["cheap_model"], found.unread) == (0.25, 3, "SASRec", {})
     with pytest.raises(ValueError, match="boldness: 'much' in config_dict is not a number"):
         LLMConfig("Cascade", "tiny", config_dict={"llm_ranker": "mine:OwnRanker", "boldness": "much"})
+
+
+def test_the_rule_is_chosen_anew_where_the_code_of_the_users_ranker_changes(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "OwnRanker.yaml").write_text("extends: model/TALLRec\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = []
+    for sign in ("", "-"):
+        body = f"def _scored(self, *given):\n        return {sign}super()._scored(*given)"
+        (tmp_path / "mine.py").write_text(
+            f"from recbole_llm.model.tallrec import TALLRec\n\n\nclass OwnRanker(TALLRec):\n    {body}\n"
+        )
+        monkeypatch.setattr(registry, "_own", {})
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        code._tree.cache_clear()
+        found.append(
+            {stage.folder_name for stage in in_order(assembled("Cascade", settings, llm_ranker="mine:OwnRanker").stages)}
+        )
+    assert [name.rpartition("-")[0] for name in found[1] - found[0]] == ["routing"]
 
 
 def test_the_plan_counts_both_parts(settings: dict[str, Any], tmp_path: Path) -> None:
