@@ -51,6 +51,8 @@ class AlphaRec(Recommender, LightGCN):
         self.negatives = config["num_negatives"]
         self.seed = config["seed"]
         self.hidden_multiplier = config["hidden_multiplier"]
+        new = dataset.histories.scenario.new  # which training does not know
+        self.pool = torch.tensor([item for item in range(1, self.n_items) if item not in new])  # of the negatives
         self.text = TextBackbone(config, item_sentences(dataset.item_texts, text_fields(config, dataset.item_texts)))
         self.known = csr_matrix(self.interaction_matrix, dtype=bool)  # [U, I]
         mean = diags(1 / np.asarray(self.known.sum(1)).clip(min=1).ravel()) @ self.known.astype(np.float64)
@@ -113,11 +115,11 @@ class AlphaRec(Recommender, LightGCN):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """InfoNCE of (user, item) pairs against sampled items that the batch shares: a scalar.
 
-        A user's items of the training split are not negatives of that user.
+        A user's items of the training split are not negatives of that user, and items that a scenario keeps new are none at all.
         """
         self.restore_user_e = self.restore_item_e = None  # LightGCN's cache of the last evaluation
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]  # [B]
-        drawn = torch.randint(1, self.n_items, (self.negatives,))  # [N]
+        drawn = self.pool[torch.randint(len(self.pool), (self.negatives,))]  # [N]
         known = torch.from_numpy(self.known[users.cpu().numpy()][:, drawn.numpy()].toarray()).to(self.device)  # [B, N]
         user_vectors, item_vectors = self.forward()
         vectors = user_vectors[users]  # [B, D]

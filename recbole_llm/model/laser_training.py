@@ -148,12 +148,13 @@ class TowerTraining:
         save_tensors(work.out / USER, towers.user.state_dict())
 
     def loss(self, towers: Towers, tokens: int) -> Loss:
-        """Cross-entropy over the cosines with all items, plus load balancing; no gradient through the item matrix.
+        """Cross-entropy over the cosines with all items but new ones, plus load balancing; no gradient through the item matrix.
 
         Users are computed in parts of ``tokens`` padded tokens. The parts add up to the loss of the batch: the item matrix is the
         same for all, and the share of each expert in the load balance is that of the batch.
         """
         config, reader, tower = self.config, self.reader, towers.user
+        new = torch.tensor(sorted(self.parts.histories.scenario.new), dtype=torch.long)  # which training does not know
 
         def loss(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Iterator[Part]:
             if config.single_share:  # items are histories of length one
@@ -171,6 +172,8 @@ class TowerTraining:
             def of(part: list[int]) -> Tensor:
                 users, routing = reader.embed(tower, [histories[i] for i in part], (states[part], known[part]))  # [b, D]
                 logits = users @ items.to(users.device).T / config.temperature  # [b, I - 1]
+                if len(new):
+                    logits = logits.index_fill(1, new.to(logits.device) - 1, -torch.inf)
                 own = torch.tensor([targets[i] - 1 for i in part], device=logits.device)  # [b]
                 found = F.cross_entropy(logits, own, reduction="sum") / len(histories)
                 if routing is not None and batch is not None:

@@ -67,7 +67,7 @@ def test_a_sparse_product_has_the_values_and_gradients_of_a_dense_one() -> None:
 def test_loss_is_infonce_and_what_a_user_knows_is_no_negative(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = made.model, next(iter(made.train))[:5]
     drawn = torch.arange(1, 13)
-    monkeypatch.setattr(torch, "randint", lambda *bounds: {(1, model.n_items, (12,)): drawn}[bounds])
+    monkeypatch.setattr(torch, "randint", lambda *bounds: {(model.n_items - 1, (12,)): drawn - 1}[bounds])
     with torch.no_grad():
         loss, (users, items) = model.calculate_loss(batch), model.forward()
     histories, terms = made.train._dataset.histories, []
@@ -77,6 +77,12 @@ def test_loss_is_infonce_and_what_a_user_knows_is_no_negative(made: Any, monkeyp
         terms.append(-(items[compared] @ users[user] / 0.15).log_softmax(0)[0])
         assert len(compared) < 13 or not known & set(drawn.tolist())
     torch.testing.assert_close(loss, torch.stack(terms).mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_new_items_are_no_negatives(module_settings: dict[str, Any], assemble: Any) -> None:
+    model = (made := assemble("AlphaRec", module_settings, new_items=0.2)).model
+    new = made.train._dataset.histories.scenario.new
+    assert new and {*model.pool.tolist()} == {*range(1, model.n_items)} - new
 
 
 def test_no_parameter_belongs_to_an_item_or_a_user(made: Any) -> None:

@@ -85,6 +85,17 @@ def test_the_loss_is_the_papers(made: Made, weight: float) -> None:
     assert found.item() == pytest.approx(expected + weight * balance, abs=1e-3)
 
 
+def test_new_items_are_no_rivals_of_a_target(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trained(new_items=0.2, **QUICK)
+    matrix, new = made.model.item_matrix, sorted(made.model.parts.histories.scenario.new)
+    loss = batch_loss(made)
+    for items, same in ((new, True), ([item for item in range(1, len(matrix)) if item not in new], False)):
+        other = matrix.clone()
+        other[items] = -other[items]
+        monkeypatch.setattr(made.model.towers, "item_matrix", other)
+        assert torch.isclose(batch_loss(made), loss) == same
+
+
 def test_no_gradient_goes_into_the_item_matrix_the_item_tower_or_the_lm(trained: Any) -> None:
     made = trained(**QUICK)
     towers, matrix = made.model.towers, made.model.item_matrix
