@@ -42,7 +42,7 @@ class TextBackbone:
         builtin = self._path == BUILTIN
         self._builtin = config["builtin_text_encoder"]
         self.stages = (builtin_stage(sentences, **self._builtin, seed=config["seed"]),) if builtin else ()
-        self.name = distribution_of(self._path) if is_package(self._path) else str(self._path)
+        self.name = distribution_of(self._path) if is_package(self._path) else self._name_of(Path(self._path).expanduser())
 
     @cached_property
     def _source(self) -> Path | str:
@@ -63,6 +63,12 @@ class TextBackbone:
     def builtin(self) -> tuple[str, ...]:
         """``text_encoder`` if it is the builtin one, which is not pretrained."""
         return ("text_encoder",) if self.stages else ()
+
+    def _name_of(self, folder: Path) -> str:
+        """The name of an encoder from a folder or the hub, as :func:`load_text_encoder` gives it."""
+        if not self.stages and (folder / NAME).is_file():
+            return str(json.loads((folder / NAME).read_text())["name"])
+        return folder.resolve().name if folder.is_dir() and not self.stages else str(self._path)
 
     def read_name(self, results: Folders) -> None:
         """Set :attr:`name` to that of the encoder that the stage has made, without loading it."""

@@ -72,6 +72,19 @@ def test_another_encoder_needs_no_stage(tmp_path: Path) -> None:
     assert torch.equal(other.vectors(other.load(cache)), backbone.vectors(backbone.load(cache)))
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_an_encoder_has_the_name_that_it_has_once_it_is_loaded(tmp_path: Path, named: bool) -> None:
+    """A run that reuses its stages loads none, and its table has the same name as that of the first run."""
+    backbone, cache = TextBackbone(config(tmp_path), SENTENCES), StageCache(tmp_path / "stages")
+    folder = cache.run(*backbone.stages).rename(tmp_path / "mine")
+    if not named:
+        (folder / "text_encoder.json").unlink()
+    other = TextBackbone(config(tmp_path, text_encoder_path=str(folder)), SENTENCES)
+    name = other.name
+    assert name == other.load().name and (name == "mine") != named
+    assert TextBackbone(config(tmp_path, text_encoder_path="org/sbert"), SENTENCES).name == "org/sbert"
+
+
 def test_a_frozen_encoder_has_the_precision_of_the_device_and_a_trained_one_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
