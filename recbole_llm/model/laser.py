@@ -235,7 +235,8 @@ class Laser(LLMEncoder):
         if self.training_config.epochs["phase2"]:
             name, last = "phase2", cache.folder(self.phase2)
             self.towers.user.load_state_dict(load_file(last / USER))
-        warn_if_untrained(name, last, self.n_items - 1 - len(self.parts.histories.scenario.new))
+        items = self.n_items - 1 - len(self.parts.histories.scenario.new)
+        warn_if_untrained(name, last, items, self.training_config.load_balance_weight * self._routes)
         self._log_experts(type(self).__name__, self.reader, self.towers)
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:

@@ -49,18 +49,19 @@ LEARNT = 0.05
 """Nats by which the loss of a trained tower is below that of equal scores."""
 
 
-def warn_if_untrained(name: str, folder: Path, items: int) -> None:
-    """Warn if the last quarter of the losses of a phase is that of equal scores for all items.
+def warn_if_untrained(name: str, folder: Path, items: int, balance: float = 0.0) -> None:
+    """Warn if the last quarter of the losses of a phase is not below that of equal scores for all items.
 
     Args:
         folder: of the result of the phase, which has its curve.
+        balance: the weight of the load balance, a part of the loss that is 1 or more.
     """
     curve = Curve.read(folder, name)
     losses = [loss for _, loss in curve.points.get("loss", ())] if curve else []
-    equal = math.log(items)
+    equal = math.log(items) + balance
     if losses and (last := fmean(losses[3 * len(losses) // 4 :])) > equal - LEARNT:
         logger.warning(
-            f"{name}: nothing has been learnt: the loss, {last:.2f}, is that of equal scores for all {items:,} items, "
+            f"{name}: nothing has been learnt: the loss, {last:.2f}, is not below that of equal scores for all {items:,} items, "
             f"{equal:.2f}; raise train_samples, {name}_epochs or {name}_learning_rate"
         )
 

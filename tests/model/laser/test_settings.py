@@ -183,6 +183,14 @@ def test_a_phase_that_has_learnt_nothing_is_told(
     assert ("raise train_samples, phase2_epochs or phase2_learning_rate" in caplog.text) == told
 
 
+def test_the_load_balance_in_the_loss_is_no_sign_of_equal_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Curve("phase-2", points={"loss": [(1, 4.8), (2, 4.4)]}).write(tmp_path)
+    warn_if_untrained("phase2", tmp_path, 40, balance=1.0)
+    assert not caplog.text
+    warn_if_untrained("phase2", tmp_path, 40)
+    assert "the loss, 4.40, is not below that of equal scores for all 40 items, 3.69" in caplog.text
+
+
 def test_a_run_says_so_of_its_last_phase(
     module_settings: dict[str, Any], assemble: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
