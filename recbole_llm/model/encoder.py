@@ -122,6 +122,7 @@ class LLMEncoder(Recommender, SequentialRecommender):
         rows = np.repeat(np.arange(len(users)), [len(history) for history in known])  # [H]
         history = torch.from_numpy(rows), torch.from_numpy(np.concatenate(known))
         scores = mask(scores, history if self.parts.validation.masked else None)
+        scores[:, sorted(histories.scenario.new)] = -torch.inf  # which occur at test alone
         ties = RandomTies(histories.user_ids, histories.item_ids)
         ranks, _ = target_ranks(ties(scores, torch.tensor(users), 1, targets), targets)
         return metrics.metrics(ranks.tolist(), [metric])[metric]

@@ -21,6 +21,7 @@ from tests.model.laser.conftest import (
     loss_of,
     stage_tensors,
     state,
+    valid_score,
 )
 
 # -- frozen and trained ------------------------------------------------------------------------------------------------
@@ -86,14 +87,17 @@ def test_the_loss_is_the_papers(made: Made, weight: float) -> None:
 
 
 def test_new_items_are_no_rivals_of_a_target(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in training nor in validation."""
     made = trained(new_items=0.2, **QUICK)
     matrix, new = made.model.item_matrix, sorted(made.model.parts.histories.scenario.new)
-    loss = batch_loss(made)
+    loss, score = batch_loss(made), valid_score(made.model)
     for items, same in ((new, True), ([item for item in range(1, len(matrix)) if item not in new], False)):
         other = matrix.clone()
         other[items] = -other[items]
         monkeypatch.setattr(made.model.towers, "item_matrix", other)
         assert torch.isclose(batch_loss(made), loss) == same
+        monkeypatch.setattr(made.model, "item_matrix", other)
+        assert (valid_score(made.model) == score) == same
 
 
 def test_no_gradient_goes_into_the_item_matrix_the_item_tower_or_the_lm(trained: Any) -> None:
