@@ -106,7 +106,7 @@ def _of_results(commands: _Group) -> None:
     add("--user", metavar="ID", help="a user of the dataset")
     add("--history", metavar="TEXT", help='titles or ids of items, oldest first, "TITLE|TITLE|TITLE", of any user')
     add("--users", type=Path, metavar="FILE", help="users of the dataset, one id per line")
-    add("--top", type=int, default=10, metavar="K", help="number of items for each (default: 10)")
+    add("--top", type=int, default=10, metavar="K", help="number of items for each user (default: 10)")
     add("--candidates", type=Path, metavar="FILE", help="rank these items alone; titles (new ones, too) or ids")
     add("--until", default="now", choices=("now", "test", "valid"), help="end the history before this item (default: now)")
     add("--seen", **_SWITCH, help="also recommend items of the history")

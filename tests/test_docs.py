@@ -97,6 +97,23 @@ def commands() -> Iterator[tuple[Path, str]]:
             yield file, line
 
 
+def test_rows_of_a_table_have_as_many_cells_as_its_heading() -> None:
+    """A vertical bar within a cell needs a backslash, in code too."""
+    found = []
+    for file in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "properties").rglob("*.md"),
+    ]:
+        width = 0
+        for line in file.read_text(encoding="utf-8").splitlines():
+            width = 0 if not line.startswith("|") else width or len(re.findall(r"(?<!\\)\|", line))
+            if width and len(re.findall(r"(?<!\\)\|", line)) != width:
+                found.append(f"{file.name}: {line[:80]}")
+    assert not found
+
+
 def dotted_names() -> list[str]:
     """Every ``recbole_llm.package.name`` in the documents."""
     files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "properties").rglob("*.yaml")]
