@@ -58,9 +58,9 @@ class ResumableTraining(SafeCheckpoints):
     def fit(self, *arguments: Any, **keywords: Any) -> Any:
         """RecBole's, from the epoch that a killed run was at."""
         self._began = time.monotonic()
-        self._due = self._began + self.config["save_every_seconds"]
         self._first = _versions(_tensors(self.model))
         if self.scratch is not None:
+            self._due = self._began + self.config["save_every_seconds"]
             self._resume(self.scratch / "epoch")
         return super().fit(*arguments, **keywords)
 
