@@ -117,8 +117,8 @@ of `recbole-llm replicate reccocktail-ml-100k reccocktail-amazon-beauty`.
 Each cell is the mean difference of {metric} to the single adapter that is better on the same test users, with the 95 % bootstrap
 interval of the paired differences. That adapter is known only after the test, so a rule that always finds it has 0. The last
 column counts the pairs in which the interval lies below 0, contains it, and lies above it. One interval in twenty
-misses the true value. On the pretrained LLM, `auto` compares the points of its lattice alone, without steps of Adam. For the
-rules see [Merging adapters](../merging.md).
+misses the true value. On the pretrained LLM, `auto` compares the points of its lattice alone, without steps of Adam; on
+amazon-beauty that LLM is in bfloat16. For the rules see [Merging adapters](../merging.md).
 
 {table(found, metric)}
 """
