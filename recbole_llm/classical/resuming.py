@@ -82,15 +82,14 @@ class ResumableTraining(SafeCheckpoints):
         of_model = _tensors(self.model)
         changed = [name for name, version in _versions(of_model).items() if version != self._first.get(name)]
         tensors |= {f"model.{name}": of_model[name] for name in changed}
+        numbers = {name: value for name, value in vars(self.model).items() if type(value) in (int, float)}  # MultiVAE's steps
         best = Path(self.saved_model_file)
         state = {
             "random": values,
             "best": best.name if best.is_file() else None,
             "best_valid_result": self.best_valid_result and {name: float(one) for name, one in self.best_valid_result.items()},
             "losses": self.train_loss_dict,
-            "numbers": {
-                name: value for name, value in vars(self.model).items() if type(value) in (int, float)
-            },  # MultiVAE counts
+            "numbers": numbers,
             "seconds": self.earlier + time.monotonic() - self._began,
         }
         with atomic_folder(folder) as out:
