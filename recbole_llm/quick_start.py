@@ -157,12 +157,16 @@ def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved
         best_valid_score, best_valid_result = trainer.fit(
             run.train, run.valid, saved=saved, show_progress=config["show_progress"]
         )
-    waited = trainer.cache.waited
-    trained = time.monotonic() - waited
+    trained, validating = time.monotonic() - trainer.cache.waited, trainer.waited
 
     record = RunRecord(config, trainer, run.valid, run.test)
     testing = evaluate_variants(run, record, saved=saved, main=main)
-    seconds = {"train": trained - began + trainer.earlier, "evaluate": time.monotonic() - waited - trained, "waited": waited}
+    waited = trainer.cache.waited + trainer.waited
+    seconds = {
+        "train": trained - validating - began + trainer.earlier,
+        "evaluate": time.monotonic() - waited - (trained - validating),
+        "waited": waited,
+    }
 
     ranks = {row.name: row.ranks for row in record.rows}
     with metered() as generating:
@@ -182,18 +186,25 @@ def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved
 
 
 def evaluate_variants(run: Run, record: RunRecord, *, saved: bool, main: bool) -> Measured:
-    """Add the row of the model, then those beside it; returns what they have cost. Process 0 (``main``) saves predictions."""
+    """Add the row of the model and those beside it; returns what they have cost. Process 0 (``main``) saves predictions.
+
+    Rows that another run computes at present come last, so that runs that share rows share the work.
+    """
     config, trainer = run.config, run.trainer
     own, *others = trainer.recommender.variants().items()
-    rows = [(config["model"], own[1]), *others]  # records know the model's row by its name in the configuration
-    writer = predictions.saved(config, run.test) if main else contextlib.nullcontext()
+    rows = dict([(config["model"], own[1]), *others])  # records know the model's row by its name in the configuration
+    writer, waited, left = predictions.saved(config, run.test) if main else contextlib.nullcontext(), trainer.waited, [*rows]
     with writer as trainer.predictions, metered() as testing:
-        for name, variant in rows:
+        while left:
+            name = next((name for name in left if trainer.is_free(run.test, rows[name])), left[0])
+            left.remove(name)
             if trainer.predictions is not None:
                 trainer.predictions.start(name)
             options = {"load_best_model": saved and not record.rows, "show_progress": config["show_progress"]}
-            record.add(name, trainer.evaluate(run.test, variant=variant, **options), reranked=variant.reranked)
+            record.add(name, trainer.evaluate(run.test, variant=rows[name], **options), reranked=rows[name].reranked)
+    record.rows.sort(key=lambda row: [*rows].index(row.name))
     trainer.predictions = None
+    testing.seconds -= trainer.waited - waited
     return testing
 
 

@@ -6,6 +6,7 @@ same candidates.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ class ProtocolTrainer(ResumableTraining):
         cache: the results of its stages.
         ranks: of the last evaluation.
         users_per_second: of the last evaluation; None if it used cached scores.
+        waited: seconds that evaluations have waited for other runs that computed the same scores.
         validated: number of users of the validation after training; None if RecBole's trainer validates.
         training, validation: what RecBole's ``fit`` or that validation has cost; None until it is done.
         predictions: writes the rankings of the evaluation; None if they are not saved.
@@ -68,6 +70,7 @@ class ProtocolTrainer(ResumableTraining):
         self._ranked: Tensor | None = None  # of an evaluation; None: all
         self.ranks = Ranks()
         self.users_per_second: float | None = None
+        self.waited = 0.0
         self.validated: int | None = None
         self.training: Measured | None = None
         self.validation: Measured | None = None
@@ -200,28 +203,35 @@ class ProtocolTrainer(ResumableTraining):
         self._ranked = getattr(eval_data, "users", None) if self._users is None else self._users
         longest = max(*self.config["topk"], 1 if self.predictions is None else self.predictions.topk)
         self._ranking = FullRanking(data.known_items, RandomTies(*data.tokens), longest)
-        self._scores = self._cached_scores()
+        self._scores = self._cached_scores(self._variant, eval_data)
         given = [metric.lower() for metric in self.evaluator.config["metrics"]]
         self.evaluator.metrics = given if self._candidates is None else accuracy(given)
         self.ranks = Ranks()
-        began = time.monotonic()
-        with progress_bar("evaluation", len(eval_data), show=show_progress) as self._bar:
-            result = super().evaluate(eval_data, load_best_model=False, show_progress=False)
-        self.users_per_second = len(self.ranks.users) / (time.monotonic() - began) or None
-        if self._scores is not None:
-            self._scores.close()
-            self.users_per_second = None if self._scores.found else self.users_per_second
+        with contextlib.nullcontext(0.0) if self._scores is None else self._scores.computed() as waited:
+            self.waited += waited
+            began = time.monotonic()
+            with progress_bar("evaluation", len(eval_data), show=show_progress) as self._bar:
+                result = super().evaluate(eval_data, load_best_model=False, show_progress=False)
+            self.users_per_second = len(self.ranks.users) / (time.monotonic() - began) or None
+        if self._scores is not None and self._scores.found:
+            self.users_per_second = None
         if (tied := self.ranks.tie_rate) > 0.01:
             level = WARNING if tied > 0.5 else INFO  # the metrics are then mostly chance
             logger.log(level, f"ties: the target has the score of another item for {tied:.1%} of the users; they rank at random")
         return result
 
-    def _cached_scores(self) -> CachedScores | None:
-        """The cache of the variant's scores of these candidates; None if they are not to be cached."""
-        if self._candidates is None:
+    def is_free(self, eval_data: Any, variant: Variant) -> bool:
+        """Whether no other run computes at present what an evaluation of the variant would wait for."""
+        scores = self._cached_scores(variant, eval_data)
+        return scores is None or scores.is_free
+
+    def _cached_scores(self, variant: Variant, eval_data: Any) -> CachedScores | None:
+        """The cache of the variant's scores of the candidates; None if they are not to be cached."""
+        candidates = getattr(eval_data, "candidates", None)
+        if candidates is None:
             return None
-        users = self._candidates.users if self._users is None else self._users
-        folder = self._variant.scores_folder(self.checkpoint_dir, self._candidates.sha256, users)
+        users = candidates.users if self._users is None else self._users
+        folder = variant.scores_folder(self.checkpoint_dir, candidates.sha256, users)
         return None if folder is None else CachedScores(folder)
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:

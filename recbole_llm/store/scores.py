@@ -5,6 +5,8 @@ The folder's name depends on everything that determines the scores. They are sto
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from logging import getLogger
 from pathlib import Path
 
@@ -12,13 +14,14 @@ import torch
 from torch import Tensor
 
 from recbole_llm.store.files import DamagedError, is_complete, load_state, save_state
+from recbole_llm.store.locks import locked, only_one
 from recbole_llm.store.processes import current
 
 logger = getLogger()
 
 
 class CachedScores:
-    """Scores [N, C] by user, read from ``folder`` if it exists, otherwise collected and written to it.
+    """Scores [N, C] by user, read from ``folder`` if it exists, otherwise collected in :meth:`computed` and written to it.
 
     Attributes:
         found: whether cached scores were used.
@@ -29,14 +32,38 @@ class CachedScores:
         self._collected: list[tuple[Tensor, Tensor]] = []
         self._rows: dict[int, Tensor] = {}
         self.found = False
-        if is_complete(folder):
+        self._read()
+
+    def _read(self) -> None:
+        if is_complete(self._folder):
             try:
-                tensors, _ = load_state(folder)
+                tensors, _ = load_state(self._folder)
                 self._rows = dict(zip(tensors["users"].tolist(), tensors["scores"], strict=True))
             except (DamagedError, OSError) as error:  # or another process is putting its own in their place
                 logger.warning(f"{error}; computing the scores again")
         if not all(current().gather(bool(self._rows))):  # all processes compute them, or none
             self._rows = {}
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the scores are there, or no other run computes them now."""
+        if self._rows:
+            return True
+        with only_one(self._folder) if current().main else contextlib.nullcontext(True) as free:
+            return current().agree(free)
+
+    @contextlib.contextmanager
+    def computed(self) -> Iterator[float]:
+        """Write the scores that the block collects; yields the seconds of waiting for another run that computes the same ones."""
+        if self._rows:
+            yield 0.0
+            return
+        with locked(self._folder, "evaluation") if current().main else contextlib.nullcontext(0.0) as waited:
+            self._read()  # those of the other run
+            yield waited
+            if self._collected and current().main:
+                users, scores = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+                save_state(self._folder, {"users": users, "scores": scores}, {})
 
     def find(self, users: Tensor) -> Tensor | None:
         """Scores [B, C] of users [B], or None if they are not cached."""
@@ -49,9 +76,3 @@ class CachedScores:
     def add(self, users: Tensor, scores: Tensor) -> None:
         """Collect scores [B, C] of users [B]."""
         self._collected.append((users.cpu(), scores.detach().float().cpu()))
-
-    def close(self) -> None:
-        """Write the collected scores atomically."""
-        if self._collected and current().main:
-            users, scores = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
-            save_state(self._folder, {"users": users, "scores": scores}, {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,9 @@ from torch import nn
 
 from recbole_llm.classical.trainer import ProtocolTrainer
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Facts, Recommender, Variant, recommender_of
+from recbole_llm.evaluation.record import RunRecord
+from recbole_llm.quick_start import evaluate_variants
+from recbole_llm.store.locks import locked
 from recbole_llm.store.stages import Stage, StageCache, Work
 
 
@@ -107,6 +112,32 @@ def test_the_first_variant_is_evaluated_unless_another_is_given(run: SimpleNames
     second = run.trainer.evaluate(run.test, variant=other)
     assert second != first
     assert [a + b for a, b in zip(ranks.ranks, run.trainer.ranks.ranks, strict=True)] == [11] * 60  # of 10 candidates, reversed
+
+
+def test_a_row_that_another_run_computes_comes_last_and_stands_in_its_place(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.trainer.plan(run.candidates)
+    run.trainer.fit(run.train, run.valid)
+    rows = {"Pop": "Constant", "reversed": "reversed", "third": "reversed"}  # the first has the name of the configuration
+    variants = {name: replace(run.model.variants()[row], fingerprint=name) for name, row in rows.items()}
+    monkeypatch.setattr(run.model, "variants", lambda: variants)
+    users, order = run.test.candidates.users, []
+    folders = {v.scores_folder(run.config["checkpoint_dir"], run.test.candidates.sha256, users): n for n, v in variants.items()}
+    evaluate, held = run.trainer.evaluate, contextlib.ExitStack()
+    held.enter_context(locked(next(iter(folders)), "the other run"))
+
+    def observed(*args: Any, variant: Variant, **kwargs: Any) -> Any:
+        order.append(variant.fingerprint)
+        if variant.fingerprint == "Pop":
+            held.close()
+        return evaluate(*args, variant=variant, **kwargs)
+
+    monkeypatch.setattr(run.trainer, "evaluate", observed)
+    record = RunRecord(run.config, run.trainer, run.valid, run.test)
+    evaluate_variants(run, record, saved=False, main=True)
+    assert order == ["reversed", "third", "Pop"] and [row.name for row in record.rows] == [*rows]
+    assert all(folder.is_dir() for folder in folders) and run.trainer.waited == 0
 
 
 def test_the_retriever_is_planned_first_run_and_loaded(run: SimpleNamespace) -> None:

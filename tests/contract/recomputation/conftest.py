@@ -94,8 +94,7 @@ class Trained:
     def _rows(run: Any) -> dict[str, str]:
         found = {}
         for name, variant in run.trainer.recommender.variants().items():
-            run.trainer._variant, run.trainer._candidates = variant, run.test.candidates
-            if (scores := run.trainer._cached_scores()) is not None:
+            if (scores := run.trainer._cached_scores(variant, run.test)) is not None:
                 found[name] = scores._folder.name
         return found
 
