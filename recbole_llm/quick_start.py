@@ -95,6 +95,8 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     run.trainer.check()  # finds out how the LM is run, which the plan depends on
     planned = run.plan() if processes.main else None
     logger.info(str(planned))
+    if planned is not None and config["show_progress"]:
+        run.trainer.cache.planned = planned.work
     tracked = trackers.TrackedRun(config.record_file.parent, config.plain(), config["wandb_project"])
     with (
         trackers.reports(names if processes.main else (), tracked) as report,

@@ -51,6 +51,11 @@ class Plan:
         """All estimated floating-point operations."""
         return sum(line.cost.flops or 0 for line in self.lines if line.cost)
 
+    @property
+    def work(self) -> dict[str, int]:
+        """:attr:`Cost.work` of the lines, by name."""
+        return {line.name: line.cost.work for line in self.lines if line.cost}
+
     def seconds(self, cost: Cost) -> float | None:
         """Predicted duration; None if the operations or the speed are not known."""
         if self.speed is None or cost.flops is None:

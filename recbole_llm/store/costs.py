@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 
@@ -96,6 +96,11 @@ class Cost:
         """The sum of ``memory``, bytes."""
         return sum(self.memory.values())
 
+    @property
+    def work(self) -> int:
+        """As :attr:`Measured.work`."""
+        return _work(self.trained, self.read)
+
 
 @dataclass
 class Measured:
@@ -111,8 +116,18 @@ class Measured:
     seconds: float = 0.0
     peak: int = 0
 
+    @property
+    def work(self) -> int:
+        """Tokens so far, padding included; one with gradients counts three times, as its backward pass costs two forward ones."""
+        return _work(self.trained, self.read)
+
 
 _meters: ContextVar[tuple[Measured, ...]] = ContextVar("meters", default=())
+_watchers: ContextVar[tuple[Callable[[], None], ...]] = ContextVar("watchers", default=())
+
+
+def _work(trained: Tokens, read: Tokens) -> int:
+    return 3 * trained.fed + read.fed
 
 
 @contextlib.contextmanager
@@ -126,6 +141,16 @@ def metered() -> Iterator[Measured]:
         _meters.reset(token)
         measured.seconds = time.monotonic() - began
         measured.peak = peak_memory_bytes()
+
+
+@contextlib.contextmanager
+def watched(watcher: Callable[[], None]) -> Iterator[None]:
+    """Call ``watcher`` after every pass that is counted in the block."""
+    token = _watchers.set((*_watchers.get(), watcher))
+    try:
+        yield
+    finally:
+        _watchers.reset(token)
 
 
 @contextlib.contextmanager
@@ -145,6 +170,8 @@ def count(tokens: Tokens, *, trained: bool) -> None:
             measured.trained += tokens
         else:
             measured.read += tokens
+    for watcher in _watchers.get():
+        watcher()
 
 
 def peak_memory_bytes() -> int:

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from recbole_llm.store.processes import current
 
 logger = getLogger()
+_said = 0.0  # when a bar has last written a line of the log
 
 
 class Bar:
-    """Made by :func:`progress_bar`."""
+    """Made by :func:`progress_bar` or :func:`share_bar`."""
 
     def __init__(self, name: str, total: int, bar: tqdm, logs: bool):
         self._name, self._total, self._bar, self._logs = name, total, bar, logs
@@ -35,6 +36,16 @@ class Bar:
             shown = "" if loss is None else f", loss {float(loss):.3f}"
             logger.info(f"{self._name}: {self._done}/{self._total}{shown}, {left:.0f} s left")
 
+    def reach(self, done: int) -> None:
+        """Show how much of the total is done; in a log, only if no bar inside this one has written a line for a while."""
+        done = min(done, self._total)
+        if not self._bar.disable:
+            self._bar.update(done - self._done)
+        elif self._due(silence=True):
+            left = (self._logged - self._began) / max(done, 1) * (self._total - done)
+            logger.info(f"{self._name}: {done / self._total:.0%}, {left:.0f} s left")
+        self._done = done
+
     def tell(self, news: str) -> None:
         """Show what is under way."""
         if not self._bar.disable:
@@ -43,19 +54,29 @@ class Bar:
         elif self._due():
             logger.info(f"{self._name}: {self._done}/{self._total}, {news}")
 
-    def _due(self) -> bool:
-        """Whether it is time for the next line of the log."""
-        now = time.monotonic()
-        due = self._logs and now - self._logged > max(15, (now - self._began) / 10)
+    def _due(self, *, silence: bool = False) -> bool:
+        """Whether it is time for the next line of the log; with ``silence``, it is not soon after a line of another bar."""
+        global _said
+        now, pause = time.monotonic(), 15 * (1 + silence)
+        due = self._logs and now - max(self._logged, _said * silence) > max(pause, pause * (now - self._began) / 150)
         if due:
-            self._logged = now
+            _said = self._logged = now
         return due
 
 
 @contextlib.contextmanager
-def progress_bar(name: str, total: int, *, start: int = 0, show: bool = True) -> Iterator[Bar]:
-    """A bar that is live on a terminal, and lines of the log elsewhere. Of several processes, one has it."""
+def progress_bar(name: str, total: int, *, start: int = 0, show: bool = True, bar_format: str | None = None) -> Iterator[Bar]:
+    """A bar that is live on a terminal, and lines of the log elsewhere. Of several processes, one has it.
+
+    Args:
+        bar_format: tqdm's, of the live bar.
+    """
     show = show and current().main
     live = show and sys.stderr.isatty()
-    with tqdm(total=total, initial=start, desc=name, ncols=100, leave=False, disable=not live) as bar:
+    with tqdm(total=total, initial=start, desc=name, ncols=100, leave=False, disable=not live, bar_format=bar_format) as bar:
         yield Bar(name, total, bar, logs=show)
+
+
+def share_bar(name: str, total: int) -> contextlib.AbstractContextManager[Bar]:
+    """A :func:`progress_bar` for :meth:`Bar.reach`, of a total in a unit that says nothing to a reader."""
+    return progress_bar(name, total, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")

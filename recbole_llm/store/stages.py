@@ -23,10 +23,11 @@ from recbole.utils import init_seed
 
 from recbole_llm.store import curves
 from recbole_llm.store.code import code_fingerprint
-from recbole_llm.store.costs import Cost, Measured, metered
+from recbole_llm.store.costs import Cost, Measured, metered, watched
 from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, verify
 from recbole_llm.store.locks import locked
 from recbole_llm.store.processes import current
+from recbole_llm.store.progress import share_bar
 
 logger = getLogger()
 
@@ -131,6 +132,16 @@ def _written(folder: Path) -> Iterator[Path]:
             yield Path(dropped)
 
 
+@contextlib.contextmanager
+def _shown(name: str, measured: Measured, planned: int) -> Iterator[None]:
+    """Show how much of its planned work a stage has done, if that is known."""
+    if not planned:
+        yield
+        return
+    with share_bar(f"stage {name}", planned) as bar, watched(lambda: bar.reach(measured.work)):
+        yield
+
+
 @dataclass
 class StageCache:
     """Computes and caches the results of stages under ``root`` (``<checkpoint_dir>/stages``).
@@ -140,6 +151,7 @@ class StageCache:
         measured: what each stage that ran has cost, by name.
         folders: folder of each result by name, or by :attr:`Stage.second_name` if another stage has that name.
         waited: seconds spent waiting for other processes that computed a stage.
+        planned: :attr:`Cost.work` of stages by name, of which a bar shows the share that is done.
     """
 
     root: Path
@@ -148,6 +160,7 @@ class StageCache:
     measured: dict[str, Measured] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
     waited: float = 0.0
+    planned: Mapping[str, int] = field(default_factory=dict)
 
     def folder(self, stage: Stage) -> Path:
         """The folder of a stage's result, which may not exist yet."""
@@ -217,7 +230,8 @@ class StageCache:
         init_seed(self.seed, True)  # the result must not depend on which earlier stages were cached
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
-        with metered() as measured, torch.enable_grad(), _written(folder) as out:
+        planned = 0 if any(scratch.iterdir()) else self.planned.get(name, 0)  # what a resumed stage has done is not known
+        with metered() as measured, _shown(stage.name, measured, planned), torch.enable_grad(), _written(folder) as out:
             token = _trained.set([])
             try:
                 with curves.recording(name, scratch / "curve.jsonl") as curve:

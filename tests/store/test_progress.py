@@ -7,13 +7,14 @@ import logging
 import pytest
 
 from recbole_llm.store import progress
-from recbole_llm.store.progress import progress_bar
+from recbole_llm.store.progress import progress_bar, share_bar
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_said", 0.0)
     return now
 
 
@@ -42,3 +43,22 @@ def test_news_are_lines_too_unless_nothing_is_to_be_shown(clock: list[float], ca
                 clock[0] += 1
                 bar.tell("SASRec: epoch 3")
     assert caplog.messages == ["leaderboard: 0/4, SASRec: epoch 3"]
+
+
+def test_a_share_is_told_where_the_bars_inside_are_silent(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with share_bar("stage ingredient", 1000) as outer:
+        with progress_bar("ingredient", 4) as inner:
+            for clock[0] in (20.0, 40.0):
+                outer.reach(round(10 * clock[0]))
+                inner.advance()
+        for clock[0] in range(50, 100, 10):  # a validation
+            outer.reach(round(10 * clock[0]))
+        clock[0] = 140.0
+        outer.reach(1200)  # more than was planned
+    assert caplog.messages == [
+        "ingredient: 1/4, 60 s left",
+        "ingredient: 2/4, 40 s left",
+        "stage ingredient: 80%, 20 s left",
+        "stage ingredient: 100%, 0 s left",
+    ]
