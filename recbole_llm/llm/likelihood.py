@@ -36,6 +36,7 @@ class TitleLikelihood:
         soft_tokens: fills the soft slots of prompts; ``user_key`` maps a row of the batch to the key of its user's slot.
         prior: its likelihood without a history is subtracted (``normalize: pmi``; Holtzman et al., EMNLP 2021,
             arXiv 2104.08315), so that rare or unseen titles are not penalised.
+        known: what :meth:`without_history` has computed, by item; None: nothing is kept, since the LM is being trained.
     """
 
     lm: Any
@@ -45,6 +46,7 @@ class TitleLikelihood:
     soft_tokens: SoftTokens | None = None
     user_key: Callable[[int], int] | None = None
     prior: TitleLikelihood | None = None
+    known: dict[int, Tensor] | None = None
 
     def __call__(self, histories: Histories, candidates: Tensor, users: Sequence[int] | None = None) -> Tensor:
         """Scores [B, C] in fp32 of candidates [B, C] for B histories of internal item ids, oldest first; differentiable.
@@ -56,7 +58,7 @@ class TitleLikelihood:
 
     def with_lm(self, lm: Any) -> TitleLikelihood:
         """A copy with another LM, or other adapters."""
-        return replace(self, lm=lm, prior=self.prior and replace(self.prior, lm=lm))
+        return replace(self, lm=lm, prior=self.prior and replace(self.prior, lm=lm, known=None))
 
     def prompts_of(self, histories: Histories, candidates: Tensor) -> list[Prompt]:
         """The prompts of histories, with candidates [B, C] if prompts show them."""
@@ -77,9 +79,11 @@ class TitleLikelihood:
         if self.prompts.shows_candidates:
             return self._likelihoods([[]] * len(candidates), candidates)
         items, place = candidates.cpu().unique(return_inverse=True)  # [N], [B, C]
-        width = candidates.size(1)
-        rows = torch.cat([items, items[:1].expand(-len(items) % width)]).view(-1, width)  # padded with the first
-        found = self._likelihoods([[]] * len(rows), rows).flatten()
+        known, width = {} if self.known is None else self.known, candidates.size(1)
+        if missing := [item for item in items.tolist() if item not in known]:
+            rows = torch.tensor([*missing, *missing[:1] * (-len(missing) % width)]).view(-1, width)  # padded with the first
+            known.update(zip(missing, self._likelihoods([[]] * len(rows), rows).flatten(), strict=False))
+        found = torch.stack([known[item] for item in items.tolist()])  # [N]
         return found[place.to(found.device)]  # [B, C]
 
     def inputs(
@@ -104,3 +108,9 @@ class TitleLikelihood:
         """A title and what followed it in training: the end of the answer, or the separator of several titles."""
         longer = self.several_titles and self.prompts.shows_candidates
         return self.prompts.first_of_ranking(item) if longer else self.prompts.answers[item]
+
+
+def remembering(likelihood: Any) -> Any:
+    """A copy for an LM that does not change any more: its prior, if it has one, scores each title once for all calls."""
+    prior = getattr(likelihood, "prior", None)
+    return likelihood if prior is None else replace(likelihood, prior=replace(prior, known={}))

@@ -31,7 +31,7 @@ from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM, load_config
 from recbole_llm.llm.finetune import LoRATrainingConfig
 from recbole_llm.llm.generation import Generator, check_generates
-from recbole_llm.llm.likelihood import TitleLikelihood
+from recbole_llm.llm.likelihood import TitleLikelihood, remembering
 from recbole_llm.llm.lora import AdapterView, load_adapters, unload
 from recbole_llm.merging.full_model import target_folder, write_full_model
 from recbole_llm.merging.report import draw_merge, merge_record
@@ -258,7 +258,7 @@ class LLMRanker(Recommender, SequentialRecommender):
             depends: JSON-serializable values that determine the scores besides settings, histories and code.
             generator: decodes the row's answers for the published protocol; None if it has none.
         """
-        found = self._row(partial(self._scored, likelihood), self._code(likelihood, likelihood.scorer), depends)
+        found = self._row(partial(self._scored, remembering(likelihood)), self._code(likelihood, likelihood.scorer), depends)
         if generator is None or self._published is None:
             return found
         code = self._code(likelihood, generator, self.published, self._published)

@@ -15,7 +15,7 @@ from recbole_llm.costs.parts import scoring_cost, shape_of
 from recbole_llm.evaluation.generated import USERS_AT_ONCE
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.generation import Generator
-from recbole_llm.llm.likelihood import TitleLikelihood
+from recbole_llm.llm.likelihood import TitleLikelihood, remembering
 from recbole_llm.store.costs import Cost, Tokens
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def scores_cost(
         return torch.from_numpy(np.random.default_rng(seed).integers(1, items, (len(interaction), top)))
 
     known = [(interaction, listed(interaction, candidates)) for interaction, candidates in batches]
-    scored = [(partial(_of_batch, score, likelihood), number) for likelihood, number in rows]
+    scored = [(partial(_of_batch, score, remembering(likelihood)), number) for likelihood, number in rows]
     users = sum(len(candidates) for _, candidates in known)
     chosen = all(candidates is not None for _, candidates in batches)
     note = "" if chosen else f"random items in place of the {reranked[1]} that the retriever will choose"

@@ -80,7 +80,7 @@ def _by_prompts(titles: Sequence[str], run: PastRun, likelihood: TitleLikelihood
         prompts = model.parts.builder(tokenizer, names=names, prompts=likelihood.prompts.settings)
         if not isinstance(likelihood, TitleLikelihood):
             return replace(likelihood, prompts=prompts)
-        return replace(likelihood, prompts=prompts, prior=likelihood.prior and extended(likelihood.prior))
+        return replace(likelihood, prompts=prompts, prior=likelihood.prior and extended(likelihood.prior), known=None)
 
     own = extended(likelihood)
     if isinstance(model, ALLMRec) and isinstance(likelihood.soft_tokens, SoftTokens):

@@ -11,7 +11,7 @@ import torch
 
 from recbole_llm.data.prompts import Prompt, PromptBuilder, PromptSettings, number_soft_tokens
 from recbole_llm.llm.causal_lm import load_causal_lm
-from recbole_llm.llm.likelihood import TitleLikelihood
+from recbole_llm.llm.likelihood import TitleLikelihood, remembering
 from recbole_llm.llm.lora import AdapterView, attach_lora, lora_modules
 from recbole_llm.llm.scoring import Scorer
 
@@ -101,6 +101,25 @@ def test_without_a_history_every_title_is_scored_once_whatever_the_width(
     monkeypatch.setattr(Scorer, "__call__", spy)
     torch.testing.assert_close(found.without_history(candidates), expected, atol=1e-4, rtol=0)
     assert scored == [-(-len(candidates.unique()) // width) * width]
+
+
+@torch.no_grad()
+def test_a_prior_that_remembers_scores_a_title_once_for_all_calls(causal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, scored = remembering(likelihood(causal, prior=likelihood(causal))), []
+    calls = torch.tensor([[1, 2, 3], [5, 1, 2]]), torch.tensor([[3, 2, 1], [5, 3, 4]])
+    expected = [found.with_lm(causal.model)([[2], [4, 1]], candidates) for candidates in calls]  # forgets, as the LM may differ
+    read = TitleLikelihood._likelihoods
+
+    def spy(self: TitleLikelihood, histories: Any, candidates: torch.Tensor, users: Any = None) -> torch.Tensor:
+        scored.extend([] if any(histories) else candidates.flatten().tolist())
+        return read(self, histories, candidates, users)
+
+    monkeypatch.setattr(TitleLikelihood, "_likelihoods", spy)
+    for candidates, scores in zip(calls, expected, strict=True):
+        torch.testing.assert_close(found([[2], [4, 1]], candidates), scores, atol=1e-4, rtol=0)
+    assert scored == [1, 2, 3, 5, 1, 1, 4, 4, 4]  # rows of three, padded with the first
+    without = likelihood(causal)
+    assert remembering(without) is without
 
 
 # -- other adapters ----------------------------------------------------------------------------------------------------
