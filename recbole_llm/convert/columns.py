@@ -14,53 +14,20 @@ ROLES = ("user", "item", "time", "rating", *TEXTS)
 """What a column may be."""
 
 # names without capitals, blanks and marks, the surest first
-_NAMES: Mapping[str, Sequence[str]] = {
-    "user": (
-        *("userid", "user", "uid", "username", "reviewerid", "customerid", "customer", "visitorid", "memberid", "member"),
-        *("accountid", "account", "listenerid", "listener", "readerid", "playerid", "personid", "sessionid", "session"),
-    ),
-    "item": (
-        *(
-            "itemid",
-            "iid",
-            "parentasin",
-            "asin",
-            "productid",
-            "movieid",
-            "bookid",
-            "trackid",
-            "songid",
-            "gameid",
-            "appid",
-            "newsid",
-        ),
-        *("articleid", "artistid", "businessid", "stockcode", "sku", "isbn", "itemcode", "productcode", "tmdbid", "imdbid"),
-        *("trackuri", "uri", "videoid", "recipeid", "courseid"),
-    ),
-    "time": (
-        *("timestamp", "unixreviewtime", "time", "datetime", "date", "ts", "eventtime", "createdat", "playedat", "listenedat"),
-        *(
-            "watchedat",
-            "viewedat",
-            "readat",
-            "purchasedat",
-            "orderedat",
-            "invoicedate",
-            "orderdate",
-            "purchasedate",
-            "reviewdate",
-        ),
-        *("reviewtime", "dateadded", "playdate", "endtime", "when", "at"),
-    ),
-    "rating": ("rating", "ratings", "stars", "overall", "score", "rate", "grade", "vote"),
-    "title": (
-        *("title", "itemtitle", "itemname", "movietitle", "tracktitle", "trackname", "songtitle", "songname", "booktitle"),
-        *("productname", "producttitle", "gamename", "appname", "mastermetadatatrackname", "headline", "name", "description"),
-    ),
-    "year": ("year", "releaseyear", "publicationyear", "yearpublished", "released"),
-    "brand": ("brand", "artist", "artistname", "author", "authors", "authorname", "director", "developer", "publisher", "store"),
-    "category": ("category", "categories", "genre", "genres", "tags", "topic", "topics", "department"),
-    "description": ("description", "summary", "abstract", "overview", "synopsis", "plot"),
+_NAMES: Mapping[str, str] = {
+    "user": "userid user uid username reviewerid customerid customer visitorid memberid member accountid account listenerid "
+    "listener readerid playerid personid sessionid session",
+    "item": "itemid iid parentasin asin productid movieid bookid trackid songid gameid appid newsid articleid artistid "
+    "businessid stockcode sku isbn itemcode productcode tmdbid imdbid trackuri uri videoid recipeid courseid",
+    "time": "timestamp unixreviewtime time datetime date ts eventtime createdat playedat listenedat watchedat viewedat readat "
+    "purchasedat orderedat invoicedate orderdate purchasedate reviewdate reviewtime dateadded playdate endtime when at",
+    "rating": "rating ratings stars overall score rate grade vote",
+    "title": "title itemtitle itemname movietitle tracktitle trackname songtitle songname booktitle productname producttitle "
+    "gamename appname mastermetadatatrackname headline name description",
+    "year": "year releaseyear publicationyear yearpublished released",
+    "brand": "brand artist artistname author authors authorname director developer publisher store",
+    "category": "category categories genre genres tags topic topics department",
+    "description": "description summary abstract overview synopsis plot",
 }
 # an id, or a title: what the values look like decides
 _THINGS = ("item", "product", "movie", "film", "song", "track", "book", "game", "article", "news", "artist", "recipe", "course")
@@ -102,7 +69,7 @@ def guess(table: Table, roles: Collection[str], given: Mapping[str, Any], key: s
         raise ConversionError(f"{key}: column {twice!r} has two roles; give each role another column, or None")
     open_roles = [role for role in ROLES if role in roles and role not in given]
     for role in open_roles:
-        if name := _by_name(_NAMES[role], _free(table.names, found)):
+        if name := _by_name(_NAMES[role].split(), _free(table.names, found)):
             found[role] = name
     if "item" in open_roles and "item" not in found:
         _place_thing(table, found, title_open="title" in open_roles and "title" not in found)

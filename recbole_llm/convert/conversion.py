@@ -81,7 +81,7 @@ class Conversion:
                 "or name the columns with --columns to read it as a table of yours"
             )
         self.layout = self._described(layout)
-        self._separators = self._list_separators()
+        self._separator = self._list_separator()
 
     def _described(self, layout: Layout) -> Layout:
         """The layout with a description only if it is asked for."""
@@ -120,18 +120,19 @@ class Conversion:
             about = ""
             if role == "time":
                 about = f" ({times_of(self.layout, self.options.time_format).said})"
-            elif role == "category" and (mark := self._separators.get("category")):
+            elif role == "category" and (mark := self._separator):
                 about = f" (values between {mark!r})"
             lines.append(f"  {role:<12} {name}{about}" if role in ROLES else f"               {name}")
         return lines
 
-    def _list_separators(self) -> dict[str, str | None]:
+    def _list_separator(self) -> str | None:
+        """Between the values of the column of categories."""
         layout = self.layout
         table, columns = (layout.inter, layout.inter_columns) if layout.items is None else (layout.items, layout.item_columns)
         if layout.texts is not None or "category" not in columns:
-            return {}
+            return None
         name = columns["category"]
-        return {"category": list_separator(name, (value for (value,) in table.sample([name])))}
+        return list_separator(name, (value for (value,) in table.sample([name])))
 
     def run(self) -> list[str]:
         """Convert; returns lines about what was read, removed and written.
@@ -188,14 +189,14 @@ class Conversion:
         if self.layout.items is None:
             for token, values in zip(data.item_ids, data.texts, strict=True):
                 if token in wanted:
-                    yield token, item_texts(values, self._separators)
+                    yield token, item_texts(values, self._separator)
             return
         others: list[str] = []
         known = len(wanted)
         for _, token, values in self._raw_items():
             if token in wanted:
                 wanted.remove(token)
-                yield token, item_texts(values, self._separators)
+                yield token, item_texts(values, self._separator)
             elif len(others) < 3:
                 others.append(token)
         if len(wanted) == known:

@@ -266,7 +266,7 @@ def _core(rest: Interactions, least: int) -> np.ndarray:
         stays = now
 
 
-def item_texts(values: Texts, separators: dict[str, str | None]) -> dict[str, str]:
+def item_texts(values: Texts, separator: str | None) -> dict[str, str]:
     """The clean texts of an item by role; the values of a category are joined by the separator of lists."""
     found = {role: clean(values.get(role)) for role in TEXTS if role != "category"}
-    return found | {"category": SEPARATOR.join(parts(values.get("category"), separators.get("category")))}
+    return found | {"category": SEPARATOR.join(parts(values.get("category"), separator))}

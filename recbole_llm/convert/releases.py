@@ -70,28 +70,24 @@ def of_user(
         )
     separate = None if items is None else _items(items, encoding)
     roles = ("user", "item", "time", "rating", *(() if separate else TEXTS[:4]), *(TEXTS[4:] if "description" in columns else ()))
-    found = guess(inter, roles, {role: name for role, name in columns.items()}, "--columns")
+    found = guess(inter, roles, columns, "--columns")
     for role, others in (("user", ("user",)), ("item", ("item", "title"))):
         if not found.keys() & {*others}:
             raise ConversionError(
                 f"{inter.shown}: none of its columns is known as that of the {role}s: {', '.join(inter.names)}; name it, as in "
                 f"--columns=\"{{'{role}': '{inter.names[0]}'}}\""
             )
-    named: dict[str, str] = {}
-    sources = [found] if separate is None else []
     item_found: dict[str, str] = {}
     if separate is not None:
         item_found = guess(separate, ("item", *TEXTS), item_columns, "--item_columns")
-        if "item" not in item_found or "item" not in found:
-            where = separate if "item" not in item_found else inter
-            key = "--item_columns" if "item" not in item_found else "--columns"
-            raise ConversionError(
-                f"{where.shown}: no column is known as that of the items' ids: {', '.join(where.names)}; name it, as in "
-                f"{key}=\"{{'item': '{where.names[0]}'}}\""
-            )
-        sources.append(item_found)
-    for own in sources:
-        named |= {role: column_name(name) for role, name in own.items() if role in TEXTS and role != "title"}
+        for where, own, key in ((separate, item_found, "--item_columns"), (inter, found, "--columns")):
+            if "item" not in own:
+                raise ConversionError(
+                    f"{where.shown}: no column is known as that of the items' ids: {', '.join(where.names)}; name it, as in "
+                    f"{key}=\"{{'item': '{where.names[0]}'}}\""
+                )
+    texts = found if separate is None else item_found
+    named = {role: column_name(name) for role, name in texts.items() if role in TEXTS and role != "title"}
     hints = [*(found[role] for role in ("item", "title") if role in found), *inter.names, _stem(source), to]
     return Layout("your table", inter, found, separate, item_found, None, named, words(hints))
 
