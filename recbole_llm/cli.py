@@ -58,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.function is not cli_commands.doctor:  # which says what else is missing, too
             compat.check_recbole()
         _check_processes(options)
+        keys = _keys(others)
+        if keys and options.function in cli_commands.WITHOUT_KEYS:
+            raise ValueError(f"no option {keys[0].partition('=')[0]}; see {options.prog} --help")
         with _terminable(), quiet_streams():
-            failed = options.function(options, _keys(others))
+            failed = options.function(options, keys)
             print(end="", flush=True)
     except KeyboardInterrupt as interruption:
         if tells():

@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from recbole_llm import registry
@@ -95,7 +95,6 @@ def replicate(options: argparse.Namespace, keys: list[str]) -> bool:
 
 def recommend(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm recommend``."""
-    _check_no_keys(keys, "recommend")
     given = [name for name in ("user", "users", "history") if getattr(options, name) is not None]
     if len(given) != 1:
         raise ValueError("give one of --user=ID, --history='TITLE|TITLE' and --users=FILE")
@@ -143,7 +142,6 @@ def evaluate(options: argparse.Namespace, keys: list[str]) -> None:
 
 def look(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm look``."""
-    _check_no_keys(keys, "look")
     if options.out.suffix != ".html":
         raise ValueError(f"--out={options.out}: give the name of an .html file")
     with _large_imports():
@@ -165,7 +163,6 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
 
 def share(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm share``."""
-    _check_no_keys(keys, "share")
     with _large_imports():
         from recbole_llm import logs
         from recbole_llm.share.sharing import share
@@ -190,7 +187,6 @@ def tune(options: argparse.Namespace, keys: list[str]) -> None:
 
 def merge(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm merge``."""
-    _check_no_keys(keys, "merge")
     if options.full_model is not None:
         from recbole_llm import logs
 
@@ -201,7 +197,6 @@ def merge(options: argparse.Namespace, keys: list[str]) -> None:
 
 def forecast(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm forecast``."""
-    _check_no_keys(keys, "forecast")
     from recbole_llm.leaderboard.forecast import write_forecast
 
     found, files = write_forecast(options.runs, options.out, metric=options.metric)
@@ -259,7 +254,6 @@ def data_export(options: argparse.Namespace, keys: list[str]) -> None:
 
 def data_convert(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm data convert``."""
-    _check_no_keys(keys, "data convert")
     from recbole_llm.convert.conversion import Conversion, Options
 
     names = ("to", "out", "items", "columns", "item_columns", "time_format", "encoding", "k_core", "min_rating", "repeats")
@@ -290,7 +284,6 @@ def data_describe(options: argparse.Namespace, keys: list[str]) -> None:
 
 def doctor(options: argparse.Namespace, keys: list[str]) -> bool:
     """``recbole-llm doctor``."""
-    _check_no_keys(keys, "doctor")
     from recbole_llm.doctor.report import examine
 
     report = examine(options.checkpoint_dir)
@@ -300,7 +293,6 @@ def doctor(options: argparse.Namespace, keys: list[str]) -> bool:
 
 def cache_list(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm cache list``."""
-    _check_no_keys(keys, "cache list")
     from recbole_llm.store.leftovers import contents
 
     print(contents(options.checkpoint_dir))
@@ -308,7 +300,6 @@ def cache_list(options: argparse.Namespace, keys: list[str]) -> None:
 
 def cache_clean(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm cache clean``."""
-    _check_no_keys(keys, "cache clean")
     from recbole_llm.store.leftovers import clean
 
     lines = 0
@@ -318,6 +309,4 @@ def cache_clean(options: argparse.Namespace, keys: list[str]) -> None:
         print(f"nothing is left over in {options.checkpoint_dir}")
 
 
-def _check_no_keys(keys: Sequence[str], command: str) -> None:
-    if keys:
-        raise ValueError(f"no option {keys[0].partition('=')[0]}; see recbole-llm {command} --help")
+WITHOUT_KEYS = (recommend, look, share, merge, forecast, data_convert, doctor, cache_list, cache_clean)

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 def _command(group: _Group, name: str, function: Callable, line: str, about: str, keys: str) -> _Add:
     """Add a command to the parser of the program or of a command that has commands."""
     own = group.add_parser(name, help=line, description=about, epilog=keys + texts.END, **_FORM)
-    own.set_defaults(function=function)
+    own.set_defaults(function=function, prog=own.prog)
     return own.add_argument
 
 
