@@ -24,8 +24,13 @@ def metrics(ranks: Sequence[float], names: Iterable[str]) -> dict[str, float]:
 
 
 def half_widths(ranks: Sequence[float], names: Iterable[str]) -> dict[str, float]:
-    """Half width of the 95 % confidence interval over users (normal approximation) of each of :func:`metrics`."""
-    return {name: float(1.96 * values.std() / np.sqrt(len(values))) for name, values in by_user(ranks, names).items()}
+    """The :func:`half_width` over users of each of :func:`metrics`."""
+    return {name: half_width(values) for name, values in by_user(ranks, names).items()}
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half width of the 95 % confidence interval of the mean of values [N] (normal approximation)."""
+    return float(1.96 * values.std() / np.sqrt(len(values)))
 
 
 def by_user(ranks: Sequence[float], names: Iterable[str]) -> dict[str, np.ndarray]:

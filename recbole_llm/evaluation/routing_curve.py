@@ -7,16 +7,16 @@ Legend: N users, S shares.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
+from recbole_llm.evaluation.metrics import half_width
 from recbole_llm.evaluation.plots import lines
 from recbole_llm.store.files import atomic_write
 
@@ -93,16 +93,16 @@ class RoutingCurve:
             point = Point(
                 share,
                 value=float(row.mean()),
-                half_width=_half_width(row),
+                half_width=half_width(row),
                 gain=float((row - cheap).mean()),
-                gain_half_width=_half_width(row - cheap),
+                gain_half_width=half_width(row - cheap),
                 random=float(cheap.mean() + share * gains.mean()),
                 oracle=float(best[number]),
                 cpu_seconds=None if cpu_seconds is None else 1000 * (cpu_seconds[0] + share * cpu_seconds[1]),
             )
             points.append(point)
         later = [values[at + 1 :] - row for at, row in enumerate(values)]
-        superior = [any(gain.mean() > _half_width(gain) for gain in more) for more in later]
+        superior = [any(gain.mean() > half_width(gain) for gain in more) for more in later]
         top = int(best.argmax())
         return cls(metric, points, points[superior.index(False)].share, (float(best[top]), top / users), users)
 
@@ -114,11 +114,7 @@ class RoutingCurve:
 
     def write(self, folder: Path, title: str) -> list[str]:
         """Write ``routing.csv`` and ``routing.png`` to a folder; returns lines for the log."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Point)])
-        writer.writerows([asdict(point).values() for point in self.points])
-        atomic_write(folder / "routing.csv", text.getvalue())
+        atomic_write(folder / "routing.csv", pd.DataFrame(self.points).to_csv(index=False, lineterminator="\n"))
         heights = {"rule": [p.value for p in self.points], "at random": [p.random for p in self.points]}
         heights["oracle (test targets)"] = [p.oracle for p in self.points]
         lines(
@@ -156,7 +152,3 @@ class RoutingCurve:
         ]
         headers = ["routed", self.metric, "gain", "at random", "oracle (test targets)", "CPU s for 1,000 users"]
         return tabulate(rows, headers=headers, disable_numparse=True, colalign=["right"] * len(headers))
-
-
-def _half_width(values: np.ndarray) -> float:
-    return float(1.96 * values.std() / np.sqrt(len(values)))

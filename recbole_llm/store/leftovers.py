@@ -115,29 +115,21 @@ def contents(root: Path) -> str:
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"checkpoint_dir: there is no folder {root} (relative to {Path.cwd()})")
-    lines = []
-    for name, meaning in KINDS.items():
-        entries = [path for path in (root / name).glob("*") if not path.name.startswith(".")]
-        if entries:
-            lines.append([name, len(entries), _shown(sum(map(_size, entries))), meaning])
-    checkpoints = list(root.glob("*.pth"))
-    if checkpoints:
-        lines.append(["*.pth", len(checkpoints), _shown(sum(map(_size, checkpoints))), "classical models, as RecBole keeps them"])
-    others = [path for path in root.glob("[!.]*") if path.name not in KINDS and path.suffix != ".pth"]
-    if others:
-        lines.append(
-            ["others", len(others), _shown(sum(map(_size, others))), f"not of this package: {', '.join(_names(others))}"]
-        )
+    left, old = _left_over(root), unused(root)
+    entries = {name: [path for path in (root / name).glob("*") if not path.name.startswith(".")] for name in KINDS}
+    entries["*.pth"] = [*root.glob("*.pth")]
+    entries["others"] = [path for path in root.glob("[!.]*") if path.name not in KINDS and path.suffix != ".pth"]
+    meanings = KINDS | {"*.pth": "classical models, as RecBole keeps them"}
+    meanings["others"] = f"not of this package: {', '.join(_names(entries['others']))}"
+    lines = [[name, len(own), _shown(sum(map(_size, own))), meanings[name]] for name, own in entries.items() if own]
     if lines:
         lines.append(["total", "", _shown(_size(root)), "hidden files included"])
-    left = [*temporaries(root), *unfinished(root), *weights(root)]
-    if left:
-        lines.append(["left over", len(left), _shown(sum(one.size for one in left)), "of killed runs: recbole-llm cache clean"])
-    if old := unused(root):
-        size = _shown(sum(one.size for one in old))
-        lines.append(["unused", len(old), size, "stages that no record names: recbole-llm cache clean --unused"])
+    for name, own, about in (
+        ("left over", left, "of killed runs: recbole-llm cache clean"),
+        ("unused", old, "stages that no record names: recbole-llm cache clean --unused"),
+    ):
+        if own:
+            lines.append([name, len(own), _shown(sum(one.size for one in own)), about])
     return tabulate(lines, headers=["", "entries", "size", ""], disable_numparse=True) if lines else f"{root} is empty"
 
 
@@ -147,12 +139,16 @@ def clean(root: Path, *, with_unused: bool = False) -> Iterator[str]:
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"checkpoint_dir: there is no folder {root} (relative to {Path.cwd()})")
-    for leftover in [*temporaries(root), *unfinished(root), *weights(root), *(unused(root) if with_unused else [])]:
+    for leftover in [*_left_over(root), *(unused(root) if with_unused else [])]:
         line = f"removed {leftover.path} ({_shown(leftover.size)}): {leftover.why}"
         leftover.remove()
         yield line
+
+
+def _left_over(root: Path) -> list[Leftover]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"checkpoint_dir: there is no folder {root} (relative to {Path.cwd()})")
+    return [*temporaries(root), *unfinished(root), *weights(root)]
 
 
 def _names(paths: Sequence[Path], most: int = 3) -> list[str]:
