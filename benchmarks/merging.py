@@ -32,7 +32,7 @@ from recbole_llm.llm.adapter_folders import Adapter, read_adapter  # noqa: E402
 from recbole_llm.llm.lora import AdapterView, attach_lora, load_adapters, lora_modules, save_adapter  # noqa: E402
 from recbole_llm.merging.arithmetic import all_modules, weighted_sum, write_adapter  # noqa: E402
 from recbole_llm.merging.coefficients import MergeProblem  # noqa: E402
-from recbole_llm.merging.objectives import token_entropy  # noqa: E402
+from recbole_llm.merging.objectives import token_entropies  # noqa: E402
 from recbole_llm.merging.stage import resolve  # noqa: E402
 
 VOCABULARY, LAYERS, BATCH, LENGTH, RANK = 1500, 8, 4, 128, 16
@@ -66,7 +66,7 @@ def through_scaling(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.
 
     def entropy(weights: torch.Tensor) -> torch.Tensor:
         view = AdapterView(live, problem.by_name(weights))
-        return token_entropy(view(input_ids=IDS, logits_to_keep=1).logits)
+        return token_entropies(view(input_ids=IDS, logits_to_keep=1).logits).mean()
 
     return entropy
 
@@ -88,7 +88,7 @@ def by_rebuilding(folders: dict[str, Path]) -> Callable[[torch.Tensor], torch.Te
             for row, (key, delta) in zip(rows, deltas.items(), strict=True)
         }
         out = torch.func.functional_call(model, rebuilt, kwargs={"input_ids": IDS, "logits_to_keep": 1})
-        return token_entropy(out.logits)
+        return token_entropies(out.logits).mean()
 
     return entropy
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-WORDS = 8  # of 32 bits in a seed
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 _MULTIPLIER = 2549297995355413924, 4865540595714422341  # of PCG's 128 bits, the upper and the lower half
 

@@ -30,14 +30,12 @@ class Comparison:
 
     Attributes:
         users: number of users.
-        discordant: share of users for whom the models differ.
         difference: mean of the first minus mean of the second.
         p_value: two-sided; 1.0 exactly where no user differs.
         deviation: standard deviation of the per-user differences.
     """
 
     users: int
-    discordant: float
     difference: float
     p_value: float
     deviation: float
@@ -60,7 +58,6 @@ def compare(first: Values, second: Values, *, flips: int = 10_000, seed: int = 2
     mean = math.fsum(differences) / len(differences)
     return Comparison(
         users=len(differences),
-        discordant=float(np.mean(differences != 0)),
         difference=mean,
         p_value=permutation_p(differences, flips=flips, seed=seed),
         deviation=float(np.sqrt(np.mean((differences - mean) ** 2))),

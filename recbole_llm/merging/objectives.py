@@ -1,8 +1,8 @@
 """Objectives of the entropy search, on unlabelled prompts.
 
-:func:`candidate_entropy` is the entropy over the candidates; :func:`token_entropy` and :func:`first_tokens_entropy` are those of
-the first answer tokens over the full vocabulary, as in RecCocktail (arXiv 2502.08271, equation 9). Each is the mean of the
-users' entropies, not the entropy of the mean logits, which is large when confident predictions of two users differ.
+:func:`candidate_entropy` is the entropy over the candidates; :func:`first_tokens_entropy` is that of the first answer tokens over
+the full vocabulary, as in RecCocktail (arXiv 2502.08271, equation 9). Each is the mean of the users' entropies, not the entropy
+of the mean logits, which is large when confident predictions of two users differ.
 """
 
 from __future__ import annotations
@@ -27,11 +27,6 @@ def candidate_entropy(scores: Tensor) -> Tensor:
         scores: ``[B, C]`` log-likelihoods or logits; a candidate at ``-inf`` is ignored.
     """
     return entropies(scores).mean()
-
-
-def token_entropy(logits: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean over users of :func:`token_entropies`."""
-    return token_entropies(logits, counted).mean()
 
 
 def token_entropies(logits: Tensor, counted: Tensor | None = None) -> Tensor:

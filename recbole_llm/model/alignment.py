@@ -14,7 +14,6 @@ Legend: B users, H width of the collaborative model, T of the text encoder, Z of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.settings import Settings
-
-logger = getLogger()
 
 LARGE = 440_000  # interactions: the paper's beta is .5 on Games (598,509) and Movies, .2 on Beauty and Toys (282,213)
 

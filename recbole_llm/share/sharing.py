@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from recbole_llm.store import hub, runs
 from recbole_llm.store.files import MANIFEST, DamagedError, atomic_folder, sha256_file, verify
 from recbole_llm.store.json_files import read_object, sealed
 from recbole_llm.store.shared_runs import CARD, KINDS, PASSPORT, SETTINGS, WEIGHTS, author_code, is_shared
-
-logger = getLogger()
 
 LEFT_OUT = (
     "interactions, histories, candidates and item texts",

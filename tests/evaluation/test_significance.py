@@ -30,11 +30,11 @@ def by_hand(differences: np.ndarray) -> float:
 @pytest.mark.parametrize("values", [hits(943, 0.3, 1), np.random.default_rng(2).random(943)])
 def test_identical_scores_give_p_one_exactly(values: np.ndarray) -> None:
     found = compare(values, values.copy())
-    assert found.p_value == 1.0 and found.higher is None and found.difference == 0 and found.discordant == 0
+    assert found.p_value == 1.0 and found.higher is None and found.difference == 0 and found.deviation == 0
 
 
 def test_rounding_of_averages_is_no_difference() -> None:
-    assert compare([0.1 + 0.2, 0.1 + 0.2], [0.3, 0.3]).discordant == 0
+    assert compare([0.1 + 0.2, 0.1 + 0.2], [0.3, 0.3]).deviation == 0
     assert compare([1.0], [0.0]).p_value == 1.0  # nor is a single user evidence
 
 
