@@ -156,7 +156,7 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
     users = int(given) if given.isdecimal() else [*dict.fromkeys(read_lines(Path(given), "--users"))]
     logs.init_console(warnings_alone=True)
     columns = read_columns([run for text in options.runs for run in paths(text)], options.rows)
-    content = page_content(columns, users, top=options.top, data_path=options.data_path, show_progress=True)
+    content = page_content(columns, users, top=options.top, data_path=options.data_path)
     atomic_write(options.out, to_html(content, columns))
     print(f"{options.out}: {len(content['users']):,} users; {'; '.join(one['name'] for one in content['columns'])}")
 

@@ -88,7 +88,7 @@ def of_user(
                 )
     texts = found if separate is None else item_found
     named = {role: column_name(name) for role, name in texts.items() if role in TEXTS and role != "title"}
-    hints = [*(found[role] for role in ("item", "title") if role in found), *inter.names, _stem(source), to]
+    hints = [*(found[role] for role in ("item", "title") if role in found), *inter.names, source.path.name.partition(".")[0], to]
     return Layout("your table", inter, found, separate, item_found, None, named, words(hints))
 
 
@@ -108,7 +108,3 @@ def _only(source: Source, key: str = "SOURCE") -> str:
             "the file of interactions, and that of the items as --items"
         )
     return found[0]
-
-
-def _stem(source: Source) -> str:
-    return source.path.name.partition(".")[0]

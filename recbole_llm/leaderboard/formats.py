@@ -168,9 +168,5 @@ def to_csv(leaderboard: Leaderboard) -> str:
                 part = (row.memorisation or {}).get(name) or {}
                 line |= {f"memorisation {name}": part.get("share"), f"memorisation {name} half_width": part.get("half_width_95")}
             lines.append(line | {fact: getattr(row, fact) for fact in facts} | {"troubles": "; ".join(row.troubles)})
-    return _guarded(pd.DataFrame(lines)).to_csv(index=False, lineterminator="\n")
-
-
-def _guarded(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table whose texts no spreadsheet computes."""
-    return frame.map(guard).set_axis([guard(head) for head in frame], axis=1)
+    frame = pd.DataFrame(lines).map(guard).rename(columns=guard)  # so that no spreadsheet computes a text
+    return frame.to_csv(index=False, lineterminator="\n")

@@ -26,16 +26,12 @@ def memorised(table: Table) -> pd.DataFrame:
             backbones.setdefault(row.backbone_fingerprint or row.backbone, row)
     lines = []
     for key, row in backbones.items():
-        shuffled = [other for other in table.rows if (other.backbone_fingerprint or other.backbone) == key and _shuffled(other)]
+        own = [other for other in table.rows if (other.backbone_fingerprint or other.backbone) == key]
         line = {"backbone": row.backbone or ""} | {name: _share((row.memorisation or {}).get(name)) for name in MEASUREMENTS}
-        found = [(other.metrics.get(table.metric or ""), other.label) for other in shuffled]
+        found = [(other.metrics.get(table.metric or ""), other.label) for other in own if other.model.endswith(SHUFFLED)]
         values = [f"{significant(value)} ({label})" for value, label in found if value is not None]
         lines.append(line | {f"{table.metric}, {SHUFFLED}": ", ".join(values)})
     return pd.DataFrame(lines, dtype=object)
-
-
-def _shuffled(row: Row) -> bool:
-    return row.model.endswith(SHUFFLED)
 
 
 def _share(part: Mapping[str, Any] | None) -> str:

@@ -24,15 +24,10 @@ from recbole_llm.merging.geometry import pairs
 from recbole_llm.store.files import DamagedError, fingerprint, sha256_file
 from recbole_llm.store.shared_runs import shared_record
 
-
-def _size(value: float) -> float:
-    return abs(math.log(value))
-
-
 _FEATURES: dict[str, tuple[str, Callable[[float], float]]] = {
     "cosine of the updates": ("cosine", float),
     "cosine, mean over modules": ("cosine_mean", float),
-    "|log of the norm ratio|": ("norm_ratio", _size),
+    "|log of the norm ratio|": ("norm_ratio", lambda ratio: abs(math.log(ratio))),
     "|entropy gap| (nats)": ("entropy_gap", abs),
     "overlap of title words": ("title_words", float),
 }

@@ -41,7 +41,7 @@ def pages_of(number: int) -> Beside:
                 if not columns:
                     raise ValueError("no row has a rank of each user")
                 check(columns)
-                atomic_write(path, to_html(page_content(columns, show_progress=True), columns))
+                atomic_write(path, to_html(page_content(columns), columns))
                 found.append(path)
             except (ValueError, OSError) as error:
                 logger.warning(f"leaderboard: {table.protocol} has no page of lists: {error}")

@@ -67,12 +67,7 @@ def chosen_users(columns: Sequence[Column], users: int | Sequence[str]) -> list[
 
 
 def page_content(
-    columns: Sequence[Column],
-    users: int | Sequence[str] = 200,
-    *,
-    top: int = 10,
-    data_path: str | None = None,
-    show_progress: bool = False,
+    columns: Sequence[Column], users: int | Sequence[str] = 200, *, top: int = 10, data_path: str | None = None
 ) -> dict[str, Any]:
     """Load the runs one after the other and let each rank for the users of the page.
 
@@ -94,7 +89,7 @@ def page_content(
     if top < 1:
         raise ValueError(f"--top={top}: give a number of items, 1 or more")
     chosen = chosen_users(columns, users)
-    found, facts, items, lines = _computed(columns, chosen, top, data_path, show_progress=show_progress)
+    found, facts, items, lines = _computed(columns, chosen, top, data_path)
     for line, user in zip(lines, chosen, strict=True):
         line["ranked"] = [_ranked(column.ranks[user], found[column.name][user], items) for column in columns]
     odd = {column.name: _disagreements(column, found[column.name]) for column in columns}
@@ -111,13 +106,13 @@ def page_content(
 
 
 def _computed(
-    columns: Sequence[Column], users: Sequence[str], top: int, data_path: str | None, *, show_progress: bool
+    columns: Sequence[Column], users: Sequence[str], top: int, data_path: str | None
 ) -> tuple[dict[str, dict[str, Ranking]], dict[str, Any], _Items, list[dict[str, Any]]]:
     """Rankings by column and user; then :func:`_facts`, the items and :func:`_user` of each user, which the first run has."""
     found: dict[str, dict[str, Ranking]] = {}
     cold = frozenset((columns[0].record.get("slice_users") or {}).get("cold") or ())
     facts: dict[str, Any] = {}
-    with progress_bar("look", len(users) * len(columns), show=show_progress) as bar:
+    with progress_bar("look", len(users) * len(columns)) as bar:
         for path in dict.fromkeys(column.path for column in columns):
             run = PastRun.load(path, data_path, as_evaluated=True)
             for column in (one for one in columns if one.path == path):
