@@ -10,7 +10,7 @@ import numpy as np
 
 from recbole_llm.data.times import dates
 from recbole_llm.describe.facts import Description
-from recbole_llm.evaluation import plots
+from recbole_llm.evaluation.plots import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,44 +34,38 @@ def draw(found: Description, file: Path) -> None:
     counts = found.passport["counts"]
     sizes = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "interactions"))
 
-    def users(axes: Axes) -> None:
-        _bars(axes, found.per_user)
-        axes.set(xlabel="interactions of a user", ylabel="users")
-
-    def items(axes: Axes) -> None:
-        axes.loglog(np.arange(1, len(found.per_item) + 1), np.sort(found.per_item)[::-1])
-        axes.set(xlabel="items, most popular first", ylabel="interactions")
-
-    def times(axes: Axes) -> None:
-        moments = dates(found.times) if found.times is not None else None
-        if found.times is None:
-            _say(axes, "no column of times")
-        elif moments is None:
-            axes.hist(found.times, _BARS)
-            axes.set(xlabel="time, which is no date", ylabel="interactions")
-        else:
-            heights, edges = np.histogram(moments, _BARS)
-            days = [datetime.fromtimestamp(edge, UTC) for edge in edges.tolist()]
-            axes.stairs(heights, days, fill=True)  # type: ignore[arg-type]
-            axes.tick_params(axis="x", labelrotation=30)
-            axes.set(xlabel="time", ylabel="interactions")
-
-    def titles(axes: Axes) -> None:
+    with picture(file, (9, 6.4), formulas=True) as figure:  # marks of logarithmic axes are powers
+        users, items, times, titles = figure.subplots(2, 2).flat
+        edges = np.unique(np.geomspace(1, found.per_user.max(initial=1) + 1, _BARS).round())
+        users.hist(found.per_user, edges.tolist())
+        users.set_xscale("log")
+        users.set(xlabel="interactions of a user", ylabel="users")
+        items.loglog(np.arange(1, len(found.per_item) + 1), np.sort(found.per_item)[::-1])
+        items.set(xlabel="items, most popular first", ylabel="interactions")
+        _draw_times(times, found.times)
         if found.titles is None:
-            return _say(axes, "no titles")
-        axes.hist(found.titles.tokens, np.arange(0.5, found.titles.tokens.max(initial=1) + 1).tolist())
-        axes.axvline(found.titles.limit + 0.5, color="gray", linestyle=":", label="max_title_tokens")
-        axes.legend(frameon=False, fontsize=8)
-        axes.set(xlabel=f"tokens of a title ({found.titles.tokenizer})", ylabel="items")
+            _say(titles, "no titles")
+        else:
+            titles.hist(found.titles.tokens, np.arange(0.5, found.titles.tokens.max(initial=1) + 1).tolist())
+            titles.axvline(found.titles.limit + 0.5, color="gray", linestyle=":", label="max_title_tokens")
+            titles.legend(frameon=False, fontsize=8)
+            titles.set(xlabel=f"tokens of a title ({found.titles.tokenizer})", ylabel="items")
+        figure.suptitle(f"{found.passport['dataset']}: {sizes}", parse_math=False)
 
-    plots.panels(file, [users, items, times, titles], title=f"{found.passport['dataset']}: {sizes}")
 
-
-def _bars(axes: Axes, values: np.ndarray) -> None:
-    """A histogram of counts on a logarithmic scale."""
-    edges = np.unique(np.geomspace(1, values.max(initial=1) + 1, _BARS).round())
-    axes.hist(values, edges.tolist())
-    axes.set_xscale("log")
+def _draw_times(axes: Axes, times: np.ndarray | None) -> None:
+    moments = dates(times) if times is not None else None
+    if times is None:
+        _say(axes, "no column of times")
+    elif moments is None:
+        axes.hist(times, _BARS)
+        axes.set(xlabel="time, which is no date", ylabel="interactions")
+    else:
+        heights, edges = np.histogram(moments, _BARS)
+        days = [datetime.fromtimestamp(edge, UTC) for edge in edges.tolist()]
+        axes.stairs(heights, days, fill=True)  # type: ignore[arg-type]
+        axes.tick_params(axis="x", labelrotation=30)
+        axes.set(xlabel="time", ylabel="interactions")
 
 
 def _say(axes: Axes, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recbole_llm.evaluation import plots
+from recbole_llm.evaluation import training_curves
 from recbole_llm.evaluation.training_curves import write_curves
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.curves import Curve
@@ -33,8 +34,13 @@ def test_stages_are_reported_while_they_are_trained_and_shown_when_they_are_reus
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    draw = plots.curve_panels
-    monkeypatch.setattr(plots, "curve_panels", lambda file, curves, **own: drawn.append({*curves}) or draw(file, curves, **own))
+    draw = training_curves.draw
+
+    def noted(file: Path, curves: Sequence[Curve], title: str) -> None:
+        drawn.append({curve.name for curve in curves})
+        draw(file, curves, title)
+
+    monkeypatch.setattr(training_curves, "draw", noted)
     path, record = run("TALLRec", settings, report_to=["tensorboard"])
     curves = json.loads((path.parent / "curves.json").read_text())
     adapter, points = curves["ingredient"], curves["ingredient"]["points"]
