@@ -86,36 +86,6 @@ def two_scales(
         axes.legend(handles=shown, loc="best", fontsize=8)
 
 
-def lines(
-    file: Path,
-    places: Sequence[float],
-    heights: Mapping[str, Sequence[float]],
-    *,
-    bands: Mapping[str, Sequence[float]],
-    mark: float,
-    title: str,
-    row_label: str,
-    column_label: str,
-) -> None:
-    """Write lines over ``places`` [S] as a picture (PNG).
-
-    Args:
-        heights: [S] of each line, by name.
-        bands: half widths [S] of intervals around some of the lines.
-        mark: where a vertical line stands.
-    """
-    with picture(file, (6, 4)) as figure:
-        axes = figure.subplots()
-        for name, values in heights.items():
-            (line,) = axes.plot(places, values, "-" if name in bands else "--", label=name)
-            if name in bands:
-                low, high = (np.asarray(values) + sign * np.asarray(bands[name]) for sign in (-1, 1))
-                axes.fill_between(places, low, high, alpha=0.2, color=line.get_color())
-        axes.axvline(mark, color="gray", linewidth=1, linestyle=":")
-        axes.set(title=title, xlabel=column_label, ylabel=row_label)
-        axes.legend(frameon=False)
-
-
 def bars(
     file: Path, names: Sequence[str], heights: Mapping[str, Sequence[float]], *, title: str, row_label: str, column_label: str
 ) -> None:

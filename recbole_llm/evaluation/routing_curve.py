@@ -17,7 +17,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from recbole_llm.evaluation.metrics import half_width
-from recbole_llm.evaluation.plots import lines
+from recbole_llm.evaluation.plots import picture
 from recbole_llm.store.files import atomic_write
 
 
@@ -114,19 +114,19 @@ class RoutingCurve:
 
     def write(self, folder: Path, title: str) -> list[str]:
         """Write ``routing.csv`` and ``routing.png`` to a folder; returns lines for the log."""
-        atomic_write(folder / "routing.csv", pd.DataFrame(self.points).to_csv(index=False, lineterminator="\n"))
-        heights = {"rule": [p.value for p in self.points], "at random": [p.random for p in self.points]}
-        heights["oracle (test targets)"] = [p.oracle for p in self.points]
-        lines(
-            folder / "routing.png",
-            [point.share for point in self.points],
-            heights,
-            bands={"rule": [point.half_width for point in self.points]},
-            mark=self.break_even,
-            title=title,
-            row_label=self.metric,
-            column_label="share of users routed to the LLM",
-        )
+        table = pd.DataFrame(self.points)
+        atomic_write(folder / "routing.csv", table.to_csv(index=False, lineterminator="\n"))
+        with picture(folder / "routing.png", (6, 4)) as figure:
+            axes = figure.subplots()
+            (line,) = axes.plot(table.share, table.value, label="rule")
+            axes.fill_between(
+                table.share, table.value - table.half_width, table.value + table.half_width, alpha=0.2, color=line.get_color()
+            )
+            axes.plot(table.share, table.random, "--", label="at random")
+            axes.plot(table.share, table.oracle, "--", label="oracle (test targets)")
+            axes.axvline(self.break_even, color="gray", linewidth=1, linestyle=":")
+            axes.set(title=title, xlabel="share of users routed to the LLM", ylabel=self.metric)
+            axes.legend(frameon=False)
         return [f"quality against share of users routed ({self.users} test users):\n{self.table()}", self.verdict()]
 
     def verdict(self) -> str:

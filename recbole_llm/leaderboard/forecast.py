@@ -16,14 +16,15 @@ from scipy import stats
 from tabulate import tabulate
 
 from recbole_llm.evaluation import significance
+from recbole_llm.evaluation.plots import picture
 from recbole_llm.leaderboard.digits import p_value
-from recbole_llm.leaderboard.forecast_picture import draw_forecast
 from recbole_llm.leaderboard.merges import FEATURES, OWN, UNIFORM, Gain, Merge, read_merges
 from recbole_llm.store.files import atomic_write
 
 FEWEST = 4  # points; with fewer, no order is rare
 RESAMPLES = 9_999
 LEVEL = 0.05
+_MARKS = {OWN: ("o", "#1f5fae"), UNIFORM: ("s", "#8a5a12")}
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,7 @@ def write_forecast(given: Sequence[str | Path], out: Path, *, metric: str | None
     content = {**asdict(found), "verdict": found.verdict}
     files = [out / "forecast.json", out / "forecast.png"]
     atomic_write(files[0], json.dumps(content, indent=1))
-    panels = {feature: {name: _array(found.merges, feature, name) for name in (OWN, UNIFORM)} for feature in FEATURES}
-    notes = {feature: "\n".join(_note(c) for c in found.correlations if c.feature == feature) for feature in FEATURES}
-    draw_forecast(files[1], panels, notes=notes, gain=f"gain in {found.metric} over the better adapter")
+    _draw(files[1], found)
     return found, files
 
 
@@ -134,10 +133,20 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float | N
     return float(drawn.statistic), float(drawn.pvalue)
 
 
-def _array(merges: Sequence[Merge], feature: str, mixture: str) -> np.ndarray:
-    """Feature, gain and the bounds of its interval [P, 4] of the P merges that have them."""
-    points = _points(merges, feature, mixture)
-    return np.array([[x, gain.value, gain.low, gain.high] for x, gain in points]).reshape(-1, 4)
+def _draw(file: Path, found: Forecast) -> None:
+    """Write a picture (PNG) with one panel for each feature: the gain of each merge with its interval."""
+    with picture(file, (2.9 * len(FEATURES) + 0.6, 3.6)) as figure:
+        columns = figure.subplots(1, len(FEATURES), sharey=True, squeeze=False)[0]
+        for axes, feature in zip(columns, FEATURES, strict=True):
+            axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+            for name, (mark, colour) in _MARKS.items():
+                rows = [(x, gain.value, gain.low, gain.high) for x, gain in _points(found.merges, feature, name)]
+                x, y, low, high = np.array(rows).reshape(-1, 4).T  # [P] each
+                axes.errorbar(x, y, [y - low, high - y], fmt=mark, color=colour, ms=5, elinewidth=1, alpha=0.8, label=name)
+            axes.set_title("\n".join(_note(c) for c in found.correlations if c.feature == feature), fontsize=8)
+            axes.set_xlabel(feature)
+        columns[0].set_ylabel(f"gain in {found.metric} over the better adapter")
+        figure.legend(*columns[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_MARKS), frameon=False)
 
 
 def _note(found: Correlation) -> str:
