@@ -73,23 +73,21 @@ class _Body(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
 
-class _Embeddings(nn.Module):
-    """Tokens of any shape -> blank embeddings [..., D]."""
-
+class _Weighted(nn.Module):
     def __init__(self, weight: Tensor):
         super().__init__()
         self.weight = weight
+
+
+class _Embeddings(_Weighted):
+    """Tokens of any shape -> blank embeddings [..., D]."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return Blank.of((*tokens.shape, self.weight.shape[1]), self.weight.dtype)
 
 
-class _Head(nn.Module):
+class _Head(_Weighted):
     """Hidden states [..., D] -> blank logits [..., V]."""
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.weight = weight
 
     def forward(self, hidden: Tensor) -> Tensor:
         return Blank.of((*hidden.shape[:-1], len(self.weight)), self.weight.dtype)

@@ -80,11 +80,11 @@ class LMShape:
         """Floating-point operations of forward passes, padding included."""
         return 2.0 * self.matrices * tokens.fed + 4.0 * self.attention * tokens.pairs + 2.0 * self.head * tokens.logits
 
-    def forward_bytes(self, tokens: Tokens, *, caches: bool = True) -> dict[str, int]:
+    def forward_bytes(self, tokens: Tokens) -> dict[str, int]:
         """Peak bytes of the largest forward pass without gradients, by part: those of one layer at a time."""
         hidden = tokens.most_fed * (4 * self.width + 3 * self.inner) * self.bytes
-        found = {"hidden states": hidden, "logits": tokens.most_logits * self.vocabulary * self.bytes}
-        return found | ({"KV cache": tokens.most_cached * self.cached * self.bytes} if caches else {})
+        logits, cached = tokens.most_logits * self.vocabulary * self.bytes, tokens.most_cached * self.cached * self.bytes
+        return {"hidden states": hidden, "logits": logits, "KV cache": cached}
 
 
 def _share_of_experts(text: Any) -> float:

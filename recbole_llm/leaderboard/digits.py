@@ -18,9 +18,9 @@ def decimals(value: float) -> int:
     return min(max(2 - exponent, 0), 6)
 
 
-def with_half_width(value: float, half_width: float | None, plus_minus: str = "±") -> str:
+def with_half_width(value: float, half_width: float | None) -> str:
     """The value and the half width of its interval, with as many decimal places: 0.519 ±0.019."""
-    return significant(value) + half(value, half_width, plus_minus)
+    return significant(value) + half(value, half_width)
 
 
 def half(value: float, half_width: float | None, plus_minus: str = "±") -> str:

@@ -15,7 +15,7 @@ def set_precision(value: str, device: torch.device, width: int) -> None:
     """Set how float32 products are computed in this process.
 
     On an accelerator, as ``torch.set_float32_matmul_precision``. On a CPU the results keep the accuracy of float32, but torch's
-    library for them, MKL, is slower than oneDNN on processors of AMD (``benchmarks/float32.py`` measures it). torch asks oneDNN
+    library for them, MKL, is slower than oneDNN on processors of AMD (``benchmarks/precision.py`` measures it). torch asks oneDNN
     only if less accuracy is allowed ("medium"), so that is set where :func:`onednn_is_exact`.
 
     Args:
