@@ -94,7 +94,7 @@ print(sum(searches), gc.get_freeze_count(), gc.isenabled(), file=sys.stderr)
 def test_a_command_in_a_process_that_has_torch_leaves_the_collector_alone(capsys: pytest.CaptureFixture[str]) -> None:
     before = gc.get_freeze_count(), gc.isenabled()
     refused(capsys, "run", "--model=Pop", "--dataset=none", "--data_path=.")
-    assert (gc.get_freeze_count(), gc.isenabled()) == before
+    assert gc.get_freeze_count() <= before[0] and gc.isenabled() == before[1]  # what was frozen before may be freed
 
 
 # -- help ----------------------------------------------------------------------------------------------------------------------
