@@ -10,7 +10,7 @@ Legend: B rows, T tokens, N answer tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -74,8 +74,9 @@ def is_bare(model: Any, head: nn.Module) -> bool:
     """
     if head not in _BARE:
         outputs: list[Tensor] = []
-        weight: Any = head.weight
-        width = float(weight[:256].detach().float().std())
+        with in_memory(head):
+            weight: Any = head.weight
+            width = float(weight[:256].detach().float().std())
 
         def random(states: Tensor) -> Tensor:
             state = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))  # [1, 1, D]
@@ -89,6 +90,13 @@ def is_bare(model: Any, head: nn.Module) -> bool:
         hook.remove()
         _BARE[head] = len(outputs) == 1 and torch.equal(outputs[0].to(logits.device, logits.dtype), logits)
     return _BARE[head]
+
+
+def in_memory(head: nn.Module) -> AbstractContextManager[None]:
+    """Within this block, ``head`` has its weights, also if accelerate keeps them elsewhere between its passes."""
+    from accelerate.utils import align_module_device
+
+    return align_module_device(head)
 
 
 class _ChunkedLoss(torch.autograd.Function):

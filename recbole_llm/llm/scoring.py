@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
-from recbole_llm.llm.answer_loss import is_bare
+from recbole_llm.llm.answer_loss import in_memory, is_bare
 from recbole_llm.llm.forward import check_context, embedded, positions
 from recbole_llm.llm.packing import Branches, common_start, equal_lengths, pad_answers, pad_left, token_batches
 from recbole_llm.store.processes import current
@@ -224,16 +224,18 @@ class _Head:
 
     def logits(self, rows: Tensor, columns: Tensor, tokens: Tensor) -> Tensor:
         """fp32 logits of ``tokens``, each at its row and column of the states; has the shape of ``tokens``."""
-        (states,), weight, bias = self.states, self.module.weight, self.module.bias
+        (states,) = self.states
         device = states.device
         places = [part.to(device).flatten() for part in torch.broadcast_tensors(rows, columns, tokens)]
         step = max(1, LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE_ELSEWHERE) // states.shape[-1])
-        found = [
-            (states[row, column].float() * weight[token].float()).sum(-1)
-            for row, column, token in zip(*(part.split(step) for part in places), strict=True)
-        ]
-        logits = torch.cat(found).view(tokens.shape)
-        return logits if bias is None else logits + bias[tokens.to(device)].float()
+        with in_memory(self.module):
+            weight, bias = self.module.weight, self.module.bias
+            found = [
+                (states[row, column].float() * weight[token].float()).sum(-1)
+                for row, column, token in zip(*(part.split(step) for part in places), strict=True)
+            ]
+            logits = torch.cat(found).view(tokens.shape)
+            return logits if bias is None else logits + bias[tokens.to(device)].float()
 
     def corrected(self, norm: Tensor, logits: Tensor) -> Tensor:
         """``norm`` [N * T], the log of the sum of exponentials of ``logits`` [N, T, V], with the largest of these in fp32."""

@@ -69,3 +69,17 @@ def test_one_whose_layers_are_offloaded_is_read_but_not_trained(tiny_lm: Path) -
     torch.testing.assert_close(Scorer()(part.model, prompts, answers), Scorer()(whole.model, prompts, answers))
     with pytest.raises(ValueError, match=r"max_memory: \d+ weights of the LM are offloaded, .* give more max_memory"):
         attach_lora(part.model, name="one", r=2, lora_alpha=4, lora_dropout=0.0, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_whose_head_is_offloaded_is_read(dtype: torch.dtype, tiny_lm: Path) -> None:
+    """The head is the last module, which ``device_map: auto`` offloads first."""
+    part, whole = (
+        load_causal_lm(tiny_lm, dtype=dtype, **given) for given in ({"device_map": {"model": "cpu", "lm_head": "disk"}}, {})
+    )
+    assert part.model.get_output_embeddings().weight.device.type == "meta"
+    assert exact_reading(part.model, scorer="tree", longest=100, source="x") == exact_reading(
+        whole.model, scorer="tree", longest=100, source="x"
+    )
+    prompts, answers = [Prompt([5, 6, 7])], [[[8, 9], [9]]]
+    torch.testing.assert_close(Scorer()(part.model, prompts, answers), Scorer()(whole.model, prompts, answers))
