@@ -262,6 +262,22 @@ def same_base(one: str | None, other: str | None) -> bool:
     return one.rpartition("/")[2].lower() == other.rpartition("/")[2].lower()
 
 
+def check_same_base(first: Adapter, other: Adapter) -> None:
+    """Refuse two adapters of different base models.
+
+    Raises:
+        ValueError: names the adapters, the base models and, where one is not recorded, the remedy.
+    """
+    one, two = (base_model_name(adapter.config) for adapter in (first, other))
+    if not same_base(one, two):
+        unknown = first.name if one is None else other.name if two is None else None
+        remedy = f"; if they have one, write it into the {CONFIG_FILE} of {unknown!r}, as base_model_name_or_path"
+        raise ValueError(
+            f"adapters {first.name!r} and {other.name!r} have different base models: {one!r} and {two!r}"
+            + (remedy if unknown is not None else "")
+        )
+
+
 def _parse(adapter: Adapter, key: str) -> tuple[str, str]:
     match = _FACTOR.fullmatch(key)
     if match is None:

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, base_model_name, factor_key, read_adapter, same_base
+from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, check_same_base, factor_key, read_adapter
 from recbole_llm.llm.folding import Folding
 from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.lora_inputs import share_inputs
@@ -150,13 +150,9 @@ def _checked_keys(folders: Mapping[str, Path]) -> dict[str, set[str]]:
     if not folders:
         raise ValueError("no adapter to load: folders is empty")
     adapters = {name: read_adapter(folder, name) for name, folder in folders.items()}
-    bases = {name: base_model_name(adapter.config) for name, adapter in adapters.items()}
-    first, *others = folders
+    first, *others = adapters.values()
     for other in others:
-        if not same_base(bases[other], bases[first]):
-            raise ValueError(
-                f"adapters {first!r} and {other!r} have different base models: {bases[first]!r} and {bases[other]!r}"
-            )
+        check_same_base(first, other)
     return {name: set(adapter.tensors) for name, adapter in adapters.items()}
 
 

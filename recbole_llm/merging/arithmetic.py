@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_llm.llm.adapter_folders import CONFIG_FILE, WEIGHTS_FILE, Adapter, base_model_name, factor_key, same_base
+from recbole_llm.llm.adapter_folders import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_same_base, factor_key
 
 MERGE_FILE = "merge.json"
 
@@ -138,15 +138,15 @@ def check_one_base(adapters: Sequence[Adapter]) -> None:
         raise ValueError("merge: no adapter given")
     first = adapters[0]
     for other in adapters[1:]:
+        check_same_base(first, other)
         pairs: dict[str, tuple[Any, Any]] = {
-            "base models": (base_model_name(first.config), base_model_name(other.config)),
             "weight layouts": (bool(first.config.get("fan_in_fan_out")), bool(other.config.get("fan_in_fan_out"))),
         }
         # the base model may not be recorded; the widths are always known
         both = [module for module in first.modules if other.has(module)]
         pairs |= {f"widths of {module}": (first.widths(module), other.widths(module)) for module in both}
         for what, (one, two) in pairs.items():
-            if not same_base(one, two) if what == "base models" else one != two:
+            if one != two:
                 raise ValueError(f"adapters {first.name!r} and {other.name!r} have different {what}: {one!r} and {two!r}")
 
 

@@ -112,7 +112,7 @@ class ALLMRec(LLMRanker):
         return replace(
             lm,
             backbone=f"{lm.backbone}, {text.name}",
-            backbone_fingerprint=fingerprint([lm.backbone_fingerprint, text.identity]),
+            backbone_fingerprint=fingerprint([lm.backbone_fingerprint, text.fingerprint]),
             backbone_identity=f"{lm.backbone_identity}, {text.identity}",
             builtin=(*lm.builtin, *text.builtin),
         )

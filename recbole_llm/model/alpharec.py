@@ -81,7 +81,7 @@ class AlphaRec(Recommender, LightGCN):
         """Set up the network on text vectors of items [I, T]."""
         self.register_buffer("text_vectors", vectors.to(self.device), persistent=False)  # [I, T]
         width = vectors.shape[1]
-        hidden = hidden_width(width) if self.hidden_multiplier is None else round(self.hidden_multiplier * width)
+        hidden = hidden_width(width) if self.hidden_multiplier is None else max(1, round(self.hidden_multiplier * width))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             network = nn.Sequential(nn.Linear(width, hidden), nn.LeakyReLU(), nn.Linear(hidden, self.latent_dim))

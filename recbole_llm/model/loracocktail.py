@@ -41,6 +41,10 @@ class LoRACocktail(LLMRanker):
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         needed = BASE_SPIRIT not in self.given.given  # a given base spirit needs no general domain
+        if config["general_datasets"] and not needed:
+            raise ValueError(
+                f"general_datasets: {config['general_datasets']} train the {BASE_SPIRIT}, which adapters gives; give one of them"
+            )
         target = self.parts.domain, self.parts.histories
         self.general = domains.named_or_views("general_datasets", config, target) if needed else []
         general = {key: config[f"general_{key}"] for key in ("samples", "positions", "epochs", "held_out")}

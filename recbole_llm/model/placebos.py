@@ -67,11 +67,15 @@ class Placebos:
             target: the adapter that stays.
 
         Raises:
-            ValueError: no other adapter is merged, a shuffled one is given and not trained, or the name of a row is taken.
+            ValueError: no adapter stays or none is replaced, a shuffled one is given and not trained, or the name of a row is
+                taken.
         """
         others = [other for other in sources if other != target]
-        if self.kinds and not others:
-            raise ValueError(f"placebos: {name} has no adapter beside {target!r} that one could replace; give placebos: []")
+        if self.kinds and (target not in sources or not others):
+            raise ValueError(
+                f"placebos: {name} merges {', '.join(map(repr, sources))}, but placebos need {target!r}, which stays, and one "
+                "in whose place they are merged; give placebos: []"
+            )
         found = {}
         for kind in dict.fromkeys(self.kinds):
             row, names = f"placebo: {LABELS[kind]}", {other: f"{LABELS[kind]} for {other}" for other in others}

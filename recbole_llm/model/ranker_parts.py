@@ -65,8 +65,8 @@ class RankerParts(Parts):
                 else "eval_args: {'mode': {'valid': 'candidates', 'test': 'full'}} for a full ranking of the test items"
             )
             raise ValueError(
-                f"{self.form}: there are no candidates for {phase}, by which a ranker chooses weights (lora_valid: ranking) and "
-                f"coefficients (merge_split); give {remedy}"
+                f"{self.form}: there are no candidates for {phase}, by which a ranker chooses weights, coefficients or a rule of "
+                f"routing; give {remedy}"
             )
         metric, number = self.validation.metric, self.validation.users
         return EvalUsers(candidates[phase], self.histories, phase, seed=self.seed, metric=metric, number=number)

@@ -156,6 +156,8 @@ def test_adapters_that_do_not_go_together_are_refused(adapters, tmp_path, capsys
         return failing(capsys, [adapters[0], folder], tmp_path / "out", *more)
 
     assert "different base models: 'tiny' and 'big'" in refused(write(tmp_path / "big", 1, base="big"))
+    unknown = write(tmp_path / "unknown", 1, base=None)
+    assert "if they have one, write it into the adapter_config.json of 'unknown', as base_model" in refused(unknown)
     assert "different widths of model.q_proj: (5, 6) and (5, 7)" in refused(write(tmp_path / "wide", 1, width=7))
     assert "'base' and 'r3' have 2 and 3" in refused(write(tmp_path / "r3", 1, r=3), "--merge=factors")
     one = write(tmp_path / "one", 1, modules=MODULES[:1])

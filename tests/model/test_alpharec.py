@@ -123,3 +123,9 @@ def test_texts_are_encoded_once_and_training_learns(module_settings: dict[str, A
 def test_the_hidden_width_is_the_papers_by_the_width_of_the_text_vectors(width: int, hidden: int) -> None:
     """8, 2, 1/2 and 9/32 widths in the authors' code; half for encoders that are narrower than any of theirs."""
     assert hidden_width(width) == hidden
+
+
+def test_a_small_multiplier_leaves_a_hidden_unit(module_settings: dict[str, Any], assemble: Any) -> None:
+    model = assemble("AlphaRec", module_settings, hidden_multiplier=0.001).model
+    model._build(torch.rand(model.n_items, 64))
+    assert model.project[0].out_features == 1

@@ -228,6 +228,14 @@ def test_factors_of_another_rank_or_of_other_modules_are_refused_before_the_trai
     assert planned("factors", r=4) and planned("ties")
 
 
+def test_general_datasets_beside_a_given_base_spirit_are_refused(
+    settings: dict[str, Any], assemble: Any, tiny_lm: Path, tmp_path: Path
+) -> None:
+    given = {"base spirit": str(make(tiny_lm, tmp_path / "given"))}
+    with pytest.raises(ValueError, match=r"general_datasets: \['other'\] train the base spirit, which adapters gives"):
+        assemble("LoRACocktail", settings, general_datasets=["other"], adapters=given)
+
+
 def test_one_of_another_size_is_refused(settings: dict[str, Any], assemble: Any, tmp_path: Path) -> None:
     wider = write_lm(tmp_path / "tiny-llama", hidden=48)  # the same name
     folder = make(wider, tmp_path / "mine", target_modules=["q_proj"])

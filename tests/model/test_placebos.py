@@ -175,7 +175,8 @@ def test_a_weave_replaces_every_hybrid_and_is_uniform_by_itself(settings: dict[s
     [
         ("LoRACocktail", {"placebos": ["noise"]}, r"placebos: \['noise'\] in .* is not a list of strings of shuffled, r"),
         ("LoRACocktail", {"placebos": ["zero"], "merge_beside": {ROWS[4]: {"merge": "uniform"}}}, "is the name of a row of plac"),
-        ("WeaveRec", {"placebos": ["zero"], "weave": "target_only"}, "placebos: weave has no adapter beside 'target only'"),
+        ("WeaveRec", {"placebos": ["zero"], "weave": "target_only"}, "placebos: weave merges 'target only', but placebos need"),
+        ("WeaveRec", {"placebos": ["random"], "weave": "data_merging"}, "merges 'data merging', but placebos need 'target only'"),
     ],
 )
 def test_a_placebo_that_cannot_be_is_refused(

@@ -192,3 +192,11 @@ def test_a_stage_that_diverges_names_its_own_learning_rate(
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)
     with pytest.raises(ValueError, match=f"{stage}: the loss is nan at step 0; lower `{key}`"):
         run_stages(assemble("ALLMRec", settings))
+
+
+def test_the_precision_of_a_frozen_text_encoder_is_part_of_the_backbone(settings: dict[str, Any], assemble: Any) -> None:
+    models = [assemble("ALLMRec", settings, tune_text_encoder=False).model for _ in range(2)]
+    models[1].text._dtype = torch.bfloat16
+    del models[1].text.fingerprint  # cached
+    one, other = (model.facts().backbone_fingerprint for model in models)
+    assert one != other
