@@ -17,6 +17,7 @@ from recbole_llm.costs.parts import shape_of, training_of
 from recbole_llm.costs.plan import TO_RUN, Line, Plan, estimated, stage_lines
 from recbole_llm.evaluation.generated import PUBLISHED
 from recbole_llm.llm.backbones import BUILTIN, Backbone, BackboneSettings
+from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.memory import free_memory, tokens_in
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Stage
@@ -102,8 +103,6 @@ def _speed(plan: Plan, backbone: Backbone | None, config: Any, named: Card | Non
     seconds = min(config["probe_seconds"], max(SHORTEST, seconds))
     try:
         return probe(outline.config, outline.dtype, outline.device, seconds, memory)
-    except torch.OutOfMemoryError as error:
-        logger.warning(
-            f"plan: the speed of this machine cannot be measured ({str(error).splitlines()[0]}); no times are predicted"
-        )
+    except Exception as error:  # no memory, or what a family raises for two layers or for a LoRA of all of them
+        logger.warning(f"plan: the speed of this machine cannot be measured ({first_line(error)}); no times are predicted")
         return None

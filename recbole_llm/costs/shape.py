@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from recbole_llm.llm.causal_lm import blank_model
+from recbole_llm.llm.memory import by_layer
 from recbole_llm.store.costs import Tokens
 
 
@@ -55,9 +56,9 @@ class LMShape:
         parameters = sum(p.numel() for p in model.parameters())
         linear = sum(size for key, size in sizes.items() if key not in apart)
         stored = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in apart)  # with all experts
-        heads, layers = text.num_attention_heads, text.num_hidden_layers
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-        shared = getattr(text, "num_key_value_heads", None) or heads
+        layers, heads = text.num_hidden_layers, by_layer(text, "num_attention_heads", default=1)
+        dims = by_layer(text, "head_dim", default=text.hidden_size // max(heads))
+        shared = by_layer(text, "num_key_value_heads", default=max(heads))
         width = dtype.itemsize
         # NF4 with double quantization: half a byte and 0.127 bits for the scales (QLoRA, arXiv 2305.14314, section 3)
         quantised = round(stored * (4.127 / 8)) + (parameters - stored) * width
@@ -67,11 +68,11 @@ class LMShape:
             parameters=parameters,
             matrices=linear,
             head=text.vocab_size * text.hidden_size,
-            attention=heads * head_dim * layers,
-            cached=2 * shared * head_dim * layers,
+            attention=sum(a * b for a, b in zip(heads, dims, strict=True)),
+            cached=2 * sum(a * b for a, b in zip(shared, dims, strict=True)),
             width=text.hidden_size,
             vocabulary=text.vocab_size,
-            inner=getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", None) or 4 * text.hidden_size,
+            inner=max(by_layer(text, "intermediate_size", "ffn_dim", default=4 * text.hidden_size)),
             bytes=width,
             weight_bytes=quantised if load_in_4bit else held * width,
         )

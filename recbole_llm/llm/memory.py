@@ -67,11 +67,11 @@ def training_memory(
     """
     text = config.get_text_config(decoder=True)
     width, layers, size = text.hidden_size, text.num_hidden_layers, dtype.itemsize
-    heads = _first(text, "num_attention_heads", default=1)
-    head = _first(text, "head_dim", default=width // heads)
-    queries, keys = heads * head, _first(text, "num_key_value_heads", default=heads) * head
-    inner = _first(text, "moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", default=4 * width)
-    inner *= _first(text, "num_experts_per_tok", default=1)
+    heads = _largest(text, "num_attention_heads", default=1)
+    head = _largest(text, "head_dim", default=width // heads)
+    queries, keys = heads * head, _largest(text, "num_key_value_heads", default=heads) * head
+    inner = _largest(text, "moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", default=4 * width)
+    inner *= _largest(text, "num_experts_per_tok", default=1)
     layer = 2 * (width + 1) * FP32  # the input of each norm in fp32, and its scale
     layer += (2 * queries + 2 * keys) * size + heads * FP32  # q, k, v, the output of attention and its log-sum-exp
     layer += 3 * inner * size  # gate, SiLU(gate), up
@@ -84,10 +84,21 @@ def training_memory(
     return TrainingMemory(embeddings + kept + last, at_once * (size + FP32 if size == FP32 else 2 * size + 2 * FP32))
 
 
-def _first(config: Any, *names: str, default: int) -> int:
-    """The first of these sizes that a configuration has; of one for each layer, the largest."""
-    sizes = (getattr(config, name, None) for name in names)
-    return next((int(max(found) if isinstance(found, list | tuple) else found) for found in sizes if found), default)
+def by_layer(config: Any, *names: str, default: int) -> list[int]:
+    """The first of these sizes that a configuration has, for each layer."""
+    for name in names:
+        try:
+            found = getattr(config, name, None)
+        except RuntimeError:  # transformers does not read a size that differs between layers from the whole (Gemma 4)
+            found = [getattr(layer, name) for layer in config.per_layer_config]
+        if found:
+            sizes = found if isinstance(found, list | tuple) else [found] * config.num_hidden_layers
+            return [int(size) for size in sizes[: config.num_hidden_layers]]
+    return [default] * config.num_hidden_layers
+
+
+def _largest(config: Any, *names: str, default: int) -> int:
+    return max(by_layer(config, *names, default=default))
 
 
 def checkpoints(config: bool | str, weights: int) -> bool:

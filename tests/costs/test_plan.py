@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma4TextConfig, Qwen3MoeConfig
 
 from recbole_llm import cli, quick_start
 from recbole_llm.config import LLMConfig
@@ -23,6 +23,7 @@ from recbole_llm.costs.devices import CARDS, Speed, card, of_card, probe
 from recbole_llm.costs.plan import TO_RUN, Line, Plan
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.backbones import Outline
+from recbole_llm.llm.memory import training_memory
 from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.planner import on_card, plan_of
 from recbole_llm.quick_start import plan_run, run_recbole_llm
@@ -150,6 +151,32 @@ def test_a_process_holds_its_share_of_all_experts() -> None:
     layers = one.weight_bytes - apart
     assert four.weight_bytes == pytest.approx(apart + layers / 4 + 2 * layers / 8, rel=0.02)
     assert one.matrices < layers / 4, "two of sixteen experts are computed"
+
+
+def test_sizes_may_differ_between_layers() -> None:
+    """As in Gemma 4, whose layers with full attention have wider heads."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 100, "vocab_size_per_layer_input": 100, "hidden_size_per_layer_input": 8}
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma4TextConfig(**sizes, layer_types=kinds, per_layer_config={1: {"head_dim": 32}})
+    shape = LMShape.of(config, torch.float32)
+    assert (shape.attention, shape.cached) == (4 * (16 + 32), 2 * 2 * (16 + 32))
+    narrow = Gemma4TextConfig(**sizes, layer_types=kinds, per_layer_config={1: {"head_dim": 16}})
+    assert training_memory(config).per_token > training_memory(narrow).per_token
+
+
+def test_an_lm_whose_speed_cannot_be_measured_is_planned_without_times(
+    settings: dict[str, Any], tiny_lm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The probe has a LoRA on all linear layers, which peft cannot put on experts."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 310}
+    config = Qwen3MoeConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)
+    shutil.copytree(tiny_lm, tmp_path / "experts")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "experts")
+    given = {**settings, **SMALL, "llm_path": str(tmp_path / "experts"), "target_modules": ["q_proj", "v_proj"]}
+    plan = plan_run("TALLRec", "tiny", config_dict=given)
+    assert plan.lines[0].cost is not None and plan.lines[0].cost.flops and plan.speed is None
+    assert "the speed of this machine cannot be measured (target_modules: all-linear" in caplog.text
 
 
 @pytest.mark.parametrize(("card", "dtype"), [("t4", "float32"), ("v100", "float32"), ("a100", "bfloat16")])
