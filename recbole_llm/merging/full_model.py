@@ -48,18 +48,21 @@ def check_foldable(model: Any, modules: Iterable[str], key: str) -> None:
         model: may be without weights, on the device ``meta``.
 
     Raises:
-        ValueError: the model is quantised, or a matrix is also the embedding matrix.
+        ValueError: the model is quantised, or a matrix is also that of another module, such as the embeddings.
     """
     if getattr(model.config, "quantization_config", None):
         raise ValueError(
             f"{key}: the base model is quantised, so nothing can be folded into its weights; give the model that it was made from"
         )
-    embeddings = model.get_input_embeddings().weight
+    users: dict[Any, list[str]] = {}
+    for name, part in model.named_modules():
+        for weight in part.parameters(recurse=False):
+            users.setdefault(weight, []).append(name)
     for module in modules:
-        if model.get_submodule(module).weight is embeddings:
+        if others := [name for name in users[model.get_submodule(module).weight] if name != module]:
             raise ValueError(
-                f"{key}: an adapter changes {module}, which the base model ties to its embeddings; without it in the adapter's "
-                "target_modules it can be folded"
+                f"{key}: an adapter changes {module}, whose matrix the base model also uses as {others[0]}; without it in the "
+                "adapter's target_modules it can be folded"
             )
 
 

@@ -102,7 +102,17 @@ def test_a_tied_output_matrix_is_refused(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(**sizes))
     model.save_pretrained(tmp_path / "base")
     lora = adapter(tmp_path / "base", tmp_path / "lora", 3, target_modules=["lm_head"])
-    with pytest.raises(ValueError, match="lm_head, which the base model ties to its embeddings"):
+    with pytest.raises(ValueError, match="lm_head, whose matrix the base model also uses as transformer.wte"):
+        fold(model, read_adapter(lora))
+
+
+def test_a_layer_that_is_used_twice_is_refused(tiny_lm: Path, tmp_path: Path) -> None:
+    """As in Zamba2: its update would be folded into the layer's other use, too."""
+    lora = adapter(tiny_lm, tmp_path / "lora", 3, target_modules=["q_proj"])
+    model = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    first, second = (layer.self_attn for layer in model.model.layers)
+    second.q_proj.weight = first.q_proj.weight
+    with pytest.raises(ValueError, match="0.self_attn.q_proj, whose matrix the base model also uses as model.layers.1.self_attn"):
         fold(model, read_adapter(lora))
 
 
