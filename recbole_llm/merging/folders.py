@@ -23,7 +23,8 @@ READERS = {
     "residual": ("orthogonal_residual",),
 }
 
-NOT_WEIGHTED = tuple(method for method in (*METHODS, *_SEARCHES) if method not in READERS["weights"])
+BUILTIN = (*METHODS, *_SEARCHES)
+NOT_WEIGHTED = tuple(method for method in BUILTIN if method not in READERS["weights"])
 """The methods that read no given weights."""
 
 

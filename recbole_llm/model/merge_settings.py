@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from recbole_llm.merging.folders import BUILTIN, READERS
 from recbole_llm.merging.stage import resolve
 from recbole_llm.settings import Settings
 
@@ -46,7 +47,8 @@ class MergeSettings(Settings):
         """The settings of ``merge_beside`` by the name of the row.
 
         Raises:
-            ValueError: one that changes a key that is not of merging, a name with a dot, or as :meth:`of`.
+            ValueError: one that changes a key that is not of merging or that its method does not read, a name with a dot, or as
+                :meth:`of`.
         """
         found = {}
         for row, changes in (config["merge_beside"] or {}).items():
@@ -60,6 +62,13 @@ class MergeSettings(Settings):
                 if key not in MERGE_KEYS:
                     raise ValueError(f"merge_beside: {row} changes {key}, which is not one of {', '.join(MERGE_KEYS)}")
             found[row] = cls.of(ChainMap(changes, config))  # type: ignore[arg-type]
+            for option, readers in READERS.items():
+                key, method = f"merge_{option}", found[row].method
+                if changes.get(key) is not None and method in BUILTIN and method not in readers:
+                    raise ValueError(
+                        f"merge_beside: {row} changes {key}, which has no effect with merge: {method}; it is read by "
+                        f"{', '.join(readers)}"
+                    )
         return found
 
     @classmethod

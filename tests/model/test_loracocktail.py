@@ -237,6 +237,10 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ),
         ({"merge_beside": {"x": {"merge_steps": "four"}}}, r"merge_steps: 'four' in merge_beside\['x'\] of config_dict is not a"),
         ({"merge_beside": {"x": None}}, "merge_beside: {'x': None} in .* is not a dictionary of dictionaries .*; change x: None"),
+        (
+            {"merge_beside": {"x": {"merge": "dare", "merge_residual": 0.3}}},
+            "merge_beside: x changes merge_residual, which has no effect with merge: dare; it is read by orthogonal_residual",
+        ),
         ({"merge_beside": {"lr 0.5": {"merge": "uniform"}}}, "merge_beside: 'lr 0.5' cannot name a row"),
         *(
             ({"merge_beside": {name: {"merge": "uniform"}}}, f"merge_beside: '{name}' cannot name a row, torch has a use for it")
