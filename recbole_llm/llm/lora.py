@@ -21,7 +21,7 @@ from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, check_same_base, facto
 from recbole_llm.llm.folding import Folding
 from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.lora_inputs import share_inputs
-from recbole_llm.llm.lora_targets import check_targets
+from recbole_llm.llm.lora_targets import check_targets, is_router, linear_layers
 from recbole_llm.llm.memory import check_in_memory
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def attach_lora(
         use_rslora=use_rslora,
     )
     check_in_memory(model)
-    check_targets(model.get_base_model() if isinstance(model, PeftModel) else model, target_modules)
+    check_targets(base := model.get_base_model() if isinstance(model, PeftModel) else model, target_modules)
+    listed = f"give a list of linear layers, such as {linear_layers(base)}"
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -74,12 +75,16 @@ def attach_lora(
                 found = get_peft_model(model, config, adapter_name=name)
             except ValueError as error:  # no such modules, or weights of several experts with dropout
                 kinds = f"target_modules: {target_modules} with lora_dropout: {lora_dropout}"
-                raise ValueError(f"{kinds}: peft cannot adapt {type(model).__name__} ({first_line(error)})") from error
+                raise ValueError(f"{kinds}: peft cannot adapt {type(model).__name__} ({first_line(error)}); {listed}") from error
             if config.target_parameters:  # peft's translation of all-linear; read_adapter refuses such an adapter
                 raise ValueError(
                     f"target_modules: {target_modules}: {type(model).__name__} keeps the weights of its experts in one tensor "
-                    f"({', '.join(sorted(config.target_parameters))}), whose updates cannot be merged; give a list of linear "
-                    f"layers, such as {sorted(config.target_modules or ())}"
+                    f"({', '.join(sorted(config.target_parameters))}), whose updates cannot be merged; {listed}"
+                )
+            if routers := [name for name, layer in lora_modules(found).items() if is_router(layer.get_base_layer())]:
+                raise ValueError(
+                    f"target_modules: {target_modules}: {type(model).__name__} chooses experts by {routers[0]}, which returns "
+                    f"more than a product and takes no LoRA; {listed}"
                 )
             share_inputs(lora_modules(found).values())
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -18,8 +19,6 @@ def check_targets(model: nn.Module, target_modules: str | Sequence[str]) -> None
     Raises:
         ValueError: names the key, the value and the linear layers of the model.
     """
-    from transformers.pytorch_utils import Conv1D
-
     if target_modules == ALL_LINEAR:
         return
     modules, kind, problem = dict(model.named_modules()), type(model).__name__, ""
@@ -35,11 +34,22 @@ def check_targets(model: nn.Module, target_modules: str | Sequence[str]) -> None
     others = [name for name in adapted if isinstance(modules[name], nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     problem = problem or (f"{others[0]!r} is no linear layer" if others else "" if adapted else "it names none")
     if problem:
-        linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
-        raise ValueError(
-            f"target_modules: {target_modules!r}: {problem}; give {ALL_LINEAR} or a list of linear layers: "
-            f"{', '.join(sorted(linear))}"
-        )
+        linear = ", ".join(linear_layers(model))
+        raise ValueError(f"target_modules: {target_modules!r}: {problem}; give {ALL_LINEAR} or a list of linear layers: {linear}")
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """The last parts of the names of the linear layers that ``all-linear`` would adapt, sorted: all but the head and routers."""
+    from transformers.pytorch_utils import Conv1D
+
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not head]
+    return sorted({name.rpartition(".")[2] for name in linear if not is_router(model.get_submodule(name))})
+
+
+def is_router(module: nn.Module) -> bool:
+    """Whether a layer chooses experts: some are linear by their class, but return more than a product (Llama 4, PhiMoE)."""
+    return type(module).__name__.endswith("Router")
 
 
 def _fits(pattern: str, module: str) -> bool:

@@ -94,7 +94,7 @@ def test_attach_twice_is_refused():
         (
             "gpt2",
             ["q_proj"],
-            r"GPT2LMHeadModel has no module 'q_proj'; give all-linear or a list .*: c_attn, c_fc, c_proj, lm_head",
+            r"GPT2LMHeadModel has no module 'q_proj'; give all-linear or a list .*: c_attn, c_fc, c_proj$",
         ),
         ("llama", ["q_proj", "v_porj"], "has no module 'v_porj'; give all-linear or a list .*, v_proj"),
         ("llama", ["proj"], "has no module 'proj'"),
@@ -103,7 +103,17 @@ def test_attach_twice_is_refused():
         ("mamba", ["conv1d"], "'backbone.layers.0.mixer.conv1d' is no linear layer"),
         ("llama", "q_proj", "a text is a regular expression of whole names"),
         ("llama", "(", "a text is a regular expression of whole names"),
-        ("mixtral", "all-linear", "lora_dropout: 0.1: peft cannot adapt .*lora_dropout"),
+        (
+            "mixtral",
+            "all-linear",
+            "lora_dropout: 0.1: peft cannot adapt .*lora_dropout.*; give a list .*'o_proj', 'q_proj', 'v",
+        ),
+        (
+            "llama4_text",
+            "all-linear",
+            "by model.layers.0.feed_forward.router, which returns .*; give a list .*'q_proj', 'up_proj', 'v",
+        ),
+        ("phimoe", ["router", "q_proj"], "by model.layers.0.mlp.router, which .*; give a list .*'o_proj', 'q_proj', 'v_proj'"),
     ],
 )
 def test_modules_that_peft_cannot_adapt_are_named(family, modules, reason):
