@@ -84,9 +84,8 @@ def is_bare(model: Any, head: nn.Module) -> bool:
 
         hook = head.register_forward_hook(lambda *call: outputs.append(call[-1]))
         with unmetered(), preserved_random_state(), torch.no_grad(), _reading(head, random):
-            logits = model(
-                inputs_embeds=model.get_input_embeddings().weight[:1].unsqueeze(0), use_cache=False
-            ).logits  # [1, 1, V]
+            token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+            logits = model(input_ids=token, use_cache=False).logits  # [1, 1, V]
         hook.remove()
         _BARE[head] = len(outputs) == 1 and torch.equal(outputs[0].to(logits.device, logits.dtype), logits)
     return _BARE[head]

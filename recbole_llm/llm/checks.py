@@ -31,6 +31,7 @@ class BackboneCheck(Settings):
 
     Attributes:
         scorer: strategy of a ranker; None for an encoder.
+        vectors: its prompts have soft tokens.
         folder: the run's ``checkpoint_dir``.
     """
 
@@ -41,6 +42,7 @@ class BackboneCheck(Settings):
     max_title_tokens: int
     attention: str | None
     folder: str
+    vectors: bool = False
 
     def __call__(self, identity: str, name: str, load: Callable[[], CausalLM]) -> Reading:
         """The cached reading of the backbone of this identity, or that of the LM that ``load`` returns; process 0's for all.
@@ -58,7 +60,7 @@ class BackboneCheck(Settings):
             check_vocabulary(causal.model, causal.tokenizer, name)
             longest = self.max_prompt_tokens + self.max_title_tokens + 1
             with preserved_random_state(), undivided():
-                reading = exact_reading(causal.model, scorer=self.scorer, longest=longest, source=name)
+                reading = exact_reading(causal.model, scorer=self.scorer, longest=longest, source=name, vectors=self.vectors)
             found: Any = processes.agree(reading.as_dict())
             reading = Reading.of(found)
             if processes.main:

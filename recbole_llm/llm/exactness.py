@@ -43,7 +43,7 @@ class NotExactError(ValueError):
 
 
 @torch.no_grad()
-def exact_reading(model: Any, *, scorer: str | None, longest: int, source: str) -> Reading:
+def exact_reading(model: Any, *, scorer: str | None, longest: int, source: str, vectors: bool = False) -> Reading:
     """The fastest way of running ``model`` that is exact.
 
     Args:
@@ -51,13 +51,14 @@ def exact_reading(model: Any, *, scorer: str | None, longest: int, source: str) 
         scorer: the configured strategy of a ranker; None for an encoder, which reads hidden states.
         longest: tokens of the longest prompt and answer of the run.
         source: the LM's name, for messages.
+        vectors: the prompts of a ranker have soft tokens, so that all their tokens are given as vectors, as an encoder's are.
 
     Raises:
         NotExactError: the LM cannot read token ids alone, is not causal, or disagrees with itself in every way.
     """
     about = f"llm_path: {source} (model_type {model.config.model_type})"
     try:
-        probe = _Probe.of(model, longest, labels=scorer == "label")
+        probe = _Probe.of(model, longest, labels=scorer == "label", vectors=vectors or scorer is None)
     except NotExactError as error:
         raise NotExactError(f"{about}: {error}; choose a causal LM of text") from error
     found, reasons = Reading(context=context_length(model.config)), []
@@ -102,6 +103,11 @@ def _beyond_attention(model: Any, longest: int) -> str | None:
     return f"a window of {windows[0]} tokens (the run reads up to {longest})" if windows else None
 
 
+def reads_ids(text: Any) -> bool:
+    """Whether layers of an LM of this configuration look up vectors by the ids of tokens, as those of Gemma 3n and 4."""
+    return bool(getattr(text, "hidden_size_per_layer_input", None))
+
+
 def check_vocabulary(model: Any, tokenizer: Any, source: str) -> None:
     """Raise a NotExactError if the tokenizer has ids that the LM cannot embed."""
     rows = model.get_input_embeddings().weight.shape[0]
@@ -140,18 +146,22 @@ class _Probe:
         prompts: three long ones, one of them shorter by a token so that a batch of these is padded, and a short one; they have
             a common beginning.
         answers: of each prompt.
+        soft: a vector [1, D] that no prompt has, with which all tokens are given as vectors; None gives their ids.
         scores: log P of each answer, [prompts, answers].
     """
 
     model: Any
     prompts: list[list[int]]
     answers: list[list[list[int]]]
+    soft: Tensor | None
     scores: Tensor
 
     @classmethod
-    def of(cls, model: Any, longest: int, labels: bool) -> _Probe:
-        rows = model.get_input_embeddings().weight.shape[0]
-        vocabulary = min(rows, model.config.get_text_config(decoder=True).vocab_size)
+    def of(cls, model: Any, longest: int, labels: bool, vectors: bool) -> _Probe:
+        weight, text = model.get_input_embeddings().weight, model.config.get_text_config(decoder=True)
+        if vectors and reads_ids(text):  # transformers would compare each vector with the whole vocabulary to find its id
+            raise NotExactError("its layers look up the ids of tokens, so it takes no soft tokens")
+        vocabulary = min(weight.shape[0], text.vocab_size)
         draw = torch.Generator().manual_seed(0)
 
         def tokens(number: int) -> list[int]:
@@ -176,20 +186,25 @@ class _Probe:
             later = max(_size(row[: len(prompt)] - logits, model) / float(logits.std()) for row in some)
             if not later <= _tolerance(model):
                 raise NotExactError(f"it is not causal: a later token changes earlier logits by {later:.2g} standard deviations")
-        return cls(model, prompts, answers, torch.tensor(scores))
+        soft = weight.new_zeros(1, weight.shape[1]) if vectors else None
+        return cls(model, prompts, answers, soft, torch.tensor(scores))
 
     def problem_of_scorer(self, scorer: Scorer) -> str | None:
         """What is wrong with the scores, or None."""
         lengths = torch.tensor([[len(answer) for answer in row] for row in self.answers])
         prompts = [Prompt(ids) for ids in self.prompts]
-        return self._problem(lambda: (scorer(self.model, prompts, self.answers).cpu() - self.scores) / lengths, "nats per token")
+
+        def difference() -> Tensor:
+            return (scorer(self.model, prompts, self.answers, self.soft).cpu() - self.scores) / lengths
+
+        return self._problem(difference, "nats per token")
 
     def problem_of_loss(self) -> str | None:
         """What is wrong with the training loss of rows in one batch, padded on the right, or None."""
         answers = [row[0] for row in self.answers]
         examples = [Example.of(Prompt(prompt), answer) for prompt, answer in zip(self.prompts, answers, strict=True)]
         expected = -self.scores[:, 0].sum() / sum(map(len, answers))
-        found = self._problem(lambda: lm_loss(self.model, examples).cpu() - expected, "nats per token")
+        found = self._problem(lambda: lm_loss(self.model, examples, soft=self.soft).cpu() - expected, "nats per token")
         return found and f"the loss {found}"
 
     def problem_of_prompts(self, pad: int | None) -> str | None:
@@ -199,7 +214,7 @@ class _Probe:
 
         def difference() -> Tensor:
             groups = [[row] for row in rows] if pad is None else [rows]
-            inputs = [left_padded(self.model, group, pad or 0, None)[0] for group in groups]
+            inputs = [left_padded(self.model, group, pad or 0, self.soft)[0] for group in groups]
             logits = [self.model(**given, logits_to_keep=1).logits[:, -1].float().cpu() for given in inputs]
             return torch.cat(logits).log_softmax(-1)[places] - self.scores[:, ONE]
 
@@ -211,7 +226,7 @@ class _Probe:
         rows = [Prompt(ids) for ids in self.prompts]
 
         def difference() -> Tensor:
-            last, mean = (encode(self.model, rows, pad, mean=mean).cpu() for mean in (False, True))
+            last, mean = (encode(self.model, rows, pad, soft=self.soft, mean=mean).cpu() for mean in (False, True))
             states = [_states(self.model, prompt) for prompt in self.prompts]  # [T, D]
             expected = torch.stack([state[-1] for state in states]), torch.stack([state.mean(0) for state in states])
             return torch.cat([(last - expected[0]) / expected[0].std(), (mean - expected[1]) / expected[1].std()])

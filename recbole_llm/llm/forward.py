@@ -39,8 +39,8 @@ def lm_loss(model: Any, examples: Sequence[Example], *, soft: Tensor | None = No
     targets = mask[:, 1:].bool()  # [B, T - 1]
     if not targets.any():
         raise ValueError("no row has an answer token after its first, so there is no loss; check the answer mask")
-    inputs = embedded(embed, tokens, [example.row for example in examples], soft, left=False)[:, :-1]  # [B, T - 1, D]
-    return answer_loss(model, {"inputs_embeds": inputs, "use_cache": False}, targets, tokens[:, 1:][targets])
+    inputs = fed(embedded(embed, tokens, [example.row for example in examples], soft, left=False)[:, :-1])  # [B, T - 1]
+    return answer_loss(model, {**inputs, "use_cache": False}, targets, tokens[:, 1:][targets])
 
 
 def loss_scale(model: Any) -> float:
@@ -62,7 +62,7 @@ def left_padded(
     embed = model.get_input_embeddings()
     tokens, real = pad_left([torch.tensor(row.ids, device=embed.weight.device) for row in rows], pad_token_id)
     inputs = {
-        "inputs_embeds": embedded(embed, tokens, rows, soft),
+        **fed(embedded(embed, tokens, rows, soft)),
         "attention_mask": real.long(),
         "position_ids": positions(real),
         "use_cache": False,
@@ -73,12 +73,14 @@ def left_padded(
 def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | None = None, *, left: bool = True) -> Tensor:
     """Input embeddings [B, T, D] of rows that are padded to tokens [B, T]; soft slots index rows of ``soft`` [S, D].
 
+    Without ``soft``, these are the tokens themselves: some LMs look up more than their embeddings (Gemma 3n and 4).
+
     Args:
         left: the padding is on the left.
     """
-    hard = embed(tokens)  # [B, T, D]
     if soft is None:
-        return hard
+        return tokens
+    hard = embed(tokens)  # [B, T, D]
     slots = torch.full(tokens.shape, -1)  # [B, T], rows of ``soft``, -1 for a token
     for slot, row in zip(slots, rows, strict=True):
         if row.soft_slots:
@@ -86,6 +88,11 @@ def embedded(embed: Any, tokens: Tensor, rows: Sequence[Prompt], soft: Tensor | 
             slot[[start + position for position in row.soft_slots]] = torch.tensor(list(row.soft_slots.values()))
     slots = slots.to(tokens.device)
     return torch.where((slots >= 0).unsqueeze(-1), soft.to(hard.device, hard.dtype)[slots.clamp(min=0)], hard)
+
+
+def fed(rows: Tensor) -> dict[str, Tensor]:
+    """Tokens [B, T] or input embeddings [B, T, D] as an argument of a forward pass."""
+    return {"inputs_embeds" if rows.is_floating_point() else "input_ids": rows}
 
 
 def positions(real: Tensor) -> Tensor:

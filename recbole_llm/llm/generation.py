@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.counting import tokens_of
+from recbole_llm.llm.exactness import reads_ids
 from recbole_llm.llm.forward import context_length, left_padded
 from recbole_llm.llm.lora import AdapterView
 from recbole_llm.llm.packing import token_batches
@@ -31,7 +32,8 @@ def check_generates(config: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if "inputs_embeds" not in inspect.signature(kind.prepare_inputs_for_generation).parameters:
+    vectors = "inputs_embeds" in inspect.signature(kind.prepare_inputs_for_generation).parameters
+    if not vectors or reads_ids(config.get_text_config(decoder=True)):
         raise ValueError(
             f"scoring: published generates answers from vectors, which {kind.__name__} of transformers cannot; give scoring: "
             "likelihood, or another llm_path"
@@ -131,9 +133,9 @@ class Generator:
         # not the penalty of GenerationConfig: with vectors as input, it spares as many new tokens as a row has padding
         penalty = float(self.repetition_penalty)
         pad = int(self.tokenizer.pad_token_id)
-        inputs, *_ = left_padded(model, prompts, pad, soft)
-        tokens = model.generate(  # of the answers alone, since the prompts are vectors
-            inputs_embeds=inputs["inputs_embeds"],
+        inputs, tokens, _ = left_padded(model, prompts, pad, soft)
+        found = model.generate(  # of the answers alone, since the prompts are vectors
+            inputs_embeds=inputs.get("inputs_embeds", model.get_input_embeddings()(tokens)),
             attention_mask=inputs["attention_mask"],
             generation_config=GenerationConfig(
                 do_sample=False,
@@ -145,7 +147,7 @@ class Generator:
             logits_processor=[RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else [],
             stopping_criteria=[_Complete(self.decode, complete)] if complete else [],
         ).tolist()  # [B, N]
-        rows = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in tokens]
+        rows = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in found]
         return [self.decode(row) for row in rows]
 
     def _room(self, model: Any, prompts: Sequence[Prompt]) -> int:

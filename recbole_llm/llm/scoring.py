@@ -29,7 +29,7 @@ from torch import Tensor
 
 from recbole_llm.data.prompts import Prompt
 from recbole_llm.llm.answer_loss import in_memory, is_bare
-from recbole_llm.llm.forward import check_context, embedded, positions
+from recbole_llm.llm.forward import check_context, embedded, fed, positions
 from recbole_llm.llm.packing import Branches, common_start, equal_lengths, pad_answers, pad_left, token_batches
 from recbole_llm.store.processes import current
 
@@ -121,7 +121,7 @@ class Scorer:
         device = embed.weight.device
         ids = [torch.tensor([prompt.ids], device=device) for prompt in prompts]  # B x [1, N + L]
         rows = [embedded(embed, row, [prompt], soft)[0] for row, prompt in zip(ids, prompts, strict=True)]
-        inputs = [row[shared.tokens :] for row in rows]  # B x [L, D]
+        inputs = [row[shared.tokens :] for row in rows]  # B x [L], or [L, D] with soft tokens
         tokens, real = pad_answers(answers, self.pad_token_id or 0, device)  # [B, C, A]
         if self.strategy == "naive":
             logp = _naive(model, inputs, tokens)  # [B, C, A]
@@ -298,11 +298,12 @@ def _check_tree(config: Any) -> None:
 def _naive(model: Any, prompts: Sequence[Tensor], tokens: Tensor) -> Tensor:
     """Every answer after its whole prompt; a causal model ignores padding on the right, so there is no mask."""
     logp = []
-    for prompt, answers in zip(prompts, tokens, strict=True):  # [L, D], [C, A]
-        following = model.get_input_embeddings()(answers[:, :-1])  # [C, A - 1, D]
-        rows = torch.cat([prompt.expand(len(following), -1, -1), following], dim=1)  # [C, L + A - 1, D]
+    for prompt, answers in zip(prompts, tokens, strict=True):  # [L] or [L, D], [C, A]
+        last = answers[:, :-1]  # [C, A - 1]
+        following = model.get_input_embeddings()(last) if prompt.is_floating_point() else last
+        rows = torch.cat([prompt.expand(len(last), *prompt.shape), following], dim=1)  # [C, L + A - 1] or [C, L + A - 1, D]
         with _head(model) as head:
-            logits = model(inputs_embeds=rows, use_cache=False, logits_to_keep=answers.shape[1]).logits  # [C, A, V]
+            logits = model(**fed(rows), use_cache=False, logits_to_keep=answers.shape[1]).logits  # [C, A, V]
         logp.append(_log_prob(logits, *_grid(answers), answers, head))  # [C, A]
     return torch.stack(logp)  # [B, C, A]
 
@@ -314,11 +315,11 @@ def _read_prompts(
 
     Returns log P of the first tokens [B, C], the mask of real columns [B, N + L], and the KV cache.
     """
-    inputs, own = pad_left(prompts)  # [B, L, D], [B, L]
+    inputs, own = pad_left(prompts)  # [B, L] or [B, L, D], [B, L]
     seen = torch.cat([own.new_ones(len(own), shared.tokens), own], dim=-1)  # [B, N + L]
     with _head(model) as head:
         output = model(
-            inputs_embeds=inputs,
+            **fed(inputs),
             attention_mask=seen.long(),
             position_ids=shared.tokens + positions(own),
             past_key_values=shared.copies(len(own)),

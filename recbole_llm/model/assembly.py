@@ -22,16 +22,16 @@ from recbole_llm.training.loop import LoopOptions
 LABELS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",)
 
 
-def backbone(config: Any, sources: Sequence[Domain], *, encodes: bool = False) -> Backbone:
+def backbone(config: Any, sources: Sequence[Domain], *, encodes: bool = False, vectors: bool = False) -> Backbone:
     """The LM that ``config`` names; the builtin LM is trained on ``sources``, or reused from the run that ``init_from`` names.
 
-    encodes: its hidden states are read, not its scores.
+    encodes: its hidden states are read, not its scores. vectors: its prompts have soft tokens.
 
     Raises:
         FileNotFoundError, ValueError: there is no such LM, or the other run has none.
     """
     settings = BackboneSettings.of(config)
-    check = BackboneCheck.of(config, **{"scorer": None} if encodes else {})
+    check = BackboneCheck.of(config, vectors=vectors, **{"scorer": None} if encodes else {})
     if settings.path != BUILTIN:
         return Backbone(settings, check=check)
     if config.init_run:
@@ -52,8 +52,8 @@ def encoder_parts(config: Any, dataset: Any, prompts: PromptSettings) -> Parts:
     return Parts(**_shared(config, dataset, prompts, encodes=True))
 
 
-def ranker_parts(config: Any, dataset: Any) -> RankerParts:
-    """The parts of a ranker; raises as :func:`encoder_parts`."""
+def ranker_parts(config: Any, dataset: Any, *, vectors: bool = False) -> RankerParts:
+    """The parts of a ranker, whose prompts may have soft tokens (``vectors``); raises as :func:`encoder_parts`."""
     scoring, examples = ScoringSettings.of(config), ExampleSettings.of(config)
     if scoring.scorer == "tree" and config["attn_implementation"] not in (None, "sdpa", "eager"):
         raise ValueError(
@@ -72,17 +72,17 @@ def ranker_parts(config: Any, dataset: Any) -> RankerParts:
                     f"lower it by {number - len(LABELS)}, or choose a model that scores titles, such as TALLRec"
                 )
         labelled = {"template": template(config, config["labelled_prompt"]), "labels": LABELS[: max(listed.values())]}
-    shared = _shared(config, dataset, PromptSettings.of(config, **labelled))
+    shared = _shared(config, dataset, PromptSettings.of(config, **labelled), vectors=vectors)
     return RankerParts(**shared, scoring=scoring, examples=examples, form=forms.described(config))
 
 
-def _shared(config: Any, dataset: Any, prompts: PromptSettings, *, encodes: bool = False) -> dict[str, Any]:
+def _shared(config: Any, dataset: Any, prompts: PromptSettings, **reads: bool) -> dict[str, Any]:
     check_valid_metric(config["valid_metric"])
     domain = domains.of_dataset(config, dataset)
     return {
         "domain": domain,
         "histories": dataset.histories,
-        "backbone": backbone(config, [domain], encodes=encodes),
+        "backbone": backbone(config, [domain], **reads),
         "prompts": prompts,
         "validation": Validation(config["valid_metric"].lower(), config["valid_users"], dataset.masking.sequential),
         "options": LoopOptions.of(config),

@@ -73,7 +73,7 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.parts = assembly.ranker_parts(config, dataset)
+        self.parts = assembly.ranker_parts(config, dataset, vectors=self.uses_cf_model)  # by soft tokens
         self.adapter_training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
         self.given = GivenAdapters(config["adapters"] or {}, self.parts.backbone)
         self.sources: dict[str, Stage] = {}

@@ -15,6 +15,7 @@ from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.encoding import encode
 from recbole_llm.llm.exactness import NotExactError, check_vocabulary, exact_reading, probe_lengths
 from recbole_llm.llm.forward import lm_loss
+from recbole_llm.llm.generation import check_generates
 from recbole_llm.llm.reading import Reading
 from recbole_llm.llm.scoring import Scorer
 from tests.llm import families
@@ -35,7 +36,7 @@ SOME = {  # one of each kind, in the fast set: what it is run by, and whether it
     "bart": Reading("prefix", padding=False),  # positions that cannot be given
     "rwkv": Reading("naive", padding=False, share=False),
     "bert": None,  # not causal
-    "deepseek_v4": None,  # reads the ids themselves in its layers
+    "deepseek_v4": Reading("naive", padding=False, share=False),  # compressed attention, and ids that layers read themselves
 }
 
 
@@ -154,3 +155,17 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused():
     check_vocabulary(families.build("llama"), tokenizer, "some-lm")
     with pytest.raises(NotExactError, match="tokenizer of some-lm has 40 tokens, but the LM embeds 39.*resize_token_embeddings"):
         check_vocabulary(families.build("llama", vocab_size=39), tokenizer, "some-lm")
+
+
+@torch.no_grad()
+def test_layers_that_look_up_ids_are_given_them():
+    """Without the ids, transformers compares each vector with the whole vocabulary, and finds none in half precision."""
+    model = families.build("gemma4_text").bfloat16()
+    assert exact_reading(model, scorer="prefix", longest=LONGEST, source="").scorer is None
+    for reads in ({"scorer": "prefix", "vectors": True}, {"scorer": None}):
+        with pytest.raises(
+            NotExactError, match="gemma4_text.*: its layers look up the ids of tokens, so it takes no soft tokens"
+        ):
+            exact_reading(model, longest=LONGEST, source="", **reads)
+    with pytest.raises(ValueError, match="scoring: published generates answers from vectors, which Gemma4ForCausalLM"):
+        check_generates(model.config)
