@@ -38,11 +38,11 @@ def check_targets(model: nn.Module, target_modules: str | Sequence[str]) -> None
         raise ValueError(f"target_modules: {target_modules!r}: {problem}; give {ALL_LINEAR} or a list of linear layers: {linear}")
 
 
-def linear_layers(model: nn.Module) -> list[str]:
+def linear_layers(model: Any) -> list[str]:
     """The last parts of the names of the linear layers that ``all-linear`` would adapt, sorted: all but the head and routers."""
     from transformers.pytorch_utils import Conv1D
 
-    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not head]
     return sorted({name.rpartition(".")[2] for name in linear if not is_router(model.get_submodule(name))})
 
