@@ -21,7 +21,7 @@ from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, check_same_base, facto
 from recbole_llm.llm.folding import Folding
 from recbole_llm.llm.identity import first_line
 from recbole_llm.llm.lora_inputs import share_inputs
-from recbole_llm.llm.lora_targets import check_targets, is_router, linear_layers
+from recbole_llm.llm.lora_targets import beyond_text, check_targets, is_router, linear_layers
 from recbole_llm.llm.memory import check_in_memory
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def attach_lora(
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = LoraConfig(
         base_model_name_or_path=getattr(model, "name_or_path", None) or None,
         task_type="CAUSAL_LM",
@@ -62,10 +63,11 @@ def attach_lora(
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        exclude_modules=beyond_text(base),
         use_rslora=use_rslora,
     )
     check_in_memory(model)
-    check_targets(base := model.get_base_model() if isinstance(model, PeftModel) else model, target_modules)
+    check_targets(base, target_modules)
     listed = f"give a list of linear layers, such as {linear_layers(base)}"
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -47,6 +47,15 @@ def linear_layers(model: Any) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear if not is_router(model.get_submodule(name))})
 
 
+def beyond_text(model: Any) -> str | None:
+    """A regular expression of the modules that no text passes through, of an LM that also reads images (Gemma 3); else None."""
+    if model.config.get_text_config(decoder=True) is model.config:
+        return None
+    names = {id(module): re.escape(name) for name, module in model.named_modules()}
+    decoder, head = (names.get(id(module), "") for module in (model.get_decoder(), model.get_output_embeddings()))
+    return rf"(?!{decoder}\.|{head}$).*" if decoder else None
+
+
 def is_router(module: nn.Module) -> bool:
     """Whether a layer chooses experts: some are linear by their class, but return more than a product (Llama 4, PhiMoE)."""
     return type(module).__name__.endswith("Router")

@@ -8,7 +8,9 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recbole_llm.data.prompts import Example, Prompt
 from recbole_llm.llm.adapter_folders import base_model_name, read_adapter, same_base
+from recbole_llm.llm.forward import lm_loss
 from recbole_llm.llm.lora import (
     AdapterView,
     attach_lora,
@@ -121,6 +123,18 @@ def test_modules_that_peft_cannot_adapt_are_named(family, modules, reason):
     recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "seed": 0}
     with pytest.raises(ValueError, match=rf"target_modules: .*{reason}"):
         attach_lora(build(family), name="x", target_modules=modules, **recipe)
+
+
+def test_the_part_of_an_lm_that_reads_images_is_not_adapted():
+    """No text passes through it, so its adapter would stay as it was drawn, and be counted and saved."""
+    recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "seed": 0}
+    model = build("gemma3")
+    assert any("vision" in name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    for modules in ("all-linear", ["q_proj", "lm_head"]):
+        adapted = attach_lora(build("gemma3"), name="x", target_modules=modules, **recipe)
+        lm_loss(adapted, [Example.of(Prompt([5, 6, 7]), [8, 9])]).backward()
+        assert all(layer.lora_B["x"].weight.grad is not None for layer in lora_modules(adapted).values())
+        assert ("lm_head" in lora_modules(adapted)) == ("lm_head" in modules)
 
 
 def test_experts_in_one_tensor_are_refused_before_the_training():
