@@ -7,12 +7,14 @@ layers' inputs, but not for that of their weights; training all weights adds twi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from recbole_llm.llm.causal_lm import blank_model
+from recbole_llm.llm.lora_targets import beyond_text
 from recbole_llm.llm.memory import by_layer
 from recbole_llm.store.costs import Tokens
 
@@ -23,7 +25,8 @@ class LMShape:
 
     Attributes:
         parameters: all weights, tied ones once.
-        matrices: weights that multiply every token: without embeddings, ``lm_head`` and experts that are not chosen.
+        matrices: weights that multiply every token: without embeddings, ``lm_head``, experts that are not chosen, and the part
+            that reads images.
         head: weights of ``lm_head``, tied or not.
         attention: width of the queries of all heads, times the number of layers.
         cached: numbers in the keys and values of one token.
@@ -52,7 +55,9 @@ class LMShape:
         apart = embeddings | ({id(head.weight)} if head is not None else set())
         chosen = _share_of_experts(text)
         # the experts of a layer are one tensor of three dimensions
-        sizes = {id(p): round(p.numel() * (chosen if p.dim() == 3 else 1)) for p in model.parameters() if p.dim() > 1}
+        images = re.compile(beyond_text(model) or r"(?!)")
+        weights = [p for name, p in model.named_parameters() if p.dim() > 1 and not images.fullmatch(name)]
+        sizes = {id(p): round(p.numel() * (chosen if p.dim() == 3 else 1)) for p in weights}
         parameters = sum(p.numel() for p in model.parameters())
         linear = sum(size for key, size in sizes.items() if key not in apart)
         stored = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in apart)  # with all experts

@@ -29,6 +29,7 @@ from recbole_llm.planner import on_card, plan_of
 from recbole_llm.quick_start import plan_run, run_recbole_llm
 from recbole_llm.store.costs import Cost, Measured, Tokens
 from recbole_llm.store.trials import trials
+from tests.llm import families
 
 SMALL = {"lora_epochs": 1, "train_samples": 8, "valid_users": 5}
 
@@ -141,6 +142,12 @@ def test_the_shape_of_an_lm_is_that_of_its_weights(tied: bool, tiny_lm: Path) ->
         model(input_ids=torch.zeros(3, 10, dtype=torch.long), logits_to_keep=1)
     planned = shape.flops(Tokens(real=30, fed=30, pairs=300, logits=3))
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_part_that_reads_images_is_in_memory_and_multiplies_no_token() -> None:
+    config = families.build("gemma3").config
+    whole, text = (LMShape.of(part, torch.float32) for part in (config, config.text_config))
+    assert whole.matrices == text.matrices and whole.parameters > text.parameters
 
 
 def test_a_process_holds_its_share_of_all_experts() -> None:
