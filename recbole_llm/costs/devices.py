@@ -15,6 +15,7 @@ from torch import Tensor
 from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.causal_lm import read_slices
 from recbole_llm.llm.lora import attach_lora
+from recbole_llm.llm.lora_targets import linear_layers
 from recbole_llm.llm.memory import tokens_in, training_memory
 from recbole_llm.store.costs import Cost, Tokens
 from recbole_llm.store.files import preserved_random_state
@@ -125,7 +126,8 @@ def probe(config: Any, dtype: torch.dtype, device: str, seconds: float, memory: 
         with torch.no_grad():
             model.eval()
             reading = timed(read, (0.3, 0.1))
-        model = attach_lora(model, name="probe", r=16, lora_alpha=32, lora_dropout=0.05, seed=0).train()
+        targets = linear_layers(model)  # not all-linear, which names the experts of a mixture, too
+        model = attach_lora(model, name="probe", r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets, seed=0).train()
         adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
         with torch.enable_grad():
             trained = timed(lambda ids: read(ids).backward(), (0.4, 0.2))

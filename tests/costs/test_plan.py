@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma4TextConfig, Qwen3MoeConfig
 
-from recbole_llm import cli, quick_start
+from recbole_llm import cli, planner, quick_start
 from recbole_llm.config import LLMConfig
 from recbole_llm.costs import devices, parts
 from recbole_llm.costs.devices import CARDS, Speed, card, of_card, probe
@@ -172,18 +172,26 @@ def test_sizes_may_differ_between_layers() -> None:
     assert training_memory(config).per_token > training_memory(narrow).per_token
 
 
-def test_an_lm_whose_speed_cannot_be_measured_is_planned_without_times(
-    settings: dict[str, Any], tiny_lm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The probe has a LoRA on all linear layers, which peft cannot put on experts."""
+def test_a_mixture_of_experts_is_planned_with_times(settings: dict[str, Any], tiny_lm: Path, tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 310}
     config = Qwen3MoeConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)
     shutil.copytree(tiny_lm, tmp_path / "experts")
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "experts")
     given = {**settings, **SMALL, "llm_path": str(tmp_path / "experts"), "target_modules": ["q_proj", "v_proj"]}
     plan = plan_run("TALLRec", "tiny", config_dict=given)
+    assert plan.lines[0].cost is not None and plan.lines[0].cost.flops and plan.speed is not None
+
+
+def test_an_lm_whose_speed_cannot_be_measured_is_planned_without_times(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any) -> Speed:  # as a family of which two layers cannot be built
+        raise ValueError("no layer has this cache")
+
+    monkeypatch.setattr(planner, "probe", fails)
+    plan = plan_run("TALLRec", "tiny", config_dict={**settings, **SMALL})
     assert plan.lines[0].cost is not None and plan.lines[0].cost.flops and plan.speed is None
-    assert "the speed of this machine cannot be measured (target_modules: all-linear" in caplog.text
+    assert "the speed of this machine cannot be measured (no layer has this cache); no times are predicted" in caplog.text
 
 
 @pytest.mark.parametrize(("card", "dtype"), [("t4", "float32"), ("v100", "float32"), ("a100", "bfloat16")])
