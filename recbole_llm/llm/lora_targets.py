@@ -39,12 +39,21 @@ def check_targets(model: nn.Module, target_modules: str | Sequence[str]) -> None
 
 
 def linear_layers(model: Any) -> list[str]:
-    """The last parts of the names of the linear layers that ``all-linear`` would adapt, sorted: all but the head and routers."""
+    """The last parts of the names of linear layers that take a LoRA, sorted: not the head, a router, or one named as experts are.
+
+    Where experts are one tensor, such as ``gate_up_proj``, peft takes ``gate_proj`` of a shared expert for it, too.
+    """
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    experts = {word for name, weight in model.named_parameters() if weight.dim() == 3 for word in _last(name).split("_")}
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not head]
-    return sorted({name.rpartition(".")[2] for name in linear if not is_router(model.get_submodule(name))})
+    names = {_last(name) for name in linear if not is_router(model.get_submodule(name))}
+    return sorted(name for name in names if name.removesuffix("_proj") not in experts)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def beyond_text(model: Any) -> str | None:

@@ -18,6 +18,7 @@ from recbole_llm.llm.lora import (
     lora_modules,
     save_adapter,
 )
+from recbole_llm.llm.lora_targets import linear_layers
 from tests.llm.families import build
 
 IDS = torch.arange(2, 14).reshape(2, 6)  # [B, L]
@@ -113,7 +114,7 @@ def test_attach_twice_is_refused():
         (
             "llama4_text",
             "all-linear",
-            "by model.layers.0.feed_forward.router, which returns .*; give a list .*'q_proj', 'up_proj', 'v",
+            "by model.layers.0.feed_forward.router, which .*; give a list .*'o_proj', 'q_proj', 'v",
         ),
         ("phimoe", ["router", "q_proj"], "by model.layers.0.mlp.router, which .*; give a list .*'o_proj', 'q_proj', 'v_proj'"),
     ],
@@ -123,6 +124,12 @@ def test_modules_that_peft_cannot_adapt_are_named(family, modules, reason):
     recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "seed": 0}
     with pytest.raises(ValueError, match=rf"target_modules: .*{reason}"):
         attach_lora(build(family), name="x", target_modules=modules, **recipe)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_next"])  # the latter has a shared expert, too
+def test_the_layers_that_are_listed_take_a_lora(family: str) -> None:
+    recipe = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "seed": 0}
+    assert attach_lora(build(family), name="x", target_modules=linear_layers(build(family)), **recipe)
 
 
 def test_the_part_of_an_lm_that_reads_images_is_not_adapted():
