@@ -163,9 +163,14 @@ class CollaborativeModel:
         return read_checkpoint(str(self._checkpoint), self.KEYS[2])
 
     def _import(self, work: Work) -> None:
-        found = self._checkpointed().state_dict
+        found, own = self._checkpointed(), self.model.other_parameter()
+        others = {name: value for name, value in found.others.items() if name in own}  # Pop's counts, KGCN's neighbours
         try:
-            self.model.load_state_dict(found)
+            self.model.load_state_dict(found.state_dict)
+            for name, value in others.items():
+                if isinstance(own[name], Tensor) and own[name].shape != value.shape:
+                    sizes = " and ".join(str([*one.shape]) for one in (value, own[name]))
+                    raise RuntimeError(f"\n{name}: size mismatch, {sizes}")  # noqa: TRY301 (as torch says it of weights)
         except RuntimeError as error:
             reason = str(error).split("\n")[1].strip()
             raise ValueError(
@@ -173,7 +178,7 @@ class CollaborativeModel:
                 f"dataset and filters that it was trained with, and --{self.KEYS[0]} and --{self.KEYS[1]} as they were"
             ) from error
         logger.info(f"cf-{self.name}: imported from {self._checkpoint}")
-        save_tensors(work.out / "model.safetensors", found)
+        save_tensors(work.out / "model.safetensors", others | found.state_dict)
 
     # -- vectors and scores --------------------------------------------------------------------------------------------
 

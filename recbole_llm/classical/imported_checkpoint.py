@@ -17,7 +17,7 @@ import pickletools
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,15 @@ _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 
 @dataclass(frozen=True)
 class ImportedCheckpoint:
-    """A model's tensors, on the CPU, and the plain values of its configuration ({} if there is none)."""
+    """A model's tensors, on the CPU, and the plain values of its configuration ({} if there is none).
+
+    Attributes:
+        others: the tensors that it keeps beside its weights, such as Pop's counts.
+    """
 
     state_dict: dict[str, Tensor]
     config: dict[str, Any]
+    others: dict[str, Tensor] = field(default_factory=dict)
 
     def settings(self, model: str) -> dict[str, Any]:
         """The hyper-parameters of a model of RecBole; RecBole's own checkpoint, without ``train_mode``, counts as ``prefix``."""
@@ -74,7 +79,8 @@ def _portable(path: Path) -> ImportedCheckpoint:
     own = portable_weights.state_of(tensors)
     if own is None:
         return ImportedCheckpoint(tensors, {})
-    return ImportedCheckpoint(own, read_object(settings) if settings.is_file() else {})
+    config = read_object(settings) if settings.is_file() else {}
+    return ImportedCheckpoint(own, config, portable_weights.others_of(tensors))
 
 
 def read_checkpoint(file: str | Path, key: str = "cf_checkpoint") -> ImportedCheckpoint:
@@ -112,10 +118,16 @@ def _read(archive: _Archive) -> ImportedCheckpoint:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise _RefusedError("it has no state_dict; write one with torch.save({'state_dict': model.state_dict()}, file)")
     state = {name: archive.tensor(name, record) for name, record in content["state_dict"].items()}
+    beside = content.get("other_parameter")
+    others = {
+        name: archive.tensor(name, record)
+        for name, record in (beside.items() if isinstance(beside, dict) else ())
+        if isinstance(record, _Inert) and record.origin == _TENSOR and not str(name).startswith(portable_weights.COMPUTED)
+    }
     config = content.get("config")
     if isinstance(config, _Inert):  # RecBole's Config
         config = config.state.get("final_config_dict") if isinstance(config.state, dict) else None
-    return ImportedCheckpoint(state, _plain(config, itertools.count()) if isinstance(config, dict) else {})
+    return ImportedCheckpoint(state, _plain(config, itertools.count()) if isinstance(config, dict) else {}, others)
 
 
 def _plain(value: Any, visited: Iterator[int]) -> Any:

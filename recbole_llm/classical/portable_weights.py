@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _OTHER, _STATE = "other/", "state/"
-_COMPUTED = "restore_"  # vectors that LightGCN and others compute from the weights, and compute again
+COMPUTED = "restore_"
+"""How names of vectors begin that LightGCN and others compute from the weights, and compute again."""
 
 
 def write(checkpoint: Path, file: Path) -> None:
@@ -28,7 +29,7 @@ def write(checkpoint: Path, file: Path) -> None:
     tensors = {f"{_STATE}{name}": value for name, value in weights.items()}
     plain: dict[str, Any] = {}
     for name, value in others.items():
-        if name.startswith(_COMPUTED):
+        if name.startswith(COMPUTED):
             plain[name] = None
         elif isinstance(value, torch.Tensor):
             tensors[f"{_OTHER}{name}"] = value
@@ -51,6 +52,11 @@ def state_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None
     return {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
 
 
+def others_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors beside the weights among those of a file of :func:`write`."""
+    return {name.removeprefix(_OTHER): value for name, value in tensors.items() if name.startswith(_OTHER)}
+
+
 def read(file: Path, device: torch.device | str) -> dict[str, Any]:
     """The ``state_dict`` and ``other_parameter`` of a file of :func:`write`.
 
@@ -63,5 +69,5 @@ def read(file: Path, device: torch.device | str) -> dict[str, Any]:
             plain = json.loads((found.metadata() or {}).get("other_parameter", "null"))
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}); get it again") from error
-    others = {**(plain or {}), **{name.removeprefix(_OTHER): value for name, value in tensors.items() if name.startswith(_OTHER)}}
+    others = {**(plain or {}), **others_of(tensors)}
     return {"state_dict": state_of(tensors) or {}, "other_parameter": others or None}

@@ -108,6 +108,19 @@ def test_a_file_of_another_catalogue_or_size_is_refused_by_name(make: Make, plai
         make("BPR", checkpoint=smaller, values={})
 
 
+def test_counts_beside_the_weights_are_read_too(make: Make, plain: Any, tmp_path: Path) -> None:
+    """RecBole's Pop has no weights, only counts."""
+    file, model = plain("Pop")
+    cf = make("Pop", checkpoint=file, values={})
+    interaction, users, _ = asked(cf)
+    own = model.full_sort_predict(interaction).view(len(users), -1)
+    assert own.std() > 0
+    close(cf.scores(interaction), own.float())
+    smaller, _ = plain("Pop", dataset_path=write_dataset(tmp_path / "smaller", items=30))
+    with pytest.raises(ValueError, match=r"does not fit Pop on tiny \(item_cnt: size mismatch, \[31, 1\] and"):
+        make("Pop", checkpoint=smaller, values={})
+
+
 class Trap:
     def __reduce__(self) -> Any:
         return Path.touch, (Path("executed"),)
