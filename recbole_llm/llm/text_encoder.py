@@ -49,8 +49,8 @@ def item_sentences(items: ItemTexts, fields: Sequence[str]) -> list[str]:
     """
     sentences = []
     for title, known in zip(items.titles, items.known(fields), strict=True):
-        parts = title.split(", ")  # other columns replace a missing title, and are not repeated
-        sentences.append(", ".join([title, *(text for text in known.values() if text not in parts)]))
+        within = f", {title}, "  # other columns replace a missing title, and are not repeated
+        sentences.append(", ".join([title, *(text for text in known.values() if f", {text}, " not in within)]))
     return sentences
 
 
@@ -226,11 +226,14 @@ def _located(path: str | Path, revision: str | None) -> tuple[Path, str]:
 def _folder_fingerprint(folder: Path) -> str:
     """SHA-256 of everything that determines the vectors: all configs, tensors and tokenizer files."""
     parts = sorted({file.parent for pattern in ("config.json", "*.safetensors") for file in folder.rglob(pattern)})
-    settings = [file for file in (folder / "modules.json", *sorted(folder.glob("*config*.json"))) if file.is_file()]
+    found = sorted(folder.glob("*config*.json")) + sorted(folder.glob("*/**/*config*.json"))
+    # within a module, the fingerprint of its part has config.json and tokenizer_config.json already
+    own = [file for file in found if file.parent == folder or file.name not in ("config.json", "tokenizer_config.json")]
+    settings = [file for file in (folder / "modules.json", *own) if file.is_file()]
     return fingerprint(
         [
             [(part.relative_to(folder).as_posix(), part_fingerprint(part)) for part in parts],
-            [(file.name, sha256_file(file)) for file in settings],
+            [(file.relative_to(folder).as_posix(), sha256_file(file)) for file in settings],
         ]
     )
 

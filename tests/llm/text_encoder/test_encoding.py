@@ -18,6 +18,8 @@ def test_sentences_are_title_and_named_columns_where_there_is_a_value():
         "Drama, 1999",  # the last has no title of its own
     ]
     assert item_sentences(items, []) == items.titles
+    seq = ItemTexts(["", "Drama, Film Noir"], [], {"genre": ["", "Drama|Film Noir"]}, kinds={"genre": "token_seq"}, separator="|")
+    assert item_sentences(seq, ["genre"]) == seq.titles  # nor are several values
     with pytest.raises(ValueError, match="text_fields.*'genres'.*genre, year"):
         item_sentences(items, ["genres"])
 
