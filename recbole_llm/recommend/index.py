@@ -6,6 +6,7 @@ Legend: B users, I items, N items that are searched, D width of the vectors.
 from __future__ import annotations
 
 import re
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.evaluation.products import Products
+
+logger = getLogger()
 
 EXACT = "exact"
 RECALL, RECALL_AT = 0.95, 10
@@ -75,6 +78,10 @@ class ItemIndex:
             self.recall = float((found[:, :, None] == best[:, None, :]).any(1).mean())
             if self.recall >= RECALL:
                 return
+        logger.warning(
+            f"--index={self.kind}: it finds {self.recall:.1%} of the {RECALL_AT} best items, less than {RECALL:.0%}, so lists "
+            f"lack items that the model ranks higher; give --index={EXACT}, or another index"
+        )
 
     def __str__(self) -> str:
         if self.is_exact:

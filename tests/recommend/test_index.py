@@ -30,11 +30,12 @@ def test_the_index_finds_the_largest_products_without_the_padding_item(kind: str
         assert f"recall@10 {recall:.3f}" in str(index)
 
 
-def test_an_index_without_effort_shows_the_recall_that_it_has() -> None:
+def test_an_index_without_effort_shows_the_recall_that_it_has(caplog: pytest.LogCaptureFixture) -> None:
     products = Products.of(product, FEW, 500)
     assert products is not None
     index = ItemIndex(products, "PQ4x4", ALL)
     assert 0 < index.recall < 0.95 and str(index).startswith("index PQ4x4: recall@10 0.")
+    assert f"--index=PQ4x4: it finds {index.recall:.1%} of the 10 best items, less than 95%" in caplog.text
 
 
 def test_what_an_index_does_not_find_is_no_item() -> None:
