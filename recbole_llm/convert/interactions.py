@@ -269,4 +269,6 @@ def _core(rest: Interactions, least: int) -> np.ndarray:
 def item_texts(values: Texts, separator: str | None) -> dict[str, str]:
     """The clean texts of an item by role; the values of a category are joined by the separator of lists."""
     found = {role: clean(values.get(role)) for role in TEXTS if role != "category"}
+    if found.get("brand", "")[:1] == "[":  # several authors
+        found["brand"] = ", ".join(parts(values["brand"], None))
     return found | {"category": SEPARATOR.join(parts(values.get("category"), separator))}

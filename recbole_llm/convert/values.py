@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import math
@@ -13,6 +14,9 @@ SEPARATOR = "|"
 """Between the values of a list, the ``seq_separator`` of converted datasets."""
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2028\u2029\ufeff]+")
 _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters that were cut, which no file can hold
+_LONGEST_LIST = 1 << 16  # characters of a list in a cell
+_QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
+_NUMPY = re.compile(r"""\[(?:"[^"]*"|'[^']*')(?:\s+(?:"[^"]*"|'[^']*'))+\s*\]""")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->")
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 _DECIMAL_POINT = re.compile(r"\s*[-+]?\d*\.\d*(?:[eE][-+]?\d+)?\s*")
@@ -115,7 +119,9 @@ def parts(value: Any, separator: str | None) -> list[str]:
     """The different texts of a list, of lists of lists, or of a text between separators (None: of one value)."""
     if isinstance(value, (list, tuple)):
         found: Iterable[str] = (text for one in value for text in parts(one, None))
-    elif isinstance(value, str) and value[:1] == "[" and (own := _json_list(value)) is not None:
+    elif isinstance(value, dict) and "name" in value:  # {"id": 16, "name": "Animation"}
+        found = [clean(value["name"])]
+    elif (own := listed(value)) is not value:
         return parts(own, None)
     elif separator is None or value is None:
         found = [clean(value)]
@@ -124,14 +130,19 @@ def parts(value: Any, separator: str | None) -> list[str]:
     return [*dict.fromkeys(text.replace(SEPARATOR, "/") for text in found if text)]
 
 
-def _json_list(text: str) -> list[Any] | None:
-    for one in (text, text.replace("'", '"')):
+def listed(value: Any) -> Any:
+    """The list that a text writes as JSON, as Python or as numpy does; any other value as it is."""
+    if not isinstance(value, str) or value[:1] != "[" or len(value) > _LONGEST_LIST:
+        return value
+    if _NUMPY.fullmatch(value):  # which Python reads as one text
+        return [double or single for double, single in _QUOTED.findall(value)]
+    for read in (json.loads, ast.literal_eval):  # no code is run
         try:
-            found = json.loads(one)
-        except (ValueError, RecursionError):
+            found = read(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return found if isinstance(found, list) else None
-    return None
+        return found if isinstance(found, list) else value
+    return value
 
 
 def list_separator(name: str, samples: Iterable[Any]) -> str | None:

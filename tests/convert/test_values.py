@@ -96,10 +96,19 @@ def test_ids_are_texts(raw: Any, expected: str) -> None:
         ("A;B; A", ";", ["A", "B"]),
         ("Clothing, Shoes", None, ["Clothing, Shoes"]),
         (None, "|", []),
+        ("""['Fantasy', "Children's"]""", None, ["Fantasy", "Children's"]),  # a list of Python
+        ("""['Drama' "Children's"\n 'Film Noir']""", None, ["Drama", "Children's", "Film Noir"]),  # an array of numpy
+        ("[{'id': 16, 'name': 'Animation'}, {'id': 35, 'name': 'Comedy'}]", None, ["Animation", "Comedy"]),
+        ("[REC]", None, ["[REC]"]),
     ],
 )
 def test_values_of_a_category(raw: Any, separator: str | None, expected: list[str]) -> None:
     assert values.parts(raw, separator) == expected
+
+
+def test_several_authors_in_a_cell() -> None:
+    write("a.csv", 'user,item,title,author\na,x1,Emma,"[\'Jane Austen\', ""Bob O\'Neil""]"\nb,x2,Persuasion,Jane Austen\n')
+    assert [row[2] for row in convert("a.csv")[".item"][1:]] == ["Jane Austen, Bob O'Neil", "Jane Austen"]
 
 
 # -- decimal commas and empty cells --------------------------------------------------------------------------------------------
