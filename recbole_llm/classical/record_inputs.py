@@ -12,6 +12,7 @@ from typing import Any
 from recbole_llm import registry
 from recbole_llm.config.key_groups import INNER_MODELS
 from recbole_llm.evaluation.recommender import Recommender
+from recbole_llm.llm import text_encoder
 from recbole_llm.llm.adapter_folders import CONFIG_FILE, WEIGHTS_FILE
 from recbole_llm.llm.identity import fingerprint
 from recbole_llm.store.files import sha256_file
@@ -19,6 +20,7 @@ from recbole_llm.store.json_files import read_object
 
 TABLES = (".inter", ".item", ".user", ".kg", ".link", ".net")
 _CHECKPOINTS = ("cf_checkpoint", "cheap_checkpoint")
+_MODULES = "modules.json"
 _PRETRAINED = ("llm_path", "text_encoder_path")
 
 
@@ -118,5 +120,7 @@ def _hash(path: Path) -> str:
 @lru_cache(maxsize=1024)
 def _hashed(parts: tuple[str, ...], states: tuple[Any, ...]) -> str:
     """The hash of a file, or of the folders of a model; ``states`` say whether they have changed."""
+    if (Path(parts[0]) / _MODULES).is_file():  # of a SentenceTransformer: its other settings change the vectors, too
+        return text_encoder.identity(parts[0])
     found = [sha256_file(path) if (path := Path(part)).is_file() else fingerprint(path) for part in parts]
     return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()

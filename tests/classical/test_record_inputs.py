@@ -52,6 +52,21 @@ def test_a_file_that_changes_is_named(name: str, given: dict[str, Any], tmp_path
     assert changed(record, config) == [name]
 
 
+def test_each_setting_of_a_text_encoder_counts(tmp_path: Path, given: dict[str, Any]) -> None:
+    encoder = tmp_path / "encoder"
+    (encoder / "1_Pooling").mkdir(parents=True)
+    files = [encoder / name for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")]
+    for file in files:
+        file.write_text("{}")
+    values = {"data_path": given["data_path"], "text_encoder_path": str(encoder)}
+    for file in files:
+        config = LLMConfig("AlphaRec", "tiny", config_dict=values)
+        record = {"inputs": record_inputs(config)}
+        assert changed(record, config) == []
+        file.write_text('{"max_seq_length": 7}')
+        assert changed(record, config) == ["text_encoder_path"]
+
+
 def test_a_run_on_other_data_of_the_same_name_is_kept_aside(tmp_path: Path) -> None:
     file, config = tmp_path / "runs" / "Pop-toy-1" / "record.json", LLMConfig("Pop", "toy")
     assert keep_aside(file, {"toy.inter": "a"}, config) is None, "there is none"
