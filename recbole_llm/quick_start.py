@@ -164,8 +164,9 @@ def _fit_and_evaluate(run: Run, report: trackers.Reports, began: float, *, saved
     record = RunRecord(config, trainer, run.valid, run.test)
     testing = evaluate_variants(run, record, saved=saved, main=main)
     waited = trainer.cache.waited + trainer.waited
+    earlier = trainer.earlier + trainer.cache.earlier  # of runs that were killed
     seconds = {
-        "train": trained - validating - began + trainer.earlier,
+        "train": trained - validating - began + earlier,
         "evaluate": time.monotonic() - waited - (trained - validating),
         "waited": waited,
     }

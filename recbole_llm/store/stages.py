@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,13 +25,15 @@ from recbole.utils import init_seed
 from recbole_llm.store import curves
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost, Measured, metered, watched
-from recbole_llm.store.files import DamagedError, atomic_folder, fingerprint, is_complete, verify
+from recbole_llm.store.files import DamagedError, atomic_folder, atomic_write, fingerprint, is_complete, verify
+from recbole_llm.store.json_files import read_object
 from recbole_llm.store.locks import locked
 from recbole_llm.store.processes import current
 from recbole_llm.store.progress import share_bar
 
 logger = getLogger()
 
+CURVE = "curve.jsonl"  # of an unfinished stage, which grows at each point
 TRAINED_FILE = "trained.json"  # the number of parameters that a stage trained
 _trained: ContextVar[list[int] | None] = ContextVar("trained", default=None)
 
@@ -152,6 +155,7 @@ class StageCache:
         folders: folder of each result by name, or by :attr:`Stage.second_name` if another stage has that name.
         waited: seconds spent waiting for other processes that computed a stage.
         planned: :attr:`Cost.work` of stages by name, of which a bar shows the share that is done.
+        earlier: seconds of the stages that ran, of those in ``seconds``, that killed processes have spent on them.
     """
 
     root: Path
@@ -161,6 +165,7 @@ class StageCache:
     folders: dict[str, Path] = field(default_factory=dict)
     waited: float = 0.0
     planned: Mapping[str, int] = field(default_factory=dict)
+    earlier: float = 0.0
 
     def folder(self, stage: Stage) -> Path:
         """The folder of a stage's result, which may not exist yet."""
@@ -193,7 +198,7 @@ class StageCache:
                 self.seconds.setdefault(name, 0.0)
             else:
                 measured = self._build(stage, folder, name)
-                self.seconds[name], self.measured[name] = measured.seconds, measured
+                self.measured[name] = measured
                 processes.wait()  # for the result of process 0
         self.folders[name] = folder
 
@@ -231,14 +236,30 @@ class StageCache:
         scratch = folder.with_name(f".{folder.name}.unfinished")
         scratch.mkdir(parents=True, exist_ok=True)
         planned = 0 if any(scratch.iterdir()) else self.planned.get(name, 0)  # what a resumed stage has done is not known
+        earlier = _earlier_seconds(scratch) if current().main else 0.0
         with metered() as measured, _shown(stage.name, measured, planned), torch.enable_grad(), _written(folder) as out:
             token = _trained.set([])
             try:
-                with curves.recording(name, scratch / "curve.jsonl") as curve:
+                with curves.recording(name, scratch / CURVE) as curve:
                     stage.build(Work(out, scratch, self))
                 curve.write(out)
                 (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
             finally:
                 _trained.reset(token)
-        logger.info(f"stage {stage.name}: done in {measured.seconds:.1f} s, cached in {folder}")
+        self.seconds[name] = measured.seconds + earlier
+        self.earlier += earlier
+        before = f", after {earlier:.1f} s in runs that were killed" if earlier else ""
+        logger.info(f"stage {stage.name}: done in {measured.seconds:.1f} s{before}, cached in {folder}")
         return measured
+
+
+def _earlier_seconds(scratch: Path) -> float:
+    """Seconds that killed processes spent on a stage, each up to its last checkpoint; notes when this process begins."""
+    note, seconds = scratch / "began.json", 0.0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or a damaged one
+        before = read_object(note)
+        files = (file for file in scratch.rglob("*") if file.is_file() and file.name not in (note.name, CURVE))
+        last = max((file.stat().st_mtime for file in files), default=0.0)
+        seconds = before["earlier"] + max(last - before["began"], 0.0)
+    atomic_write(note, json.dumps({"began": time.time(), "earlier": seconds}))
+    return seconds

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,6 +267,29 @@ def test_a_stage_that_fails_leaves_no_result_but_its_unfinished_work(cache, buil
     found = []
     cache.run(replace(stage, build=lambda work: found.append((work.scratch / "step").read_text())))
     assert found == ["3"] and visible(cache) == [cache.folder(stage).name]
+
+
+def test_the_seconds_of_a_resumed_stage_are_those_of_all_processes_up_to_their_last_checkpoints(cache, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(stages.time, "time", lambda: now)
+
+    def interrupted(after: float | None) -> Callable[[Work], None]:
+        def build(work: Work) -> None:
+            if after is not None:
+                (work.scratch / "step").write_text("3")
+                os.utime(work.scratch / "step", (now + after, now + after))
+            (work.scratch / "curve.jsonl").write_text("")
+            os.utime(work.scratch / "curve.jsonl", (now + 900, now + 900))  # later steps are done again
+            raise ValueError("killed")
+
+        return build
+
+    for after in (None, 60.0, 30.0, None):  # some are killed before their first checkpoint
+        with pytest.raises(ValueError, match="killed"):
+            cache.run(Stage("a", {}, interrupted(after)))
+        now += 1000
+    cache.run(Stage("a", {}, lambda work: None))
+    assert cache.earlier == 90 and 90 <= cache.seconds["a"] < 100 and cache.measured["a"].seconds < 10
 
 
 def test_a_killed_stage_leaves_no_half_folder_and_no_lock(cache, build):
