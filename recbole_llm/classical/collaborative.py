@@ -34,7 +34,7 @@ from recbole_llm.config.property_files import read_yaml
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.candidate_scores import CandidateScores
 from recbole_llm.store.costs import Cost
-from recbole_llm.store.files import save_tensors, sha256_file
+from recbole_llm.store.files import preserved_random_state, save_tensors, sha256_file
 from recbole_llm.store.stages import Stage, Work, count_trained
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = getLogger()
 
+_DRAWS_NO_TENSORS = {"RippleNet"}  # which draws in its constructor what is no tensor, and so is not saved
 PREFIXES = 512
 """Prefixes in a forward pass of a model that reads each prefix by itself."""
 
@@ -122,6 +123,10 @@ class CollaborativeModel:
 
     def load(self, folder: Path) -> None:
         """Read the stage's result."""
+        if self.name in _DRAWS_NO_TENSORS:
+            with preserved_random_state():
+                init_seed(self.config["seed"], True)  # as in training
+                self.model = self._fresh_model()
         found, weights = load_file(folder / "model.safetensors"), self.model.state_dict()
         self.model.load_other_parameter({name: found.pop(name).to(self.device) for name in [*found] if name not in weights})
         self.model.load_state_dict(found)
@@ -163,6 +168,11 @@ class CollaborativeModel:
         return read_checkpoint(str(self._checkpoint), self.KEYS[2])
 
     def _import(self, work: Work) -> None:
+        if self.name in _DRAWS_NO_TENSORS:
+            raise ValueError(
+                f"{self.KEYS[2]}: {self._checkpoint}: {self.name} scores by what it has drawn beside its weights, which no "
+                f"checkpoint gives; remove {self.KEYS[2]}, so that it is trained here"
+            )
         found, own = self._checkpointed(), self.model.other_parameter()
         others = {name: value for name, value in found.others.items() if name in own}  # Pop's counts, KGCN's neighbours
         try:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.store.stages import StageCache
 from tests.classical.collaborative.conftest import SMALL, Make, asked
 from tests.conftest import write_rows
+from tests.contract import recbole_data
 
 # -- which models ------------------------------------------------------------------------------------------------------
 
@@ -66,6 +68,29 @@ def test_a_later_run_has_the_same_scores_from_the_cached_stage(
         retriever.load(StageCache(tmp_path).run(retriever.stage))
         ranked.append(retriever.top("test", 5))
     assert ranked[0] == ranked[1]
+
+
+def test_a_later_run_has_the_draws_of_the_training_too(tmp_path: Path) -> None:
+    """RippleNet's ripple sets are drawn in its constructor, and are no tensors."""
+    run = {
+        "data_path": str(recbole_data.write(tmp_path / "data")),
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "show_progress": False,
+    }
+    graph = {"inter": ["user_id", "item_id", "timestamp"], "kg": ["head_id", "relation_id", "tail_id"], "link": "*"}
+    values = {"epochs": 1, "embedding_size": 8, "n_memory": 4, "load_col": graph}
+    found = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        cf = CollaborativeModel(LLMConfig("ALLMRec", "rich", config_dict=run), "RippleNet", values)
+        cf.load(StageCache(tmp_path / "stages").run(cf.stage))
+        found.append(cf.scores(asked(cf)[0]))
+    assert torch.equal(*found)
+    torch.save({"state_dict": cf.model.state_dict()}, tmp_path / "ripple.pth")
+    with pytest.raises(ValueError, match="cf_checkpoint: .*ripple.pth: RippleNet scores by what it has drawn .*trained here"):
+        StageCache(tmp_path).run(
+            CollaborativeModel(LLMConfig("ALLMRec", "rich", config_dict=run), "RippleNet", values, tmp_path / "ripple.pth").stage
+        )
 
 
 @pytest.mark.parametrize("name", ["SASRec", "NeuMF"])
