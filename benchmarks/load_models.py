@@ -1,4 +1,4 @@
-"""Memory of LLM models over time, on data of ml-1m's size, for ``python benchmarks/load.py --models``.
+"""Memory of LLM recommenders over time, on data of ml-1m's size, for ``python benchmarks/load.py --models``.
 
 Each model is trained and evaluated in a process of its own, with the random LM and the settings of the tests, so that what grows
 is not hidden behind weights. After each step of an optimiser and each batch of evaluation users, the peak of the resident memory
@@ -158,7 +158,7 @@ def section(models: Sequence[str], samples: int, evaluated: int, users: int, pla
                 print(" ".join(f"{cell:>20}" for cell in rows[-1]), flush=True)
     return {
         "part": "memory",
-        "title": "Memory of LLM models over time",
+        "title": "Memory of LLM recommenders over time",
         "columns": columns,
         "rows": rows,
         "notes": [

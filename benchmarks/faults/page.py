@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 ORDER = ("kills", "damages", "disk", "hostile", "processes", "load", "memory", "versions")
+_WIDTH = 130  # of a line that is not of a table
 _HEAD = """# Reliability
 
 This page is written by `python benchmarks/reliability.py` from [reliability.json](reliability.json); nothing in it is typed by
@@ -22,8 +24,8 @@ def page(sections: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _section(part: Mapping[str, Any]) -> str:
-    notes = "".join(f"- {_text(note)}\n" for note in part["notes"])
-    measured = f"{part['machine']}, {part['date']}: `{part['command']}`"
+    notes = "".join(f"{_lines('- ' + note, '  ')}\n" for note in part["notes"])
+    measured = _lines(f"{part['machine']}, {part['date']}: `{part['command']}`")
     table = _table([part["columns"], ["---"] * len(part["columns"]), *part["rows"]])
     return f"## {_text(part['title'])}\n\n{table}\n{notes}\n{measured}\n"
 
@@ -43,6 +45,11 @@ def _cell(value: Any) -> str:
         else value
     )
     return _text(str(shown)).replace("|", "\\|")
+
+
+def _lines(text: str, indent: str = "") -> str:
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(_text(text), _WIDTH, subsequent_indent=indent, **options)
 
 
 def _text(text: str) -> str:
