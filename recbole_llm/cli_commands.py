@@ -63,7 +63,7 @@ def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
     """``recbole-llm leaderboard``."""
     with _large_imports():
         from recbole_llm import logs
-        from recbole_llm.config.values import read_arguments
+        from recbole_llm.config.property_files import PropertyFiles
         from recbole_llm.leaderboard.board import make_leaderboard
         from recbole_llm.leaderboard.formats import to_markdown
 
@@ -73,7 +73,7 @@ def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
         from recbole_llm.look.boards import pages_of
 
         own["beside"] = pages_of(options.look)
-    leaderboard, files = make_leaderboard(options.config_files, read_arguments(keys), **own)
+    leaderboard, files = make_leaderboard(options.config_files, PropertyFiles().of_command_line(keys), **own)
     print(to_markdown(leaderboard), *files, sep="\n")
     return bool(leaderboard.failed)
 
@@ -82,13 +82,13 @@ def replicate(options: argparse.Namespace, keys: list[str]) -> bool:
     """``recbole-llm replicate``."""
     with _large_imports():
         from recbole_llm import logs
-        from recbole_llm.config.values import read_arguments
+        from recbole_llm.config.property_files import PropertyFiles
         from recbole_llm.replication.replicate import replicate
 
     logs.init_console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
     own["claims"] = options.claim
-    files, missing = replicate(options.names, read_arguments(keys), **own)
+    files, missing = replicate(options.names, PropertyFiles().of_command_line(keys), **own)
     print(*files, sep="\n")
     return bool(missing)
 
@@ -133,11 +133,11 @@ def evaluate(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm evaluate``."""
     with _large_imports():
         from recbole_llm import logs
-        from recbole_llm.config.values import read_arguments
+        from recbole_llm.config.property_files import PropertyFiles
         from recbole_llm.recommend.reevaluate import evaluate_run
 
     logs.init_console()
-    evaluate_run(options.run, read_arguments(keys), options.data_path, options.model)
+    evaluate_run(options.run, PropertyFiles().of_command_line(keys), options.data_path, options.model)
 
 
 def look(options: argparse.Namespace, keys: list[str]) -> None:

@@ -20,6 +20,7 @@ from recbole_llm import cli, cli_commands, cli_options, logs
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.values import parse_value
 from recbole_llm.leaderboard import runner
+from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.merging.folders import METHODS
 from recbole_llm.registry import MODELS
 
@@ -358,6 +359,22 @@ def plan(file: Path, settings: dict[str, Any], **models: Any) -> str:
     content |= {"shortcuts": False}
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     return f"--config_files={file}"
+
+
+def test_a_dictionary_without_quotes_changes_only_its_keys_of_a_leaderboard_file(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, found = tmp_path / "mine.yaml", []
+    given = plan(file, {**settings, "candidates": {"source": "popularity", "num_negatives": 9}}, Pop={})
+
+    def make(path: Path, changes: dict[str, Any], **_: Any) -> Any:
+        found.extend(read_plan(path, changes))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("recbole_llm.leaderboard.board.make_leaderboard", make)
+    with pytest.raises(SystemExit):
+        cli.main(["leaderboard", given, "--candidates={num_negatives:5}"])
+    assert found[0].settings["candidates"] == {"source": "popularity", "num_negatives": 5}
 
 
 @pytest.mark.slow

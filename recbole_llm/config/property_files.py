@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from functools import cached_property, lru_cache
@@ -16,6 +16,7 @@ from recbole.config import Config
 
 from recbole_llm.config.definitions import Definition, definitions_of
 from recbole_llm.config.recbole_keys import RECBOLE_DEFINITIONS
+from recbole_llm.config.values import read_arguments
 from recbole_llm.store.json_files import read_regular
 
 _MOST = 100_000  # values in a file; a few lines of aliases of aliases stand for billions
@@ -173,6 +174,11 @@ class PropertyFiles:
                 else:
                     merged[name] = value
         return merged
+
+    def of_command_line(self, arguments: Iterable[str]) -> dict[str, Any]:
+        """The values of a command line, as a run reads them; errors as :func:`~recbole_llm.config.values.read_arguments`."""
+        values = read_arguments(arguments)
+        return {**values, **self.as_collections(values)}
 
     def as_collections(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the texts that are lists or dictionaries in YAML, of keys that have such: a shell removes inner quotes.

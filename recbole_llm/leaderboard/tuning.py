@@ -28,7 +28,6 @@ from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.key_groups import ABOUT_DATA
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
-from recbole_llm.config.values import read_arguments
 from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_each
@@ -107,7 +106,7 @@ def tune(
     config = LLMConfig(model, dataset, config_files, cmd_line=arguments)
     if issubclass(config.model_class, Recommender) and not config.model_class.has_validation:
         raise ValueError(f"--model={model}: it trains nothing and has no validation score that a search could compare")
-    settings = {key: value for key, value in read_arguments(arguments).items() if key != "seed"}
+    settings = {key: value for key, value in PropertyFiles().of_command_line(arguments).items() if key != "seed"}
     task = Task(model, model, dataset, config["seed"], "search", settings, config_files=tuple(config_files))
     if seeds is not None and (not isinstance(seeds, (list, tuple)) or not seeds or not all(type(seed) is int for seed in seeds)):
         raise ValueError(f"--seeds={seeds}: give a list of whole numbers, such as [2020, 2021]")

@@ -54,6 +54,14 @@ def test_other_metrics_and_users_are_those_of_the_same_ranks(sasrec: Path) -> No
     assert found["seconds"]["train"] == before["seconds"]["train"] and found["code"] == before["code"]
 
 
+def test_lists_may_lack_the_quotes_that_a_shell_removes(sasrec: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        given: dict[str, Any] = {}
+        patch.setattr("recbole_llm.recommend.reevaluate.evaluate_run", lambda run, keys, *_: given.update(keys))
+        cli.main(["evaluate", f"--run={sasrec.parent}", "--metrics=[Recall,MAP]", "--topk=[2,7]", "--eval_args={mode:full}"])
+    assert given == {"metrics": ["Recall", "MAP"], "topk": [2, 7], "eval_args": {"mode": "full"}}
+
+
 def test_of_the_candidates_only_the_given_key_changes(module_settings: dict[str, Any]) -> None:
     run = trained("BPR", module_settings, candidates={"source": "popularity", "num_negatives": 9, "seed": 7})
     found = read_record(evaluate_run(run, {"candidates": {"num_negatives": 5}}))["config"]["candidates"]
