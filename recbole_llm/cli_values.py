@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_UNQUOTED = re.compile(r"""\{([^{}'",:]+:[^{}'",:]+(?:,[^{}'",:]+:[^{}'",:]+)*)\}""")
 
 
 def list_of(*kinds: type) -> Callable[[str], list[Any]]:
@@ -28,14 +31,21 @@ def list_of(*kinds: type) -> Callable[[str], list[Any]]:
 
 def columns(text: str) -> dict[str, Any]:
     """A dictionary of columns by role, ``{'user': 'uid', 'time': None}``; a number is the place of a column."""
-    values = None
+    values: Any = None
     with contextlib.suppress(ValueError, SyntaxError):
         values = ast.literal_eval(text)
+    if unquoted := _UNQUOTED.fullmatch(text):  # a shell has removed the inner quotes
+        pairs = (pair.partition(":") for pair in unquoted[1].split(","))
+        values = {role.strip(): _value(name.strip()) for role, _, name in pairs}
     if not isinstance(values, dict) or not all(
         isinstance(role, str) and type(name) in (str, int, type(None)) for role, name in values.items()
     ):
         raise argparse.ArgumentTypeError(f"{text!r} does not name columns, such as {{'user': 'uid', 'item': 'track'}}")
     return values
+
+
+def _value(name: str) -> str | int | None:
+    return None if name == "None" else int(name) if name.isdecimal() else name
 
 
 def paths(text: str) -> list[str]:

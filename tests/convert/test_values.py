@@ -175,3 +175,9 @@ def test_times_between_which_there_is_little_keep_their_order() -> None:
 
 def test_half_of_a_character_is_dropped() -> None:
     assert values.clean("Good \ud83d") == "Good"
+
+
+def test_columns_may_lack_the_quotes_that_a_shell_removes() -> None:
+    write("a.csv", "who,what thing,when\na,x1,7\nb,x2,8\n")
+    cli.main(["data", "convert", "a.csv", "--to=mine", "--columns={user:who, item: what thing, time:None}"])
+    assert Path("dataset/mine/mine.inter").read_text().splitlines()[1:] == ["a\tx1\t1", "b\tx2\t2"]
