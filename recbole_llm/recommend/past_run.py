@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm import quick_start, registry
+from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.classical.retriever import Retriever
 from recbole_llm.config.recorded import given_mode, recorded_config
 from recbole_llm.data.passport import differences
@@ -88,6 +89,7 @@ class PastRun:
         checkpoint = _checkpoint(record, path, again)
         parts = quick_start.assemble(config)
         _check_data(record, parts, path)
+        _warn_of_changed_files(record, config, path)
         _check_imported(record, parts, path)
         if "llm_path" in bases:
             shared.check_base(record, parts)
@@ -199,6 +201,17 @@ def _check_data(record: Mapping[str, Any], parts: Run, path: Path) -> None:
         f"--run: the data of {path} have changed since the run ({where}): {told}. Its model does not fit them. "
         "Give --data_path=DIR, the folder that contains the dataset as it was, or train again"
     )
+
+
+def _warn_of_changed_files(record: Mapping[str, Any], config: Any, path: Path) -> None:
+    """Tell of files such as the .item file, whose texts the model has learnt; interactions have a check of their own."""
+    before, now = record.get("inputs") or {}, record_inputs(config)
+    names = [name for name in before if before[name] != now.get(name, before[name]) and not name.startswith("candidates.")]
+    if names:
+        logger.warning(
+            f"--run: {', '.join(names)} changed since the run of {path.parent}, whose model was made of the earlier content, and "
+            "is read as it is now; put the earlier one back, or train again"
+        )
 
 
 def _check_imported(record: Mapping[str, Any], parts: Run, path: Path) -> None:

@@ -278,6 +278,20 @@ def test_a_run_is_loaded_only_with_its_own_weights_and_data(
         load(tmp_path / "runs")
 
 
+def test_texts_that_have_changed_since_are_named(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model has learnt the earlier ones."""
+    shutil.copytree(settings["data_path"], tmp_path / "data")
+    run, _ = trained("NearestTitles", settings | {"data_path": str(tmp_path / "data")})
+    item = tmp_path / "data/tiny/tiny.item"
+    load(run)
+    assert "changed since" not in caplog.text
+    item.write_text(item.read_text() + "other\tnew" + "\t" * (item.read_text().splitlines()[0].count("\t") - 1) + "\n")
+    load(run)
+    assert f"--run: tiny.item changed since the run of {run if run.is_dir() else run.parent}" in caplog.text
+
+
 def test_stages_are_those_of_the_record_whatever_the_code(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A later version of the code names other folders for stages: a past run is loaded from its own ones."""
     path, record = trained("TALLRec", settings, **RERANKED)
