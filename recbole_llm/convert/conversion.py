@@ -123,6 +123,8 @@ class Conversion:
             elif role == "category" and (mark := self._separator):
                 about = f" (values between {mark!r})"
             lines.append(f"  {role:<12} {name}{about}" if role in ROLES else f"               {name}")
+        if self.layout.name == releases.YOURS and (unread := [name for name in table.names if name not in columns.values()]):
+            lines.append(f"  not read     {', '.join(unread)}")
         return lines
 
     def _list_separator(self) -> str | None:

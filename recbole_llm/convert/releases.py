@@ -32,6 +32,10 @@ _REFUSED = {
 }
 
 
+YOURS = "your table"
+"""The name of the layout of tables of the user."""
+
+
 def recognised(source: Source) -> Layout | None:
     """The release that a source is; None for tables of the user.
 
@@ -62,7 +66,7 @@ def of_user(
     Raises:
         ConversionError: no table, or no column of users or of items; the message shows the columns.
     """
-    inter = table(source, _only(source), encoding)
+    inter = _several_columns(table(source, _only(source), encoding))
     if isinstance(inter, Delimited) and not inter.has_header and not columns:
         raise ConversionError(
             f"{inter.shown}, line 1: there are no names of columns; number them, as in "
@@ -89,12 +93,24 @@ def of_user(
     texts = found if separate is None else item_found
     named = {role: column_name(name) for role, name in texts.items() if role in TEXTS and role != "title"}
     hints = [*(found[role] for role in ("item", "title") if role in found), *inter.names, source.path.name.partition(".")[0], to]
-    return Layout("your table", inter, found, separate, item_found, None, named, words(hints))
+    return Layout(YOURS, inter, found, separate, item_found, None, named, words(hints))
 
 
 def _items(path: Path, encoding: str) -> Table:
     source = Source(path, "--items")
-    return table(source, _only(source, "--items"), encoding)
+    return _several_columns(table(source, _only(source, "--items"), encoding))
+
+
+def _several_columns(found: Table) -> Table:
+    """The table, unless other signs than those that are read separate its cells."""
+    if not isinstance(found, Delimited) or len(found.names) > 1:
+        return found
+    sign = next((sign for sign in ("::", " ") if sign in found.first.strip()), None)
+    how = f"write tabs for them: sed 's/{sign}/\\t/g'" if sign else "is it the whole table?"
+    raise ConversionError(
+        f"{found.shown}, line 1: {found.first.strip()[:80]!r} is one cell; cells are separated by tabs, commas, semicolons or "
+        f"bars{f', and not by {sign!r}' if sign else ''}; {how}"
+    )
 
 
 def _only(source: Source, key: str = "SOURCE") -> str:

@@ -48,7 +48,11 @@ class Table(ABC):
 
 
 class Delimited(Table):
-    """CSV or TSV with quotation marks as in RFC 4180; without a header, the columns are ``1``, ``2``, ..."""
+    """CSV or TSV with quotation marks as in RFC 4180; without a header, the columns are ``1``, ``2``, ...
+
+    Attributes:
+        first: its first line.
+    """
 
     def __init__(self, source: Source, name: str, encoding: str, *, names: Sequence[str] = (), separator: str = "") -> None:
         self._source, self._name, self.encoding, self.shown = source, name, encoding, source.shown(name)
@@ -57,7 +61,13 @@ class Delimited(Table):
             raise ConversionError(f"{self.shown}, line 1: the file has no header; is it empty?")
         self._separator = separator or max("\t,;|", key=first.count)
         self.decimal_commas = self._separator != ","
-        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=self._separator))]
+        self.first = first
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([first], delimiter=self._separator))]
+        except csv.Error:
+            raise ConversionError(
+                f"{self.shown}, line 1: carriage returns alone end its lines; convert the file: tr '\\r' '\\n'"
+            ) from None
         self._header = not names and not any(_is_number(cell) for cell in cells if cell)
         headings = [cell or f"column {place}" for place, cell in enumerate(cells, start=1)]
         self.names = [*names] or (headings if self._header else [str(place) for place in range(1, len(cells) + 1)])

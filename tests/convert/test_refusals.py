@@ -33,6 +33,10 @@ from tests.convert.conversions import convert, refused, write, write_bytes
         ("1,2,5\n3,4,5\n", {}, ["no names of columns", "{'user': 1"]),
         ("a,a\n1,2\n", {}, ["two columns are called 'a'"]),
         ('user,item\na,"x"y\n', {}, ["line 2", "quotation marks"]),
+        ("user,item\ra,x\rb,y\r", {}, ["a.csv, line 1", "carriage returns alone", "tr '\\r' '\\n'"]),
+        ("1::31::5::978300760\n", {}, ["a.csv, line 1", "is one cell", "not by '::'", "sed 's/::/\\t/g'"]),
+        ("1 31 5 978300760\n", {"columns": {"user": 1}}, ["not by ' '"]),
+        ("user\na\n", {}, ["'user' is one cell", "is it the whole table?"]),
     ],
 )
 def test_what_is_refused(text: str, options: dict[str, Any], parts: list[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from recbole_llm import cli
 from recbole_llm.convert import times, values
-from tests.convert.conversions import convert, refused, write
+from tests.convert.conversions import convert, plan, refused, write
 
 # -- times ---------------------------------------------------------------------------------------------------------------------
 
@@ -181,3 +181,9 @@ def test_columns_may_lack_the_quotes_that_a_shell_removes() -> None:
     write("a.csv", "who,what thing,when\na,x1,7\nb,x2,8\n")
     cli.main(["data", "convert", "a.csv", "--to=mine", "--columns={user:who, item: what thing, time:None}"])
     assert Path("dataset/mine/mine.inter").read_text().splitlines()[1:] == ["a\tx1\t1", "b\tx2\t2"]
+
+
+def test_columns_that_are_not_read_are_shown() -> None:
+    """They may say that a row is no interaction."""
+    table = write("a.csv", "user,item,clicked,price\na,x1,true,3\nb,x2,false,4\n")
+    assert "  not read     clicked, price\n" in plan(table) and "not read" not in plan(write("b.csv", "user,item\na,x1\n"))
