@@ -87,6 +87,7 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
 
     dataset.masking.check(config)
     _check_topk(config, dataset)
+    _check_transform(config)
     splits = dataset.build()
     _check_examples(config, splits[0])
     samplers: list[list[Any]] = [[sampler] for sampler in create_samplers(config, dataset, splits)]
@@ -134,6 +135,26 @@ def _check_topk(config: Any, dataset: Any) -> None:
     most = max(config["topk"])
     if config["eval_type"] == EvaluatorType.RANKING and most >= dataset.item_num:
         raise ValueError(f"topk: {most} is more than the {dataset.item_num - 1} items of {config['dataset']}; lower it")
+
+
+_TRANSFORMED_BY = {"mask_itemseq": ("mask_ratio", 0.2), "crop_itemseq": ("eta", 0.6), "reorder_itemseq": ("beta", 0.5)}
+"""The setting that a transform reads, and a usual value; few models have a default of it."""
+
+
+def _check_transform(config: Any) -> None:
+    """Refuse a transform that lacks what it reads; warn of one whose columns the model does not read."""
+    name, model = config["transform"], config["model"]
+    key, usual = _TRANSFORMED_BY.get(name, (None, None))
+    if key and config[key] is None:
+        raise ValueError(
+            f"transform: {name} reads {key}, of which {model} has no default; give it, such as --{key}={usual}, or remove it"
+        )
+    if name is None or name == "user_defined":  # a class of RecBole to be filled in
+        return
+    column = f"{name.removesuffix('_itemseq').upper()}_ITEM_SEQ"
+    modules = [base.__module__ for base in config.model_class.__mro__ if not base.__module__.startswith(("torch", "builtins"))]
+    if not any(column in registry.source(sys.modules[module]) for module in modules):
+        logger.warning(f"transform: {name} changes nothing: it adds columns ({column}) that {model} does not read")
 
 
 def _check_examples(config: Any, train: Any) -> None:

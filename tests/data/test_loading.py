@@ -59,3 +59,17 @@ def test_the_users_and_targets_of_recboles_loader(split: Any, settings: Any, ass
             assert all(torch.equal(users[key], expected[key]) for key in expected.interaction)
             pairs, wanted = (sorted(zip(*(part.tolist() for part in found), strict=True)) for found in (targets, others))
             assert pairs == wanted
+
+
+def test_a_transform_without_its_setting_or_without_effect(
+    settings: Any, assemble: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match=r"transform: crop_itemseq reads eta, .* SASRec has no default; give it, such as --eta="):
+        assemble("SASRec", {**settings, "train_mode": "prefix"}, transform="crop_itemseq")
+    caplog.clear()
+    assemble("SASRec", {**settings, "train_mode": "prefix"}, transform="crop_itemseq", eta=0.6)
+    assert "transform: crop_itemseq changes nothing: it adds columns (CROP_ITEM_SEQ) that SASRec does not read" in caplog.text
+    caplog.clear()
+    assemble("BERT4Rec", settings)
+    assemble("SHAN", settings)
+    assert "transform" not in caplog.text
