@@ -71,6 +71,11 @@ def _check(record: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"RUN: {path} was shared with you; copy its folder")
     if record["model"] == "Imported":
         raise ValueError(f"RUN: {path} has the predictions of another system, and no weights")
+    if not any("test" in config.get(key, ()) for key in ("candidate_phases", "full_phases")):
+        raise ValueError(
+            f"RUN: {path} was evaluated by labels or drawn negatives, and such a run cannot recommend; train it with "
+            "--eval_args=\"{'mode': 'full'}\", or candidates, and share that run"
+        )
     try:
         registry.check_name(str(record["model"]))
     except ValueError as error:

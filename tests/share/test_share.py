@@ -294,6 +294,10 @@ def test_runs_that_are_not_shared(
         ({"adapters": {"ingredient": "."}}, r"made with a file of yours \(adapters.ingredient\)"),
         ({"cheap_checkpoint": "model.pth"}, r"made with a file of yours \(cheap_checkpoint\)"),
         *(({"merge": name}, rf"uses code of yours \({name}\), which others lack") for name in ("mine:merge", "mine.merge")),
+        (
+            {"candidate_phases": [], "full_phases": ["valid"]},
+            r"was evaluated by labels or drawn negatives, and",
+        ),
         ({"merge_beside": {"mine": {"merge": "mine:merge"}}}, r"uses code of yours \(mine:merge\)"),
         *(({key: "mine:Model"}, r"uses code of yours \(mine:Model\)") for key in ("cf_model", "cheap_model", "retriever")),
     ],
