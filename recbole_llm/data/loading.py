@@ -9,6 +9,7 @@ from logging import getLogger
 from typing import Any
 
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.transform import UserDefinedTransform
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_llm import registry
@@ -149,7 +150,12 @@ def _check_transform(config: Any) -> None:
         raise ValueError(
             f"transform: {name} reads {key}, of which {model} has no default; give it, such as --{key}={usual}, or remove it"
         )
-    if name is None or name == "user_defined":  # a class of RecBole to be filled in
+    if name == "user_defined" and registry.source(UserDefinedTransform.__call__).rstrip().endswith("pass"):
+        raise ValueError(
+            "transform: user_defined is a class of RecBole that does nothing, UserDefinedTransform; give it a __call__ that "
+            "returns the interaction, or remove transform"
+        )
+    if name in (None, "user_defined"):
         return
     column = f"{name.removesuffix('_itemseq').upper()}_ITEM_SEQ"
     modules = [base.__module__ for base in config.model_class.__mro__ if not base.__module__.startswith(("torch", "builtins"))]

@@ -69,6 +69,8 @@ def test_a_transform_without_its_setting_or_without_effect(
     caplog.clear()
     assemble("SASRec", {**settings, "train_mode": "prefix"}, transform="crop_itemseq", eta=0.6)
     assert "transform: crop_itemseq changes nothing: it adds columns (CROP_ITEM_SEQ) that SASRec does not read" in caplog.text
+    with pytest.raises(ValueError, match="transform: user_defined is a class of RecBole that does nothing"):
+        assemble("SASRec", {**settings, "train_mode": "prefix"}, transform="user_defined")
     caplog.clear()
     assemble("BERT4Rec", settings)
     assemble("SHAN", settings)
