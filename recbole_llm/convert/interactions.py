@@ -16,7 +16,7 @@ from recbole_llm.convert.columns import ROLES, TEXTS
 from recbole_llm.convert.layout import Layout, Texts
 from recbole_llm.convert.sources import ConversionError
 from recbole_llm.convert.times import Times, understood
-from recbole_llm.convert.values import SEPARATOR, Decimals, clean, identifier, missing, number, parts, pointed, shown
+from recbole_llm.convert.values import SEPARATOR, Decimals, clean, identifier, listed, missing, number, parts, pointed, shown
 
 REPEATS = ("exact", "first", "last", "keep")
 """Which of a user's interactions with an item stay: all but equal rows, the first or the last in time, or every row."""
@@ -269,6 +269,6 @@ def _core(rest: Interactions, least: int) -> np.ndarray:
 def item_texts(values: Texts, separator: str | None) -> dict[str, str]:
     """The clean texts of an item by role; the values of a category are joined by the separator of lists."""
     found = {role: clean(values.get(role)) for role in TEXTS if role != "category"}
-    if found.get("brand", "")[:1] == "[":  # several authors
-        found["brand"] = ", ".join(parts(values["brand"], None))
+    if isinstance(brands := listed(values.get("brand")), (list, tuple)):  # several authors
+        found["brand"] = ", ".join(parts(brands, None))
     return found | {"category": SEPARATOR.join(parts(values.get("category"), separator))}

@@ -12,6 +12,7 @@ import pytest
 
 from recbole_llm import cli
 from recbole_llm.convert import times, values
+from recbole_llm.convert.conversion import Conversion, Options
 from tests.convert.conversions import convert, plan, refused, write
 
 # -- times ---------------------------------------------------------------------------------------------------------------------
@@ -109,6 +110,10 @@ def test_values_of_a_category(raw: Any, separator: str | None, expected: list[st
 def test_several_authors_in_a_cell() -> None:
     write("a.csv", 'user,item,title,author\na,x1,Emma,"[\'Jane Austen\', ""Bob O\'Neil""]"\nb,x2,Persuasion,Jane Austen\n')
     assert [row[2] for row in convert("a.csv")[".item"][1:]] == ["Jane Austen, Bob O'Neil", "Jane Austen"]
+    write("b.jsonl", '{"user": "a", "item": "x", "title": "Emma", "author": [{"id": 1, "name": "Ann"}, {"name": "Bo"}]}\n')
+    conversion = Conversion(Path("b.jsonl"), Options(to="other"))
+    conversion.run()
+    assert Path("dataset/other/other.item").read_text().splitlines()[1] == "x\tEmma\tAnn, Bo"
 
 
 # -- decimal commas and empty cells --------------------------------------------------------------------------------------------
