@@ -43,6 +43,7 @@ from recbole_llm.store.launcher import asks_for_fsdp
 from recbole_llm.store.leftovers import temporaries
 from recbole_llm.store.locks import only_one
 from recbole_llm.store.processes import Processes, alone, joined
+from recbole_llm.store.progress import shown
 from recbole_llm.store.stages import Stage
 from recbole_llm.store.trials import trials
 from recbole_llm.training.float32 import set_precision
@@ -197,6 +198,7 @@ def evaluate_variants(run: Run, record: RunRecord, *, saved: bool, main: bool) -
     own, *others = trainer.recommender.variants().items()
     rows = dict([(config["model"], own[1]), *others])  # records know the model's row by its name in the configuration
     writer, waited, left = predictions.saved(config, run.test) if main else contextlib.nullcontext(), trainer.waited, [*rows]
+    planned = trainer.cache.planned.get(TEST, 0) // len(rows)
     with writer as trainer.predictions, metered() as testing:
         while left:
             name = next((name for name in left if trainer.is_free(run.test, rows[name])), left[0])
@@ -204,7 +206,9 @@ def evaluate_variants(run: Run, record: RunRecord, *, saved: bool, main: bool) -
             if trainer.predictions is not None:
                 trainer.predictions.start(name)
             options = {"load_best_model": saved and not record.rows, "show_progress": config["show_progress"]}
-            record.add(name, trainer.evaluate(run.test, variant=rows[name], **options), reranked=rows[name].reranked)
+            with metered() as own, shown(f"evaluation, {name}", own, planned):
+                result = trainer.evaluate(run.test, variant=rows[name], **options)
+            record.add(name, result, reranked=rows[name].reranked)
     record.rows.sort(key=lambda row: [*rows].index(row.name))
     trainer.predictions = None
     testing.seconds -= trainer.waited - waited

@@ -11,6 +11,7 @@ from logging import getLogger
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_llm.store.costs import Measured, watched
 from recbole_llm.store.processes import current
 
 logger = getLogger()
@@ -18,7 +19,7 @@ _said = 0.0  # when a bar has last written a line of the log
 
 
 class Bar:
-    """Made by :func:`progress_bar` or :func:`share_bar`."""
+    """Made by :func:`progress_bar`."""
 
     def __init__(self, name: str, total: int, bar: tqdm, logs: bool):
         self._name, self._total, self._bar, self._logs = name, total, bar, logs
@@ -77,6 +78,12 @@ def progress_bar(name: str, total: int, *, start: int = 0, show: bool = True, ba
         yield Bar(name, total, bar, logs=show)
 
 
-def share_bar(name: str, total: int) -> contextlib.AbstractContextManager[Bar]:
-    """A :func:`progress_bar` for :meth:`Bar.reach`, of a total in a unit that says nothing to a reader."""
-    return progress_bar(name, total, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")
+@contextlib.contextmanager
+def shown(name: str, measured: Measured, planned: int) -> Iterator[None]:
+    """Show how much of its planned :attr:`Measured.work` the block has done; nothing if that is not known (0)."""
+    if not planned:
+        yield
+        return
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with progress_bar(name, planned, bar_format=form) as bar, watched(lambda: bar.reach(measured.work)):
+        yield

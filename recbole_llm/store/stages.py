@@ -24,12 +24,12 @@ from recbole.utils import init_seed
 
 from recbole_llm.store import curves
 from recbole_llm.store.code import code_fingerprint
-from recbole_llm.store.costs import Cost, Measured, metered, watched
+from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import DamagedError, atomic_folder, atomic_write, fingerprint, is_complete, verify
 from recbole_llm.store.json_files import read_object
 from recbole_llm.store.locks import locked
 from recbole_llm.store.processes import current
-from recbole_llm.store.progress import share_bar
+from recbole_llm.store.progress import shown
 
 logger = getLogger()
 
@@ -135,16 +135,6 @@ def _written(folder: Path) -> Iterator[Path]:
             yield Path(dropped)
 
 
-@contextlib.contextmanager
-def _shown(name: str, measured: Measured, planned: int) -> Iterator[None]:
-    """Show how much of its planned work a stage has done, if that is known."""
-    if not planned:
-        yield
-        return
-    with share_bar(f"stage {name}", planned) as bar, watched(lambda: bar.reach(measured.work)):
-        yield
-
-
 @dataclass
 class StageCache:
     """Computes and caches the results of stages under ``root`` (``<checkpoint_dir>/stages``).
@@ -237,7 +227,7 @@ class StageCache:
         scratch.mkdir(parents=True, exist_ok=True)
         planned = 0 if any(scratch.iterdir()) else self.planned.get(name, 0)  # what a resumed stage has done is not known
         earlier = _earlier_seconds(scratch) if current().main else 0.0
-        with metered() as measured, _shown(stage.name, measured, planned), torch.enable_grad(), _written(folder) as out:
+        with metered() as measured, shown(f"stage {stage.name}", measured, planned), torch.enable_grad(), _written(folder) as out:
             token = _trained.set([])
             try:
                 with curves.recording(name, scratch / CURVE) as curve:

@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from recbole_llm.store import progress
-from recbole_llm.store.progress import progress_bar, share_bar
+from recbole_llm.store.costs import Tokens, count, metered, unmetered
+from recbole_llm.store.progress import progress_bar, shown
 
 
 @pytest.fixture
@@ -45,20 +46,33 @@ def test_news_are_lines_too_unless_nothing_is_to_be_shown(clock: list[float], ca
     assert caplog.messages == ["leaderboard: 0/4, SASRec: epoch 3"]
 
 
-def test_a_share_is_told_where_the_bars_inside_are_silent(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_share_of_planned_work_is_told_where_the_bars_inside_are_silent(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    with share_bar("stage ingredient", 1000) as outer:
+    with metered() as measured, shown("stage ingredient", measured, 1000):
         with progress_bar("ingredient", 4) as inner:
             for clock[0] in (20.0, 40.0):
-                outer.reach(round(10 * clock[0]))
+                count(Tokens(fed=60), trained=True)
+                count(Tokens(fed=20), trained=False)
                 inner.advance()
+        with unmetered():
+            count(Tokens(fed=60), trained=True)
         for clock[0] in range(50, 100, 10):  # a validation
-            outer.reach(round(10 * clock[0]))
+            count(Tokens(fed=100), trained=False)
         clock[0] = 140.0
-        outer.reach(1200)  # more than was planned
+        count(Tokens(fed=300), trained=False)  # more than was planned
     assert caplog.messages == [
         "ingredient: 1/4, 60 s left",
         "ingredient: 2/4, 40 s left",
         "stage ingredient: 80%, 20 s left",
         "stage ingredient: 100%, 0 s left",
     ]
+
+
+def test_nothing_is_told_of_work_that_is_not_planned(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with metered() as measured, shown("stage ingredient", measured, 0):
+        clock[0] = 100.0
+        count(Tokens(fed=100), trained=False)
+    assert not caplog.messages
