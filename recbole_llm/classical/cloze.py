@@ -37,13 +37,17 @@ class MaskedLoader(WindowLoader):
         self.items = torch.stack([pad(row, (0, longest - len(row))) for row in rows])  # [N, L]
         self.fields = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"]
         self.transform, self.dataset = transform, dataset
-        super().__init__(len(rows), config["train_batch_size"] * len(rows) / self.lengths.sum().item(), config["seed"])
+        per_batch = config["train_batch_size"] * len(rows) / self.lengths.sum().item()
+        super().__init__(len(rows), per_batch, config["seed"])
 
     def _batch(self, rows: Tensor, generator: torch.Generator) -> Interaction:
         from recbole.data.interaction import Interaction
 
         windows = dict(zip(self.fields, (self.items[rows], self.lengths[rows]), strict=True))
-        return self.transform(self.dataset, Interaction(windows))
+        while True:  # of a few short windows, no mask may count, and the mean over none is NaN
+            batch = self.transform(self.dataset, Interaction(windows))
+            if (batch["MASK_INDEX"] > 0).any():
+                return batch
 
 
 def masked_loss(model: Any, loss: SequenceLoss, interaction: Interaction) -> Tensor:

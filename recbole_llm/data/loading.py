@@ -150,6 +150,12 @@ def _check_transform(config: Any) -> None:
         raise ValueError(
             f"transform: {name} reads {key}, of which {model} has no default; give it, such as --{key}={usual}, or remove it"
         )
+    longest = config["MAX_ITEM_LIST_LENGTH"]
+    if name == "mask_itemseq" and min(int(config[key] * longest), longest - 1) < 1:
+        raise ValueError(
+            f"mask_ratio: {config[key]} of MAX_ITEM_LIST_LENGTH: {longest} masks no item, so that there is nothing to train on; "
+            "raise one of them"
+        )
     if name == "user_defined" and registry.source(UserDefinedTransform.__call__).rstrip().endswith("pass"):
         raise ValueError(
             "transform: user_defined is a class of RecBole that does nothing, UserDefinedTransform; give it a __call__ that "

@@ -54,6 +54,16 @@ def test_a_batch_is_masked_as_recbole_masks_and_the_order_is_the_epochs(prepared
     assert not torch.equal(other, first) and torch.equal(other.sort(0).values, first.sort(0).values)
 
 
+def test_a_batch_of_one_short_window_has_a_mask_that_counts(prepared: tuple[Any, Any]) -> None:
+    config, train_data = prepared
+    short = [torch.tensor([1, 2])]
+    loader = MaskedLoader(short, train_data.transform, train_data.dataset, config)
+    model = building.build(config, train_data.dataset)
+    for _ in range(20):  # most draws mask neither item, or the first one, which RecBole's loss does not count
+        (batch,) = loader
+        assert model.calculate_loss(batch).isfinite()
+
+
 def test_without_padding_the_loss_and_its_gradients_are_those_of_whole_windows(
     prepared: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

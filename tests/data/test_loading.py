@@ -71,6 +71,8 @@ def test_a_transform_without_its_setting_or_without_effect(
     assert "transform: crop_itemseq changes nothing: it adds columns (CROP_ITEM_SEQ) that SASRec does not read" in caplog.text
     with pytest.raises(ValueError, match="transform: user_defined is a class of RecBole that does nothing"):
         assemble("SASRec", {**settings, "train_mode": "prefix"}, transform="user_defined")
+    with pytest.raises(ValueError, match="mask_ratio: 0.2 of MAX_ITEM_LIST_LENGTH: 4 masks no item"):
+        assemble("BERT4Rec", settings, MAX_ITEM_LIST_LENGTH=4)
     caplog.clear()
     assemble("BERT4Rec", settings)
     assemble("SHAN", settings)
