@@ -38,7 +38,7 @@ class MaskedLoader(WindowLoader):
         self.fields = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"]
         self.transform, self.dataset = transform, dataset
         per_batch = config["train_batch_size"] * len(rows) / self.lengths.sum().item()
-        super().__init__(len(rows), per_batch, config["seed"])
+        super().__init__(len(rows), per_batch, config["seed"], shuffle=config["shuffle"])
 
     def _batch(self, rows: Tensor, generator: torch.Generator) -> Interaction:
         from recbole.data.interaction import Interaction

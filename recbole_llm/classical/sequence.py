@@ -196,10 +196,10 @@ class SequenceLoader(WindowLoader):
     as many optimiser steps as RecBole's own.
     """
 
-    def __init__(self, data: Windows, model: Any, pairs_per_batch: int, seed: int):
+    def __init__(self, data: Windows, model: Any, pairs_per_batch: int, seed: int, *, shuffle: bool = True):
         self.data, self.model = data, model
         pairs_per_window = (data.targets != 0).sum().item() / len(data.items)
-        super().__init__(len(data.items), pairs_per_batch / pairs_per_window, seed)
+        super().__init__(len(data.items), pairs_per_batch / pairs_per_window, seed, shuffle=shuffle)
 
     def _batch(self, rows: Tensor, generator: torch.Generator) -> Interaction:
         from recbole.data.interaction import Interaction
@@ -239,4 +239,4 @@ class SequenceTraining(SteadyTraining):
         """The batches of an epoch, and the loss of each."""
         data = windows(training_histories(train_data.dataset), config["MAX_ITEM_LIST_LENGTH"])
         loss = partial(sequence_loss, model, loss=SequenceLoss.of(config))
-        return SequenceLoader(data, model, config["train_batch_size"], config["seed"]), loss
+        return SequenceLoader(data, model, config["train_batch_size"], config["seed"], shuffle=config["shuffle"]), loss

@@ -96,12 +96,12 @@ def training_histories(dataset: SequentialDataset) -> list[Tensor]:
 
 
 class WindowLoader:
-    """Batches of windows in an order drawn from ``(seed, epoch)``; subclasses make them in ``_batch``."""
+    """Batches of windows in an order drawn from ``(seed, epoch)``, or without ``shuffle`` in theirs; ``_batch`` makes one."""
 
     _batch: Callable[[Tensor, torch.Generator], Interaction]
 
-    def __init__(self, count: int, windows_per_batch: float, seed: int):
-        self._count, self._seed, self.epoch = count, seed, 0
+    def __init__(self, count: int, windows_per_batch: float, seed: int, *, shuffle: bool = True):
+        self._count, self._seed, self._shuffle, self.epoch = count, seed, shuffle, 0
         self.batch_size = max(1, round(windows_per_batch))
 
     def __len__(self) -> int:
@@ -110,5 +110,6 @@ class WindowLoader:
     def __iter__(self) -> Iterator[Interaction]:
         own = np.random.SeedSequence([self._seed, self.epoch]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(own))
-        for rows in torch.randperm(self._count, generator=generator).split(self.batch_size):
+        order = torch.randperm(self._count, generator=generator) if self._shuffle else torch.arange(self._count)
+        for rows in order.split(self.batch_size):
             yield self._batch(rows, generator)

@@ -220,6 +220,13 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert sorted(row for batch in first for row in batch) == sorted(data.items.tolist())
 
 
+def test_without_shuffle_the_windows_keep_their_order(build):
+    config, (train, *_), model = build("SASRec", shuffle=False)
+    loader, _ = SequenceTraining.batches(config, model, train)
+    items = torch.cat([torch.nn.functional.pad(part := batch[model.ITEM_SEQ], (0, MAX_LEN - part.size(1))) for batch in loader])
+    assert torch.equal(items, windows(training_histories(train.dataset), MAX_LEN).items)
+
+
 def test_batches_count_pairs_and_are_as_wide_as_their_longest_window():
     data = windows([torch.arange(1, 4) for _ in range(10)], 6)  # two targets each
     loader = SequenceLoader(data, model_stub(), pairs_per_batch=8, seed=0)
