@@ -47,6 +47,12 @@ class AlphaRec(Recommender, LightGCN):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
+        drawn = config["train_neg_sample_args"]
+        if drawn["distribution"] != "none":  # RecBole's loader would add them to the pairs, as if users had chosen them
+            raise ValueError(
+                f"train_neg_sample_args: {drawn}: AlphaRec's loss draws its own negatives; remove it, and give their number, "
+                f"--num_negatives={config['num_negatives']}"
+            )
         self.temperature = config["temperature"]
         self.negatives = config["num_negatives"]
         self.seed = config["seed"]
@@ -142,7 +148,8 @@ class SparseProduct:
         return self  # PyTorch cannot copy sparse tensors, and these do not change
 
     def __call__(self, dense: Tensor) -> Tensor:
-        return _Product.apply(self._matrix, self._transposed, dense)
+        with torch.autocast(dense.device.type, enabled=False):  # which has no sparse products in half precision
+            return _Product.apply(self._matrix, self._transposed, dense.float())
 
 
 class _Product(torch.autograd.Function):

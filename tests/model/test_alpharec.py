@@ -64,6 +64,20 @@ def test_a_sparse_product_has_the_values_and_gradients_of_a_dense_one() -> None:
     torch.testing.assert_close(found, wanted)
 
 
+def test_a_loss_in_half_precision_has_exact_sparse_products(made: Any) -> None:
+    batch = next(iter(made.train))[:5]
+    with torch.autocast("cpu", enabled=True):  # enable_amp
+        loss = made.model.calculate_loss(batch)
+    gradients = torch.autograd.grad(loss, [*made.model.project.parameters()])
+    assert loss.isfinite() and all(part.isfinite().all() for part in gradients)
+
+
+def test_negatives_of_recboles_loader_are_refused(module_settings: dict[str, Any], assemble: Any) -> None:
+    """They would be pairs like those that users have chosen."""
+    with pytest.raises(ValueError, match="train_neg_sample_args: .*'uniform'.*AlphaRec's loss draws .*--num_negatives=7"):
+        assemble("AlphaRec", module_settings, num_negatives=7, train_neg_sample_args={"distribution": "uniform"})
+
+
 def test_loss_is_infonce_and_what_a_user_knows_is_no_negative(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = made.model, next(iter(made.train))[:5]
     drawn = torch.arange(1, 13)
