@@ -194,7 +194,7 @@ class CollaborativeModel:
 
     @cached_property
     def item_table(self) -> Tensor:
-        """Item vectors [I, H]; cached, since LightGCN computes them from the whole graph."""
+        """Item vectors [I, H]."""
         return _read(_ITEMS, self.model)[: self.model.n_items].detach()
 
     @cached_property
@@ -266,16 +266,16 @@ class CollaborativeModel:
         return Interaction(fields).to(self.device)
 
 
-# -- vectors of RecBole's models; "" stands for all models that are not listed -------------------------------------------
+# -- vectors of RecBole's models; "graph" stands for LightGCN, NGCF, SGL and others, "" for all that are not listed --------
 
 _ITEMS: dict[str, Callable[[Any], Tensor]] = {
     "NeuMF": lambda model: torch.cat([model.item_mf_embedding.weight, model.item_mlp_embedding.weight], 1),
-    "LightGCN": lambda model: model()[1],
+    "graph": lambda model: _convolved(model, "restore_item_e"),
     "": lambda model: model.item_embedding.weight,
 }
 _USERS: dict[str, Callable[[Any], Tensor]] = {
     "NeuMF": lambda model: torch.cat([model.user_mf_embedding.weight, model.user_mlp_embedding.weight], 1),
-    "LightGCN": lambda model: model()[0],
+    "graph": lambda model: _convolved(model, "restore_user_e"),
     "": lambda model: model.user_embedding.weight,
 }
 
@@ -286,9 +286,17 @@ _CHOOSE = "choose SASRec, GRU4Rec, NextItNet, BERT4Rec, BPR, NeuMF or LightGCN, 
 def _read(places: Mapping[str, Callable[[Any], Tensor]], model: Any) -> Tensor:
     name = type(model).__name__
     try:
-        return places.get(name, places[""])(model)
+        return places.get(name, places["graph" if hasattr(model, "restore_item_e") else ""])(model)
     except AttributeError as error:
         raise ValueError(f"cf_model: {name} has no vectors that can be read ({error}); {_CHOOSE}") from error
+
+
+def _convolved(model: Any, name: str) -> Tensor:
+    """The vectors that a graph model computes of the whole graph when it ranks, and keeps."""
+    if getattr(model, name) is None:
+        model.full_sort_predict({model.USER_ID: torch.zeros(1, dtype=torch.long, device=model.device)})
+    found: Tensor = getattr(model, name)
+    return found
 
 
 def _read_states(model: Any, items: Tensor, lengths: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from tests.classical.collaborative.conftest import GENERAL, SEQUENTIAL, SMALL, M
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [*SEQUENTIAL, "BPR", "LightGCN"])
+@pytest.mark.parametrize("name", [*SEQUENTIAL, "BPR", "LightGCN", "NGCF", "SGL"])
 def test_states_times_items_are_recboles_own_scores(make: Make, name: str) -> None:
     cf = make(name)
     interaction, users, histories = asked(cf)
