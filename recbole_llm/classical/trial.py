@@ -63,7 +63,8 @@ def training_cost(config: Any, make_copy: MakeCopy, trainer: type[Any], train: A
             optimizer.step()
 
         epoch = trial(step, len(loader))
-    number = epochs // max(1, config["eval_step"]) if valid else 0
+    every = min(config["eval_step"], epochs)  # as in RecBole; 0: never
+    number = epochs // every if valid and every else 0
     validation = _evaluation_seconds(config, model, valid) if number else 0.0
     return Cost(
         samples=samples,

@@ -216,6 +216,9 @@ def test_a_model_of_recbole_is_timed(settings: dict[str, Any]) -> None:
     training, test = (line.cost for line in plan.lines)
     assert training is not None and training.seconds and training.at_most and training.parameters and training.steps
     assert "3 epochs of" in training.note and "3 validations of" in training.note
+    for step, number in ((0, 0), (5, 1)):  # never, and at the end of fewer epochs
+        line = plan_run("SASRec", "tiny", config_dict={**given, "eval_step": step}).lines[0].cost
+        assert line is not None and f"{number} validation" in line.note and line.at_most == (number > 0)
     assert test is not None and test.seconds and not test.at_most
     assert plan_run("SASRec", "tiny", config_dict={**given, "eval_users": 7}).lines[1].cost.samples == 7 < test.samples
     assert plan.speed is None and plan.seconds(test) == test.seconds and "≤" in str(plan)
