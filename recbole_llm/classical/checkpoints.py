@@ -29,9 +29,14 @@ class SafeCheckpoints(Trainer):
         training_state: what a trainer needs besides to resume, of tensors and plain values.
     """
 
+    eval_step: int
+    epochs: int
+
     def __init__(self, config: Any, model: Any):
         with recorded():
             super().__init__(config, model)
+        # RecBole's trainer of one epoch (Pop, ItemKNN) would never validate, and so save nothing
+        self.eval_step = min(self.eval_step, self.epochs)
         # in parallel runs, RecBole's own name is not unique: it has a resolution of one second; CHECKPOINT of store.files
         name = f"{config['model']}-{get_local_time()}-{writer()}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)

@@ -28,3 +28,11 @@ def test_its_result_does_not_depend_on_the_batch_size(settings: dict[str, Any], 
         made.trainer.fit(made.train, made.valid)
         results.append(dict(made.trainer.evaluate(made.test)))
     assert results[0] == results[1]
+
+
+def test_an_eval_step_of_several_epochs_validates_after_its_only_one(
+    settings: dict[str, Any], assemble: Callable[..., SimpleNamespace]
+) -> None:
+    made = assemble("Pop", settings, epochs=9, eval_step=5)
+    score, _ = made.trainer.fit(made.train, made.valid)
+    assert score > 0 and made.trainer.evaluate(made.test)
