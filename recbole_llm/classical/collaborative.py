@@ -95,21 +95,29 @@ class CollaborativeModel:
         """The model that the first of :attr:`KEYS` names, on the items of ``histories``.
 
         Raises:
-            ValueError: as :meth:`check`, or it reads more of a history than ``max_seq_length``, the run's limit.
+            ValueError: as :meth:`check` and :meth:`check_length`.
         """
         cf = cls(config, *(config[key] for key in cls.KEYS))
         cf.check(histories)
-        longest = getattr(cf.model, "max_seq_length", 0)
-        if longest > max_seq_length:
-            raise ValueError(
-                f"MAX_ITEM_LIST_LENGTH: {cf.name} reads {longest} items of a history, but this run cuts histories to "
-                f"{max_seq_length}; give --MAX_ITEM_LIST_LENGTH={longest}"
-            )
+        cf.check_length(max_seq_length)
         return cf
 
     def check(self, histories: Histories) -> None:
         """Refuse other data than those of the run, as :func:`check_split`."""
         check_split(histories, self.histories, self.name, self._given, self.KEYS[1])
+
+    def check_length(self, limit: int) -> None:
+        """Refuse a model that reads more of a history than ``limit`` items, all that the rows of the run have.
+
+        Raises:
+            ValueError: names the key of the run.
+        """
+        longest = getattr(self.model, "max_seq_length", 0)
+        if longest > limit:
+            raise ValueError(
+                f"MAX_ITEM_LIST_LENGTH: {self.name} reads {longest} items of a history, but this run cuts histories to "
+                f"{limit}; give --MAX_ITEM_LIST_LENGTH={longest}"
+            )
 
     @property
     def is_sequential(self) -> bool:

@@ -23,14 +23,17 @@ class Retriever(CollaborativeModel):
 
     Args:
         histories: of the run, to which its own must be equal.
+        limit: of the items in the rows of the run, if it scores them.
     """
 
     KEYS = "retriever", "retriever_config"
 
-    def __init__(self, config: Any, histories: Histories | None = None):
+    def __init__(self, config: Any, histories: Histories | None = None, limit: int | None = None):
         super().__init__(config, config["retriever"], config["retriever_config"])
         if histories is not None:
             self.check(histories)
+        if limit is not None:
+            self.check_length(limit)
         self._loaded = False
 
     @property

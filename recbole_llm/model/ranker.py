@@ -80,7 +80,7 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.retriever_top = config["retriever_top"]
         self.reranks = "test" not in config["candidate_phases"]
         retrieves, histories = self.reranks and not self.uses_cf_model, self.parts.histories
-        self.retriever: CollaborativeModel | None = Retriever(config, histories) if retrieves else None
+        self.retriever: CollaborativeModel | None = Retriever(config, histories, self.max_seq_length) if retrieves else None
         self.shuffled_title_control = config["shuffled_title_control"]
         self.memorised = Memorised(self.parts, config["memorisation"])
         self.generates = config["scoring"] == "published"

@@ -107,6 +107,13 @@ def test_only_the_recent_history_is_read(made, batch):
     assert not torch.allclose(one, made.likelihood([[*history[:5], 9]], batch.candidates[:1]))
 
 
+def test_a_retriever_of_longer_histories_than_the_rows_it_ranks_by_is_refused(settings, assemble):
+    full = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "MAX_ITEM_LIST_LENGTH": 5}
+    with pytest.raises(ValueError, match="SASRec reads 20 items of a history, .* to 5; give --MAX_ITEM_LIST_LENGTH=20"):
+        assemble("TALLRec", settings, **full, retriever_config={"MAX_ITEM_LIST_LENGTH": 20})
+    assemble("TALLRec", settings, **full, retriever_config={"MAX_ITEM_LIST_LENGTH": 3})
+
+
 @torch.no_grad()
 def test_a_full_ranking_is_the_retrievers_with_its_top_in_the_llms_order(module_settings, assemble, batch):
     found = assemble(
