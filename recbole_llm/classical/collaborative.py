@@ -85,7 +85,9 @@ class CollaborativeModel:
         file = registry.own_property_file(self.config.model_class)
         own = {**(read_yaml(file) if file else {}), **values}
         others = {key: value for key, value in own.items() if key not in self.config.known_to_recbole}
-        tables = [suffix for suffix in self.config["load_col"] or () if suffix != "inter"]
+        every = ["item", "user", "kg", "link", "net", *(self.config["additional_feat_suffix"] or ())]
+        chosen = self.config["load_col"]  # ~: all columns of all tables
+        tables = every if chosen is None else [suffix for suffix in chosen if suffix != "inter"]
         files = {suffix: Path(self.config["data_path"]) / f"{self.config['dataset']}.{suffix}" for suffix in tables}
         hashes = {suffix: sha256_file(path) for suffix, path in files.items() if path.is_file()}
         return {key: found for key, found in (("settings", others), ("tables", hashes)) if found}

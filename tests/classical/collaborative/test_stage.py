@@ -132,9 +132,13 @@ def test_a_setting_without_a_default_of_recbole_and_a_table_of_features_train_it
         file = tmp_path / "data" / "tiny" / "tiny.item"
         file.write_text(file.read_text().replace("drama", genre))
         found.append(
-            [fingerprint(name, given, data_path=str(tmp_path / "data")) for name, given in (("SASRecF", read), ("SASRec", {}))]
+            [
+                fingerprint(name, given, data_path=str(tmp_path / "data"))
+                for name, given in (("SASRecF", read), ("SASRecF", {**read, "load_col": None}), ("SASRec", {}))
+            ]
         )
-    assert found[0][0] != found[1][0] and found[0][1] == found[1][1], "which SASRec does not read"
+    assert found[0][0] != found[1][0] and found[0][1] != found[1][1]
+    assert found[0][2] == found[1][2], "which SASRec does not read"
 
 
 def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(shared_settings: dict[str, Any], tmp_path: Path) -> None:
