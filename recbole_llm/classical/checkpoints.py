@@ -14,7 +14,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_local_time
 from torch.nn.utils import clip_grad_norm_
 
-from recbole_llm.classical import portable_weights
+from recbole_llm.classical import kgat, portable_weights
 from recbole_llm.classical.curves import recorded
 from recbole_llm.store.files import temporary_name, writer, writing
 from recbole_llm.store.processes import current
@@ -125,6 +125,7 @@ class SafeCheckpoints(Trainer):
         state = self._read_checkpoint(file)
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(_restored(state.get("other_parameter")))
+        kgat.attend(self.model)
         logger.info(f"loaded the weights of {file}")
 
     def load_best(self) -> None:

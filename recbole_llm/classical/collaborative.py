@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from recbole_llm import registry
-from recbole_llm.classical import building
+from recbole_llm.classical import building, kgat
 from recbole_llm.classical.imported_checkpoint import ImportedCheckpoint, read_checkpoint
 from recbole_llm.classical.inner_config import check_split, inner_config
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, make_causal, sequence_states
@@ -140,10 +140,15 @@ class CollaborativeModel:
         found, weights = load_file(folder / "model.safetensors"), self.model.state_dict()
         self.model.load_other_parameter({name: found.pop(name).to(self.device) for name in [*found] if name not in weights})
         self.model.load_state_dict(found)
+        kgat.attend(self.model)
         if issubclass(self._trainer_class, SequenceTraining):
             make_causal(self.model)  # as in training
         self.model.requires_grad_(False).eval()
-        for name in ("restore_user_e", "restore_item_e"):  # vectors that RecBole's graph models keep when they rank
+        for name in (
+            "restore_user_e",
+            "restore_item_e",
+            "restore_entity_e",
+        ):  # vectors that RecBole's graph models keep when they rank
             if hasattr(self.model, name):
                 setattr(self.model, name, None)
         for name in ("item_table", "_scores"):  # computed from the previous weights

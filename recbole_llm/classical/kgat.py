@@ -24,6 +24,13 @@ def without_dgl(dataset: Any, model_class: type) -> Iterator[None]:
         model_class.init_graph = original  # type: ignore[attr-defined]
 
 
+def attend(model: Any) -> None:
+    """Compute KGAT's attention from its weights, as RecBole does after each epoch. Other models have none."""
+    if hasattr(model, "update_attentive_A"):
+        with torch.no_grad():
+            model.update_attentive_A()
+
+
 def first_attention(edges: coo_matrix, relations: int) -> torch.Tensor:
     """The sum over relations of the adjacency matrices, each of whose rows is divided by the row's number of such edges.
 
