@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = getLogger()
 
-_DRAWS_NO_TENSORS = {"RippleNet"}  # which draws in its constructor what is no tensor, and so is not saved
+_DRAW_UNSAVED = {"RippleNet", "NNCF"}  # draw in their constructors what no checkpoint has: ripple sets, neighbours
 PREFIXES = 512
 """Prefixes in a forward pass of a model that reads each prefix by itself."""
 
@@ -133,7 +133,7 @@ class CollaborativeModel:
 
     def load(self, folder: Path) -> None:
         """Read the stage's result."""
-        if self.name in _DRAWS_NO_TENSORS:
+        if self.name in _DRAW_UNSAVED:
             with preserved_random_state():
                 init_seed(self.config["seed"], True)  # as in training
                 self.model = self._fresh_model()
@@ -183,7 +183,7 @@ class CollaborativeModel:
         return read_checkpoint(str(self._checkpoint), self.KEYS[2])
 
     def _import(self, work: Work) -> None:
-        if self.name in _DRAWS_NO_TENSORS:
+        if self.name in _DRAW_UNSAVED:
             raise ValueError(
                 f"{self.KEYS[2]}: {self._checkpoint}: {self.name} scores by what it has drawn beside its weights, which no "
                 f"checkpoint gives; remove {self.KEYS[2]}, so that it is trained here"

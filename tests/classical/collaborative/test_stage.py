@@ -70,6 +70,17 @@ def test_a_later_run_has_the_same_scores_from_the_cached_stage(
     assert ranked[0] == ranked[1]
 
 
+def test_a_later_run_has_the_neighbours_of_the_training(shared_settings: dict[str, Any], tmp_path: Path) -> None:
+    """NNCF's are drawn in its constructor, and are not saved."""
+    values, found = {"epochs": 1, "train_batch_size": 64}, []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        cf = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=shared_settings), "NNCF", values)
+        cf.load(StageCache(tmp_path).run(cf.stage))
+        found.append(cf.scores(asked(cf)[0]))
+    assert torch.equal(*found)
+
+
 def test_a_later_run_has_the_draws_of_the_training_too(tmp_path: Path) -> None:
     """RippleNet's ripple sets are drawn in its constructor, and are no tensors."""
     run = {
