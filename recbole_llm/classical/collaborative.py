@@ -268,7 +268,7 @@ class CollaborativeModel:
         if self.is_sequential:
             items, lengths = interaction[self.model.ITEM_SEQ].tolist(), interaction[self.model.ITEM_SEQ_LEN].tolist()
             histories = [row[:length] for row, length in zip(items, lengths, strict=True)]
-        catalogue = torch.arange(self.model.n_items).expand(len(interaction), -1)  # [B, I]
+        catalogue = torch.arange(len(self.histories.item_ids)).expand(len(interaction), -1)  # [B, I]
         return self.candidate_scores(interaction[self.config["USER_ID_FIELD"]].tolist(), histories, catalogue)
 
     def _interaction(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> Interaction:

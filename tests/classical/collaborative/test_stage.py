@@ -70,6 +70,16 @@ def test_a_later_run_has_the_same_scores_from_the_cached_stage(
     assert ranked[0] == ranked[1]
 
 
+def test_a_model_that_counts_its_mask_as_an_item_scores_the_catalogue(tmp_path: Path) -> None:
+    """S3Rec."""
+    given = recbole_data.settings("S3Rec", "sequential", recbole_data.write(tmp_path / "data"), tmp_path)
+    retriever = Retriever(
+        LLMConfig("TALLRec", "rich", config_dict={**given, "retriever": "S3Rec", "retriever_config": {"pretrain_epochs": 1}})
+    )
+    retriever.load(StageCache(tmp_path).run(retriever.stage))
+    assert retriever.scores(asked(retriever)[0]).size(1) == recbole_data.ITEMS + 1
+
+
 def test_a_later_run_has_the_neighbours_of_the_training(shared_settings: dict[str, Any], tmp_path: Path) -> None:
     """NNCF's are drawn in its constructor, and are not saved."""
     values, found = {"epochs": 1, "train_batch_size": 64}, []
