@@ -35,8 +35,9 @@ def singles(record: dict[str, Any]) -> list[str]:
 
 
 def pair(record: dict[str, Any]) -> str:
-    """The data set and the backbone."""
-    return f"{record['dataset']}, {record['backbone']}"
+    """The data set, the backbone, and whether all targets are new items."""
+    items = ", new items" if record["config"].get("new_items") else ""
+    return f"{record['dataset']}{items}, {record['backbone']}"
 
 
 def rule(record: dict[str, Any]) -> str:
@@ -112,7 +113,7 @@ def page(found: Columns, metric: str) -> str:
 
 This page is written by `python benchmarks/merge_rules.py RECORD ... --out=docs/results/merge-rules.md` from run records; nothing
 in it is typed by hand. The runs are those of the boards `properties/leaderboard/merge-rules-*.yaml` and, for the pretrained LLM,
-of `recbole-llm replicate reccocktail-ml-100k reccocktail-amazon-beauty`.
+of `recbole-llm replicate reccocktail-ml-100k reccocktail-amazon-beauty reccocktail-amazon-beauty-new-items`.
 
 Each cell is the mean difference of {metric} to the single adapter that is better on the same test users, with the 95 % bootstrap
 interval of the paired differences. That adapter is known only after the test, so a rule that always finds it has 0. The last
