@@ -52,9 +52,11 @@ def scores_cost(
     scored = [(partial(_of_batch, score, remembering(likelihood)), number) for likelihood, number in rows]
     users = sum(len(candidates) for _, candidates in known)
     chosen = all(candidates is not None for _, candidates in batches)
-    note = "" if chosen else f"random items in place of the {reranked[1]} that the retriever will choose"
-    found = scoring_cost(outline, scored, known, users=users, note=note)
-    return replace(found, exact=found.exact and chosen)
+    remembers = any(remembering(likelihood) is not likelihood for likelihood, _ in rows)
+    notes = [] if chosen else [f"random items in place of the {reranked[1]} that the retriever will choose"]
+    notes += ["at most: titles that the validation reads without a history are not read again"] if remembers else []
+    found = scoring_cost(outline, scored, known, users=users, note="; ".join(notes))
+    return replace(found, exact=found.exact and chosen, at_most=remembers)
 
 
 def _of_batch(

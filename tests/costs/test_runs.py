@@ -85,7 +85,10 @@ def test_every_token_is_planned(name: str, settings: dict[str, Any], assemble: C
     for part, found in measured.items():
         cost = lines[part].cost
         assert counts(cost.trained) == counts(found.trained), f"{part}, with gradients"
-        assert counts(cost.read) == counts(found.read), f"{part}, without"
+        if part == TEST and "normalize" in MODELS[name]:  # the validation has read some titles without a history
+            assert cost.at_most and 0.9 * cost.read.fed < found.read.fed < cost.read.fed
+        else:
+            assert counts(cost.read) == counts(found.read), f"{part}, without"
 
 
 @pytest.mark.slow
