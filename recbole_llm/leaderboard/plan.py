@@ -9,6 +9,7 @@
       Pop: {}
       SASRec: {config_files: properties/tuned/ml-100k/SASRec.yaml, settings: {epochs: 15}}
       zero-shot: {model: TALLRec, row: no adapter}    # another row of the record of TALLRec
+      BERT4Rec: {seeds: [2020]}                       # fewer seeds than the other models
 
 The value of the key ``note``, such as how the settings were found, is shown with the row. The untrained shortcuts are rows of
 every leaderboard, with the first seed alone, unless the file has ``shortcuts: False``.
@@ -56,6 +57,7 @@ _FILE = {
 _ENTRY = {
     "model": "(str)",
     "row": "(str)",
+    "seeds": _FILE["seeds"],
     "config_files": "(str) or (list of str)",
     "settings": "(settings)",
     "protocols": "(list of str)",
@@ -218,7 +220,8 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             files = entry.get("config_files") or ()
             files = tuple(files.split() if isinstance(files, str) else files)
             own = merge(*(part or {} for part in parts)), entry.get("row"), files
-            seeds = plan["seeds"][:1] if _is_one_file(entry["model"], own[0], files) else plan["seeds"]
+            seeds = entry.get("seeds") or plan["seeds"]
+            seeds = seeds[:1] if _is_one_file(entry["model"], own[0], files) else seeds
             tasks += [Task(str(label), entry["model"], plan["dataset"], seed, protocol, *own) for seed in seeds]
     listed = {task.label for task in tasks} | {task.model for task in tasks}
     for name in SHORTCUTS if plan.get("shortcuts") in (None, True) else ():

@@ -108,6 +108,14 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, A
         read_plan(write(tmp_path / "plan.yaml", **plan))
 
 
+def test_a_model_can_have_seeds_of_its_own(tmp_path: Path) -> None:
+    models = {"Pop": None, "SASRec": {"seeds": [2]}, "BPR": {"seeds": [1, 3]}}
+    tasks = read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": models, "protocols": {"candidates": {}}}))
+    assert [(task.label, task.seed) for task in tasks] == [("Pop", 1), ("Pop", 2), ("SASRec", 2), ("BPR", 1), ("BPR", 3)]
+    with pytest.raises(ValueError, match=r"`BPR`: seeds: \['x'\] is not a list"):
+        read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": {"BPR": {"seeds": ["x"]}}}))
+
+
 @pytest.mark.parametrize(("key", "own"), [("seed", "seeds"), ("dataset", "dataset"), ("model", "models")])
 def test_what_names_the_runs_is_changed_in_the_file_alone(tmp_path: Path, key: str, own: str) -> None:
     file, keys = tmp_path / "plan.yaml", {key: "other"}
