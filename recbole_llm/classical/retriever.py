@@ -24,6 +24,9 @@ class Retriever(CollaborativeModel):
     Args:
         histories: of the run, to which its own must be equal.
         limit: of the items in the rows of the run, if it scores them.
+
+    Raises:
+        ValueError: the model reads more than a user and a history to rank; or as :meth:`check` and :meth:`check_length`.
     """
 
     KEYS = "retriever", "retriever_config"
@@ -34,7 +37,19 @@ class Retriever(CollaborativeModel):
             self.check(histories)
         if limit is not None:
             self.check_length(limit)
+        self._try_to_rank()
         self._loaded = False
+
+    def _try_to_rank(self) -> None:
+        if not self.is_sequential:
+            return
+        try:
+            self.candidate_scores([1], [[1]], torch.tensor([[1]]))
+        except KeyError as error:  # such as the target, which the CPR models read
+            raise ValueError(
+                f"retriever: {self.name} reads the column {error} of a row to rank, which is unknown when the next item is asked "
+                "for; choose another model, such as SASRec"
+            ) from error
 
     @property
     def identity(self) -> str:

@@ -15,7 +15,7 @@ _ENTRYWISE = ("ties", "dare", "dare_ties", "magnitude_prune")
 METHODS = ("uniform", "fixed", *_ENTRYWISE, "orthogonal_residual", "factors")
 _SEARCHES = ("grid", "entropy", "calibrated_entropy", "agreement", "likelihood", "auto")
 
-# the methods of METHODS that use each option
+# the methods of BUILTIN that use each option
 READERS = {
     "weights": ("fixed", *_ENTRYWISE, "factors"),
     "density": _ENTRYWISE,
@@ -24,8 +24,6 @@ READERS = {
 }
 
 BUILTIN = (*METHODS, *_SEARCHES)
-NOT_WEIGHTED = tuple(method for method in BUILTIN if method not in READERS["weights"])
-"""The methods that read no given weights."""
 
 
 def merge_folders(

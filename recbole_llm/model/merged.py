@@ -29,7 +29,7 @@ from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unloa
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging import coefficients, methods, rules
 from recbole_llm.merging.coefficients import MergeProblem, given_weights, lattice_points
-from recbole_llm.merging.folders import NOT_WEIGHTED, READERS
+from recbole_llm.merging.folders import BUILTIN, READERS
 from recbole_llm.merging.full_model import check_foldable
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
@@ -75,11 +75,12 @@ class AdapterMerging:
         folds = config["merge_full_model"] is not None
         builder = lru_cache(maxsize=2)(parts.builder)  # a plan's tokenizer, and that of the run
         own, others = MergeSettings.of(config), MergeSettings.beside(config)
-        if config["merge_weights"] is not None and all(settings.method in NOT_WEIGHTED for settings in (own, *others.values())):
-            raise ValueError(
-                f"merge_weights: {config['merge_weights']} has no effect with merge: {own.method}; it is read by "
-                f"{', '.join(READERS['weights'])}"
-            )
+        methods = [settings.method for settings in (own, *others.values())]
+        for option in ("weights", "density", "residual"):
+            key, readers = f"merge_{option}", READERS[option]
+            given = config[key] != config.internal_config_dict.get(key)
+            if given and all(method in BUILTIN and method not in readers for method in methods):
+                raise ValueError(f"{key}: {config[key]} has no effect with merge: {own.method}; read by {', '.join(readers)}")
         return cls(parts, own, others, shape, builder, folds)
 
     @property

@@ -62,6 +62,8 @@ class WeaveRec(LLMRanker):
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
         self.decoded_titles = self.merging.decoded_titles
         self.merge_rows = MergeRows("weave", config, self.merging, self.adapter_training, self.given)
+        if self.adapter_training.config.valid != "loss":
+            logger.warning("lora_valid: ranking changes nothing for WeaveRec, whose adapters are chosen by the held-out loss")
         self.scheme, self.most = config["weave"], config["weave_samples"]
         self.controls = [scheme for scheme in config["weave_controls"] if scheme != self.scheme]
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):

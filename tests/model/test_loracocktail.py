@@ -256,7 +256,12 @@ def test_a_function_of_the_users_merges_and_a_change_of_it_merges_again(run, tmp
         ),
         ({"merge": "fixed"}, "merge_weights: give one weight for each of .*'base spirit', 'ingredient'"),
         ({"merge_beside": {"x": {"merge": "fixed", "merge_weights": [1, 2, 3]}}}, "merge_weights: give one weight for each of"),
-        ({"merge_weights": [0.2, 0.8]}, r"merge_weights: \[0.2, 0.8\] has no effect with merge: .*; it is read by fixed"),
+        ({"merge_weights": [0.2, 0.8]}, r"merge_weights: \[0.2, 0.8\] has no effect with merge: .*; read by fixed"),
+        ({"merge_density": 0.2}, r"merge_density: 0.2 has no effect with merge: .*; read by ties, dare"),
+        (
+            {"merge": "ties", "merge_residual": 0.2},
+            "merge_residual: 0.2 has no effect with merge: ties; read by orthogonal",
+        ),
         ({"merge_learning_rate": []}, r"merge_learning_rate: \[\] is no list of numbers"),
         ({"lora_dropout": 1.0}, r"lora_dropout: 1\.0 in config_dict is not a number in \[0, 1\)"),
         ({"lora_valid": "ndcg"}, "lora_valid: 'ndcg' in config_dict is not one of ranking, loss"),

@@ -242,6 +242,15 @@ def test_the_hybrids_as_a_control_have_a_row_of_their_own(settings: dict[str, An
     assert rows["hybrid merging"] == {"target only": 0.5, "hybrid other": 0.5}
 
 
+def test_a_choice_by_ranking_that_changes_nothing_is_said(
+    settings: dict[str, Any], assemble: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for valid, warned in (("loss", False), ("ranking", True)):
+        caplog.clear()
+        assemble("WeaveRec", settings | {"source_datasets": ["other"], "lora_valid": valid})
+        assert warned is any(message.startswith("lora_valid: ranking changes nothing") for message in caplog.messages)
+
+
 def test_two_adapters_of_one_name_are_refused(settings: dict[str, Any], assemble: Any) -> None:
     """The second one would take the place of the target's adapter."""
     made = assemble("WeaveRec", settings, source_datasets=["other"], weave="naive_merging", weave_controls=[])

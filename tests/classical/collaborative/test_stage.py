@@ -70,6 +70,14 @@ def test_a_later_run_has_the_same_scores_from_the_cached_stage(
     assert ranked[0] == ranked[1]
 
 
+@pytest.mark.parametrize("name", ["SASRecCPR", "GRU4RecCPR", "DIEN"])
+def test_a_retriever_that_reads_the_target_is_refused_before_training(shared_settings: dict[str, Any], name: str) -> None:
+    values = {} if name == "DIEN" else {"reranker_CAN_NUM": 10}
+    config = LLMConfig("TALLRec", "tiny", config_dict={**shared_settings, "retriever": name, "retriever_config": values})
+    with pytest.raises(ValueError, match=f"retriever: {name} reads the column '.*' of a row to rank"):
+        Retriever(config)
+
+
 def test_a_model_that_counts_its_mask_as_an_item_scores_the_catalogue(tmp_path: Path) -> None:
     """S3Rec."""
     given = recbole_data.settings("S3Rec", "sequential", recbole_data.write(tmp_path / "data"), tmp_path)
