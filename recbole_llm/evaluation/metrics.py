@@ -24,8 +24,12 @@ def metrics(ranks: Sequence[float], names: Iterable[str]) -> dict[str, float]:
 
 
 def half_widths(ranks: Sequence[float], names: Iterable[str]) -> dict[str, float]:
-    """The :func:`half_width` over users of each of :func:`metrics`."""
-    return {name: half_width(values) for name, values in by_user(ranks, names).items()}
+    """The :func:`half_width` over users of each of :func:`metrics`.
+
+    If all users have the same value, as where every target is missed, it is 3 / N, by the rule of three (Hanley and
+    Lippman-Hand, JAMA 1983): a share of other users above that would have shown itself in 95 % of such samples.
+    """
+    return {name: half_width(values) or min(1.0, 3 / len(values)) for name, values in by_user(ranks, names).items()}
 
 
 def half_width(values: np.ndarray) -> float:

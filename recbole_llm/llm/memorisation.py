@@ -129,6 +129,6 @@ def _ended(text: TextTokens) -> list[list[int]]:
 
 
 def _share(hits: np.ndarray) -> dict[str, Any]:
-    """Their number, their mean, and the half width of its 95 % interval (normal approximation)."""
-    width = 1.96 * hits.std() / np.sqrt(len(hits))
+    """Their number, their mean, and the half width of its 95 % interval (normal, or if all are equal the rule of three)."""
+    width = 1.96 * hits.std() / np.sqrt(len(hits)) or min(1.0, 3 / len(hits))
     return {"number": len(hits), "share": float(hits.mean()), "half_width_95": float(width)}

@@ -54,6 +54,14 @@ def test_half_widths_are_those_of_a_mean() -> None:
     )
 
 
+def test_a_metric_that_all_users_share_has_an_interval() -> None:
+    """The rule of three: with a share of 3 / N, no other value is seen with probability .05 (and less if N is small)."""
+    for users, missed in ((48, 0.05), (2, 1.0)):
+        width = half_widths([9] * users, ["hit@1"])["hit@1"]
+        assert width == min(1.0, 3 / users) and (1 - width) ** users <= missed
+    assert half_widths([1] * 60, ["ndcg@10"]) == {"ndcg@10": 0.05}
+
+
 @pytest.mark.parametrize("name", ["Hit@10", "hit@1", "Recall@5", "NDCG@10", "ndcg", "MRR", "mrr@20"])
 def test_a_valid_metric_that_follows_from_ranks(name: str) -> None:
     check_valid_metric(name)

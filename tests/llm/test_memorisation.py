@@ -65,7 +65,7 @@ def test_an_lm_that_knows_the_file_is_found_out(catalogue: Catalogue) -> None:
     assert found["titles"]["share"] == 1.0 and found["titles"]["difference"] == 1.0
     lines = found["lines"]
     assert lines.pop("words") < 0.5
-    assert lines == {"number": len(names) - SHOWN - OTHERS, "share": 1.0, "half_width_95": 0.0, "chance": 0.05}
+    assert lines == {"number": len(names) - SHOWN - OTHERS, "share": 1.0, "half_width_95": 3 / lines["number"], "chance": 0.05}
     assert asked[0][0] == "A list of films:\n" and all(answer.endswith("\n") for _, own in asked for answer in own)
     prompt, own = asked[-1]
     shown, others = prompt.split("\n")[1:-1], [answer[:-1] for answer in own]
