@@ -68,7 +68,7 @@ def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
         from recbole_llm.leaderboard.formats import to_markdown
 
     logs.init_console()
-    own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
+    own = {name: getattr(options, name) for name in ("jobs", "engine", "out", "page")} | {"show": options.show == "True"}
     if options.look is not None:
         from recbole_llm.look.boards import pages_of
 

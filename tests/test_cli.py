@@ -20,6 +20,7 @@ from recbole_llm import cli, cli_commands, cli_options, logs
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.values import parse_value
 from recbole_llm.leaderboard import runner
+from recbole_llm.leaderboard.embedded import END
 from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.merging.folders import METHODS
 from recbole_llm.registry import MODELS
@@ -396,7 +397,10 @@ def test_a_file_becomes_a_leaderboard_and_a_new_model_is_all_that_is_run_next(
     assert row["trained_parameters"] is not None and row["users_per_second"] > 0 and row["peak_memory_bytes"] > 1e7
     assert row["cells"][0]["command"].startswith("python run_recbole_llm.py --model=Pop --dataset=tiny ")
 
-    cli.main(["leaderboard", plan(file, settings, Pop={}, BPR={"settings": {"epochs": 1}})])
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- leaderboard mine: written by recbole-llm leaderboard -->\n{END}\n")
+    cli.main(["leaderboard", plan(file, settings, Pop={}, BPR={"settings": {"epochs": 1}}), f"--page={page}"])
+    assert "| BPR" in page.read_text()
     assert ran == ["--model=Pop"] * 2 + ["--model=BPR"] * 2
     assert "| BPR" in capsys.readouterr().out
     with pytest.raises(SystemExit):

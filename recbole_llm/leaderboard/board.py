@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.config.property_files import property_file, read_yaml
-from recbole_llm.leaderboard.formats import to_csv, to_latex, to_markdown
+from recbole_llm.leaderboard.embedded import embed, with_tables
+from recbole_llm.leaderboard.formats import tables_in_markdown, to_csv, to_latex, to_markdown
 from recbole_llm.leaderboard.page import to_html
 from recbole_llm.leaderboard.plan import Task, read_plan
 from recbole_llm.leaderboard.runner import run_tasks
@@ -30,6 +31,7 @@ def make_leaderboard(
     out: Path | None = None,
     show: bool = False,
     beside: Beside | None = None,
+    page: Path | None = None,
 ) -> tuple[Leaderboard, list[Path]]:
     """Run what has no record; returns the leaderboard and its files.
 
@@ -39,17 +41,23 @@ def make_leaderboard(
         out: folder of the files, by default ``<checkpoint_dir>/leaderboard/<name of the file>``.
         show: run nothing and show the existing records.
         beside: writes further pages, to which the page of the leaderboard links.
+        page: a Markdown page in which the tables are written, see :mod:`recbole_llm.leaderboard.embedded`.
 
     Raises:
-        ValueError, FileNotFoundError: the file or an option is invalid; or there is nothing to show.
+        ValueError, FileNotFoundError: the file, an option or the page is invalid; or there is nothing to show.
         ImportError: the engine needs submitit, which is not installed.
     """
     tasks, out = read_plan(file, changes), out or folder_of(file, changes)
+    if page:  # before anything runs
+        with_tables(page, file.stem, "")
     cells = run_cells(tasks, out, jobs=jobs, engine=engine, show=show)
     if show and not any(cell.record or cell.error for cell in cells.values()):  # an earlier table stays
         raise ValueError(f"{file}: with these keys, no run has a record below checkpoint_dir; leave --show out to run them")
     leaderboard = build(list(cells.values()), f"Leaderboard {file.stem}")
     files = write_all(leaderboard, out)
+    if page:
+        embed(page, file.stem, tables_in_markdown(leaderboard, headings=False))
+        files.append(page)
     if beside is None:
         return leaderboard, files
     pages = beside(cells, leaderboard, out)

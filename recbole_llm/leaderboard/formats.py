@@ -107,13 +107,19 @@ def _escaped(frame: pd.DataFrame, escape: Callable[[str], str]) -> pd.DataFrame:
 
 def to_markdown(leaderboard: Leaderboard) -> str:
     """A heading, a table and the notes of its rows for each protocol."""
-    parts = [f"# {_markdown(leaderboard.title)}"]
+    return f"# {_markdown(leaderboard.title)}\n\n" + tables_in_markdown(leaderboard, headings=True)
+
+
+def tables_in_markdown(leaderboard: Leaderboard, *, headings: bool) -> str:
+    """As :func:`to_markdown`, for a page with its own title; ``headings``: also of a single protocol."""
+    parts = []
     for table in leaderboard.tables:
         frame = _marked(table, _markdown, "**{}**", "<sup>{}</sup>", "±")
         sides = ["left"] * 3 + ["right"] * (len(frame.columns) - 3)
         notes = [f"- {_markdown(row.label)}: {_markdown(row.note)}" for row in table.rows if row.note]
         grid = frame.to_markdown(index=False, disable_numparse=True, colalign=sides)
-        parts += [f"## {_markdown(table.protocol)}", grid, _markdown(caption(leaderboard, table)), "\n".join(notes)]
+        parts += [f"## {_markdown(table.protocol)}"] * (headings or len(leaderboard.tables) > 1)
+        parts += [grid, _markdown(caption(leaderboard, table)), "\n".join(notes)]
         if not (known := memorised(table)).empty:
             words = f"{_markdown(MEMORISED_WORDS)}:"
             parts += [words, _escaped(known, _markdown).to_markdown(index=False, disable_numparse=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from recbole_llm.leaderboard.embedded import replaced
 from recbole_llm.replication.judged import Judged, counted
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN
 
@@ -14,9 +15,7 @@ BEGIN, END = "<!-- claims: written by recbole-llm replicate -->", "<!-- end of c
 
 def with_digest(readme: str, judged: Sequence[Judged], page: str) -> str:
     """The text of a README, with the table between its marks; unchanged if it has no marks."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return before + begin + "\n" + digest(judged, page) + end + after if begin and end else readme
+    return replaced(readme, BEGIN, END, digest(judged, page)) or readme
 
 
 def digest(judged: Sequence[Judged], page: str) -> str:
