@@ -72,9 +72,13 @@ def training_cost(config: Any, make_copy: MakeCopy, trainer: type[Any], train: A
         parameters=sum(parameter.numel() for parameter in parameters),
         seconds=before + epochs * epoch + number * validation,
         at_most=number > 0,
-        note=f"RecBole's trainer, {epochs} epoch{'s' * (epochs > 1)} of {epoch:.2g} s and "
-        f"{number} validation{'s' * (number != 1)} of {validation:.2g} s" + (", unless it stops early" if number else ""),
+        note=f"RecBole's trainer, {epochs} epoch{'s' * (epochs > 1)} of {_text(epoch)} and "
+        f"{number} validation{'s' * (number != 1)} of {_text(validation)}" + (", unless it stops early" if number else ""),
     )
+
+
+def _text(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:,.0f} s"
 
 
 def evaluation_cost(config: Any, make_copy: MakeCopy, data: Any) -> Cost:

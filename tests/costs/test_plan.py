@@ -229,6 +229,12 @@ def test_a_model_of_recbole_is_timed(settings: dict[str, Any]) -> None:
     assert "at most 1 epoch, not estimated" in str(once)
 
 
+def test_the_seconds_of_a_long_epoch_are_written_out(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recbole_llm.classical.trial.trial", lambda step, steps: 1234.5)
+    line = plan_run("SASRec", "tiny", config_dict={**settings, "epochs": 3}).lines[0].cost
+    assert line is not None and "3 epochs of 1,234 s and" in line.note
+
+
 def test_a_model_that_counts_is_planned_for_one_epoch(settings: dict[str, Any]) -> None:
     plan = plan_run("Pop", "tiny", config_dict={**settings, "epochs": 300, "eval_step": 1})
     training = plan.lines[0].cost
