@@ -168,8 +168,8 @@ def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _t_half_width(values: pd.Series) -> float | None:
-    """Half width of the 95 % t interval of a mean over seeds [S]; None for one seed."""
-    if len(values) < 2:
+    """Half width of the 95 % t interval of a mean over seeds [S]; None for one seed, or if nothing depends on the seed."""
+    if values.nunique() < 2:
         return None
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values.to_numpy(), ddof=1) / math.sqrt(len(values)))
 

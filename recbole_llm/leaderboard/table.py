@@ -68,7 +68,7 @@ class Row:
     Attributes:
         mark: the name of the row in superscripts, such as ``a``; empty without a result.
         metrics: means over seeds.
-        half_width: of the 95 % t interval over seeds; None with one seed.
+        half_width: of the 95 % t interval over seeds; None with one seed, or if all seeds have one value.
         interval: 95 % bootstrap interval over users of the first metric, averaged over seeds.
         p_values: adjusted, by the label of the other row.
         best: not significantly worse than the best row.
