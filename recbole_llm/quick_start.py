@@ -87,7 +87,7 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
     logger.info(logs.configuration_line(config))
     if processes.size > 1:
         logger.info(f"{processes.size} processes: each has its share of every training step and of the LM's batches")
-    if processes.main and (aside := keep_aside(config.record_file, inputs, config)):
+    if processes.main and (aside := keep_aside(config.record_file, inputs)):
         logger.warning(f"{config.record_file.parent} was a run on other data of the same name; it is {aside} now")
     for leftover in temporaries(Path(config["checkpoint_dir"])) if processes.main else ():
         leftover.remove()

@@ -38,13 +38,12 @@ def record_inputs(config: Any) -> dict[str, str]:
 
 
 def changed(record: Mapping[str, Any], config: Any) -> list[str]:
-    """The names of the files that are not those of a record; a record that names none is of an earlier state."""
-    before, now = record.get("inputs"), record_inputs(config)
-    before = before if isinstance(before, Mapping) else {}
+    """The names of the files that are not those of a record."""
+    before, now = record.get("inputs") or {}, record_inputs(config)  # a shared record names none
     return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
 
 
-def keep_aside(file: Path, inputs: Mapping[str, str], config: Any) -> Path | None:
+def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
     """Rename the folder of a finished run of other data, whose place a run is about to take; returns the new folder, if any.
 
     The name of a run does not say where its data are, so that two datasets of one name would share it.
@@ -52,17 +51,12 @@ def keep_aside(file: Path, inputs: Mapping[str, str], config: Any) -> Path | Non
     Args:
         file: of the record that is to be written.
         inputs: of the run, as :func:`record_inputs` gives them.
-        config: of the run.
     """
     try:
-        before = read_object(file).get("inputs")
-    except (OSError, ValueError):
+        before = read_object(file)["inputs"]
+    except (OSError, ValueError, KeyError):
         return None
-    if not isinstance(before, Mapping):  # a record of an earlier state, which does not say
-        return None
-    # a record of an earlier state also names tables that its run did not read
-    tables = [name for name in {**before, **inputs} if name.endswith(TABLES) and (name in inputs or _is_read(name, config))]
-    if all(before.get(name) == inputs.get(name) for name in tables):
+    if all(before.get(name) == inputs.get(name) for name in {**before, **inputs} if name.endswith(TABLES)):
         return None
     folder = file.parent
     aside = next(place for number in count(2) if not (place := folder.with_name(f"{folder.name}-{number}")).exists())

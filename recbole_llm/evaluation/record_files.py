@@ -40,7 +40,7 @@ def ranks_of(record: Mapping[str, Any], row: str) -> dict[str, float]:
 def read_record(path: Path, identity: str | None = None) -> dict[str, Any]:
     """Read and check the record of a run.
 
-    A record without a checksum is from an earlier state of the package; the other checks hold for it, too.
+    A shared record has no checksum; the other checks hold for it, too.
 
     Args:
         identity: fingerprint of the run's configuration, if it is known.

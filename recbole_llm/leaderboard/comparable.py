@@ -35,11 +35,6 @@ def check(what: str, cells: Sequence[Cell], apart: str = APART) -> None:
     alike = partial(_alike, what, apart)
     by_seed: dict[int | None, list[_Run]] = {}
     for cell, record in runs:
-        if not record.get("passport") or "mask_history" not in (record.get("protocol") or {}):
-            raise ValueError(
-                f"{what}: the record of {_names([(cell, record)])} is from an earlier state of this package and "
-                f"does not say how it was measured (passport, mask_history); run it again: {cell.command}"
-            )
         by_seed.setdefault(record["passport"]["filters"].get("seed"), []).append((cell, record))
     for own in by_seed.values():  # one group, unless the split depends on the seed
         alike(own, lambda record: passports.identity(record["passport"]), _other_split)

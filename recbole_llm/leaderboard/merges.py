@@ -18,10 +18,8 @@ import numpy as np
 from recbole_llm.evaluation import significance
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.leaderboard.per_user import mean_over_seeds, per_user
-from recbole_llm.llm.adapter_folders import WEIGHTS_FILE, read_adapter
 from recbole_llm.llm.backbones import BUILTIN
-from recbole_llm.merging.geometry import pairs
-from recbole_llm.store.files import DamagedError, fingerprint, sha256_file
+from recbole_llm.store.files import DamagedError, fingerprint
 from recbole_llm.store.shared_runs import shared_record
 
 _FEATURES: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -90,8 +88,6 @@ def read_merges(given: Sequence[str | Path], metric: str | None) -> tuple[list[M
         if record.get("merge") is None:
             continue
         metric = metric or next(iter(record["results"][record["model"]]))
-        if "pairs" not in record["merge"]:
-            record["merge"]["pairs"] = _measured_now(record, path)
         if fault := _fault(record, metric):
             passed_over[str(path)] = fault
         else:
@@ -100,15 +96,6 @@ def read_merges(given: Sequence[str | Path], metric: str | None) -> tuple[list[M
         why = next((f": {path} {fault}" for path, fault in passed_over.items()), "")
         raise ValueError(f"forecast: no record of a merge in {', '.join(map(str, given))}{why}")
     return [_merge(own, metric) for own in _by_settings(records)], metric, passed_over
-
-
-def _measured_now(record: Mapping[str, Any], path: Path) -> list[dict[str, Any]] | None:
-    """The features of a record that is older than they are, from its adapters if they are still beside it."""
-    folders = [path.parents[2] / "stages" / stage for stage in (record.get("stages") or {}).values()]
-    known = {sha256_file(folder / WEIGHTS_FILE): folder for folder in folders if (folder / WEIGHTS_FILE).is_file()}
-    sources = {source["name"]: known.get(source["sha256"]) for source in record["merge"]["sources"]}
-    adapters = [read_adapter(folder, name) for name, folder in sources.items() if folder is not None]
-    return pairs(adapters, record["merge"]["trace"]) if len(adapters) == len(sources) else None
 
 
 def _files(given: Sequence[str | Path]) -> list[Path]:
@@ -131,10 +118,8 @@ def _fault(record: Mapping[str, Any], metric: str) -> str | None:
     """Why the record of a merge is no point."""
     if record.get("evaluates"):
         return f"is {record['evaluates']}, evaluated again"
-    if record["merge"]["pairs"] is None:
-        return "has no features of its adapters, and they are not beside it; repeat the run"
-    if not record["merge"]["pairs"]:
-        return "merges one adapter"
+    if not record["merge"].get("pairs"):
+        return "merges one adapter, or names no features of its adapters"
     missing = [row for row in (record["model"], *_single(record)) if per_user(record, row, metric) is None]
     return f"has no ranks, or no {metric}, of the row {missing[0]}" if missing else None
 

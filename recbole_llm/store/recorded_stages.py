@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recbole_llm.store.files import DamagedError, is_complete, verify
+from recbole_llm.store.files import DamagedError, verify
 from recbole_llm.store.stages import Stage, StageCache, in_order
 
 
@@ -34,9 +34,7 @@ class RecordedStages(StageCache):
             return run / self.recorded[stage.second_name]
         if stage.name not in self.recorded or stage.role in self.changed:
             return own
-        # a record of an earlier state has the second of a name by that of its folder
-        several = sum(name.rpartition("-")[0] == stage.name for name in self.recorded.values()) > 1
-        return own if several and is_complete(own) else run / self.recorded[stage.name]
+        return run / self.recorded[stage.name]
 
     def run(self, *stages: Stage) -> Path:
         """Check the folders of recorded stages, and compute the others; returns the folder of the first stage.

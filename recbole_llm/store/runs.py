@@ -96,9 +96,7 @@ class SavedRun:
         run, anew = cls(path, record), again(record, path, beside=False)
         if CHECKSUM in record and record[CHECKSUM] != checksum(record):  # a shared one has its manifest's instead
             raise ValueError(f"init_from: {path} is damaged or was edited: its values are not those that the run wrote; {anew}")
-        if "stages" not in record:
-            raise ValueError(f"init_from: {path} is older than records that name their stages; {anew}")
-        stages = record["stages"]
+        stages = record.get("stages")
         if not isinstance(stages, dict) or not all(is_within(run.root / "stages", name) for name in stages.values()):
             raise ValueError(f"init_from: {path} is damaged: its stages are not names of folders; {anew}")
         return run

@@ -68,16 +68,16 @@ def test_each_setting_of_a_text_encoder_counts(tmp_path: Path, given: dict[str, 
 
 
 def test_a_run_on_other_data_of_the_same_name_is_kept_aside(tmp_path: Path) -> None:
-    file, config = tmp_path / "runs" / "Pop-toy-1" / "record.json", LLMConfig("Pop", "toy")
-    assert keep_aside(file, {"toy.inter": "a"}, config) is None, "there is none"
+    file = tmp_path / "runs" / "Pop-toy-1" / "record.json"
+    assert keep_aside(file, {"toy.inter": "a"}) is None, "there is none"
     for number, inter in enumerate("ab", start=2):
         file.parent.mkdir(parents=True)
-        file.write_text(sealed({"inputs": {"toy.inter": inter, "toy.user": "not read", "cf_checkpoint": "c"}}))
-        assert keep_aside(file, {"toy.inter": inter}, config) is None, "the same tables"
-        assert keep_aside(file, {"toy.inter": "c"}, config) == tmp_path / "runs" / f"Pop-toy-1-{number}"
+        file.write_text(sealed({"inputs": {"toy.inter": inter, "cf_checkpoint": "c"}}))
+        assert keep_aside(file, {"toy.inter": inter}) is None, "the same tables"
+        assert keep_aside(file, {"toy.inter": "c"}) == tmp_path / "runs" / f"Pop-toy-1-{number}"
     file.parent.mkdir(parents=True)
     file.write_text(sealed({}))
-    assert keep_aside(file, {"toy.inter": "a"}, config) is None, "a record of an earlier state"
+    assert keep_aside(file, {"toy.inter": "a"}) is None, "a record that names none"
     file.unlink()
     file.parent.rmdir()
     assert sorted(path.name for path in file.parents[1].iterdir()) == ["Pop-toy-1-2", "Pop-toy-1-3"]
@@ -86,7 +86,7 @@ def test_a_run_on_other_data_of_the_same_name_is_kept_aside(tmp_path: Path) -> N
 def test_a_classical_model_reads_no_language_model(given: dict[str, Any]) -> None:
     config = LLMConfig("BPR", "tiny", config_dict={key: given[key] for key in ("data_path", "llm_path")})
     assert [*record_inputs(config)] == ["tiny.inter", "tiny.item"]
-    assert changed({}, config) == ["tiny.inter", "tiny.item"], "a record of an earlier state names none"
+    assert changed({}, config) == ["tiny.inter", "tiny.item"], "a shared record names none"
 
 
 def test_a_table_counts_for_the_models_that_load_it(given: dict[str, Any], tmp_path: Path) -> None:

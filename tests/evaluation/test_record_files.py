@@ -54,7 +54,7 @@ def test_a_record_comes_back_as_it_was_written_in_any_layout(file: Path) -> None
     file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items())), indent=4))
     assert ranks_of(read_record(file), "Pop") == {"u1": 1, "u2": 3, "u3": math.inf, "u4": 2}
     change(file, lambda record: None)
-    assert read_record(file)["results"] == content()["results"], "an earlier state wrote no checksum"
+    assert read_record(file)["results"] == content()["results"], "a shared record has no checksum"
 
 
 def test_ranks_are_stored_by_token_and_missed_ones_are_null() -> None:

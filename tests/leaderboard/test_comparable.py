@@ -166,12 +166,6 @@ def test_slices_of_different_sizes_are_no_column() -> None:
     )
 
 
-@pytest.mark.parametrize("missing", [{"passport": None}, {"protocol": None}, {"protocol": {}}])
-def test_records_of_an_earlier_state_are_refused_with_the_command(missing: dict[str, Any]) -> None:
-    found = refusal(cell("BPR"), cell("SASRec", **missing))
-    assert found.startswith("the record of SASRec (seed 2020) is from an earlier state") and found.endswith("run --model=SASRec")
-
-
 def test_many_runs_are_counted_not_listed() -> None:
     runs = [cell(f"M{number}") for number in range(9)]
     assert "M0 (seed 2020), M1 (seed 2020), M2 (seed 2020), 6 more" in refusal(*runs, cell("Odd", mask=False))

@@ -16,10 +16,7 @@ from scipy import stats
 from recbole_llm import cli
 from recbole_llm.leaderboard.forecast import Forecast, forecast, spearman
 from recbole_llm.leaderboard.merges import OWN, UNIFORM
-from recbole_llm.merging.arithmetic import write_adapter
-from recbole_llm.store.files import sha256_file
 from recbole_llm.store.json_files import sealed
-from tests.merging.test_arithmetic import UNEQUAL
 
 USERS = 40
 
@@ -127,22 +124,6 @@ def test_the_even_mix_of_the_same_adapters_is_one_point(tmp_path: Path) -> None:
     )
     found = forecast([tmp_path])
     assert of(found, "cosine of the updates").points == 5 and of(found, "cosine of the updates", UNIFORM).points == 4
-
-
-def test_features_of_an_older_record_are_measured_on_the_adapters_beside_it(tmp_path: Path) -> None:
-    path, stages = record(tmp_path, 0, {"LoRACocktail": 26}), tmp_path / "saved" / "stages"
-    with pytest.raises(ValueError, match="no record of a merge .*has no features of its adapters, and they are not beside it"):
-        forecast([path])
-    content = json.loads((path / "record.json").read_text())
-    for adapter, source in zip(UNEQUAL[:2], content["merge"]["sources"], strict=True):
-        write_adapter(adapter, stages / f"{adapter.name}-1", {})
-        source["sha256"] = sha256_file(stages / f"{adapter.name}-1" / "adapter_model.safetensors")
-    content["stages"] = {"other": "gone", "a": "a-1", "b": "b-1"}
-    content.pop("checksum")
-    (path / "record.json").write_text(sealed(content))
-    (merge,) = forecast([path]).merges
-    cosine, mean, ratio, gap, words = merge.features.values()
-    assert all(value is not None for value in (cosine, mean, ratio)) and gap is words is None
 
 
 # -- tests ---------------------------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def test_on_the_same_dataset_another_collaborative_model_is_another_space(
         ({"model": "ALLMRec", "checksum": None}, "init_from: .* is a run of ALLMRec; give a run of Laser"),
         (
             {"stages": None, "checksum": None},
-            r"init_from: .* is older than records that name their stages; repeat the run \(--model=Laser",
+            r"init_from: .* is damaged: its stages are not names of folders; repeat the run \(--model=Laser",
         ),
         ({"config": None}, "init_from: .*record.json is no record of a run; give a run's folder"),
     ],
