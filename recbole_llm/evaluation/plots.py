@@ -55,37 +55,6 @@ def heat_map(
         figure.colorbar(image, ax=axes)
 
 
-def two_scales(
-    file: Path,
-    axis: Sequence[float],
-    left: Mapping[str, Sequence[float]],
-    right: tuple[Sequence[float], Sequence[Sequence[float]]],
-    *,
-    title: str,
-    axis_label: str,
-    left_label: str,
-    right_label: str,
-) -> None:
-    """Write named values [P] over an axis [P], and over the same axis one more [P] with intervals [P, 2], as a plot (PNG).
-
-    The points may be in any order. The named values are on the left scale, the other on the right one.
-    """
-    order = np.argsort(axis, kind="stable")
-    places = np.asarray(axis, dtype=float)[order]
-    with picture(file, (7, 4.5)) as figure:
-        axes = figure.subplots()
-        shown = []
-        for (name, values), style in zip(left.items(), ("-o", "--s", ":^"), strict=False):
-            shown += axes.plot(places, np.asarray(values)[order], style, color="tab:blue", markersize=4, label=name)
-        other = axes.twinx()
-        middle, intervals = (np.asarray(part, dtype=float)[order] for part in right)
-        shown += other.plot(places, middle, "-D", color="tab:red", markersize=4, label=right_label)
-        other.fill_between(places, intervals[:, 0], intervals[:, 1], color="tab:red", alpha=0.15, linewidth=0)
-        axes.set(title=title, xlabel=axis_label, ylabel=left_label)
-        other.set_ylabel(right_label)
-        axes.legend(handles=shown, loc="best", fontsize=8)
-
-
 def bars(
     file: Path, names: Sequence[str], heights: Mapping[str, Sequence[float]], *, title: str, row_label: str, column_label: str
 ) -> None:

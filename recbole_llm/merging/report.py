@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.evaluation.plots import heat_map, two_scales
+from recbole_llm.evaluation.plots import heat_map, picture
 from recbole_llm.merging.arithmetic import MERGE_FILE
 
 REPORT_FILE = "merge_report.json"
@@ -66,21 +66,24 @@ def draw_lattice(file: Path, report: Mapping[str, Any]) -> str:
     else:
         ranked = sorted(range(len(points)), key=lambda i: points[i]["score"])
         axis, label = [ranked.index(i) for i in range(len(points))], f"points of {len(names)} adapters, by {report['metric']}"
-    first = f"entropy of the first {report['first_tokens']} tokens"
-    two_scales(
-        file,
-        axis,
-        {
-            first: [p["first_tokens_entropy"] for p in points],
-            "entropy of the candidates": [p["candidate_entropy"] for p in points],
-        },
-        ([point["score"] for point in points], [point["interval"] or [float("nan")] * 2 for point in points]),
-        title=f"Merges of {report['users']} validation users",
-        axis_label=label,
-        left_label="entropy (nats)",
-        right_label=report["metric"],
-    )
-    return f"entropy and {report['metric']} over the weights: {file}"
+    metric, order = report["metric"], np.argsort(axis, kind="stable")
+    places, points = np.array(axis, dtype=float)[order], [points[i] for i in order]
+    entropies = {
+        "first_tokens_entropy": ("-o", f"entropy of the first {report['first_tokens']} tokens"),
+        "candidate_entropy": ("--s", "entropy of the candidates"),
+    }
+    with picture(file, (7, 4.5)) as figure:
+        left = figure.subplots()
+        right, shown = left.twinx(), []
+        for key, (style, name) in entropies.items():
+            shown += left.plot(places, [point[key] for point in points], style, color="tab:blue", markersize=4, label=name)
+        shown += right.plot(places, [point["score"] for point in points], "-D", color="tab:red", markersize=4, label=metric)
+        low, high = zip(*(point["interval"] or [np.nan] * 2 for point in points), strict=True)
+        right.fill_between(places, low, high, color="tab:red", alpha=0.15, linewidth=0)
+        left.set(title=f"Merges of {report['users']} validation users", xlabel=label, ylabel="entropy (nats)")
+        right.set_ylabel(metric)
+        left.legend(handles=shown, loc="best", fontsize=8)
+    return f"entropy and {metric} over the weights: {file}"
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:

@@ -25,11 +25,6 @@ class Judged:
     verdict: str
 
 
-def smallest(one: Judged) -> Mapping[str, Any]:
-    """The comparison of the smallest difference."""
-    return min((one.result or {})["tests"], key=lambda test: test["difference"])
-
-
 def counted(judged: Sequence[Judged]) -> str:
     """How many claims have each verdict, in words."""
     counts, several = Counter(one.verdict for one in judged), {HOLDS: "hold", FAILS: "do not hold"}

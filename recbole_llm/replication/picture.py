@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.evaluation.plots import picture
-from recbole_llm.replication.judged import Judged, smallest
+from recbole_llm.replication.judged import Judged
 from recbole_llm.replication.verdicts import FAILS, HOLDS, OPEN, interval
 
 Row = tuple[str, str, float, tuple[float, float]]
@@ -19,12 +19,13 @@ _LINEAR = 0.05  # most differences are within, where the axis is linear
 def rows(judged: Sequence[Judged]) -> dict[str, list[Row]]:
     """Name, verdict, difference and interval of each measured claim, by board.
 
-    Of several comparisons, the one of the smallest difference is taken, as in the README's table. Measurements that are no
-    metric, such as rank correlations, are left out.
+    Of several comparisons, the one of the smallest difference is taken. Measurements that are no metric, such as rank
+    correlations, are left out.
     """
     found: dict[str, list[Row]] = {}
     for one in judged:
-        if one.verdict in _KINDS and (test := smallest(one))["users"] is not None:
+        test = min(one.result["tests"], key=lambda test: test["difference"]) if one.result and one.verdict in _KINDS else {}
+        if test.get("users") is not None:
             low, high = interval(test)
             row = (one.claim.name, one.verdict, float(test["difference"]), (float(low), float(high)))
             found.setdefault(one.board.name, []).append(row)
