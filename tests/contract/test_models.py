@@ -109,17 +109,15 @@ def test_the_same_seed_gives_bit_equal_metrics(made, tmp_path):
     assert dict(again["test_result"]) == dict(made.result)
 
 
-def test_cached_results_give_bit_equal_ranks(made, assemble):
+@pytest.mark.parametrize("name", [*BASELINES, "AlphaRec"], indirect=True, scope="module")
+def test_saved_weights_give_bit_equal_ranks(made, assemble):
+    """The models that are trained in stages: test_independence.py."""
     loaded = assemble(made.name, made.settings)
-    if loaded.trainer.recommender.trained_in_stages:
-        loaded.trainer.fit(loaded.train, loaded.valid)
-        result = loaded.trainer.evaluate(loaded.test)
-    else:
-        if stages(loaded):
-            loaded.trainer.cache.run(*stages(loaded))
-        loaded.trainer.recommender.load(loaded.trainer.cache)
-        loaded.trainer.eval_collector.data_collect(loaded.train)
-        result = loaded.trainer.evaluate(loaded.test, model_file=made.trainer.saved_model_file)
+    if stages(loaded):
+        loaded.trainer.cache.run(*stages(loaded))
+    loaded.trainer.recommender.load(loaded.trainer.cache)
+    loaded.trainer.eval_collector.data_collect(loaded.train)
+    result = loaded.trainer.evaluate(loaded.test, model_file=made.trainer.saved_model_file)
     assert not any(loaded.trainer.cache.seconds.values())
     assert dict(result) == dict(made.result) and loaded.trainer.ranks.ranks == made.ranks.ranks
 
@@ -337,6 +335,29 @@ def test_recboles_loss_is_there_for_models_that_recbole_trains_and_for_no_others
             made.model.calculate_loss(batch)
     else:
         assert torch.isfinite(made.model.calculate_loss(batch))
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "key"),
+    [
+        ("ALLMRec", "alignment", "stage1_learning_rate"),
+        ("ALLMRec", "projection", "stage2_learning_rate"),
+        *(("Laser", name, f"{name}_learning_rate") for name in ("warmup", "phase1", "phase2")),
+    ],
+)
+def test_a_training_that_diverges_names_its_own_learning_rate(model, training, key, settings, assemble, monkeypatch):
+    step = TrainingLoop._step
+
+    def spoiled(loop):
+        sound = loop.loss
+        if loop.name == training:
+            loop.loss = lambda step: [lambda part=part: part() * float("nan") for part in sound(step)]
+        return step(loop)
+
+    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
+    made = assemble(model, settings, train_samples=16, valid_users=8, warmup_epochs=1)
+    with pytest.raises(ValueError, match=f"{training}: the loss is nan at step 0; lower `{key}`"):
+        made.trainer.cache.run(*stages(made))
 
 
 @trained_on_every_backbone

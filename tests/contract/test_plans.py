@@ -34,8 +34,9 @@ def no_training(monkeypatch) -> None:
         monkeypatch.setattr(owner, function, forbidden)
 
 
-@pytest.mark.parametrize("llm_path", [None, "builtin"])
-@pytest.mark.parametrize("name", [*MODELS, *BASELINES])
+@pytest.mark.parametrize(
+    ("name", "llm_path"), [*((name, None) for name in (*MODELS, *BASELINES)), *((name, "builtin") for name in TRAINED)]
+)
 def test_constructing_and_planning_train_nothing_and_load_no_weights(name, llm_path, settings, assemble, no_training):
     changes = {"llm_path": llm_path or settings["llm_path"], "candidates": {"num_negatives": 9, "source": "retriever"}}
     built = assemble(name, {**settings, **OWN.get(name, {}), **changes})

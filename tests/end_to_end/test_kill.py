@@ -33,7 +33,6 @@ MOMENTS = {  # the call that the process does not live to make: which function, 
     "ingredient: between a step and its save": (SAVE, 19, ""),
     "ingredient: a validation": ("recbole_llm.model.eval_users:EvalUsers.score", 2, ""),
     "ingredient: the last step": (STEP, 28, ""),
-    "ingredient: its result is renamed": ("os:replace", 1, "ingredient-"),
     "cocktail: the entropy is measured": ("recbole_llm.model.merged:candidate_entropy", 4, ""),
     "cocktail: the mixture is renamed": ("os:replace", 1, "merged"),
     "evaluation": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 2, ""),
@@ -41,34 +40,23 @@ MOMENTS = {  # the call that the process does not live to make: which function, 
     "the record is renamed": ("os:replace", 1, "record.json"),
 }
 EPOCH = "recbole.trainer.trainer:Trainer._train_epoch"
+# of the others, what all have in common is left out: saves, renamed results, rows of candidates
 ALLMREC_MOMENTS = {
     "collaborative model: between two epochs": (EPOCH, 2, ""),
     "collaborative model: its checkpoint is renamed": ("os:replace", 1, "SASRec-"),
-    "collaborative model: its result is renamed": ("os:replace", 1, "cf-SASRec-"),
-    "text encoder: its result is renamed": ("os:replace", 1, "builtin-text-encoder-"),
     "alignment: a step": (STEP, 4, ""),
-    "alignment: a save is renamed": ("os:replace", 1, "step-3"),
-    "alignment: the save before is removed": ("shutil:rmtree", 1, "step-3"),
     "alignment: between a step and its save": (SAVE, 5, ""),
     "between alignment and projection": ("os:replace", 1, "alignment-"),
     "projection: its first step": (STEP, 7, ""),
     "projection: a later step": (STEP, 9, ""),
-    "projection: between a step and its save": (SAVE, 9, ""),
     "projection: a validation": ("recbole_llm.model.eval_users:EvalUsers.score", 3, ""),
-    "projection: its result is renamed": ("os:replace", 1, "projection-"),
-    "evaluation": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 2, ""),
-    "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 4, ""),
 }
 RESUMES = {  # moments at which a training has a save to resume from
     "alignment: a step",
-    "alignment: a save is renamed",
-    "alignment: the save before is removed",
     "alignment: between a step and its save",
     "between alignment and projection",
     "projection: a later step",
-    "projection: between a step and its save",
     "projection: a validation",
-    "projection: its result is renamed",
 }
 VALID = "recbole_llm.model.encoder:LLMEncoder.valid_score"
 BATCH = "recbole_llm.classical.trainer:ProtocolTrainer._full_sort_batch_eval"
@@ -77,17 +65,13 @@ LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch; the item matrix is new bef
     "phase 1: the item matrix is encoded anew": ("recbole_llm.model.towers:TowerReader.encode_items", 4, ""),
     "phase 1: between a step with a refresh and its save": (SAVE, 4, ""),
     "phase 1: a validation": (VALID, 2, ""),
-    "phase 1: a save is renamed": ("os:replace", 1, "step-5"),
     "between the phases": ("os:replace", 1, "phase-1-"),
     "phase 2: a step": (STEP, 11, ""),
-    "phase 2: its result is renamed": ("os:replace", 1, "phase-2-"),
     "evaluation": (BATCH, 2, ""),
 }
 WEAVE_MOMENTS = {  # two views, so two hybrids and two single-domain controls, of 12 to 28 steps
     "a hybrid: a step": (STEP, 22, ""),
-    "the weave is renamed": ("os:replace", 1, "weave-"),
     "data merging: its result is renamed": ("os:replace", 1, "lora-tiny+tiny-comedy+tiny-drama-"),
-    "a control is evaluated": ("recbole_llm.classical.trainer:ProtocolTrainer._candidate_scores", 5, ""),
 }
 VARIABLE = {"checksum", "seconds", "users_per_second", "peak_memory_bytes", "written", "stage_seconds", "config", "plan"}
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from recbole_llm.model.allmrec import LLM_ONLY, TEXT_ONLY
 from recbole_llm.quick_start import run_recbole_llm
-from recbole_llm.training.loop import TrainingLoop
 from tests.model.allmrec.conftest import LISTWISE, Made, copied, equal, run_stages
 
 # -- stages ------------------------------------------------------------------------------------------------------------
@@ -175,23 +174,6 @@ def test_the_builtin_lm_and_the_published_prompt_work_end_to_end(settings: dict[
     changes = {**LISTWISE, "llm_path": "builtin", "builtin_lm": small, "normalize": "pmi"}
     result = run_recbole_llm("ALLMRec", "tiny", config_dict={**settings, **changes})
     assert 0 <= result["test_result"]["hit@1"] <= 1 and list(result["variants"]) == ["SASRec", TEXT_ONLY, LLM_ONLY]
-
-
-@pytest.mark.parametrize(("stage", "key"), [("alignment", "stage1_learning_rate"), ("projection", "stage2_learning_rate")])
-def test_a_stage_that_diverges_names_its_own_learning_rate(
-    settings: dict[str, Any], assemble: Any, monkeypatch: pytest.MonkeyPatch, stage: str, key: str
-) -> None:
-    step = TrainingLoop._step
-
-    def spoiled(loop: TrainingLoop) -> Any:
-        sound = loop.loss
-        if loop.name == stage:
-            loop.loss = lambda step: [lambda part=part: part() * float("nan") for part in sound(step)]
-        return step(loop)
-
-    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
-    with pytest.raises(ValueError, match=f"{stage}: the loss is nan at step 0; lower `{key}`"):
-        run_stages(assemble("ALLMRec", settings))
 
 
 def test_the_precision_of_a_frozen_text_encoder_is_part_of_the_backbone(settings: dict[str, Any], assemble: Any) -> None:
