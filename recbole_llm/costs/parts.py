@@ -6,8 +6,8 @@ sets. Of a longer part, as many steps, at equal distances, are counted and extra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from recbole_llm.costs.shape import LMShape
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.memory import LOGITS_AT_ONCE, TrainingMemory, checkpoints, micro_batch_tokens, training_memory
+from recbole_llm.store.contexts import holding
 from recbole_llm.store.costs import Cost, Measured, Tokens, count, metered
 from recbole_llm.training.loop import LoopOptions
 
@@ -29,14 +30,9 @@ FP32 = 4  # bytes
 _most: ContextVar[int] = ContextVar("most", default=EXACT)
 
 
-@contextmanager
-def counting(most: int) -> Iterator[None]:
+def counting(most: int) -> AbstractContextManager[None]:
     """Count at most this many forward passes and thousands of tokens of a part."""
-    token = _most.set(most)
-    try:
-        yield
-    finally:
-        _most.reset(token)
+    return holding(_most, most)
 
 
 def blank(outline: Outline) -> CausalLM:

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 
 from recbole_llm import compat
+from recbole_llm.store.contexts import holding
 
 
 @dataclass(frozen=True)
@@ -134,33 +135,22 @@ def _work(trained: Tokens, read: Tokens) -> int:
 def metered() -> Iterator[Measured]:
     """Measure the block; blocks may be nested, and each counts all passes in it."""
     measured, began = Measured(), time.monotonic()
-    token = _meters.set((*_meters.get(), measured))
     try:
-        yield measured
+        with holding(_meters, (*_meters.get(), measured)):
+            yield measured
     finally:
-        _meters.reset(token)
         measured.seconds = time.monotonic() - began
         measured.peak = peak_memory_bytes()
 
 
-@contextlib.contextmanager
-def watched(watcher: Callable[[], None]) -> Iterator[None]:
+def watched(watcher: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
     """Call ``watcher`` after every pass that is counted in the block."""
-    token = _watchers.set((*_watchers.get(), watcher))
-    try:
-        yield
-    finally:
-        _watchers.reset(token)
+    return holding(_watchers, (*_watchers.get(), watcher))
 
 
-@contextlib.contextmanager
-def unmetered() -> Iterator[None]:
+def unmetered() -> contextlib.AbstractContextManager[None]:
     """Count no passes of the block: those of a check, which a plan does not contain."""
-    token = _meters.set(())
-    try:
-        yield
-    finally:
-        _meters.reset(token)
+    return holding(_meters, ())
 
 
 def count(tokens: Tokens, *, trained: bool) -> None:

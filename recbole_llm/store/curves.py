@@ -16,6 +16,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Self
 
+from recbole_llm.store.contexts import holding
 from recbole_llm.store.files import atomic_write
 from recbole_llm.store.json_files import read_object
 from recbole_llm.store.processes import current
@@ -108,29 +109,22 @@ class _Recorder:
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
-_to: ContextVar[Report | None] = ContextVar("report", default=None)
-_valid_metric: ContextVar[str] = ContextVar("valid_metric", default="score")
+_run: ContextVar[tuple[Report | None, str]] = ContextVar("run", default=(None, "score"))
 
 
 def _report(name: str, metric: str, step: int, value: float, unit: str) -> None:
-    report = _to.get()
+    report, _ = _run.get()
     if report is not None:
         report(name, metric, step, value, unit)
 
 
-@contextlib.contextmanager
-def reporting(to: Report | None, valid_metric: str) -> Iterator[None]:
+def reporting(to: Report | None, valid_metric: str) -> contextlib.AbstractContextManager[None]:
     """Give every point that is recorded in the block to ``to`` as well, the earlier ones of a resumed training included.
 
     Args:
         valid_metric: the name of the validation scores of the run.
     """
-    tokens = _to.set(to), _valid_metric.set(valid_metric)
-    try:
-        yield
-    finally:
-        _to.reset(tokens[0])
-        _valid_metric.reset(tokens[1])
+    return holding(_run, (to, valid_metric))
 
 
 @contextlib.contextmanager
@@ -145,11 +139,8 @@ def recording(name: str, journal: Path | None = None) -> Iterator[Curve]:
         yield recorder.curve
         return
     recorder.resume()
-    token = _recorder.set(recorder)
-    try:
+    with holding(_recorder, recorder):
         yield recorder.curve
-    finally:
-        _recorder.reset(token)
 
 
 def record(metric: str, step: int, value: float, unit: str = "step") -> None:
@@ -160,7 +151,7 @@ def record(metric: str, step: int, value: float, unit: str = "step") -> None:
 
 def record_valid(step: int, score: float, unit: str = "step", metric: str | None = None) -> None:
     """Add a validation score; ``metric`` is its name, if that is not the run's ``valid_metric``."""
-    record(f"valid {metric or _valid_metric.get()}", step, score, unit)
+    record(f"valid {metric or _run.get()[1]}", step, score, unit)
 
 
 def is_point(step: int, total: int) -> bool:

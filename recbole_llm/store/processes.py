@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recbole_llm import compat
+from recbole_llm.store.contexts import holding
 from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.launcher import choose_accelerator, refuse
 
@@ -210,32 +211,19 @@ def current() -> Processes:
     return _current.get()
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
+def alone() -> contextlib.AbstractContextManager[None]:
     """Within this block, the process divides no work and waits for no other."""
-    with _as(ALONE):
-        yield
+    return holding(_current, ALONE)
 
 
-@contextlib.contextmanager
-def undivided() -> Iterator[None]:
+def undivided() -> contextlib.AbstractContextManager[None]:
     """Within this block, all processes compute the same, each for itself."""
-    with _as(replace(current(), divides=False)):
-        yield
+    return holding(_current, replace(current(), divides=False))
 
 
 def before_meeting(help_others: Callable[[], None]) -> None:
     """Call ``help_others``, which returns when no process needs help, before each exchange of the processes from now on."""
     _helps[:] = [help_others]
-
-
-@contextlib.contextmanager
-def _as(processes: Processes) -> Iterator[None]:
-    token = _current.set(processes)
-    try:
-        yield
-    finally:
-        _current.reset(token)
 
 
 @contextlib.contextmanager
@@ -258,7 +246,7 @@ def joined(*, on_cpu: bool = False) -> Iterator[Processes]:
         choose_accelerator(os.environ, none=on_cpu)
         _store = _join(rank, size)
     processes = Processes(rank, size)
-    with _as(processes):
+    with holding(_current, processes):
         if len(set(processes.gather(torch.cuda.is_available()))) > 1:
             raise ValueError(
                 f"{size} processes: some have an accelerator and others none; start as many on a machine as it has "

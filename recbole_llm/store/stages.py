@@ -24,6 +24,7 @@ from recbole.utils import init_seed
 
 from recbole_llm.store import curves
 from recbole_llm.store.code import code_fingerprint
+from recbole_llm.store.contexts import holding
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import DamagedError, atomic_folder, atomic_write, fingerprint, is_complete, verify
 from recbole_llm.store.json_files import read_object
@@ -227,15 +228,12 @@ class StageCache:
         scratch.mkdir(parents=True, exist_ok=True)
         planned = 0 if any(scratch.iterdir()) else self.planned.get(name, 0)  # what a resumed stage has done is not known
         earlier = _earlier_seconds(scratch) if current().main else 0.0
+        counts: list[int] = []
         with metered() as measured, shown(f"stage {stage.name}", measured, planned), torch.enable_grad(), _written(folder) as out:
-            token = _trained.set([])
-            try:
-                with curves.recording(name, scratch / CURVE) as curve:
-                    stage.build(Work(out, scratch, self))
-                curve.write(out)
-                (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(_trained.get() or [])}))
-            finally:
-                _trained.reset(token)
+            with holding(_trained, counts), curves.recording(name, scratch / CURVE) as curve:
+                stage.build(Work(out, scratch, self))
+            curve.write(out)
+            (out / TRAINED_FILE).write_text(json.dumps({"parameters": sum(counts)}))
         self.seconds[name] = measured.seconds + earlier
         self.earlier += earlier
         before = f", after {earlier:.1f} s in runs that were killed" if earlier else ""

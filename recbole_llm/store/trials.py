@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+
+from recbole_llm.store.contexts import holding
 
 
 @dataclass(frozen=True)
@@ -19,19 +21,14 @@ class _Trials:
 _current: ContextVar[_Trials | None] = ContextVar("trials", default=None)
 
 
-@contextlib.contextmanager
-def trials(seconds: float, *, worth: float = 0.0) -> Iterator[None]:
+def trials(seconds: float, *, worth: float = 0.0) -> AbstractContextManager[None]:
     """Make trials in this block.
 
     Args:
         seconds: of each trial.
         worth: guessed seconds of a work below which it has no trial.
     """
-    token = _current.set(_Trials(seconds, worth))
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return holding(_current, _Trials(seconds, worth))
 
 
 def worth_a_trial(guess: float) -> bool:

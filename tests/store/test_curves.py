@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm.store import curves
+from recbole_llm.store import curves, processes
+from recbole_llm.store.contexts import holding
 from recbole_llm.store.curves import Curve
-from recbole_llm.store.processes import Processes, _as
+from recbole_llm.store.processes import Processes
 from recbole_llm.store.stages import Stage, StageCache, Work
 
 
@@ -85,7 +86,7 @@ def test_without_a_training_nothing_is_recorded_and_nothing_is_written(tmp_path:
 
 
 def test_process_0_records_for_all(tmp_path: Path) -> None:
-    with _as(Processes(1, 2)), curves.recording("stage", tmp_path / "curve.jsonl") as curve:
+    with holding(processes._current, Processes(1, 2)), curves.recording("stage", tmp_path / "curve.jsonl") as curve:
         curves.record("loss", 1, 1.0)
     assert not curve.points and not [*tmp_path.iterdir()]
 

@@ -12,6 +12,7 @@ from torch import nn
 from recbole_llm import compat
 from recbole_llm.cli_errors import fail, of_process, tells
 from recbole_llm.store import processes
+from recbole_llm.store.contexts import holding
 from recbole_llm.store.launcher import asks_for_fsdp, choose_accelerator, refuse
 from recbole_llm.store.processes import ALONE, Processes, alone, current, joined, undivided
 
@@ -76,7 +77,7 @@ def test_every_call_is_computed_by_one_process_and_all_of_them_with_gradients():
     Processes.compute(Pretended(1, 2), calls, torch.device("cpu"))
     assert done == [0, 1, 2, 3, 4]  # gradients are recorded
     done.clear()
-    with torch.no_grad(), processes._as(Pretended(1, 2)), undivided():
+    with torch.no_grad(), holding(processes._current, Pretended(1, 2)), undivided():
         Processes.compute(current(), calls, torch.device("cpu"))
     assert done == [0, 1, 2, 3, 4]
     dealt = []
@@ -110,7 +111,7 @@ def test_a_gradient_that_no_process_has_stays_away():
 
 
 def test_alone_divides_nothing(monkeypatch):
-    with processes._as(Pretended(1, 2)):
+    with holding(processes._current, Pretended(1, 2)):
         assert current().size == 2
         with alone():
             assert current() is ALONE

@@ -14,6 +14,7 @@ from recbole_llm.classical.shared import SharedTraining
 from recbole_llm.classical.train_modes import trainer_class
 from recbole_llm.llm.packing import shared_batches, token_batches
 from recbole_llm.store import processes
+from recbole_llm.store.contexts import holding
 from recbole_llm.training.loop import LoopOptions, TrainingLoop
 
 SMALL_LM = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 400, "batch_tokens": 256, "vocab_size": 300}
@@ -26,7 +27,7 @@ def gradients(loop: TrainingLoop, size: int) -> tuple[dict[str, Tensor], list[in
     for rank in range(size):
         loop.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(0)  # what a loss itself draws, all draw alike
-        with processes._as(Pretended(rank, size)):
+        with holding(processes._current, Pretended(rank, size)):
             own = [part for number, part in enumerate(loop.loss(0)) if processes.current().owns(number)]
             for part in own:
                 part().backward()
@@ -147,7 +148,7 @@ def test_only_the_first_process_writes_checkpoints(tmp_path: Any) -> None:
         )
 
     for rank in range(2):
-        with processes._as(Pretended(rank, 2)), pytest.MonkeyPatch.context() as patch:
+        with holding(processes._current, Pretended(rank, 2)), pytest.MonkeyPatch.context() as patch:
             patch.setattr(processes.dist, "broadcast", lambda tensor, owner: None)
             loop(tmp_path / str(rank)).run()
     assert (tmp_path / "0" / "step-2").is_dir() and not (tmp_path / "1").exists()
