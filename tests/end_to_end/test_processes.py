@@ -31,8 +31,7 @@ RECBOLES = ("SASRec", "GRU4Rec", "BERT4Rec")
 CLASSICAL = {"train_mode": "sequence", "epochs": 2, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
 SMALL_LM = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tokens": 2000, "batch_tokens": 256, "vocab_size": 300}
 MODELS: dict[str, dict[str, Any]] = {
-    "LoRACocktail": {},
-    "MoLoRec": {"merge_learning_rate": [0.5, 1.0]},
+    "MoLoRec": {"merge_learning_rate": [0.5, 1.0]},  # of the class of LoRACocktail, which is below
     "WeaveRec": {"lora_learning_rate": 5e-3},  # at the rate of the others, the steps amplify rounding
     "TALLRec": {"llm_path": "builtin", "builtin_lm": SMALL_LM},
     "LlamaRec": {"lora_train_mode": "prefix"},
@@ -60,7 +59,7 @@ def changed(settings: dict[str, Any], model: str, folder: Path) -> dict[str, Any
     own = {} if model in RECBOLES else NO_DRAWS
     cf = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
     inner = {key: {**settings[key], **cf} for key in ("cf_config", "cheap_config")}
-    return {**settings, **inner, **own, **SHORT, **MODELS[model], "use_gpu": False, "checkpoint_dir": str(folder)}
+    return {**settings, **inner, **own, **SHORT, **MODELS.get(model, {}), "use_gpu": False, "checkpoint_dir": str(folder)}
 
 
 def folder_of(settings: dict[str, Any]) -> Path:
