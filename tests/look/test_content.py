@@ -65,11 +65,8 @@ def last_items(data_path: Path) -> dict[str, list[str]]:
         pytest.param("Imported", FULL, marks=pytest.mark.slow),
         pytest.param("RecentPop", {}, marks=pytest.mark.slow),
         pytest.param("NeuMF", {}, marks=pytest.mark.slow),
-        pytest.param("BERT4Rec", {}, marks=pytest.mark.slow),
-        pytest.param("FPMC", {}, marks=pytest.mark.slow),
         pytest.param("Laser", FULL, marks=pytest.mark.slow),
         pytest.param("ALLMRec", {}, marks=pytest.mark.slow),
-        pytest.param("WeaveRec", {}, marks=pytest.mark.slow),
         pytest.param("Cascade", {"llm_ranker": "TALLRec", "routing_users": 20}, marks=pytest.mark.slow),
     ],
 )

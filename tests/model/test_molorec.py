@@ -1,12 +1,8 @@
 """MoLoRec mixes in every module by weights of its own."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from recbole_llm.llm.lora import load_adapters, lora_modules
-from recbole_llm.quick_start import run_recbole_llm
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +33,3 @@ def test_its_defaults_are_those_of_the_authors_code(assemble, module_settings):
     assert settings.options["start"] == "uniform" and len(settings.options["lr"]) == 10
     assert list(model.merging.others) == ["lattice, candidate entropy"]
     assert model.parts.examples.top_k_target == 5
-
-
-@pytest.mark.slow
-def test_a_second_run_reuses_every_stage_and_gives_the_same_result(made, module_settings):
-    settings = {**module_settings, "merge_learning_rate": 1.0}
-    results = [run_recbole_llm("MoLoRec", "tiny", config_dict=settings) for _ in range(2)]
-    assert results[0]["test_result"] == results[1]["test_result"]
-    record = json.loads(Path(results[1]["record"]).read_text())
-    assert set(record["stage_seconds"].values()) == {0.0}
-    assert set(record["results"]) == {"MoLoRec", "uniform mix", "base spirit", "ingredient", "no adapter"}

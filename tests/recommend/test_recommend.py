@@ -72,7 +72,6 @@ def last_items(data_path: Path) -> dict[str, list[str]]:
         pytest.param("AlphaRec", FULL, True, marks=pytest.mark.slow),
         pytest.param("Laser", FULL, True, marks=pytest.mark.slow),
         pytest.param("LoRACocktail", RERANKED, True, marks=pytest.mark.slow),
-        pytest.param("MoLoRec", RERANKED, True, marks=pytest.mark.slow),
         pytest.param("WeaveRec", RERANKED, True, marks=pytest.mark.slow),
         pytest.param("LlamaRec", {**RERANKED, "lora_train_mode": "prefix"}, True, marks=pytest.mark.slow),
         pytest.param("ALLMRec", RERANKED, True, marks=pytest.mark.slow),

@@ -105,8 +105,6 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
     "the rows of Cascade": (("model.cascade",), {"Cascade": ("", ROUTED)}),
     "routing": (("model.routing",), {"Cascade": ("routing", ROUTED)}),
     "pictures": (("evaluation.plots",), {}),
-    "a comment": (("llm.scoring", "total = logp", "# a comment\n        total = logp"), {}),
-    "a docstring": (("llm.scoring", "Four strategies compute the same number.", "Four strategies."), {}),
 }
 
 
