@@ -34,6 +34,13 @@ def _large_imports() -> Iterator[None]:
         gc.enable()
 
 
+def _console(*, warnings_alone: bool = False) -> None:
+    """Log to standard error."""
+    from recbole_llm import logs
+
+    logs.init_console(warnings_alone=warnings_alone)
+
+
 def run(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm run``."""
     _check_model(options)
@@ -62,12 +69,11 @@ def _check_model(options: argparse.Namespace) -> None:
 def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
     """``recbole-llm leaderboard``."""
     with _large_imports():
-        from recbole_llm import logs
         from recbole_llm.config.property_files import PropertyFiles
         from recbole_llm.leaderboard.board import make_leaderboard
         from recbole_llm.leaderboard.formats import to_markdown
 
-    logs.init_console()
+    _console()
     own = {name: getattr(options, name) for name in ("jobs", "engine", "out", "page")} | {"show": options.show == "True"}
     if options.look is not None:
         from recbole_llm.look.boards import pages_of
@@ -81,11 +87,10 @@ def leaderboard(options: argparse.Namespace, keys: list[str]) -> bool:
 def replicate(options: argparse.Namespace, keys: list[str]) -> bool:
     """``recbole-llm replicate``."""
     with _large_imports():
-        from recbole_llm import logs
         from recbole_llm.config.property_files import PropertyFiles
         from recbole_llm.replication.replicate import replicate
 
-    logs.init_console()
+    _console()
     own = {"jobs": options.jobs, "engine": options.engine, "out": options.out, "show": options.show == "True"}
     own["claims"] = options.claim
     files, missing = replicate(options.names, PropertyFiles().of_command_line(keys), **own)
@@ -101,7 +106,6 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
     if options.history is not None and not options.history.strip("| "):
         raise ValueError("--history is empty; give titles or ids, --history='TITLE|TITLE'")
     with _large_imports():
-        from recbole_llm import logs
         from recbole_llm.recommend import output
         from recbole_llm.recommend.recommender import load
         from recbole_llm.recommend.request import Person, Request
@@ -111,7 +115,7 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
     users = [*dict.fromkeys(output.read_lines(options.users, "--users"))] if options.users else [options.user]
     candidates = output.read_lines(options.candidates, "--candidates") if options.candidates else None
     request = Request(options.top, candidates, options.until, options.seen == "True", options.row, options.index)
-    logs.init_console(warnings_alone=True)
+    _console(warnings_alone=True)
     where = {name: getattr(options, name) for name in ("data_path", "model", "llm_path", "text_encoder_path")}
     recommender = load(options.run, **where, retriever=candidates is None)
     if options.history is not None:
@@ -132,11 +136,10 @@ def recommend(options: argparse.Namespace, keys: list[str]) -> None:
 def evaluate(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm evaluate``."""
     with _large_imports():
-        from recbole_llm import logs
         from recbole_llm.config.property_files import PropertyFiles
         from recbole_llm.recommend.reevaluate import evaluate_run
 
-    logs.init_console()
+    _console()
     evaluate_run(options.run, PropertyFiles().of_command_line(keys), options.data_path, options.model)
 
 
@@ -145,7 +148,6 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
     if options.out.suffix != ".html":
         raise ValueError(f"--out={options.out}: give the name of an .html file")
     with _large_imports():
-        from recbole_llm import logs
         from recbole_llm.look.columns import read_columns
         from recbole_llm.look.content import page_content
         from recbole_llm.look.page import to_html
@@ -154,7 +156,7 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
 
     given = options.users
     users = int(given) if given.isdecimal() else [*dict.fromkeys(read_lines(Path(given), "--users"))]
-    logs.init_console(warnings_alone=True)
+    _console(warnings_alone=True)
     columns = read_columns([run for text in options.runs for run in paths(text)], options.rows)
     content = page_content(columns, users, top=options.top, data_path=options.data_path)
     atomic_write(options.out, to_html(content, columns))
@@ -164,10 +166,9 @@ def look(options: argparse.Namespace, keys: list[str]) -> None:
 def share(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm share``."""
     with _large_imports():
-        from recbole_llm import logs
         from recbole_llm.share.sharing import share
 
-    logs.init_console(warnings_alone=True)
+    _console(warnings_alone=True)
     switches = {"user_ids": options.user_ids == "True", "private": options.private == "True"}
     print(*share(options.run, options.to, licence=options.license, **switches), sep="\n")
 
@@ -176,10 +177,9 @@ def tune(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm tune``."""
     registry.check_name(options.model)
     with _large_imports():
-        from recbole_llm import logs
         from recbole_llm.leaderboard.tuning import tune
 
-    logs.init_console()
+    _console()
     own = ("config_files", "params_file", "algo", "max_evals", "seeds", "output_file")
     found = tune(options.model, options.dataset, arguments=keys, **{name: getattr(options, name) for name in own})
     print(found.table(), found.file, sep="\n")
@@ -188,9 +188,7 @@ def tune(options: argparse.Namespace, keys: list[str]) -> None:
 def merge(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm merge``."""
     if options.full_model is not None:
-        from recbole_llm import logs
-
-        logs.init_console()  # warnings of libraries that load the base model
+        _console()  # warnings of libraries that load the base model
     given = {name: getattr(options, name) for name in ("merge", "compress_rank", "full_model", "base_model", *READERS)}
     print(merge_folders(options.adapters, options.out, extrapolate=options.extrapolate == "True", **given))
 
@@ -206,34 +204,31 @@ def forecast(options: argparse.Namespace, keys: list[str]) -> None:
 def export(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm export``."""
     registry.check_name(options.model)
-    from recbole_llm import logs
     from recbole_llm.config import LLMConfig
     from recbole_llm.export import export
 
     config = LLMConfig(options.model, options.dataset, options.config_files, cmd_line=keys)
-    logs.init_console()
+    _console()
     print(*export(config, options.out, layout=options.layout, passes=options.passes, ids=options.ids == "True"), sep="\n")
 
 
 def views(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm views``."""
-    from recbole_llm import logs
     from recbole_llm.config import LLMConfig
     from recbole_llm.data.loading import create_dataset
     from recbole_llm.data.views import write_views
 
-    logs.init_console()
+    _console()
     config = LLMConfig("WeaveRec", options.dataset, options.config_files, cmd_line=keys)  # the model with the keys of views
     print(*write_views(config, create_dataset(config), options.out), sep="\n")
 
 
 def data_passport(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm data passport``."""
-    from recbole_llm import logs
     from recbole_llm.config import LLMConfig
     from recbole_llm.evaluation.known_splits import describe, write_passport
 
-    logs.init_console()
+    _console()
     config = LLMConfig("Pop", options.dataset, options.config_files, cmd_line=keys)  # the split does not depend on the model
     passport, file = write_passport(config)
     print(describe(passport), file, sep="\n")
@@ -241,12 +236,11 @@ def data_passport(options: argparse.Namespace, keys: list[str]) -> None:
 
 def data_export(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm data export``."""
-    from recbole_llm import logs
     from recbole_llm.config import LLMConfig
     from recbole_llm.data.handover import write_split
     from recbole_llm.data.loading import create_dataset
 
-    logs.init_console()
+    _console()
     # the split does not depend on the model, nor on the scale of the times, which are written as they are
     config = LLMConfig("Pop", options.dataset, options.config_files, {"normalize_all": False}, cmd_line=keys)
     print(*write_split(config, create_dataset(config), options.out), sep="\n")
@@ -267,14 +261,13 @@ def data_convert(options: argparse.Namespace, keys: list[str]) -> None:
 
 def data_describe(options: argparse.Namespace, keys: list[str]) -> None:
     """``recbole-llm data describe``."""
-    from recbole_llm import logs
     from recbole_llm.describe.facts import describe
     from recbole_llm.describe.picture import check_ending, draw
     from recbole_llm.describe.words import in_words
 
     if options.picture is not None:
         check_ending(options.picture)
-    logs.init_console(warnings_alone=True)
+    _console(warnings_alone=True)
     found = describe(options.dataset, options.config_files or None, keys)
     print(in_words(found))
     if options.picture is not None:

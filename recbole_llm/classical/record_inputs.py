@@ -53,8 +53,8 @@ def keep_aside(file: Path, inputs: Mapping[str, str]) -> Path | None:
         inputs: of the run, as :func:`record_inputs` gives them.
     """
     try:
-        before = read_object(file)["inputs"]
-    except (OSError, ValueError, KeyError):
+        before = dict(read_object(file)["inputs"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if all(before.get(name) == inputs.get(name) for name in {**before, **inputs} if name.endswith(TABLES)):
         return None
