@@ -296,7 +296,7 @@ def overfit(loop: TrainingLoop) -> list[float]:
     return losses
 
 
-@trained_on_every_backbone
+@pytest.mark.parametrize("name", TRAINED, indirect=True, scope="module")
 def test_the_loss_of_one_batch_falls_and_only_what_trains_moves(made, tmp_path, monkeypatch, assemble):
     """In every kind of stage that trains; AlphaRec is trained by RecBole's loop instead."""
     fresh, losses = assemble(made.name, made.settings), {}

@@ -24,6 +24,7 @@ SIZES: list[tuple[str, int]] = [  # the first pattern that matches a key decides
     (r"(.*num_|.*n_)(.*_)?heads?|n_head|.*attention_heads", 4),
     (r"max_position_embeddings|n_positions|n_ctx|max_sequence_length|max_seq_len|context_length", CONTEXT),
     (r"sliding_window|sliding_window_size|window_size|attention_window_size|attention_chunk_size|block_size", WINDOW),
+    (r"(mamba_)?chunk_size", WINDOW),
     (r"(num_hidden_layers|n_layers?|num_layers|.*encoder_layers|.*decoder_layers|num_blocks)", LAYERS),
     (r"hidden_size|d_model|n_embd|.*dim_model|emb_dim|embed_dim|hidden_dim|word_embed_proj_dim|embedding_size|lru_width", 32),
     (r".*(intermediate_size|ffn_dim|n_inner|ffn_hidden_size|feed_forward_size|dim_ff|d_ff|d_inner)", 48),
