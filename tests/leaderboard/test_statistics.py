@@ -74,8 +74,7 @@ def test_means_and_t_intervals_over_seeds(board: Leaderboard) -> None:
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert good.half_width["hit@1"] == pytest.approx((high - low) / 2)
     assert row(board, "Close").half_width["hit@1"] is None  # one seed
-    ranked = cell("Same", 0.3).record or {}
-    same = build([cell("Same", 0.3, seed=seed, facts=ranked) for seed in (1, 2)])
+    same = build([cell("Same", ranks_of(0.3, 1), seed=seed) for seed in (1, 2)])
     assert row(same, "Same").half_width["hit@1"] is None, "nothing depends on the seed"
     assert good.interval is not None and good.interval[0] < good.metrics["hit@1"] < good.interval[1]
     assert [cell.metrics["hit@1"] for cell in good.cells] == pytest.approx(values)
