@@ -201,7 +201,9 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
     """
     plan = read_yaml(property_file(file))
     check_form(str(file), plan, _FILE, needed=("dataset", "seeds", "models"))
+    _check_each_once(str(file), plan)
     protocols, merge = plan.get("protocols") or {"candidates": {}}, PropertyFiles().merge
+    protocols = {str(name): own for name, own in protocols.items()}  # such as 100, a number of negatives
     _check_keys("command line", changes, file)
     for where, keys in {
         "settings": plan.get("settings"),
@@ -211,6 +213,7 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
     tasks = []
     for label, given in plan["models"].items():
         check_form(f"{file}: `{label}`", given or {}, _ENTRY)
+        _check_each_once(f"{file}: `{label}`", given or {})
         entry = {"model": str(label), **(given or {})}
         _check_keys(f"{file}: `{label}`: settings", entry.get("settings"), file)
         for protocol in entry.get("protocols") or protocols:
@@ -233,6 +236,14 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
             else:
                 tasks.append(task)
     return tasks
+
+
+def _check_each_once(where: str, given: Mapping[str, Any]) -> None:
+    """Refuse a list of seeds or protocols that is empty or has one twice, before anything is run."""
+    for key in ("seeds", "protocols"):
+        values = given.get(key)
+        if isinstance(values, list) and (not values or len({*values}) < len(values)):
+            raise ValueError(f"{where}: {key}: {values!r} {'has one twice' if values else 'is empty'}; list each of them once")
 
 
 def _check_keys(where: str, keys: Mapping[str, Any] | None, file: Path) -> None:

@@ -152,7 +152,9 @@ def _finished(claim: Claim, own: Mapping[Task, Cell]) -> _Runs:
     seeds = set.intersection(*several) if several else {seed for found in done.values() for seed in found}
     if not seeds or not all(done.values()):
         failed = next((f"{cell.label}, seed {cell.seed}: {cell.error}" for cell in own.values() if cell.status == FAILED), None)
-        raise NotMeasuredError(failed or "its runs have no records yet")
+        apart = "; ".join(f"{label}: {', '.join(map(str, sorted(found)))}" for label, found in done.items())
+        why = f"its rows have no finished seed in common ({apart})" if all(done.values()) else "its runs have no records yet"
+        raise NotMeasuredError(failed or why)
     return _Runs(claim, done, tuple(sorted(seeds)))
 
 

@@ -97,6 +97,11 @@ def test_the_files_of_a_leaderboard_are_below_the_checkpoint_dir_of_its_runs(tmp
         ({"models": {"Pop": {"settings": [1]}}}, r"plan\.yaml: `Pop`: settings: \[1\] is not a dictionary of settings"),
         ({"models": {"Pop": {"config_files": 5}}}, r"`Pop`: config_files: 5 is not a string or a list of strings"),
         ({"models": {"Pop": {"protocols": ["ful"]}}}, "`Pop` has an unknown protocol 'ful'; known: candidates, full"),
+        ({"seeds": [1, 2, 1]}, r"plan\.yaml: seeds: \[1, 2, 1\] has one twice"),
+        ({"models": {"Pop": {"seeds": [3, 3]}}}, r"`Pop`: seeds: \[3, 3\] has one twice"),
+        ({"models": {"Pop": {"seeds": []}}}, r"`Pop`: seeds: \[\] is empty"),
+        ({"models": {"Pop": {"protocols": []}}}, r"`Pop`: protocols: \[\] is empty"),
+        ({"models": {"Pop": {"protocols": ["full", "full"]}}}, r"`Pop`: protocols: \['full', 'full'\] has one twice"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(tmp_path: Path, changes: dict[str, Any], message: str | None) -> None:
@@ -114,6 +119,12 @@ def test_a_model_can_have_seeds_of_its_own(tmp_path: Path) -> None:
     assert [(task.label, task.seed) for task in tasks] == [("Pop", 1), ("Pop", 2), ("SASRec", 2), ("BPR", 1), ("BPR", 3)]
     with pytest.raises(ValueError, match=r"`BPR`: seeds: \['x'\] is not a list"):
         read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": {"BPR": {"seeds": ["x"]}}}))
+
+
+def test_a_protocol_may_have_a_number_as_its_name(tmp_path: Path) -> None:
+    plan = {**PLAN, "models": {"Pop": {}, "BPR": {"protocols": ["100"]}}, "protocols": {9: {}, 100: {}}}
+    tasks = read_plan(write(tmp_path / "plan.yaml", **plan))
+    assert list(dict.fromkeys((task.label, task.protocol) for task in tasks)) == [("Pop", "9"), ("Pop", "100"), ("BPR", "100")]
 
 
 @pytest.mark.parametrize(("key", "own"), [("seed", "seeds"), ("dataset", "dataset"), ("model", "models")])

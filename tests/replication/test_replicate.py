@@ -236,6 +236,16 @@ def test_with_some_seeds_the_page_says_which(board: Write, finish: Write, tmp_pa
     assert shown(file, tmp_path)[0]["seeds"] == [1]
 
 
+def test_rows_without_a_common_seed_are_told_with_their_seeds(
+    board: Write, finish: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = {"new": {"model": "SASRec"}, "old": {"model": "GRU4Rec", "seeds": [3, 4]}}
+    file = board({"models": models})
+    finish(file, {"new": 0.5, "old": 0.2}, seeds=(1, 2, 3, 4))
+    assert shown(file, tmp_path)[0] == {}
+    assert "its rows have no finished seed in common (new: 1, 2; old: 3, 4)" in caplog.text
+
+
 @pytest.mark.parametrize("changes", [{"margin": 0.4}, {"metric": "NDCG@3"}, {"claim": "It is hardly worse."}])
 def test_a_claim_that_is_changed_after_its_run_is_marked(
     changes: dict[str, Any], board: Write, finish: Write, tmp_path: Path
