@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config.key_groups import BOOKKEEPING
 from recbole_llm.evaluation import significance
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.leaderboard.per_user import mean_over_seeds, per_user
@@ -120,6 +121,8 @@ def _fault(record: Mapping[str, Any], metric: str) -> str | None:
         return f"is {record['evaluates']}, evaluated again"
     if not record["merge"].get("pairs"):
         return "merges one adapter, or names no features of its adapters"
+    if len(record["ranks"].get(record["model"]) or ()) == 1:
+        return "has one user, of whom there is no interval"
     missing = [row for row in (record["model"], *_single(record)) if per_user(record, row, metric) is None]
     return f"has no ranks, or no {metric}, of the row {missing[0]}" if missing else None
 
@@ -135,7 +138,7 @@ def _by_settings(records: Iterable[Mapping[str, Any]]) -> list[dict[int, Mapping
     """Records that differ in their seed alone, by seed, the newest of each."""
     groups: dict[str, dict[int, Mapping[str, Any]]] = {}
     for record in sorted(records, key=lambda record: record.get("written") or ""):
-        config = {key: value for key, value in record["config"].items() if key not in ("seed", "checkpoint_dir", "data_path")}
+        config = {key: value for key, value in record["config"].items() if key not in {"seed", *BOOKKEEPING}}
         about = (
             record["model"],
             record["dataset"],
@@ -170,8 +173,7 @@ def _merge(records: Mapping[int, Mapping[str, Any]], metric: str) -> Merge:
     for mixture, row in mixtures.items():
         mixed, other = values(dict.fromkeys(records, row)), single[best]
         if mixed is not None and other is not None:
-            low, high = significance.interval(mixed - other) if len(mixed) > 1 else (math.nan, math.nan)
-            gains[mixture] = Gain(float((mixed - other).mean()), low, high)
+            gains[mixture] = Gain(float((mixed - other).mean()), *significance.interval(mixed - other))
     return Merge(
         name=name,
         method=first["merge"]["method"],

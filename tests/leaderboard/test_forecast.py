@@ -102,6 +102,20 @@ def test_seeds_are_one_point_and_the_newest_record_of_each_counts(tmp_path: Path
     assert [*merge.features.values()][0] == pytest.approx(0.15) and UNIFORM not in merge.gains
 
 
+def test_seeds_that_were_computed_or_logged_in_another_way_are_one_point(tmp_path: Path) -> None:
+    for seed, how in ((1, {"device": "cpu", "show_progress": True}), (2, {"device": "cuda", "show_progress": False})):
+        record(tmp_path / str(seed), 0, {"LoRACocktail": 24}, {"cosine": 0.1}, seed=seed, dataset="d", config=how)
+    assert [merge.seeds for merge in forecast([tmp_path]).merges] == [[1, 2]]
+
+
+def test_a_run_with_one_user_is_left_out_since_its_gain_has_no_interval(tmp_path: Path) -> None:
+    one = {"ranks": {name: {"u1": 1} for name in ("LoRACocktail", "base spirit", "ingredient")}}
+    one["results"] = {name: {"hit@1": 1.0} for name in one["ranks"]}
+    path = record(tmp_path, 0, {"LoRACocktail": 24}, {"cosine": 0.1}, **one)
+    with pytest.raises(ValueError, match="has one user, of whom there is no interval"):
+        forecast([path])
+
+
 def test_the_seeds_of_a_builtin_lm_which_is_another_one_with_each_are_one_point(tmp_path: Path) -> None:
     for seed in (1, 2):
         own = {"seed": seed, "dataset": "d", "backbone_fingerprint": f"of seed {seed}", "config": {"llm_path": "builtin"}}
