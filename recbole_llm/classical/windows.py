@@ -86,7 +86,7 @@ def training_histories(dataset: SequentialDataset) -> list[Tensor]:
     first[1:] = users[1:] != users[:-1]
     follows = torch.where(first, lengths == 1, before == targets.roll(1))  # [R]
     if not follows.all():
-        user = dataset.id2token(dataset.uid_field, users[~follows][0].item())
+        user = str(dataset.id2token(dataset.uid_field, users[~follows][0].item()))
         raise ValueError(
             f"train_mode: sequence needs the whole training history of each user, but rows of user {user!r} are "
             "missing or out of order (benchmark_filename?). Use train_mode: prefix."

@@ -66,7 +66,7 @@ class ArraySampler(Sampler):
             found[phase] = UsedItems(codes, self.user_num, self.item_num)
         full = found[self.phases[-1]].counts + 1 == self.item_num
         if full.any():
-            user = self.datasets[0].id2token(self.uid_field, int(full.argmax()))
+            user = str(self.datasets[0].id2token(self.uid_field, int(full.argmax())))
             raise ValueError(
                 f"train_neg_sample_args: user {user!r} has all {self.item_num - 1} items, so there are no negatives to draw; "
                 "remove such users with user_inter_num_interval"

@@ -143,7 +143,7 @@ def test_broken_histories_are_refused(build):
     _, (train, *_), _ = build("SASRec")
     dataset = train.dataset
     dataset.inter_feat = dataset.inter_feat[torch.arange(len(dataset.inter_feat)) != 40]
-    with pytest.raises(ValueError, match="train_mode.*missing or out of order.*prefix"):
+    with pytest.raises(ValueError, match=r"train_mode.*user 'u\d+' are missing or out of order.*prefix"):
         training_histories(dataset)
 
 

@@ -131,6 +131,15 @@ def test_a_user_with_all_items_has_no_negatives() -> None:
     assert used.contains(np.array([2, 2, 0]), np.array([1, 2, 1])).tolist() == [True, False, False]
 
 
+def test_a_user_with_all_items_is_named_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    rows = [f"u1\ti{step}\t{step}" for step in range(12)]
+    (tmp_path / "few" / "few.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows, ""]))
+    config = LLMConfig("BPR", "few", config_dict={"data_path": str(tmp_path), "eval_args": {"mode": "full"}})
+    with pytest.raises(ValueError, match="user 'u1' has all 12 items, so there are no negatives"):
+        data_preparation(config, create_dataset(config))
+
+
 @pytest.mark.parametrize("values", [{}, {"train_neg_sample_args": None}, {"eval_args": {"mode": "uni5"}}])
 @pytest.mark.parametrize("model", ["BPR", "Pop", "SASRec"])
 def test_loaders_have_recboles_samplers(model: str, values: dict[str, Any], settings: dict[str, Any]) -> None:
