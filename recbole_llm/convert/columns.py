@@ -85,8 +85,8 @@ def _place_thing(table: Table, found: dict[str, str], *, title_open: bool) -> No
         name = found.pop("brand")  # artists are what users chose, as nothing else is
     if name is None:
         return
-    values = {str(value) for (value,) in table.sample([name]) if value is not None}
-    titles = sum(" " in value.strip() for value in values) >= 0.1 * max(len(values), 1)
+    values = {str(value): isinstance(value, str) for (value,) in table.sample([name]) if value is not None}
+    titles = sum(is_text and " " in value.strip() for value, is_text in values.items()) >= 0.1 * max(len(values), 1)
     if titles and title_open:
         found["title"] = name
     else:

@@ -81,6 +81,10 @@ class Conversion:
                 "or name the columns with --columns to read it as a table of yours"
             )
         self.layout = self._described(layout)
+        if options.item_columns and options.items is None:
+            raise ConversionError(f"--item_columns={options.item_columns}: there is no table of items; name it with --items=FILE")
+        if options.time_format and "time" not in layout.inter_columns:
+            raise ConversionError(f"--time_format={options.time_format}: no column is read as the time; name one in --columns")
         self._separator = self._list_separator()
 
     def _described(self, layout: Layout) -> Layout:

@@ -63,6 +63,8 @@ class _Reader:
         self.texts: list[Texts] = []
 
     def id_of(self, role: str, value: Any) -> str:
+        if isinstance(value, (dict, list, tuple)):
+            raise self.error(role, value, "has several values; write the one that is the id into a column of its own")
         found = identifier(value)
         if not found or found == "[PAD]":
             raise self.error(role, value, "is not an id; fill it in, or remove the row")
@@ -269,6 +271,7 @@ def _core(rest: Interactions, least: int) -> np.ndarray:
 def item_texts(values: Texts, separator: str | None) -> dict[str, str]:
     """The clean texts of an item by role; the values of a category are joined by the separator of lists."""
     found = {role: clean(values.get(role)) for role in TEXTS if role != "category"}
+    found["year"] = found["year"].removesuffix(".0")  # as pandas writes years, if one is missing
     if isinstance(brands := listed(values.get("brand")), (list, tuple)):  # several authors
         found["brand"] = ", ".join(parts(brands, None))
     return found | {"category": SEPARATOR.join(parts(values.get("category"), separator))}

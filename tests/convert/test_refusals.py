@@ -20,6 +20,8 @@ from tests.convert.conversions import convert, refused, write, write_bytes
         ("user,item,rating\na,x,5\nb,y,good\n", {}, ["line 3, column rating: 'good' is not a number"]),
         ("user,item,time\na,x,1700000000\nb,y,1700000001\nc,z,1700000000000\n", {}, ["line 4, column time", "one unit"]),
         ("user,item,time\na,x,01/02/2020\n", {}, ["column time", "--time_format"]),
+        ("user,item\na,x\n", {"time_format": "%Y"}, ["--time_format=%Y", "no column is read as the time"]),
+        ("user,item\na,x\n", {"item_columns": {"item": "id"}}, ["--item_columns", "'id'", "name it with --items"]),
         ("foo,item\na,x\n", {}, ["that of the users: foo, item", "--columns=\"{'user': 'foo'}\""]),
         ("user,foo\na,x\n", {}, ["that of the items: user, foo"]),
         ("user,item\na,x\n", {"columns": {"user": "nosuch"}}, ["no column 'nosuch'", "user, item"]),
@@ -54,6 +56,8 @@ def test_other_refusals() -> None:
     assert "is not text in utf-8" in refused(write_bytes("a.csv", b"user,item\na,\xff\n"))
     assert "line 2" in refused(write("a.jsonl", '{"user": "a", "item": "x"}\nnonsense\n'))
     assert "jq -c" in refused(write("a.json", '[{"user": "a", "item": "x"}]\n'))
+    nested = write("a.jsonl", '{"user": "a", "item": {"id": 1, "name": "X Y"}}\n')
+    assert "line 1, column item: {'id': 1, 'name': 'X Y'} has several values; write the one that is the id" in refused(nested)
     assert "was cut off" in refused(write_bytes("a.csv.gz", gzip.compress(b"user,item\n" * 9000)[:-20]))
     for name in ("a.xlsx", "B.XLS", "c.ods", "d.numbers"):
         for options in ({}, {"columns": {"user": "a"}}):

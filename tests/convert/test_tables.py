@@ -105,6 +105,11 @@ def test_a_table_of_items_gives_the_texts() -> None:
     assert found[".inter"][1][2] == "1700000000.123"
 
 
+def test_years_that_pandas_wrote_as_floats_are_years() -> None:
+    found = convert(write("a.csv", "user,item,title,year\na,x,T,1999.0\na,y,U,\n"))
+    assert found[".item"][1:] == [["x", "T", "1999"], ["y", "U", ""]]
+
+
 def test_a_table_without_titles_has_no_item_file() -> None:
     assert [*convert(write("a.csv", "user,item,time\na,x1,1700000000\n"))] == [".inter"]
 
