@@ -50,9 +50,8 @@ def recorded_config(
         differing = [key for key in recorded.keys() & found.keys() - _ABOUT_FILES if found[key] != recorded[key]]
         absent = recorded.keys() - found.keys() - _ABOUT_FILES if own else set()
         if not differing and not absent:
-            return (
-                LLMConfig(model, dataset, config_dict=as_literals(config.properties.merge(given, changes))) if changes else config
-            )
+            own_keys = [f"--{key}={value!r}" for key, value in (changes or {}).items()]  # so that an error names their source
+            return LLMConfig(model, dataset, config_dict=as_literals(given), cmd_line=own_keys) if own_keys else config
         given |= {key: recorded[key] for key in {*differing} & known.keys() - {"eval_args"} | absent}
     key = min([*differing, *absent])
     raise ValueError(

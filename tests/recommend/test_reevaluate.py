@@ -94,6 +94,7 @@ def test_without_a_change_it_is_the_same_result_in_another_folder(sasrec: Path) 
         ),
         ("--eval_args={'mode': {'valid': 'full', 'test': 'full'}}", "eval_args: .* would change the split or the validation"),
         ("--topk=[0]", "topk"),
+        ("--slices={'cold': 3}", r"slices\.cold: 3 in the command line is not a number"),
         ("--topkk=[5]", "unknown key `topkk` in evaluate; did you mean `topk`"),
     ],
 )
