@@ -204,7 +204,7 @@ def read_board(file: Path) -> Board:
     for task in tasks:
         rows.setdefault(task.protocol, [])
         rows[task.protocol] += [] if task.label in rows[task.protocol] else [task.label]
-    found = tuple(_claim(f"{file}: claims: `{name}`", name, given, rows, content) for name, given in claims.items())
+    found = tuple(_claim(f"{file}: claims: `{name}`", str(name), given, rows, content) for name, given in claims.items())
     return Board(file.stem, file, content["dataset"], tuple(content["seeds"]), found, content.get("remark"))
 
 
@@ -219,9 +219,15 @@ def _claim(where: str, name: str, given: Any, rows: Mapping[str, Sequence[str]],
     for label in [side.label for pair in pairs for side in pair if side.label is not None]:
         _check_label(f"{where}: compare", label, rows[protocol])
     for pair in pairs:
-        numbers = [side for side in pair if side.number is not None]
-        if not any(side.is_row for side in pair) and not (any(side.path for side in pair) and numbers):
+        numbers = [side.number for side in pair if side.number is not None]
+        measured = any(side.path for side in pair)
+        if not any(side.is_row for side in pair) and not (measured and numbers):
             raise ValueError(f"{where}: compare: one side must be a row of models, or one {RECORDED} and the other a number")
+        for number in [] if measured else numbers:
+            if not 0 <= number <= 1:
+                raise ValueError(f"{where}: compare: {number:g} is no value of {given['metric']}, which lies between 0 and 1")
+        if not measured and given["margin"] >= 1:
+            raise ValueError(f"{where}: margin: {given['margin']:g} is no difference of {given['metric']}; give one below 1")
     facts = given.get("facts") or {}
     for fact, path in facts.items():
         _check_label(f"{where}: facts: {fact}", path[0] if path else None, rows[protocol])
@@ -252,6 +258,8 @@ def _pairs(where: str, compare: Mapping[str, Any]) -> tuple[tuple[tuple[Side, Si
     for one, other, kind in (("better", "worse", BETTER), ("not_worse", "than", NOT_WORSE)):
         if set(compare) == {one, other}:
             others = compare[other] if isinstance(compare[other], list) else [compare[other]]
+            if not others:
+                raise ValueError(f"{where}: compare: {other}: the list is empty; name a row at least")
             return tuple((_side(where, compare[one]), _side(where, side)) for side in others), kind
     if set(compare) == {"equal"} and isinstance(compare["equal"], list) and len(compare["equal"]) == 2:
         one, other = compare["equal"]

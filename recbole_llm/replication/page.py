@@ -96,7 +96,7 @@ def _said(one: Judged) -> str:
         needed = _needed(one, one.result["tests"])
         said += f"; {max(needed):,} users would decide" if needed else ""
     if one.verdict in (OPEN, NOT_RUN, CHANGED):
-        said += f"<br>`{command(one.board, one.claim)}`"
+        said += f"<br>`{_cell(command(one.board, one.claim))}`"
     return said
 
 

@@ -59,7 +59,7 @@ def interval(test: Mapping[str, Any]) -> tuple[float, float]:
     if differing is None or not users or differing >= _FEW:
         return low, high
     unseen = _largest_share(differing, users) - differing / users
-    return low - unseen, high + unseen
+    return max(low - unseen, -1.0), min(high + unseen, 1.0)  # no difference is larger
 
 
 def _largest_share(differing: int, users: int) -> float:

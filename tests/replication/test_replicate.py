@@ -101,6 +101,12 @@ def test_the_result_is_the_paired_difference_over_users_averaged_over_seeds(boar
     assert "**holds**" in line and "new 0.500, old 0.200: +0.300" in line and "p < .001, n=200" in line
 
 
+def test_a_name_may_be_a_number_or_have_a_bar_in_it(board: Write, tmp_path: Path) -> None:
+    replicate([str(board({"claims": {"a|b": CLAIM, 7: CLAIM}}))], {}, out=tmp_path, show=True)
+    text = (tmp_path / "replication.md").read_text()
+    assert "| **7.** The new" in text and "| **a\\|b.** The new" in text and "'--claim=a\\|b'" in text
+
+
 def test_a_remark_stands_with_its_board(board: Write, tmp_path: Path) -> None:
     replicate([str(board({"remark": "Known | before."}))], {}, out=tmp_path, show=True)
     assert "- mine: Known \\| before.\n" in (tmp_path / "replication.md").read_text()
@@ -448,6 +454,9 @@ def test_runs_of_real_models_give_a_result(
         ({"compare": {"better": "chance", "worse": 0.5}}, "one side must be a row"),
         ({"compare": {"better": "chance", "worse": {"recorded": ["new", "a"]}}}, "one recorded and the other a number"),
         ({"compare": {"better": {"recorded": ["new"]}, "worse": 1}}, "is neither a row, a number, chance"),
+        ({"compare": {"better": "new", "worse": []}}, "compare: worse: the list is empty"),
+        ({"compare": {"better": "new", "worse": 50}}, "compare: 50 is no value of Hit@1, which lies between 0 and 1"),
+        ({"margin": 2}, "margin: 2 is no difference of Hit@1; give one below 1"),
         ({"metric": "AUC"}, "metric: AUC does not follow from a target's rank"),
         ({"margin": None}, "`margin` is missing"),
         ({"margin": 0}, "margin: 0 is not"),

@@ -40,6 +40,7 @@ def test_few_users_who_differ_make_the_interval_wider_and_many_do_not() -> None:
     assert interval(many) == (0.01, 0.05)
     assert interval(few) == pytest.approx((0.01 - 0.0593, 0.05 + 0.0593), abs=1e-3)
     chance = {"interval": [0.013, 0.05], "users": 100, "deviation": 0.0, "difference": 0.05, "differing": None}
+    assert interval({"interval": [-0.2, 0.9], "users": 6, "differing": 2})[1] == 1.0, "no difference is larger"
     assert interval(chance) == (0.013, 0.05)  # against a number: exact already
 
 
