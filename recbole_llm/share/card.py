@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,13 +120,14 @@ def _merge(merge: Mapping[str, Any]) -> str:
 
 
 def _use(record: Mapping[str, Any], bases: Sequence[BaseModel], name: str) -> str:
-    keys = "".join(f" --{base.key}=FOLDER" for base in bases if not base.on_hub and not _installed(record, base))
+    missing = [base.key for base in bases if not base.on_hub and not _installed(record, base)]
+    keys, arguments = ("".join(form.format(key) for key in missing) for form in (" --{}=FOLDER", ", {}='FOLDER'"))
     return (
         f"You need the same dataset, `{_code(str(record['dataset']))}`, in `--data_path`, whose items the vectors belong to. "
         f"It is compared with `{PASSPORT}`, and a difference is named.\n\n"
-        f"    recbole-llm recommend --run={_code(name)}{keys} --user=ID --top=10\n\n"
+        f"    recbole-llm recommend --run={shlex.quote(_code(name))}{keys} --user=ID --top=10\n\n"
         "```python\nimport recbole_llm\n\n"
-        f"recommender = recbole_llm.load({_code(name)!r})\n```\n\n"
+        f"recommender = recbole_llm.load({_code(name)!r}{arguments})\n```\n\n"
         f"Nothing is executed and nothing is unpickled. All settings are in `{SETTINGS}`."
     )
 

@@ -19,6 +19,7 @@ import recbole_llm
 from recbole_llm.classical.imported_checkpoint import read_checkpoint
 from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.quick_start import run_recbole_llm
+from recbole_llm.share.base_models import BaseModel
 from recbole_llm.share.card import card
 from recbole_llm.share.public_record import anonymous, without_paths
 from recbole_llm.share.sharing import share
@@ -330,3 +331,11 @@ def test_hostile_names_are_text_in_the_card(sasrec: Path) -> None:
     found = ModelCard(text)
     assert found.data.license is None and "\n# [click]" not in text and text.count("\n---\n") == 1
     assert "| a \\| b --- |" in found.text and "# SASRec on x\\` \\# \\[click\\](http://a) \\<script\\>" in found.text
+
+
+def test_both_ways_of_loading_name_the_folder_that_is_not_shared(sasrec: Path) -> None:
+    record = read_record(sasrec / "record.json")
+    base = BaseModel("backbone", "tiny-llama", False, None, "llm_path")
+    text = card(record, [base], {}, name="my run", licence=None, left_out=["all"], picture=False)
+    assert "recbole-llm recommend --run='my run' --llm_path=FOLDER --user=ID" in text
+    assert "recbole_llm.load('my run', llm_path='FOLDER')" in text
