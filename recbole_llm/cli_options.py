@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +34,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line, without the usage."""
         fail(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which would read ``--show NAME`` as ``--show=NAME``."""
+        args = sys.argv[1:] if args is None else args
+        switches = {option for action in self._actions if action.const == "True" for option in action.option_strings}
+        nexts = zip(args, [*args[1:], ""], strict=False)  # none has no next one
+        given = [f"{one}=True" if one in switches and after not in _SWITCH["choices"] else one for one, after in nexts]
+        return super().parse_known_args(given, namespace)
 
 
 def parser() -> argparse.ArgumentParser:

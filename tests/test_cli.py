@@ -256,6 +256,13 @@ def test_mistakes_in_arguments_end_in_one_line(arguments: list[str], message: st
     assert message in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize("switch", [["--show"], ["--show=True"], ["--show", "True"]])
+def test_a_switch_may_stand_before_a_name(switch: list[str]) -> None:
+    for command, name in ((["replicate"], "names"), (["data", "convert", "--to=x"], "source")):
+        options, others = cli_options.parser().parse_known_args([*command, *switch, "here"])
+        assert options.show == "True" and "here" in str(getattr(options, name)) and not others
+
+
 def test_mistakes_in_arguments_import_nothing_heavy() -> None:
     assert imported("look", "--runs", "a", "--out=look.txt") == set()
     assert imported("run", "--model=SASREK") <= {"recbole"}, "its folder is listed"
