@@ -24,7 +24,7 @@ from recbole_llm.config.definitions import Interval, Type
 from recbole_llm.config.property_files import PropertyFiles, properties_folder, read_yaml
 from recbole_llm.config.recbole_keys import SUCCESSORS
 from recbole_llm.config.values import as_literals, parse_value
-from recbole_llm.leaderboard.plan import _literal
+from recbole_llm.leaderboard.task import _literal
 
 FILES = PropertyFiles(properties_folder())
 OUTER = sorted(key for key in FILES.definitions if "." not in key)

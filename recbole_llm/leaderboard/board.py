@@ -10,10 +10,11 @@ from recbole_llm.config.property_files import property_file, read_yaml
 from recbole_llm.leaderboard.embedded import embed, with_tables
 from recbole_llm.leaderboard.formats import tables_in_markdown, to_csv, to_latex, to_markdown
 from recbole_llm.leaderboard.page import to_html
-from recbole_llm.leaderboard.plan import Task, read_plan
+from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.leaderboard.runner import run_tasks
 from recbole_llm.leaderboard.statistics import build
 from recbole_llm.leaderboard.table import Cell, Leaderboard, to_json
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.store.files import atomic_write
 
 Beside = Callable[[Mapping[Task, Cell], Leaderboard, Path], Sequence[Path]]

@@ -17,7 +17,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.leaderboard.plan import Task
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.store.progress import Bar, progress_bar
 
 logger = getLogger()

@@ -29,9 +29,9 @@ from recbole_llm.config import LLMConfig
 from recbole_llm.config.key_groups import ABOUT_DATA
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.evaluation.recommender import Recommender
-from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_each
 from recbole_llm.leaderboard.space import Space, distribution, read_space
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.store.files import atomic_write, fingerprint
 from recbole_llm.store.progress import Bar, progress_bar
 

@@ -8,8 +8,8 @@ from logging import getLogger
 from pathlib import Path
 
 from recbole_llm.leaderboard.board import Beside
-from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import DONE, Cell, Leaderboard, Table
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.look.columns import Column, check
 from recbole_llm.look.content import page_content
 from recbole_llm.look.page import to_html

@@ -36,7 +36,8 @@ from recbole_llm.config.property_files import properties_folder, property_file, 
 from recbole_llm.config.values import plain
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.published import in_recbole
-from recbole_llm.leaderboard.plan import Task, check_form, read_plan
+from recbole_llm.leaderboard.plan import check_form, read_plan
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.store.files import fingerprint
 
 CHANCE, AFTER_FIRST, RECORDED = "chance", "random_after_first", "recorded"

@@ -15,8 +15,8 @@ from recbole_llm.evaluation import metrics, significance
 from recbole_llm.evaluation.published import PREFIX, in_recbole
 from recbole_llm.leaderboard import comparable
 from recbole_llm.leaderboard.per_user import mean_over_seeds, per_user
-from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import DONE, FAILED, Cell
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.replication.claims import Board, Claim, Side
 
 FLIPS = 400_000

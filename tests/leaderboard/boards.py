@@ -9,8 +9,8 @@ import numpy as np
 from recbole_llm.classical.record_code import record_code
 from recbole_llm.classical.record_inputs import record_inputs
 from recbole_llm.evaluation import metrics
-from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.table import Cell
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.store.json_files import sealed
 
 SCRIPT = "<script>alert(1)</script>"

@@ -14,8 +14,9 @@ import yaml
 from recbole_llm import cli
 from recbole_llm.leaderboard import runner, tuning
 from recbole_llm.leaderboard.board import make_leaderboard
-from recbole_llm.leaderboard.plan import Task, read_plan
+from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.leaderboard.table import Leaderboard
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.json_files import CHECKSUM, sealed
 

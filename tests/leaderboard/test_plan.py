@@ -11,8 +11,9 @@ import yaml
 
 from recbole_llm.config.property_files import properties_folder
 from recbole_llm.leaderboard.board import folder_of
-from recbole_llm.leaderboard.plan import Task, read_plan
+from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.leaderboard.statistics import build
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.registry import SHORTCUTS
 

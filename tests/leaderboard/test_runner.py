@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from recbole_llm.leaderboard import runner
-from recbole_llm.leaderboard.plan import Task
 from recbole_llm.leaderboard.runner import run_tasks
+from recbole_llm.leaderboard.task import Task
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_killed_and_started_again_no_finished_run_is_lost_or_repeated(given: dic
 import os, signal
 from pathlib import Path
 from recbole_llm.leaderboard import runner
-from recbole_llm.leaderboard.plan import Task
+from recbole_llm.leaderboard.task import Task
 
 run, calls = runner.run_process, []
 def dying(*arguments):

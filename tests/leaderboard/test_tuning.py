@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock
 
 from recbole_llm.leaderboard import runner
-from recbole_llm.leaderboard.plan import Task
+from recbole_llm.leaderboard.task import Task
 from recbole_llm.leaderboard.tuning import Search, tune
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code, progress
@@ -280,7 +280,7 @@ import json, os, signal
 from pathlib import Path
 from recbole_llm.store.json_files import sealed
 from recbole_llm.leaderboard import runner, tuning
-from recbole_llm.leaderboard.plan import Task
+from recbole_llm.leaderboard.task import Task
 
 ran = []
 def run_process(arguments, log, threads):
