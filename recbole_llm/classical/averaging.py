@@ -1,4 +1,4 @@
-"""What the trainers of ``train_mode: sequence`` share: epochs over windows, the learning rate by step, averaged weights."""
+"""What the trainers of ``train_mode: sequence`` share: epochs over windows, warm-up of the learning rate, averaged weights."""
 
 from __future__ import annotations
 
@@ -21,28 +21,26 @@ class Steadying(Settings):
     """Settings of :class:`SteadyTraining`."""
 
     sequence_warmup_steps: int = 0
-    sequence_decay_epochs: int = 0
     sequence_ema_decay: float | None = None
 
 
 class SteadyTraining(SharedTraining):
-    """Mixin before RecBole's ``Trainer``: epochs of :meth:`batches`, the learning rate by step, and ``sequence_ema_decay``.
+    """Mixin before RecBole's ``Trainer``: epochs of :meth:`batches`, ``sequence_warmup_steps`` and ``sequence_ema_decay``.
 
     The averaged weights are validated, saved and tested; the optimiser goes on with its own. A checkpoint has both.
     """
 
     config: Any
     model: Any
-    epochs: int
     optimizer: Any
     training_state: dict[str, Any]
     _batches: tuple[WindowLoader, Callable] | None = None
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
-        self._steadying = settings = Steadying.of(config)
-        scheduled, decay = settings.sequence_warmup_steps or settings.sequence_decay_epochs, settings.sequence_ema_decay
-        self._schedule = LambdaLR(self.optimizer, lambda step: self._share_of_rate(step)) if scheduled else None
+        settings = Steadying.of(config)
+        steps, decay = settings.sequence_warmup_steps, settings.sequence_ema_decay
+        self._schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / steps)) if steps else None
         self._average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.optimizer.register_step_post_hook(self._after_step)
 
@@ -59,15 +57,6 @@ class SteadyTraining(SharedTraining):
         loader, loss = self._batches
         loader.epoch = epoch_idx
         return super()._train_epoch(loader, epoch_idx, loss_func or loss, show_progress)
-
-    def _share_of_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a share of ``learning_rate``: a rise, a plateau, a fall to 0."""
-        warmup, decay = self._steadying.sequence_warmup_steps, self._steadying.sequence_decay_epochs
-        rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        if not decay or self._batches is None:  # before the first epoch
-            return rising
-        of_epoch = len(self._batches[0])
-        return rising * max(0.0, min(1.0, (self.epochs * of_epoch - step) / (decay * of_epoch)))
 
     def _after_step(self, *_: Any) -> None:
         if self._schedule is not None:

@@ -15,7 +15,6 @@ from typing import Any
 
 from recbole_llm import registry
 from recbole_llm.config.definitions import Definition
-from recbole_llm.config.key_groups import SEQUENCE_SWITCHES
 from recbole_llm.config.property_files import PropertyFiles
 from recbole_llm.config.recbole_keys import MODEL_KEYS, RECBOLE_DEFINITIONS, SUCCESSORS
 
@@ -103,7 +102,7 @@ def of_other_training(
     if not getattr(model, "trained_in_stages", False):
         return {}
     trains = model.has_validation and not getattr(model, "shortcut", False)
-    ours = [key for key in defaults if key not in {*RECBOLE_DEFINITIONS, *SEQUENCE_SWITCHES} and trains]
+    ours = [key for key in defaults if key not in RECBOLE_DEFINITIONS and trains]
     if "adapters" not in own:  # parts/adapters: the others train no LoRA
         ours = [key for key in ours if not key.startswith("lora_")]
     keys = [key for key in _OF_RECBOLES_TRAINER if key not in own and any(key in values for _, values in given)]

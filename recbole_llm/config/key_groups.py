@@ -35,10 +35,5 @@ OF_THE_RUN = {
     *(*dataset_arguments, *scenarios.SETTINGS, "tie_order", "mask_history"),
 }
 # keys of `train_mode: sequence` that change every training, with the values that change nothing; and those of some losses
-SEQUENCE_SWITCHES = {
-    "sequence_loss": "recbole",
-    "sequence_warmup_steps": 0,
-    "sequence_decay_epochs": 0,
-    "sequence_ema_decay": None,
-}
+SEQUENCE_SWITCHES = {"sequence_loss": "recbole", "sequence_warmup_steps": 0, "sequence_ema_decay": None}
 SEQUENCE_TRAINING = {*SEQUENCE_SWITCHES, "sequence_negatives", "gbce_t"}

@@ -25,7 +25,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "SASRec": {
         "sequence_ema_decay": 0.9,
         "sequence_warmup_steps": 5,
-        "sequence_decay_epochs": 3,
         "sequence_loss": "sampled_softmax",
         "sequence_negatives": 20,
     },
