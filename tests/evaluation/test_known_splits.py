@@ -184,7 +184,7 @@ def test_the_passport_of_a_run_is_that_of_the_command(
     records = [
         json.loads(Path(run_recbole_llm(model, "tiny", config_dict=given)["record"]).read_text()) for model in ("Pop", "SASRec")
     ]
-    monkeypatch.setattr(logs, "init_console", lambda: None)  # its handler would write to pytest's closed standard error
+    monkeypatch.setattr(logs, "init_console", lambda **_: None)  # its handler would write to pytest's closed standard error
     cli.main(["data", "passport", "--dataset=tiny", *(f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir"))])
     shown, (file,) = capsys.readouterr().out, (tmp_path / "saved" / "passports").iterdir()
     content = json.loads(file.read_text())

@@ -292,7 +292,10 @@ def test_an_edited_record_of_a_saved_run_is_refused(saved_run: Path) -> None:
 
 def test_a_record_that_names_no_stages_is_refused(saved_run: Path) -> None:
     rewrite(saved_run, stages=None)
-    with pytest.raises(ValueError, match=r"init_from: .* is older .*; repeat the run \(--model=Laser --dataset=ml-100k"):
+    with pytest.raises(
+        ValueError,
+        match=r"init_from: .* is damaged: its stages are not names .* \(--model=Laser --dataset=ml-100k",
+    ):
         SavedRun.read(saved_run)
 
 
