@@ -26,6 +26,7 @@ import torch
 from recbole_llm import compat
 
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # no test ends with the machine, and waiting for the disk is a fifteenth of the time
 gc.set_threshold(10_000)  # by default, a tenth of the time goes to searches in the half million objects of the imported libraries
 compat.apply()  # for tests that use RecBole's own Config
 

@@ -52,6 +52,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
 
 
+def test_what_is_written_is_on_the_disk_before_its_rename_and_the_rename_after_it(tmp_path, monkeypatch):
+    calls, rename = [], os.replace
+    monkeypatch.setattr(module.os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(module.os, "replace", lambda old, new: (calls.append("rename"), rename(old, new)))
+    atomic_write(tmp_path / "file", "new")
+    assert calls == [(tmp_path / "file").stat().st_ino, "rename", tmp_path.stat().st_ino]
+    calls.clear()
+    _write_folder(tmp_path / "folder", "new")
+    inside = [tmp_path / "folder" / name for name in ("inner/file", module.MANIFEST, "")]
+    assert calls == [*(path.stat().st_ino for path in inside), "rename", tmp_path.stat().st_ino]
+
+
 def test_a_write_makes_its_folder_and_takes_bytes_or_text(tmp_path):
     atomic_write(tmp_path / "a" / "b", "ä")
     atomic_write(tmp_path / "a" / "c", "ä".encode())
