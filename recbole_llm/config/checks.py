@@ -160,8 +160,9 @@ def _check_value(
     definition = definitions[key]
     if not definition.accepts(value):
         raise ValueError(f"{key}: {_shown(value)} in {source} is not {definition}; {_remedy(value, definition, default, merged)}")
-    inner = [name for name in definitions if name.rpartition(".")[0] == key]
-    for name, entry in value.items() if inner and isinstance(value, Mapping) else ():
+    if not isinstance(value, Mapping) or not (inner := [name for name in definitions if name.rpartition(".")[0] == key]):
+        return
+    for name, entry in value.items():
         if f"{key}.{name}" not in inner:
             known = [other.rpartition(".")[2] for other in inner]
             near = (get_close_matches(str(name), known, n=1, cutoff=0.0) or known)[0]
