@@ -31,7 +31,7 @@ def sketch(texts: Iterable[str]) -> str:
 def common(one: str, other: str, size: int, other_size: int) -> float:
     """An estimate of the number of texts that two multisets of the given sizes have in common, from their sketches."""
     first, second = (set(_entries(bytes.fromhex(text))) for text in (one, other))
-    union = heapq.nsmallest(SIZE, first | second)
+    union = sorted(first | second)[:SIZE]
     if not union:
         return 0.0
     jaccard = sum(entry in first and entry in second for entry in union) / len(union)
