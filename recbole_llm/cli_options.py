@@ -88,7 +88,7 @@ def _of_runs(commands: _Group) -> None:
     add("--config_files", type=Path, required=True, metavar="FILE", help="such as properties/leaderboard/ml-100k.yaml")
     _several(add)
     add("--out", type=Path, metavar="DIR", help="output folder (default: <checkpoint_dir>/leaderboard/<file>)")
-    add("--page", type=Path, metavar="FILE", help="also write the tables into this Markdown page, between two marks")
+    add("--page", type=Path, metavar="FILE", help="also write tables and pictures into this Markdown page, between two marks")
     add("--look", nargs="?", type=int, const=5, metavar="N", help="also a page of what the best N rows recommend (5)")
 
     add = _command(commands, "replicate", do.replicate, "test the claims of papers", texts.REPLICATE, texts.REPLICATE_KEYS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_llm.config.property_files import property_file, read_yaml
 from recbole_llm.leaderboard.embedded import embed, with_tables
-from recbole_llm.leaderboard.formats import tables_in_markdown, to_csv, to_latex, to_markdown
+from recbole_llm.leaderboard.formats import to_csv, to_latex, to_markdown
 from recbole_llm.leaderboard.page import to_html
 from recbole_llm.leaderboard.plan import read_plan
 from recbole_llm.leaderboard.runner import run_tasks
@@ -42,7 +42,7 @@ def make_leaderboard(
         out: folder of the files, by default ``<checkpoint_dir>/leaderboard/<name of the file>``.
         show: run nothing and show the existing records.
         beside: writes further pages, to which the page of the leaderboard links.
-        page: a Markdown page in which the tables are written, see :mod:`recbole_llm.leaderboard.embedded`.
+        page: a Markdown page in which the tables are written, each with a picture, see :mod:`recbole_llm.leaderboard.embedded`.
 
     Raises:
         ValueError, FileNotFoundError: the file, an option or the page is invalid; or there is nothing to show.
@@ -57,8 +57,7 @@ def make_leaderboard(
     leaderboard = build(list(cells.values()), f"Leaderboard {file.stem}")
     files = write_all(leaderboard, out)
     if page:
-        embed(page, file.stem, tables_in_markdown(leaderboard, headings=False))
-        files.append(page)
+        files += embed(page, file.stem, leaderboard)
     if beside is None:
         return leaderboard, files
     pages = beside(cells, leaderboard, out)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recbole_llm.leaderboard.formats import tables_in_markdown
+from recbole_llm.leaderboard.pictures import in_a_file, metric_picture
+from recbole_llm.leaderboard.table import Leaderboard, Table
 from recbole_llm.store.files import atomic_write
 
 END = "<!-- end of leaderboard -->"
@@ -30,6 +33,32 @@ def with_tables(file: Path, name: str, tables: str) -> str:
     return found
 
 
-def embed(file: Path, name: str, tables: str) -> None:
-    """Write :func:`with_tables` into the page; raises as that does."""
-    atomic_write(file, with_tables(file, name, tables))
+def embed(file: Path, name: str, board: Leaderboard) -> list[Path]:
+    """Write the tables into the page, below a picture of each that is written beside it; returns the files.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`with_tables`.
+    """
+    drawn: dict[Path, str] = {}
+    shown = ""
+    for table in board.tables:
+        if svg := metric_picture(table):
+            picture = _picture_file(file, table, board)
+            drawn[picture] = svg
+            shown += f"![{table.metric} of each row]({picture.name})\n\n*{_caption(table)}*\n\n"
+    text = with_tables(file, name, shown + tables_in_markdown(board, headings=False))
+    for picture, svg in drawn.items():
+        atomic_write(picture, in_a_file(svg))
+    atomic_write(file, text)
+    return [*drawn, file]
+
+
+def _picture_file(page: Path, table: Table, board: Leaderboard) -> Path:
+    return page.with_name(f"{page.stem}{f'-{table.protocol}' if len(board.tables) > 1 else ''}.svg")
+
+
+def _caption(table: Table) -> str:
+    rows = {row.backbone is not None for row in table.rows if not row.shortcut}
+    colours = ["blue: with a language model or text encoder"] * (True in rows) + ["brown: without"] * (rows == {True, False})
+    colours += ["grey: untrained rules (†), the dashed line at the best"] * bool(table.shortcuts)
+    return "; ".join([f"{table.metric} with 95 % intervals over users", *colours]) + "."

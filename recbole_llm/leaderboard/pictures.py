@@ -151,6 +151,13 @@ def routing_picture(table: Table) -> str | None:
     return _svg(draw, f"routing {table.protocol}", 6, 3.5) if found else None
 
 
+def in_a_file(picture: str) -> str:
+    """A picture of this module as a file of its own, which has no page to take colours from; its ground is white."""
+    for colour, variable in _VARIABLES.items():
+        picture = picture.replace(variable, colour)
+    return picture.replace("<svg", '<svg style="background: white"', 1)
+
+
 def _colour(row: Row) -> str:
     return _SOFT if row.shortcut else _PLAIN if row.backbone is None else _LLM
 
