@@ -22,7 +22,15 @@ from recbole_llm.classical.resuming import ResumableTraining
 from recbole_llm.classical.trial import evaluation_cost, training_cost
 from recbole_llm.evaluation.beyond_accuracy import SafeCollector, accuracy
 from recbole_llm.evaluation.full_ranking import FullRanking, RandomTies, finite
-from recbole_llm.evaluation.ranks import Ranks, candidate_rows, covered, early_stopping_users, exclude_missed, of_users
+from recbole_llm.evaluation.ranks import (
+    Ranks,
+    candidate_rows,
+    covered,
+    early_stopping_users,
+    exclude_missed,
+    of_users,
+    target_slots,
+)
 from recbole_llm.evaluation.recommender import ClassicalRecommender, Variant, recommender_of
 from recbole_llm.store.costs import Cost, Measured, metered
 from recbole_llm.store.files import sha256_file
@@ -252,7 +260,7 @@ class ProtocolTrainer(ResumableTraining):
             self.predictions.add(users, listed, scores)
         target = positive_i.to(self.device)  # [B]
         rows, columns, missed = candidate_rows(scores, listed, target, max(self.config["topk"]), partial=self._variant.partial)
-        self.ranks.add(users, scores, (listed == target[:, None]).int().argmax(1), missed)
+        self.ranks.add(users, scores, target_slots(listed, target)[0], missed)
         return interaction, rows, torch.arange(len(users)), columns
 
     def evaluation_cost(self, eval_data: Any, *, early_stopping: bool = False) -> Cost:

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
 
 
+def target_slots(candidates: Tensor, targets: Tensor, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The slot [B] of each target [B] among its candidates [B, C], and which are missed [B]: not there, or at minus infinity.
+
+    The slot of a missed target means nothing.
+    """
+    found = candidates == targets[:, None]  # [B, C]
+    if scores is not None:
+        found &= scores > -torch.inf
+    return found.int().argmax(1), ~found.any(1)
+
+
 def target_ranks(scores: Tensor, slots: Tensor, missed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The rank [B] of the target among its candidates, and how many others tie with it [B].
 
@@ -145,8 +156,7 @@ def candidate_rows(
     if partial:
         ranks = ranks.masked_fill(scores == -torch.inf, -torch.inf)
     rows = pad(ranks, (0, max(longest - scores.size(1), 0) + 2), value=-torch.inf)  # [B, W]
-    found = (candidates == targets[:, None]) & (ranks > -torch.inf)  # [B, C]
-    missed, columns = ~found.any(1), found.int().argmax(1)  # [B], [B]
+    columns, missed = target_slots(candidates, targets, ranks)  # [B], [B]
     if missed.any():
         lowest = torch.finfo(rows.dtype).min
         short = rows[missed].clamp(min=lowest / 2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.evaluation.candidate_scores import CandidateScores
@@ -168,6 +169,21 @@ class Recommender:
     def report(self, folder: Path) -> list[str]:
         """Write further results to ``folder``, that of the record; returns lines for the log."""
         return []
+
+
+class StagedRecommender(Recommender):
+    """Base of models that are trained by their stages alone, or not at all, and score any candidates."""
+
+    input_type = InputType.POINTWISE
+    trained_in_stages = True
+
+    def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
+        """Scores [B, C] of candidates [B, C], those of the first variant."""
+        return next(iter(self.variants().values())).score(interaction, candidates)
+
+    def predict(self: Any, interaction: Any) -> Tensor:
+        """Scores [B] of the items of a RecBole interaction."""
+        return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)
 
 
 @dataclass

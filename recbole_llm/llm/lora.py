@@ -8,7 +8,8 @@ adapters into one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,16 @@ def load_adapters(model: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
     share_inputs(lora_modules(model).values())  # type: ignore[arg-type]
     AdapterView(model, {next(iter(folders)): 1.0}).select()  # type: ignore[arg-type]
     return model.eval()  # type: ignore[return-value]
+
+
+@contextmanager
+def adapters_loaded(model: nn.Module, folders: Mapping[str, Path]) -> Iterator[PeftModel]:
+    """In this block, ``model`` has the adapters of :func:`load_adapters`; afterwards, it is as before."""
+    found = load_adapters(model, folders)
+    try:
+        yield found
+    finally:
+        unload(found)
 
 
 def _checked_keys(folders: Mapping[str, Path]) -> dict[str, set[str]]:

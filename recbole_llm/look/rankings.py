@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.full_ranking import finite
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.ranks import target_ranks, target_slots
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.recommend.past_run import PastRun
 from recbole_llm.recommend.readers import Readers
@@ -80,7 +79,7 @@ def _of_candidates(
             device = parts.config["device"]
             scores = variant.score(readers.users(own, "test"), listed.to(device)).float().cpu()  # [B, C]
         scores = scores if variant.partial else finite(scores)
-        slots, missed = _slots(listed, scores, targets)
+        slots, missed = target_slots(listed, targets, scores)
         ranks, _ = target_ranks(scores, slots, missed)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]  # [B, K]
         values = zip(
@@ -92,12 +91,6 @@ def _of_candidates(
             lost = rank == torch.inf
             yield user, Ranking(names, best[ranked].tolist(), float(rank), None if lost else float(score))
         advance(len(tokens))
-
-
-def _slots(listed: Tensor, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The slot of each target [B], and which targets are not ranked [B]."""
-    found = (listed == targets[:, None]) & (scores > -torch.inf)  # [B, C]
-    return found.int().argmax(1), ~found.any(1)
 
 
 def _cached(config: Any, variant: Variant, candidates: CandidateSet) -> CachedScores | None:

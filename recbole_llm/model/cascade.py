@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm import registry
 from recbole_llm.data.scenarios import draw_lots
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.full_ranking import ranked_catalogue
-from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.evaluation.recommender import Facts, StagedRecommender, Variant
 from recbole_llm.evaluation.routing_curve import RoutingCurve
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.model.ranker_parts import RankerParts
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 RANDOM = "random routing"
 
 
-class Cascade(Recommender, SequentialRecommender):
+class Cascade(StagedRecommender, SequentialRecommender):
     """A collaborative model for all users, and an LLM ranker for those whom a rule routes to it.
 
     Attributes:
@@ -58,11 +57,9 @@ class Cascade(Recommender, SequentialRecommender):
         spent: what scoring the validation users has cost by each model, once it is loaded.
     """
 
-    input_type = InputType.POINTWISE
     uses_item_text = True
     uses_cf_model = True
     scores_full_catalogue = False
-    trained_in_stages = True
     contains = "llm_ranker"
 
     def __init__(self, config: Any, dataset: Any):
@@ -138,14 +135,6 @@ class Cascade(Recommender, SequentialRecommender):
     def routed_row(self) -> str:
         """The name of the row in which all users are routed."""
         return self.llm_row if self.models.settings.fusion == "llm" else f"{self.cf.name} + {self.llm_row}"
-
-    def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
-        """Scores [B, C] of candidates [B, C]."""
-        return self.variants()["Cascade"].score(interaction, candidates)
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores [B] of one candidate for each user, by which alone they are routed."""
-        return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores [B, I] of the catalogue, history included: the cheap model's, with its top items in the cascade's order."""

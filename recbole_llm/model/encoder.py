@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.data.histories import drawn_users
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.full_ranking import RandomTies, mask
 from recbole_llm.evaluation.ranks import target_ranks
-from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.evaluation.recommender import Facts, StagedRecommender, Variant
 from recbole_llm.llm.backbones import Backbone
 from recbole_llm.model.parts import Parts, histories_of
 
@@ -34,14 +33,12 @@ EncodeHistories = Callable[[Sequence[Sequence[int]]], Tensor]
 """Histories of internal item ids, oldest first -> vectors [B, D] of unit length."""
 
 
-class LLMEncoder(Recommender, SequentialRecommender):
+class LLMEncoder(StagedRecommender, SequentialRecommender):
     """Base of models that rank the catalogue by the cosine of user and item vectors."""
 
-    input_type = InputType.POINTWISE
     uses_item_text = True
     scores_unseen_items = True
     scores_full_catalogue = True
-    trained_in_stages = True
 
     parts: Parts
 
@@ -86,10 +83,6 @@ class LLMEncoder(Recommender, SequentialRecommender):
         """Cosines [B, C] of users with their candidates [B, C]."""
         users, items = self.encode_users(interaction), self.item_matrix[candidates]  # [B, D], [B, C, D]
         return torch.einsum("bd,bcd->bc", users, items)
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores [B] of one item for each user."""
-        return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)  # [B]
 
     @torch.no_grad()
     def recommend(self, interaction: Any, k: int) -> tuple[Tensor, Tensor]:

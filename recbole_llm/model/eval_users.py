@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_llm.data.histories import drawn_users
 from recbole_llm.evaluation import metrics
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.ranks import target_ranks, target_slots
 
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
@@ -70,6 +70,5 @@ class EvalUsers:
         scores = score(histories, candidates, users).cpu()  # [N, C]
         if not torch.isfinite(scores).all():
             return math.nan
-        target = candidates == targets[:, None]  # [N, C]; all False if a retriever missed the target
-        ranks, _ = target_ranks(scores, target.int().argmax(1), missed=~target.any(1))  # [N]
+        ranks, _ = target_ranks(scores, *target_slots(candidates, targets))  # [N]
         return metrics.metrics(ranks.tolist(), [self._metric])[self._metric]

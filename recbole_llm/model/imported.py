@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
-from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.config.metrics import describes_lists
 from recbole_llm.config.predictions import predictions_file
 from recbole_llm.data.candidate_sets import ranked_users
 from recbole_llm.evaluation.prediction_files import read_predictions
-from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.evaluation.recommender import Facts, StagedRecommender, Variant
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import sha256_file
 
@@ -49,7 +48,7 @@ class ImportSettings(Settings):
     origin: str | None
 
 
-class Imported(Recommender, GeneralRecommender):
+class Imported(StagedRecommender, GeneralRecommender):
     """The rankings of a file.
 
     Attributes:
@@ -58,8 +57,6 @@ class Imported(Recommender, GeneralRecommender):
         gaps: number of missing users, candidates and targets that the evaluation needs, by name.
     """
 
-    input_type = InputType.POINTWISE
-    trained_in_stages = True
     has_validation = False
 
     def __init__(self, config: Any, dataset: Any):
@@ -146,7 +143,7 @@ class Imported(Recommender, GeneralRecommender):
             )
 
     def variants(self) -> dict[str, Variant]:
-        return {type(self).__name__: Variant(self.score_candidates, self.full_sort_predict, partial=True)}
+        return {type(self).__name__: Variant(self._counted, self.full_sort_predict, partial=True)}
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores [B, I] of the whole catalogue."""
@@ -154,16 +151,16 @@ class Imported(Recommender, GeneralRecommender):
 
     def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
         """Scores [B, C] of candidates [B, C]."""
-        scores = self.full_sort_predict(interaction).gather(1, candidates.to(self.device))
+        return self.full_sort_predict(interaction).gather(1, candidates.to(self.device))
+
+    def _counted(self, interaction: Any, candidates: Tensor) -> Tensor:
+        """:meth:`score_candidates` of an evaluation, whose missing candidates are counted."""
+        scores = self.score_candidates(interaction, candidates)
         without = (scores == -torch.inf).sum(1).tolist()
         self._without.update(zip(interaction[self.USER_ID].tolist(), without, strict=True))
         width = candidates.size(1)
         self.gaps |= {"candidates": width * len(self._without), "missing candidates": sum(self._without.values())}
         return scores
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores [B] of the items of a RecBole interaction."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None].to(self.device)).squeeze(1)
 
     @property
     def remark(self) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from recbole_llm.costs.lora import AdapterShape
 from recbole_llm.costs.merging import merge_cost
 from recbole_llm.costs.parts import blank, remembered
-from recbole_llm.llm.lora import AdapterView, load_adapters, unload
+from recbole_llm.llm.lora import AdapterView, adapters_loaded
 from recbole_llm.merging.points import points_of_lattice
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.model.scored_users import Compute, ScoredUsers
@@ -69,15 +69,12 @@ class LatticeScores:
     def _scores(self, sources: Mapping[str, Stage], valid: EvalUsers, work: Work) -> Tensor:
         """``[P, N, C]``."""
         causal = self.parts.backbone.load(work)
-        model = load_adapters(causal.model, {name: work.folder(stage) for name, stage in sources.items()})
+        with adapters_loaded(causal.model, {name: work.folder(stage) for name, stage in sources.items()}) as model:
 
-        def at(weights: Tensor) -> AdapterView:
-            return AdapterView(model, dict(zip(sources, weights.unbind(), strict=True)), fold=True)
+            def at(weights: Tensor) -> AdapterView:
+                return AdapterView(model, dict(zip(sources, weights.unbind(), strict=True)), fold=True)
 
-        try:
             return self._measured(causal, len(sources), at, valid)
-        finally:
-            unload(model)
 
     def _cost(self, names: list[str], valid: EvalUsers) -> Cost:
         outline, shapes = self.parts.backbone.outline, [self.shape(name) for name in names]

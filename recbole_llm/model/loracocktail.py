@@ -17,18 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.published import RECCOCKTAIL
-from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.merge_rows import MergeRows
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.stages import Folders, Stage
+from recbole_llm.store.stages import Stage
 
 BASE_SPIRIT, INGREDIENT = "base spirit", "ingredient"
 
@@ -65,12 +63,6 @@ class LoRACocktail(LLMRanker):
         self.merge_rows.plan(sources, self.trained(candidates), candidates, target=INGREDIENT)
         self.measures_merges = self.merge_rows.report
         return [*self.merge_rows.stages.values(), *self.other_stages()]
-
-    def facts(self) -> Facts:
-        return self.merge_rows.facts(super().facts())
-
-    def adapters(self, results: Folders) -> dict[str, Path]:
-        return {**self.merge_rows.folders(results), **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         # with merge: uniform it is the model's own row

@@ -12,8 +12,6 @@ import torch
 from recbole_llm.costs.parts import blank, scoring_cost
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.memorisation import Catalogue, memorisation
-from recbole_llm.llm.scoring import Scorer
-from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Folders, Stage, Work
@@ -58,13 +56,7 @@ def _stage(parts: RankerParts) -> Stage:
 
     @torch.no_grad()
     def measured(causal: CausalLM) -> dict[str, Any]:
-        strategy = "prefix" if parts.scoring.reads_labels else parts.scoring.scorer
-        scorer = Scorer(
-            strategy=causal.reading.scorer or strategy,
-            pad_token_id=causal.pad_token_id,
-            batch_tokens=parts.scoring.batch_tokens or default_batch_tokens(causal),
-            share=causal.reading.share,
-        )
+        scorer = parts.scorer(causal, "prefix" if parts.scoring.reads_labels else None)
         return memorisation(causal, scorer, catalogue, parts.seed)
 
     def build(work: Work) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recbole_llm.costs.merging import merge_cost
 from recbole_llm.costs.parts import blank, remembered
-from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unload
+from recbole_llm.llm.lora import AdapterView, adapters_loaded, lora_modules
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging.calibration import confidence_and_accuracy
 from recbole_llm.merging.coefficients import MergeProblem, lattice_points, single_points
@@ -29,7 +29,6 @@ from recbole_llm.merging.report import REPORT_FILE
 from recbole_llm.model.labelled_users import LabelledUsers
 from recbole_llm.model.lattice_scores import read_scores
 from recbole_llm.model.merged import AdapterMerging, blank_view, with_blank_lattice
-from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.model.scored_users import Compute
 from recbole_llm.store.stages import Stage, Work
 
@@ -70,12 +69,9 @@ class MergeReport:
 
     def _built(self, sources: Mapping[str, Stage], lattice: Stage, valid: EvalUsers, work: Work) -> dict[str, Any]:
         causal = self.merging.parts.backbone.load(work)
-        model = load_adapters(causal.model, {name: work.folder(stage) for name, stage in sources.items()})
         known = partial(replace, lattice_scores=read_scores(work, lattice))
-        try:
+        with adapters_loaded(causal.model, {name: work.folder(stage) for name, stage in sources.items()}) as model:
             return self._measured(causal, list(sources), list(lora_modules(model)), partial(AdapterView, model), valid, known)
-        finally:
-            unload(model)
 
     def _cost(self, names: list[str], valid: EvalUsers) -> Cost:
         outline, shapes = self.merging.parts.backbone.outline, [self.merging.shape(name) for name in names]
@@ -143,8 +139,8 @@ class MergeReport:
         likelihood = labelled.likelihood
         counted, end = self.merging.counted(likelihood), causal.tokenizer.eos_token_id if ends else None
         prompts = [prompt.ids for prompt in likelihood.prompts_of(labelled.histories, labelled.candidates)]
-        budget = self.merging.parts.scoring.batch_tokens or default_batch_tokens(causal)
-        batches = token_batches([len(prompt) for prompt in prompts], [counted.longest] * len(prompts), budget)
+        lengths, answers = [len(prompt) for prompt in prompts], [counted.longest] * len(prompts)
+        batches = token_batches(lengths, answers, likelihood.scorer.batch_tokens)
         order = torch.tensor([i for batch in batches for i in batch]).argsort()
 
         def entropy(weights: Tensor) -> Tensor:

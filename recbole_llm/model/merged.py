@@ -25,7 +25,7 @@ from recbole_llm.costs.parts import blank, remembered
 from recbole_llm.llm.causal_lm import blank_model
 from recbole_llm.llm.forward import loss_scale
 from recbole_llm.llm.likelihood import TitleLikelihood
-from recbole_llm.llm.lora import AdapterView, load_adapters, lora_modules, unload
+from recbole_llm.llm.lora import AdapterView, adapters_loaded, lora_modules
 from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging import coefficients, methods, rules
 from recbole_llm.merging.coefficients import MergeProblem, given_weights, lattice_points
@@ -36,7 +36,7 @@ from recbole_llm.merging.stage import merge_adapters, resolve
 from recbole_llm.model.labelled_users import LabelledUsers
 from recbole_llm.model.lattice_scores import LatticeScores, read_scores
 from recbole_llm.model.merge_settings import MergeSettings
-from recbole_llm.model.parts import default_batch_tokens, gradient_batch_tokens
+from recbole_llm.model.parts import gradient_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.model.scored_users import Compute
 from recbole_llm.store.stages import Stage, Work
@@ -165,16 +165,13 @@ class AdapterMerging:
     ) -> None:
         folders = {name: work.folder(stage) for name, stage in sources.items()}
         causal, settings = self.parts.backbone.load(work), self.settings
-        model = load_adapters(causal.model, folders)
-        try:
+        with adapters_loaded(causal.model, folders) as model:
             names, modules = list(folders), list(lora_modules(model))
             problem = self.problem(causal, names, modules, partial(AdapterView, model), unlabelled, valid)
             if lattice is not None:
                 problem = replace(problem, lattice_scores=read_scores(work, lattice))
             out, rank = work.out / "merged", settings.compress_rank
             merge_adapters(folders, settings.method, problem, out, split=settings.split, compress_rank=rank)
-        finally:
-            unload(model)
 
     def _cost(self, names: list[str], unlabelled: EvalUsers, valid: EvalUsers, *, reads_lattice: bool) -> Cost:
         """The cost of the stage: the method runs on a blank LM, whose entropy is 0 at all weights and whose answers never end."""
@@ -239,7 +236,7 @@ class AdapterMerging:
         prompts, answers = likelihood.tokens(drawn.histories, drawn.candidates)
         if counted is not None:
             answers = [counted.longest] * len(prompts)
-        budgets = gradient_batch_tokens(causal), self.parts.scoring.batch_tokens or default_batch_tokens(causal)
+        budgets = gradient_batch_tokens(causal), likelihood.scorer.batch_tokens
         known, metric = valid.draw(self.parts.validation.users), self.parts.validation.metric
         labelled = LabelledUsers(known, metric, likelihood, lambda w: at(by_name(w), fold=True), budgets[0], compute)
         batches, measured = ([[pairs[i] for i in rows] for rows in token_batches(prompts, answers, budget)] for budget in budgets)

@@ -1,8 +1,8 @@
 """Base class of LLM rankers: scores [B, C] from histories and candidates; in a full ranking they re-rank a retriever's top N.
 
 A model says which adapters it trains (:meth:`LLMRanker.trained`). The first one is the model's, the others are evaluated beside
-it. A model that makes another adapter of them overrides :meth:`LLMRanker.plan` and :meth:`LLMRanker.adapters`; one without
-adapters overrides :meth:`LLMRanker.plan` and :meth:`LLMRanker.rows`.
+it. A model that merges them sets ``merge_rows`` and overrides :meth:`LLMRanker.plan`; one without adapters overrides
+:meth:`LLMRanker.plan` and :meth:`LLMRanker.rows`.
 
 Legend: B users, C candidates, I items.
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.classical.collaborative import CollaborativeModel
@@ -26,7 +25,7 @@ from recbole_llm.costs.parts import blank
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.prompts import PromptBuilder
 from recbole_llm.evaluation.full_ranking import ranked_catalogue
-from recbole_llm.evaluation.recommender import Facts, Recommender, Variant
+from recbole_llm.evaluation.recommender import Facts, Recommender, StagedRecommender, Variant
 from recbole_llm.llm.backbones import Backbone
 from recbole_llm.llm.causal_lm import CausalLM, load_config
 from recbole_llm.llm.finetune import LoRATrainingConfig
@@ -39,9 +38,11 @@ from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.given_adapters import GivenAdapters
 from recbole_llm.model.memorised import Memorised
+from recbole_llm.model.merge_rows import MergeRows
 from recbole_llm.model.parts import Parts, histories_of
 from recbole_llm.model.published_answers import PublishedAnswers
 from recbole_llm.model.ranker_costs import answers_cost, scores_cost
+from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.registry import NO_ADAPTER, SHUFFLED
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
@@ -49,7 +50,7 @@ from recbole_llm.store.files import fingerprint
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
 
-class LLMRanker(Recommender, SequentialRecommender):
+class LLMRanker(StagedRecommender, SequentialRecommender):
     """Base of models that rank candidates by the likelihood of their titles.
 
     Attributes:
@@ -59,21 +60,21 @@ class LLMRanker(Recommender, SequentialRecommender):
         sources: the stage of each adapter of :meth:`trained`, once they are planned.
         memorised: what the LM knows of the catalogue before any training.
         retriever: ranks the catalogue if the test is a full ranking, otherwise None.
+        merge_rows: the merges of a model that merges its adapters.
         measures_merges: the stage of ``merge_report``, if it is planned.
         decoded_titles: largest number of titles of an answer that a stage decodes.
         merge_report: ``merge.json`` of the loaded adapter, with that stage's ``report``; None if it is not a merged one.
     """
 
-    input_type = InputType.POINTWISE
     uses_item_text = True
     scores_unseen_items = True
     scores_full_catalogue = False
-    trained_in_stages = True
     decoded_titles = 0
+    merge_rows: MergeRows | None = None
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.parts = assembly.ranker_parts(config, dataset, vectors=self.uses_cf_model)  # by soft tokens
+        self.parts = self.assembled(config, dataset)
         self.adapter_training = AdapterTraining(self.parts, LoRATrainingConfig.of(config))
         self.given = GivenAdapters(config["adapters"] or {}, self.parts.backbone)
         self.sources: dict[str, Stage] = {}
@@ -92,6 +93,10 @@ class LLMRanker(Recommender, SequentialRecommender):
         self.full_model = target_folder(config["merge_full_model"] or None, "merge_full_model")
         self._merged: tuple[str | Path, Path] | None = None  # the base model and the merged adapter
         self._unload: Callable[[], Any] = lambda: None
+
+    def assembled(self, config: Any, dataset: Any) -> RankerParts:
+        """The parts of the model."""
+        return assembly.ranker_parts(config, dataset, vectors=self.uses_cf_model)  # by soft tokens
 
     def __str__(self) -> str:
         return f"{type(self).__name__}, backbone {self.parts.backbone.name}"
@@ -121,8 +126,9 @@ class LLMRanker(Recommender, SequentialRecommender):
         return self.sources
 
     def adapters(self, results: Folders) -> dict[str, Path]:
-        """Folders of the adapters by name; the first one is the model's."""
-        return {name: results.folder(stage) for name, stage in self.sources.items()}
+        """Folders of the adapters by name; the first one is the model's: a merged one, if it merges."""
+        merged = self.merge_rows.folders(results) if self.merge_rows else {}
+        return merged | {name: results.folder(stage) for name, stage in self.sources.items()}
 
     def mixtures(self) -> dict[str, list[str]]:
         """Additional rows that mix adapters with equal weights: name -> adapters."""
@@ -162,7 +168,8 @@ class LLMRanker(Recommender, SequentialRecommender):
 
     def facts(self) -> Facts:
         lm, given = self.parts.backbone, self.given.facts()
-        return Facts(lm.name, lm.fingerprint, self.merge_report, lm.identity, given, lm.builtin, self.memorised.found)
+        facts = Facts(lm.name, lm.fingerprint, self.merge_report, lm.identity, given, lm.builtin, self.memorised.found)
+        return self.merge_rows.facts(facts) if self.merge_rows else facts
 
     def report(self, folder: Path) -> list[str]:
         lines = self.memorised.lines()
@@ -280,14 +287,6 @@ class LLMRanker(Recommender, SequentialRecommender):
         read = [self.parts.histories.fingerprint, self.max_seq_length]  # rows are cut to MAX_ITEM_LIST_LENGTH
         identity = fingerprint([code, self.parts.scores_depend_on(), *read, list(depends)])
         return Variant(score, self._retrieved, identity, reranked=self.retriever_top)
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores [B] of one item for each user."""
-        return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)  # [B]
-
-    def score_candidates(self, interaction: Any, candidates: Tensor) -> Tensor:
-        """Scores [B, C], in fp32, of candidates [B, C]."""
-        return next(iter(self._variants.values())).score(interaction, candidates)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores [B, I] of the whole catalogue, history included: the retriever's, with its top items in the LLM's order."""

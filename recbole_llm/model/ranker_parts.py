@@ -71,19 +71,21 @@ class RankerParts(Parts):
         metric, number = self.validation.metric, self.validation.users
         return EvalUsers(candidates[phase], self.histories, phase, seed=self.seed, metric=metric, number=number)
 
-    def likelihood(self, causal: CausalLM, prompts: PromptBuilder | None = None, **parts: Any) -> TitleLikelihood:
-        """The LM's scores of the target domain's candidates; ``parts`` are arguments of :class:`TitleLikelihood`."""
-        tokenizer, normalize = causal.tokenizer, self.scoring.normalize
-        scorer = Scorer(
-            strategy=causal.reading.scorer or self.scoring.scorer,
-            normalize="sum" if normalize == "pmi" else normalize,
+    def scorer(self, causal: CausalLM, strategy: str | None = None, normalize: str = "sum") -> Scorer:
+        """Scores answers by the strategy of the settings, or another one, unless the LM cannot be read so."""
+        return Scorer(
+            strategy=causal.reading.scorer or strategy or self.scoring.scorer,
+            normalize=normalize,
             pad_token_id=causal.pad_token_id,
             batch_tokens=self.scoring.batch_tokens or default_batch_tokens(causal),
             share=causal.reading.share,
         )
-        found = TitleLikelihood(
-            causal.model, prompts or self.builder(tokenizer), scorer, several_titles=self.examples.top_k_target > 1, **parts
-        )
+
+    def likelihood(self, causal: CausalLM, prompts: PromptBuilder | None = None, **parts: Any) -> TitleLikelihood:
+        """The LM's scores of the target domain's candidates; ``parts`` are arguments of :class:`TitleLikelihood`."""
+        prompts, normalize = prompts or self.builder(causal.tokenizer), self.scoring.normalize
+        scorer = self.scorer(causal, normalize="sum" if normalize == "pmi" else normalize)
+        found = TitleLikelihood(causal.model, prompts, scorer, several_titles=self.examples.top_k_target > 1, **parts)
         return replace(found, prior=found) if normalize == "pmi" and found.prior is None else found
 
     def shuffled_names(self) -> list[str]:

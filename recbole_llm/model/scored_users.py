@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_llm.evaluation.ranks import target_slots
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.model.eval_users import EvalBatch
 
@@ -39,11 +40,10 @@ class ScoredUsers:
         at: Callable[[Tensor], Any],
         compute: Compute = lambda run: run,
     ):
-        target = drawn.candidates == drawn.targets[:, None]  # [N, C]
-        found = target.any(1)  # [N]
-        self.histories = [history for history, kept in zip(drawn.histories, found.tolist(), strict=True) if kept]
-        self.candidates, self.slots = drawn.candidates[found], target[found].int().argmax(1)  # [N, C], [N]
-        self._users = [user for user, kept in zip(drawn.users, found.tolist(), strict=True) if kept]
+        slots, missed = target_slots(drawn.candidates, drawn.targets)
+        rows = (~missed).nonzero().flatten()  # [N]
+        self.candidates, self.slots = drawn.candidates[rows], slots[rows]  # [N, C], [N]
+        self.histories, self._users = [drawn.histories[row] for row in rows], [drawn.users[row] for row in rows]
         self.likelihood, self._at = likelihood, at
         self._run = compute(self._scores)
 

@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from recbole_llm.data.training_rows import TrainingRows
 from recbole_llm.evaluation.ranks import SCORES, in_parts
-from recbole_llm.evaluation.recommender import Recommender, Variant
+from recbole_llm.evaluation.recommender import StagedRecommender, Variant
 from recbole_llm.settings import Settings
 from recbole_llm.store.stages import StageCache
 
@@ -63,11 +62,9 @@ class LatestItems(Settings):
         return csr_matrix((np.tile(self.weights, len(latest)), latest.ravel(), starts), (len(latest), number))
 
 
-class Shortcut(Recommender, SequentialRecommender):
+class Shortcut(StagedRecommender, SequentialRecommender):
     """Base of the shortcuts; they are evaluated at once, since no stage trains anything."""
 
-    input_type = InputType.POINTWISE
-    trained_in_stages = True
     shortcut = True
 
     def __init__(self, config: Any, dataset: Any):
@@ -105,7 +102,3 @@ class Shortcut(Recommender, SequentialRecommender):
             return self.full_sort_predict(interaction).gather(1, candidates)  # [b, I] -> [b, C]
 
         return in_parts(part, interaction, candidates.to(self.device), SCORES // self.n_items)
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores [B] of the items of a RecBole interaction."""
-        return self.score_candidates(interaction, interaction[self.ITEM_ID][:, None]).squeeze(1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from recbole_llm.classical.collaborative import CollaborativeModel, padded
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.full_ranking import RandomTies, finite, mask
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.ranks import target_ranks, target_slots
 from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.llm import likelihood, lora
 from recbole_llm.model import routing
@@ -216,8 +216,7 @@ class TwoModels:
 
     def _values(self, scores: Tensor, candidates: Tensor, targets: Tensor) -> np.ndarray:
         """The metric [B] of targets [B]; 0 where a target is not among the candidates [B, C]."""
-        hit = candidates == targets[:, None]  # [B, C]
-        ranks, _ = target_ranks(scores, hit.int().argmax(1), missed=~hit.any(1))
+        ranks, _ = target_ranks(scores, *target_slots(candidates, targets))
         return metrics.by_user(ranks.tolist(), [self.metric])[self.metric]
 
     def _cost(self) -> Cost:

@@ -19,21 +19,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
 from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.data.domains import Domain
 from recbole_llm.evaluation.published import WEAVEREC
-from recbole_llm.evaluation.recommender import Facts
 from recbole_llm.model import assembly
-from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
-from recbole_llm.model.memorised import Memorised
+from recbole_llm.model.adapters import AdapterSpec
 from recbole_llm.model.merge_rows import MergeRows
 from recbole_llm.model.merged import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.stages import Folders, Stage
+from recbole_llm.model.ranker_parts import RankerParts
+from recbole_llm.store.stages import Stage
 
 logger = getLogger()
 
@@ -52,13 +50,6 @@ class WeaveRec(LLMRanker):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
-        self.others = domains.named_or_views("source_datasets", config, (self.parts.domain, self.parts.histories))
-        if config["source_datasets"]:  # the builtin LM is trained on all domains; views of the target add nothing to it
-            backbone = assembly.backbone(config, _in_order([self.parts.domain, *self.others]))
-            self.parts = replace(self.parts, backbone=backbone)
-            self.given = replace(self.given, backbone=backbone)
-            self.adapter_training = AdapterTraining(self.parts, self.adapter_training.config)
-            self.memorised = Memorised(self.parts, config["memorisation"])
         self.merging = AdapterMerging.of(config, self.parts, self.shape)
         self.decoded_titles = self.merging.decoded_titles
         self.merge_rows = MergeRows("weave", config, self.merging, self.adapter_training, self.given)
@@ -69,6 +60,13 @@ class WeaveRec(LLMRanker):
         for key, names in (("weave", [self.scheme]), ("weave_controls", self.controls)):
             if unknown := [name for name in names if name not in SCHEMES]:
                 raise ValueError(f"{key}: {unknown[0]} is not one of {', '.join(SCHEMES)}")
+
+    def assembled(self, config: Any, dataset: Any) -> RankerParts:
+        parts = super().assembled(config, dataset)
+        self.others = domains.named_or_views("source_datasets", config, (parts.domain, parts.histories))
+        if not config["source_datasets"]:
+            return parts  # views of the target add nothing to the builtin LM, which is trained on all other domains
+        return replace(parts, backbone=assembly.backbone(config, _in_order([parts.domain, *self.others])))
 
     def trained(self, candidates: Mapping[str, CandidateSet]) -> dict[str, AdapterSpec]:
         return {name: spec for scheme in (self.scheme, *self.controls) for name, spec in self._specs(scheme).items()}
@@ -112,12 +110,6 @@ class WeaveRec(LLMRanker):
         ordered = _in_order(mixture)
         name = "lora-" + "+".join(map(_plain, ordered))
         return AdapterSpec(name[:120], ordered, of_each=True, most=self.most if len(ordered) > 1 else None)
-
-    def facts(self) -> Facts:
-        return self.merge_rows.facts(super().facts())
-
-    def adapters(self, results: Folders) -> dict[str, Path]:
-        return {**self.merge_rows.folders(results), **super().adapters(results)}
 
     def mixtures(self) -> dict[str, list[str]]:
         controls = {SCHEMES[scheme]: list(self._specs(scheme)) for scheme in self.controls}

@@ -21,7 +21,6 @@ from recbole_llm.data.prompts import Example
 from recbole_llm.data.yes_no import YesNoPrompts
 from recbole_llm.llm.scoring import Scorer
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
-from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
 
 if TYPE_CHECKING:
@@ -80,13 +79,8 @@ class YesNoParts(RankerParts):
         return YesNoPrompts(tokenizer, names or domain.items.names, settings=prompts or self.prompts, **domain.words)
 
     def likelihood(self, causal: CausalLM, prompts: Any = None, **parts: Any) -> Any:
-        scorer = Scorer(
-            strategy=causal.reading.scorer or self.scoring.scorer,
-            pad_token_id=causal.pad_token_id,
-            batch_tokens=self.scoring.batch_tokens or default_batch_tokens(causal),
-            share=causal.reading.share,
-        )
-        return YesNoLikelihood(causal.model, prompts or self.builder(causal.tokenizer), scorer, self.disliked)
+        prompts = prompts or self.builder(causal.tokenizer)
+        return YesNoLikelihood(causal.model, prompts, self.scorer(causal), self.disliked)
 
 
 @dataclass(frozen=True)
