@@ -38,12 +38,13 @@ from recbole_llm.planner import ANSWERS, TEST, TRAINING, VALIDATION, on_card, pl
 from recbole_llm.run_results import RunResults
 from recbole_llm.store import curves, trackers
 from recbole_llm.store.costs import Measured, metered
-from recbole_llm.store.files import fingerprint, preserved_random_state
+from recbole_llm.store.files import fingerprint
 from recbole_llm.store.launcher import asks_for_fsdp
 from recbole_llm.store.leftovers import temporaries
 from recbole_llm.store.locks import only_one
 from recbole_llm.store.processes import Processes, alone, joined
 from recbole_llm.store.progress import shown
+from recbole_llm.store.random_state import preserved_random_state
 from recbole_llm.store.stages import Stage
 from recbole_llm.store.trials import trials
 from recbole_llm.training.float32 import set_precision

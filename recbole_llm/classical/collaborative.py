@@ -34,7 +34,8 @@ from recbole_llm.config.property_files import read_yaml
 from recbole_llm.data.loading import create_dataset, data_preparation
 from recbole_llm.evaluation.candidate_scores import CandidateScores
 from recbole_llm.store.costs import Cost
-from recbole_llm.store.files import preserved_random_state, save_tensors, sha256_file
+from recbole_llm.store.files import save_tensors, sha256_file
+from recbole_llm.store.random_state import preserved_random_state
 from recbole_llm.store.stages import Stage, Work, count_trained
 
 if TYPE_CHECKING:

@@ -18,18 +18,11 @@ from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
 from recbole_llm.classical.checkpoints import SafeCheckpoints
-from recbole_llm.store.files import (
-    DamagedError,
-    atomic_folder,
-    is_complete,
-    next_save,
-    restore_rng,
-    rng_state,
-    save_tensors,
-    verify,
-)
+from recbole_llm.store.files import DamagedError, atomic_folder, is_complete, save_tensors, verify
 from recbole_llm.store.json_files import read_object
 from recbole_llm.store.processes import current
+from recbole_llm.store.random_state import restore_rng, rng_state
+from recbole_llm.training.saving import next_save
 
 logger = getLogger()
 

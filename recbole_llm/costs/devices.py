@@ -18,7 +18,7 @@ from recbole_llm.llm.lora import attach_lora
 from recbole_llm.llm.lora_targets import linear_layers
 from recbole_llm.llm.memory import tokens_in, training_memory
 from recbole_llm.store.costs import Cost, Tokens
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.random_state import preserved_random_state
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from recbole.utils import FeatureType
 from recbole.utils.enum_type import FeatureSource
 
 from recbole_llm.data import forms
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.random_state import preserved_random_state
 
 logger = getLogger()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_llm.evaluation import ranks
 from recbole_llm.evaluation.products import Products
 from recbole_llm.evaluation.ranks import gather_scores, in_parts
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.random_state import preserved_random_state
 
 CHECKED = 13
 """Users by whom a model is checked for products, at most. No usual width, so a matrix [D, I] is not taken for rows of users."""

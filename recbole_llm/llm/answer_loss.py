@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from recbole_llm.llm.memory import LOGITS_AT_ONCE
 from recbole_llm.store.costs import unmetered
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.random_state import preserved_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

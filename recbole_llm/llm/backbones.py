@@ -28,7 +28,8 @@ from recbole_llm.llm.memory import check_max_memory
 from recbole_llm.llm.packages import distribution_of, is_package, located
 from recbole_llm.llm.reading import Reading
 from recbole_llm.settings import Settings
-from recbole_llm.store.files import fingerprint, preserved_random_state
+from recbole_llm.store.files import fingerprint
+from recbole_llm.store.random_state import preserved_random_state
 from recbole_llm.store.stages import Folders, Stage
 
 BUILTIN = "builtin"

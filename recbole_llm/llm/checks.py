@@ -18,9 +18,10 @@ from recbole_llm.llm.exactness import check_vocabulary, exact_reading
 from recbole_llm.llm.reading import Reading
 from recbole_llm.settings import Settings
 from recbole_llm.store.code import code_fingerprint
-from recbole_llm.store.files import atomic_write, fingerprint, preserved_random_state
+from recbole_llm.store.files import atomic_write, fingerprint
 from recbole_llm.store.json_files import DamagedError, read_sealed, sealed
 from recbole_llm.store.processes import current, undivided
+from recbole_llm.store.random_state import preserved_random_state
 
 logger = getLogger()
 

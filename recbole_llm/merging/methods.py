@@ -24,7 +24,7 @@ from recbole_llm.llm.adapter_folders import Adapter
 from recbole_llm.merging.arithmetic import all_modules, assemble, check_one_base, taking_part
 from recbole_llm.merging.coefficients import MergeProblem, MergeResult, controls, given_weights
 from recbole_llm.merging.geometry import inner
-from recbole_llm.store.files import preserved_random_state
+from recbole_llm.store.random_state import preserved_random_state
 
 Entrywise = Callable[[list[Tensor], Tensor, float], Tensor]
 """Signature of peft's merge functions: K tensors of one shape, weights ``[K]`` and a density -> one tensor."""

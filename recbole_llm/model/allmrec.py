@@ -39,7 +39,8 @@ from recbole_llm.model.alignment_training import AlignmentConfig, AlignmentTrain
 from recbole_llm.model.parts import histories_of
 from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining, SoftTokens
 from recbole_llm.model.ranker import LLMRanker
-from recbole_llm.store.files import fingerprint, preserved_random_state
+from recbole_llm.store.files import fingerprint
+from recbole_llm.store.random_state import preserved_random_state
 from recbole_llm.store.stages import Folders, Stage, StageCache
 
 if TYPE_CHECKING:

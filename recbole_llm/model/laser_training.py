@@ -29,8 +29,9 @@ from recbole_llm.model.parts import Parts
 from recbole_llm.model.towers import TowerReader, Towers
 from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
-from recbole_llm.store.files import preserved_random_state, save_tensors
+from recbole_llm.store.files import save_tensors
 from recbole_llm.store.processes import current
+from recbole_llm.store.random_state import preserved_random_state
 from recbole_llm.store.stages import Stage, Work
 from recbole_llm.training.loop import Epochs, Part, TrainingLoop, validations
 from recbole_llm.training.schedule import Schedule
@@ -202,14 +203,11 @@ class TowerTraining:
         ``loss`` makes the loss from the padded tokens of a part. With ``refresh``, the item matrix is recomputed every
         ``refresh_steps`` steps; without, the best weights may be the initial ones.
         """
-        config, parts, validation = self.config, self.parts, self.validate if validate else None
+        config, parts, check = self.config, self.parts, self.validate if validate else None
+        score = None if check is None else lambda: check(phase, towers.eval())
         rows, order, total, every = self._schedule(phase)
         if not total:
             return
-
-        def score() -> float:
-            assert validation is not None
-            return validation(phase, towers.eval())
 
         parameters = dict(trained.named_parameters())
         moved = [parameter for parameter in parameters.values() if parameter.requires_grad]
@@ -225,7 +223,7 @@ class TowerTraining:
                 loss=step_loss,
                 total_steps=total,
                 clip_grad_norm=config.max_grad_norm,
-                validate=score if validation else None,
+                validate=score,
                 eval_every=every,
                 patience=config.laser_patience,
                 folder=work.scratch / "loop",
@@ -233,7 +231,7 @@ class TowerTraining:
                 learning_rate_key=f"{phase}_learning_rate",
                 loss_scale=loss_scale(self.reader.causal.model),
             )
-            if validation and not refresh:
+            if score and not refresh:
                 loop.state.best_score = score()
                 loop.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             loop.run()

@@ -35,6 +35,7 @@ class LoRACocktail(LLMRanker):
     """Base spirit + ingredient, mixed with entropy-guided coefficients."""
 
     published = RECCOCKTAIL
+    merge_rows: MergeRows
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)

@@ -31,7 +31,8 @@ from recbole_llm.model.alignment import Projector, spread
 from recbole_llm.model.alignment_training import ALIKE, COMPARED
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
-from recbole_llm.store.files import preserved_random_state, save_tensors
+from recbole_llm.store.files import save_tensors
+from recbole_llm.store.random_state import preserved_random_state
 from recbole_llm.store.stages import Folders, Stage, Work
 from recbole_llm.training.loop import Part, TrainingLoop, validations, weighted
 

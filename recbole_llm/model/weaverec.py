@@ -47,6 +47,7 @@ class WeaveRec(LLMRanker):
     """Target-only LoRA + one hybrid LoRA for each source, merged."""
 
     published = WEAVEREC
+    merge_rows: MergeRows
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)

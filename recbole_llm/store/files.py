@@ -12,24 +12,20 @@ import glob
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import socket
-import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from recbole_llm.store.json_files import DamagedError, read_object
 
 MANIFEST = "MANIFEST.json"
-SAVING = 0.05  # largest share of the time of a training that its saves may take
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _RUST = re.compile(r"\(os error (\d+)\)")  # safetensors, tokenizers
 _TORCH = re.compile(r"PytorchStreamWriter|inline_container.*(unexpected pos|write)", re.DOTALL)
@@ -249,60 +245,3 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     verify(folder)
     return load_file(folder / "tensors.safetensors"), json.loads((folder / "values.json").read_text())
-
-
-def next_save(began: float, least: float) -> float:
-    """When to save next, after a save that began at ``began``: ``least`` seconds later, and so late that saves take at most
-    ``SAVING`` of the time; at once if ``least`` is 0. Times are of the monotonic clock."""
-    ended = time.monotonic()
-    return ended + max(least, (ended - began) * (1 / SAVING - 1)) if least else ended
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's per-parameter state as flat named tensors (``<index>.<key>``)."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Restore the state from :func:`optimizer_tensors`; the hyper-parameters of groups do not change."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def rng_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State of the torch (CPU and every GPU), numpy and Python generators, as tensors and JSON values."""
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, internal, gauss_next = random.getstate()
-    return tensors, {
-        "numpy": [name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
-        "python": [version, list(internal), gauss_next],
-    }
-
-
-def restore_rng(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-    """Restore the state from :func:`rng_state`."""
-    torch.set_rng_state(tensors["cpu"])
-    if torch.cuda.is_available():
-        states = [tensors[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in tensors]
-        torch.cuda.set_rng_state_all(states)
-    name, keys, position, has_gauss, gauss = values["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = values["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-
-
-@contextlib.contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Restore the state of all random generators at the end of the block."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        restore_rng(*state)

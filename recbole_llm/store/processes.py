@@ -28,8 +28,8 @@ from torch import Tensor
 
 from recbole_llm import compat
 from recbole_llm.store.contexts import holding
-from recbole_llm.store.files import preserved_random_state
 from recbole_llm.store.launcher import choose_accelerator, refuse
+from recbole_llm.store.random_state import preserved_random_state
 
 T = TypeVar("T")
 

@@ -19,7 +19,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
 
-from recbole_llm.store.files import atomic_write, preserved_random_state
+from recbole_llm.store.files import atomic_write
+from recbole_llm.store.random_state import preserved_random_state
 
 logger = getLogger()
 

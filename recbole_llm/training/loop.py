@@ -29,7 +29,9 @@ from recbole_llm.settings import Settings
 from recbole_llm.store import curves, files
 from recbole_llm.store.processes import current
 from recbole_llm.store.progress import progress_bar
+from recbole_llm.store.random_state import preserved_random_state, restore_rng, rng_state
 from recbole_llm.store.stages import count_trained
+from recbole_llm.training.saving import next_save, optimizer_tensors, restore_optimizer
 
 logger = getLogger()
 
@@ -169,7 +171,7 @@ class TrainingLoop:
                 self._validate()
                 if self.folder is not None and current().main and (began := time.monotonic()) >= due:
                     self._save(self.folder)
-                    due = files.next_save(began, self.options.save_every)
+                    due = next_save(began, self.options.save_every)
         if self.best:
             self._load(self.best)
         return self.state
@@ -228,7 +230,7 @@ class TrainingLoop:
         due = self.state.step == self.total_steps or bool(self.eval_every and self.state.step % self.eval_every == 0)
         if self.validate is None or not due:
             return
-        with files.preserved_random_state():
+        with preserved_random_state():
             score = current().agree(float(self.validate()))
         self._check_finite("validation score", score)
         self.state.validations.append({"step": self.state.step, "score": score})
@@ -245,11 +247,11 @@ class TrainingLoop:
         return bool(self.patience) and self.state.checks_without_gain >= self.patience
 
     def _save(self, folder: Path) -> None:
-        random_tensors, random_values = files.rng_state()
+        random_tensors, random_values = rng_state()
         groups: dict[str, Mapping[str, Tensor]] = {
             "weights": dict(self.parameters),
             "best": self.best,
-            "optimizer": files.optimizer_tensors(self.optimizer),
+            "optimizer": optimizer_tensors(self.optimizer),
             "rng": random_tensors,
         }
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
@@ -286,14 +288,14 @@ class TrainingLoop:
         self._load(groups["weights"])
         device = next(iter(self.parameters.values())).device
         self.best = {name: tensor.to(device) for name, tensor in groups.get("best", {}).items()}
-        files.restore_optimizer(self.optimizer, groups.get("optimizer", {}))
+        restore_optimizer(self.optimizer, groups.get("optimizer", {}))
         self.state = LoopState(**values["loop"])
         if self.scheduler is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch expects optimiser steps in between
                 for _ in range(self.state.step):
                     self.scheduler.step()  # depends on the step alone
-        files.restore_rng(groups["rng"], values["rng"])
+        restore_rng(groups["rng"], values["rng"])
         logger.info(f"{self.name}: resuming from step {self.state.step} of {self.total_steps}")
 
 

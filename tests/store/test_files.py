@@ -13,6 +13,8 @@ import torch
 
 from recbole_llm.store import files as module
 from recbole_llm.store.files import DamagedError, atomic_folder, atomic_write, load_state, save_state, temporary_name, verify
+from recbole_llm.store.random_state import preserved_random_state, restore_rng, rng_state
+from recbole_llm.training.saving import optimizer_tensors, restore_optimizer
 
 
 def _killed_at_rename(write, call: int = 1) -> None:
@@ -282,26 +284,26 @@ def test_an_optimiser_goes_on_bit_equal_from_its_tensors(tmp_path, optimiser):
     parameters = [torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.randn(()))]
     optimizer = optimiser(parameters)
     steps(parameters, optimizer, 3)
-    save_state(tmp_path / "state", module.optimizer_tensors(optimizer), {})
+    save_state(tmp_path / "state", optimizer_tensors(optimizer), {})
     copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
     steps(parameters, optimizer, 3)
 
     resumed = optimiser(copies)
-    module.restore_optimizer(resumed, load_state(tmp_path / "state")[0])
+    restore_optimizer(resumed, load_state(tmp_path / "state")[0])
     steps(copies, resumed, 3)
     assert all(torch.equal(a, b) for a, b in zip(parameters, copies, strict=True))
 
 
 def test_random_states_come_back_through_a_file(tmp_path):
     random.gauss(0, 1), np.random.randn()  # both keep half a pair of normals
-    save_state(tmp_path / "state", *module.rng_state())
+    save_state(tmp_path / "state", *rng_state())
 
     def drawn():
         return torch.rand(3).tolist(), np.random.randn(3).tolist(), [random.gauss(0, 1) for _ in range(3)]
 
     first = drawn()
     assert drawn() != first
-    module.restore_rng(*load_state(tmp_path / "state"))
+    restore_rng(*load_state(tmp_path / "state"))
     assert drawn() == first
 
 
@@ -311,13 +313,13 @@ def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys():
 
 
 def test_random_states_are_preserved_whatever_happens_within():
-    before = module.rng_state()
+    before = rng_state()
     expected = (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random())
-    module.restore_rng(*before)
-    with module.preserved_random_state():
+    restore_rng(*before)
+    with preserved_random_state():
         torch.manual_seed(1), np.random.seed(1), random.seed(1)
         torch.rand(7), np.random.rand(7), random.random()
-    with pytest.raises(KeyError), module.preserved_random_state():
+    with pytest.raises(KeyError), preserved_random_state():
         torch.rand(7), np.random.rand(7), random.random()
         raise KeyError
     assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == expected

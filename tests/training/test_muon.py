@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_llm.store.files import optimizer_tensors, restore_optimizer
 from recbole_llm.training.muon import MuonAdamW, orthogonal
+from recbole_llm.training.saving import optimizer_tensors, restore_optimizer
 
 
 def network() -> nn.Sequential:
