@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 import recbole_llm
-from recbole_llm import cli, cli_commands, cli_options, logs
+from recbole_llm import cli, logs
+from recbole_llm.cli import commands
+from recbole_llm.cli.options import parser
 from recbole_llm.config import LLMConfig
 from recbole_llm.config.values import parse_value
 from recbole_llm.leaderboard import runner
@@ -177,8 +179,8 @@ def test_examples_of_help_are_read(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.chdir(ROOT)
     for command in COMMANDS:
         for line in re.findall(r"^  recbole-llm (.*)$", help_of(capsys, *command.split()), re.MULTILINE):
-            options, keys = cli_options.parser().parse_known_args(shlex.split(line))
-            assert options.function is getattr(cli_commands, command.replace(" ", "_"))
+            options, keys = parser().parse_known_args(shlex.split(line))
+            assert options.function is getattr(commands, command.replace(" ", "_"))
             assert cli._keys(keys) == keys
 
 
@@ -259,7 +261,7 @@ def test_mistakes_in_arguments_end_in_one_line(arguments: list[str], message: st
 @pytest.mark.parametrize("switch", [["--show"], ["--show=True"], ["--show", "True"]])
 def test_a_switch_may_stand_before_a_name(switch: list[str]) -> None:
     for command, name in ((["replicate"], "names"), (["data", "convert", "--to=x"], "source")):
-        options, others = cli_options.parser().parse_known_args([*command, *switch, "here"])
+        options, others = parser().parse_known_args([*command, *switch, "here"])
         assert options.show == "True" and "here" in str(getattr(options, name)) and not others
 
 

@@ -74,7 +74,7 @@ def tried(strategy: st.SearchStrategy[Any], read: Callable[[Any], Any], number: 
 
 def check_refusal(error: Exception) -> None:
     """Whether the command line would end in one line of this error's own words, without a word of a fault of the package."""
-    from recbole_llm.cli_errors import was_raised_here
+    from recbole_llm.cli.errors import was_raised_here
 
     if isinstance(error, (OSError, ImportError)) or was_raised_here(error):
         assert str(error).strip(), "an error without a word"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recbole_llm.cli_values import paths
+from recbole_llm.cli.values import paths
 from recbole_llm.data.sketches import sketch
 from recbole_llm.look.columns import read_columns
 from recbole_llm.store.json_files import sealed

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from recbole_llm import cli
-from recbole_llm.cli_errors import one_line, reason
+from recbole_llm.cli.errors import one_line, reason
 from recbole_llm.evaluation import record
 from recbole_llm.store import files
 from recbole_llm.store.files import MANIFEST, atomic_file, atomic_folder, check_sum, is_within, save_state, verify

@@ -10,7 +10,7 @@ from several import Pretended, exit_codes, start
 from torch import nn
 
 from recbole_llm import compat
-from recbole_llm.cli_errors import fail, of_process, tells
+from recbole_llm.cli.errors import fail, of_process, tells
 from recbole_llm.store import processes
 from recbole_llm.store.contexts import holding
 from recbole_llm.store.launcher import asks_for_fsdp, choose_accelerator, refuse

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_llm import __version__, registry
-from recbole_llm import cli_commands as do
-from recbole_llm import cli_texts as texts
-from recbole_llm.cli_errors import fail
-from recbole_llm.cli_values import columns, list_of
+from recbole_llm.cli import commands as do
+from recbole_llm.cli import texts
+from recbole_llm.cli.errors import fail
+from recbole_llm.cli.values import columns, list_of
 from recbole_llm.merging.folders import METHODS, READERS
 
 _Group = Any  # of argparse, which does not name the type

@@ -14,8 +14,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from recbole_llm import cli_commands, cli_options, compat
-from recbole_llm.cli_errors import fail, no_reader, of_process, quiet_streams, reason, tells
+from recbole_llm import compat
+from recbole_llm.cli import commands
+from recbole_llm.cli.errors import fail, no_reader, of_process, quiet_streams, reason, tells
+from recbole_llm.cli.options import parser
 
 
 class _Terminated(KeyboardInterrupt):
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
         given.insert(0, "run")
-    options, others = cli_options.parser().parse_known_args(given)
+    options, others = parser().parse_known_args(given)
     sys.path.append(os.getcwd())  # for models and merging methods of the user
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["MPLBACKEND"] = (
@@ -55,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
-        if options.function is not cli_commands.doctor:  # which says what else is missing, too
+        if options.function is not commands.doctor:  # which says what else is missing, too
             compat.check_recbole()
         _check_processes(options)
         keys = _keys(others)
-        if keys and options.function in cli_commands.WITHOUT_KEYS:
+        if keys and options.function in commands.WITHOUT_KEYS:
             raise ValueError(f"no option {keys[0].partition('=')[0]}; see {options.prog} --help")
         with _terminable(), quiet_streams():
             failed = options.function(options, keys)
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _check_processes(options: argparse.Namespace) -> None:
     _, size = compat.launched()
-    if size > 1 and options.function is not cli_commands.run:
+    if size > 1 and options.function is not commands.run:
         raise ValueError(
             f"{size} processes were started, but only recbole-llm run is for several; start this command without a launcher"
         )
@@ -94,7 +96,3 @@ def _keys(given: Sequence[str]) -> list[str]:
             raise ValueError(f"command line: {argument!r} is not of the form --key=value")
         compat.refuse_options({key: text}, "the command line")
     return list(given)
-
-
-if __name__ == "__main__":
-    main()

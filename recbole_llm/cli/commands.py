@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recbole_llm import registry
-from recbole_llm.cli_values import paths
+from recbole_llm.cli.values import paths
 from recbole_llm.merging.folders import READERS, merge_folders
 
 
