@@ -47,10 +47,11 @@ def test_the_capability_table_is_true(name: str) -> None:
 
 def test_the_map_of_files_is_the_tree() -> None:
     section = (ROOT / "docs" / "architecture.md").read_text().split("## Packages and files")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w/]+)` \| (.*) \|$", section, re.MULTILINE)
     listed = {package: sorted(re.findall(r"`(\w+)`", files)) for package, files in rows}
-    packages = [path.parent for path in (ROOT / "recbole_llm").glob("*/__init__.py")]
-    assert listed == {path.name: sorted({file.stem for file in path.glob("*.py")} - {"__init__"}) for path in packages}
+    packages = [path.parent for path in (ROOT / "recbole_llm").glob("*/**/__init__.py")]
+    files = {path: sorted({file.stem for file in path.glob("*.py")} - {"__init__"}) for path in packages}
+    assert listed == {path.relative_to(ROOT / "recbole_llm").as_posix(): names for path, names in files.items()}
     beside = {file.name for file in (ROOT / "recbole_llm").glob("*.py")} - {"__init__.py"}
     assert beside == set(re.findall(r"`(\w+\.py)`", section))
 

@@ -1,7 +1,7 @@
 """The lattice of weights that methods of merging measure, the same in every module.
 
 It is a file of its own, since the scores at these points are a stage that no method's code invalidates
-(:mod:`recbole_llm.model.lattice_scores`).
+(:mod:`recbole_llm.model.merges.lattice_scores`).
 
 Legend: K adapters.
 """

@@ -23,8 +23,8 @@ from recbole_llm.data import domains
 from recbole_llm.data.candidates import CandidateSet
 from recbole_llm.evaluation.published import RECCOCKTAIL
 from recbole_llm.model.adapters import AdapterSpec
-from recbole_llm.model.merge_rows import MergeRows
-from recbole_llm.model.merged import AdapterMerging
+from recbole_llm.model.merges.rows import MergeRows
+from recbole_llm.model.merges.stages import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.stages import Stage
 

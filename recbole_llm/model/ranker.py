@@ -38,7 +38,7 @@ from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.given_adapters import GivenAdapters
 from recbole_llm.model.memorised import Memorised
-from recbole_llm.model.merge_rows import MergeRows
+from recbole_llm.model.merges.rows import MergeRows
 from recbole_llm.model.parts import Parts, histories_of
 from recbole_llm.model.published_answers import PublishedAnswers
 from recbole_llm.model.ranker_costs import answers_cost, scores_cost

@@ -27,8 +27,8 @@ from recbole_llm.data.domains import Domain
 from recbole_llm.evaluation.published import WEAVEREC
 from recbole_llm.model import assembly
 from recbole_llm.model.adapters import AdapterSpec
-from recbole_llm.model.merge_rows import MergeRows
-from recbole_llm.model.merged import AdapterMerging
+from recbole_llm.model.merges.rows import MergeRows
+from recbole_llm.model.merges.stages import AdapterMerging
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.store.stages import Stage

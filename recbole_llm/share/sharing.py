@@ -16,7 +16,7 @@ from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.evaluation.training_curves import PICTURE
 from recbole_llm.llm.adapter_folders import CONFIG_FILE, base_model_name
 from recbole_llm.merging.arithmetic import MERGE_FILE
-from recbole_llm.model.lattice_scores import SCORES_FILE
+from recbole_llm.model.merges.lattice_scores import SCORES_FILE
 from recbole_llm.share.base_models import base_models
 from recbole_llm.share.card import card
 from recbole_llm.share.public_record import public_record, without_paths

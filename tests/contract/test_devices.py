@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recbole_llm.config import LLMConfig
 from recbole_llm.llm import backbones, memory
 from recbole_llm.llm.causal_lm import load_causal_lm
-from recbole_llm.model import merged
+from recbole_llm.model.merges import stages as merged
 from recbole_llm.registry import MODELS, SHORTCUTS
 from recbole_llm.training.loop import LoopOptions, TrainingLoop
 

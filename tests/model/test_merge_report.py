@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from recbole_llm.merging.coefficients import MergeProblem
 from recbole_llm.merging.report import draw_merge
-from recbole_llm.model import merge_report, merged
-from recbole_llm.model.labelled_users import LabelledUsers
-from recbole_llm.model.merge_report import MergeReport, module_groups, module_points
-from recbole_llm.model.scored_users import ScoredUsers
+from recbole_llm.model.merges import report as merge_report
+from recbole_llm.model.merges import stages as merged
+from recbole_llm.model.merges.labelled_users import LabelledUsers
+from recbole_llm.model.merges.report import MergeReport, module_groups, module_points
+from recbole_llm.model.merges.scored_users import ScoredUsers
 from recbole_llm.store.code import _closure
 from recbole_llm.store.stages import Work, in_order
 
@@ -112,10 +113,10 @@ def test_only_what_changes_scores_makes_the_lattice_anew(module_settings, assemb
 
 
 def test_the_code_of_the_lattice_is_that_of_scores_and_of_no_rule():
-    found = {name.removeprefix("recbole_llm.") for name in _closure("recbole_llm.model.lattice_scores")}
-    assert {"model.scored_users", "llm.likelihood", "llm.scoring", "llm.folding", "merging.points"} <= found
+    found = {name.removeprefix("recbole_llm.") for name in _closure("recbole_llm.model.merges.lattice_scores")}
+    assert {"model.merges.scored_users", "llm.likelihood", "llm.scoring", "llm.folding", "merging.points"} <= found
     assert {name for name in found if name.startswith("merging.")} == {"merging.points"}
-    assert not {"model.merged", "model.labelled_users", "model.merge_report"} & found
+    assert not {"model.merges.stages", "model.merges.labelled_users", "model.merges.report"} & found
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

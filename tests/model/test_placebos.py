@@ -16,7 +16,7 @@ import torch
 from recbole_llm.llm.adapter_folders import Adapter, read_adapter
 from recbole_llm.merging.arithmetic import MERGE_FILE
 from recbole_llm.model.adapters import AdapterTraining
-from recbole_llm.model.title_overlap import title_overlap
+from recbole_llm.model.merges.title_overlap import title_overlap
 from recbole_llm.planner import plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store.stages import Stage, in_order

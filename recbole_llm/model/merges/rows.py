@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
 from recbole_llm.model.given_adapters import GivenAdapters
-from recbole_llm.model.merge_report import MergeReport
-from recbole_llm.model.merged import AdapterMerging
-from recbole_llm.model.placebos import Placebos
-from recbole_llm.model.title_overlap import with_title_overlap
+from recbole_llm.model.merges.placebos import Placebos
+from recbole_llm.model.merges.report import MergeReport
+from recbole_llm.model.merges.stages import AdapterMerging
+from recbole_llm.model.merges.title_overlap import with_title_overlap
 from recbole_llm.store.stages import Folders, Stage
 
 if TYPE_CHECKING:

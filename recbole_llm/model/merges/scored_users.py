@@ -1,6 +1,6 @@
 """Validation users whose target is among their candidates, and their scores under a mixture of adapters.
 
-It reads their labels only to find them: a stage of scores needs no more of :mod:`recbole_llm.model.labelled_users`.
+It reads their labels only to find them: a stage of scores needs no more of :mod:`recbole_llm.model.merges.labelled_users`.
 
 Legend: K adapters, M adapted modules, N users, C candidates.
 """

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
     from recbole_llm.model.adapters import AdapterSpec, AdapterTraining
     from recbole_llm.model.given_adapters import GivenAdapters
-    from recbole_llm.model.merged import AdapterMerging
+    from recbole_llm.model.merges.stages import AdapterMerging
 
 LABELS = {"shuffled": "shuffled domain", "random": "random LoRA", "zero": "zero LoRA"}
 

@@ -22,8 +22,8 @@ from recbole_llm.costs.merging import merge_cost
 from recbole_llm.costs.parts import blank, remembered
 from recbole_llm.llm.lora import AdapterView, adapters_loaded
 from recbole_llm.merging.points import points_of_lattice
+from recbole_llm.model.merges.scored_users import Compute, ScoredUsers
 from recbole_llm.model.ranker_parts import RankerParts
-from recbole_llm.model.scored_users import Compute, ScoredUsers
 from recbole_llm.store.files import save_tensors
 from recbole_llm.store.stages import Stage, Work
 

@@ -16,7 +16,7 @@ from recbole_llm.llm.packing import token_batches
 from recbole_llm.merging.calibration import cross_entropies
 from recbole_llm.merging.objectives import mean_over_batches
 from recbole_llm.model.eval_users import EvalBatch
-from recbole_llm.model.scored_users import Compute, ScoredUsers
+from recbole_llm.model.merges.scored_users import Compute, ScoredUsers
 
 
 class LabelledUsers(ScoredUsers):

@@ -33,12 +33,12 @@ from recbole_llm.merging.folders import BUILTIN, READERS
 from recbole_llm.merging.full_model import check_foldable
 from recbole_llm.merging.objectives import Counted, candidate_entropy, first_tokens_entropy, mean_over_batches
 from recbole_llm.merging.stage import merge_adapters, resolve
-from recbole_llm.model.labelled_users import LabelledUsers
-from recbole_llm.model.lattice_scores import LatticeScores, read_scores
-from recbole_llm.model.merge_settings import MergeSettings
+from recbole_llm.model.merges.labelled_users import LabelledUsers
+from recbole_llm.model.merges.lattice_scores import LatticeScores, read_scores
+from recbole_llm.model.merges.scored_users import Compute
+from recbole_llm.model.merges.settings import MergeSettings
 from recbole_llm.model.parts import gradient_batch_tokens
 from recbole_llm.model.ranker_parts import RankerParts
-from recbole_llm.model.scored_users import Compute
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from recbole_llm.merging.lattice import Lattice
 from recbole_llm.merging.lattice_report import lattice_report
 from recbole_llm.merging.objectives import first_tokens_entropies
 from recbole_llm.merging.report import REPORT_FILE
-from recbole_llm.model.labelled_users import LabelledUsers
-from recbole_llm.model.lattice_scores import read_scores
-from recbole_llm.model.merged import AdapterMerging, blank_view, with_blank_lattice
-from recbole_llm.model.scored_users import Compute
+from recbole_llm.model.merges.labelled_users import LabelledUsers
+from recbole_llm.model.merges.lattice_scores import read_scores
+from recbole_llm.model.merges.scored_users import Compute
+from recbole_llm.model.merges.stages import AdapterMerging, blank_view, with_blank_lattice
 from recbole_llm.store.stages import Stage, Work
 
 if TYPE_CHECKING:
