@@ -11,7 +11,6 @@ from typing import Any
 from recbole_llm import compat, logs
 from recbole_llm.config import LLMConfig
 from recbole_llm.costs.plan import Plan
-from recbole_llm.evaluation import predictions
 from recbole_llm.evaluation.generated import PublishedResults
 from recbole_llm.evaluation.record import RunRecord, table
 from recbole_llm.evaluation.training_curves import write_curves
@@ -63,7 +62,6 @@ class RunResults:
             seconds=self.seconds,
             peak_memory_bytes=compat.peak_memory_bytes(),
             published=published and published.content(record.user_ids),
-            predictions=predictions.FILE if self.config["save_predictions"] else None,
             plan=planned.as_dict(self.measured),
             checkpoint=trainer.checkpoint,
             **facts,

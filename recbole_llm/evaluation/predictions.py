@@ -16,7 +16,8 @@ Of drawn candidates the file has all, of a full ranking the best ``predictions_t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,15 @@ import torch
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_llm.store.files import atomic_file
+from recbole_llm.evaluation.record_files import read_record
+from recbole_llm.store.files import DamagedError, atomic_file
+
+logger = getLogger()
 
 FILE = "predictions.parquet"
 ROW, USER, RANK, ITEM, SCORE = "row", "user", "rank", "item", "score"
 _SCHEMA = pa.schema([(ROW, pa.string()), (USER, pa.string()), (RANK, pa.int32()), (ITEM, pa.string()), (SCORE, pa.float32())])
+_SAME = ("code", "inputs", "ranks", "results")  # of two records, if their predictions are the same
 _GROUP = 2**18  # lines that are collected before they are written, so that memory does not grow with the number of users
 
 
@@ -109,11 +114,10 @@ def check(config: Any, test_data: Any) -> None:
 def saved(config: Any, test_data: Any) -> Iterator[PredictionWriter | None]:
     """Yield the writer of the file beside the run record, which appears when the block ends without an error.
 
-    Without ``save_predictions`` it is None, and the file of an earlier run in the same folder is removed.
+    Without ``save_predictions`` it is None.
     """
     path = config.record_file.with_name(FILE)
     if not config["save_predictions"]:
-        path.unlink(missing_ok=True)
         yield None
         return
     tokens = test_data._dataset.field2id_token
@@ -124,3 +128,23 @@ def saved(config: Any, test_data: Any) -> Iterator[PredictionWriter | None]:
         writer = PredictionWriter(file, tokens[config["USER_ID_FIELD"]], tokens[config["ITEM_ID_FIELD"]], topk)
         yield writer
         writer.flush()
+
+
+def beside(config: Any, content: Mapping[str, Any]) -> str | None:
+    """The name of the file beside a record that is about to be written with this content; None if there is none.
+
+    A file that an earlier call has saved stays if its record has the same code, files and ranks, and is removed if not.
+    """
+    path = config.record_file.with_name(FILE)
+    if config["save_predictions"] or not path.is_file():
+        return FILE if config["save_predictions"] else None
+    with contextlib.suppress(FileNotFoundError, DamagedError):
+        earlier = read_record(config.record_file, config.fingerprint)
+        if all(earlier.get(key) == content.get(key) for key in _SAME):
+            return FILE
+    path.unlink()
+    logger.warning(
+        f"{path} is removed: it is of an earlier run, whose code, data or ranks are others; give --save_predictions=True to "
+        "save those of this run"
+    )
+    return None

@@ -17,7 +17,7 @@ from tabulate import tabulate
 import recbole_llm
 from recbole_llm.data import forms
 from recbole_llm.data.split_facts import split_facts
-from recbole_llm.evaluation import metrics, slices
+from recbole_llm.evaluation import metrics, predictions, slices
 from recbole_llm.evaluation.ranks import Ranks
 from recbole_llm.evaluation.record_files import by_user
 from recbole_llm.store.files import atomic_write
@@ -175,6 +175,7 @@ class RunRecord:
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         }
+        content["predictions"] = predictions.beside(config, content)
         atomic_write(path, sealed(content))
         return path
 

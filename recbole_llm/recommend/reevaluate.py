@@ -65,7 +65,6 @@ def evaluate_run(given: str | Path, keys: Mapping[str, Any], data_path: str | No
         seconds={**record.get("seconds", {}), "evaluate": time.monotonic() - began},
         peak_memory_bytes=compat.peak_memory_bytes(),
         published=published and published.content(found.user_ids),
-        predictions=predictions.FILE if config["save_predictions"] else None,
         evaluates=path.parent.name,
         **trainer.recommender.findings(found.rows),
     )

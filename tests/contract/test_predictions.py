@@ -79,12 +79,22 @@ def test_the_ranking_in_the_file_is_that_of_the_record(settings: dict[str, Any])
     assert targets.to_dict() == own["ranks"]["SASRec"]
 
 
-def test_predictions_of_an_earlier_run_do_not_stay_beside_another_record(settings: dict[str, Any]) -> None:
+def test_predictions_of_an_earlier_call_stay_beside_the_same_record(settings: dict[str, Any]) -> None:
     own, file = record_of("Pop", settings, save_predictions=True)
-    assert file.is_file()
+    saved = file.read_bytes()
     again, same = record_of("Pop", settings)
     assert again["fingerprint"] == own["fingerprint"] and same == file  # the option changes no result
+    assert again["predictions"] == FILE and file.read_bytes() == saved
+
+
+def test_predictions_of_an_earlier_call_do_not_stay_beside_another_record(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, file = record_of("Pop", settings, save_predictions=True)
+    monkeypatch.setattr("recbole_llm.quick_start.record_code", lambda _: "other code")
+    again, _ = record_of("Pop", settings)
     assert again["predictions"] is None and not file.exists()
+    assert f"{file.name} is removed" in caplog.text and "--save_predictions=True" in caplog.text
 
 
 def test_a_failed_run_leaves_no_file(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

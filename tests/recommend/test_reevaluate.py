@@ -115,3 +115,10 @@ def test_the_command_prints_the_table(sasrec: Path, capsys: pytest.CaptureFixtur
     assert "hit@3" in printed and "run record: " in printed
     record = Path(printed.split("run record: ")[-1].split("\n")[0])
     assert (record.parent / "predictions.parquet").is_file()
+
+
+def test_a_second_call_leaves_the_predictions_of_the_first(sasrec: Path) -> None:
+    first = evaluate_run(sasrec, {"topk": [4], "save_predictions": True})
+    second = evaluate_run(sasrec, {"topk": [4]})
+    assert second == first and first.with_name("predictions.parquet").is_file()
+    assert read_record(second)["predictions"] == "predictions.parquet"
