@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -94,6 +94,7 @@ def _run(config: LLMConfig, saved: bool, processes: Processes) -> dict[str, Any]
         leftover.remove()
     run = assemble(config)
     predictions.check(config, run.test)
+    _warn_of_idle(run)
     run.trainer.check()  # finds out how the LM is run, which the plan depends on
     planned = run.plan() if processes.main else None
     logger.info(str(planned))
@@ -312,4 +313,33 @@ def plan_run(
     if named:
         config = LLMConfig(model, dataset, config_file_list, {**(config_dict or {}), **on_card(config, named)}, cmd_line)
     logs.init_logging(config)
-    return assemble(config, loads=False).plan(named, patient=True)
+    run = assemble(config, loads=False)
+    _warn_of_idle(run)
+    return run.plan(named, patient=True)
+
+
+def idle(run: Run, given: Mapping[str, Any], phases: Collection[str] = ("valid", "test")) -> dict[str, str]:
+    """The given keys of the evaluation that change nothing in these phases, with what they are for."""
+    config, ranker = run.config, getattr(run.model, "llm", run.model)  # of a cascade, its LLM ranker
+    drawn, full = (any(phase in config[f"{kind}_phases"] for phase in phases) for kind in ("candidate", "full"))
+    ranks, fits = hasattr(ranker, "reranks"), "valid" in phases
+    retrieves = (drawn and run.retriever is not None) or isinstance(getattr(ranker, "retriever", None), Retriever)
+    seeds = fits or config["eval_users"] is not None  # a run also draws scenarios and ties by candidates.seed
+    saves = config["save_predictions"] and "test" in config["full_phases"]
+    generates = config["scoring"] == "published" and run.trainer.recommender.published is not None
+    acting = {
+        "candidates": (drawn or (seeds and "seed" in (given.get("candidates") or ())), "rankings of candidates"),
+        "mask_history": (full or (fits and hasattr(run.model, "parts")), "full rankings"),  # ours validate by some, too
+        **dict.fromkeys(Retriever.KEYS, (retrieves, "candidates of source: retriever, and for LLM rankers in a full ranking")),
+        "retriever_top": (ranks and ranker.reranks, "LLM rankers in a full ranking"),
+        "predictions_topk": (saves, "save_predictions in a full ranking"),
+        "published_max_new_tokens": (generates, "scoring: published"),
+        **dict.fromkeys(("scorer", "normalize", "shuffled_title_control"), (ranks, "LLM rankers")),
+    }
+    return {key: what for key, (acts, what) in acting.items() if key in given and not acts}
+
+
+def _warn_of_idle(run: Run) -> None:
+    found = idle(run, {key: value for key, value in run.config.external_config_dict.items() if key not in run.config.unread})
+    if found:
+        logger.warning("settings that change nothing here: " + "; ".join(f"{key} (for {what})" for key, what in found.items()))

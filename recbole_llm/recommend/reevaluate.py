@@ -43,7 +43,7 @@ def evaluate_run(given: str | Path, keys: Mapping[str, Any], data_path: str | No
         keys: settings of :data:`KEYS`; of ``eval_args``, the ``mode`` of the test alone.
 
     Raises:
-        ValueError: a key that would change the training, or as :meth:`PastRun.load`.
+        ValueError: a key that would change the training or changes nothing, or as :meth:`PastRun.load`.
     """
     path = runs.record_file(given, "--run")
     record = read_record(path)
@@ -53,6 +53,9 @@ def evaluate_run(given: str | Path, keys: Mapping[str, Any], data_path: str | No
         changes["eval_args"] = _eval_args(keys["eval_args"], record)
     run, began = PastRun.load(given, data_path, model, retriever=False, changes=changes).parts, time.monotonic()
     config, trainer = run.config, run.trainer
+    for key, what in quick_start.idle(run, keys, ["test"]).items():
+        value = f"{key}: {keys[key]!r}"
+        raise ValueError(f"{value} changes nothing in this evaluation of {config['model']}; it is for {what}; remove it")
     config.evaluate(record["fingerprint"])
     predictions.check(config, run.test)
     found = RunRecord(config, trainer, run.valid, run.test)

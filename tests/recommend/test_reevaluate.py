@@ -13,7 +13,8 @@ from recbole_llm.evaluation.record_files import read_record
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.recommend.reevaluate import evaluate_run
 
-FULL = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}, "retriever_top": 5, "retriever_config": {"epochs": 1}}
+FULL = {"eval_args": {"mode": {"valid": "candidates", "test": "full"}}}
+RERANKED = {"retriever_top": 5, "retriever_config": {"epochs": 1}}
 QUICK = {"epochs": 2, "lora_epochs": 1, "train_samples": 16, "valid_users": 8}
 
 
@@ -35,8 +36,9 @@ def test_another_ranking_is_that_of_a_run_with_these_settings(name: str, module_
     """Validation is the same in both, so the weights are."""
     run = trained(name, module_settings)
     before = files(run)
-    found = evaluate_run(run.parent, {**FULL, "eval_args": {"mode": "full"}})
-    again, other = read_record(found), read_record(trained(name, module_settings, **FULL))
+    own = RERANKED if name == "TALLRec" else {}
+    found = evaluate_run(run.parent, {**own, "eval_args": {"mode": "full"}})
+    again, other = read_record(found), read_record(trained(name, module_settings, **FULL, **own))
     assert again["ranks"] == other["ranks"] and again["results"] == other["results"]
     assert again["protocol"] == other["protocol"] and again["candidates_sha256"] == other["candidates_sha256"]
     assert again.get("checkpoint") == read_record(run).get("checkpoint") and again["evaluates"] == run.parent.name
@@ -107,6 +109,43 @@ def test_what_would_need_a_training_is_refused(
     assert ended.value.code == 2
     assert re.search(message, capsys.readouterr().err)
     assert {*sasrec.parents[1].iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ({"retriever": "BPR"}, "candidates of source: retriever"),
+        ({"retriever_config": {"epochs": 1}}, "candidates of source: retriever"),
+        ({"retriever_top": 5}, "LLM rankers in a full ranking"),
+        ({"mask_history": False}, "full rankings"),
+        ({"predictions_topk": 5}, "save_predictions in a full ranking"),
+        ({"predictions_topk": 5, "save_predictions": True}, "save_predictions in a full ranking"),
+        ({"published_max_new_tokens": 5}, "scoring: published"),
+        ({"scorer": "naive"}, "LLM rankers"),
+        ({"eval_args": {"mode": "full"}, "candidates": {"num_negatives": 3}}, "rankings of candidates"),
+        ({"eval_args": {"mode": "full"}, "candidates": {"seed": 3}}, "rankings of candidates"),
+    ],
+)
+def test_a_key_that_changes_nothing_is_refused(keys: dict[str, Any], what: str, sasrec: Path) -> None:
+    before = {*sasrec.parents[1].iterdir()}
+    with pytest.raises(ValueError, match=rf"changes nothing in this evaluation of SASRec; it is for .*{what}"):
+        evaluate_run(sasrec, keys)
+    assert {*sasrec.parents[1].iterdir()} == before
+
+
+def test_a_run_warns_of_such_a_key(module_settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    trained("Pop", module_settings, retriever="BPR", predictions_topk=5)
+    assert "settings that change nothing here: retriever (for candidates of source: retriever" in caplog.text
+    assert "predictions_topk (for save_predictions" in caplog.text
+    caplog.clear()
+    trained("Pop", module_settings, mask_history=False, **FULL)
+    assert "change nothing here" not in caplog.text
+
+
+def test_keys_that_act_are_accepted(sasrec: Path) -> None:
+    full = {"eval_args": {"mode": "full"}, "mask_history": False, "save_predictions": True, "predictions_topk": 3}
+    masked = read_record(evaluate_run(sasrec, {**full, "candidates": {"seed": 3}, "eval_users": 9}))["protocol"]["mask_history"]
+    assert masked is False
 
 
 def test_the_command_prints_the_table(sasrec: Path, capsys: pytest.CaptureFixture[str]) -> None:
