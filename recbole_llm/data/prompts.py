@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class LongListError(ValueError):
+    """A prompt cannot list its candidates; ``fault`` is the message without the remedy."""
+
+    def __init__(self, fault: str, remedy: str):
+        self.fault = fault
+        super().__init__(f"{fault}; {remedy}")
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Token ids, some of them soft.
@@ -141,7 +149,9 @@ class PromptBuilder:
         ``candidates`` and ``user``, the key of a soft token, are ignored if the template has no slot for them.
 
         Raises:
-            ValueError: it does not fit into ``max_prompt_tokens`` even without history, or the value of a slot is missing.
+            LongListError: it does not fit into ``max_prompt_tokens`` even without history, or there are more candidates than
+                labels.
+            ValueError: the value of a slot is missing.
         """
         parts = {"candidates": self._list_candidates(candidates) if self.shows_candidates else []}
         if self.shows_user:
@@ -150,9 +160,10 @@ class PromptBuilder:
             parts["user"] = [-1 - user]
         fixed = sum(map(len, chain(self._literals, parts.values())))
         if fixed > self.settings.max_prompt_tokens:
-            raise ValueError(
+            raise LongListError(
                 f"max_prompt_tokens: {self.settings.max_prompt_tokens} is too small, the prompt has {fixed} tokens without "
-                f"history, {len(parts['candidates'])} of them in its candidates; raise it, or lower max_title_tokens"
+                f"history, {len(parts['candidates'])} of them in its candidates",
+                "raise it, or lower max_title_tokens or the number of candidates",
             )
         parts["history"] = self._list_history(history, self.settings.max_prompt_tokens - fixed)
         row = list(self._literals[0])
@@ -244,7 +255,8 @@ class PromptBuilder:
         if candidates is None or not len(candidates):
             raise ValueError("prompts: the template has a slot for candidates, and none are given")
         if self._labels and len(candidates) > len(self._labels):
-            raise ValueError(f"scorer: {len(candidates)} candidates are more than the {len(self._labels)} labels")
+            fault = f"scorer: {len(candidates)} candidates are more than the {len(self._labels)} labels"
+            raise LongListError(fault, "lower the number of candidates")
         shown = [label + self._candidates[item] for label, item in zip(self._labels or repeat([]), candidates, strict=False)]
         return [*shown[0], *chain.from_iterable(self.gap + row for row in shown[1:])]
 

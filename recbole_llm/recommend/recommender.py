@@ -16,6 +16,7 @@ import torch
 
 from recbole_llm.data.histories import drawn_users
 from recbole_llm.data.items import lacks_titles
+from recbole_llm.data.prompts import LongListError
 from recbole_llm.evaluation.products import Products
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.recommend.candidates import GivenItems
@@ -202,6 +203,9 @@ class RunRecommender:
             if users[0]:
                 raise
             raise self._readers.explained(error) from error
+        except LongListError as error:  # its remedy is for a training
+            remedy = "give the items to rank as candidates, fewer ones" if given is None else "give fewer of them"
+            raise ValueError(f"candidates: the run's prompt cannot list so many ({error.fault}); {remedy}") from error
         ids, names = self.titles.item_ids, self.titles.names
         if given is not None and given.new:
             ids, names = [*ids, *("" for _ in given.new)], [*names, *given.new]

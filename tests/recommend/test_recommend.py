@@ -169,6 +169,22 @@ def test_what_cannot_be_answered(recommender: RunRecommender, call: dict[str, An
         recommender.recommend(**call)
 
 
+@pytest.mark.parametrize(
+    ("items", "fault"),
+    [
+        ([f"new:{'red wolf ' * 9}{item}" for item in range(10)], "max_prompt_tokens: 300 is too small"),
+        ([f"i{item}" for item in range(39)], "39 candidates are more than the 10 labels"),
+    ],
+)
+def test_more_candidates_than_a_prompt_can_list(items: list[str], fault: str, module_settings: dict[str, Any]) -> None:
+    """The remedy is one of the command, which takes no settings of prompts."""
+    path, _ = trained("LlamaRec", module_settings, lora_train_mode="prefix", max_prompt_tokens=300)
+    recommender = load(path, retriever=False)
+    with pytest.raises(ValueError, match=rf"^candidates: .* cannot list so many \(.*{fault}.*\); give fewer of them$"):
+        recommender.recommend(users=["u1"], candidates=items, seen=True)
+    assert len(recommender.recommend(users=["u1"], candidates=items[:3], seen=True)) == 3
+
+
 def test_users_known_by_id_alone(settings: dict[str, Any]) -> None:
     path, _ = trained("BPR", settings)
     with pytest.raises(ValueError, match="BPR knows the users of the dataset by their ids"):
