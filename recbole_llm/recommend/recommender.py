@@ -154,7 +154,10 @@ class RunRecommender:
 
     def _new_index(self, kind: str, row: str | None) -> ItemIndex | None:
         variant, histories = self.run.variant(row), self._readers.histories
-        users = drawn_users(histories.evaluated("test"), self.run.parts.config["seed"], SAMPLE).tolist()
+        measured = histories.evaluated("test")
+        if len(measured) < 2:  # one user does not show whether scores are products
+            measured = np.flatnonzero([len(items) > 0 for items in histories.items])
+        users = drawn_users(measured, self.run.parts.config["seed"], SAMPLE).tolist()
         if len(users) > 1:
             few = self._readers.users(users[:5], "now")
             if products := Products.of(variant.score_catalogue, few, len(self.titles.names)):

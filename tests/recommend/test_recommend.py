@@ -19,6 +19,7 @@ from recbole_llm.recommend import output
 from recbole_llm.recommend.index import EXACT
 from recbole_llm.recommend.recommender import RunRecommender, load
 from recbole_llm.recommend.request import Request
+from tests.conftest import write_rows
 
 DRAWN = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 FULL: dict[str, Any] = {"eval_args": {"mode": "full"}}
@@ -183,6 +184,19 @@ def test_more_candidates_than_a_prompt_can_list(items: list[str], fault: str, mo
     with pytest.raises(ValueError, match=rf"^candidates: .* cannot list so many \(.*{fault}.*\); give fewer of them$"):
         recommender.recommend(users=["u1"], candidates=items, seen=True)
     assert len(recommender.recommend(users=["u1"], candidates=items[:3], seen=True)) == 3
+
+
+@pytest.mark.parametrize("name", ["BPR", "SASRec"])
+def test_an_index_where_one_user_is_evaluated(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """The others have too few items for a test."""
+    pairs = [(user, step) for user in range(12) for step in range(9 if user == 3 else 3)]
+    rows = [(f"u{user}", f"i{(5 * user + step) % 30}", float(step)) for user, step in pairs]
+    data = write_rows(tmp_path / "data", "one", rows)
+    own = {**settings, **FULL, "data_path": str(data)}
+    recommender = load(run_recbole_llm(name, "one", config_dict=own)["record"])
+    index = recommender.index("IVF2,Flat")
+    assert index is not None and index.recall >= 0.95 and recommender.index() is not None
+    assert len(recommender.recommend(users=["u3", "u1"], k=3, index="IVF2,Flat")) == 6
 
 
 def test_users_known_by_id_alone(settings: dict[str, Any]) -> None:
