@@ -11,6 +11,8 @@
       zero-shot: {model: TALLRec, row: no adapter}    # another row of the record of TALLRec
       BERT4Rec: {seeds: [2020]}                       # fewer seeds than the other models
 
+An entry with ``row`` has the ``seeds`` and ``protocols`` of the entry whose runs it shows, unless it has its own.
+
 The value of the key ``note``, such as how the settings were found, is shown with the row. The untrained shortcuts are rows of
 every leaderboard, with the first seed alone, unless the file has ``shortcuts: False``.
 """
@@ -26,6 +28,7 @@ from typing import Any
 from recbole.utils import ModelType
 
 from recbole_llm.config.definitions import Definition
+from recbole_llm.config.key_groups import BOOKKEEPING
 from recbole_llm.config.property_files import PropertyFiles, property_file, read_yaml
 from recbole_llm.data.forms import several_targets
 from recbole_llm.data.items import lacks_titles
@@ -76,20 +79,22 @@ def read_plan(file: Path, changes: Mapping[str, Any] | None = None) -> list[Task
     _check_each_once(str(file), content)
     protocols = content.get("protocols") or {"candidates": {}}
     protocols = {str(name): own or {} for name, own in protocols.items()}  # such as 100, a number of negatives
-    plan = _Plan(file, content["dataset"], content["seeds"], protocols, content.get("settings") or {}, changes or {})
+    models, settings = content["models"], content.get("settings") or {}
+    plan = _Plan(file, content["dataset"], content["seeds"], protocols, models, settings, changes or {})
     plan.check()
-    tasks = [task for label, entry in content["models"].items() for task in plan.of_model(str(label), entry or {})]
+    tasks = [task for label, entry in models.items() for task in plan.of_model(str(label), entry or {})]
     return tasks if content.get("shortcuts") is False else [*tasks, *plan.shortcuts(tasks)]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the tasks of a property file share; ``protocols`` holds the keys of each."""
+    """What the tasks of a property file share; ``protocols`` holds the keys of each, ``models`` the entries."""
 
     file: Path
     dataset: str
     seeds: Sequence[int]
     protocols: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, Mapping[str, Any] | None]
     settings: Mapping[str, Any]
     changes: Mapping[str, Any]
 
@@ -98,17 +103,23 @@ class _Plan:
         _check_keys(f"{self.file}: settings", self.settings, self.file)
         for name, own in self.protocols.items():
             _check_keys(f"{self.file}: protocols: `{name}`", own, self.file)
+        for label, given in self.models.items():
+            check_form(f"{self.file}: `{label}`", given or {}, _ENTRY)
 
     def of_model(self, label: str, given: Mapping[str, Any]) -> list[Task]:
         """The tasks of an entry of ``models``."""
         where = f"{self.file}: `{label}`"
-        check_form(where, given, _ENTRY)
         _check_each_once(where, given)
         _check_keys(f"{where}: settings", given.get("settings"), self.file)
         if unknown := [name for name in given.get("protocols") or () if name not in self.protocols]:
             raise ValueError(f"{where} has an unknown protocol {unknown[0]!r}; known: {', '.join(self.protocols)}")
-        model, files = given.get("model") or label, given.get("config_files") or ()
-        files = tuple(files.split() if isinstance(files, str) else files)
+        model, files, _ = run = _run_of(label, given)
+        if given.get("row"):
+            others = [
+                other for name, other in self.models.items() if other and not other.get("row") and _run_of(name, other) == run
+            ]
+            limits = {key: one.get(key) for one in others[:1] for key in ("seeds", "protocols")}
+            given = limits | {key: value for key, value in given.items() if value is not None}
         tasks = []
         for protocol in given.get("protocols") or self.protocols:
             settings = self._settings(protocol, given.get("settings"))
@@ -132,6 +143,13 @@ class _Plan:
 
     def _settings(self, protocol: str, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return PropertyFiles().merge(self.settings, self.protocols[protocol], own or {}, self.changes)
+
+
+def _run_of(label: str, given: Mapping[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """What the runs of an entry are of: model, files, and the settings that can change a result."""
+    files, settings = given.get("config_files") or (), given.get("settings") or {}
+    files = tuple(files.split() if isinstance(files, str) else files)
+    return str(given.get("model") or label), files, {key: settings[key] for key in settings if key not in BOOKKEEPING}
 
 
 def _check_each_once(where: str, given: Mapping[str, Any]) -> None:

@@ -64,6 +64,28 @@ def test_tasks_are_models_by_protocols_by_seeds_and_the_nearer_setting_wins(tmp_
     assert tasks[4].arguments[2] == "--config_files=one.yaml two.yaml"
 
 
+def test_a_row_has_the_seeds_and_protocols_of_the_runs_that_it_shows(tmp_path: Path) -> None:
+    """Otherwise a model would be trained with further seeds for another row of its runs alone."""
+    own = {"settings": {"normalize": "mean", "note": "mine"}}
+    row = {"model": "TALLRec", "row": "no adapter"}
+    models = {
+        "before": row,
+        "TALLRec": {"seeds": [2], "protocols": ["candidates"]},
+        "mean": {"model": "TALLRec", "seeds": [3, 4], **own},
+        "of the mean": {**row, "settings": {"normalize": "mean"}},
+        "own seeds": {**row, "seeds": [1]},
+        "own runs": {**row, "settings": {"normalize": "pmi"}, "protocols": ["full"]},
+    }
+    tasks = read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": models}))
+    found = {label: [(t.protocol, t.seed) for t in tasks if t.label == label] for label in models}
+    assert found["before"] == found["TALLRec"] == [("candidates", 2)]
+    assert found["of the mean"] == found["mean"] and {seed for _, seed in found["mean"]} == {3, 4}
+    models["last"] = {"model": "TALLRec", "settings": ["normalize"]}  # an entry that is read for the rows before it
+    with pytest.raises(ValueError, match="`last`: settings: "):
+        read_plan(write(tmp_path / "plan.yaml", **{**PLAN, "models": models}))
+    assert found["own seeds"] == [("candidates", 1)] and found["own runs"] == [("full", 1), ("full", 2)]
+
+
 @pytest.mark.parametrize("model", ["Pop", "BERT4Rec"])  # the latter puts keys into its configuration while it runs
 def test_a_records_place_is_known_before_the_run(model: str, settings: dict[str, Any], tmp_path: Path) -> None:
     given = {key: settings[key] for key in ("data_path", "checkpoint_dir", "candidates", "topk", "valid_metric", "epochs")}
