@@ -81,3 +81,22 @@ class MaskedTraining(SteadyTraining):
         histories, loss = training_histories(train_data.dataset), SequenceLoss.of(config)
         loader = MaskedLoader(histories, train_data.transform, train_data.dataset, config)
         return loader, model.calculate_loss if loss.is_recboles else partial(masked_loss, model, loss)
+
+
+class MaskedPrefixes:
+    """Mixin before RecBole's ``Trainer`` for ``train_mode: prefix``: in a batch of short rows, no mask may count."""
+
+    model: Any
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
+    ) -> Any:
+        loss = loss_func or partial(counted_loss, self.model)
+        return super()._train_epoch(train_data, epoch_idx, loss, show_progress)  # type: ignore[misc]
+
+
+def counted_loss(model: Any, interaction: Interaction) -> Tensor:
+    """BERT4Rec's own loss, and 0 where it would be NaN, the mean over no mask; of rows of one item, no draw has any."""
+    if (interaction[model.MASK_INDEX] > 0).any():
+        return model.calculate_loss(interaction)
+    return 0.0 * model.output_bias.sum()

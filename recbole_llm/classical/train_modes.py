@@ -8,7 +8,7 @@ from typing import Any
 from recbole.trainer import Trainer
 from recbole.utils import get_trainer
 
-from recbole_llm.classical.cloze import MASKED_MODELS, MaskedTraining
+from recbole_llm.classical.cloze import MASKED_MODELS, MaskedPrefixes, MaskedTraining
 from recbole_llm.classical.sequence import CAUSAL_MODELS, SequenceTraining, refuse_sequence_keys
 from recbole_llm.classical.shared import SharedPairs
 from recbole_llm.classical.trainer import ProtocolTrainer
@@ -37,4 +37,6 @@ def trainer_class(config: Any) -> type[Any]:
         bases = (SequenceTraining, *bases)
     else:
         refuse_sequence_keys(config, f"{config['model']} is trained in train_mode: prefix here, which does not have it")
+        masked = any(base.__name__ in MASKED_MODELS for base in config.model_class.__mro__)
+        bases = (MaskedPrefixes, *bases) if masked else bases
     return type(f"Protocol{base.__name__}", bases, {})

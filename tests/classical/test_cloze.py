@@ -64,6 +64,21 @@ def test_a_batch_of_one_short_window_has_a_mask_that_counts(prepared: tuple[Any,
         assert model.calculate_loss(batch).isfinite()
 
 
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_a_batch_without_a_mask_does_not_end_the_training_on_prefixes(loss_type: str, settings: dict[str, Any]) -> None:
+    """Each batch is one row, and those of one item have no mask that counts."""
+    changes = {"train_mode": "prefix", "loss_type": loss_type, "train_batch_size": 1, "n_layers": 1}
+    config = LLMConfig("BERT4Rec", "tiny", config_dict={**settings, **changes})
+    train_data, *_ = data_preparation(config, create_dataset(config))
+    data = train_data.dataset
+    assert (data.inter_feat["item_length"] == 1).any()
+    model = building.build(config, data)
+    before = model.item_embedding.weight.detach().clone()
+    trainer = trainer_class(config)(config, model)
+    assert trainer._train_epoch(train_data, 0) > 0  # without one NaN, which RecBole's trainer refuses
+    assert model.item_embedding.weight.isfinite().all() and not torch.equal(model.item_embedding.weight, before)
+
+
 def test_without_padding_the_loss_and_its_gradients_are_those_of_whole_windows(
     prepared: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
