@@ -82,13 +82,16 @@ class CollaborativeModel:
         self.stage = Stage(f"cf-{name}", depends, build, code=code, cost=self._cost, role=self.KEYS[0])
 
     def _further(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What else its training depends on: settings without a default of RecBole, and the other tables that it loads."""
+        """What else its training depends on: settings without a default of RecBole, and the other columns that it loads."""
         file = registry.own_property_file(self.config.model_class)
         own = {**(read_yaml(file) if file else {}), **values}
         others = {key: value for key, value in own.items() if key not in self.config.known_to_recbole}
         every = ["item", "user", "kg", "link", "net", *(self.config["additional_feat_suffix"] or ())]
         chosen = self.config["load_col"]  # ~: all columns of all tables
         tables = every if chosen is None else [suffix for suffix in chosen if suffix != "inter"]
+        histories = {self.config[field] for field in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")}
+        if chosen is None or not {*chosen["inter"]} <= histories:  # such as ratings, of which labels are made
+            tables += [f"{part}.inter" for part in self.config["benchmark_filename"] or ()] or ["inter"]
         files = {suffix: Path(self.config["data_path"]) / f"{self.config['dataset']}.{suffix}" for suffix in tables}
         hashes = {suffix: sha256_file(path) for suffix, path in files.items() if path.is_file()}
         return {key: found for key, found in (("settings", others), ("tables", hashes)) if found}

@@ -170,6 +170,30 @@ def test_a_setting_without_a_default_of_recbole_and_a_table_of_features_train_it
     assert found[0][2] == found[1][2], "which SASRec does not read"
 
 
+def test_changed_ratings_train_a_model_anew_that_reads_labels(
+    shared_settings: dict[str, Any], data_path: Path, tmp_path: Path
+) -> None:
+    """The histories are the same, and so are those of a model that samples its negatives."""
+    shutil.copytree(data_path, tmp_path / "data")
+    file, labelled = tmp_path / "data" / "tiny" / "tiny.inter", {"train_neg_sample_args": None}
+    header, *rows = file.read_text().splitlines()
+    given = {**shared_settings, "data_path": str(tmp_path / "data"), "threshold": {"rating": 3}}
+    cache, found = StageCache(tmp_path / "stages"), []
+    for best in (4, 5):
+        lines = [f"{row}\t{1 + place % best}" for place, row in enumerate(rows)]
+        file.write_text("\n".join([f"{header}\trating:float", *lines, ""]))
+        config = LLMConfig(
+            "TALLRec", "tiny", config_dict={**given, "retriever": "NeuMF", "retriever_config": {**SMALL, **labelled}}
+        )
+        retriever = Retriever(config)
+        retriever.load(cache.run(retriever.stage))
+        other = CollaborativeModel(LLMConfig("ALLMRec", "tiny", config_dict=given | {"threshold": None}), "NeuMF", SMALL)
+        found.append((retriever.stage.fingerprint, retriever.item_table, other.stage.fingerprint))
+    (first, table, sampled), (second, changed, sampled_again) = found
+    assert first != second and not torch.equal(table, changed)
+    assert sampled == sampled_again
+
+
 def test_a_retriever_of_the_same_settings_is_the_same_model_trained_once(shared_settings: dict[str, Any], tmp_path: Path) -> None:
     config = LLMConfig("ALLMRec", "tiny", config_dict={**shared_settings, "retriever_config": SMALL})
     cache = StageCache(tmp_path)
