@@ -1,7 +1,7 @@
 """Rules of merging against the better single adapter: ``python benchmarks/merge_rules.py RECORD [RECORD ...]``.
 
 Each record is that of a run whose rows are rules of merging, as in ``properties/leaderboard/merge-rules-*.yaml``. The table has
-a line for each row and a column for each record: the mean difference of a metric to the single adapter that is better on the
+a line for each row and a column for each record: the mean of a metric less that of the single adapter that is better on the
 same test users, with the 95 % bootstrap interval of the paired differences. The better adapter is known only after the test, so
 a rule that always finds it has 0. With ``--out``, the columns of other pairs that the page already has are kept.
 """
@@ -60,7 +60,7 @@ def joined(records: list[dict[str, Any]], metric: str) -> dict[str, dict[str, np
 
 
 def differences(rows: dict[str, np.ndarray], adapters: list[str]) -> dict[str, tuple[float, float, float]]:
-    """Row -> mean difference to the better single adapter, and its interval."""
+    """Row -> its mean less that of the better single adapter, and the interval of the difference."""
     better = rows[max(adapters, key=lambda row: rows[row].mean())]
     return {row: (float((own - better).mean()), *interval(own - better)) for row, own in rows.items()}
 
@@ -115,9 +115,9 @@ This page is written by `python benchmarks/merge_rules.py RECORD ... --out=docs/
 in it is typed by hand. The runs are those of the boards `properties/leaderboard/merge-rules-*.yaml` and, for the pretrained LLM,
 of `recbole-llm replicate reccocktail-ml-100k reccocktail-amazon-beauty reccocktail-amazon-beauty-new-items`.
 
-Each cell is the mean difference of {metric} to the single adapter that is better on the same test users, with the 95 % bootstrap
-interval of the paired differences. That adapter is known only after the test, so a rule that always finds it has 0. The last
-column counts the pairs in which the interval lies below 0, contains it, and lies above it. One interval in twenty
+Each cell is the mean {metric} of a row less that of the single adapter that is better on the same test users, with the 95 %
+bootstrap interval of the paired differences. That adapter is known only after the test, so a rule that always finds it has 0. The
+last column counts the pairs in which the interval lies below 0, contains it, and lies above it. One interval in twenty
 misses the true value. On the pretrained LLM, `auto` compares the points of its lattice alone, without steps of Adam; on
 amazon-beauty that LLM is in bfloat16. For the rules see [Merging adapters](../merging.md).
 
