@@ -20,7 +20,8 @@ expected value of the metric for a random order of the candidates), or ``{random
 row's first place stays and all others are a random order). Instead of a metric of users, a number can be compared with a
 measurement that stands in the run record with its interval: ``{recorded: [LABEL, merge, report, ...]}``.
 ``decide_on`` of the file, or of a claim, has the keys that an accelerator changes, such as ``{llm: qwen2-7b}``. ``remark`` of
-the file is shown with its board.
+the file is shown with its board. Two more keys may be added to a claim after its run, since they change no test: ``own: True``,
+if it is not a claim of the paper, such as a control, and ``note``, shown beside the published figure.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ _FORM = {
     "margin": "(float > 0)",
     "decide_on": "(settings)",
     "facts": "(dict of list)",
+    "own": "(bool)",
+    "note": "(str)",
 }
+_UNTESTED = ("name", "decide_on", "facts", "own", "note")  # neither the claim nor its test
 _NEEDED = ("paper", "claim", "published", "test", "compare", "metric", "margin")
 
 
@@ -93,6 +97,8 @@ class Claim:
         kind: what is claimed of each pair, :data:`BETTER`, :data:`EQUAL` or :data:`NOT_WORSE`.
         metric: as in a run record, such as ``ndcg@10``.
         facts: what is shown -> label and keys of the run record.
+        own: whether it is this package's and not the paper's, such as a control.
+        note: what the reader has to know of the published figure or of the test.
     """
 
     name: str
@@ -108,6 +114,8 @@ class Claim:
     margin: float
     decide_on: Mapping[str, Any]
     facts: Mapping[str, Sequence[str]]
+    own: bool = False
+    note: str | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -120,7 +128,7 @@ class Claim:
 
     def as_dict(self) -> dict[str, Any]:
         """What was claimed and how it is tested, as JSON-able data."""
-        parts = {key: value for key, value in asdict(self).items() if key not in ("name", "decide_on", "facts")}
+        parts = {key: value for key, value in asdict(self).items() if key not in _UNTESTED}
         return plain(parts | {"pairs": [[str(better), str(worse)] for better, worse in self.pairs]})
 
 
@@ -246,6 +254,8 @@ def _claim(where: str, name: str, given: Any, rows: Mapping[str, Sequence[str]],
         margin=float(given["margin"]),
         decide_on=given.get("decide_on") or content.get("decide_on") or {},
         facts=facts,
+        own=given.get("own", False),
+        note=given.get("note"),
     )
 
 

@@ -32,6 +32,15 @@ def counted(judged: Sequence[Judged]) -> str:
     return ", ".join(f"{count} {several.get(what, what) if count > 1 else what}" for what, count in known)
 
 
+def tally(judged: Sequence[Judged]) -> str:
+    """How many claims have each verdict, those of the papers apart from our own, as Markdown."""
+    theirs = [one for one in judged if not one.claim.own]
+    ours = [one for one in judged if one.claim.own]
+    parts = [(theirs, "of the papers"), (ours, "of our own, such as controls")]
+    said = [f"{len(part)} {whose}: {counted(part)}" for part, whose in parts if part]
+    return f"**{len(judged)} claims**. " + ". ".join(said) + "."
+
+
 def judge(results: Results, boards: Sequence[Board]) -> list[Judged]:
     """Every claim with its verdict; the p-values of all measured claims are one family."""
     listed = [(board, claim, results.get(board.name, {}).get(claim.name)) for board in boards for claim in board.claims]

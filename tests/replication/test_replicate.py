@@ -60,7 +60,8 @@ def test_a_readme_beside_the_folder_gets_the_digest(tmp_path: Path, monkeypatch:
         readme.write_text(text)
         replicate([], {}, out=tmp_path / "docs", show=True)
         assert (readme.read_text() == text) == kept
-        assert readme.read_text().startswith("Before\n") and "**4 claims**: 4 not run." in readme.read_text() or kept
+        head = "**4 claims**. 4 of our own, such as controls: 4 not run."
+        assert readme.read_text().startswith("Before\n") and head in readme.read_text() or kept
 
 
 def test_a_digest_names_the_decided_claims_of_each_paper_and_counts_others(board: Write, finish: Write, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_digest_names_the_decided_claims_of_each_paper_and_counts_others(board
     claims = {
         "fails": {**CLAIM, "compare": {"better": "old", "worse": "new"}},
         "holds": {**CLAIM, "compare": {"better": "new", "worse": ["third", "old"]}},
-        "holds|too": {**CLAIM, "compare": {"better": "new", "worse": "third"}},
+        "holds|too": {**CLAIM, "own": True, "compare": {"better": "new", "worse": "third"}},
         "not run": {**CLAIM, "compare": {"better": "new", "worse": "old"}, "metric": "MRR@7"},
     }
     claims = {name: {**claim, "paper": "A paper (arXiv 1234.5)"} for name, claim in claims.items()}
@@ -77,9 +78,9 @@ def test_a_digest_names_the_decided_claims_of_each_paper_and_counts_others(board
     replicate([str(file)], {}, out=tmp_path, show=True)
     results, boards = read_results(tmp_path / "replication.json"), read_boards([str(file)])
     head, _, names, _, row = digest(judge(results, boards), "docs/page.md").splitlines()
-    assert head == "**4 claims**: 2 hold, 1 does not hold, 1 not run."
-    assert names == "| paper | measured on | holds | does not hold | open |"
-    assert row == "| [A paper](docs/page.md#a-paper-arxiv-12345) | ml-100k | holds<br>holds\\|too | fails | 1 not run |"
+    assert head == "**4 claims**. 3 of the papers: 1 holds, 1 does not hold, 1 not run. 1 of our own, such as controls: 1 holds."
+    assert names == "| paper | measured on | holds | does not hold | others |"
+    assert row == "| [A paper](docs/page.md#a-paper-arxiv-12345) | ml-100k | holds<br>*holds\\|too* | fails | 1 not run |"
     drawn = rows(judge(read_results(tmp_path / "replication.json"), read_boards([str(file)])))
     assert [(name, said, round(value, 6)) for name, said, value, _ in drawn["mine"]] == [
         ("fails", "does not hold", -0.2),
@@ -105,6 +106,24 @@ def test_a_name_may_be_a_number_or_have_a_bar_in_it(board: Write, tmp_path: Path
     replicate([str(board({"claims": {"a|b": CLAIM, 7: CLAIM}}))], {}, out=tmp_path, show=True)
     text = (tmp_path / "replication.md").read_text()
     assert "| **7.** The new" in text and "| **a\\|b.** The new" in text and "'--claim=a\\|b'" in text
+
+
+def test_a_note_is_shown_and_neither_it_nor_own_is_a_change_of_the_claim(board: Write, finish: Write, tmp_path: Path) -> None:
+    file = board()
+    finish(file, {"new": 0.5, "old": 0.2})
+    before, _ = shown(file, tmp_path)
+    after, line = shown(board(note="Another | model.", own=True), tmp_path)
+    assert after["fingerprint"] == before["fingerprint"] and "earlier" not in after
+    assert "| .9 against .1<br>*Note:* Another \\| model. |" in line and "**holds**" in line
+
+
+def test_one_seed_is_said_at_the_top(board: Write, finish: Write, tmp_path: Path) -> None:
+    for seeds in ([1], [1, 2]):
+        file = board({"seeds": seeds})
+        finish(file, {"new": 0.5, "old": 0.2})
+        shown(file, tmp_path / str(len(seeds)))
+    (one, two) = ((tmp_path / folder / "replication.md").read_text() for folder in "12")
+    assert "- **One seed.**" in one and "- **One seed.**" not in two
 
 
 def test_a_remark_stands_with_its_board(board: Write, tmp_path: Path) -> None:
