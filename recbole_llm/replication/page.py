@@ -131,22 +131,32 @@ def command(board: Board, claim: Claim) -> str:
 
 
 def _notes(one: Judged) -> list[str]:
-    """A line for each earlier form of a claim that has a result."""
+    """A line for each earlier result of a claim, and for each earlier form of it that has a result."""
     lines = []
     for before in one.result.get("earlier", []) if one.result else []:
         same = one.result is not None and before["fingerprint"] == one.result["fingerprint"]
-        lines.append(f"- *{one.claim.name}*, {'an earlier result' if same else 'before it was changed'}: {_before(before)}")
+        what = f"an earlier result ({_run(before)}): {_measured(before)}" if same else f"before it was changed: {_before(before)}"
+        lines.append(f"- *{one.claim.name}*, {what}")
     if one.verdict == CHANGED and one.result:
         lines.append(f"- *{one.claim.name}* was changed after its run, which tested: {_before(one.result)}")
     return [_cell(line) for line in lines]
 
 
 def _before(result: Mapping[str, Any]) -> str:
+    """An earlier form of a claim, its test and its outcome."""
+    claim = result["claim"]
+    how = f"{claim['test']} ({claim['metric']}, margin {claim['margin']:g}, {_run(result)})"
+    return f"{claim['claim']} {how}: {_measured(result)}"
+
+
+def _run(result: Mapping[str, Any]) -> str:
+    return f"seeds {_list(result['seeds'])}" + (f", with {_keys(result['changes'])}" if result.get("changes") else "")
+
+
+def _measured(result: Mapping[str, Any]) -> str:
     claim = result["claim"]
     said = verdict(result["tests"], claim["margin"], claim["kind"], [test["p_value"] for test in result["tests"]])
-    keys = f", with {_keys(result['changes'])}" if result.get("changes") else ""
-    how = f"{claim['test']} ({claim['metric']}, margin {claim['margin']:g}, seeds {_list(result['seeds'])}{keys})"
-    return f"{claim['claim']} {how}: {'; '.join(_pair(test, None) for test in result['tests'])}; {said}, not adjusted"
+    return f"{'; '.join(_pair(test, None) for test in result['tests'])}; {said}, not adjusted"
 
 
 def _boards(judged: Sequence[Judged], boards: Sequence[Board]) -> str:

@@ -324,7 +324,7 @@ def test_a_result_of_other_settings_or_fewer_seeds_does_not_replace_one(board: W
     finish(file, {"new": 0.3, "old": 0.2})
     other, _ = shown(board(), tmp_path, epochs=3)
     assert other["changes"] == {"epochs": 3} and other["earlier"] == [whole]
-    assert "an earlier result: The new model is better. new against old" in (tmp_path / "replication.md").read_text()
+    assert "an earlier result (seeds 1, 2): new 0.500, old 0.200: " in (tmp_path / "replication.md").read_text()
     again, _ = shown(board(), tmp_path)
     assert again["tests"] == whole["tests"] and "with `--epochs=3`" in (tmp_path / "replication.md").read_text()
     two, one = {**whole, "seeds": [1, 2]}, {**whole, "seeds": [1]}
