@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_a_model_has_the_same_stem_everywhere(name: str) -> None:
-    assert (ROOT / "recbole_llm" / "model" / f"{name.lower()}.py").is_file()
+    assert registry.MODELS[name] == f"recbole_llm.model.{name.lower()}"
     assert (ROOT / "properties" / "model" / f"{name}.yaml").is_file()
     page = "shortcuts" if name in registry.SHORTCUTS else name.lower()
     assert (ROOT / "docs" / "models" / f"{page}.md").is_file()

@@ -21,11 +21,11 @@ from torch.nn.functional import normalize
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.model.allmrec import ALLMRec
+from recbole_llm.model.allmrec.projection import SoftTokens
 from recbole_llm.model.alpharec import AlphaRec
 from recbole_llm.model.laser import Laser
 from recbole_llm.model.nearesttexts import NearestTexts
 from recbole_llm.model.parts import histories_of
-from recbole_llm.model.projection import SoftTokens
 from recbole_llm.model.yes_no import YesNoLikelihood
 from recbole_llm.recommend.past_run import PastRun
 from recbole_llm.recommend.ranking import Score

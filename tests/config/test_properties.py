@@ -17,8 +17,8 @@ from recbole_llm.data.domains import POSITIONS
 from recbole_llm.evaluation import slices
 from recbole_llm.llm.builtin_lm import BuiltinLMConfig
 from recbole_llm.llm.scoring import NORMALIZATIONS, STRATEGIES
-from recbole_llm.model.laser_training import OPTIMIZERS
-from recbole_llm.model.towers import POOLINGS, STATES
+from recbole_llm.model.laser.towers import POOLINGS, STATES
+from recbole_llm.model.laser.training import OPTIMIZERS
 from recbole_llm.model.weaverec import SCHEMES
 from recbole_llm.training.schedule import KINDS
 from tests.config.conftest import PROPERTIES, write

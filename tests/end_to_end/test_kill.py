@@ -62,7 +62,7 @@ VALID = "recbole_llm.model.encoder:LLMEncoder.valid_score"
 BATCH = "recbole_llm.classical.trainer:ProtocolTrainer._full_sort_batch_eval"
 LASER_MOMENTS = {  # phase 1 has 8 steps, 4 an epoch; the item matrix is new before steps 0, 3, 6; phase 2 has 4, plan apart
     "phase 1: a step in an epoch, between two refreshes": (STEP, 6, ""),
-    "phase 1: the item matrix is encoded anew": ("recbole_llm.model.towers:TowerReader.encode_items", 4, ""),
+    "phase 1: the item matrix is encoded anew": ("recbole_llm.model.laser.towers:TowerReader.encode_items", 4, ""),
     "phase 1: between a step with a refresh and its save": (SAVE, 4, ""),
     "phase 1: a validation": (VALID, 2, ""),
     "between the phases": ("os:replace", 1, "phase-1-"),

@@ -18,9 +18,9 @@ from recbole_llm.data.domains import Domain
 from recbole_llm.llm.builtin_text_encoder import builtin_stage
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import TextEncoder, load_text_encoder
-from recbole_llm.model import alignment, alignment_training
-from recbole_llm.model.alignment import Alignment, LossWeights, Projector, mismatch, spread
-from recbole_llm.model.alignment_training import AlignmentConfig, AlignmentTraining
+from recbole_llm.model.allmrec import alignment, alignment_training
+from recbole_llm.model.allmrec.alignment import Alignment, LossWeights, Projector, mismatch, spread
+from recbole_llm.model.allmrec.alignment_training import AlignmentConfig, AlignmentTraining
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import LoopOptions, TrainingLoop

@@ -17,7 +17,8 @@ from recbole.data.interaction import Interaction
 
 from recbole_llm import registry
 from recbole_llm.config import LLMConfig
-from recbole_llm.model import cascade, routing
+from recbole_llm.model import cascade
+from recbole_llm.model.cascade import routing
 from recbole_llm.planner import TEST, VALIDATION, plan_of
 from recbole_llm.quick_start import run_recbole_llm
 from recbole_llm.store import code

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing, WarmUp, load_balance, shares
+from recbole_llm.model.laser.m_former import MFormer, MFormerConfig, Routing, WarmUp, load_balance, shares
 
 EXPERTS, LENGTH, WIDTH, CF, LM = 4, 3, 8, 6, 10
 RECIPE = MFormerConfig(EXPERTS, LENGTH, "gated", WIDTH, num_layers=4, num_heads=2, dropout=0.3)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.model.routing import Choice, RoutingSettings, Rule, choose, features, fused, rules
+from recbole_llm.model.cascade.routing import Choice, RoutingSettings, Rule, choose, features, fused, rules
 
 NAMES = ["entropy", "history_length"]
 SETTINGS = RoutingSettings(features=NAMES, steps=10, standard_errors=1.0, fusion="llm", weights=[1.0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.model.alignment import Alignment, LossWeights
+from recbole_llm.model.allmrec.alignment import Alignment, LossWeights
 
 USERS, HIDDEN, TEXT, JOINT = 7, 5, 9, 4
 WEIGHTS = LossWeights(1.3, 0.7, 0.5, 0.2)  # no two alike

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_llm.model.laser_training import TowerTraining
+from recbole_llm.model.laser.training import TowerTraining
 
 HISTORIES = [[3, 7, 1, 12], [5], [20, 9], [4, 30], [8, 2, 11, 6, 17, 9], []]
 TARGETS = [9, 40, 1, 7, 18, 3]

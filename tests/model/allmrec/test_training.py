@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from recbole_llm.classical.collaborative import CollaborativeModel
 from recbole_llm.data.examples import ExampleEncoder
-from recbole_llm.model import alignment
+from recbole_llm.model.allmrec import alignment
+from recbole_llm.model.allmrec.projection import SoftTokens
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.parts import histories_of
-from recbole_llm.model.projection import SoftTokens
 from recbole_llm.store.files import sha256_file
 from recbole_llm.store.stages import Work
 from recbole_llm.training.loop import TrainingLoop

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from recbole_llm.model.laser_training import TowerTraining
+from recbole_llm.model.laser.training import TowerTraining
 from recbole_llm.model.parts import histories_of
 
 Made = SimpleNamespace

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recbole_llm.data import domains
-from recbole_llm.model.laser_training import TowerTraining
-from recbole_llm.model.towers import Towers
+from recbole_llm.model.laser.towers import Towers
+from recbole_llm.model.laser.training import TowerTraining
 from tests.model.laser.conftest import (
     QUICK,
     Made,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_llm.model import laser_training
-from recbole_llm.model.m_former import WarmUp
+from recbole_llm.model.laser import training as laser_training
+from recbole_llm.model.laser.m_former import WarmUp
 from recbole_llm.model.parts import histories_of
 from tests.model.laser.conftest import (
     QUICK,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_llm.model.towers import Towers
+from recbole_llm.model.laser.towers import Towers
 from recbole_llm.training.loop import TrainingLoop
 from tests.model.laser.conftest import (
     BAD_PHASE2,

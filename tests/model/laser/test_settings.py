@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_llm.model.towers import Tower, warn_if_untrained
+from recbole_llm.model.laser.towers import Tower, warn_if_untrained
 from recbole_llm.store.curves import Curve
 from recbole_llm.store.runs import SavedRun
 from recbole_llm.store.stages import in_order

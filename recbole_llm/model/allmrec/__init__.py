@@ -3,9 +3,9 @@
 Kim et al., "Large Language Models meet Collaborative Filtering: An Efficient All-round LLM-based Recommender System", KDD
 2024 (arXiv 2404.11343), "A-LLMRec". The LM and the collaborative model (SASRec) are frozen. Two stages:
 
-1. alignment (``model/alignment.py``): SASRec's item vectors and SBERT's text vectors are mapped to one joint space, in which
+1. alignment (``alignment.py``): SASRec's item vectors and SBERT's text vectors are mapped to one joint space, in which
    the text vector represents an item without interactions;
-2. projection (``model/projection.py``): two small networks map the user's state and the items' joint vectors to the LM's
+2. projection (``projection.py``): two small networks map the user's state and the items' joint vectors to the LM's
    input space; their loss is the LM's on the title of the next item (eq. 8)::
 
        [F_U(x_u)] is a user representation. This user has watched "title"[F_I(e_i)], ... Recommend one next movie from
@@ -35,9 +35,9 @@ from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import item_sentences
-from recbole_llm.model.alignment_training import AlignmentConfig, AlignmentTraining
+from recbole_llm.model.allmrec.alignment_training import AlignmentConfig, AlignmentTraining
+from recbole_llm.model.allmrec.projection import ProjectionConfig, ProjectionTraining, SoftTokens
 from recbole_llm.model.parts import histories_of
-from recbole_llm.model.projection import ProjectionConfig, ProjectionTraining, SoftTokens
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.store.files import fingerprint
 from recbole_llm.store.random_state import preserved_random_state

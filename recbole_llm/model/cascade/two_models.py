@@ -24,10 +24,10 @@ from recbole_llm.evaluation.full_ranking import RandomTies, finite, mask
 from recbole_llm.evaluation.ranks import target_ranks, target_slots
 from recbole_llm.evaluation.recommender import Recommender
 from recbole_llm.llm import likelihood, lora
-from recbole_llm.model import routing
+from recbole_llm.model.cascade import routing
+from recbole_llm.model.cascade.routing import Choice, Features, RoutingSettings, Rule
 from recbole_llm.model.eval_users import EvalUsers
 from recbole_llm.model.parts import Parts, histories_of
-from recbole_llm.model.routing import Choice, Features, RoutingSettings, Rule
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.stages import Stage, StageCache, Work

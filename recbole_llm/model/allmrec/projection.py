@@ -27,8 +27,8 @@ from recbole_llm.data.templates import PromptSettings
 from recbole_llm.llm.forward import lm_loss, loss_scale
 from recbole_llm.llm.likelihood import TitleLikelihood
 from recbole_llm.llm.micro_batches import Encode, MicroBatches, bounded_memory
-from recbole_llm.model.alignment import Projector, spread
-from recbole_llm.model.alignment_training import ALIKE, COMPARED
+from recbole_llm.model.allmrec.alignment import Projector, spread
+from recbole_llm.model.allmrec.alignment_training import ALIKE, COMPARED
 from recbole_llm.model.ranker_parts import RankerParts
 from recbole_llm.settings import Settings
 from recbole_llm.store.files import save_tensors

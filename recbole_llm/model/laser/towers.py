@@ -32,7 +32,7 @@ from recbole_llm.data.prompts import Prompt, PromptBuilder, number_soft_tokens
 from recbole_llm.llm.causal_lm import CausalLM
 from recbole_llm.llm.encoding import encode
 from recbole_llm.llm.packing import shared_batches
-from recbole_llm.model.m_former import MFormer, MFormerConfig, Routing
+from recbole_llm.model.laser.m_former import MFormer, MFormerConfig, Routing
 from recbole_llm.model.parts import default_batch_tokens
 from recbole_llm.settings import Settings
 from recbole_llm.store.curves import Curve

@@ -1,4 +1,4 @@
-"""Training of Laser's towers: the warm-up of the M-Former and the two phases of ``model/laser.py``.
+"""Training of Laser's towers: the warm-up of the M-Former and the two phases of :mod:`recbole_llm.model.laser`.
 
 Legend: B users, L prefix tokens, I items, M width of the M-Former, D of the LM.
 """
@@ -23,10 +23,10 @@ from recbole_llm.data.domains import TrainingExample
 from recbole_llm.llm.backbones import Outline
 from recbole_llm.llm.forward import loss_scale
 from recbole_llm.llm.micro_batches import bounded_memory
-from recbole_llm.model.blank_towers import BlankTowers
-from recbole_llm.model.m_former import WarmUp, load_balance
+from recbole_llm.model.laser.blank_towers import BlankTowers
+from recbole_llm.model.laser.m_former import WarmUp, load_balance
+from recbole_llm.model.laser.towers import TowerReader, Towers
 from recbole_llm.model.parts import Parts
-from recbole_llm.model.towers import TowerReader, Towers
 from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors

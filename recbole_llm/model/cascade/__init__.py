@@ -6,8 +6,8 @@ users with few interactions. Here, the feature and its threshold are chosen by t
 is a possible result.
 
 The model contains two others, ``cheap_model`` of RecBole and ``llm_ranker`` of this package. Their stages are its own, so what
-another run has trained is reused. A last stage scores validation users by both (:mod:`recbole_llm.model.two_models`) and chooses
-the rule (:mod:`recbole_llm.model.routing`).
+another run has trained is reused. A last stage scores validation users by both (``two_models.py``) and chooses
+the rule (``routing.py``).
 
 Legend: B users, C candidates, I items.
 """
@@ -31,10 +31,10 @@ from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.full_ranking import ranked_catalogue
 from recbole_llm.evaluation.recommender import Facts, StagedRecommender, Variant
 from recbole_llm.evaluation.routing_curve import RoutingCurve
+from recbole_llm.model.cascade.routing import Choice, Features, RoutingSettings, joined
+from recbole_llm.model.cascade.two_models import CheapModel, Spent, TwoModels
 from recbole_llm.model.ranker import LLMRanker
 from recbole_llm.model.ranker_parts import RankerParts
-from recbole_llm.model.routing import Choice, Features, RoutingSettings, joined
-from recbole_llm.model.two_models import CheapModel, Spent, TwoModels
 from recbole_llm.store.code import code_fingerprint
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint

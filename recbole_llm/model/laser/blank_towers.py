@@ -1,4 +1,4 @@
-"""Towers and their reader without values: the stand-ins for those of ``model/towers.py`` in a plan."""
+"""Towers and their reader without values: the stand-ins for those of ``model/laser/towers.py`` in a plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm.costs.blank import Blank
-from recbole_llm.model.towers import Tower, TowerReader, Towers
+from recbole_llm.model.laser.towers import Tower, TowerReader, Towers
 
 
 class BlankTower(Tower):

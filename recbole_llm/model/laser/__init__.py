@@ -1,7 +1,7 @@
 """Laser: a trainable prefix and suffix around a frozen LLM, which maps users and items to vectors.
 
 Zhang et al., "Laser: Parameter-Efficient LLM Bi-Tuning for Sequential Recommendation with Collaborative Information", 2024
-(arXiv 2409.01605). One tower (``model/towers.py``) encodes users and items; an item is a history of length one::
+(arXiv 2409.01605). One tower (``model/laser/towers.py``) encodes users and items; an item is a history of length one::
 
     score(u, i) = cos(h_u, h_i)                                                                               (eq. 3)
 
@@ -35,12 +35,12 @@ from recbole_llm.data.items import text_fields
 from recbole_llm.data.templates import PromptSettings
 from recbole_llm.evaluation.recommender import Variant
 from recbole_llm.model import assembly, experts
-from recbole_llm.model.blank_towers import BlankReader, BlankTowers
 from recbole_llm.model.encoder import LLMEncoder
-from recbole_llm.model.laser_training import ITEM, MATRIX, PHASES, USER, LaserConfig, TowerTraining, load_towers
-from recbole_llm.model.m_former import WarmUp
+from recbole_llm.model.laser.blank_towers import BlankReader, BlankTowers
+from recbole_llm.model.laser.m_former import WarmUp
+from recbole_llm.model.laser.towers import TowerConfig, TowerReader, Towers, warn_if_untrained
+from recbole_llm.model.laser.training import ITEM, MATRIX, PHASES, USER, LaserConfig, TowerTraining, load_towers
 from recbole_llm.model.parts import histories_of
-from recbole_llm.model.towers import TowerConfig, TowerReader, Towers, warn_if_untrained
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import fingerprint, save_tensors
 from recbole_llm.store.stages import Folders, Stage, StageCache, Work
@@ -48,7 +48,7 @@ from recbole_llm.store.stages import Folders, Stage, StageCache, Work
 if TYPE_CHECKING:
     from recbole_llm.data.candidates import CandidateSet
 
-_CODE = ("recbole_llm.model.laser_training", "recbole_llm.model.encoder")  # what the stages run besides this file
+_CODE = ("recbole_llm.model.laser.training", "recbole_llm.model.encoder")  # what the stages run besides this file
 
 
 class Laser(LLMEncoder):

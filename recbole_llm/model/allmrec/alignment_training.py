@@ -1,4 +1,4 @@
-"""The training of stage 1 of A-LLMRec (arXiv 2404.11343, section 3.1); what it trains is in ``model/alignment.py``.
+"""The training of stage 1 of A-LLMRec (arXiv 2404.11343, section 3.1); what it trains is in ``model/allmrec/alignment.py``.
 
 Legend: B users, I items, H width of the collaborative model, T of the text encoder, Z of the joint space.
 """
@@ -21,7 +21,7 @@ from recbole_llm.data import domains, negatives
 from recbole_llm.data.domains import Domain
 from recbole_llm.llm.text_backbone import TextBackbone
 from recbole_llm.llm.text_encoder import TextEncoder, encoding_seconds, load_text_encoder
-from recbole_llm.model.alignment import Alignment, LossWeights, mismatch, spread
+from recbole_llm.model.allmrec.alignment import Alignment, LossWeights, mismatch, spread
 from recbole_llm.settings import Settings
 from recbole_llm.store.costs import Cost
 from recbole_llm.store.files import save_tensors
