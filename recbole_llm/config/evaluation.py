@@ -8,7 +8,7 @@ from typing import Any
 from recbole.evaluator import metric_types, smaller_metrics
 from recbole.utils import EvaluatorType
 
-from recbole_llm.config.metrics import check_lists, describes_lists
+from recbole_llm.config.metrics import check_lists, describes_lists, with_cutoff
 from recbole_llm.data import forms
 
 Source = Callable[[str], str]
@@ -62,8 +62,7 @@ def settle_metrics(final: dict[str, Any], source: Source) -> None:
             known_names = ", ".join(sorted(metric_types))
             raise ValueError(f"metrics: unknown metric {metric!r}{source('metrics')}{hint}; known: {known_names}")
         kinds[kind] = metric
-        takes_k = kind == EvaluatorType.RANKING and metric.lower() != "gauc"
-        known += [f"{metric}@{k}" for k in topk] if takes_k else [metric]
+        known += dict.fromkeys(with_cutoff(metric, k) for k in topk)
     if len(kinds) > 1:
         ranking, value = kinds[EvaluatorType.RANKING], kinds[EvaluatorType.VALUE]
         raise ValueError(f"metrics: {ranking} measures rankings, {value} click labels{source('metrics')}; remove one of them")

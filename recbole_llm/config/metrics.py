@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from recbole.evaluator import metric_types
 from recbole.evaluator.register import metric_information
+from recbole.utils import EvaluatorType
+
+
+def with_cutoff(metric: str, k: int) -> str:
+    """The name of a known metric in results, ``NDCG@10``; ``GAUC`` and metrics of click labels have no cutoff."""
+    has_one = metric_types[metric.lower()] == EvaluatorType.RANKING and metric.lower() != "gauc"
+    return f"{metric}@{k}" if has_one else metric
 
 
 def describes_lists(metric: str) -> bool:

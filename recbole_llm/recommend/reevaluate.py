@@ -12,8 +12,11 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_llm import compat, quick_start
+from recbole.evaluator import metric_types
+
+from recbole_llm import compat, quick_start, registry
 from recbole_llm.config import checks
+from recbole_llm.config.metrics import describes_lists, with_cutoff
 from recbole_llm.config.property_files import PropertyFiles
 from recbole_llm.config.recorded import given_mode
 from recbole_llm.evaluation import generated, predictions
@@ -91,13 +94,30 @@ def _check(keys: Mapping[str, Any], record: Mapping[str, Any]) -> None:
 
 
 def _valid_metric(keys: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
-    """The first of other metrics, if that of the run's validation, which is over, is not among them; RecBole needs one."""
-    names, lengths = (keys.get(key, record["config"][key]) for key in ("metrics", "topk"))
-    names, lengths = ([values] if isinstance(values, str | int) else list(values) for values in (names, lengths))
-    name, _, length = str(record["config"]["valid_metric"]).partition("@")
-    if not names or not lengths or (name.lower() in map(str.lower, names) and (not length or int(length) in lengths)):
+    """One of other metrics, if that of the run's validation, which is over, is not among them; RecBole needs one.
+
+    Raises:
+        ValueError: all of them describe lists.
+    """
+    registry.add_metrics()
+
+    def listed(key: str) -> list[Any]:
+        value = keys.get(key, record["config"][key])
+        return [*value] if isinstance(value, list | tuple) else [value]
+
+    names, lengths = listed("metrics"), listed("topk")
+    if not all(str(name).lower() in metric_types for name in names) or not lengths:
+        return {}  # which the configuration refuses
+    usual, _, length = str(record["config"]["valid_metric"]).partition("@")
+    if not names or (usual.lower() in map(str.lower, names) and (not length or int(length) in lengths)):
         return {}
-    return {"valid_metric": f"{names[0]}@{lengths[0]}"}
+    fitting = [name for name in names if not describes_lists(name)]
+    if not fitting:
+        raise ValueError(
+            f"metrics: {', '.join(names)} describe the recommended items, and RecBole also needs a metric of their ranks; "
+            f'give --metrics="{[usual, *names]}"'
+        )
+    return {"valid_metric": with_cutoff(fitting[0], lengths[0])}
 
 
 def _eval_args(given: Any, record: Mapping[str, Any]) -> dict[str, Any]:

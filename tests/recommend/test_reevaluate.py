@@ -56,6 +56,15 @@ def test_other_metrics_and_users_are_those_of_the_same_ranks(sasrec: Path) -> No
     assert found["seconds"]["train"] == before["seconds"]["train"] and found["code"] == before["code"]
 
 
+@pytest.mark.parametrize("metrics", [["Novelty", "ItemCoverage", "Hit"], ["GAUC"]])
+def test_metrics_may_begin_with_one_that_cannot_choose_weights(metrics: list[str], sasrec: Path) -> None:
+    """Of lists, or without a cutoff."""
+    found = read_record(evaluate_run(sasrec, {"metrics": metrics, "topk": [3], "eval_args": {"mode": "full"}}))["results"][
+        "SASRec"
+    ]
+    assert {name.partition("@")[0] for name in found} - {"mrr"} == {*map(str.lower, metrics)} - {"mrr"}
+
+
 def test_lists_may_lack_the_quotes_that_a_shell_removes(sasrec: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         given: dict[str, Any] = {}
@@ -96,6 +105,11 @@ def test_without_a_change_it_is_the_same_result_in_another_folder(sasrec: Path) 
         ),
         ("--eval_args={'mode': {'valid': 'full', 'test': 'full'}}", "eval_args: .* would change the split or the validation"),
         ("--topk=[0]", "topk"),
+        ("--metrics=[1]", "metrics: .* is not a list of strings"),
+        ("--metrics=None", "metrics: None in the command line is not a list of strings"),
+        ("--topk=3.5", "topk: 3.5 in the command line is not a list of whole numbers"),
+        ("--topk=None", "topk: None in the command line is not a list of whole numbers"),
+        ("--metrics=[ItemCoverage]", r"metrics: ItemCoverage describe .*; give --metrics=\"\['NDCG', 'ItemCoverage'\]\""),
         ("--slices={'cold': 3}", r"slices\.cold: 3 in the command line is not a number"),
         ("--topkk=[5]", "unknown key `topkk` in evaluate; did you mean `topk`"),
     ],
