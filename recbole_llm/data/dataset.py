@@ -22,7 +22,7 @@ from recbole_llm.data.atomic_files import AtomicFile, AtomicFileError, AtomicFor
 from recbole_llm.data.columns import NamedColumns
 from recbole_llm.data.grouping import ArrayGroups
 from recbole_llm.data.histories import Histories, Scenario
-from recbole_llm.data.items import NO_ITEM_FILE, ItemTexts, chosen_columns
+from recbole_llm.data.items import NO_ITEM_FILE, ItemTexts, chosen_columns, refuse_given
 from recbole_llm.data.masking import KnownItems, Masking
 from recbole_llm.data.passport import Interactions
 from recbole_llm.data.sequences import UnbuiltLists
@@ -212,12 +212,17 @@ class RankedTime(Split, StrictTables, NamedColumns, ArrayGroups):
 
     @cached_property
     def catalogue_titles(self: Any) -> list[str]:
-        """Titles by which candidates are unique; item tokens if the dataset has no titles, which classical models accept."""
+        """Titles by which candidates are unique; item tokens if the dataset has no titles, which classical models accept.
+
+        Raises:
+            ValueError: a column that the user names is absent.
+        """
         try:
             return self.item_texts.titles
         except AtomicFileError:
             raise
         except (FileNotFoundError, ValueError) as error:
+            refuse_given(self.config, error)
             getLogger().info(f"candidates are unique by item id, not by title: {error}")
             return self.tokens[1]
 

@@ -29,7 +29,7 @@ import yaml
 
 from recbole_llm.data.candidate_sets import candidate_sets
 from recbole_llm.data.candidates import CandidateSet
-from recbole_llm.data.items import ItemTexts
+from recbole_llm.data.items import ItemTexts, refuse_given
 from recbole_llm.store.files import atomic_folder, fingerprint
 
 logger = getLogger()
@@ -86,6 +86,7 @@ def _texts(dataset: Any) -> ItemTexts | None:
     try:
         return dataset.item_texts
     except (FileNotFoundError, ValueError) as error:
+        refuse_given(dataset.config, error)
         logger.info(f"no item texts are exported: {error}")
         return None
 

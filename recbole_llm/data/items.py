@@ -180,6 +180,12 @@ def lacks_titles(config: Any) -> str | None:
     return None if title in file.types else f"title_field: there is no column {title!r} in {path}; its columns are {columns}"
 
 
+def refuse_given(config: Any, error: Exception) -> None:
+    """Raise the error of a column of texts that is absent, if the user names columns: no misspelt one shall change candidates."""
+    if isinstance(error, ValueError) and any(config.external_config_dict.get(key) for key in ("title_field", *COLUMNS)):
+        raise error
+
+
 def _warn_of_spoiled(titles: Sequence[str], field: str, path: Path) -> None:
     """Tell which titles are not as people write them; an LM reads them as they are."""
     for kind, pattern in _SPOILED.items():

@@ -132,6 +132,18 @@ def test_ties_of_time_keep_the_order_of_the_split(settings: dict[str, Any], tmp_
     assert {histories.user_ids[user]: histories.item_ids[histories.target(user, "test")] for user in range(1, 31)} == last
 
 
+@pytest.mark.parametrize("key", ["title_field", "year_field", "category_field"])
+def test_a_column_of_texts_that_is_absent_is_refused(key: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Also of a model that reads no titles: its candidates would be unique by item id, and so others than those of all models."""
+    config = LLMConfig("Pop", "tiny", config_dict={**settings, key: "genere"})
+    with pytest.raises(ValueError, match=f"{key}: there is no column 'genere' in .*tiny.item; its columns are item_id, title"):
+        candidate_sets(config, create_dataset(config))
+    full = LLMConfig("Pop", "tiny", config_dict={**settings, key: "genere", "eval_args": {"mode": "full"}})
+    with pytest.raises(ValueError, match=f"{key}: there is no column 'genere'"):
+        write_split(full, create_dataset(full), tmp_path / "split")
+    assert not (tmp_path / "split").exists()
+
+
 def test_what_cannot_be_exported_is_refused(settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there").mkdir()
     for given, words in (
