@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from recbole_llm.store.files import atomic_folder, fingerprint
 logger = getLogger()
 
 PHASES = ("train", "valid", "test")
-USER, ITEM, TIME = "user", "item", "timestamp"
+USER, ITEM, TIME, TITLE = "user", "item", "timestamp", "title"
 _EXACT = 2**24  # whole numbers below it are exact in float32, RecBole's type of a timestamp
 _WORDS = ("noun", "verb", "verb_base")
 
@@ -63,9 +64,7 @@ def write_split(config: Any, dataset: Any, out: Path) -> list[Path]:
         for phase, part in parts.items():
             part.drop(columns="order").to_parquet(folder / f"{phase}.parquet", index=False)
         if texts is not None:
-            pd.DataFrame({ITEM: items, "title": texts.titles, **texts.fields})[1:].to_parquet(
-                folder / "items.parquet", index=False
-            )
+            pd.DataFrame({ITEM: items, TITLE: texts.titles, **texts.fields})[1:].to_parquet(folder / "items.parquet", index=False)
         for phase, found in candidates.items():
             _candidates(found, users, items).to_parquet(folder / f"candidates.{phase}.parquet", index=False)
         about = {
@@ -83,12 +82,20 @@ def write_split(config: Any, dataset: Any, out: Path) -> list[Path]:
 
 
 def _texts(dataset: Any) -> ItemTexts | None:
+    """The texts; a column that has the name of one that is written beside it is called ``<name>_text``."""
     try:
-        return dataset.item_texts
+        texts = dataset.item_texts
     except (FileNotFoundError, ValueError) as error:
         refuse_given(dataset.config, error)
         logger.info(f"no item texts are exported: {error}")
         return None
+    names = {field: f"{field}_text" if field in (ITEM, "item_id", TITLE) else field for field in texts.fields}
+    return replace(
+        texts,
+        fields={names[field]: values for field, values in texts.fields.items()},
+        kinds={names.get(field, field): kind for field, kind in texts.kinds.items()},
+        columns={key: names[field] for key, field in texts.columns.items()},
+    )
 
 
 def _split(dataset: Any, users: Sequence[str], items: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -132,10 +139,10 @@ def _write_atomic(
         _write_table(folder / f"{folder.name}{suffix}.inter", columns)
     if texts is None:
         return
-    columns = {"item_id:token": items[1:], "title:token_seq": texts.titles[1:]}
-    columns |= {f"{field}:{texts.kinds[field]}": values[1:] for field, values in texts.fields.items() if field != "title"}
+    columns = {"item_id:token": items[1:], f"{TITLE}:token_seq": texts.titles[1:]}
+    columns |= {f"{field}:{texts.kinds[field]}": values[1:] for field, values in texts.fields.items()}
     _write_table(folder / f"{folder.name}.item", columns)
-    settings = {"title_field": "title", **texts.columns, **{key: config[key] for key in _WORDS}, "seq_separator": texts.separator}
+    settings = {"title_field": TITLE, **texts.columns, **{key: config[key] for key in _WORDS}, "seq_separator": texts.separator}
     (folder / f"{folder.name}.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,27 @@ def test_ties_of_time_keep_the_order_of_the_split(settings: dict[str, Any], tmp_
     again = LLMConfig("SASRec", "tied-split", config_dict={**given, "data_path": str(tmp_path / "split")})
     histories = create_dataset(again).histories
     assert {histories.user_ids[user]: histories.item_ids[histories.target(user, "test")] for user in range(1, 31)} == last
+
+
+def test_columns_of_texts_with_the_names_of_others_keep_their_texts(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The title stands in another column, and there are a title of another kind and a column "item"."""
+    shutil.copytree(settings["data_path"], tmp_path / "data")
+    file = tmp_path / "data" / "tiny" / "tiny.item"
+    header, *rows = file.read_text().splitlines()
+    header = header.replace("title:token_seq\tyear:token\tgenre", "name:token_seq\titem:token\ttitle")
+    file.write_text("\n".join([header, *rows, ""]))
+    given = {key: value for key, value in settings.items() if key not in ("year_field", "category_field")}
+    given |= {"data_path": str(tmp_path / "data"), "title_field": "name", "year_field": "item", "category_field": "title"}
+    config = LLMConfig("Pop", "tiny", config_dict=given)
+    texts = create_dataset(config).item_texts
+    write_split(config, create_dataset(config), tmp_path / "split")
+    table = pd.read_parquet(tmp_path / "split" / "items.parquet")
+    assert table["title"].tolist() == texts.titles[1:] and table["title_text"].tolist() == texts.fields["title"][1:]
+    assert table["item"].str.match(r"i\d+$").all() and table["item_text"].tolist() == texts.fields["item"][1:]
+    named = {key: given[key] for key in given if not key.endswith("_field")} | {"data_path": str(tmp_path / "split")}
+    again = create_dataset(LLMConfig("Pop", "tiny-split", config_dict=named)).item_texts
+    assert sorted(again.names) == sorted(texts.names)
+    assert again.columns == {"year_field": "item_text", "category_field": "title_text"}
 
 
 @pytest.mark.parametrize("key", ["title_field", "year_field", "category_field"])
