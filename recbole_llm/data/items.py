@@ -181,8 +181,8 @@ def lacks_titles(config: Any) -> str | None:
 
 
 def refuse_given(config: Any, error: Exception) -> None:
-    """Raise the error of a column of texts that is absent, if the user names columns: no misspelt one shall change candidates."""
-    if isinstance(error, ValueError) and any(config.external_config_dict.get(key) for key in ("title_field", *COLUMNS)):
+    """Raise the error of a column of texts that is absent, if the user names it: no misspelt one shall change candidates."""
+    if isinstance(error, ValueError) and config.external_config_dict.get(str(error).partition(":")[0]):
         raise error
 
 

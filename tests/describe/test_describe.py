@@ -115,8 +115,10 @@ def test_files_that_are_split_already(tmp_path: Path) -> None:
 
 
 def test_a_column_that_is_no_title_is_named(tmp_path: Path) -> None:
-    found = describe("books", cmd_line=[library(tmp_path), "--title_field=titel"])
-    assert found.no_titles.endswith("books.item; its columns are item_id, name, shelf")
+    found = describe("books", cmd_line=[library(tmp_path, ITEMS.replace("name:", "caption:"))])
+    assert found.no_titles.endswith("books.item; its columns are item_id, caption, shelf")
+    with pytest.raises(ValueError, match="title_field: there is no column 'titel' in .*; its columns are item_id, caption"):
+        describe("books", cmd_line=[f"--data_path={tmp_path}", "--title_field=titel"])
 
 
 def test_nobody_can_be_evaluated(tmp_path: Path) -> None:

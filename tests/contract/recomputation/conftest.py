@@ -145,7 +145,8 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
     monkeypatch.setattr(code, "_tree", changed)
 
     def change(module: str, old: str | None = None, new: str = "EDITED = 1") -> Path:
-        source = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+        source = find(f"recbole_llm.{module}")
+        assert source, f"there is no module {module}"
         text = source.read_text()
         assert old is None or text.count(old) == 1, f"{module} has no line {old!r} any more; choose another one"
         file = tmp_path / f"{module}.py"

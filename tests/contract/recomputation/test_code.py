@@ -103,7 +103,7 @@ CODE: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Any]]]] = {
         {"ALLMRec": ("builtin-text-encoder alignment projection", PROJECTED), "AlphaRec": (ALL, ())},
     ),
     "the rows of Cascade": (("model.cascade",), {"Cascade": ("", ROUTED)}),
-    "routing": (("model.routing",), {"Cascade": ("routing", ROUTED)}),
+    "routing": (("model.cascade.routing",), {"Cascade": ("routing", ROUTED)}),
     "pictures": (("evaluation.plots",), {}),
 }
 
