@@ -31,8 +31,8 @@ file before it is run. A claim that was changed after its run is marked, and its
   below the margin, the smallest difference that would support the claim; intervals are not adjusted for the number of claims.
   *{OPEN}*: anything else, also if neither row is above a random ranking (*both at chance*), since models that have learnt
   nothing do not differ. The number of users that would decide is that of a test with a power of 80 % to detect a difference of
-  the margin in all comparisons that are open. If the dataset has fewer (ml-100k: 943, 48 of them with cold targets), the command
-  beside it, which takes a larger model and an accelerator, decides only if that model shows a larger difference.
+  the margin in all comparisons that are open. If the dataset has fewer, the command beside it, which takes a larger model and an
+  accelerator, decides only if that model shows a larger difference.
 - **Several comparisons.** A claim holds if all of its comparisons do, and does not hold if one does not. A claim that two sides
   are equal holds if the interval lies within the margin on both sides of 0, and does not hold if it lies outside. A claim that a
   row is not worse holds if the interval lies above minus the margin, and does not hold if it lies below.
