@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, others = parser().parse_known_args(given)
     sys.path.append(os.getcwd())  # for models and merging methods of the user
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["MPLBACKEND"] = (
-        "agg"  # pictures are files; in a notebook, this is its own backend, which may not be installed here
-    )
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook sets its own backend, which may not be installed here
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow other processes, up to ten-fold on few cores
     try:
         if options.function is not commands.doctor:  # which says what else is missing, too
